@@ -1,0 +1,173 @@
+"""The cell: plain data that says one run completely, and its content address."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from metabench import settings
+from metabench.errors import NotApplicable, SettingError, UnknownName
+from metabench.registry import methods, solvers, tasks
+
+CONTRACT = 1
+"""Version of the contract: part of every key, raised when a change alters what a cell measures."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a cell runs and how it is judged; at least one limit must be set.
+
+    Limits (whichever is reached first ends the run): ``outer_steps``; ``inner_gradients``,
+    ``outer_gradients``, ``hvps``, ``function_evaluations`` (counts); ``seconds`` (training time:
+    the only limit that makes a run depend on the machine).
+    """
+
+    outer_steps: Annotated[int, Field(ge=0)] | None = None
+    inner_gradients: Count | None = None
+    outer_gradients: Count | None = None
+    hvps: Count | None = None
+    function_evaluations: Count | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    eval_every: Count = 100
+    """Outer steps between two evaluations on the validation split."""
+    valid_episodes: Count = 100
+    test_episodes: Count = 600
+    select: Literal["best_valid", "last"] = "best_valid"
+    """Which state is tested: the best on the validation split, or the last."""
+
+    LIMITS = (
+        "outer_steps",
+        "inner_gradients",
+        "outer_gradients",
+        "hvps",
+        "function_evaluations",
+        "seconds",
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """(task, method, inner solver, seed, budget), every setting resolved: what one run is.
+
+    Built with :func:`make_cell`; equal cells have equal keys on every machine.
+    """
+
+    task: str
+    method: str
+    solver: str
+    seed: int
+    task_settings: dict[str, Any] = field(default_factory=dict)
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    solver_settings: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
+    contract: int = CONTRACT
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of the canonical JSON, 64 hexadecimal digits."""
+        return hashlib.sha256(canonical(asdict(self)).encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        return f"{self.task} x {self.method} seed {self.seed} [{self.key[:10]}]"
+
+
+def canonical(data: Any) -> str:
+    """JSON with sorted keys and no spaces; raises ValueError for NaN and infinities."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def make_cell(
+    task: str,
+    method: str,
+    *,
+    solver: str = "sgd",
+    seed: int = 0,
+    set: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Cell:
+    """The cell for these names, with ``set = {"task": {...}, "method": ..., "solver": ...,
+    "budget": ...}`` over the defaults.
+
+    Raises UnknownName or SettingError (names, values) before anything is run.
+    """
+    given = dict(set or {})
+    parts = {
+        "task": settings.build(tasks.get(task), given.pop("task", {}), f"task {task}"),
+        "method": settings.build(methods.get(method), given.pop("method", {}), f"method {method}"),
+        "solver": settings.build(solvers.get(solver), given.pop("solver", {}), f"solver {solver}"),
+        "budget": settings.build(Budget, given.pop("budget", {}), "budget"),
+    }
+    if given:
+        raise UnknownName("group of settings", next(iter(given)), parts)
+    if all(getattr(parts["budget"], limit) is None for limit in Budget.LIMITS):
+        raise SettingError(f"budget: set at least one of {', '.join(Budget.LIMITS)}")
+    plain = {name: settings.values(part) for name, part in parts.items()}
+    plain["budget"] = {k: v for k, v in plain["budget"].items() if v is not None}
+    return Cell(
+        task=task,
+        method=method,
+        solver=solver,
+        seed=int(seed),
+        task_settings=plain["task"],
+        method_settings=plain["method"],
+        solver_settings=plain["solver"],
+        budget=plain["budget"],
+    )
+
+
+def instances(cell: Cell) -> tuple[Any, Any, Any, Budget]:
+    """The task, method, solver and budget objects that the cell names, validated again."""
+    return (
+        settings.build(tasks.get(cell.task), cell.task_settings, f"task {cell.task}"),
+        settings.build(methods.get(cell.method), cell.method_settings, f"method {cell.method}"),
+        settings.build(solvers.get(cell.solver), cell.solver_settings, f"solver {cell.solver}"),
+        settings.build(Budget, cell.budget, "budget"),
+    )
+
+
+def seed_for(seed: int, stream: str) -> int:
+    """The seed of a named stream ("data", "init", "batches", "method", "evaluation") of a cell.
+
+    A 63-bit integer from sha256, so streams are independent and the same on every machine.
+    """
+    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & (2**63 - 1)
+
+
+STREAMS = ("data", "init", "batches", "method", "evaluation")
+
+
+def why_not(task: Any, method: Any) -> str | None:
+    """Why the theory does not allow this crossing, in words, or None where it does.
+
+    Looks at the declarations only (``method.needs``, ``task.offers``): nothing is built or run.
+    """
+    from metabench.problem import CAPABILITIES
+
+    missing = [need for need in sorted(method.needs) if need not in task.offers]
+    if not missing:
+        return None
+    who, what = method.registered_name, task.registered_name
+    own: dict[str, str] = getattr(task, "lacks", {})
+    return "; ".join(
+        own.get(need) or f"{who} needs {CAPABILITIES[need]}, which {what} does not offer"
+        for need in missing
+    )
+
+
+def check_applicable(task: Any, method: Any) -> None:
+    """Raise :class:`NotApplicable` with the reason where :func:`why_not` has one."""
+    reason = why_not(task, method)
+    if reason:
+        raise NotApplicable(reason)
+

@@ -1,0 +1,56 @@
+"""What can go wrong, each error naming the thing, the value and the nearest right one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MetabenchError(Exception):
+    """Base of every error that is the user's to mend; shown without a traceback."""
+
+
+class UnknownName(MetabenchError):
+    """A name that nothing is registered, declared or known under."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        message = f"no {kind} {name!r}"
+        if near:
+            message += f"; near: {', '.join(near)}"
+        message += f"; known: {', '.join(known) if known else '(none)'}"
+        super().__init__(message + (f"; {hint}" if hint else ""))
+        self.kind, self.name, self.known, self.near = kind, name, known, near
+
+
+class SettingError(MetabenchError):
+    """A setting with a value that it cannot have."""
+
+
+class SuiteError(MetabenchError):
+    """A suite file that cannot be read as one; names the file and the place in it."""
+
+
+class StoreError(MetabenchError):
+    """The store cannot keep or give back what was asked."""
+
+
+class DataMissing(MetabenchError):
+    """A data set that is not on this machine; carries the command that mends it."""
+
+    def __init__(self, name: str, looked: Iterable[str], mend: str) -> None:
+        super().__init__(f"data set {name!r} not found; looked in {', '.join(looked)}; mend: {mend}")
+        self.name, self.mend = name, mend
+
+
+class NotApplicable(MetabenchError):
+    """A crossing of a task and a method that the theory does not allow, with the reason."""
+
+
+class Diverged(Exception):
+    """A run whose numbers stopped meaning anything; the reason becomes part of its record."""
+
+
+class TimedOut(Exception):
+    """A run that used up the time it was given."""

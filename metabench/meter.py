@@ -1,0 +1,64 @@
+"""Counting what a run costs, in units that compare across methods."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass
+class Counts:
+    """Derivatives and values taken, each for one episode's batch.
+
+    ``inner_gradients``: gradients of G in theta, recomputed ones too. ``outer_gradients``:
+    gradients of F. ``hvps``: products of the Hessian of G in theta with a vector, or of the
+    update map's Jacobian in theta. ``mixed_products``: products with the derivative of G's
+    gradient (or of the update map) in lam. ``function_evaluations``: values of G or F without a
+    derivative. ``trainings``: inner problems solved from scratch for one value of lam
+    (gradient-free search).
+    """
+
+    inner_gradients: int = 0
+    outer_gradients: int = 0
+    hvps: int = 0
+    mixed_products: int = 0
+    function_evaluations: int = 0
+    trainings: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Name to count."""
+        return asdict(self)
+
+
+class Meter:
+    """A thread-safe :class:`Counts`; inside a batch over n episodes each count is worth n."""
+
+    def __init__(self, counts: Counts | None = None) -> None:
+        self.counts = counts or Counts()
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def add(self, **more: int) -> None:
+        """Add to the named counts, times the size of the batch of episodes in progress."""
+        weight = getattr(self._local, "weight", 1)
+        with self._lock:
+            for name, n in more.items():
+                setattr(self.counts, name, getattr(self.counts, name) + n * weight)
+
+    def batch_of(self, episodes: int) -> _Weight:
+        """Context: what this thread counts stands for ``episodes`` episodes at once."""
+        return _Weight(self._local, episodes)
+
+
+class _Weight:
+    def __init__(self, local: threading.local, weight: int) -> None:
+        self.local, self.weight = local, weight
+
+    def __enter__(self) -> None:
+        self.local.weight = self.weight
+
+    def __exit__(self, *_: object) -> None:
+        self.local.weight = 1
+
+
+COUNT_NAMES = tuple(f.name for f in fields(Counts))

@@ -1,0 +1,205 @@
+"""The contract between a task and a method: what a bilevel problem is.
+
+    min over lam of  E_e [ F_e(lam, theta_e) ],   theta_e (nearly) a minimiser of G_e(lam, .)
+
+Both variables are flat dicts of named tensors. Every function is pure: parameters and a batch in,
+a value out; whatever is random is a tensor of the batch. So autograd, forward mode and vmap over
+episodes all apply to the same code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+"""Named tensors: lam (outer variable) or theta (inner variable)."""
+
+Batch = dict[str, Tensor]
+"""Named tensors of data, and of noise where a loss wants some."""
+
+CAPABILITIES = {
+    "outer_gradient": "an outer loss with a derivative",
+    "second_order": "an inner loss with second derivatives",
+    "lam_in_inner_loss": "an inner loss that depends on lam",
+    "lam_is_initialisation": "a lam that is the initial value of theta",
+    "head": "a last layer that is named apart from the body (Problem.head)",
+    "episodes": "many inner problems, each solved from its own start",
+    "small_lam": "a lam of few scalars",
+    "search_space": "bounds on lam to search in",
+    "module": "a torch module with separate inputs and targets (Problem.module)",
+    "per_example_lam": "a lam that can differ from example to example",
+    "policy": "a policy to sample from and rewards for its samples",
+}
+"""What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
+
+GRADIENTS = frozenset({"outer_gradient", "second_order"})
+"""What every hypergradient method needs."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One seed a named stream; see :func:`metabench.cell.seed_for`."""
+
+    data: int
+    init: int
+    batches: int
+    method: int
+    evaluation: int
+
+    @classmethod
+    def of(cls, seed: int) -> Seeds:
+        """The seeds of a cell with this integer."""
+        from metabench.cell import STREAMS, seed_for
+
+        return cls(**{stream: seed_for(seed, stream) for stream in STREAMS})
+
+
+def generator(*address: int | str) -> torch.Generator:
+    """A CPU generator for one address, such as ``(seeds.batches, split, index)``.
+
+    The same address gives the same numbers whatever was drawn before: a resumed run needs no
+    generator state.
+    """
+    import hashlib
+
+    digest = hashlib.sha256("/".join(map(str, address)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") & (2**63 - 1))
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One inner problem: what its solver trains on and what judges the outcome.
+
+    ``inner`` is one batch for every inner step, or a function of the step that gives the same
+    batch whenever it is asked for the same step (recomputation replays it). ``outer`` is the
+    batch of the outer loss (validation or query set).
+    """
+
+    inner: Batch | Callable[[int], Batch]
+    outer: Batch
+    index: int = 0
+
+    def batch(self, step: int) -> Batch:
+        """The inner batch of inner step ``step``, counted from 0."""
+        return self.inner(step) if callable(self.inner) else self.inner
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """One named part of lam in words: for plots, search and projections.
+
+    ``low`` and ``high`` bound every entry (None: unbounded); ``log`` says to search on a log
+    scale; ``choices`` replaces the bounds where the values are categories (lam then holds the
+    index of the choice).
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+    meaning: str = ""
+
+
+class Problem(ABC):
+    """A task made ready: data in memory, seeds fixed, on one device.
+
+    Subclasses give the first five functions and override the rest where the defaults are wrong.
+    """
+
+    carried: ClassVar[bool] | bool = False
+    """False: every episode starts from :meth:`init_inner`. True: one inner problem, whose theta is
+    carried from outer step to outer step."""
+
+    episodes_per_step: int = 1
+    """Episodes that one outer step averages over (the meta-batch)."""
+
+    evaluations: tuple[str, ...] = ("test",)
+    """Names of the final evaluations; each is a split that :meth:`episode` knows."""
+
+    head: tuple[str, ...] = ()
+    """Names in theta of the last layer's parameters (capability ``head``)."""
+
+    module: nn.Module | None = None
+    """The network (capability ``module``); its parameters are named as in theta (or in lam and
+    theta together)."""
+
+    hypers: tuple[Hyper, ...] = ()
+    """lam in words; names are keys of lam. Leave empty where lam is a network's weights."""
+
+    @abstractmethod
+    def init_outer(self) -> Params:
+        """The first lam. Same seeds, same values."""
+
+    @abstractmethod
+    def init_inner(self, lam: Params, episode: Episode) -> Params:
+        """theta_0(lam) for an episode: differentiable in lam where lam enters it (MAML)."""
+
+    @abstractmethod
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G(lam, theta) on an inner batch: a scalar tensor."""
+
+    @abstractmethod
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """F(lam, theta) on an outer batch: a scalar tensor."""
+
+    @abstractmethod
+    def episode(self, split: str, index: int) -> Episode:
+        """Episode ``index`` (from 0) of a split: "train", "valid", or one of ``evaluations``.
+
+        A pure function of the seeds, the split and the index. Outer step i uses the training
+        episodes i * episodes_per_step and the following.
+        """
+
+    def count(self, split: str) -> int | None:
+        """Number of different episodes of a split; None where they never end."""
+        return 1 if self.carried else None
+
+    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
+        """What to report of one adapted episode; by default its outer loss. Never counted as cost.
+
+        Floors that need no learning (nearest neighbour ...) are metrics too.
+        """
+        return {"loss": float(self.outer_loss(lam, theta, episode.outer))}
+
+    def project(self, lam: Params) -> Params:
+        """lam moved to the nearest point that the constraints allow (clamped to ``hypers``)."""
+        bounds = {h.name: h for h in self.hypers}
+        out = dict(lam)
+        for name, value in lam.items():
+            hyper = bounds.get(name)
+            if hyper is not None and (hyper.low is not None or hyper.high is not None):
+                out[name] = value.clamp(hyper.low, hyper.high)
+        return out
+
+
+class Task(Protocol):
+    """What is registered: a frozen dataclass of settings that can build its problem."""
+
+    registered_name: ClassVar[str]
+    metric: ClassVar[str]
+    """The metric that selection and tables use, a key of ``Problem.metrics``."""
+    goal: ClassVar[Literal["max", "min"]]
+    data: ClassVar[tuple[str, ...]]
+    """Data sets (names in :mod:`metabench.data`) that must be on the machine."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """The capabilities (keys of ``CAPABILITIES``) that the problem has under these settings."""
+        ...
+
+    def build(self, seeds: Seeds, device: torch.device) -> Problem:
+        """Load the data and fix the seeds. Raises DataMissing."""
+        ...
+
+
+def count_numbers(params: Mapping[str, Tensor]) -> int:
+    """How many scalars there are in all."""
+    return sum(value.numel() for value in params.values())

@@ -1,0 +1,106 @@
+"""What a run leaves behind: one record, one learning curve, one final lam. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from metabench.cell import Cell
+
+SCHEMA = 1
+"""Version of the record's own layout."""
+
+Status = Literal["done", "failed", "diverged", "timeout"]
+
+Curve = dict[str, list[float | None]]
+"""Columns of equal length; ``step`` counts outer steps done; None where a row has no such value.
+
+``train/NAME`` what the method logged (mean since the last row), ``valid/NAME`` the mean over
+validation episodes, ``cost/NAME`` counts so far, ``cost/seconds`` training seconds so far,
+``lam/NAME`` entries of a small lam (``lam/NAME[3]``) or ``lam/NAME.mean`` ``.std`` ``.min``
+``.max`` of a large one.
+"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of a metric over ``n`` episodes, their standard deviation, and the half-width of the
+    95 % t-interval of the mean over episodes (None where n is 1)."""
+
+    mean: float
+    n: int
+    std: float | None = None
+    ci95: float | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """The one final record of a cell.
+
+    ``metrics``: evaluation name ("test", "valid", ...) to metric to estimate, at
+    ``selected_step``. ``cost``: counts (``meter.Counts``), ``seconds`` of training,
+    ``evaluation_seconds``, ``peak_memory_bytes``. ``lam``: ``numbers``, ``sha256`` of the values,
+    ``shapes``, ``summary`` of each part, ``values`` where there are at most 64. ``files``: name in
+    the cell's folder to sha256.
+    """
+
+    key: str
+    cell: Cell
+    status: Status
+    reason: str = ""
+    traceback: str = ""
+    seeds: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    selected_step: int | None = None
+    steps: int = 0
+    cost: dict[str, float] = field(default_factory=dict)
+    lam: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    started: str = ""
+    ended: str = ""
+    attempts: int = 1
+    schema: int = SCHEMA
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        data = asdict(self)
+        data["key"] = self.cell.key
+        return data
+
+    def outcome(self) -> dict[str, Any]:
+        """The part that a resumed run must share with an undisturbed one to the last bit.
+
+        Without clocks, machine, attempts, and memory; the curve is compared by its own file.
+        """
+        data = self.as_dict()
+        clocks = {"seconds", "evaluation_seconds", "peak_memory_bytes"}
+        data["cost"] = {k: v for k, v in data["cost"].items() if k not in clocks}
+        for name in ("environment", "started", "ended", "attempts", "files", "notes"):
+            del data[name]
+        return data
+
+
+_adapter = TypeAdapter(Record)
+
+
+def from_dict(data: dict[str, Any]) -> Record:
+    """A record from JSON data.
+
+    Raises ValueError where a field is missing, of the wrong type, or where the key is not the
+    hash of the cell.
+    """
+    record = _adapter.validate_python(data)
+    if record.schema != SCHEMA:
+        raise ValueError(f"record schema {record.schema}, this version reads {SCHEMA}")
+    if record.key != record.cell.key:
+        raise ValueError(f"key {record.key[:10]} is not the hash of its cell")
+    return record
+
+
+def curve_outcome(curve: Curve) -> Curve:
+    """The columns that must be identical between a resumed and an undisturbed run."""
+    return {k: v for k, v in curve.items() if k != "cost/seconds"}

@@ -1,0 +1,173 @@
+"""Where tasks, methods and inner solvers are found: folders, installed packages, plug-in files.
+
+Listing reads file names and docstrings; a module is imported only when its entry is asked for,
+so that ``metabench list`` never pays for torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from metabench.errors import MetabenchError, UnknownName
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: where it comes from and what its author says of it in a line."""
+
+    name: str
+    origin: str
+    summary: str
+
+
+class Registry:
+    """Names of one kind, each backed by a dataclass of settings.
+
+    Built-ins are the files of ``package`` (file name = registered name). Third parties declare
+    entry points in ``group``; a single file can be added with :func:`load_plugin`.
+    """
+
+    def __init__(self, kind: str, package: str, group: str) -> None:
+        self.kind, self.package, self.group = kind, package, group
+        self._classes: dict[str, type] = {}
+        self._origins: dict[str, str] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator: make the dataclass known as ``name``.
+
+        Raises :class:`MetabenchError` if another module has already taken the name.
+        """
+
+        def add(cls: type[T]) -> type[T]:
+            known = self._classes.get(name)
+            if known is not None and known.__module__ != cls.__module__:
+                raise MetabenchError(
+                    f"two {self.kind}s are called {name!r}: {known.__module__} and {cls.__module__}"
+                )
+            self._classes[name] = cls
+            cls.registered_name = name  # type: ignore[attr-defined]
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every name that can be asked for, sorted; imports nothing."""
+        return sorted(self._files() | self._points().keys() | self._classes.keys())
+
+    def entries(self) -> list[Entry]:
+        """Name, origin and one-line summary of each, sorted by name; imports no built-in."""
+        files, points = self._files(), self._points()
+        folder = self._folder()
+        out = []
+        for name in self.names():
+            if name in self._classes:
+                doc = self._classes[name].__doc__ or ""
+                origin = self._origins.get(name) or ("built-in" if name in files else "plug-in")
+                if name in points and name not in files:
+                    origin = _package_of(points[name])
+            elif name in files:
+                doc, origin = _module_doc(folder / f"{name}.py"), "built-in"
+            else:
+                doc, origin = _point_doc(points[name]), _package_of(points[name])
+            out.append(Entry(name, origin, _first_line(doc)))
+        return out
+
+    def get(self, name: str) -> type:
+        """The dataclass registered as ``name``; raises :class:`UnknownName` with near names."""
+        if name in self._classes:
+            return self._classes[name]
+        if name in self._files():
+            importlib.import_module(f"{self.package}.{name}")
+            if name not in self._classes:
+                raise MetabenchError(
+                    f"{self.package}.{name} does not register a {self.kind} called {name!r}"
+                )
+        elif name in (points := self._points()):
+            self.register(name)(points[name].load())
+        else:
+            raise UnknownName(self.kind, name, self.names())
+        return self._classes[name]
+
+    def _folder(self) -> Path:
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None and spec.submodule_search_locations is not None
+        return Path(next(iter(spec.submodule_search_locations)))
+
+    def _files(self) -> set[str]:
+        return {f.stem for f in self._folder().glob("*.py") if not f.stem.startswith("_")}
+
+    def _points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+
+def _package_of(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _point_doc(point: EntryPoint) -> str:
+    """Docstring of the module behind an entry point, read from its file without importing it."""
+    if point.dist is not None:
+        relative = Path(*point.module.split("."))
+        for candidate in (relative.with_suffix(".py"), relative / "__init__.py"):
+            path = Path(str(point.dist.locate_file(str(candidate))))
+            if path.is_file():
+                return _module_doc(path)
+    return ""
+
+
+def _module_doc(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def _first_line(doc: str) -> str:
+    return doc.strip().split("\n", 1)[0]
+
+
+tasks = Registry("task", "metabench.tasks", "metabench.tasks")
+methods = Registry("method", "metabench.methods", "metabench.methods")
+solvers = Registry("solver", "metabench.solvers", "metabench.solvers")
+REGISTRIES = {"task": tasks, "method": methods, "solver": solvers}
+
+
+def load_plugin(path: str | Path) -> None:
+    """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``)."""
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise MetabenchError(f"no plug-in file {str(path)!r}")
+    name = f"metabench_plugin_{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None:
+        if Path(str(known.__file__)) != path:
+            raise MetabenchError(f"two plug-in files are called {path.stem!r}")
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    # Child processes find the same plug-ins through the environment.
+    listed = [p for p in os.environ.get("METABENCH_PLUGINS", "").split(os.pathsep) if p]
+    if str(path) not in listed:
+        os.environ["METABENCH_PLUGINS"] = os.pathsep.join([*listed, str(path)])
+
+
+def load_plugins() -> None:
+    """Import every file that ``METABENCH_PLUGINS`` names."""
+    for path in os.environ.get("METABENCH_PLUGINS", "").split(os.pathsep):
+        if path:
+            load_plugin(path)

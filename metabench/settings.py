@@ -1,0 +1,58 @@
+"""Settings live in dataclasses; this module checks what a user sets against them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from metabench.errors import SettingError, UnknownName
+
+T = TypeVar("T")
+Value = Any  # JSON: bool, int, float, str, None, list, dict
+
+
+def fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """The settable fields of a settings dataclass, by name."""
+    return {f.name: f for f in dataclasses.fields(cls) if f.init}
+
+
+def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
+    """An instance of ``cls`` with its defaults and ``values``, checked.
+
+    ``owner`` names it in errors ("method maml"). Raises :class:`UnknownName` for a name that is
+    no field, :class:`SettingError` for a value that the field's type does not admit.
+    """
+    known = fields(cls)
+    for name in values:
+        if name not in known:
+            raise UnknownName(f"setting of {owner} called", name, known)
+    checked = with_config(ConfigDict(arbitrary_types_allowed=True))(cls)
+    try:
+        return TypeAdapter(checked).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "(settings)"
+        raise SettingError(
+            f"{owner}: setting {where} cannot be {first['input']!r}: {first['msg'].lower()}"
+        ) from None
+
+
+def values(instance: Any) -> dict[str, Value]:
+    """Every setting of a settings dataclass instance as plain JSON values, defaults included."""
+    data = {f: getattr(instance, f) for f in fields(type(instance))}
+    plain: dict[str, Value] = json.loads(json.dumps(data))
+    return plain
+
+
+def parse(text: str) -> Value:
+    """A value typed on the command line: a TOML value where it is one, else the text itself."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,40 @@
+"""What an inner solver is: one differentiable update of theta."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from metabench.problem import Params
+
+Memory = dict[str, Params]
+"""What a solver carries between steps (velocities, moments): tensors, so that it can be
+differentiated through, saved and replayed."""
+
+Rate = float | Tensor | Params
+"""A step size: one number, one tensor to learn, or one tensor a parameter (Meta-SGD; a parameter
+without one is not moved)."""
+
+
+class Solver(Protocol):
+    """A frozen dataclass of constants with two pure functions."""
+
+    registered_name: ClassVar[str]
+
+    def init(self, theta: Params) -> Memory:
+        """The memory before the first step."""
+        ...
+
+    def update(
+        self, theta: Params, grad: Params, memory: Memory, lr: Rate
+    ) -> tuple[Params, Memory]:
+        """theta and memory after one step; differentiable in all four."""
+        ...
+
+
+def scaled(lr: Rate, name: str, step: Tensor) -> Tensor:
+    """The step of one parameter times its step size."""
+    if isinstance(lr, dict):
+        return lr[name] * step if name in lr else 0.0 * step
+    return lr * step

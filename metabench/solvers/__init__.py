@@ -1,0 +1,1 @@
+"""Inner solvers: one module a solver, file name = registered name."""

@@ -1,0 +1,25 @@
+"""Plain gradient descent: theta - lr * gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metabench.problem import Params
+from metabench.registry import solvers
+from metabench.solver import Memory, Rate, scaled
+
+
+@solvers.register("sgd")
+@dataclass(frozen=True)
+class SGD:
+    """Plain gradient descent: theta - lr * gradient."""
+
+    def init(self, theta: Params) -> Memory:
+        """No memory."""
+        return {}
+
+    def update(
+        self, theta: Params, grad: Params, memory: Memory, lr: Rate
+    ) -> tuple[Params, Memory]:
+        """One step."""
+        return {k: theta[k] - scaled(lr, k, grad[k]) for k in theta}, memory

@@ -1,0 +1,343 @@
+"""Suites: TOML files that say what to run for one paper table, and what the papers report.
+
+Grammar (``results/suites/omniglot.toml`` is an example)::
+
+    title, description     text
+    metric                 metric of the table, a key of Problem.metrics
+    goal                   "max" or "min"
+    evaluation             named evaluation of the table ("test")
+    percent                true: numbers are shown times 100
+    floor                  a metric that needs no learning, shown as a row of its own; optional
+    floor_label            that row's label
+    command                the command that reproduces the table
+
+    [budgets.NAME]         seeds = [...], the fields of cell.Budget,
+                           set.task.*, set.method.*, set.solver.* for every cell
+    [[columns]]            id, label, task, set.task.*, and set.budget.* for the column
+    [[rows]]               id, label, method, solver = "sgd", set.{task,method,solver,budget}.*,
+                           columns.COLUMN.* and budgets.BUDGET.* with the same kind of tables,
+                           skip = ["column", ...] with skip_reason
+    [[paper]]              row, column, value, pm, pm_meaning, source, label
+
+Later settings win: column, budget, row, row's budget, row's column, command line. Paper rows may
+name a row that is not run here: give it under [[paper_rows]] (id, label).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from metabench.cell import Budget, Cell, make_cell
+from metabench.errors import SettingError, SuiteError, UnknownName
+from metabench.settings import fields
+
+Settings = dict[str, Any]
+Groups = dict[Literal["task", "method", "solver", "budget"], Settings]
+BUDGETS = ("smoke", "laptop", "paper")
+_strict = ConfigDict(extra="forbid")
+
+
+@with_config(_strict)
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: a task with settings."""
+
+    id: str
+    task: str
+    label: str = ""
+    set: Groups = field(default_factory=dict)
+
+
+@with_config(_strict)
+@dataclass(frozen=True)
+class Row:
+    """One row: a method with settings, and what differs by column or budget."""
+
+    id: str
+    method: str
+    label: str = ""
+    solver: str = "sgd"
+    set: Groups = field(default_factory=dict)
+    columns: dict[str, Groups] = field(default_factory=dict)
+    budgets: dict[str, Groups] = field(default_factory=dict)
+    skip: list[str] = field(default_factory=list)
+    skip_reason: str = ""
+    reference: str = ""
+    """Where the method and these settings come from."""
+
+
+@with_config(_strict)
+@dataclass(frozen=True)
+class PaperRow:
+    """A published row without a run of ours."""
+
+    id: str
+    label: str
+
+
+@with_config(_strict)
+@dataclass(frozen=True)
+class Published:
+    """One published number, in the table's unit, with its spread, its meaning and its source."""
+
+    row: str
+    column: str
+    value: float
+    source: str
+    label: str
+    """How solid it is: [repo], [text], [2nd], [rerun], [memory], [derived]."""
+    pm: float | None = None
+    pm_meaning: str = ""
+
+
+@with_config(_strict)
+@dataclass(frozen=True)
+class SuiteBudget:
+    """Seeds and limits of one budget; ``limits`` are fields of :class:`metabench.cell.Budget`."""
+
+    seeds: Annotated[list[int], Field(min_length=1)]
+    limits: Settings = field(default_factory=dict)
+    set: Groups = field(default_factory=dict)
+
+
+@with_config(_strict)
+@dataclass(frozen=True)
+class Suite:
+    """A whole suite, checked for its own consistency; cells are made by :meth:`cells`."""
+
+    name: str
+    title: str
+    columns: Annotated[list[Column], Field(min_length=1)]
+    rows: Annotated[list[Row], Field(min_length=1)]
+    budgets: dict[str, SuiteBudget]
+    metric: str
+    goal: Literal["max", "min"] = "max"
+    evaluation: str = "test"
+    percent: bool = False
+    description: str = ""
+    command: str = ""
+    floor: str = ""
+    floor_label: str = ""
+    paper: list[Published] = field(default_factory=list)
+    paper_rows: list[PaperRow] = field(default_factory=list)
+
+    def budget(self, name: str) -> SuiteBudget:
+        """The budget called ``name``; raises UnknownName."""
+        if name not in self.budgets:
+            raise UnknownName(f"budget of suite {self.name!r} called", name, self.budgets)
+        return self.budgets[name]
+
+    def cells(
+        self, budget: str, overrides: Iterable[Override] = (), seeds: Iterable[int] | None = None
+    ) -> list[SuiteCell]:
+        """Every cell of the suite under a budget, in table order, settings resolved and checked.
+
+        Raises UnknownName or SettingError for a setting that some cell cannot have.
+        """
+        chosen = self.budget(budget)
+        overrides = list(overrides)
+        check_overrides(overrides, self)
+        out = []
+        for row in self.rows:
+            for column in self.columns:
+                groups = [
+                    column.set,
+                    {"budget": chosen.limits},
+                    chosen.set,
+                    row.set,
+                    row.budgets.get(budget, {}),
+                    row.columns.get(column.id, {}),
+                    *[o.groups for o in overrides if o.concerns(row, column)],
+                ]
+                merged = merge(groups)
+                for seed in chosen.seeds if seeds is None else seeds:
+                    try:
+                        cell = make_cell(
+                            column.task, row.method, solver=row.solver, seed=seed, set=merged
+                        )
+                    except (UnknownName, SettingError) as error:
+                        error.add_note(f"suite {self.name}, row {row.id}, column {column.id}")
+                        raise
+                    skip = row.skip_reason if column.id in row.skip else None
+                    out.append(SuiteCell(row.id, column.id, cell, skip))
+        return out
+
+
+@dataclass(frozen=True)
+class SuiteCell:
+    """A cell and its place in the table; ``skip`` is the suite's own reason not to run it."""
+
+    row: str
+    column: str
+    cell: Cell
+    skip: str | None = None
+
+
+@dataclass(frozen=True)
+class Override:
+    """``--set GROUP.NAME=VALUE``; GROUP is task, method, solver, budget, or the name of a row, a
+    method or a task that it is meant for alone."""
+
+    scope: str
+    name: str
+    value: Any
+
+    @property
+    def groups(self) -> Groups:
+        """As a table of settings (for a scope that is a group)."""
+        group: Any = self.group
+        return {group: {self.name: self.value}}
+
+    group: str = ""
+    only: str = ""
+
+    def concerns(self, row: Row, column: Column) -> bool:
+        """Whether the override is meant for this crossing."""
+        return not self.only or self.only in (row.id, row.method, column.id, column.task)
+
+
+def parse_override(text: str) -> Override:
+    """An override from the command line; raises SettingError unless it reads GROUP.NAME=VALUE."""
+    from metabench.settings import parse
+
+    name, equals, value = text.partition("=")
+    scope, dot, setting = name.strip().partition(".")
+    if not (equals and dot and scope and setting):
+        raise SettingError(f"cannot read setting {text!r}; write GROUP.NAME=VALUE, for example "
+                           "method.inner_lr=0.01")
+    return Override(scope, setting, parse(value.strip()))
+
+
+def merge(groups: Iterable[Mapping[Any, Settings]]) -> dict[str, Settings]:
+    """Tables of settings laid over each other, later ones on top."""
+    out: dict[str, Settings] = {}
+    for table in groups:
+        for group, values in table.items():
+            out.setdefault(group, {}).update(values)
+    return out
+
+
+def check_overrides(overrides: list[Override], suite: Suite) -> None:
+    """Find the group that each override is meant for; raises UnknownName where there is none."""
+    from metabench.registry import methods, tasks
+
+    for override in overrides:
+        if override.scope in ("task", "method", "solver", "budget"):
+            group, only = override.scope, ""
+        elif override.scope in {r.id for r in suite.rows} | {r.method for r in suite.rows}:
+            group, only = "method", override.scope
+        elif override.scope in {c.id for c in suite.columns} | {c.task for c in suite.columns}:
+            group, only = "task", override.scope
+        else:
+            known = {"task", "method", "solver", "budget"}
+            known |= {r.id for r in suite.rows} | {c.id for c in suite.columns}
+            raise UnknownName("group of settings", override.scope, known)
+        object.__setattr__(override, "group", group)
+        object.__setattr__(override, "only", only)
+        if group == "budget" and override.name not in fields(Budget):
+            raise UnknownName("setting of budget called", override.name, fields(Budget))
+        if group == "method":
+            for row in suite.rows:
+                known_names = fields(methods.get(row.method))
+                if (not only or only in (row.id, row.method)) and override.name not in known_names:
+                    hint = "" if only else f"to set it for one row, write ROW.{override.name}=..."
+                    raise UnknownName(
+                        f"setting of method {row.method} (row {row.id}) called",
+                        override.name, known_names, hint,
+                    )
+        if group == "task":
+            for column in suite.columns:
+                known_names = fields(tasks.get(column.task))
+                if (not only or only in (column.id, column.task)) and (
+                    override.name not in known_names
+                ):
+                    raise UnknownName(
+                        f"setting of task {column.task} called", override.name, known_names
+                    )
+
+
+def folder() -> Path:
+    """Where the built-in suites are."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("metabench.suites")
+    assert spec is not None and spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def names() -> list[str]:
+    """Names of the built-in suites."""
+    return sorted(f.stem for f in folder().glob("*.toml"))
+
+
+def load(name: str | Path) -> Suite:
+    """A built-in suite by name, or any suite by the path of its file.
+
+    Raises UnknownName for a name that is neither, SuiteError for a file that is no suite.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if str(name) not in names():
+            raise UnknownName("suite", str(name), names(), "or give the path of a .toml file")
+        path = folder() / f"{name}.toml"
+    elif not path.is_file():
+        raise SuiteError(f"no suite file {str(path)!r}")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: not TOML: {error}") from None
+    return from_dict(data, path)
+
+
+def from_dict(data: dict[str, Any], path: Path) -> Suite:
+    """A suite from parsed TOML; ``path`` names it and stands in errors."""
+    data = {"name": path.stem, **data}
+    limits = set(fields(Budget))
+    for name, budget in dict(data.get("budgets", {})).items():
+        if isinstance(budget, dict):
+            rest = {k: v for k, v in budget.items() if k not in limits}
+            own = {k: v for k, v in budget.items() if k in limits}
+            data["budgets"] = {**data["budgets"], name: {**rest, "limits": own}}
+    try:
+        suite = TypeAdapter(Suite).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise SuiteError(f"{path}: {where}: {first['msg'].lower()}") from None
+    _check(suite, path)
+    return suite
+
+
+def _check(suite: Suite, path: Path) -> None:
+    """Cross references; raises SuiteError."""
+    rows = [r.id for r in suite.rows] + [r.id for r in suite.paper_rows]
+    columns = [c.id for c in suite.columns]
+    for kind, ids in (("row", rows), ("column", columns)):
+        twice = {i for i in ids if ids.count(i) > 1}
+        if twice:
+            raise SuiteError(f"{path}: two {kind}s are called {sorted(twice)[0]!r}")
+    missing = [b for b in BUDGETS if b not in suite.budgets]
+    if missing:
+        raise SuiteError(f"{path}: no budget {missing[0]!r}; every suite has {', '.join(BUDGETS)}")
+    for number in suite.paper:
+        for kind, name, known in (("row", number.row, rows), ("column", number.column, columns)):
+            if name not in known:
+                raise SuiteError(f"{path}: a paper number names {kind} {name!r}; known: {known}")
+        if number.pm is not None and not number.pm_meaning:
+            raise SuiteError(f"{path}: paper number {number.row}/{number.column}: +- {number.pm} "
+                             "of what? give pm_meaning")
+    for row in suite.rows:
+        for name in [*row.columns, *row.skip]:
+            if name not in columns:
+                raise SuiteError(f"{path}: row {row.id} names column {name!r}; known: {columns}")
+        for name in row.budgets:
+            if name not in suite.budgets:
+                raise SuiteError(f"{path}: row {row.id} names budget {name!r}")
+        if row.skip and not row.skip_reason:
+            raise SuiteError(f"{path}: row {row.id} skips columns without a skip_reason")

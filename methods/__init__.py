@@ -1,0 +1,1 @@
+"""Methods: one module a method, file name = registered name."""

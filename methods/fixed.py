@@ -1,0 +1,30 @@
+"""No outer learning: lam stays at its first value. The floor that every method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metabench import grads
+from metabench.method import Context, GradientMethod, State, inner_loop
+from metabench.registry import methods
+
+
+@methods.register("fixed")
+@dataclass(frozen=True)
+class Fixed(GradientMethod):
+    """No outer learning: lam stays at its first value, theta is trained as usual; the floor."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing."""
+        return frozenset()
+
+    def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
+        """Train a carried theta; where every episode starts anew there is nothing to do."""
+        if state.theta is None:
+            return state, {}
+        episode = ctx.training_episodes()[0]
+        theta, _ = inner_loop(
+            ctx, state.lam, state.theta, episode, steps=self.inner_steps, lr=self.inner_lr
+        )
+        return State(state.lam, grads.detach(theta), state.memory), {}

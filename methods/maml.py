@@ -1,0 +1,71 @@
+"""MAML and its close relatives: learn the initial weights that adapt in a few gradient steps.
+
+Finn, Abbeel, Levine, ICML 2017, arXiv 1703.03400 (second and first order). Options: ANIL (Raghu et
+al. 2020, 1909.09157: inner steps move the head only), Meta-SGD (Li et al. 2017, 1707.09835: one
+learned step size a weight).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from metabench import unroll
+from metabench.method import Context, GradientMethod, Hypergradient, Positive
+from metabench.problem import GRADIENTS, Episode, Params
+from metabench.registry import methods
+from metabench.solver import Rate
+
+RATE = "rate."  # prefix of Meta-SGD's step sizes among the outer variables
+
+
+@methods.register("maml")
+@dataclass(frozen=True)
+class MAML(GradientMethod):
+    """MAML (Finn 2017): learn initial weights; options first order, ANIL, Meta-SGD."""
+
+    inner_steps: int = 1
+    inner_lr: Positive = 0.4
+    order: Literal["second", "first"] = "second"
+    anil: bool = False
+    meta_sgd: bool = False
+    memory: unroll.MemoryMode = "auto"
+    memory_budget_gb: Positive = 4.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """lam = initial weights; second derivatives unless first order; ANIL a named head."""
+        own = {"outer_gradient", "lam_is_initialisation"}
+        if self.order == "second":
+            own |= GRADIENTS
+        return frozenset(own | ({"head"} if self.anil else set()))
+
+    def init_lam(self, ctx: Context) -> Params:
+        """The initial weights, and for Meta-SGD a step size beside each that is moved."""
+        lam = ctx.problem.init_outer()
+        if not self.meta_sgd:
+            return lam
+        theta = ctx.problem.init_inner(lam, ctx.problem.episode("train", 0))
+        moving = self.only(ctx) or tuple(theta)
+        return lam | {RATE + k: torch.full_like(theta[k], self.inner_lr) for k in moving}
+
+    def rate(self, lam: Params) -> Rate:
+        """One number, or the learned ones by weight."""
+        learned = {k.removeprefix(RATE): v for k, v in lam.items() if k.startswith(RATE)}
+        return learned or self.inner_lr
+
+    def only(self, ctx: Context) -> tuple[str, ...] | None:
+        """The head for ANIL."""
+        return ctx.problem.head if self.anil else None
+
+    def hypergradient(
+        self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
+    ) -> Hypergradient:
+        """[prod_t (I - alpha H_t)] grad L_Q(phi_T); first order drops the product."""
+        return unroll.reverse(
+            ctx, lam, theta, episode,
+            steps=self.inner_steps, rate=self.rate, first_order=self.order == "first",
+            only=self.only(ctx), mode=self.memory, memory_budget=self.memory_budget_gb * 1e9,
+        )

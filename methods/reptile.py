@@ -1,0 +1,47 @@
+"""Reptile: move the initial weights towards where inner training ends.
+
+Nichol, Achiam, Schulman: On First-Order Meta-Learning Algorithms, 2018, arXiv 1803.02999:
+theta <- theta - beta mean_i (theta - phi_i). No query set, no derivative of the outer loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from metabench import grads
+from metabench.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
+from metabench.problem import Episode, Params
+from metabench.registry import methods
+
+
+@methods.register("reptile")
+@dataclass(frozen=True)
+class Reptile(GradientMethod):
+    """Reptile (Nichol 2018): move the initial weights towards where inner training ends."""
+
+    inner_steps: int = 5
+    inner_lr: Positive = 1e-3
+    outer_lr: Positive = 1.0
+    outer_solver: str = "sgd"
+    outer_decay: Literal["none", "linear"] = "linear"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Only a lam that is the initial value of theta."""
+        return frozenset({"lam_is_initialisation"})
+
+    def hypergradient(
+        self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
+    ) -> Hypergradient:
+        """theta - phi_T in the place of a gradient; the outer loss is only looked at."""
+        lam = grads.detach(lam)
+        start = ctx.problem.init_inner(lam, episode)
+        end, _ = inner_loop(
+            ctx, lam, start, episode, steps=self.inner_steps, lr=self.inner_lr
+        )
+        value = ctx.problem.outer_loss(lam, end, episode.outer).detach()
+        ctx.meter.add(function_evaluations=1)
+        # init_inner renames nothing: theta and lam have the same names in the same order.
+        gap = {k: s - e for k, s, e in zip(lam, start.values(), end.values(), strict=True)}
+        return Hypergradient(value, grads.detach(gap), grads.detach(end))

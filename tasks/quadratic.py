@@ -1,0 +1,118 @@
+"""The closed-form check problem: a quadratic inner and outer loss, every hypergradient known.
+
+Inner G(lam, w) = 1/2 (w - B lam)' A (w - B lam), outer F(w) = 1/2 |w - c|^2, with A symmetric
+positive definite. w*(lam) = B lam, exact hypergradient B' (B lam - c). With ``formulation =
+"init"`` the inner target B lam is replaced by a constant and lam is the initial w (MAML).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metabench.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Hyper,
+    Params,
+    Problem,
+    Seeds,
+    generator,
+)
+from metabench.registry import tasks
+
+
+@tasks.register("quadratic")
+@dataclass(frozen=True)
+class Quadratic:
+    """The closed-form check problem: a quadratic inner and outer loss, every answer known."""
+
+    dim: Annotated[int, Field(ge=1)] = 1
+    """1: the scalar problem with the constants below; more: random A, B, c of that size."""
+    a: Annotated[float, Field(gt=0)] = 2.0
+    b: float = 1.5
+    c: float = 0.7
+    lam: float = 0.4
+    """First value of lam (scalar problem, formulation "target")."""
+    w0: float = -1.0
+    """First value of w; of lam in the formulation "init"."""
+    formulation: Literal["target", "init"] = "target"
+    carried: bool = False
+
+    metric: ClassVar[str] = "loss"
+    goal: ClassVar[Literal["max", "min"]] = "min"
+    data: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Everything but a network; lam is small up to 16 dimensions."""
+        own = {"lam_is_initialisation"} if self.formulation == "init" else {"lam_in_inner_loss"}
+        if not self.carried:
+            own.add("episodes")
+        if self.dim <= 16:
+            own |= {"small_lam", "search_space"}
+        return GRADIENTS | own
+
+    def build(self, seeds: Seeds, device: torch.device) -> QuadraticProblem:
+        """Draw A, B and c (more than one dimension) and fix the start."""
+        return QuadraticProblem(self, seeds, device)
+
+
+class QuadraticProblem(Problem):
+    """``A`` [d, d], ``B`` [d, d], ``c`` [d], float64."""
+
+    def __init__(self, task: Quadratic, seeds: Seeds, device: torch.device) -> None:
+        self.task, self.carried = task, task.carried
+        d = task.dim
+        if d == 1:
+            a, b, c = (torch.tensor([[x]], dtype=torch.float64) for x in (task.a, task.b, task.c))
+            lam = torch.tensor([task.lam], dtype=torch.float64)
+        else:
+            gen = generator(seeds.data, "quadratic")
+            q, _ = torch.linalg.qr(torch.randn(d, d, generator=gen, dtype=torch.float64))
+            a = q @ torch.diag(torch.linspace(0.5, 3.0, d, dtype=torch.float64)) @ q.T
+            a = (a + a.T) / 2
+            b = torch.randn(d, d, generator=gen, dtype=torch.float64)
+            c = torch.randn(1, d, generator=gen, dtype=torch.float64)
+            lam = torch.randn(d, generator=gen, dtype=torch.float64)
+        self.A, self.B, self.c, self.lam = (
+            x.to(device) for x in (a, b, c.reshape(d), lam)
+        )
+        self.w0 = torch.full((d,), task.w0, dtype=torch.float64, device=device)
+        if d <= 16:
+            self.hypers = (Hyper("lam", (d,), -4.0, 4.0, meaning="where the inner target lies"),)
+
+    def init_outer(self) -> Params:
+        """lam [d]."""
+        return {"lam": self.w0.clone() if self.task.formulation == "init" else self.lam.clone()}
+
+    def init_inner(self, lam: Params, episode: Episode) -> Params:
+        """w [d]: constant, or lam itself."""
+        return {"w": lam["lam"] if self.task.formulation == "init" else self.w0}
+
+    def target(self, lam: Params) -> Tensor:
+        """The inner minimiser w*(lam) [d]."""
+        at = self.lam if self.task.formulation == "init" else lam["lam"]
+        return self.B @ at
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """1/2 (w - B lam)' A (w - B lam)."""
+        gap = theta["w"] - self.target(lam)
+        return 0.5 * (gap * (self.A @ gap)).sum()
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """1/2 |w - c|^2."""
+        return 0.5 * (theta["w"] - self.c).square().sum()
+
+    def episode(self, split: str, index: int) -> Episode:
+        """There is no data: every episode is the same."""
+        return Episode({"none": self.c.new_zeros(1)}, {"none": self.c.new_zeros(1)}, index)
+
+    def count(self, split: str) -> int | None:
+        """One."""
+        return 1

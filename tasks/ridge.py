@@ -1,0 +1,123 @@
+"""Ridge regression with one log penalty a feature: a known solution and a known hypergradient.
+
+Inner G = 1/2 |Xw - y|^2 + 1/2 sum_i e^{lam_i} w_i^2 on training rows, outer F = 1/2 |Xw - y|^2 / n
+on validation rows. w*(lam) = (X'X + diag e^lam)^-1 X'y, hypergradient_i = -e^{lam_i} w*_i
+[(X'X + diag e^lam)^-1 grad F(w*)]_i (Lorraine et al. 2020 check 2; Franceschi et al. 2018 check 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metabench.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Hyper,
+    Params,
+    Problem,
+    Seeds,
+    generator,
+)
+from metabench.registry import tasks
+
+
+@tasks.register("ridge")
+@dataclass(frozen=True)
+class Ridge:
+    """Ridge regression with one log penalty a feature; half of the features are noise."""
+
+    rows: Annotated[int, Field(ge=4)] = 40
+    """Rows in each of the training, validation and test parts."""
+    features: Annotated[int, Field(ge=2)] = 10
+    noise: Annotated[float, Field(ge=0)] = 0.5
+    first_log_penalty: float = 0.0
+    carried: bool = False
+
+    metric: ClassVar[str] = "mse"
+    goal: ClassVar[Literal["max", "min"]] = "min"
+    data: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """A small, bounded lam in the inner loss."""
+        own = {"lam_in_inner_loss", "search_space"}
+        if self.features <= 16:
+            own.add("small_lam")
+        if not self.carried:
+            own.add("episodes")
+        return GRADIENTS | own
+
+    def build(self, seeds: Seeds, device: torch.device) -> RidgeProblem:
+        """Draw the data."""
+        return RidgeProblem(self, seeds, device)
+
+
+class RidgeProblem(Problem):
+    """Rows are scaled by 1/sqrt(n), so that X'X has eigenvalues near 1; float64."""
+
+    def __init__(self, task: Ridge, seeds: Seeds, device: torch.device) -> None:
+        self.task, self.carried = task, task.carried
+        gen = generator(seeds.data, "ridge")
+        n, d = task.rows, task.features
+        x = torch.randn(3, n, d, generator=gen, dtype=torch.float64)
+        w = torch.randn(d, generator=gen, dtype=torch.float64) * (torch.arange(d) < d // 2)
+        y = x @ w + task.noise * torch.randn(3, n, generator=gen, dtype=torch.float64)
+        scale = n**0.5
+        self.parts = {
+            split: {"x": (x[i] / scale).to(device), "y": (y[i] / scale).to(device)}
+            for i, split in enumerate(("train", "valid", "test"))
+        }
+        self.hypers = (
+            Hyper("log_penalty", (d,), -8.0, 4.0, meaning="log of each feature's penalty"),
+        )
+
+    def init_outer(self) -> Params:
+        """log_penalty [features]."""
+        x = self.parts["train"]["x"]
+        return {"log_penalty": x.new_full((self.task.features,), self.task.first_log_penalty)}
+
+    def init_inner(self, lam: Params, episode: Episode) -> Params:
+        """w [features], zero."""
+        return {"w": self.parts["train"]["x"].new_zeros(self.task.features)}
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """1/2 |Xw - y|^2 + 1/2 sum e^lam w^2."""
+        penalty = (lam["log_penalty"].exp() * theta["w"].square()).sum()
+        return 0.5 * ((batch["x"] @ theta["w"] - batch["y"]).square().sum() + penalty)
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """1/2 |Xw - y|^2."""
+        return 0.5 * (batch["x"] @ theta["w"] - batch["y"]).square().sum()
+
+    def solve(self, lam: Params) -> Tensor:
+        """The exact inner minimiser w*(lam) [features]."""
+        x, y = self.parts["train"]["x"], self.parts["train"]["y"]
+        return torch.linalg.solve(x.T @ x + torch.diag(lam["log_penalty"].exp()), x.T @ y)
+
+    def exact_hypergradient(self, lam: Params) -> Tensor:
+        """The hypergradient at the exact minimiser [features]."""
+        x = self.parts["train"]["x"]
+        xv, yv = self.parts["valid"]["x"], self.parts["valid"]["y"]
+        w, penalty = self.solve(lam), lam["log_penalty"].exp()
+        hessian = x.T @ x + torch.diag(penalty)
+        return -penalty * w * torch.linalg.solve(hessian, xv.T @ (xv @ w - yv))
+
+    def episode(self, split: str, index: int) -> Episode:
+        """Full batches; the outer batch of training is the validation part."""
+        outer = "valid" if split == "train" else split
+        return Episode(self.parts["train"], self.parts[outer], index)
+
+    def count(self, split: str) -> int | None:
+        """One."""
+        return 1
+
+    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
+        """Mean squared error of the split."""
+        x, y = episode.outer["x"], episode.outer["y"]
+        return {"mse": float((x @ theta["w"] - y).square().sum())}
