@@ -54,3 +54,11 @@ class Diverged(Exception):
 
 class TimedOut(Exception):
     """A run that used up the time it was given."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop; its checkpoint says where to go on."""
+
+
+class Held(MetabenchError):
+    """A cell that another live process is running."""

@@ -41,7 +41,8 @@ class Record:
 
     ``metrics``: evaluation name ("test", "valid", ...) to metric to estimate, at
     ``selected_step``. ``cost``: counts (``meter.Counts``), ``seconds`` of training,
-    ``evaluation_seconds``, ``peak_memory_bytes``. ``lam``: ``numbers``, ``sha256`` of the values,
+    ``evaluation_seconds``, ``peak_memory_bytes`` (of the process), on a GPU also
+    ``peak_device_memory_bytes``. ``lam``: ``numbers``, ``sha256`` of the values,
     ``shapes``, ``summary`` of each part, ``values`` where there are at most 64. ``files``: name in
     the cell's folder to sha256.
     """
@@ -77,7 +78,9 @@ class Record:
         Without clocks, machine, attempts, and memory; the curve is compared by its own file.
         """
         data = self.as_dict()
-        clocks = {"seconds", "evaluation_seconds", "peak_memory_bytes"}
+        clocks = {
+            "seconds", "evaluation_seconds", "peak_memory_bytes", "peak_device_memory_bytes"
+        }
         data["cost"] = {k: v for k, v in data["cost"].items() if k not in clocks}
         for name in ("environment", "started", "ended", "attempts", "files", "notes"):
             del data[name]

@@ -67,7 +67,8 @@ class Random(GradientMethod):
         """Point number ``ctx.step`` of the sequence in the unit cube [dim]."""
         if self.sequence == "sobol":
             sobol = qmc.Sobol(dim, scramble=True, seed=ctx.seeds.method % 2**32)
-            sobol.fast_forward(ctx.step)
+            if ctx.step:  # scipy cannot go forward by nothing at the start
+                sobol.fast_forward(ctx.step)
             return [float(x) for x in sobol.random(1)[0]]
         gen = torch.Generator().manual_seed((ctx.seeds.method + ctx.step) % 2**63)
         return torch.rand(dim, generator=gen, dtype=torch.float64).tolist()

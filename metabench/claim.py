@@ -1,0 +1,244 @@
+"""Who is working on a cell: a claim file made exclusively, kept warm, taken over only when stale.
+
+A claim is stale where its process is gone (same machine), or where nobody has touched it for the
+length of a lease (another machine). The heartbeat is the file's own modification time, set
+through the holder's open file, so that it can never warm the claim of somebody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from metabench.errors import StoreError
+
+LEASE = 120.0
+"""Seconds without a heartbeat after which a claim from another machine is stale."""
+BEAT = 10.0
+"""Seconds between two heartbeats."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process behind a claim; ``place`` is host, boot and process namespace together."""
+
+    host: str
+    place: str
+    pid: int
+    started: str
+    """Start time of the process in the kernel's ticks: tells a reused pid from the holder."""
+    nonce: str
+    since: float
+    """Seconds since the epoch."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Claim:
+    """The right to run one cell, held by this process until released; a context manager."""
+
+    def __init__(self, path: Path, holder: Holder, fd: int, beat: float) -> None:
+        self.path, self.holder, self._fd = path, holder, fd
+        self.lost = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(
+            target=self._beat, args=(beat,), name=f"claim-{path.parent.name[:10]}", daemon=True
+        )
+        self._thread.start()
+
+    def _beat(self, seconds: float) -> None:
+        while not self._ended.wait(seconds):
+            try:
+                os.utime(self._fd)
+            except OSError:
+                self.lost = True
+            if not self.held():
+                return
+
+    def held(self) -> bool:
+        """Whether the claim on disk is still this one; once lost it stays lost."""
+        if not self.lost:
+            seen = _read(self.path)
+            if seen is None or seen.holder is None or seen.holder.nonce != self.holder.nonce:
+                self.lost = True
+        return not self.lost
+
+    def release(self) -> None:
+        """Give the cell back; does nothing where the claim was lost or released before."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._thread.join()
+        with _locked(self.path.parent):
+            if self.held():
+                self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def take(path: Path, *, lease: float = LEASE, beat: float = BEAT) -> Claim | None:
+    """The claim at ``path``, or None where somebody alive holds it.
+
+    Raises StoreError where the claim cannot be written.
+    """
+    with _locked(path.parent):
+        while True:
+            claim = _create(path, beat)
+            if claim is not None:
+                return claim
+            seen = _read(path)
+            if seen is None:
+                continue
+            if _alive(seen, lease):
+                return None
+            _bury(path, seen)
+
+
+def holder(path: Path, *, lease: float = LEASE) -> Holder | None:
+    """Who, alive, holds the claim at ``path``; None where nobody does. Changes nothing."""
+    seen = _read(path)
+    if seen is None or not _alive(seen, lease):
+        return None
+    return seen.holder or Holder("an unknown host", "", 0, "", "", seen.touched)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    data: bytes
+    holder: Holder | None
+    touched: float
+    folder: Path
+
+
+def _read(path: Path) -> _Seen | None:
+    try:
+        with path.open("rb") as file:
+            data, touched = file.read(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+    try:
+        who = Holder(**json.loads(data))
+    except (ValueError, TypeError):
+        who = None
+    return _Seen(data, who, touched, path.parent)
+
+
+def _alive(seen: _Seen, lease: float) -> bool:
+    who = seen.holder
+    if who is not None and who.place == _place():
+        started = _started(who.pid)
+        return started is not None and started == who.started
+    return _now(seen.folder) - seen.touched <= lease
+
+
+def _create(path: Path, beat: float) -> Claim | None:
+    """A new claim, complete from the moment it can be seen; None where there is one already."""
+    me = os.getpid()
+    who = Holder(
+        platform.node(), _place(), me, _started(me) or "", uuid.uuid4().hex, time.time()
+    )
+    draft = path.with_name(f".claim.{who.nonce}.tmp")
+    try:
+        fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        try:
+            os.write(fd, json.dumps(asdict(who)).encode())
+            os.fsync(fd)
+            os.link(draft, path)
+        except BaseException:
+            os.close(fd)
+            raise
+        finally:
+            draft.unlink(missing_ok=True)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot write the claim {path}: {error.strerror}") from error
+    return Claim(path, who, fd, beat)
+
+
+def _bury(path: Path, stale: _Seen) -> None:
+    """Remove a stale claim, and no other: of several who try, one wins."""
+    grave = path.with_name(f".claim.{uuid.uuid4().hex}.tmp")
+    try:
+        os.rename(path, grave)
+    except FileNotFoundError:
+        return
+    if grave.read_bytes() != stale.data:
+        # Only where folders cannot be locked: somebody took over first. Give theirs back.
+        with contextlib.suppress(FileExistsError):
+            os.link(grave, path)
+    grave.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time, where the file system can lock a folder; the kernel frees the lock
+    of a process that dies. Without locks the exclusive link alone decides."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _now(folder: Path) -> float:
+    """The file system's own clock: comparable with modification times set by other machines."""
+    probe = folder / f".clock.{uuid.uuid4().hex}.tmp"
+    try:
+        probe.touch(exist_ok=False)
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _place() -> str:
+    """Where a pid means something: host, boot, and process namespace (containers)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot = space = "unknown"
+    return f"{platform.node()}/{boot}/{space}"
+
+
+def _started(pid: int) -> str | None:
+    """Start time of a live process, "" where the system does not tell; None for a dead one."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return ""
+    # The command in brackets may hold spaces; state is the first field after it.
+    rest = stat.rpartition(")")[2].split()
+    return None if rest[0] in "ZXx" else rest[19]

@@ -1,0 +1,180 @@
+"""What a run ran on: versions, git state, machine, threads; and the settings that fix its bits."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+THREADS = "METABENCH_THREADS"
+"""Intra-op threads of a run on the CPU where it has no episodes to spread: 1 unless this says
+otherwise, because sums split over threads differ in their last bits."""
+
+
+@functools.cache
+def facts() -> dict[str, Any]:
+    """What does not change while the process lives; shared, so not to be modified."""
+    return {"versions": versions(), "git": git(), "machine": machine()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python, metabench, and the packages that can change numbers."""
+    out = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("metabench", "numpy", "scipy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            out[name] = metadata.version(name)
+    return out
+
+
+def packages(*parts: Any) -> dict[str, str]:
+    """Versions of what tasks and methods bring: their ``packages`` and their own distribution."""
+    out: dict[str, str] = {}
+    for part in parts:
+        names = list(getattr(part, "packages", ()))
+        home = type(part).__module__.partition(".")[0]
+        if home != "metabench":
+            names += metadata.packages_distributions().get(home, ())
+        for name in names:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                out[name] = metadata.version(name)
+    return out
+
+
+def git() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout that metabench is imported from; empty where it is
+    installed apart from one."""
+    folder = Path(__file__).parent
+
+    def ask(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10,
+                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}, check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A file that git does not track: an installed copy inside somebody else's checkout.
+    if ask("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {}
+    changed = ask("status", "--porcelain", "--", ".", "../tasks", "../methods")
+    return {"commit": ask("rev-parse", "HEAD") or "", "dirty": bool(changed)}
+
+
+def machine() -> dict[str, Any]:
+    """Host, processor, cores, memory in bytes, operating system, GPUs."""
+    out: dict[str, Any] = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if torch.cuda.is_available():
+        out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        out["cuda"] = torch.version.cuda
+    return out
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def intra_op_threads(spread: bool) -> int:
+    """Threads inside one operation: 1 where episodes are spread over Python threads."""
+    return 1 if spread else max(1, int(os.environ.get(THREADS) or 1))
+
+
+@contextlib.contextmanager
+def fixed(device: torch.device) -> Iterator[None]:
+    """Inside, results depend on nothing but the cell: algorithms are deterministic, and operations
+    use one thread unless told otherwise. Leaves the process as it was, its generators too."""
+    before = torch.get_num_threads()
+    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        if device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            warnings.filterwarnings("ignore", message=".*deterministic")
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_num_threads(before)
+            torch.set_rng_state(generators[0])
+            np.random.set_state(generators[1])
+            random.setstate(generators[2])
+
+
+def seed_globals(seed: int) -> None:
+    """Seed the generators that no task or method should use, in case one does."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+class PeakMemory:
+    """The largest resident memory of this process since the object was made, in bytes.
+
+    Where the kernel cannot reset its mark, since the process began. On a GPU also the device's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.at_start = _resident("VmRSS")
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            self._reset = True
+        except OSError:
+            self._reset = False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def read(self) -> dict[str, float]:
+        """``peak_memory_bytes``, and ``peak_device_memory_bytes`` on a GPU."""
+        peak = _resident("VmHWM") if self._reset else None
+        if peak is None:
+            import resource  # not on every system
+
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        out: dict[str, float] = {"peak_memory_bytes": peak}
+        if self.device.type == "cuda":
+            out["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        return out
+
+
+def _resident(field: str) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

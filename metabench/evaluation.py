@@ -1,0 +1,103 @@
+"""From a state to numbers: adapted on held-out episodes, each metric with its interval."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from metabench.errors import Diverged
+from metabench.method import Context, State
+from metabench.problem import Episode
+from metabench.record import Estimate
+
+PART = 32
+"""Episodes between two looks at the clock and at whether to stop."""
+
+Metrics = dict[str, Estimate]
+
+
+def evaluate(
+    ctx: Context,
+    method: Any,
+    state: State,
+    split: str,
+    episodes: int,
+    check: Callable[[], None] = lambda: None,
+) -> Metrics:
+    """Every metric of ``state`` on episodes 0 to n - 1 of a split; n is ``episodes``, or fewer
+    where the split has fewer. Nothing is counted as cost.
+
+    ``check`` is called now and then and may raise. Raises Diverged where a metric is not finite.
+    """
+    there = ctx.problem.count(split)
+    n = episodes if there is None else min(episodes, there)
+    values: dict[str, list[float]] = {}
+    part = max(PART, ctx.workers) if ctx.engine == "loop" else ctx.problem.episodes_per_step
+    with ctx.uncounted():
+        for start in range(0, n, part):
+            check()
+            some = [ctx.problem.episode(split, i) for i in range(start, min(start + part, n))]
+            for metrics in _adapted(ctx, method, state, some):
+                for name, value in metrics.items():
+                    values.setdefault(name, []).append(float(value))
+    for name, found in values.items():
+        bad = next((i for i, v in enumerate(found) if not math.isfinite(v)), None)
+        if bad is not None:
+            raise Diverged(f"{name} on episode {bad} of {split!r} is {found[bad]}")
+    return {name: estimate(found) for name, found in values.items()}
+
+
+def _adapted(
+    ctx: Context, method: Any, state: State, episodes: Sequence[Episode]
+) -> list[dict[str, float]]:
+    def judge(theta: dict[str, torch.Tensor], episode: Episode) -> dict[str, float]:
+        with torch.no_grad():
+            return ctx.problem.metrics(state.lam, theta, episode)
+
+    steps = getattr(method, "test_steps", None)
+    steps = getattr(method, "inner_steps", None) if steps is None else steps
+    if ctx.engine == "vmap" and steps is not None and state.theta is None:
+        thetas = ctx.over_episodes(
+            lambda e: method.adapt(ctx, state, e), episodes, steps=max(1, steps)
+        )
+        return [judge(theta, e) for theta, e in zip(thetas, episodes, strict=True)]
+    engine, ctx.engine = ctx.engine, "loop"
+    try:
+        return ctx.over_episodes(lambda e: judge(method.adapt(ctx, state, e), e), episodes)
+    finally:
+        ctx.engine = engine
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, n, deviation (n - 1) and half-width of the 95 % t-interval of values that are one
+    number an episode."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, 1)
+    from scipy.special import stdtrit
+
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    return Estimate(mean, n, std, float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n))
+
+
+class Stopwatch:
+    """Seconds spent inside, on the device too."""
+
+    def __init__(self, device: torch.device, before: float = 0.0) -> None:
+        self.device, self.seconds = device, before
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def __enter__(self) -> None:
+        self._since = self._now()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += self._now() - self._since

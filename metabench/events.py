@@ -1,0 +1,91 @@
+"""What happens while cells run, told to a listener: plain data that can cross a process border."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from metabench.cell import Cell
+from metabench.record import Record
+from metabench.store import BadFile
+
+
+@dataclass(frozen=True)
+class Started:
+    """A cell begins, or goes on from outer step ``step`` of its checkpoint."""
+
+    cell: Cell
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Outer steps done of ``horizon`` (None where the budget is set in something else).
+
+    ``fraction`` of the budget that is spent; ``phase`` is "training" or the name of the
+    evaluation in progress; ``latest`` holds the last logged numbers.
+    """
+
+    cell: Cell
+    step: int
+    horizon: int | None
+    fraction: float
+    phase: str = "training"
+    latest: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell has a record; ``reused`` where it was in the store already, ``unsaved`` is why the
+    store could not keep it."""
+
+    record: Record
+    reused: bool = False
+    unsaved: str = ""
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A file in the store that could not be trusted."""
+
+    bad: BadFile
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A cell that another process (``holder``) is running; it is looked at again at the end."""
+
+    cell: Cell
+    holder: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A cell that cannot be run as it is: not applicable, or its names are not known here."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A cell that stopped at outer step ``step`` with a checkpoint to go on from."""
+
+    cell: Cell
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Retried:
+    """A cell whose process died and that is tried once more."""
+
+    cell: Cell
+    reason: str
+
+
+Event = Started | Progress | Finished | SetAside | Elsewhere | Refused | Interrupted | Retried
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener that nobody listens with."""

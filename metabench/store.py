@@ -1,0 +1,366 @@
+"""Records on disk: one folder a cell, written atomically, verified whenever they are read.
+
+``<root>/<key[:2]>/<key>/`` holds ``record.json`` (written last; names the sha256 of the other
+files and of itself), ``curve.json.gz``, ``lam.npz``, and while a cell runs ``claim.json`` and
+``checkpoint.pt``. What cannot be trusted is reported with its path and moved to
+``<root>/set-aside/``; its cell then counts as missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metabench import claim as claims
+from metabench.cell import canonical
+from metabench.errors import Held, StoreError
+from metabench.record import Curve, Record, from_dict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+RECORD, CURVE, LAM, CHECKPOINT, CLAIM = (
+    "record.json", "curve.json.gz", "lam.npz", "checkpoint.pt", "claim.json",
+)
+KNOWN = frozenset({RECORD, CURVE, LAM, CHECKPOINT, CLAIM})
+SET_ASIDE = "set-aside"
+LARGEST_LAM = 2_000_000
+"""Numbers of lam up to which all of it is kept; above, the record has summaries and the hash."""
+
+_PREFIX = re.compile(r"[0-9a-f]{2}")
+_KEY = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"\..+\.tmp")
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that is not what it should be, and where it went (None: only reported)."""
+
+    path: Path
+    what: str
+    moved_to: Path | None = None
+
+    def __str__(self) -> str:
+        moved = f"; set aside as {self.moved_to}" if self.moved_to else ""
+        return f"{self.path}: {self.what}{moved}"
+
+
+class Store:
+    """The records under ``root`` (default: METABENCH_STORE, or ``results/runs``).
+
+    Reading changes nothing; :meth:`mend`, :meth:`claim` and :meth:`write` do.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        given = root or os.environ.get("METABENCH_STORE") or Path("results", "runs")
+        self.root = Path(given).absolute()
+
+    def folder(self, key: str) -> Path:
+        """The folder of a cell; it need not exist."""
+        return self.root / key[:2] / key
+
+    def get(self, key: str) -> Record | None:
+        """The record of a cell; None where there is none that can be trusted."""
+        return _read(self.folder(key))[0]
+
+    def records(self) -> list[Record]:
+        """Every record that can be trusted, sorted by key."""
+        found = (_read(folder)[0] for folder in self._folders()[0])
+        return [record for record in found if record is not None]
+
+    def problems(self) -> list[BadFile]:
+        """Every file that cannot be trusted, sorted by path; nothing is moved."""
+        folders, bad = self._folders()
+        for folder in folders:
+            bad += _read(folder)[1]
+        return sorted(bad, key=lambda b: b.path)
+
+    def mend(self, keys: Iterable[str] | None = None) -> list[BadFile]:
+        """Set aside what cannot be trusted, in the folders of ``keys`` or everywhere.
+
+        A cell that somebody is running is left to them. Entries directly under the root are
+        reported and left alone, in case the root is not the folder it was meant to be.
+        """
+        out: list[BadFile] = []
+        if keys is None:
+            folders, foreign = self._folders()
+            for bad in foreign:
+                out.append(bad if bad.path.parent == self.root else self.set_aside(bad))
+        else:
+            folders = [self.folder(key) for key in keys]
+        for folder in folders:
+            if not _read(folder)[1]:
+                continue
+            claim = self.claim(folder.name)
+            if claim is not None:
+                with claim:
+                    out += self.mend_claimed(claim)
+        return out
+
+    def mend_claimed(self, claim: claims.Claim) -> list[BadFile]:
+        """Set aside what cannot be trusted in the folder of a claim that the caller holds, and
+        remove what killed processes left half written."""
+        folder = claim.path.parent
+        for entry in folder.iterdir():
+            if _TEMPORARY.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
+        return [self.set_aside(bad) for bad in _read(folder)[1]]
+
+    def set_aside(self, bad: BadFile) -> BadFile:
+        """Move one file or folder to ``<root>/set-aside/`` under a name of its own."""
+        name = bad.path.name
+        if _KEY.fullmatch(bad.path.parent.name):
+            name = f"{bad.path.parent.name[:16]}.{name}"
+        target = self.root / SET_ASIDE / f"{name}.{uuid.uuid4().hex[:8]}"
+        try:
+            target.parent.mkdir(exist_ok=True)
+            os.rename(bad.path, target)
+        except FileNotFoundError:
+            return bad
+        except OSError as error:
+            raise StoreError(f"cannot set aside {bad.path}: {error.strerror}") from error
+        return replace(bad, moved_to=target)
+
+    def claim(self, key: str) -> claims.Claim | None:
+        """The right to run a cell, or None where somebody alive has it."""
+        folder = self.folder(key)
+        _make(folder)
+        return claims.take(folder / CLAIM)
+
+    def holder(self, key: str) -> claims.Holder | None:
+        """Who is running a cell now; None where nobody is."""
+        return claims.holder(self.folder(key) / CLAIM)
+
+    def write(
+        self,
+        record: Record,
+        curve: Curve | None = None,
+        lam: Arrays | None = None,
+        *,
+        claim: claims.Claim | None = None,
+    ) -> Record:
+        """Keep a record and its files; returns it with ``files`` filled in.
+
+        ``lam`` is kept up to ``LARGEST_LAM`` numbers. Raises StoreError where the disk refuses
+        (nothing half-written stays), Held where ``claim`` has been lost to another process.
+        """
+        folder = self.folder(record.key)
+        files: dict[str, bytes] = {}
+        if curve:
+            files[CURVE] = gzip.compress(canonical(curve).encode(), mtime=0)
+        if lam and sum(v.size for v in lam.values()) <= LARGEST_LAM:
+            files[LAM] = _npz(lam)
+        record = replace(
+            record, files={n: hashlib.sha256(data).hexdigest() for n, data in files.items()}
+        )
+        text = _render(record)
+        if claim is not None and not claim.held():
+            raise Held(f"{record.cell}: another process has taken the cell over")
+        _make(folder)
+        try:
+            # An older record (never a finished one) must not be seen beside newer files.
+            for name in (RECORD, CURVE, LAM):
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot replace {folder}: {error.strerror}") from error
+        for name, data in files.items():
+            write_atomic(folder / name, data)
+        write_atomic(folder / RECORD, text)
+        return record
+
+    def curve(self, record: Record) -> Curve:
+        """The learning curve of a record, empty where it has none.
+
+        Raises StoreError where the file is gone or not the one that the record names.
+        """
+        data = self._file(record, CURVE)
+        if data is None:
+            return {}
+        curve: Curve = json.loads(gzip.decompress(data))
+        return curve
+
+    def lam(self, record: Record) -> dict[str, np.ndarray[Any, Any]] | None:
+        """The lam that was tested, by name; None where it was not kept whole. Raises StoreError
+        as :meth:`curve` does."""
+        data = self._file(record, LAM)
+        if data is None:
+            return None
+        import numpy as np
+
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def _file(self, record: Record, name: str) -> bytes | None:
+        if name not in record.files:
+            return None
+        path = self.folder(record.key) / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != record.files[name]:
+            raise StoreError(f"{path} is not the file that its record names")
+        return data
+
+    def _folders(self) -> tuple[list[Path], list[BadFile]]:
+        """The folders of cells, sorted, and entries that are none."""
+        folders: list[Path] = []
+        bad: list[BadFile] = []
+        for entry in _entries(self.root):
+            if entry.name == SET_ASIDE:
+                continue
+            if not (_PREFIX.fullmatch(entry.name) and entry.is_dir()):
+                bad.append(BadFile(entry, "does not belong in a store"))
+                continue
+            for inner in _entries(entry):
+                if not _KEY.fullmatch(inner.name) or not inner.is_dir():
+                    bad.append(BadFile(inner, "is not the folder of a cell"))
+                elif inner.name[:2] != entry.name:
+                    bad.append(BadFile(inner, f"is the folder of a cell under {entry.name!r}"))
+                else:
+                    folders.append(inner)
+        return folders, bad
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` so that a reader sees all of it or what was there before.
+
+    Raises StoreError where the disk refuses; no half-written file stays behind.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            with draft.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def hash_arrays(arrays: Arrays) -> str:
+    """sha256 over names in sorted order, each with its type, shape and bytes (C order)."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        # ascontiguousarray makes a scalar an array of one: the shape is the original's.
+        header = canonical([name, array.dtype.str, list(arrays[name].shape)])
+        digest.update(header.encode() + b"\n" + array.tobytes())
+    return digest.hexdigest()
+
+
+def _read(folder: Path) -> tuple[Record | None, list[BadFile]]:
+    """The record in a cell's folder, where it and its files can be trusted, and what cannot be."""
+    path = folder / RECORD
+    while True:
+        try:
+            data = _bytes(path)
+            record, bad = (None, []) if data is None else _verified(path, data)
+            if not bad or _bytes(path) == data:
+                break
+        except OSError as error:
+            record, bad = None, [BadFile(path, f"cannot be read: {error.strerror}")]
+            break
+        # The record was replaced while its files were read: look again.
+    for entry in _entries(folder):
+        if entry.name not in KNOWN and not _TEMPORARY.fullmatch(entry.name):
+            bad.append(BadFile(entry, "does not belong in the folder of a cell"))
+    return record, bad
+
+
+def _verified(path: Path, data: bytes) -> tuple[Record | None, list[BadFile]]:
+    try:
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise ValueError("not a record")
+        seal = content.pop("sha256", None)
+        record = from_dict(content)
+    except (ValueError, RecursionError) as error:
+        first = str(error).splitlines()[0]
+        return None, [BadFile(path, f"cannot be read as a record: {first}")]
+    if seal != hashlib.sha256(canonical(content).encode()).hexdigest():
+        return None, [BadFile(path, "is not what was written: its sha256 differs")]
+    if record.key != path.parent.name:
+        return None, [BadFile(path, f"belongs to another cell, {record.key[:16]}")]
+    bad = []
+    for name, digest in record.files.items():
+        held = _bytes(path.parent / name)
+        if held is None:
+            bad.append(BadFile(path, f"names {name}, which is missing"))
+        elif hashlib.sha256(held).hexdigest() != digest:
+            bad.append(BadFile(path.parent / name, "is not what was written: its sha256 differs"))
+            bad.append(BadFile(path, f"names {name}, which is damaged"))
+    unique = {b.path: b for b in bad}
+    return (None if bad else record), list(unique.values())
+
+
+def _render(record: Record) -> bytes:
+    """JSON for people and programs, with the sha256 of its canonical content."""
+    data = json.loads(canonical(record.as_dict()))
+    seal = hashlib.sha256(canonical(data).encode()).hexdigest()
+    return (json.dumps({**data, "sha256": seal}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _npz(arrays: Arrays) -> bytes:
+    """The bytes of an .npz file that numpy.load reads; the same arrays give the same bytes."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            part = io.BytesIO()
+            np.lib.format.write_array(part, np.asarray(arrays[name]), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), part.getvalue())
+    return buffer.getvalue()
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename last through a power cut, where folders can be synced."""
+    if hasattr(os, "O_DIRECTORY"):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
