@@ -6,13 +6,17 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from metabench.cell import canonical
+from metabench.evaluation import Metrics
+from metabench.meter import Counts
 from metabench.method import State
+from metabench.record import Curve, Estimate
 from metabench.store import write_atomic
 
 MAGIC = b"metabench checkpoint 1 "
@@ -20,6 +24,51 @@ MAGIC = b"metabench checkpoint 1 "
 
 class Damaged(Exception):
     """A checkpoint that cannot be gone on from; the text says why."""
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """All that a run has become up to the boundary between two outer steps.
+
+    Replaced as a whole, so that an interrupt at any moment finds one boundary or the next.
+    """
+
+    state: State
+    step: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: Counts().as_dict())
+    logs: dict[str, list[float]] = field(default_factory=dict)
+    """Name to sum and number of what the method logged since the last row."""
+    curve: Curve = field(default_factory=dict)
+    best: State | None = None
+    best_step: int = 0
+    valid: Metrics = field(default_factory=dict)
+    """Of ``best``."""
+    idle: int = 0
+    """Steps in a row without any cost that the budget limits."""
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    """Final evaluations done so far."""
+
+    def pack(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            **vars(self),
+            "state": _pack(self.state),
+            "best": _pack(self.best),
+            "valid": _pack_metrics(self.valid),
+            "metrics": {name: _pack_metrics(found) for name, found in self.metrics.items()},
+        }
+
+    @classmethod
+    def unpack(cls, data: Mapping[str, Any]) -> Boundary:
+        """What :meth:`pack` was called on."""
+        best = data["best"]
+        restored = {
+            "state": _unpack(data["state"]),
+            "best": _unpack(best) if best is not None else None,
+            "valid": _unpack_metrics(data["valid"]),
+            "metrics": {name: _unpack_metrics(m) for name, m in data["metrics"].items()},
+        }
+        return cls(**{**data, **restored})
 
 
 def save(path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
@@ -62,11 +111,19 @@ def load(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
     return content
 
 
-def pack(state: State) -> dict[str, Any]:
-    """A state as plain data."""
+def _pack(state: State | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
     return {"lam": state.lam, "theta": state.theta, "memory": state.memory}
 
 
-def unpack(data: Mapping[str, Any]) -> State:
-    """The state that :func:`pack` was given."""
+def _unpack(data: Mapping[str, Any]) -> State:
     return State(data["lam"], data["theta"], data["memory"])
+
+
+def _pack_metrics(metrics: Metrics) -> dict[str, dict[str, Any]]:
+    return {name: asdict(found) for name, found in metrics.items()}
+
+
+def _unpack_metrics(plain: Mapping[str, dict[str, Any]]) -> Metrics:
+    return {name: Estimate(**found) for name, found in plain.items()}

@@ -19,14 +19,16 @@ MANY = 20
 """Names of lam above which a large one is summed up as a whole."""
 
 
-def append(curve: Curve, row: Mapping[str, float | None]) -> None:
-    """Add a row; columns stay of equal length, with None where a row has no such value."""
+def appended(curve: Curve, row: Mapping[str, float | None]) -> Curve:
+    """The curve with one more row; columns stay of equal length, with None where a row has no such
+    value."""
     length = len(curve.get("step", []))
-    for name in row.keys() - curve.keys():
-        curve[name] = [None] * length
-    for name, column in curve.items():
+    out: Curve = {}
+    for name in sorted(curve.keys() | row.keys()):
         value = row.get(name)
-        column.append(value if value is not None and math.isfinite(value) else None)
+        last = value if value is not None and math.isfinite(value) else None
+        out[name] = [*curve.get(name, [None] * length), last]
+    return out
 
 
 def lam_columns(lam: Params, problem: Problem) -> dict[str, float]:
