@@ -61,7 +61,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Refused:
-    """A cell that cannot be run as it is: not applicable, or its names are not known here."""
+    """A cell that the theory does not allow, with the reason."""
 
     cell: Cell
     reason: str

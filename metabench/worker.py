@@ -1,0 +1,178 @@
+"""A process that runs cells one after another, told what to do over a pipe; both ends of it.
+
+It stops at the next step boundary when asked, when terminated, and when the process at the other
+end is gone: nothing goes on unwatched, and nothing that a checkpoint can keep is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Literal
+
+from metabench.cell import Cell
+from metabench.errors import Held, MetabenchError, NotApplicable, Stopped
+from metabench.events import Event, Listener
+
+Ending = Literal["recorded", "held", "stopped", "refused", "unsaved"]
+"""unsaved: there is no record, because the store cannot keep one or the cell cannot be built."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How every cell of a launch is run; see :func:`metabench.runner.run_cell`."""
+
+    store: str
+    share: int = 1
+    """Cells that run beside each other: each has that part of the usable cores."""
+    device: str | None = None
+    gpu: str | None = None
+    """What CUDA_VISIBLE_DEVICES is set to; None: left as it is."""
+    checkpoint_seconds: float = 60.0
+    time_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker is done with a cell, in one way or the other; ``what`` says more."""
+
+    cell: Cell
+    how: Ending
+    what: str = ""
+
+
+def run_one(
+    cell: Cell, options: Options, listener: Listener, stop: Callable[[], bool]
+) -> Ended:
+    """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
+    from metabench.environment import cores
+    from metabench.runner import run_cell
+    from metabench.store import Store
+
+    try:
+        run_cell(
+            cell, Store(options.store), device=options.device, listener=listener,
+            checkpoint_seconds=options.checkpoint_seconds, time_limit=options.time_limit,
+            workers=max(1, cores() // options.share), stop=stop,
+        )
+    except Held as error:
+        return Ended(cell, "held", str(error))
+    except Stopped:
+        return Ended(cell, "stopped")
+    except NotApplicable as error:
+        return Ended(cell, "refused", str(error))
+    except MetabenchError as error:
+        return Ended(cell, "unsaved", str(error))
+    except Exception as error:
+        return Ended(cell, "unsaved", f"{type(error).__name__}: {error}")
+    return Ended(cell, "recorded")
+
+
+def main(connection: Connection, options: Options) -> None:
+    """The life of a worker: cells come in, events and endings go out."""
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    if options.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu
+    cells: queue.SimpleQueue[Cell | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            while (message := connection.recv()) is not None:
+                cells.put(message)
+        except (EOFError, OSError):
+            pass
+        stop.set()
+        cells.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+    def send(message: Event | Ended) -> None:
+        try:
+            connection.send(message)
+        except OSError:  # nobody listens any more
+            stop.set()
+
+    from metabench.registry import load_plugins
+
+    load_plugins()
+    while not stop.is_set() and (cell := cells.get()) is not None:
+        send(run_one(cell, options, send, stop.is_set))
+
+
+class Worker:
+    """A worker as the launcher sees it: its process, the pipe to it, and the cell it has."""
+
+    def __init__(self, options: Options) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=main, args=(theirs, options), daemon=True)
+        with _interrupts_ignored():  # from its first moment: the launcher decides
+            self.process.start()
+        theirs.close()
+        self.cell: Cell | None = None
+        self.since = 0.0
+
+    def send(self, cell: Cell | None) -> None:
+        """A cell to run, or None: stop at the next step boundary and end."""
+        if cell is not None:
+            self.cell, self.since = cell, time.monotonic()
+        with contextlib.suppress(OSError):  # a dead worker is noticed when it is listened to
+            self.connection.send(cell)
+
+    def messages(self) -> Iterator[Event | Ended]:
+        """What it has said since; raises EOFError once it is dead and all has been read."""
+        try:
+            while self.connection.poll():
+                yield self.connection.recv()
+        except OSError:
+            raise EOFError from None
+        if not self.process.is_alive() and not self.connection.poll():
+            raise EOFError
+
+    def death(self) -> str:
+        """How the process ended, in words."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        if code >= 0:
+            return f"its process ended with exit code {code}"
+        with contextlib.suppress(ValueError):
+            return f"its process died (signal {-code}, {signal.Signals(-code).name})"
+        return f"its process died (signal {-code})"
+
+
+def gpus() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; found without torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    found = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    gpus = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(i) for i in range(len(gpus))]
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process started inside ignores SIGINT from the start."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
