@@ -1,0 +1,229 @@
+"""A convolution block's values and gradients, and the tangents of both, by hand.
+
+A block is a 3x3 convolution without bias, batch norm with the statistics of the batch, an optional
+2x2 max-pool, and ReLU. Plain functions on tensors, for CPUs; :mod:`metabench.fused` makes autograd
+functions of them. Faster than differentiating library operations twice, because scale, shift, ReLU
+and what follows from them see the data after the pool only, and because the double backward of a
+convolution is made of convolutions of ordinary size.
+
+Maps are [n, h, w, channels], or [rows, channels] where space does not matter. Symbols: y output of
+the convolution, d = y - mean y, r = 1 / sqrt(mean d^2 + eps), s = r scale, p the winners of the
+pool in d (or all of d), u = s p + shift, z = max(u, 0), N rows in y. gz is the gradient in z, and
+so on; a leading d as in dz or dgz means the tangent along a direction in input and weights.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metabench.convolution import Form, Site
+
+EPS = 1e-5
+
+_aten = torch.ops.aten
+
+
+class Block(NamedTuple):
+    """What a block's forward pass keeps; None where its kind has no use for it."""
+
+    z: Tensor
+    """[n, h, w, filters]"""
+    r: Tensor
+    """[filters]"""
+    table: Tensor | None
+    """Patches of the block's input, where the convolution goes by them."""
+    d: Tensor | None = None
+    """[N, filters]"""
+    p: Tensor | None = None
+    """[rows of z, filters]; None where it is d."""
+    winners: Tensor | None = None
+    """[n, rows of z in an image, filters], positions in the map of an image."""
+    covariance: Tensor | None = None
+    """[9c, 9c] of the first block's patches."""
+
+
+class Slopes(NamedTuple):
+    """What a block's backward pass keeps."""
+
+    gu: Tensor
+    gscale: Tensor
+    gshift: Tensor
+    gy: Tensor | None = None
+    """[N, filters]"""
+    sums: Tensor | None = None
+    """First block: put(gu)' patches, [filters, 9c]."""
+
+
+class Weights(NamedTuple):
+    """A block's parameters, or a direction in them: conv as rows [filters, 9c], scale, shift."""
+
+    conv: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+class Tangent(NamedTuple):
+    """What the tangent of a block's forward pass keeps."""
+
+    dz: Tensor
+    mu: Tensor
+    """[filters], mean of a x, where a is the tangent of y."""
+    gu_dq: Tensor
+    """[filters], sum of gu times the tangent of the normalised winners."""
+    am: Tensor | None = None
+    """[filters], mean of a."""
+    a: Tensor | None = None
+    """[N, filters]"""
+    site: Site | None = None
+    """Convolution over the tangent of the block's input."""
+
+
+def pool(y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Winners of scale * y in windows of 2x2: values and positions, [n, rows, filters]."""
+    signed = y if bool((scale > 0).all()) else y * scale.sign()
+    top, where = _aten.max_pool2d_with_indices(signed.permute(0, 3, 1, 2), [2, 2])
+    n, filters = y.shape[0], y.shape[3]
+    where = where.permute(0, 2, 3, 1).reshape(n, -1, filters)
+    if signed is y:
+        return top.permute(0, 2, 3, 1).reshape(n, -1, filters), where
+    return y.reshape(n, -1, filters).gather(1, where), where
+
+
+def pick(dense: Tensor, winners: Tensor) -> Tensor:
+    """[N, filters] at the winners, [rows of z, filters]."""
+    n, _, filters = winners.shape
+    return dense.view(n, -1, filters).gather(1, winners).view(-1, filters)
+
+
+def put(dense: Tensor, winners: Tensor, values: Tensor) -> Tensor:
+    """Add ``values`` [rows of z, filters] to ``dense`` [N, filters] at the winners, in place."""
+    n, _, filters = winners.shape
+    dense.view(n, -1, filters).scatter_add_(1, winners, values.view(n, -1, filters))
+    return dense
+
+
+def mask_(g: Tensor, z: Tensor) -> Tensor:
+    """g where z > 0, else 0, in place; as [rows of z, filters]."""
+    g = g.view(-1, z.shape[3])
+    _aten.threshold_backward.grad_input(g, z.view(-1, z.shape[3]), 0, grad_input=g)
+    return g
+
+
+def forward(x: Tensor, w: Weights, form: Form) -> Block:
+    """A block on a map x."""
+    site = Site.over(x, form)
+    d = site.conv(w.conv)
+    d.sub_(d.mean(0))
+    r = (d * d).mean(0).add_(EPS).rsqrt_()
+    n, h, wide = site.out
+    p, winners = None, None
+    if form.pool:
+        p, winners = pool(d.view(n, h, wide, -1), w.scale)
+        p, h, wide = p.view(-1, p.shape[2]), h // 2, wide // 2
+    z = torch.addcmul(w.shift, d if p is None else p, r * w.scale).relu_()
+    return Block(z.view(n, h, wide, -1), r, site.table, d, p, winners)
+
+
+def backward(
+    kept: Block, x: Tensor, w: Weights, gz: Tensor, form: Form
+) -> tuple[Slopes, Tensor, Tensor]:
+    """Slopes, gradient in w.conv, gradient in the input x; ``gz`` is overwritten."""
+    site, d, r = Site(x, kept.table, form), kept.d, kept.r
+    assert d is not None
+    gu = mask_(gz, kept.z)
+    gshift = gu.sum(0)
+    gscale = (gu * (d if kept.p is None else kept.p)).sum(0).mul_(r)
+    s = r * w.scale
+    c = s / -d.shape[0]
+    gy = torch.addcmul(c * gshift, d, c * r * gscale)
+    _add_winners(gy, kept, (gu, s))
+    return (Slopes(gu, gscale, gshift, gy), site.weight_grad(gy), site.input_grad((gy, w.conv)))
+
+
+def tangent(
+    kept: Block, slopes: Slopes, x: Tensor, w: Weights, dx: Tensor, v: Weights, form: Form
+) -> Tangent:
+    """Tangent of :func:`forward` along (dx, v)."""
+    d, r = kept.d, kept.r
+    assert d is not None
+    site = Site.over(dx, form)
+    a = Site(x, kept.table, form).conv(v.conv, add=site.conv(w.conv))
+    am = a.mean(0)
+    mu = (a * d).mean(0).mul_(r)
+    picked = a if kept.winners is None else pick(a, kept.winners)
+    rg = r * w.scale
+    du = torch.addcmul(v.shift - rg * am, picked, rg)
+    du.addcmul_(d if kept.p is None else kept.p, r * (v.scale - rg * mu))
+    gu_dq = r * ((slopes.gu * picked).sum(0) - am * slopes.gshift) - r * mu * slopes.gscale
+    return Tangent(mask_(du, kept.z).view_as(kept.z), mu, gu_dq, am, a, site)
+
+
+def backward_tangent(
+    kept: Block,
+    slopes: Slopes,
+    along: Tangent,
+    x: Tensor,
+    w: Weights,
+    v: Weights,
+    dgz: Tensor | None,
+    form: Form,
+) -> tuple[Weights, Tensor]:
+    """Tangent of :func:`backward` along what ``along`` was computed for and dgz.
+
+    Returns the tangents of the parameters' gradients and of the input's.
+    """
+    d, r = kept.d, kept.r
+    assert d is not None and slopes.gy is not None and along.a is not None
+    assert along.am is not None and along.site is not None
+    n = d.shape[0]
+    s = r * w.scale
+    lift = r * (v.scale - s * along.mu)  # tangent of s
+    dgshift, dgscale = torch.zeros_like(along.mu), along.gu_dq
+    terms = [(slopes.gu, lift)]
+    if dgz is not None:
+        dgu = mask_(dgz, kept.z)
+        dgshift = dgu.sum(0)
+        p = d if kept.p is None else kept.p
+        dgscale = dgscale + (dgu * p).sum(0).mul_(r)
+        terms.append((dgu, s))
+    bend = s * r * slopes.gscale / n
+    const = bend * along.am - (lift * slopes.gshift + s * dgshift) / n
+    slope = r * (bend * along.mu - (lift * slopes.gscale + s * dgscale) / n)
+    dgy = torch.addcmul(const, d, slope).addcmul_(along.a, -bend)
+    _add_winners(dgy, kept, *terms)
+    here = Site(x, kept.table, form)
+    dconv = along.site.weight_grad(slopes.gy, add=here.weight_grad(dgy))
+    dgx = here.input_grad((dgy, w.conv), (slopes.gy, v.conv))
+    return Weights(dconv, dgscale, dgshift), dgx
+
+
+def _add_winners(dense: Tensor, kept: Block, *terms: tuple[Tensor, Tensor]) -> None:
+    """dense += put(sum of a * by over the terms (a, by))."""
+    if kept.winners is None:
+        for a, by in terms:
+            dense.addcmul_(a, by)
+        return
+    (a, by), *rest = terms
+    values = a * by
+    for a, by in rest:
+        values.addcmul_(a, by)
+    put(dense, kept.winners, values)
+
+
+def features(z: Tensor, form: Form) -> Tensor:
+    """[n, features] of the last block's map [n, h, w, filters]."""
+    if form.mean:
+        return z.mean(dim=(1, 2))
+    return z.permute(0, 3, 1, 2).reshape(z.shape[0], -1)
+
+
+def features_grad(gf: Tensor, shape: torch.Size, form: Form) -> Tensor:
+    """Gradient in the map of this shape; a new tensor."""
+    n, h, w, filters = shape
+    if form.mean:
+        return (gf / (h * w))[:, None, None, :].expand(shape).contiguous()
+    back = gf.reshape(n, filters, h, w).permute(0, 2, 3, 1)
+    return back.clone(memory_format=torch.contiguous_format)

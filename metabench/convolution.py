@@ -1,0 +1,133 @@
+"""Convolutions of 3x3 on maps [n, h, w, channels]: by the library, or by products with patches.
+
+On small maps the library's calls have a fixed cost that a product with the patch matrix has not. A
+convolution weight is [filters, 9c], a row ordered by (row, column, channel).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+UNROLL_ROWS = 512
+"""Up to this many output pixels the patch matrix is the cheaper way (measured on one core)."""
+
+_local = threading.local()
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all blocks of a body share.
+
+    ``mean``: features are means over space; otherwise all entries, ordered (channel, row, column).
+    """
+
+    stride: int = 1
+    pool: bool = False
+    mean: bool = False
+
+    def conv_size(self, size: int) -> int:
+        """Height of a convolution's output on a map of this height."""
+        return -(-size // self.stride)
+
+    def out_size(self, size: int) -> int:
+        """Height of a block's output on a map of this height."""
+        return self.conv_size(size) // (2 if self.pool else 1)
+
+
+def rows(weight: Tensor) -> Tensor:
+    """[filters, c, 3, 3] as [filters, 9c]; a view where the layout is channels-last."""
+    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def unrows(matrix: Tensor) -> Tensor:
+    """[filters, 9c] as [filters, c, 3, 3] in channels-last layout."""
+    return matrix.view(matrix.shape[0], 3, 3, -1).permute(0, 3, 1, 2)
+
+
+def buffer(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A tensor that this thread uses again and again, zeros at first; never handed to autograd."""
+    held: dict[Any, Tensor] = _local.__dict__.setdefault("buffers", {})
+    key = (name, shape, like.dtype)
+    if key not in held:
+        if len(held) >= 64:
+            held.clear()
+        held[key] = like.new_zeros(shape)
+    return held[key]
+
+
+def patches(x: Tensor, form: Form, extra: int = 0) -> Tensor:
+    """The 3x3 neighbourhood of every output pixel of a convolution, [N, 9c + extra].
+
+    The ``extra`` columns are left for the caller to fill.
+    """
+    n, h, w, c = x.shape
+    padded = buffer("padded", (n, h + 2, w + 2, c), x)
+    padded[:, 1:-1, 1:-1] = x  # the border stays zero
+    a, b, e, _ = padded.stride()
+    out = (form.conv_size(h), form.conv_size(w))
+    found = x.new_empty(n * out[0] * out[1], 9 * c + extra)
+    view = padded.as_strided((n, *out, 3, 3 * c), (a, b * form.stride, e * form.stride, b, 1))
+    found[:, : 9 * c].view(n, *out, 3, 3 * c).copy_(view)
+    return found
+
+
+class Site:
+    """A convolution over one map, by the library (``table`` None) or by the map's patches."""
+
+    def __init__(self, x: Tensor, table: Tensor | None, form: Form) -> None:
+        self.x, self.table, self.form = x, table, form
+        n, h, w, _ = x.shape
+        self.out = (n, form.conv_size(h), form.conv_size(w))
+
+    @classmethod
+    def over(cls, x: Tensor, form: Form) -> Site:
+        """The cheaper way for a map [n, h, w, c]."""
+        n, h, w, _ = x.shape
+        few = n * form.conv_size(h) * form.conv_size(w) <= UNROLL_ROWS
+        return cls(x, patches(x, form) if few else None, form)
+
+    def conv(self, w: Tensor, add: Tensor | None = None) -> Tensor:
+        """[N, filters], added to ``add`` in place where given."""
+        if self.table is not None:
+            return self.table @ w.t() if add is None else add.addmm_(self.table, w.t())
+        y = F.conv2d(self.x.permute(0, 3, 1, 2), unrows(w), None, self.form.stride, 1)
+        y = y.permute(0, 2, 3, 1).reshape(-1, w.shape[0])
+        return y if add is None else add.add_(y)
+
+    def weight_grad(self, gy: Tensor, add: Tensor | None = None) -> Tensor:
+        """[filters, 9c], added to ``add`` in place where given."""
+        if self.table is not None:
+            return gy.t() @ self.table if add is None else add.addmm_(gy.t(), self.table)
+        shape = gy.new_empty(1).expand(gy.shape[1], self.x.shape[3], 3, 3)
+        g = rows(self._library(gy, shape, 1))
+        return g if add is None else add.add_(g)
+
+    def input_grad(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """[n, h, w, c], new: sum over (gradient in y, weight)."""
+        found = [self._library(gy, unrows(w), 0).permute(0, 2, 3, 1) for gy, w in pairs]
+        for g in found[1:]:
+            found[0].add_(g)
+        return found[0].contiguous()
+
+    def _library(self, gy: Tensor, weight: Tensor, which: int) -> Tensor:
+        g: Tensor = _aten.convolution_backward(
+            gy.view(*self.out, -1).permute(0, 3, 1, 2),
+            self.x.permute(0, 3, 1, 2),
+            weight,
+            None,
+            [self.form.stride] * 2,
+            [1, 1],
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [which == 0, which == 1, False],
+        )[which]
+        return g

@@ -1,0 +1,297 @@
+"""Derivatives by hand against elementary operations differentiated by the library."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from metabench.tasks._networks import ConvNet
+from torch import Tensor
+from torch.nn import functional as F
+
+from metabench import convolution, first_block, fused
+
+EXACT = 1e-10
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def weights_of(net, signs):
+    """Initial values; "mixed" gives scales of both signs and an exact zero."""
+    params = net.init_params(torch.Generator().manual_seed(1))
+    if signs == "mixed":
+        for i, name in enumerate(params):
+            if name.startswith("norm"):
+                params[name] = draw(*params[name].shape, seed=i).to(params[name].dtype)
+                if name.endswith("weight"):
+                    params[name][0] = 0.0
+    return params
+
+
+def whole_loss(net, params, x, y):
+    return net.loss(params, x, y)
+
+
+def by_features(net, params, x, y):
+    return F.cross_entropy(net.apply_params(params, x), y)
+
+
+def meta_gradient(net, params, support, query, steps, loss=whole_loss, first_order=False, lr=0.4):
+    """MAML's outer loss and gradient, written out."""
+    lam = {k: v.detach().clone().requires_grad_() for k, v in params.items()}
+    theta = lam
+    for _ in range(steps):
+        grads = torch.autograd.grad(
+            loss(net, theta, *support), list(theta.values()), create_graph=not first_order
+        )
+        theta = {k: v - lr * g for (k, v), g in zip(theta.items(), grads, strict=True)}
+    value = loss(net, theta, *query)
+    return value.detach(), torch.autograd.grad(value, list(lam.values()))
+
+
+def relative_error(got, want):
+    """Largest error of a tensor, relative to its largest entry."""
+    scale = max(float(w.abs().max()) for w in want)
+    return max(
+        float((g - w).abs().max()) / max(float(w.abs().max()), 1e-6 * scale)
+        for g, w in zip(got, want, strict=True)
+    )
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("loss", [whole_loss, by_features])
+@pytest.mark.parametrize("signs", ["ones", "mixed"])
+@pytest.mark.parametrize("unroll_rows", [0, 100, 10**9])
+@pytest.mark.parametrize(
+    "downsample, size, channels, blocks",
+    [("stride", 28, 1, 4), ("stride", 21, 3, 3), ("pool", 28, 1, 4), ("pool", 21, 3, 3)],
+)
+def test_meta_gradient_equals_the_librarys(
+    downsample, size, channels, blocks, unroll_rows, signs, loss, first_order, monkeypatch
+):
+    monkeypatch.setattr(convolution, "UNROLL_ROWS", unroll_rows)
+    monkeypatch.setattr(first_block, "BUFFER_BYTES", 1 << 15)  # several pieces, the last one short
+    nets = [
+        ConvNet(
+            channels,
+            size,
+            5,
+            filters=6,
+            blocks=blocks,
+            downsample=downsample,
+            elementary=elementary,
+            dtype=torch.float64,
+        )
+        for elementary in (False, True)
+    ]
+    params = weights_of(nets[0], signs)
+    support = draw(5, channels, size, size, seed=2), torch.arange(5)
+    query = draw(11, channels, size, size, seed=3), torch.arange(11) % 5
+    value, got = meta_gradient(nets[0], params, support, query, 3, loss, first_order)
+    expected, want = meta_gradient(nets[1], params, support, query, 3, by_features, first_order)
+    assert float((value - expected).abs()) < EXACT
+    assert relative_error(got, want) < EXACT
+
+
+def test_the_two_orders_differ():
+    net = ConvNet(1, 14, 3, filters=4, blocks=2, dtype=torch.float64)
+    data = draw(3, 1, 14, 14), torch.arange(3)
+    params = weights_of(net, "ones")
+    second = meta_gradient(net, params, data, data, 2)[1]
+    first = meta_gradient(net, params, data, data, 2, first_order=True)[1]
+    assert relative_error(first, second) > 1e-3
+
+
+def test_gradient_of_a_scaled_loss_and_hessian_products():
+    """The loss's own cotangent is differentiated too, and products can be repeated."""
+    nets = [
+        ConvNet(1, 12, 3, filters=4, blocks=2, downsample="pool", elementary=e, dtype=torch.float64)
+        for e in (False, True)
+    ]
+    found = []
+    for net in nets:
+        params = {k: v.requires_grad_() for k, v in weights_of(net, "mixed").items()}
+        a = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        value = (a * whole_loss(net, params, draw(6, 1, 12, 12), torch.arange(6) % 3)).square()
+        inputs = list(params.values())
+        grads = torch.autograd.grad(value, inputs, create_graph=True)
+        for seed in (1, 2):
+            along = [draw(*g.shape, seed=seed) for g in grads]
+            found.append(torch.autograd.grad(grads, [a, *inputs], along, retain_graph=True))
+    assert relative_error(found[0], found[2]) < EXACT
+    assert relative_error(found[1], found[3]) < EXACT
+    assert relative_error(found[0], found[1]) > 1e-3
+
+
+def test_only_the_head_or_only_the_body_moves():
+    """Frozen parameters get no gradient, and the others the right one."""
+    for frozen in ("head", "conv1", "norm"):
+        found = []
+        for elementary in (False, True):
+            net = ConvNet(1, 14, 3, filters=4, blocks=3, elementary=elementary, dtype=torch.float64)
+            params = weights_of(net, "ones")
+            moving = {k: v.requires_grad_() for k, v in params.items() if not k.startswith(frozen)}
+            value = whole_loss(net, params, draw(6, 1, 14, 14), torch.arange(6) % 3)
+            grads = torch.autograd.grad(value, list(moving.values()), create_graph=True)
+            size = torch.stack([g.square().sum() for g in grads]).sum()
+            second = torch.autograd.grad(size, list(moving.values()))
+            found.append([*(g.detach() for g in grads), *second])
+        assert relative_error(*found) < EXACT
+
+
+def test_a_third_derivative_raises():
+    net = ConvNet(1, 14, 3, filters=4, blocks=2, dtype=torch.float64)
+    params = {k: v.requires_grad_() for k, v in weights_of(net, "ones").items()}
+    inputs = list(params.values())
+    value = whole_loss(net, params, draw(3, 1, 14, 14), torch.arange(3))
+    for _ in range(2):
+        grads = torch.autograd.grad(value, inputs, create_graph=True)
+        value = torch.stack([g.square().sum() for g in grads]).sum()
+    # allow_unused: a cut in the graph would give zeros in place of an error.
+    with pytest.raises(RuntimeError, match="third derivatives"):
+        torch.autograd.grad(value, inputs, allow_unused=True)
+
+
+def test_no_graph_outlives_its_loss():
+    import gc
+    import weakref
+
+    net = ConvNet(1, 14, 3, filters=4, blocks=2)
+    params = {k: v.requires_grad_() for k, v in weights_of(net, "ones").items()}
+    value = whole_loss(net, params, draw(3, 1, 14, 14, dtype=torch.float32), torch.arange(3))
+    grads = torch.autograd.grad(value, list(params.values()), create_graph=True)
+    kept = [weakref.ref(value.grad_fn), weakref.ref(grads[0].grad_fn)]
+    gc.disable()  # a reference cycle would hold the maps until a collection
+    try:
+        del value, grads
+        assert [r() for r in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_saved_tensors_hooks_see_what_the_graph_keeps():
+    """The choice of a memory mode measures one step with these hooks."""
+    net = ConvNet(1, 28, 5, filters=16)
+    params = {k: v.requires_grad_() for k, v in weights_of(net, "ones").items()}
+    seen: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        seen.append(x.untyped_storage().nbytes())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        value = whole_loss(net, params, draw(5, 1, 28, 28, dtype=torch.float32), torch.arange(5))
+    first_map = 5 * 14 * 14 * 16 * 4
+    assert value.requires_grad and sum(seen) > first_map
+
+
+def test_changed_images_are_not_taken_for_the_remembered_ones():
+    net = ConvNet(1, 14, 3, filters=4, blocks=2, dtype=torch.float64)
+    params, y = weights_of(net, "ones"), torch.arange(3)
+    x = draw(3, 1, 14, 14)
+    before = whole_loss(net, params, x, y)
+    x.mul_(-1.0)
+    assert not torch.equal(before, whole_loss(net, params, x, y))
+    assert torch.equal(whole_loss(net, params, x, y), whole_loss(net, params, x.clone(), y))
+
+
+def test_threads_agree_bit_for_bit_with_one_after_another():
+    nets = [ConvNet(1, 28, 5, filters=8, downsample=d) for d in ("stride", "pool")]
+    jobs = [
+        (net, weights_of(net, "ones"), draw(5, 1, 28, 28, seed=s, dtype=torch.float32))
+        for s in range(4)
+        for net in nets
+    ]
+
+    def run(job):
+        net, params, x = job
+        data = x, torch.arange(5)
+        return meta_gradient(net, params, data, data, 2)[1]
+
+    want = [run(job) for job in jobs]
+    got: dict[int, tuple[Tensor, ...]] = {}
+
+    def worker(numbers):
+        for i in numbers:
+            got[i] = run(jobs[i])
+
+    threads = [threading.Thread(target=worker, args=(range(k, 8, 3),)) for k in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for i, expected in enumerate(want):
+        assert all(torch.equal(a, b) for a, b in zip(got[i], expected, strict=True))
+
+
+def test_where_it_does_not_apply():
+    x, w = torch.zeros(2, 1, 8, 8), [torch.zeros(1)]
+    assert fused.applies(x, w)
+    assert not fused.applies(x.clone().requires_grad_(), w)
+    assert not fused.applies(x.half(), [w[0].half()])
+    assert not fused.applies(x, [w[0].double()])
+    assert not fused.applies(x.to("meta"), w)
+    inside: list[bool] = []
+    torch.func.vmap(lambda a: (inside.append(fused.applies(a[None], w)), a)[1])(x)
+    torch.func.grad(lambda a: (inside.append(fused.applies(x, w)), a.sum())[1])(x)
+    assert inside == [False, False]
+
+
+def strokes(n, seed=0):
+    """Thin bright curves on exact black, [n, 1, 28, 28]."""
+    gen = torch.Generator().manual_seed(seed)
+    t = torch.linspace(0, 1, 60)[:, None]
+    rows, columns = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    images = []
+    for _ in range(n):
+        ends = 4 + 20 * torch.rand(3, 2, generator=gen)
+        curve = (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * ends[1] + t**2 * ends[2]
+        far = (rows[..., None] - curve[:, 0]) ** 2 + (columns[..., None] - curve[:, 1]) ** 2
+        images.append((1.3 - far.amin(-1).sqrt()).clamp(0, 1))
+    return torch.stack(images)[:, None]
+
+
+def omniglot(n):
+    root = os.environ.get("METABENCH_DATA")
+    path = Path(root or "") / "omniglot" / "omniglot28.npz"
+    if not root or not path.is_file():
+        pytest.skip("needs Omniglot: METABENCH_DATA does not hold omniglot/omniglot28.npz")
+    with np.load(path) as data:
+        images = torch.from_numpy(data["images"][:n, 0].astype(np.float32) / 255)
+    return images[:, None]
+
+
+@pytest.mark.parametrize("images", [strokes, omniglot])
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_single_precision_on_strokes(images, downsample):
+    """Random noise would hide it: on mostly equal values plain sums make poor statistics."""
+    x = images(30)
+    net = ConvNet(1, 28, 5, downsample=downsample)
+    exact = ConvNet(1, 28, 5, downsample=downsample, dtype=torch.float64)
+    params = weights_of(net, "ones")
+    y = torch.arange(25) % 5
+
+    def run(net, dtype):
+        cast = {k: v.to(dtype) for k, v in params.items()}
+        data = (x[:5].to(dtype), y[:5]), (x[5:].to(dtype), y)
+        return meta_gradient(net, cast, *data, 1)[1]
+
+    want = run(exact, torch.float64)
+    got = run(net, torch.float32)
+    scale = max(float(w.abs().max()) for w in want)
+    error = max(float((g - w).abs().max()) for g, w in zip(got, want, strict=True)) / scale
+    assert error < 2e-5

@@ -1,0 +1,158 @@
+"""The few-shot network: shapes, initial values, and one meta-gradient by every way to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from metabench.tasks._networks import ConvNet
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+EXACT = 1e-10
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def library_net(net, channels, filters, blocks, downsample):
+    """The same network out of torch.nn, as a stranger would write it."""
+    layers: list[tuple[str, nn.Module]] = []
+    for i in range(blocks):
+        stride = 2 if downsample == "stride" else 1
+        conv = nn.Conv2d(channels if i == 0 else filters, filters, 3, stride, 1, bias=False)
+        norm = nn.BatchNorm2d(filters, track_running_stats=False)
+        layers += [(f"conv{i + 1}", conv), (f"norm{i + 1}", norm), (f"relu{i + 1}", nn.ReLU())]
+        if downsample == "pool":
+            layers.append((f"pool{i + 1}", nn.MaxPool2d(2)))
+    if downsample == "stride":
+        layers.append(("mean", nn.AdaptiveAvgPool2d(1)))
+    layers += [("flat", nn.Flatten()), ("head", nn.Linear(net.feature_size, 5))]
+    from collections import OrderedDict
+
+    return nn.Sequential(OrderedDict(layers)).double()
+
+
+def params_of(net):
+    """Initial values moved off the ones and zeros that hide faults."""
+    params = net.init_params(torch.Generator().manual_seed(3))
+    for i, (name, value) in enumerate(params.items()):
+        if name.startswith("norm"):
+            params[name] = value + 0.5 * draw(*value.shape, seed=i)
+    return params
+
+
+def unrolled(loss, params, support, query, steps, lr=0.3):
+    """MAML's outer loss as a function of the initial values, for autograd."""
+    theta = params
+    for _ in range(steps):
+        grads = torch.autograd.grad(loss(theta, *support), list(theta.values()), create_graph=True)
+        theta = {k: v - lr * g for (k, v), g in zip(theta.items(), grads, strict=True)}
+    return loss(theta, *query)
+
+
+@pytest.mark.parametrize(
+    "downsample, size, channels",
+    [("stride", 28, 1), ("stride", 15, 3), ("pool", 17, 1), ("pool", 20, 3)],
+)
+@pytest.mark.parametrize("elementary", [False, True])
+def test_meta_gradient_equals_that_of_a_torch_nn_network(downsample, size, channels, elementary):
+    blocks, filters = 3, 4
+    net = ConvNet(
+        channels,
+        size,
+        5,
+        filters=filters,
+        blocks=blocks,
+        downsample=downsample,
+        elementary=elementary,
+        dtype=torch.float64,
+    )
+    library = library_net(net, channels, filters, blocks, downsample)
+    start = params_of(net)
+    assert {k: v.shape for k, v in library.named_parameters()} == {
+        k: v.shape for k, v in start.items()
+    }
+    support = draw(5, channels, size, size, seed=1), torch.arange(5)
+    query = draw(10, channels, size, size, seed=2), torch.arange(10) % 5
+    found = []
+    for loss in (
+        net.loss,
+        lambda p, x, y: F.cross_entropy(net.apply_params(p, x), y),
+        lambda p, x, y: F.cross_entropy(functional_call(library, p, (x,)), y),
+    ):
+        lam = {k: v.clone().requires_grad_() for k, v in start.items()}
+        value = unrolled(loss, lam, support, query, 2)
+        found.append([value.detach(), *torch.autograd.grad(value, list(lam.values()))])
+    for other in found[:2]:
+        for got, want in zip(other, found[2], strict=True):
+            assert float((got - want).abs().max()) < EXACT * max(1.0, float(want.abs().max()))
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_batched_over_tasks_equals_looped(downsample):
+    """vmap around an outer and an inner gradient: where the library's batch norm is wrong."""
+    net = ConvNet(1, 16, 3, filters=4, blocks=3, downsample=downsample, dtype=torch.float64)
+    start = params_of(net)
+    x, y = draw(4, 6, 1, 16, 16), torch.arange(6).remainder(3).expand(4, 6)
+    q = draw(4, 9, 1, 16, 16, seed=1)
+    yq = torch.arange(9).remainder(3).expand(4, 9)
+
+    def outer(params, x, y, q, yq):
+        theta = params
+        for _ in range(2):
+            grads = torch.func.grad(net.loss)(theta, x, y)
+            theta = {k: theta[k] - 0.3 * grads[k] for k in theta}
+        return net.loss(theta, q, yq)
+
+    batched = torch.func.vmap(torch.func.grad(outer), in_dims=(None, 0, 0, 0, 0))(
+        start, x, y, q, yq
+    )
+    for i in range(4):
+        lam = {k: v.clone().requires_grad_() for k, v in start.items()}
+        value = unrolled(net.loss, lam, (x[i], y[i]), (q[i], yq[i]), 2)
+        looped = torch.autograd.grad(value, list(lam.values()))
+        for name, want in zip(lam, looped, strict=True):
+            error = float((batched[name][i] - want).abs().max())
+            assert error < EXACT * max(1.0, float(want.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "downsample, size, channels, filters, features",
+    [
+        ("stride", 28, 1, 64, 64),
+        ("pool", 28, 1, 64, 64),
+        ("pool", 84, 3, 32, 800),
+        ("stride", 84, 3, 32, 32),
+    ],
+)
+def test_shapes_of_the_papers_networks(downsample, size, channels, filters, features):
+    net = ConvNet(channels, size, 5, filters=filters, downsample=downsample)
+    assert net.feature_size == features
+    x = draw(2, channels, size, size, dtype=torch.float32)
+    params = net.init_params(torch.Generator().manual_seed(0))
+    assert net(x).shape == (2, 5)
+    assert net.features(params, x).shape == (2, features)
+    body = {k: v for k, v in params.items() if not k.startswith("head")}
+    assert torch.equal(net.features(body, x), net.features(params, x))
+    assert torch.equal(net(x), net.apply_params(dict(net.named_parameters()), x))
+
+
+def test_images_too_small_for_the_pools():
+    with pytest.raises(ValueError, match="too small for 4 blocks"):
+        ConvNet(1, 15, 5, downsample="pool")
+
+
+def test_initial_values():
+    net = ConvNet(1, 28, 5)
+    a, b, c = (net.init_params(torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert list(a) == [name for name, _ in net.named_parameters()]
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
+    assert bool((a["norm2.weight"] == 1).all()) and not a["norm2.bias"].any()
+    bound = (6 / (64 * 9 + 64 * 9)) ** 0.5  # Glorot
+    assert 0.9 * bound < float(a["conv2.weight"].abs().max()) <= bound
+    before = torch.random.get_rng_state()
+    ConvNet(1, 28, 5)
+    assert torch.equal(before, torch.random.get_rng_state())
