@@ -89,7 +89,8 @@ class Store:
         return sorted(bad, key=lambda b: b.path)
 
     def mend(self, keys: Iterable[str] | None = None) -> list[BadFile]:
-        """Set aside what cannot be trusted, in the folders of ``keys`` or everywhere.
+        """Set aside what cannot be trusted, in the folders of ``keys`` or everywhere, and tidy up
+        after killed processes.
 
         A cell that somebody is running is left to them. Entries directly under the root are
         reported and left alone, in case the root is not the folder it was meant to be.
@@ -102,7 +103,7 @@ class Store:
         else:
             folders = [self.folder(key) for key in keys]
         for folder in folders:
-            if not _read(folder)[1]:
+            if not (_read(folder)[1] or self._untidy(folder)):
                 continue
             claim = self.claim(folder.name)
             if claim is not None:
@@ -112,12 +113,22 @@ class Store:
 
     def mend_claimed(self, claim: claims.Claim) -> list[BadFile]:
         """Set aside what cannot be trusted in the folder of a claim that the caller holds, and
-        remove what killed processes left half written."""
+        remove what killed processes left behind."""
         folder = claim.path.parent
-        for entry in folder.iterdir():
+        for entry in _entries(folder):
             if _TEMPORARY.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)
-        return [self.set_aside(bad) for bad in _read(folder)[1]]
+        record, bad = _read(folder)
+        if record is not None and record.status == "done":
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        return [self.set_aside(b) for b in bad]
+
+    def _untidy(self, folder: Path) -> bool:
+        names = {entry.name for entry in _entries(folder)}
+        if CLAIM in names:
+            return self.holder(folder.name) is None
+        finished = RECORD in names and CHECKPOINT in names
+        return finished or any(_TEMPORARY.fullmatch(name) for name in names)
 
     def set_aside(self, bad: BadFile) -> BadFile:
         """Move one file or folder to ``<root>/set-aside/`` under a name of its own."""
