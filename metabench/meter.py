@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
 
@@ -40,10 +42,31 @@ class Meter:
 
     def add(self, **more: int) -> None:
         """Add to the named counts, times the size of the batch of episodes in progress."""
+        if self.is_muted:
+            return
         weight = getattr(self._local, "weight", 1)
         with self._lock:
             for name, n in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + n * weight)
+
+    @property
+    def is_muted(self) -> bool:
+        """Whether this thread counts nothing just now."""
+        return bool(getattr(self._local, "muted", False))
+
+    def mute(self, muted: bool = True) -> None:
+        """Whether this thread counts from now on: other threads are not touched."""
+        self._local.muted = muted
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Inside, this thread counts nothing."""
+        before = self.is_muted
+        self.mute()
+        try:
+            yield
+        finally:
+            self.mute(before)
 
     def batch_of(self, episodes: int) -> _Weight:
         """Context: what this thread counts stands for ``episodes`` episodes at once."""

@@ -76,12 +76,10 @@ class Context:
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Inside, nothing counts as cost: evaluation."""
-        before, self.meter = self.meter, Meter()
-        try:
+        """Inside, what this thread does, and what it hands to others by :meth:`over_episodes`,
+        does not count as cost: evaluation."""
+        with self.meter.muted():
             yield
-        finally:
-            self.meter = before
 
     def training_episodes(self) -> list[Episode]:
         """The training episodes of this outer step."""
@@ -125,7 +123,8 @@ class Context:
         if self.engine == "vmap" and len(episodes) > 1:
             return self._batched(f, episodes, steps)
         if self.workers > 1 and threads and len(episodes) > 1:
-            with ThreadPoolExecutor(self.workers) as pool:
+            muted = self.meter.is_muted
+            with ThreadPoolExecutor(self.workers, "episode", self.meter.mute, (muted,)) as pool:
                 return list(pool.map(f, episodes))
         return [f(episode) for episode in episodes]
 
