@@ -13,14 +13,14 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
 
     [budgets.NAME]         seeds = [...], the fields of cell.Budget,
                            set.task.*, set.method.*, set.solver.* for every cell
-    [[columns]]            id, label, task, set.task.*, and set.budget.* for the column
+    [[columns]]            id, label, task, set.{task,budget}.* for the column, and budgets.BUDGET.*
     [[rows]]               id, label, method, solver = "sgd", set.{task,method,solver,budget}.*,
                            columns.COLUMN.* and budgets.BUDGET.* with the same kind of tables,
                            skip = ["column", ...] with skip_reason
     [[paper]]              row, column, value, pm, pm_meaning, source, label
 
-Later settings win: column, budget, row, row's budget, row's column, command line. Paper rows may
-name a row that is not run here: give it under [[paper_rows]] (id, label).
+Later settings win: column, budget, column's budget, row, row's budget, row's column, command line.
+Paper rows may name a row that is not run here: give it under [[paper_rows]] (id, label).
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ _strict = ConfigDict(extra="forbid")
 @with_config(_strict)
 @dataclass(frozen=True)
 class Column:
-    """One column of the table: a task with settings."""
+    """One column of the table: a task with settings, and what differs by budget."""
 
     id: str
     task: str
     label: str = ""
     set: Groups = field(default_factory=dict)
+    budgets: dict[str, Groups] = field(default_factory=dict)
 
 
 @with_config(_strict)
@@ -150,6 +151,7 @@ class Suite:
                     column.set,
                     {"budget": chosen.limits},
                     chosen.set,
+                    column.budgets.get(budget, {}),
                     row.set,
                     row.budgets.get(budget, {}),
                     row.columns.get(column.id, {}),
@@ -332,12 +334,13 @@ def _check(suite: Suite, path: Path) -> None:
         if number.pm is not None and not number.pm_meaning:
             raise SuiteError(f"{path}: paper number {number.row}/{number.column}: +- {number.pm} "
                              "of what? give pm_meaning")
+    for place in [*suite.columns, *suite.rows]:
+        for name in place.budgets:
+            if name not in suite.budgets:
+                raise SuiteError(f"{path}: {place.id} names budget {name!r}")
     for row in suite.rows:
         for name in [*row.columns, *row.skip]:
             if name not in columns:
                 raise SuiteError(f"{path}: row {row.id} names column {name!r}; known: {columns}")
-        for name in row.budgets:
-            if name not in suite.budgets:
-                raise SuiteError(f"{path}: row {row.id} names budget {name!r}")
         if row.skip and not row.skip_reason:
             raise SuiteError(f"{path}: row {row.id} skips columns without a skip_reason")
