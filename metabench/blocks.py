@@ -81,15 +81,23 @@ class Tangent(NamedTuple):
     """Convolution over the tangent of the block's input."""
 
 
-def pool(y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Winners of scale * y in windows of 2x2: values and positions, [n, rows, filters]."""
-    signed = y if bool((scale > 0).all()) else y * scale.sign()
-    top, where = _aten.max_pool2d_with_indices(signed.permute(0, 3, 1, 2), [2, 2])
-    n, filters = y.shape[0], y.shape[3]
-    where = where.permute(0, 2, 3, 1).reshape(n, -1, filters)
-    if signed is y:
-        return top.permute(0, 2, 3, 1).reshape(n, -1, filters), where
-    return y.reshape(n, -1, filters).gather(1, where), where
+def pool(y: Tensor, scale: Tensor, out: tuple[Tensor, Tensor]) -> None:
+    """Winners of scale * y in windows of 2x2: values of y and positions in the map, into ``out``.
+
+    y is [n, h, w, filters], both outputs are [n, h // 2, w // 2, filters].
+    """
+    positive = bool((scale > 0).all())
+    signed = y if positive else y * scale.sign()
+    top, where = (x.permute(0, 3, 1, 2) for x in out)
+    _aten.max_pool2d_with_indices.out(signed.permute(0, 3, 1, 2), [2, 2], out=top, indices=where)
+    if not positive:
+        n, h, w, filters = out[0].shape
+        torch.gather(
+            y.view(n, -1, filters),
+            1,
+            out[1].view(n, h * w, filters),
+            out=out[0].view(n, h * w, filters),
+        )
 
 
 def pick(dense: Tensor, winners: Tensor) -> Tensor:
@@ -121,8 +129,12 @@ def forward(x: Tensor, w: Weights, form: Form) -> Block:
     n, h, wide = site.out
     p, winners = None, None
     if form.pool:
-        p, winners = pool(d.view(n, h, wide, -1), w.scale)
-        p, h, wide = p.view(-1, p.shape[2]), h // 2, wide // 2
+        dense = d.view(n, h, wide, -1)
+        h, wide = h // 2, wide // 2
+        p = d.new_empty(n, h, wide, d.shape[1])
+        winners = d.new_empty(p.shape, dtype=torch.int64)
+        pool(dense, w.scale, (p, winners))
+        p, winners = p.view(-1, d.shape[1]), winners.view(n, h * wide, -1)
     z = torch.addcmul(w.shift, d if p is None else p, r * w.scale).relu_()
     return Block(z.view(n, h, wide, -1), r, site.table, d, p, winners)
 

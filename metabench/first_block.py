@@ -54,13 +54,13 @@ def forward(images: Tensor, w: Weights, form: Form) -> Block:
     if not form.pool:
         z = (table @ _columns(s[:, None] * w.conv, w.shift)).relu_()
         return Block(z.view(n, h, wide, -1), r, table, covariance=covariance)
-    tops, where = [], []
-    for dense, _ in _pieces(table, _columns(w.conv, torch.zeros_like(s)), images.shape, form):
-        p, winners = pool(dense, w.scale)
-        tops.append(p)
-        where.append(winners)
-    z = torch.addcmul(w.shift, torch.cat(tops), s).relu_()
-    return Block(z.view(n, h, wide, -1), r, table, winners=torch.cat(where), covariance=covariance)
+    z = table.new_empty(n, h, wide, w.conv.shape[0])
+    winners = table.new_empty(z.shape, dtype=torch.int64)
+    for dense, part in _pieces(table, _columns(w.conv, torch.zeros_like(s)), images.shape, form):
+        pool(dense, w.scale, (z[part], winners[part]))
+        torch.addcmul(w.shift, z[part], s, out=z[part]).relu_()
+    winners = winners.view(n, h * wide, -1)
+    return Block(z, r, table, winners=winners, covariance=covariance)
 
 
 def backward(
