@@ -23,6 +23,7 @@ from metabench.events import (
     Refused,
     Retried,
     SetAside,
+    Started,
     ignore,
 )
 from metabench.record import Record, Status
@@ -204,7 +205,7 @@ class _Launch:
 
     def alone(self) -> None:
         """One after another in this process."""
-        while True:
+        while not self.stopping():
             cell = self.next()
             if cell is not None:
                 self.ended(run_one(cell, self.options, self.tell, self.stopping))
@@ -246,8 +247,10 @@ class _Launch:
         for worker in list(workers):
             try:
                 for message in worker.messages():
+                    if isinstance(message, Started):
+                        worker.since = time.monotonic()
                     if isinstance(message, Ended):
-                        worker.cell = None
+                        worker.cell = worker.since = None
                         self.ended(message)
                     else:
                         self.tell(message)
@@ -261,7 +264,7 @@ class _Launch:
     def enforce_limit(self, worker: Worker) -> None:
         """Kill a worker that is far over the time limit without coming to a step boundary."""
         limit = self.options.time_limit
-        if limit is None or worker.cell is None:
+        if limit is None or worker.cell is None or worker.since is None:
             return
         if time.monotonic() - worker.since > 1.1 * limit + GRACE_SECONDS:
             cell, worker.cell = worker.cell, None

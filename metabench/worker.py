@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -122,12 +121,13 @@ class Worker:
             self.process.start()
         theirs.close()
         self.cell: Cell | None = None
-        self.since = 0.0
+        self.since: float | None = None
+        """When the cell started; None while its process or its problem is still being made."""
 
     def send(self, cell: Cell | None) -> None:
         """A cell to run, or None: stop at the next step boundary and end."""
         if cell is not None:
-            self.cell, self.since = cell, time.monotonic()
+            self.cell, self.since = cell, None
         with contextlib.suppress(OSError):  # a dead worker is noticed when it is listened to
             self.connection.send(cell)
 

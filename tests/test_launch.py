@@ -1,0 +1,407 @@
+"""Many cells: workers that die, signals, other launchers, and what people see of it."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from metabench import launch as module
+from metabench import progress
+from metabench.cell import Cell, make_cell
+from metabench.events import (
+    Elsewhere,
+    Event,
+    Finished,
+    Interrupted,
+    Progress,
+    Refused,
+    Retried,
+    SetAside,
+    Started,
+)
+from metabench.launch import Summary, launch
+from metabench.record import Record
+from metabench.store import CLAIM, RECORD, BadFile, Store
+
+Start = Callable[..., subprocess.Popen[str]]
+
+# A method that notes each start in a file and then does as it is told.
+PLUGIN = '''
+"""A method for tests."""
+import os, signal, time
+from dataclasses import dataclass
+from pathlib import Path
+from metabench.method import GradientMethod, State
+from metabench.registry import methods
+
+@methods.register("told")
+@dataclass(frozen=True)
+class Told(GradientMethod):
+    """Does what it is told."""
+    folder: str = ""
+    do: str = ""
+    pause: float = 0.0
+
+    @property
+    def needs(self):
+        return frozenset()
+
+    def init(self, ctx):
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+        with open(Path(self.folder, "starts"), "a") as file:
+            file.write(f"{ctx.seeds.init} {os.getpid()} {gpu}\\n")
+        return State(ctx.problem.init_outer())
+
+    def step(self, ctx, state):
+        time.sleep(self.pause)
+        once = Path(self.folder, f"once-{ctx.seeds.init}")
+        if self.do == "die" or (self.do == "die once" and not once.exists()):
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.do == "exit":
+            os._exit(3)
+        if self.do == "error":
+            raise ValueError("told to")
+        if self.do == "hang":
+            time.sleep(1000)
+        return state, {"outer_loss": 1.0}
+
+    def adapt(self, ctx, state, episode):
+        return ctx.problem.init_inner(state.lam, episode)
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / "told.py"
+    path.write_text(PLUGIN)
+    monkeypatch.setenv("METABENCH_PLUGINS", str(path))
+    from metabench import registry
+
+    registry.load_plugins()
+    yield path
+    del sys.modules["metabench_plugin_told"]
+    registry.methods._classes.pop("told")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs")
+
+
+def told(folder: Path, seed: int = 0, do: str = "", pause: float = 0.0, steps: int = 3) -> Cell:
+    return make_cell(
+        "ridge", "told", seed=seed,
+        set={
+            "method": {"folder": str(folder), "do": do, "pause": pause},
+            "budget": {"outer_steps": steps, "eval_every": 1000},
+        },
+    )
+
+
+def starts(folder: Path) -> Counter[str]:
+    return Counter(line.split()[0] for line in (folder / "starts").read_text().splitlines())
+
+
+def test_a_grid_is_run_whatever_single_cells_do(
+    store: Store, plugin: Path, tmp_path: Path
+) -> None:
+    cells = [told(tmp_path, i) for i in range(4)]
+    bad = told(tmp_path, 9, "error")
+    refused = make_cell("ridge", "maml", set={"budget": {"outer_steps": 1}})
+    events: list[Event] = []
+    summary = launch([bad, refused, *cells, cells[0]], store, listener=events.append)
+    assert summary.count("done") == 4 and summary.count("failed") == 1
+    assert "told to" in summary.records[bad.key].traceback
+    assert list(summary.refused) == [refused.key] and not summary.remaining
+    assert summary.exit_code == 1 and not summary.interrupted
+    assert "4 done, 1 failed, 1 not applicable" in str(summary)
+    assert set(starts(tmp_path).values()) == {1}
+    assert {r.key for r in store.records()} == {c.key for c in [bad, *cells]}
+    assert sum(isinstance(e, Started) for e in events) == 5
+    assert not list(store.root.glob(f"*/*/{CLAIM}"))
+
+    again = launch(cells, store)
+    assert again.exit_code == 0 and again.reused == {c.key for c in cells}
+    assert sum(starts(tmp_path).values()) == 5
+
+
+def test_a_worker_that_dies_costs_one_try_of_one_cell(
+    store: Store, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    doings = ["die once", "die", "error", "", "", ""]
+    cells = [told(tmp_path, i, do, pause=0.1) for i, do in enumerate(doings)]
+    refused = make_cell("ridge", "maml", set={"budget": {"outer_steps": 1}})
+    events: list[Event] = []
+    summary = launch([*cells, refused], store, jobs=2, listener=events.append, device="cpu")
+    status = [summary.records[cell.key].status for cell in cells]
+    assert status == ["done", "failed", "failed", "done", "done", "done"]
+    assert "signal 9, SIGKILL" in summary.records[cells[1].key].reason
+    assert {e.cell.seed for e in events if isinstance(e, Retried)} == {0, 1}
+    assert list(summary.refused) == [refused.key]
+    assert all(store.get(cell.key) == summary.records[cell.key] for cell in cells)
+    assert store.problems() == [] and not list(store.root.glob(f"*/*/{CLAIM}"))
+    # Workers take turns on the GPUs.
+    lines = (tmp_path / "starts").read_text().splitlines()
+    assert {line.split()[2] for line in lines} == {"3", "5"}
+
+
+def test_a_step_that_never_ends_is_cut_off(
+    store: Store, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.5)
+    cell = told(tmp_path, 0, "hang")
+    summary = launch([cell], store, jobs=2, time_limit=0.5)
+    assert summary.records[cell.key].status == "timeout"
+    assert "did not end" in summary.records[cell.key].reason
+
+
+def test_damaged_files_are_told_of_and_their_cells_run(
+    store: Store, plugin: Path, tmp_path: Path
+) -> None:
+    cells = [told(tmp_path, i) for i in range(2)]
+    launch(cells, store)
+    path = store.folder(cells[0].key) / RECORD
+    path.write_bytes(path.read_bytes()[:100])
+    events: list[Event] = []
+    summary = launch(cells, store, listener=events.append)
+    (bad,) = [e.bad for e in events if isinstance(e, SetAside)]
+    assert bad.path == path and summary.set_aside == [bad]
+    assert summary.reused == {cells[1].key} and summary.exit_code == 0
+    assert store.get(cells[0].key).status == "done"
+
+
+def test_a_store_that_cannot_be_written_is_shown(
+    store: Store, plugin: Path, tmp_path: Path
+) -> None:
+    cells = [told(tmp_path, i) for i in range(2)]
+    store.root.mkdir()
+    (store.root / cells[0].key[:2]).write_text("in the way")
+    summary = launch(cells, store)
+    assert list(summary.unsaved) == [cells[0].key] and summary.exit_code == 1
+    assert summary.records[cells[1].key].status == "done"
+    assert "1 not saved" in str(summary)
+
+
+# Several launchers, signals: real processes
+
+SCRIPT = """
+import sys
+from metabench.cell import make_cell
+from metabench.launch import launch
+from metabench.registry import load_plugins
+from metabench.store import Store
+from metabench.progress import view
+
+if __name__ == "__main__":
+    load_plugins()
+    root, folder, jobs, cells, pause, steps = sys.argv[1:]
+    made = [
+        make_cell("ridge", "told", seed=i, set={
+            "method": {"folder": folder, "pause": float(pause)},
+            "budget": {"outer_steps": int(steps), "eval_every": 1000},
+        })
+        for i in range(int(cells))
+    ]
+    with view(len(made), int(jobs)) as listener:
+        summary = launch(made, Store(root), jobs=int(jobs), listener=listener)
+    print(summary)
+    sys.exit(summary.exit_code)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts launchers, each with its own group of processes; none outlives the test."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    started = []
+
+    def begin(*arguments: object) -> subprocess.Popen[str]:
+        root = str(tmp_path / "runs")
+        started.append(
+            subprocess.Popen(
+                [sys.executable, str(script), root, str(tmp_path), *map(str, arguments)],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield begin
+    for launcher in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.communicate()
+
+
+def wait_for(condition: object, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_launchers_share_a_grid(
+    store: Store, plugin: Path, tmp_path: Path, start: Start
+) -> None:
+    launchers = [start(1, 12, 0.02, 5) for _ in range(2)]
+    for launcher in launchers:
+        out, _ = launcher.communicate(timeout=120)
+        assert launcher.returncode == 0, out
+        assert "12 done" in out
+    found = starts(tmp_path)
+    assert len(found) == 12 and set(found.values()) == {1}
+    assert all(r.attempts == 1 for r in store.records())
+    pids = {line.split()[1] for line in (tmp_path / "starts").read_text().splitlines()}
+    assert pids <= {str(launcher.pid) for launcher in launchers}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "number", "group"),
+    [(1, signal.SIGINT, True), (2, signal.SIGINT, True), (2, signal.SIGTERM, False)],
+)
+def test_a_signal_ends_the_launch_at_step_boundaries(
+    store: Store, plugin: Path, tmp_path: Path, start: Start, jobs: int, number: int, group: bool
+) -> None:
+    launcher = start(jobs, 3, 0.05, 200)
+    wait_for(lambda: (tmp_path / "starts").exists() and len(starts(tmp_path)) == jobs)
+    time.sleep(0.3)
+    # Ctrl-C reaches the whole group of processes; kill(1) only the one.
+    (os.killpg if group else os.kill)(launcher.pid, number)
+    out, _ = launcher.communicate(timeout=30)
+    assert launcher.returncode == 130, out
+    assert "run the same command again" in out and "Traceback" not in out
+    assert out.count("checkpoint kept") == jobs
+    assert not list(store.root.glob(f"*/*/{CLAIM}"))
+    assert len(list(store.root.glob("*/*/checkpoint.pt"))) == jobs
+    assert store.problems() == []
+
+
+def test_workers_do_not_outlive_a_killed_launcher(
+    store: Store, plugin: Path, tmp_path: Path, start: Start
+) -> None:
+    launcher = start(2, 2, 0.05, 2000)
+    wait_for(lambda: (tmp_path / "starts").exists() and len(starts(tmp_path)) == 2)
+    pids = [int(line.split()[1]) for line in (tmp_path / "starts").read_text().splitlines()]
+    launcher.kill()
+    launcher.communicate()
+
+    def gone(pid: int) -> bool:
+        try:
+            return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        except FileNotFoundError:
+            return True
+
+    wait_for(lambda: all(gone(pid) for pid in pids), 20)
+    # They had the time to say where they stood.
+    assert len(list(store.root.glob("*/*/checkpoint.pt"))) == 2
+    assert not list(store.root.glob(f"*/*/{CLAIM}"))
+
+
+def test_a_cell_that_runs_elsewhere_is_left_alone(
+    store: Store, plugin: Path, tmp_path: Path
+) -> None:
+    cells = [told(tmp_path, i) for i in range(2)]
+    events: list[Event] = []
+    with store.claim(cells[0].key):
+        summary = launch(cells, store, listener=events.append, wait_elsewhere=False)
+    assert summary.elsewhere == {cells[0].key} and summary.exit_code == 1
+    assert [e.cell for e in events if isinstance(e, Elsewhere)] == [cells[0]]
+    assert "1 running elsewhere" in str(summary)
+    assert launch(cells, store).exit_code == 0
+
+
+# What people see
+
+
+def events_of_a_launch() -> list[Event]:
+    cells = [Cell("ridge", "bilevel", "sgd", i) for i in range(5)]
+    done, failed = (
+        Record(key=c.key, cell=c, status=s, reason=r, cost={"seconds": 75.0})
+        for c, s, r in ((cells[0], "done", ""), (cells[1], "failed", "ValueError: no"))
+    )
+    return [
+        SetAside(BadFile(Path("a/record.json"), "is garbled", Path("set-aside/x"))),
+        Finished(replace(done, key=cells[4].key, cell=cells[4]), reused=True),
+        Started(cells[0]), Started(cells[1], 7),
+        Progress(cells[0], 10, 100, 0.1, "training", {"outer_loss": 0.25}),
+        Finished(failed), Retried(cells[1], "its process died (signal 9)"),
+        Refused(cells[2], "needs a head"), Elsewhere(cells[3], "process 7 on there"),
+        Progress(cells[0], 60, 100, 0.6, "training", {}), Finished(done, unsaved="full"),
+        Started(cells[1]), Interrupted(cells[1], 3),
+    ]
+
+
+def test_plain_lines_say_what_happened() -> None:
+    out = io.StringIO()
+    clock = iter(range(0, 10**6, 10))
+    lines = progress.Lines(
+        progress.Tally(5, 1, lambda: float(next(clock))), Console(file=out, width=300)
+    )
+    with lines as listener:
+        for event in events_of_a_launch():
+            listener(event)
+    text = out.getvalue()
+    for part in (
+        "set aside: a/record.json: is garbled; set aside as set-aside/x",
+        "found in the store", "goes on from step 7", "failed: ValueError: no", "once more",
+        "not applicable: needs a head", "running elsewhere (process 7 on there)",
+        "done in 1 min 15 s; NOT SAVED: full", "stopped at step 3, checkpoint kept",
+        "4/5 cells, 2 done, 1 failed, 1 not applicable, 1 running elsewhere",
+    ):
+        assert part in text
+
+
+def test_the_live_view_draws_every_state() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=True)
+    with progress.view(5, 1, console) as listener:
+        assert isinstance(listener, progress.Live)
+        for event in events_of_a_launch():
+            listener(event)
+            console.print(listener.render())
+    text = out.getvalue()
+    assert "10/100" in text and "outer_loss 0.25" in text and "60/100" in text
+    assert isinstance(progress.view(1, 1, Console(file=io.StringIO())), progress.Lines)
+
+
+def test_time_left() -> None:
+    now = [0.0]
+    tally = progress.Tally(4, 2, lambda: now[0])
+    cells = [Cell("ridge", "bilevel", "sgd", i) for i in range(4)]
+    assert tally.seconds_left() is None
+    tally.take(Started(cells[0], 50))
+    tally.take(Progress(cells[0], 50, 100, 0.5))
+    now[0] = 10.0
+    tally.take(Progress(cells[0], 75, 100, 0.75))
+    # A quarter took 10 s: 10 s are left of this one, 3 whole ones of 40 s wait, two at a time.
+    assert tally.seconds_left() == pytest.approx((10 + 3 * 40) / 2)
+    now[0] = 20.0
+    tally.take(Finished(Record(key=cells[0].key, cell=cells[0], status="done")))
+    assert tally.seconds_left() == pytest.approx(3 * 40 / 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.23, "4.2 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text
+
+
+def test_exit_codes() -> None:
+    assert Summary().exit_code == 0
+    assert Summary(interrupted=True).exit_code == 130
+    assert str(Summary()) == "0 done"
