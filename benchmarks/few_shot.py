@@ -274,10 +274,10 @@ def measure(row: Row, names: list[str], python: dict[str, str], repeats: int) ->
     return result
 
 
-def missing_peers(python: dict[str, str]) -> dict[str, str]:
+def missing_peers(peers: list[str], python: dict[str, str]) -> dict[str, str]:
     """Peer to why it cannot take part."""
     absent = {}
-    for peer in PEERS:
+    for peer in peers:
         run = subprocess.run(
             [python[peer], "-W", "ignore", "-c", f"import {peer}"],
             capture_output=True, text=True, check=False,
@@ -395,7 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     wanted = options.only or ["metabench", *PEERS]
     python = {"metabench": sys.executable, **{p: options.peers_python for p in PEERS}}
-    absent = {p: why for p, why in missing_peers(python).items() if p in wanted}
+    absent = missing_peers([p for p in PEERS if p in wanted], python)
     for peer, why in absent.items():
         print(f"{peer} is missing ({why}); its rows are holes. Install it with: {PEERS[peer]}")
     results = []

@@ -1,0 +1,70 @@
+"""The benchmark runs, gates and reports; how fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.few_shot", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+
+def test_a_tiny_row_of_metabench_alone(tmp_path):
+    out = tmp_path / "speed.json"
+    done = run(
+        *("--rows", "stride-1shot-1step-1thread", "--only", "metabench", "--meta-batch", "2"),
+        *("--filters", "4", "--repeats", "1", "--json", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())["rows"]
+    own = row["implementations"]["metabench"]
+    assert own["agrees"] and own["error_float64"] < 1e-10
+    assert len(own["wall"]) == 1 and own["wall"][0] > 0
+    assert "metabench" in done.stdout
+
+
+def test_rows_and_unknown_rows():
+    listed = run("--list").stdout.split()
+    assert "pool-1shot-5steps-1thread" in listed
+    assert run("--rows", "nothing").returncode == 2
+
+
+@pytest.fixture
+def few_shot(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import benchmarks.few_shot
+
+    return benchmarks.few_shot
+
+
+def measured(own, peer, *, agrees=True):
+    def held(seconds):
+        return {"wall": [seconds], "agrees": agrees, "peak_bytes": 10}
+
+    row = {"targets": {"learn2learn": 2.0, "higher": 2.0}}
+    return {"row": row, "implementations": {"metabench": held(own), "learn2learn": held(peer)}}
+
+
+def test_a_target_needs_the_ratio_and_the_gate(few_shot):
+    def first(result):
+        return few_shot.verdicts(result, "wall")[0]
+
+    assert first(measured(1.0, 2.5))["met"] is True
+    assert first(measured(1.0, 1.5))["met"] is False
+    assert first(measured(1.0, 2.5, agrees=False))["met"] is None
+
+
+def test_a_missing_peer_is_a_hole(few_shot):
+    lines = few_shot.verdicts(measured(1.0, 2.5), "wall")
+    higher = next(line for line in lines if line["peer"] == "higher")
+    assert higher["ratio"] is None and higher["met"] is None
