@@ -243,7 +243,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for launcher in started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.communicate()
+        launcher.wait()
+        assert launcher.stdout is not None
+        launcher.stdout.close()
 
 
 def wait_for(condition: object, seconds: float = 60.0) -> None:
