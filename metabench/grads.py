@@ -7,12 +7,13 @@ Autograd is the fast path on a CPU (and the one that Python threads can share). 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from metabench.problem import Params
 
@@ -45,64 +46,85 @@ def detach(params: Params) -> Params:
     return {k: v.detach() for k, v in params.items()}
 
 
+def detach_tree(tree: Any) -> Any:
+    """Nested dicts, lists and tuples with every tensor in them without a graph."""
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+
+
 def grad(
     f: Callable[[Params], Tensor], x: Params, *, create_graph: bool = False
 ) -> tuple[Tensor, Params]:
     """Value and gradient of a scalar function at ``x``; zeros for what it does not depend on.
 
-    With ``create_graph`` the gradient can be differentiated again, in ``x`` and in whatever else
-    ``f`` closes over; without it, it comes back without a graph.
+    With ``create_graph`` both can be differentiated again, in ``x`` and in whatever else ``f``
+    closes over; without it, both come back without a graph.
+    """
+    value, g, _ = grad_and_rest(lambda p: (f(p), ()), x, create_graph=create_graph)
+    return value, g
+
+
+def grad_and_rest(
+    f: Callable[[Params], tuple[Tensor, Any]], x: Params, *, create_graph: bool = False
+) -> tuple[Tensor, Params, Any]:
+    """As :func:`grad` for an ``f`` that returns more beside its value: nested dicts of tensors."""
+    if is_functional():
+        g, (value, rest) = torch.func.grad_and_value(f, has_aux=True)(
+            x if create_graph else detach(x)
+        )
+    else:
+        # A view, where the graph goes on: f may close over the very tensors of x (lam itself where
+        # theta starts at lam), and that second way into f is no part of this derivative.
+        at = {
+            k: v.view_as(v) if create_graph and v.requires_grad else v.detach().requires_grad_()
+            for k, v in x.items()
+        }
+        with torch.enable_grad():
+            value, rest = f(at)
+        g = dict(zip(at, _backward([value], list(at.values()), None, create_graph), strict=True))
+    return (value, g, rest) if create_graph else detach_tree((value, g, rest))
+
+
+def pullback(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """Outputs of ``f`` at ``primals``, and the map from their cotangents to the primals'.
+
+    Primals and outputs are nested dicts and tuples of tensors; as torch.func.vjp, with zeros for
+    what does not take part. Neither has a graph. The map may be used once; its argument must have
+    the outputs' names in the outputs' order.
     """
     if is_functional():
-        at = x if create_graph else detach(x)
-        g, value = torch.func.grad_and_value(f)(at)
-        return value, g if create_graph else detach(g)
-    at = {k: v if create_graph and v.requires_grad else v.detach().requires_grad_()
-          for k, v in x.items()}
-    with torch.enable_grad():
-        value = f(at)
-    if not value.requires_grad:
-        return value, {k: torch.zeros_like(v) for k, v in x.items()}
-    grads = torch.autograd.grad(
-        value, list(at.values()), create_graph=create_graph, materialize_grads=True,
-        allow_unused=True,
-    )
-    return value if create_graph else value.detach(), dict(zip(at, grads, strict=True))
-
-
-def pullback(
-    f: Callable[..., Any], *primals: Any
-) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
-    """Outputs of ``f`` at ``primals`` and the map from their cotangents to the primals'.
-
-    Primals and outputs are nested dicts of tensors; as torch.func.vjp, with zeros for what does
-    not take part. The map may be used once.
-    """
-    if is_functional():
-        out, back = torch.func.vjp(f, *primals)
-        return out, back
-    flat, spec = torch.utils._pytree.tree_flatten(primals)
+        return torch.func.vjp(f, *primals)[:2]
+    flat, spec = tree_flatten(primals)
     leaves = [x.detach().requires_grad_() for x in flat]
     with torch.enable_grad():
-        out = f(*torch.utils._pytree.tree_unflatten(leaves, spec))
-    outs, out_spec = torch.utils._pytree.tree_flatten(out)
+        outputs, out_spec = tree_flatten(f(*tree_unflatten(leaves, spec)))
 
     def back(cotangents: Any) -> tuple[Any, ...]:
-        given = torch.utils._pytree.tree_leaves(cotangents)
-        pairs = [(o, c) for o, c in zip(outs, given, strict=True) if o.requires_grad]
-        if not pairs:
-            grads: Sequence[Tensor] = [torch.zeros_like(x) for x in leaves]
-        else:
-            grads = torch.autograd.grad(
-                [o for o, _ in pairs], leaves, [c for _, c in pairs],
-                allow_unused=True, materialize_grads=True,
-            )
-        result = torch.utils._pytree.tree_unflatten(list(grads), spec)
-        assert isinstance(result, tuple)
-        return result
+        given, given_spec = tree_flatten(cotangents)
+        if given_spec != out_spec:
+            raise ValueError(f"cotangents are {given_spec}, outputs {out_spec}")
+        bars: tuple[Any, ...] = tree_unflatten(_backward(outputs, leaves, given, False), spec)
+        return bars
 
-    values = torch.utils._pytree.tree_unflatten([o.detach() for o in outs], out_spec)
-    return values, back
+    return tree_unflatten([x.detach() for x in outputs], out_spec), back
+
+
+def _backward(
+    outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor] | None, again: bool
+) -> list[Tensor]:
+    """Vector-Jacobian products, zero where nothing depends on an input; ``again`` keeps a graph."""
+    live = [i for i, x in enumerate(outputs) if x.requires_grad]
+    if not live:
+        return [torch.zeros_like(x) for x in inputs]
+    return list(
+        torch.autograd.grad(
+            [outputs[i] for i in live],
+            inputs,
+            None if cotangents is None else [cotangents[i] for i in live],
+            create_graph=again,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
 
 
 def axpy(a: float | Tensor, x: Params, y: Params) -> Params:
@@ -116,14 +138,16 @@ def dot(x: Params, y: Params) -> Tensor:
 
 
 def norm(x: Params) -> Tensor:
-    """Euclidean norm over all names."""
-    return dot(x, x).sqrt()
+    """Euclidean norm over all names, summed in float64."""
+    parts = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in x.values()]
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return whole
 
 
 def mean(items: Iterable[Params]) -> Params:
     """Entry by entry mean, summed in the order given."""
-    listed = list(items)
-    total = dict(listed[0])
-    for item in listed[1:]:
+    first, *others = items
+    total = dict(first)
+    for item in others:
         total = {k: total[k] + item[k] for k in total}
-    return {k: v / len(listed) for k, v in total.items()}
+    return {k: v / (1 + len(others)) for k, v in total.items()}

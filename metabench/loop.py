@@ -71,7 +71,9 @@ class Loop:
         torch.set_num_threads(self.threads)
         cuda = device.type == "cuda"
         engine = options.engine
-        if engine == "auto":
+        if not getattr(self.method, "batched", True):
+            engine = "loop"
+        elif engine == "auto":
             engine = "vmap" if cuda and spread else "loop"
         self.ctx = Context(
             self.problem, self.solver, self.seeds, self.task.offers, budget=self.budget,

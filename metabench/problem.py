@@ -10,7 +10,7 @@ episodes all apply to the same code.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -114,7 +114,7 @@ class Problem(ABC):
     Subclasses give the first five functions and override the rest where the defaults are wrong.
     """
 
-    carried: ClassVar[bool] | bool = False
+    carried: bool = False
     """False: every episode starts from :meth:`init_inner`. True: one inner problem, whose theta is
     carried from outer step to outer step."""
 
@@ -157,6 +157,17 @@ class Problem(ABC):
         A pure function of the seeds, the split and the index. Outer step i uses the training
         episodes i * episodes_per_step and the following.
         """
+
+    def prepare(
+        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
+    ) -> Episode:
+        """The episode with all that its inner steps would compute again and again done once.
+
+        ``only`` names the parts of theta that inner steps will move (None: all). What is done may
+        depend on lam, and is then differentiable in it: features of a body that only the outer
+        level learns. Losses must give the same values on the episode that comes back.
+        """
+        return episode
 
     def count(self, split: str) -> int | None:
         """Number of different episodes of a split; None where they never end."""

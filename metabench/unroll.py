@@ -1,25 +1,85 @@
 """Hypergradients through the iterations of an inner solver: reverse, truncated, forward.
 
-Franceschi, Frasconi, Salzo, Grazzi, Pontil, ICML 2018 (algorithm: card equations 2 to 7); Franceschi
-et al. 2017 for forward mode. Reverse mode has three ways to remember the iterations, equal in
-value: the whole graph; the states, rebuilding one step's graph at a time; every sqrt(T)-th state.
+Franceschi, Frasconi, Salzo, Grazzi, Pontil, ICML 2018, arXiv 1806.04910 (reverse mode, its
+algorithm 1); Franceschi, Donini, Frasconi, Pontil, ICML 2017 (forward mode). Reverse mode has three
+ways to remember the iterations, equal in value: the whole graph; every state, with one step's graph
+rebuilt at a time; every sqrt(T)-th state, with the states between rebuilt too.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
 
 from metabench import grads
-from metabench.method import Context, Hypergradient, inner_loop
+from metabench.context import Context
+from metabench.method import GradientMethod, Hypergradient, Positive, State, inner_loop
 from metabench.problem import Episode, Params
 from metabench.solver import Memory, Rate
 
 MemoryMode = Literal["auto", "graph", "states", "checkpoints"]
+Point = tuple[Params, Memory]
+"""theta and the solver's memory: what one inner step maps to the next."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """The inner iterations of one episode as pure functions of lam.
+
+    ``theta`` is where they start, None for ``problem.init_inner(lam)``, which depends on lam.
+    """
+
+    ctx: Context
+    theta: Params | None
+    episode: Episode
+    rate: Callable[[Params], Rate]
+    only: Sequence[str] | None = None
+
+    def begin(self, lam: Params) -> Point:
+        """The first point."""
+        start = self.ctx.problem.init_inner(lam, self.episode) if self.theta is None else self.theta
+        moving = start if self.only is None else {k: start[k] for k in self.only}
+        return start, self.ctx.solver.init(moving)
+
+    def go(
+        self, point: Point, lam: Params, t: int, steps: int = 1, *, create_graph: bool = False
+    ) -> Point:
+        """The point ``steps`` inner steps on, the first of them number ``t``."""
+        theta, memory = point
+        return inner_loop(
+            self.ctx,
+            lam,
+            theta,
+            self.episode,
+            steps=steps,
+            lr=self.rate(lam),
+            start=t,
+            memory=memory,
+            create_graph=create_graph,
+            only=self.only,
+        )
+
+    def prepared(self, lam: Params) -> Path:
+        """The same iterations, with what is common to them computed once, in the graph of lam."""
+        ready = self.ctx.problem.prepare(lam, self.episode, self.only)
+        return replace(self, episode=ready)
+
+    def plain(self, point: Point, lam: Params, t: int, steps: int = 1) -> Point:
+        """As :meth:`go`, without a graph: ``point`` and ``lam`` must have none."""
+        on: Point = grads.detach_tree(self.go(point, lam, t, steps))
+        return on
+
+    def judge(self, lam: Params, theta: Params) -> Tensor:
+        """F(lam, theta) on the episode's outer batch."""
+        return self.ctx.problem.outer_loss(lam, theta, self.episode.outer)
 
 
 def reverse(
@@ -40,128 +100,85 @@ def reverse(
 
     ``theta`` is where the inner steps start, None for ``problem.init_inner(lam)``, which is then
     differentiated too. ``truncate`` keeps the last K steps only (biased). ``first_order`` treats
-    inner gradients as constants. ``memory_budget`` in bytes is what "auto" chooses a mode
-    against; the choice goes to ``ctx.notes``.
+    inner gradients as constants. ``only`` names the parameters that move. "auto" takes the fastest
+    mode that keeps the episodes of one outer step within ``memory_budget`` bytes; the choice goes
+    to ``ctx.notes``.
     """
-    problem = ctx.problem
+    path = Path(ctx, theta, episode, rate, only)
+    lam = grads.detach(lam)
     kept = steps if truncate is None else min(truncate, steps)
     skipped = steps - kept
-    starts = theta is None
-
-    def start(lam: Params) -> Params:
-        return problem.init_inner(lam, episode) if theta is None else theta
-
-    first, memory = None, None
-    if skipped:
-        first, memory = inner_loop(
-            ctx, grads.detach(lam), grads.detach(start(grads.detach(lam))), episode,
-            steps=skipped, lr=_detached(rate(grads.detach(lam))), only=only,
-        )
-        first, memory = grads.detach(first), _detach_memory(memory)
-
-    if mode == "auto":
-        mode = _choose(ctx, lam, first or start(lam), episode, kept, rate, only, memory_budget,
-                       first_order)
+    first = path.plain(grads.detach_tree(path.begin(lam)), lam, 0, skipped) if skipped else None
+    if first_order or kept <= 1:
+        mode = "graph"
+    elif mode == "auto":
+        mode = choose(path, lam, kept, memory_budget)
     ctx.notes["unroll"] = "first order" if first_order else mode
-    _count(ctx, kept, first_order, starts and not skipped)
-    if mode == "graph" or first_order or kept <= 1:
+    if mode == "graph":
+        found = _whole_graph(path, lam, first, skipped, kept, first_order)
+    else:
+        every = 1 if mode == "states" else math.isqrt(kept)
+        found = _replayed(path, lam, first, skipped, kept, every)
+    through_start = theta is None and first is None and "lam_is_initialisation" in ctx.offers
+    made = 0 if first_order else kept
+    ctx.meter.add(
+        outer_gradients=1,
+        # Where the start does not depend on lam, the graph has no product in theta at its step.
+        hvps=made if through_start or mode != "graph" else max(0, made - 1),
+        mixed_products=made if "lam_in_inner_loss" in ctx.offers else 0,
+    )
+    return found
 
-        def value_of(lam: Params) -> tuple[Tensor, Params]:
-            begin = start(lam) if first is None else first
-            end, _ = inner_loop(
-                ctx, lam, begin, episode, steps=kept, start=skipped, lr=rate(lam),
-                memory=memory, create_graph=not first_order, only=only,
-            )
-            return problem.outer_loss(lam, end, episode.outer), end
 
-        return _value_and_grad(value_of, lam)
-    return _replayed(ctx, lam, start, first, memory, episode, kept, skipped, rate, only, mode)
-
-
-def _value_and_grad(
-    f: Callable[[Params], tuple[Tensor, Params]], lam: Params
+def _whole_graph(
+    path: Path, lam: Params, first: Point | None, t: int, steps: int, first_order: bool
 ) -> Hypergradient:
-    ends: list[Params] = []
+    """One graph through the start (unless ``first`` is given), all steps and the outer loss."""
 
-    def value(lam: Params) -> Tensor:
-        v, end = f(lam)
-        ends.append(end)
-        return v
+    def f(lam: Params) -> tuple[Tensor, Params]:
+        ready = path.prepared(lam)
+        start = ready.begin(lam) if first is None else first
+        end, _ = ready.go(start, lam, t, steps, create_graph=not first_order)
+        return ready.judge(lam, end), end
 
-    if grads.is_functional():
-        g, (v, end) = torch.func.grad(lambda p: (lambda o: (o[0], o))(f(p)), has_aux=True)(lam)
-        return Hypergradient(v.detach(), grads.detach(g), grads.detach(end))
-    v, g = grads.grad(value, lam)
-    return Hypergradient(v, g, grads.detach(ends[0]))
+    return Hypergradient(*grads.grad_and_rest(f, lam))
 
 
 def _replayed(
-    ctx: Context,
-    lam: Params,
-    start: Callable[[Params], Params],
-    first: Params | None,
-    memory: Memory | None,
-    episode: Episode,
-    kept: int,
-    skipped: int,
-    rate: Callable[[Params], Rate],
-    only: Sequence[str] | None,
-    mode: MemoryMode,
+    path: Path, lam: Params, first: Point | None, t: int, steps: int, every: int
 ) -> Hypergradient:
-    """Reverse mode over stored states: one step's graph alive at a time."""
-    problem = ctx.problem
-    lam = grads.detach(lam)
-    begin = grads.detach(start(lam)) if first is None else first
-    moving = {k: begin[k] for k in (only or begin)}
-    still = {k: v for k, v in begin.items() if k not in moving}
-    memory = ctx.solver.init(moving) if memory is None else memory
+    """Every ``every``-th point stored on the way there; one step's graph at a time on the way back:
 
-    def step(t: int, create_graph: bool) -> Callable[..., tuple[Params, Memory]]:
-        def f(
-            moving: Params, still: Params, memory: Memory, lam: Params
-        ) -> tuple[Params, Memory]:
-            end, after = inner_loop(
-                ctx, lam, {**still, **moving}, episode, steps=1, start=skipped + t,
-                lr=rate(lam), memory=memory, create_graph=create_graph, only=only,
-            )
-            return {k: end[k] for k in moving}, after
-
-        return f
-
-    every = 1 if mode == "states" else max(1, math.isqrt(kept))
-    saved: dict[int, tuple[Params, Memory]] = {}
-    now: tuple[Params, Memory] = (moving, memory)
-    for t in range(kept):
-        if t % every == 0:
-            saved[t] = now
-        now = _plain(step(t, False)(now[0], still, now[1], lam))
-
-    end = {**still, **now[0]}
-    value, outer_back = grads.pullback(
-        lambda p, e: problem.outer_loss(p, e, episode.outer), lam, end
-    )
-    g, alpha = outer_back(torch.ones_like(value))
-    alpha_still = {k: alpha[k] for k in still}
-    cotangent: Any = (
-        {k: alpha[k] for k in moving},
-        torch.utils._pytree.tree_map(torch.zeros_like, now[1]),
-    )
-    for segment in sorted(saved, reverse=True):
-        states = [saved.pop(segment)]
-        last = min(segment + every, kept) - 1
-        for t in range(segment, last):
-            states.append(_plain(step(t, False)(states[-1][0], still, states[-1][1], lam)))
-        for t in range(last, segment - 1, -1):
-            at, held = states.pop()
-            _, back = grads.pullback(step(t, True), at, still, held, lam)
-            at_bar, still_bar, held_bar, lam_bar = back(cotangent)
-            cotangent = (at_bar, held_bar)
-            alpha_still = grads.axpy(1.0, still_bar, alpha_still)
-            g = grads.axpy(1.0, lam_bar, g)
+    g <- g + (d Phi / d lam)' alpha ; alpha <- (d Phi / d point)' alpha.
+    """
     if first is None:
-        _, start_back = grads.pullback(start, lam)
-        start_bar = {**alpha_still, **cotangent[0]}
-        g = grads.axpy(1.0, start_back(start_bar)[0], g)
+        point, start_back = grads.pullback(path.begin, lam)
+    else:
+        point, start_back = first, None
+    stored: list[Point] = []
+    for i in range(steps):
+        if i % every == 0:
+            stored.append(point)
+        point = path.plain(point, lam, t + i)
+
+    end, memory = point
+    value, back = grads.pullback(path.judge, lam, end)
+    g, alpha_theta = back(torch.ones_like(value))
+    alpha: Any = (alpha_theta, tree_map(torch.zeros_like, memory))
+    while stored:
+        begun = (len(stored) - 1) * every
+        points = [stored.pop()]
+        for i in range(begun, min(begun + every, steps) - 1):
+            points.append(path.plain(points[-1], lam, t + i))
+        while points:
+            i = begun + len(points) - 1
+            _, back = grads.pullback(
+                lambda p, q, i=i: path.go(p, q, t + i, create_graph=True), points.pop(), lam
+            )
+            alpha, more = back(alpha)
+            g = grads.axpy(1.0, more, g)
+    if start_back is not None:
+        g = grads.axpy(1.0, start_back(alpha)[0], g)
     return Hypergradient(value, g, end)
 
 
@@ -178,138 +195,117 @@ def forward(
 
     Memory does not grow with ``steps``; time grows with the number of scalars in lam.
     """
-    problem = ctx.problem
+    _load_forward_mode()
+    path = Path(ctx, theta, episode, rate)
     lam = grads.detach(lam)
-    basis = _basis(lam)
-    n = next(iter(basis.values())).shape[0]
+    directions = _unit_directions(lam)
+    n = len(next(iter(directions.values())))
 
-    def start(lam: Params) -> tuple[Params, Memory]:
-        begin = problem.init_inner(lam, episode) if theta is None else theta
-        # A start that does not use lam must still carry a (zero) tangent.
-        begin = {k: v.clone() for k, v in begin.items()}
-        return begin, ctx.solver.init(begin)
+    def along(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+        """Values of f, and its derivatives along every stacked tangent."""
 
-    def along(
-        f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]
-    ) -> tuple[Any, Any]:
+        def one(*tangent: Any) -> Any:
+            return torch.func.jvp(f, primals, tangent)
+
         with grads.functional():
-            out = torch.func.vmap(
-                lambda *t: torch.func.jvp(f, primals, t), out_dims=(None, 0)
-            )(*tangents)
-        return out  # type: ignore[no-any-return]
+            return torch.func.vmap(one, out_dims=(None, 0))(*tangents)  # type: ignore[arg-type]
 
-    (now, memory), (z, z_memory) = along(start, (lam,), (basis,))
+    point, z = along(path.begin, (lam,), (directions,))
     for t in range(steps):
-
-        def update(moving: Params, memory: Memory, lam: Params, t: int = t) -> Any:
-            return inner_loop(
-                ctx, lam, moving, episode, steps=1, start=t, lr=rate(lam), memory=memory,
-                create_graph=True,
-            )
-
-        (now, memory), (z, z_memory) = along(update, (now, memory, lam), (z, z_memory, basis))
-        ctx.meter.add(hvps=n, mixed_products=n)
-
-    ctx.meter.add(outer_gradients=1)
-    ctx.notes["unroll"] = "forward"
-    value, columns = along(
-        lambda p, e: problem.outer_loss(p, e, episode.outer), (lam, now), (basis, z)
-    )
-    g, at = {}, 0
-    for name, tensor in lam.items():
-        g[name] = columns[at : at + tensor.numel()].reshape(tensor.shape)
-        at += tensor.numel()
-    return Hypergradient(value, g, now)
-
-
-def _basis(lam: Params) -> Params:
-    """Unit directions, stacked: name -> [n, *shape] with n the number of scalars in lam."""
-    n = sum(v.numel() for v in lam.values())
-    basis, at = {}, 0
-    for name, value in lam.items():
-        block = torch.zeros(n, value.numel(), dtype=value.dtype, device=value.device)
-        block[at : at + value.numel()] = torch.eye(
-            value.numel(), dtype=value.dtype, device=value.device
+        point, z = along(
+            lambda p, q, t=t: path.go(p, q, t, create_graph=True), (point, lam), (z, directions)
         )
-        basis[name] = block.reshape(n, *value.shape)
-        at += value.numel()
-    return basis
+    value, slopes = along(path.judge, (lam, point[0]), (directions, z[0]))
+    ctx.meter.add(
+        outer_gradients=1,
+        hvps=n * steps,
+        mixed_products=n * steps if "lam_in_inner_loss" in ctx.offers else 0,
+    )
+    ctx.notes["unroll"] = "forward"
+    parts = slopes.split([v.numel() for v in lam.values()])
+    g = {k: part.reshape(v.shape) for (k, v), part in zip(lam.items(), parts, strict=True)}
+    return Hypergradient(value, g, point[0])
 
 
-def _choose(
-    ctx: Context,
-    lam: Params,
-    theta: Params,
-    episode: Episode,
-    steps: int,
-    rate: Callable[[Params], Rate],
-    only: Sequence[str] | None,
-    budget: float,
-    first_order: bool,
-) -> MemoryMode:
-    """The cheapest mode whose estimated peak fits the budget, from one measured step."""
-    if grads.is_functional() or first_order or steps <= 1:
+@functools.cache
+def _load_forward_mode() -> None:
+    """torch compiles rules of forward mode when it is first used, and warns of its own doing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit\.script. is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", r".*torch\.jit\.script. is deprecated", DeprecationWarning
+        )
+        zero = torch.zeros(())
+        torch.func.jvp(torch.sin, (zero,), (zero,))
+
+
+def _unit_directions(lam: Params) -> Params:
+    """Unit vectors, stacked: name -> [n, *shape] with n the number of scalars in lam."""
+    sizes = [v.numel() for v in lam.values()]
+    return {
+        k: torch.eye(sum(sizes), dtype=v.dtype, device=v.device)[:, before : before + size].reshape(
+            -1, *v.shape
+        )
+        for (k, v), size, before in zip(
+            lam.items(), sizes, (sum(sizes[:i]) for i in range(len(sizes))), strict=True
+        )
+    }
+
+
+def choose(path: Path, lam: Params, steps: int, budget: float) -> MemoryMode:
+    """The fastest mode whose estimated peak fits ``budget`` bytes, all episodes of a step together.
+
+    The estimate comes from one inner step, taken once a run and counted; it does not depend on how
+    many threads or batches the episodes are spread over.
+    """
+    notes = path.ctx.notes
+    if "graph_bytes_per_step" not in notes:
+        if grads.is_functional():
+            return "graph"
+        notes["graph_bytes_per_step"], notes["state_bytes"] = measure(path, lam)
+    graph, state = notes["graph_bytes_per_step"], notes["state_bytes"]
+    share = budget / path.ctx.problem.episodes_per_step
+    if steps * graph <= share:
         return "graph"
-    known = ctx.notes.get("graph_bytes_per_step")
-    if known is None:
-        with ctx.uncounted():
-            known = _graph_bytes(ctx, lam, theta, episode, rate, only)
-        ctx.notes["graph_bytes_per_step"] = known
-    moving = {k: theta[k] for k in (only or theta)}
-    state = sum(v.numel() * v.element_size() for v in moving.values())
-    state *= 1 + len(ctx.solver.init(moving))
-    share = budget / max(1, ctx.workers)
-    if steps * known <= share:
-        return "graph"
-    return "states" if steps * state + known <= share else "checkpoints"
+    return "states" if steps * state + graph <= share else "checkpoints"
 
 
-def _graph_bytes(
-    ctx: Context,
-    lam: Params,
-    theta: Params,
-    episode: Episode,
-    rate: Callable[[Params], Rate],
-    only: Sequence[str] | None,
-) -> int:
-    """Bytes of the distinct tensors that the graph of one differentiable inner step keeps."""
-    lam, theta = grads.leaf(lam), grads.leaf(theta)
-    given = {v.untyped_storage().data_ptr() for v in [*lam.values(), *theta.values()]}
-    seen: dict[int, int] = {}
+def measure(path: Path, lam: Params) -> tuple[int, int]:
+    """Bytes that the graph of one differentiable inner step keeps, and bytes of one point."""
+    lam = grads.leaf(lam)
+    point: Point = tree_map(lambda x: x.detach().requires_grad_(), path.begin(lam))
+    given = [*tree_flatten((point, lam))[0], *path.episode.batch(0).values()]
+    there = {x.untyped_storage().data_ptr() for x in given}
+    kept: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in given:
-            seen[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in there:
+            kept[storage.data_ptr()] = storage.nbytes()
         return x
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        end = inner_loop(
-            ctx, lam, theta, episode, steps=1, lr=rate(lam), create_graph=True, only=only
-        )
-    del end
-    return sum(seen.values())
+        after = path.go(point, lam, 0, create_graph=True)
+    state = sum(x.numel() * x.element_size() for x in tree_flatten(after)[0])
+    return sum(kept.values()), state
 
 
-def _count(ctx: Context, kept: int, first_order: bool, through_start: bool) -> None:
-    second = 0 if first_order else kept
-    reaches_lam = through_start and "lam_is_initialisation" in ctx.offers
-    ctx.meter.add(
-        outer_gradients=1,
-        hvps=second if reaches_lam else max(0, second - 1),
-        mixed_products=second if "lam_in_inner_loss" in ctx.offers else 0,
-    )
+@dataclass(frozen=True)
+class Unrolling(GradientMethod):
+    """Settings of the methods that differentiate through inner iterations in reverse."""
 
+    memory: MemoryMode = "auto"
+    """How iterations are remembered: the same numbers, faster ("graph") or smaller."""
+    memory_budget_gb: Positive = 4.0
+    """What "auto" may use for the episodes of one outer step."""
 
-def _plain(state: tuple[Params, Memory]) -> tuple[Params, Memory]:
-    return grads.detach(state[0]), _detach_memory(state[1])
+    def differentiated_steps(self) -> int:
+        """Inner steps that the hypergradient goes back through."""
+        return self.inner_steps
 
-
-def _detach_memory(memory: Memory) -> Memory:
-    return {k: grads.detach(v) for k, v in memory.items()}
-
-
-def _detached(rate: Rate) -> Rate:
-    if isinstance(rate, dict):
-        return grads.detach(rate)
-    return rate.detach() if isinstance(rate, Tensor) else rate
+    def prepare(self, ctx: Context, state: State, episode: Episode) -> None:
+        """Measure a step before episodes run side by side, so that all choose alike."""
+        steps = self.differentiated_steps()
+        if self.memory == "auto" and steps > 1:
+            path = Path(ctx, state.theta, episode, self.rate, self.only(ctx))
+            choose(path, state.lam, steps, self.memory_budget_gb * 1e9)

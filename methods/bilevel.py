@@ -1,8 +1,8 @@
 """Bilevel unrolling: the hypergradient through the inner solver's iterations.
 
 Franceschi, Frasconi, Salzo, Grazzi, Pontil: Bilevel Programming for Hyperparameter Optimization and
-Meta-Learning, ICML 2018, arXiv 1806.04910. Reverse mode (equations of its algorithm 1), truncated
-reverse mode, and forward mode for few scalars.
+Meta-Learning, ICML 2018, arXiv 1806.04910. Reverse mode (algorithm 1), truncated reverse mode, and
+forward mode for few scalars. As in the authors' code the inner step size can be learned along.
 """
 
 from __future__ import annotations
@@ -13,37 +13,70 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from metabench import unroll
-from metabench.method import Context, GradientMethod, Hypergradient, Positive
+from metabench.method import Context, Hypergradient
 from metabench.problem import GRADIENTS, Episode, Params
 from metabench.registry import methods
+from metabench.solver import Rate
+
+RATE = "inner_lr"  # name of the learned step size among the outer variables
 
 
 @methods.register("bilevel")
 @dataclass(frozen=True)
-class Bilevel(GradientMethod):
+class Bilevel(unroll.Unrolling):
     """Bilevel unrolling (Franceschi 2018): differentiate through the inner solver's iterations."""
 
     mode: Literal["reverse", "forward"] = "reverse"
     truncate: Annotated[int, Field(ge=1)] | None = None
-    """Differentiate the last K inner steps only (biased)."""
-    memory: unroll.MemoryMode = "auto"
-    memory_budget_gb: Positive = 4.0
+    """Differentiate the last K inner steps only (biased); reverse mode."""
+    learn_rate: bool = False
+    """Learn the inner step size too, from ``inner_lr`` on; it is kept at 0 or above."""
+
+    def __post_init__(self) -> None:
+        if self.mode == "forward" and self.truncate is not None:
+            raise ValueError("forward mode cannot be truncated: leave truncate unset")
 
     @property
     def needs(self) -> frozenset[str]:
         """Second derivatives; forward mode a small lam too."""
         return GRADIENTS | ({"small_lam"} if self.mode == "forward" else set())
 
+    def init_lam(self, ctx: Context) -> Params:
+        """The task's first lam, and the step size where it is learned."""
+        lam = ctx.problem.init_outer()
+        if self.learn_rate:
+            lam = lam | {RATE: next(iter(lam.values())).new_tensor(self.inner_lr)}
+        return lam
+
+    def rate(self, lam: Params) -> Rate:
+        """One number, or the learned one."""
+        return lam[RATE] if self.learn_rate else self.inner_lr
+
+    def project(self, ctx: Context, lam: Params) -> Params:
+        """The task's constraints, and no step uphill."""
+        lam = ctx.problem.project(lam)
+        return lam | {RATE: lam[RATE].clamp(min=0.0)} if self.learn_rate else lam
+
+    def differentiated_steps(self) -> int:
+        """The last ``truncate``; none in reverse where the mode is forward."""
+        if self.mode == "forward":
+            return 0
+        return min(self.inner_steps, self.truncate or self.inner_steps)
+
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
         """Through ``inner_steps`` iterations from the episode's start."""
         if self.mode == "forward":
-            return unroll.forward(
-                ctx, lam, theta, episode, steps=self.inner_steps, rate=self.rate
-            )
+            return unroll.forward(ctx, lam, theta, episode, steps=self.inner_steps, rate=self.rate)
         return unroll.reverse(
-            ctx, lam, theta, episode,
-            steps=self.inner_steps, rate=self.rate, truncate=self.truncate, mode=self.memory,
+            ctx,
+            lam,
+            theta,
+            episode,
+            steps=self.inner_steps,
+            rate=self.rate,
+            truncate=self.truncate,
+            mode=self.memory,
             memory_budget=self.memory_budget_gb * 1e9,
         )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metabench import grads
-from metabench.method import Context, GradientMethod, State, inner_loop
+from metabench.method import Context, InnerTraining, State, inner_loop
 from metabench.registry import methods
 
 
 @methods.register("fixed")
 @dataclass(frozen=True)
-class Fixed(GradientMethod):
+class Fixed(InnerTraining):
     """No outer learning: lam stays at its first value, theta is trained as usual; the floor."""
 
     @property
     def needs(self) -> frozenset[str]:
         """Nothing."""
         return frozenset()
+
+    def init(self, ctx: Context) -> State:
+        """The first lam."""
+        lam = ctx.problem.init_outer()
+        return State(lam, self.first_theta(ctx, lam))
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Train a carried theta; where every episode starts anew there is nothing to do."""
@@ -27,4 +32,4 @@ class Fixed(GradientMethod):
         theta, _ = inner_loop(
             ctx, state.lam, state.theta, episode, steps=self.inner_steps, lr=self.inner_lr
         )
-        return State(state.lam, grads.detach(theta), state.memory), {}
+        return replace(state, theta=grads.detach(theta)), {}

@@ -1,8 +1,8 @@
 """MAML and its close relatives: learn the initial weights that adapt in a few gradient steps.
 
 Finn, Abbeel, Levine, ICML 2017, arXiv 1703.03400 (second and first order). Options: ANIL (Raghu et
-al. 2020, 1909.09157: inner steps move the head only), Meta-SGD (Li et al. 2017, 1707.09835: one
-learned step size a weight).
+al. 2020, arXiv 1909.09157: inner steps move the head only), Meta-SGD (Li et al. 2017, arXiv
+1707.09835: one learned step size a weight).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from metabench import unroll
-from metabench.method import Context, GradientMethod, Hypergradient, Positive
+from metabench.method import Context, Hypergradient, Positive, Steps
 from metabench.problem import GRADIENTS, Episode, Params
 from metabench.registry import methods
 from metabench.solver import Rate
@@ -23,16 +23,16 @@ RATE = "rate."  # prefix of Meta-SGD's step sizes among the outer variables
 
 @methods.register("maml")
 @dataclass(frozen=True)
-class MAML(GradientMethod):
+class MAML(unroll.Unrolling):
     """MAML (Finn 2017): learn initial weights; options first order, ANIL, Meta-SGD."""
 
-    inner_steps: int = 1
+    inner_steps: Steps = 1
     inner_lr: Positive = 0.4
     order: Literal["second", "first"] = "second"
     anil: bool = False
+    """Inner steps move the head only."""
     meta_sgd: bool = False
-    memory: unroll.MemoryMode = "auto"
-    memory_budget_gb: Positive = 4.0
+    """Learn a step size for every weight that moves, from ``inner_lr`` on."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -53,19 +53,31 @@ class MAML(GradientMethod):
 
     def rate(self, lam: Params) -> Rate:
         """One number, or the learned ones by weight."""
-        learned = {k.removeprefix(RATE): v for k, v in lam.items() if k.startswith(RATE)}
-        return learned or self.inner_lr
+        if not self.meta_sgd:
+            return self.inner_lr
+        return {k.removeprefix(RATE): v for k, v in lam.items() if k.startswith(RATE)}
 
     def only(self, ctx: Context) -> tuple[str, ...] | None:
         """The head for ANIL."""
         return ctx.problem.head if self.anil else None
+
+    def differentiated_steps(self) -> int:
+        """None in first order."""
+        return self.inner_steps if self.order == "second" else 0
 
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
         """[prod_t (I - alpha H_t)] grad L_Q(phi_T); first order drops the product."""
         return unroll.reverse(
-            ctx, lam, theta, episode,
-            steps=self.inner_steps, rate=self.rate, first_order=self.order == "first",
-            only=self.only(ctx), mode=self.memory, memory_budget=self.memory_budget_gb * 1e9,
+            ctx,
+            lam,
+            theta,
+            episode,
+            steps=self.inner_steps,
+            rate=self.rate,
+            first_order=self.order == "first",
+            only=self.only(ctx),
+            mode=self.memory,
+            memory_budget=self.memory_budget_gb * 1e9,
         )

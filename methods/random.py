@@ -15,17 +15,17 @@ import torch
 from scipy.stats import qmc
 
 from metabench import grads
-from metabench.method import Context, GradientMethod, State, inner_loop
-from metabench.problem import Hyper, Params
+from metabench.method import Context, InnerTraining, State, Steps, inner_loop
+from metabench.problem import Episode, Hyper, Params, generator
 from metabench.registry import methods
 
 
 @methods.register("random")
 @dataclass(frozen=True)
-class Random(GradientMethod):
+class Random(InnerTraining):
     """Random or quasi-random search on a small lam; one full inner training a try."""
 
-    inner_steps: int = 100
+    inner_steps: Steps = 100
     sequence: Literal["sobol", "uniform"] = "sobol"
 
     @property
@@ -36,32 +36,29 @@ class Random(GradientMethod):
     def init(self, ctx: Context) -> State:
         """The first lam, not yet judged."""
         lam = ctx.problem.init_outer()
-        theta = None
-        if ctx.problem.carried:
-            theta = grads.detach(ctx.problem.init_inner(lam, ctx.problem.episode("train", 0)))
-        return State(lam, theta, {"best": math.inf})
+        return State(lam, self.first_theta(ctx, lam), {"best": math.inf})
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Draw point ``ctx.step``, train from scratch, keep it where it is better."""
         first = ctx.problem.init_outer()
-        u = self.point(ctx, sum(v.numel() for v in first.values()))
-        lam = place(u, ctx.problem.hypers, first)
-        losses, end = [], None
-        for episode in ctx.training_episodes():
+        sizes = [first[hyper.name].numel() for hyper in ctx.problem.hypers]
+        lam = ctx.problem.project(place(self.point(ctx, sum(sizes)), ctx.problem.hypers, first))
+
+        def trained(episode: Episode) -> tuple[torch.Tensor, Params]:
             start = grads.detach(ctx.problem.init_inner(lam, episode))
-            end, _ = inner_loop(
-                ctx, lam, start, episode, steps=self.inner_steps, lr=self.inner_lr
-            )
-            losses.append(float(ctx.problem.outer_loss(lam, end, episode.outer)))
+            end, _ = inner_loop(ctx, lam, start, episode, steps=self.inner_steps, lr=self.inner_lr)
             ctx.meter.add(trainings=1, function_evaluations=1)
-        loss = math.fsum(losses) / len(losses)
-        # A training that diverged counts as infinitely bad; it is not dropped.
-        loss = loss if math.isfinite(loss) else math.inf
-        log = {"outer_loss": loss} if math.isfinite(loss) else {}
+            return ctx.problem.outer_loss(lam, end, episode.outer).detach(), grads.detach(end)
+
+        found = ctx.over_episodes(trained, ctx.training_episodes(), steps=self.inner_steps)
+        loss = sum(float(value) for value, _ in found) / len(found)
+        if not math.isfinite(loss):
+            # A training that diverged is infinitely bad; it has been paid for, and is not kept.
+            return state, {}
         if loss >= state.memory["best"]:
-            return state, log
-        theta = grads.detach(end) if ctx.problem.carried and end is not None else None
-        return State(lam, theta, {"best": loss}), log
+            return state, {"outer_loss": loss}
+        theta = found[-1][1] if ctx.problem.carried else None
+        return State(lam, theta, {"best": loss}), {"outer_loss": loss}
 
     def point(self, ctx: Context, dim: int) -> Sequence[float]:
         """Point number ``ctx.step`` of the sequence in the unit cube [dim]."""
@@ -70,13 +67,17 @@ class Random(GradientMethod):
             if ctx.step:  # scipy cannot go forward by nothing at the start
                 sobol.fast_forward(ctx.step)
             return [float(x) for x in sobol.random(1)[0]]
-        gen = torch.Generator().manual_seed((ctx.seeds.method + ctx.step) % 2**63)
+        gen = generator(ctx.seeds.method, "random", ctx.step)
         return torch.rand(dim, generator=gen, dtype=torch.float64).tolist()
 
 
 def place(u: Sequence[float], hypers: Sequence[Hyper], like: Params) -> Params:
-    """A point of the unit cube as lam, by each part's bounds and scale."""
-    out, at = {}, 0
+    """A point of the unit cube as lam, by each part's bounds and scale; what ``hypers`` do not name
+    stays as in ``like``.
+
+    Raises ValueError for a part that has neither choices nor both bounds.
+    """
+    out, at = dict(like), 0
     for hyper in hypers:
         value = like[hyper.name]
         part = torch.tensor(
@@ -84,9 +85,10 @@ def place(u: Sequence[float], hypers: Sequence[Hyper], like: Params) -> Params:
         )
         at += value.numel()
         if hyper.choices:
-            part = (part * len(hyper.choices)).floor()
+            part = (part * len(hyper.choices)).floor().clamp(max=len(hyper.choices) - 1)
+        elif hyper.low is None or hyper.high is None:
+            raise ValueError(f"lam's part {hyper.name!r} has no bounds to search between")
         else:
-            assert hyper.low is not None and hyper.high is not None
             low, high = (math.log(x) if hyper.log else x for x in (hyper.low, hyper.high))
             part = low + part * (high - low)
             part = part.exp() if hyper.log else part

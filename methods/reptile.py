@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from metabench import grads
-from metabench.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
+from metabench.method import (
+    Context,
+    GradientMethod,
+    Hypergradient,
+    Positive,
+    SolverName,
+    inner_loop,
+)
 from metabench.problem import Episode, Params
 from metabench.registry import methods
 
@@ -20,10 +27,9 @@ from metabench.registry import methods
 class Reptile(GradientMethod):
     """Reptile (Nichol 2018): move the initial weights towards where inner training ends."""
 
-    inner_steps: int = 5
     inner_lr: Positive = 1e-3
     outer_lr: Positive = 1.0
-    outer_solver: str = "sgd"
+    outer_solver: SolverName = "sgd"
     outer_decay: Literal["none", "linear"] = "linear"
 
     @property
@@ -34,14 +40,13 @@ class Reptile(GradientMethod):
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
-        """theta - phi_T in the place of a gradient; the outer loss is only looked at."""
-        lam = grads.detach(lam)
-        start = ctx.problem.init_inner(lam, episode)
+        """theta - phi_T, in lam's names, in the place of a gradient; the outer loss is looked at
+        only, and counted."""
+        start, back = grads.pullback(lambda p: ctx.problem.init_inner(p, episode), lam)
         end, _ = inner_loop(
-            ctx, lam, start, episode, steps=self.inner_steps, lr=self.inner_lr
+            ctx, grads.detach(lam), start, episode, steps=self.inner_steps, lr=self.inner_lr
         )
-        value = ctx.problem.outer_loss(lam, end, episode.outer).detach()
+        value = ctx.problem.outer_loss(grads.detach(lam), end, episode.outer)
         ctx.meter.add(function_evaluations=1)
-        # init_inner renames nothing: theta and lam have the same names in the same order.
-        gap = {k: s - e for k, s, e in zip(lam, start.values(), end.values(), strict=True)}
-        return Hypergradient(value, grads.detach(gap), grads.detach(end))
+        (gap,) = back(grads.axpy(-1.0, end, start))
+        return Hypergradient(value.detach(), gap, end)

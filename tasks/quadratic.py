@@ -1,8 +1,8 @@
 """The closed-form check problem: a quadratic inner and outer loss, every hypergradient known.
 
 Inner G(lam, w) = 1/2 (w - B lam)' A (w - B lam), outer F(w) = 1/2 |w - c|^2, with A symmetric
-positive definite. w*(lam) = B lam, exact hypergradient B' (B lam - c). With ``formulation =
-"init"`` the inner target B lam is replaced by a constant and lam is the initial w (MAML).
+positive definite. w*(lam) = B lam, exact hypergradient B' (B lam - c). In the formulation "init"
+the inner target B lam is a constant, and the outer variable is the initial w (MAML).
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ class Quadratic:
     """The closed-form check problem: a quadratic inner and outer loss, every answer known."""
 
     dim: Annotated[int, Field(ge=1)] = 1
-    """1: the scalar problem with the constants below; more: random A, B, c of that size."""
+    """1: the scalar problem with the constants below; more: random A, B, c of that size, with
+    eigenvalues of A in [0.5, 3] and the best lam within [-2, 2]."""
     a: Annotated[float, Field(gt=0)] = 2.0
     b: float = 1.5
     c: float = 0.7
     lam: float = 0.4
-    """First value of lam (scalar problem, formulation "target")."""
+    """Scalar problem: the first value of lam; in the formulation "init" what B is applied to."""
     w0: float = -1.0
-    """First value of w; of lam in the formulation "init"."""
+    """First value of w; in the formulation "init" the first value of the outer variable."""
     formulation: Literal["target", "init"] = "target"
     carried: bool = False
 
@@ -77,15 +78,19 @@ class QuadraticProblem(Problem):
             q, _ = torch.linalg.qr(torch.randn(d, d, generator=gen, dtype=torch.float64))
             a = q @ torch.diag(torch.linspace(0.5, 3.0, d, dtype=torch.float64)) @ q.T
             a = (a + a.T) / 2
-            b = torch.randn(d, d, generator=gen, dtype=torch.float64)
-            c = torch.randn(1, d, generator=gen, dtype=torch.float64)
+            q, _ = torch.linalg.qr(torch.randn(d, d, generator=gen, dtype=torch.float64))
+            b = q @ torch.diag(torch.linspace(0.5, 1.5, d, dtype=torch.float64))
+            best = 4 * torch.rand(d, generator=gen, dtype=torch.float64) - 2
+            c = b @ best
             lam = torch.randn(d, generator=gen, dtype=torch.float64)
-        self.A, self.B, self.c, self.lam = (
-            x.to(device) for x in (a, b, c.reshape(d), lam)
-        )
+        self.A, self.B, self.c, self.lam = (x.to(device) for x in (a, b, c.reshape(d), lam))
         self.w0 = torch.full((d,), task.w0, dtype=torch.float64, device=device)
         if d <= 16:
-            self.hypers = (Hyper("lam", (d,), -4.0, 4.0, meaning="where the inner target lies"),)
+            self.hypers = (
+                Hyper(
+                    "lam", (d,), -4.0, 4.0, meaning="B lam is the inner target, or lam the start"
+                ),
+            )
 
     def init_outer(self) -> Params:
         """lam [d]."""
@@ -108,6 +113,10 @@ class QuadraticProblem(Problem):
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |w - c|^2."""
         return 0.5 * (theta["w"] - self.c).square().sum()
+
+    def exact_hypergradient(self, lam: Params) -> Tensor:
+        """B' (B lam - c), at the exact inner minimiser [d] (formulation "target")."""
+        return self.B.T @ (self.target(lam) - self.c)
 
     def episode(self, split: str, index: int) -> Episode:
         """There is no data: every episode is the same."""

@@ -1,8 +1,8 @@
 """Ridge regression with one log penalty a feature: a known solution and a known hypergradient.
 
-Inner G = 1/2 |Xw - y|^2 + 1/2 sum_i e^{lam_i} w_i^2 on training rows, outer F = 1/2 |Xw - y|^2 / n
-on validation rows. w*(lam) = (X'X + diag e^lam)^-1 X'y, hypergradient_i = -e^{lam_i} w*_i
-[(X'X + diag e^lam)^-1 grad F(w*)]_i (Lorraine et al. 2020 check 2; Franceschi et al. 2018 check 2).
+Inner G = 1/2 |Xw - y|^2 + 1/2 sum_i e^{lam_i} w_i^2 on training rows, outer F = 1/2 |Xw - y|^2 on
+validation rows, all rows scaled by 1/sqrt(n). With H = X'X + diag e^lam the minimiser is
+w*(lam) = H^-1 X'y, and the hypergradient in lam_i is -e^{lam_i} w*_i [H^-1 grad F(w*)]_i.
 """
 
 from __future__ import annotations

@@ -215,7 +215,8 @@ def test_both_numbers_of_inner_steps_are_reported() -> None:
 
 
 def test_evaluation_costs_nothing() -> None:
-    set_ = {"method": {"inner_steps": 2}, "budget": {"outer_steps": 3, "eval_every": 1}}
+    method = {"inner_steps": 2, "memory": "graph"}  # "auto" measures one step, and counts it
+    set_ = {"method": method, "budget": {"outer_steps": 3, "eval_every": 1}}
     record = run_cell(make_cell("noisy", "bilevel", set=set_))
     assert record.cost["inner_gradients"] == 6 and record.cost["outer_gradients"] == 3
     assert record.cost["seconds"] > 0 and record.cost["evaluation_seconds"] > 0

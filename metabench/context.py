@@ -1,0 +1,138 @@
+"""What the harness hands to a method: the problem, the inner solver, counters, episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.utils._pytree import tree_map
+
+from metabench import grads
+from metabench.cell import Budget
+from metabench.meter import Meter
+from metabench.problem import Batch, Episode, Params, Problem, Seeds
+from metabench.solver import Solver
+
+
+@dataclass
+class Context:
+    """The problem, the inner solver, counters, and how episodes are worked through.
+
+    ``step`` is the number of outer steps done; ``horizon`` the number planned (None where the
+    budget is set in something else). ``engine`` says how episodes are worked through: "loop" (one
+    after another, over ``workers`` Python threads) or "vmap" (all at once, ``chunk`` at a time).
+    """
+
+    problem: Problem
+    solver: Solver
+    seeds: Seeds
+    offers: frozenset[str]
+    meter: Meter = field(default_factory=Meter)
+    budget: Budget = field(default_factory=Budget)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    step: int = 0
+    engine: Literal["loop", "vmap"] = "loop"
+    workers: int = 1
+    chunk: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Choices made along the way that a reader of the record should know (memory mode ...); kept in
+    checkpoints. Plain JSON values."""
+
+    @property
+    def horizon(self) -> int | None:
+        """Planned number of outer steps."""
+        return self.budget.outer_steps
+
+    @property
+    def progress(self) -> float | None:
+        """The part of the budget that is spent, 0 to 1; None where nothing but time limits it."""
+        used = {**self.meter.counts.as_dict(), "outer_steps": self.step}
+        parts = [
+            used[name] / limit if limit else 1.0
+            for name in Budget.LIMITS
+            if name != "seconds" and (limit := getattr(self.budget, name)) is not None
+        ]
+        return min(1.0, max(parts)) if parts else None
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Inside, nothing counts as cost: evaluation. Not for use while episodes run in threads."""
+        before, self.meter = self.meter, Meter()
+        try:
+            yield
+        finally:
+            self.meter = before
+
+    def training_episodes(self) -> list[Episode]:
+        """The training episodes of this outer step."""
+        m = self.problem.episodes_per_step
+        return [self.problem.episode("train", self.step * m + i) for i in range(m)]
+
+    def inner_grad(
+        self,
+        lam: Params,
+        theta: Params,
+        batch: Batch,
+        *,
+        create_graph: bool = True,
+        only: Sequence[str] | None = None,
+    ) -> Params:
+        """Gradient of G in theta (in the names of ``only``); counted as one inner gradient."""
+        self.meter.add(inner_gradients=1)
+        if not create_graph:
+            lam, theta = grads.detach(lam), grads.detach(theta)
+        moving = theta if only is None else {k: theta[k] for k in only}
+        loss = self.problem.inner_loss
+        return grads.grad(
+            lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
+        )[1]
+
+    def over_episodes(
+        self,
+        f: Callable[[Episode], Any],
+        episodes: Sequence[Episode],
+        *,
+        steps: int = 1,
+        threads: bool = True,
+    ) -> list[Any]:
+        """f of every episode, in order; f returns nested dicts or named tuples of tensors.
+
+        Under the "vmap" engine f runs once on all episodes, with torch.func derivatives;
+        ``steps`` says how many inner batches of each it may ask for. Otherwise it runs once an
+        episode, on Python threads where there are several workers: results do not depend on how
+        many.
+        """
+        if self.engine == "vmap" and len(episodes) > 1:
+            return self._batched(f, episodes, steps)
+        if self.workers > 1 and threads and len(episodes) > 1:
+            with ThreadPoolExecutor(self.workers) as pool:
+                return list(pool.map(f, episodes))
+        return [f(episode) for episode in episodes]
+
+    def _batched(
+        self, f: Callable[[Episode], Any], episodes: Sequence[Episode], steps: int
+    ) -> list[Any]:
+        fixed = not any(callable(e.inner) for e in episodes)
+        inner = [_stack([e.batch(t) for e in episodes]) for t in range(1 if fixed else steps)]
+        outer = _stack([e.outer for e in episodes])
+
+        def one(inner: list[Batch], outer: Batch) -> Any:
+            return f(Episode(inner[0] if fixed else inner.__getitem__, outer, -1))
+
+        size = self.chunk or len(episodes)
+        results: list[Any] = []
+        for start in range(0, len(episodes), size):
+            n = len(episodes[start : start + size])
+            cut = tree_map(lambda x, a=start, b=start + n: x[a:b], (inner, outer))
+            with grads.functional(), self.meter.batch_of(n):
+                out = torch.func.vmap(one)(*cut)
+            results += [tree_map(lambda x, i=i: x[i], out) for i in range(n)]
+        return results
+
+
+def _stack(batches: Sequence[Batch]) -> Batch:
+    return {k: torch.stack([b[k] for b in batches]) for k in batches[0]}
