@@ -32,6 +32,7 @@ class ConvNet(nn.Module):
 
     ``downsample`` "stride": stride 2 and a mean over space at the end (MAML's Omniglot network).
     "pool": stride 1, a 2x2 max-pool after each block, and all that is left as features.
+    ``reduce`` says otherwise: "mean" over space or "flatten".
     Parameters: ``conv{i}.weight``, ``norm{i}.weight``, ``norm{i}.bias`` for i from 1,
     ``head.weight`` [classes, feature_size], ``head.bias`` [classes]. ``elementary`` keeps to
     elementary operations everywhere.
@@ -46,13 +47,15 @@ class ConvNet(nn.Module):
         filters: int = 64,
         blocks: int = 4,
         downsample: Literal["stride", "pool"] = "stride",
+        reduce: Literal["mean", "flatten"] | None = None,
         elementary: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.blocks, self.downsample = blocks, downsample
         self.stride = 2 if downsample == "stride" else 1
-        self.form = Form(self.stride, pool=downsample == "pool", mean=downsample == "stride")
+        self.mean = (reduce or ("mean" if downsample == "stride" else "flatten")) == "mean"
+        self.form = Form(self.stride, pool=downsample == "pool", mean=self.mean)
         self.elementary = elementary
         for i in range(1, blocks + 1):
             inputs = channels_in if i == 1 else filters
@@ -65,7 +68,7 @@ class ConvNet(nn.Module):
             size = math.ceil(size / 2) if downsample == "stride" else size // 2
         if size < 1:
             raise ValueError(f"the images are too small for {blocks} blocks of pooling")
-        self.feature_size = filters if downsample == "stride" else filters * size * size
+        self.feature_size = filters if self.mean else filters * size * size
         self.add_module("head", skip_init(nn.Linear, self.feature_size, classes, dtype=dtype))
         self.names = [name for name, _ in self.named_parameters()]
         self.load_state_dict(self.init_params(torch.Generator().manual_seed(0)))
@@ -114,7 +117,7 @@ class ConvNet(nn.Module):
             if self.downsample == "pool":
                 x = F.max_pool2d(x, 2)  # before ReLU: the same values from a quarter of the data
             x = F.relu(x)
-        return x.mean(dim=(2, 3)) if self.downsample == "stride" else x.flatten(1)
+        return x.mean(dim=(2, 3)) if self.mean else x.flatten(1)
 
 
 def batch_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -1,0 +1,225 @@
+"""Few-shot classification, written once: episodes from class-major images, two formulations.
+
+Finn, Abbeel, Levine, ICML 2017 (lam = initial weights); Franceschi et al., ICML 2018 (lam = conv
+body, theta = a linear head per episode, from zeros). A data set is a small file that subclasses
+:class:`FewShot` and gives its images.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
+
+from ._networks import ConvNet
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Images of one split: uint8 [classes, drawings, channels, size, size], ink or light high."""
+
+    images: Tensor
+    rotations: int = 1
+    """4: every class turned by 90 degrees is a further class."""
+
+    def __len__(self) -> int:
+        return len(self.images) * self.rotations
+
+    def pick(self, classes: Tensor, drawings: Tensor) -> Tensor:
+        """uint8 [n, k, channels, size, size] of classes [n] and drawings [n, k]."""
+        base, turns = classes % len(self.images), classes // len(self.images)
+        picked = self.images[base[:, None], drawings]
+        for turn in range(1, self.rotations):
+            here = turns == turn
+            picked[here] = torch.rot90(picked[here], turn, (-2, -1))
+        return picked
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Settings that every few-shot task shares."""
+
+    ways: Annotated[int, Field(ge=2)] = 5
+    shots: Count = 1
+    queries: Count = 5
+    """Query images a class."""
+    meta_batch: Count = 16
+    """Episodes an outer step."""
+    formulation: Literal["init", "representation"] = "init"
+    """lam = all initial weights, or lam = the body with a head from zeros for each episode."""
+    filters: Count = 64
+    downsample: Literal["stride", "pool"] = "stride"
+    train_shots: Count | None = None
+    """Support images a class in training (Reptile uses more); None: as ``shots``."""
+    inner_batch: Count | None = None
+    """Images of an inner training step, drawn without repetition; None: the whole support set."""
+    dtype: Literal["float32", "float64"] = "float32"
+
+    metric: ClassVar[str] = "accuracy"
+    goal: ClassVar[Literal["max", "min"]] = "max"
+    data: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Depends on where lam enters."""
+        own = {"episodes", "module"}
+        if self.formulation == "init":
+            return GRADIENTS | own | {"lam_is_initialisation", "head"}
+        return GRADIENTS | own | {"lam_in_inner_loss"}
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        """Why some needs are not met, in words."""
+        weights = "the weights of a network are neither few nor bounded"
+        own = {
+            "small_lam": f"lam cannot be expanded: {weights}",
+            "search_space": f"there is nothing to search in: {weights}",
+        }
+        if self.formulation == "init":
+            own["lam_in_inner_loss"] = "the inner loss sees lam through the start alone"
+        else:
+            why = "lam is a representation here (formulation = 'representation')"
+            own["lam_is_initialisation"] = f"{why}, not the initial value of theta"
+            own["head"] = f"{why}: theta is all head"
+        return own
+
+    @abstractmethod
+    def classes(self, split: str) -> Classes:
+        """The images of "train", "valid" or "test". Raises DataMissing."""
+
+    def build(self, seeds: Seeds, device: torch.device) -> FewShotProblem:
+        """Load the images of every split."""
+        splits = {split: self.classes(split) for split in ("train", "valid", "test")}
+        return FewShotProblem(self, splits, seeds, device)
+
+
+class FewShotProblem(Problem):
+    """Episodes of a few-shot task.
+
+    Batches: ``x`` float [n, channels, size, size] in [0, 1], ``y`` long [n] in [0, ways), class by
+    class; in a prepared episode ``features`` [n, f] stands for ``x``. lam and theta are named as the
+    parameters of ``module``.
+    """
+
+    def __init__(
+        self, task: FewShot, splits: dict[str, Classes], seeds: Seeds, device: torch.device
+    ) -> None:
+        self.task, self.splits, self.seeds, self.device = task, splits, seeds, device
+        self.dtype: torch.dtype = getattr(torch, task.dtype)
+        self.episodes_per_step = task.meta_batch
+        channels, size = splits["train"].images.shape[2], splits["train"].images.shape[-1]
+        self.net = ConvNet(
+            channels, size, task.ways, filters=task.filters, downsample=task.downsample,
+            reduce="mean" if task.formulation == "init" else "flatten", dtype=self.dtype,
+        ).to(device)
+        self.module = self.net
+        self.head = ("head.weight", "head.bias")
+
+    def init_outer(self) -> Params:
+        """Every weight, or those of the body."""
+        weights = self.net.init_params(generator(self.seeds.init, "weights"))
+        weights = {k: v.to(self.device, self.dtype) for k, v in weights.items()}
+        if self.task.formulation == "init":
+            return weights
+        return {k: v for k, v in weights.items() if k not in self.head}
+
+    def init_inner(self, lam: Params, episode: Episode) -> Params:
+        """lam itself, or a head of zeros: weight [ways, features], bias [ways]."""
+        if self.task.formulation == "init":
+            return dict(lam)
+        some = next(iter(lam.values()))
+        return {
+            "head.weight": some.new_zeros(self.task.ways, self.net.feature_size),
+            "head.bias": some.new_zeros(self.task.ways),
+        }
+
+    def logits(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """[n, ways]."""
+        weights = theta if self.task.formulation == "init" else {**lam, **theta}
+        if "features" in batch:
+            return F.linear(batch["features"], weights["head.weight"], weights["head.bias"])
+        return self.net.apply_params(weights, batch["x"])
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy on the support set."""
+        return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy on the query set."""
+        return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
+
+    def prepare(
+        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
+    ) -> Episode:
+        """Features for images where inner steps move the head alone: they stay what they are."""
+        moves_body = self.task.formulation == "init" and (only is None or set(only) - {*self.head})
+        if moves_body or callable(episode.inner):
+            return episode
+
+        def featured(batch: Batch) -> Batch:
+            return {"features": self.net.features(lam, batch["x"]), "y": batch["y"]}
+
+        return replace(episode, inner=featured(episode.inner), outer=featured(episode.outer))
+
+    def episode(self, split: str, index: int) -> Episode:
+        """``ways`` classes, ``shots`` (in training ``train_shots``) and ``queries`` images each."""
+        task = self.task
+        shots = (task.train_shots or task.shots) if split == "train" else task.shots
+        stream = self.seeds.batches if split == "train" else self.seeds.evaluation
+        gen = generator(stream, split, index)
+        source = self.splits[split]
+        chosen = torch.randperm(len(source), generator=gen)[: task.ways]
+        order = torch.rand(task.ways, source.images.shape[1], generator=gen).argsort(dim=1)
+        images = source.pick(chosen, order[:, : shots + task.queries])
+        support, query = self.batch(images[:, :shots]), self.batch(images[:, shots:])
+        if split != "train" or task.inner_batch is None:
+            return Episode(support, query, index)
+        return Episode(self.minibatches(support, stream, index), query, index)
+
+    def batch(self, images: Tensor) -> Batch:
+        """uint8 [ways, k, channels, size, size] as a batch, labels by position."""
+        ways, k = images.shape[:2]
+        x = images.flatten(0, 1).to(self.device, self.dtype) / 255
+        return {"x": x, "y": torch.arange(ways, device=self.device).repeat_interleave(k)}
+
+    def minibatches(self, support: Batch, *address: int) -> Callable[[int], Batch]:
+        """Inner batches of ``inner_batch`` images, each pass over the support set in new order."""
+        n = len(support["y"])
+        size = min(self.task.inner_batch or n, n)
+        a_pass = n // size
+
+        def at(step: int) -> Batch:
+            turn, place = divmod(step, a_pass)
+            order = torch.randperm(n, generator=generator(*address, "inner", turn))
+            picked = order[place * size : (place + 1) * size].to(self.device)
+            return {k: v[picked] for k, v in support.items()}
+
+        return at
+
+    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
+        """accuracy and loss on the query set; nearest_neighbour: accuracy of the closest pixels."""
+        with torch.no_grad():
+            logits = self.logits(lam, theta, episode.outer)
+            y = episode.outer["y"]
+            return {
+                "accuracy": float((logits.argmax(1) == y).double().mean()),
+                "loss": float(F.cross_entropy(logits, y)),
+                "nearest_neighbour": nearest_neighbour(episode),
+            }
+
+
+def nearest_neighbour(episode: Episode) -> float:
+    """Query accuracy of the label of the support image with the least Euclidean distance."""
+    support, query = episode.batch(0), episode.outer
+    distance = torch.cdist(query["x"].flatten(1), support["x"].flatten(1))
+    return float((support["y"][distance.argmin(1)] == query["y"]).double().mean())
