@@ -60,12 +60,10 @@ class Context:
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Inside, nothing counts as cost: evaluation. Not for use while episodes run in threads."""
-        before, self.meter = self.meter, Meter()
-        try:
+        """Inside, what this thread does, and what it hands to others by :meth:`over_episodes`,
+        does not count as cost: evaluation."""
+        with self.meter.muted():
             yield
-        finally:
-            self.meter = before
 
     def training_episodes(self) -> list[Episode]:
         """The training episodes of this outer step."""
@@ -84,7 +82,7 @@ class Context:
         """Gradient of G in theta (in the names of ``only``); counted as one inner gradient."""
         self.meter.add(inner_gradients=1)
         if not create_graph:
-            lam, theta = grads.detach(lam), grads.detach(theta)
+            lam, theta, batch = grads.detach(lam), grads.detach(theta), grads.detach(batch)
         moving = theta if only is None else {k: theta[k] for k in only}
         loss = self.problem.inner_loss
         return grads.grad(
@@ -109,7 +107,8 @@ class Context:
         if self.engine == "vmap" and len(episodes) > 1:
             return self._batched(f, episodes, steps)
         if self.workers > 1 and threads and len(episodes) > 1:
-            with ThreadPoolExecutor(self.workers) as pool:
+            muted = self.meter.is_muted
+            with ThreadPoolExecutor(self.workers, "episode", self.meter.mute, (muted,)) as pool:
                 return list(pool.map(f, episodes))
         return [f(episode) for episode in episodes]
 

@@ -126,9 +126,12 @@ def fixed(device: torch.device) -> Iterator[None]:
             random.setstate(generators[2])
 
 
-def seed_globals(seed: int) -> None:
+def seed_globals(seed: int, device: torch.device) -> None:
     """Seed the generators that no task or method should use, in case one does."""
-    torch.manual_seed(seed)
+    # torch.manual_seed would, without CUDA, remember every call with its stack for later.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

@@ -84,7 +84,7 @@ class Loop:
             "device": str(device), "engine": engine, "threads": self.threads,
         }
         if not self.resume():
-            environment.seed_globals(self.seeds.method)
+            environment.seed_globals(self.seeds.method, device)
             with self.training:
                 state = self.method.init(self.ctx)
             self.at = Boundary(_detached(state), counts=self.ctx.meter.counts.as_dict())
@@ -113,7 +113,7 @@ class Loop:
     def step(self) -> None:
         """One outer step, guarded. Raises Diverged."""
         at = self.boundary
-        environment.seed_globals(self.seeds.method + 1 + at.step)
+        environment.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         with self.training:
             new, log = self.method.step(self.ctx, at.state)
         state = at.state if new is at.state else _detached(new)
@@ -180,7 +180,7 @@ class Loop:
             self.check()
             self.tell("validation" if valid else split, self.spent(self.boundary))
 
-        environment.seed_globals(self.seeds.evaluation)
+        environment.seed_globals(self.seeds.evaluation, self.options.device)
         with self.evaluating:
             return evaluate(self.ctx, method, state, split, episodes, check)
 
