@@ -204,8 +204,8 @@ class GradientMethod(InnerTraining):
         """
         raise NotImplementedError
 
-    def prepare(self, ctx: Context, state: State, episode: Episode) -> None:
-        """Choices to make (and to note) once, before episodes run side by side."""
+    def settle(self, ctx: Context, state: State, episode: Episode) -> None:
+        """Make the choices, and note them, that all episodes of the run share."""
 
     def init_lam(self, ctx: Context) -> Params:
         """The first outer variable; methods that learn more than lam add names to it."""
@@ -225,7 +225,7 @@ class GradientMethod(InnerTraining):
         """Average, guard, update, project."""
         lr = outer_rate(self.outer_lr, self.outer_decay, ctx)
         episodes = ctx.training_episodes()
-        self.prepare(ctx, state, episodes[0])
+        self.settle(ctx, state, episodes[0])
         found = ctx.over_episodes(
             lambda e: self.hypergradient(ctx, state.lam, state.theta, e),
             episodes,

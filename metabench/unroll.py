@@ -108,7 +108,9 @@ def reverse(
     lam = grads.detach(lam)
     kept = steps if truncate is None else min(truncate, steps)
     skipped = steps - kept
-    first = path.plain(grads.detach_tree(path.begin(lam)), lam, 0, skipped) if skipped else None
+    first = None
+    if skipped:
+        first = path.prepared(lam).plain(grads.detach_tree(path.begin(lam)), lam, 0, skipped)
     if first_order or kept <= 1:
         mode = "graph"
     elif mode == "auto":
@@ -259,19 +261,19 @@ def choose(path: Path, lam: Params, steps: int, budget: float) -> MemoryMode:
     many threads or batches the episodes are spread over.
     """
     notes = path.ctx.notes
-    if "graph_bytes_per_step" not in notes:
+    if "unroll_bytes" not in notes:
         if grads.is_functional():
             return "graph"
-        notes["graph_bytes_per_step"], notes["state_bytes"] = measure(path, lam)
-    graph, state = notes["graph_bytes_per_step"], notes["state_bytes"]
+        notes["unroll_bytes"] = measure(path, lam)
+    shared, step, point = (notes["unroll_bytes"][k] for k in ("shared", "step", "point"))
     share = budget / path.ctx.problem.episodes_per_step
-    if steps * graph <= share:
+    if shared + steps * step <= share:
         return "graph"
-    return "states" if steps * state + graph <= share else "checkpoints"
+    return "states" if steps * point + shared + step <= share else "checkpoints"
 
 
-def measure(path: Path, lam: Params) -> tuple[int, int]:
-    """Bytes that the graph of one differentiable inner step keeps, and bytes of one point."""
+def measure(path: Path, lam: Params) -> dict[str, int]:
+    """Bytes: what the graphs of the shared part and of one inner step keep, and one point."""
     lam = grads.leaf(lam)
     point: Point = tree_map(lambda x: x.detach().requires_grad_(), path.begin(lam))
     given = [*tree_flatten((point, lam))[0], *path.episode.batch(0).values()]
@@ -285,9 +287,14 @@ def measure(path: Path, lam: Params) -> tuple[int, int]:
         return x
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        after = path.go(point, lam, 0, create_graph=True)
-    state = sum(x.numel() * x.element_size() for x in tree_flatten(after)[0])
-    return sum(kept.values()), state
+        ready = path.prepared(lam)
+        shared = sum(kept.values())
+        after = ready.go(point, lam, 0, create_graph=True)
+    return {
+        "shared": shared,
+        "step": sum(kept.values()) - shared,
+        "point": sum(x.numel() * x.element_size() for x in tree_flatten(after)[0]),
+    }
 
 
 @dataclass(frozen=True)
@@ -303,7 +310,7 @@ class Unrolling(GradientMethod):
         """Inner steps that the hypergradient goes back through."""
         return self.inner_steps
 
-    def prepare(self, ctx: Context, state: State, episode: Episode) -> None:
+    def settle(self, ctx: Context, state: State, episode: Episode) -> None:
         """Measure a step before episodes run side by side, so that all choose alike."""
         steps = self.differentiated_steps()
         if self.memory == "auto" and steps > 1:
