@@ -152,11 +152,14 @@ class FewShotProblem(Problem):
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on the support set."""
-        return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
+        if "features" in batch:
+            return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
+        weights = theta if self.task.formulation == "init" else {**lam, **theta}
+        return self.net.loss(weights, batch["x"], batch["y"])
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on the query set."""
-        return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
+        return self.inner_loss(lam, theta, batch)
 
     def prepare(
         self, lam: Params, episode: Episode, only: Sequence[str] | None = None
