@@ -339,7 +339,7 @@ class _Launch:
 
         def count(*_: object) -> None:
             self.signals += 1
-            if self.signals > 1:
+            if self.signals == 2:  # later ones do not disturb the clearing up
                 raise KeyboardInterrupt
 
         if threading.current_thread() is not threading.main_thread():

@@ -11,7 +11,7 @@ import torch
 from metabench import environment, trajectory
 from metabench.cell import Cell, check_applicable, instances
 from metabench.errors import Diverged, Held, Stopped, StoreError, TimedOut
-from metabench.events import Finished, Interrupted, Listener, SetAside, ignore
+from metabench.events import Event, Finished, Interrupted, Listener, SetAside, ignore
 from metabench.loop import Engine, Loop, Options, stamp
 from metabench.problem import Params
 from metabench.record import Curve, Record, Status
@@ -41,24 +41,49 @@ def run_cell(
     What goes wrong while running becomes a record (diverged, timeout, failed). Raises
     NotApplicable, UnknownName, SettingError (nothing is run), StoreError (the cell cannot be
     claimed), Held (another live process has it), Stopped (``stop`` said so; a checkpoint is kept,
-    as for KeyboardInterrupt).
+    as for KeyboardInterrupt), and, once the record is kept, what ``listener`` raised.
     """
     parts = instances(cell)
     check_applicable(*parts[:2])
+    tell = _Teller(listener or ignore)
     loop = Loop(
         cell,
         parts,
         Options(
             torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-            listener or ignore, checkpoint_seconds, time_limit, workers or environment.cores(),
+            tell, checkpoint_seconds, time_limit, workers or environment.cores(),
             engine, stop or (lambda: False),
         ),
     )
-    tell = loop.options.listener
-    if store is None:
-        record = _run(loop)[0]
-        tell(Finished(record))
-        return record
+    record = _claimed(loop, store) if store is not None else _finished(loop, _run(loop)[0])
+    if tell.error is not None:
+        raise tell.error
+    return record
+
+
+class _Teller:
+    """A listener whose own errors are not taken for the cell's: they wait until it has ended."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.error: Exception | None = None
+
+    def __call__(self, event: Event) -> None:
+        if self.error is None:
+            try:
+                self.listener(event)
+            except Exception as error:
+                self.error = error
+
+
+def _finished(loop: Loop, record: Record, unsaved: str = "") -> Record:
+    loop.options.listener(Finished(record, unsaved=unsaved))
+    return record
+
+
+def _claimed(loop: Loop, store: Store) -> Record:
+    """The stored record of a finished cell, or a run under a claim."""
+    cell, tell = loop.cell, loop.options.listener
     claim = store.claim(cell.key)
     if claim is None:
         raise Held(f"{cell} is being run by {store.holder(cell.key) or 'another process'}")
@@ -140,5 +165,4 @@ def _keep(store: Store, loop: Loop) -> Record:
             record = store.write(record, claim=loop.claim)
         except StoreError as again:
             unsaved = str(again)
-    loop.options.listener(Finished(record, unsaved=unsaved))
-    return record
+    return _finished(loop, record, unsaved)

@@ -116,7 +116,8 @@ class Worker:
     def __init__(self, options: Options) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=main, args=(theirs, options), daemon=True)
+        # Not a daemon: a task may want processes of its own, to load data.
+        self.process = context.Process(target=main, args=(theirs, options))
         with _interrupts_ignored():  # from its first moment: the launcher decides
             self.process.start()
         theirs.close()

@@ -323,6 +323,15 @@ def test_events_tell_the_story(monkeypatch: pytest.MonkeyPatch) -> None:
     assert training[3].latest["outer_loss"] == 1.0
 
 
+def test_an_error_of_the_listener_is_not_the_cells(store: Store) -> None:
+    def broken(event: Event) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        run_cell(scripted(), store, listener=broken)
+    assert store.get(scripted().key).status == "done"
+
+
 def test_the_record_says_what_it_ran_on(store: Store) -> None:
     record = run_cell(scripted(), store)
     about = record.environment
@@ -411,6 +420,25 @@ def test_a_run_stopped_anywhere_ends_as_if_undisturbed(
     same(whole, pieces, cell.key)
     assert record.notes == whole.get(cell.key).notes
     assert set(os.listdir(pieces.folder(cell.key))) == {RECORD, *record.files}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("task", "method", "set_"), CROSSINGS[:6])
+def test_on_a_gpu_a_stopped_run_ends_as_if_undisturbed(
+    tmp_path: Path, task: str, method: str, set_: dict
+) -> None:
+    budget = {"outer_steps": 9, "eval_every": 4}
+    cell = make_cell(task, method, solver="momentum", set={**set_, "budget": budget})
+    whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
+    record = run_cell(cell, whole, device="cuda")
+    assert record.status == "done" and record.cost["peak_device_memory_bytes"] > 0
+    for looks in (3, 6):
+        left = iter(range(looks))
+        with pytest.raises(Stopped):
+            run_cell(cell, pieces, device="cuda", stop=lambda left=left: next(left, None) is None)
+    run_cell(cell, pieces, device="cuda")
+    same(whole, pieces, cell.key)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
