@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -16,6 +18,8 @@ from metabench.cell import Budget
 from metabench.meter import Meter
 from metabench.problem import Batch, Episode, Params, Problem, Seeds
 from metabench.solver import Solver
+
+_POOL = "episode-worker"
 
 
 @dataclass
@@ -106,11 +110,26 @@ class Context:
         """
         if self.engine == "vmap" and len(episodes) > 1:
             return self._batched(f, episodes, steps)
-        if self.workers > 1 and threads and len(episodes) > 1:
-            muted = self.meter.is_muted
-            with ThreadPoolExecutor(self.workers, "episode", self.meter.mute, (muted,)) as pool:
-                return list(pool.map(f, episodes))
+        inside = threading.current_thread().name.startswith(_POOL)  # its pool would wait for itself
+        if self.workers > 1 and threads and len(episodes) > 1 and not inside:
+            return self._spread(f, episodes)
         return [f(episode) for episode in episodes]
+
+    def _spread(self, f: Callable[[Episode], Any], episodes: Sequence[Episode]) -> list[Any]:
+        muted = self.meter.is_muted
+
+        def counted(episode: Episode) -> Any:
+            self.meter.mute(muted)
+            return f(episode)
+
+        pool = _pool(self.workers, torch.get_num_threads())
+        futures = [pool.submit(counted, episode) for episode in episodes]
+        try:
+            return [future.result() for future in futures]
+        finally:  # after a failure nothing goes on behind the caller's back
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
     def _batched(
         self, f: Callable[[Episode], Any], episodes: Sequence[Episode], steps: int
@@ -131,6 +150,13 @@ class Context:
                 out = torch.func.vmap(one)(*cut)
             results += [tree_map(lambda x, i=i: x[i], out) for i in range(n)]
         return results
+
+
+@lru_cache(maxsize=4)
+def _pool(workers: int, intra_op: int) -> ThreadPoolExecutor:
+    """Threads that stay, with their buffers. Each must be told how many intra-op threads it has:
+    the libraries below keep that by thread, and a new one would take every core."""
+    return ThreadPoolExecutor(workers, _POOL, torch.set_num_threads, (intra_op,))
 
 
 def _stack(batches: Sequence[Batch]) -> Batch:
