@@ -69,6 +69,8 @@ class Tangent(NamedTuple):
     """What the tangent of a block's forward pass keeps."""
 
     dz: Tensor
+    lift: Tensor
+    """[filters], tangent of s."""
     mu: Tensor
     """[filters], mean of a x, where a is the tangent of y."""
     gu_dq: Tensor
@@ -149,8 +151,8 @@ def backward(
     gshift = gu.sum(0)
     gscale = (gu * (d if kept.p is None else kept.p)).sum(0).mul_(r)
     s = r * w.scale
-    c = s / -d.shape[0]
-    gy = torch.addcmul(c * gshift, d, c * r * gscale)
+    c = s * (-1 / d.shape[0])
+    gy = torch.addcmul(c * gshift, d, c.mul_(r).mul_(gscale))
     _add_winners(gy, kept, (gu, s))
     return (Slopes(gu, gscale, gshift, gy), site.weight_grad(gy), site.input_grad((gy, w.conv)))
 
@@ -166,11 +168,13 @@ def tangent(
     am = a.mean(0)
     mu = (a * d).mean(0).mul_(r)
     picked = a if kept.winners is None else pick(a, kept.winners)
-    rg = r * w.scale
-    du = torch.addcmul(v.shift - rg * am, picked, rg)
-    du.addcmul_(d if kept.p is None else kept.p, r * (v.scale - rg * mu))
-    gu_dq = r * ((slopes.gu * picked).sum(0) - am * slopes.gshift) - r * mu * slopes.gscale
-    return Tangent(mask_(du, kept.z).view_as(kept.z), mu, gu_dq, am, a, site)
+    s = r * w.scale
+    du = torch.addcmul(torch.addcmul(v.shift, s, am, value=-1), picked, s)
+    lift = torch.addcmul(v.scale, s, mu, value=-1).mul_(r)
+    du.addcmul_(d if kept.p is None else kept.p, lift)
+    gu_dq = (slopes.gu * picked).sum(0).addcmul_(am, slopes.gshift, value=-1)
+    gu_dq.addcmul_(mu, slopes.gscale, value=-1).mul_(r)
+    return Tangent(mask_(du, kept.z).view_as(kept.z), lift, mu, gu_dq, am, a, site)
 
 
 def backward_tangent(
@@ -190,21 +194,20 @@ def backward_tangent(
     d, r = kept.d, kept.r
     assert d is not None and slopes.gy is not None and along.a is not None
     assert along.am is not None and along.site is not None
-    n = d.shape[0]
-    s = r * w.scale
-    lift = r * (v.scale - s * along.mu)  # tangent of s
-    dgshift, dgscale = torch.zeros_like(along.mu), along.gu_dq
-    terms = [(slopes.gu, lift)]
+    s, lift = r * w.scale, along.lift
+    dgshift, dgscale, terms = torch.zeros_like(r), along.gu_dq, [(slopes.gu, lift)]
     if dgz is not None:
         dgu = mask_(dgz, kept.z)
         dgshift = dgu.sum(0)
-        p = d if kept.p is None else kept.p
-        dgscale = dgscale + (dgu * p).sum(0).mul_(r)
+        dgscale = torch.addcmul(dgscale, (dgu * (d if kept.p is None else kept.p)).sum(0), r)
         terms.append((dgu, s))
-    bend = s * r * slopes.gscale / n
-    const = bend * along.am - (lift * slopes.gshift + s * dgshift) / n
-    slope = r * (bend * along.mu - (lift * slopes.gscale + s * dgscale) / n)
-    dgy = torch.addcmul(const, d, slope).addcmul_(along.a, -bend)
+    bend = (s * r).mul_(slopes.gscale).mul_(1 / d.shape[0])
+    sn, liftn = s * (1 / d.shape[0]), lift * (1 / d.shape[0])
+    const = (bend * along.am).addcmul_(liftn, slopes.gshift, value=-1)
+    const.addcmul_(sn, dgshift, value=-1)
+    slope = (bend * along.mu).addcmul_(liftn, slopes.gscale, value=-1)
+    slope.addcmul_(sn, dgscale, value=-1).mul_(r)
+    dgy = torch.addcmul(const, d, slope).addcmul_(along.a, bend, value=-1)
     _add_winners(dgy, kept, *terms)
     here = Site(x, kept.table, form)
     dconv = along.site.weight_grad(slopes.gy, add=here.weight_grad(dgy))

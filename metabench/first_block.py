@@ -84,7 +84,8 @@ def tangent(
     r = kept.r
     s = r * w.scale
     mu = r * (v.conv * (w.conv @ kept.covariance)).sum(1)
-    mix = _columns(s[:, None] * v.conv + (r * (v.scale - s * mu))[:, None] * w.conv, v.shift)
+    lift = torch.addcmul(v.scale, s, mu, value=-1).mul_(r)
+    mix = _columns((s[:, None] * v.conv).addcmul_(lift[:, None], w.conv), v.shift)
     if kept.winners is None:
         du = kept.table @ mix
     else:
@@ -94,7 +95,7 @@ def tangent(
             flat = dense.view(dense.shape[0], -1, dense.shape[3])
             torch.gather(flat, 1, kept.winners[part], out=picked[part])
     gu_dq = r * ((v.conv * slopes.sums).sum(1) - mu * slopes.gscale)
-    return Tangent(mask_(du, kept.z).view_as(kept.z), mu, gu_dq)
+    return Tangent(mask_(du, kept.z).view_as(kept.z), lift, mu, gu_dq)
 
 
 def backward_tangent(
@@ -110,8 +111,7 @@ def backward_tangent(
     """Tangent of :func:`backward` along what ``along`` was computed for and dgz (overwritten)."""
     assert kept.covariance is not None and slopes.sums is not None
     r = kept.r
-    s = r * w.scale
-    lift = r * (v.scale - s * along.mu)
+    s, lift = r * w.scale, along.lift
     dgshift, dgscale = torch.zeros_like(along.mu), along.gu_dq
     dconv = lift[:, None] * slopes.sums
     if dgz is not None:
