@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
     for name in values:
         if name not in known:
             raise UnknownName(f"setting of {owner} called", name, known)
+        if not _finite(values[name]):
+            raise SettingError(f"{owner}: setting {name} cannot be {values[name]!r}: not finite")
     checked = with_config(ConfigDict(arbitrary_types_allowed=True))(cls)
     try:
         return TypeAdapter(checked).validate_python(dict(values))
@@ -39,6 +42,15 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
         raise SettingError(
             f"{owner}: setting {where} cannot be {first['input']!r}: {first['msg'].lower()}"
         ) from None
+
+
+def _finite(value: Value) -> bool:
+    """Whether every number in a value is finite: others have no canonical form, hence no key."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def values(instance: Any) -> dict[str, Value]:
@@ -53,6 +65,7 @@ def parse(text: str) -> Value:
     import tomllib
 
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        read = tomllib.loads(f"v = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return read["v"] if len(read) == 1 else text

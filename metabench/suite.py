@@ -35,6 +35,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 
 from metabench.cell import Budget, Cell, make_cell
 from metabench.errors import SettingError, SuiteError, UnknownName
+from metabench.listing import suite_folder, suite_names
 from metabench.settings import fields
 
 Settings = dict[str, Any]
@@ -147,7 +148,7 @@ class Suite:
         out = []
         for row in self.rows:
             for column in self.columns:
-                groups = [
+                groups: list[Groups] = [
                     column.set,
                     {"budget": chosen.limits},
                     chosen.set,
@@ -264,20 +265,6 @@ def check_overrides(overrides: list[Override], suite: Suite) -> None:
                     )
 
 
-def folder() -> Path:
-    """Where the built-in suites are."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("metabench.suites")
-    assert spec is not None and spec.submodule_search_locations is not None
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def names() -> list[str]:
-    """Names of the built-in suites."""
-    return sorted(f.stem for f in folder().glob("*.toml"))
-
-
 def load(name: str | Path) -> Suite:
     """A built-in suite by name, or any suite by the path of its file.
 
@@ -285,9 +272,9 @@ def load(name: str | Path) -> Suite:
     """
     path = Path(name)
     if path.suffix != ".toml":
-        if str(name) not in names():
-            raise UnknownName("suite", str(name), names(), "or give the path of a .toml file")
-        path = folder() / f"{name}.toml"
+        if str(name) not in suite_names():
+            raise UnknownName("suite", str(name), suite_names(), "or give the path of a .toml file")
+        path = suite_folder() / f"{name}.toml"
     elif not path.is_file():
         raise SuiteError(f"no suite file {str(path)!r}")
     try:
@@ -334,7 +321,8 @@ def _check(suite: Suite, path: Path) -> None:
         if number.pm is not None and not number.pm_meaning:
             raise SuiteError(f"{path}: paper number {number.row}/{number.column}: +- {number.pm} "
                              "of what? give pm_meaning")
-    for place in [*suite.columns, *suite.rows]:
+    places: list[Column | Row] = [*suite.columns, *suite.rows]
+    for place in places:
         for name in place.budgets:
             if name not in suite.budgets:
                 raise SuiteError(f"{path}: {place.id} names budget {name!r}")

@@ -1,0 +1,66 @@
+"""metabench: a benchmark suite for meta-learning and bilevel optimisation in PyTorch.
+
+The names below are imported when they are first used: ``import metabench`` costs neither torch nor
+pandas. The verbs of the command line are functions of :mod:`metabench.api`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metabench import api as api
+    from metabench.cell import Budget as Budget
+    from metabench.cell import Cell as Cell
+    from metabench.cell import make_cell as make_cell
+    from metabench.errors import MetabenchError as MetabenchError
+    from metabench.method import Context as Context
+    from metabench.method import GradientMethod as GradientMethod
+    from metabench.method import Hypergradient as Hypergradient
+    from metabench.method import State as State
+    from metabench.problem import Batch as Batch
+    from metabench.problem import Episode as Episode
+    from metabench.problem import Hyper as Hyper
+    from metabench.problem import Params as Params
+    from metabench.problem import Problem as Problem
+    from metabench.problem import Seeds as Seeds
+    from metabench.record import Record as Record
+    from metabench.runner import run_cell as run_cell
+    from metabench.store import Store as Store
+    from metabench.suite import Suite as Suite
+
+    __version__: str
+
+_HOMES = {
+    "cell": ("Budget", "Cell", "make_cell"),
+    "errors": ("MetabenchError",),
+    "method": ("Context", "GradientMethod", "Hypergradient", "State"),
+    "problem": ("Batch", "Episode", "Hyper", "Params", "Problem", "Seeds"),
+    "record": ("Record",),
+    "runner": ("run_cell",),
+    "store": ("Store",),
+    "suite": ("Suite",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "__version__", "api"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("metabench")
+    elif name == "api":
+        return importlib.import_module("metabench.api")
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(f"metabench.{_HOME_OF[name]}"), name)
+    else:
+        raise AttributeError(f"module 'metabench' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,75 @@
+"""``metabench new``: a method or a task to start from, in one file that already works."""
+
+from __future__ import annotations
+
+import keyword
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from metabench.errors import MetabenchError, SettingError, UnknownName
+from metabench.registry import REGISTRIES
+
+KINDS = ("method", "task")
+CHECK = {"method": "quadratic", "task": "bilevel"}
+"""What a new method, or a new task, is first crossed with."""
+
+
+def new(kind: str, name: str, folder: str | Path = ".") -> Path:
+    """Write ``name``.py into ``folder`` and return its path.
+
+    Raises UnknownName for another kind, SettingError for a name that cannot be one or is taken,
+    MetabenchError where the file exists already.
+    """
+    if kind not in KINDS:
+        raise UnknownName("template for a", kind, KINDS)
+    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
+        near = suggestion(name)
+        raise SettingError(
+            f"{name!r} cannot be the name of a {kind}: write letters, digits and _, starting with "
+            f"a letter{f'; near: {near}' if near else ''}"
+        )
+    if name.startswith("_"):
+        raise SettingError(f"{name!r} cannot be the name of a {kind}: files with a leading _ are "
+                           f"helpers; near: {name.lstrip('_') or kind}")
+    for other, registry in REGISTRIES.items():
+        if name in registry.names():
+            raise SettingError(f"there is a {other} called {name!r} already; near: my_{name}")
+    path = Path(folder) / f"{name}.py"
+    text = Template(
+        (resources.files("metabench") / "templates" / f"{kind}.py.txt").read_text(encoding="utf-8")
+    ).substitute(name=name, class_name=class_name(name))
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise MetabenchError(f"{path} exists already; it is left as it is") from None
+    except OSError as error:
+        raise MetabenchError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def class_name(name: str) -> str:
+    """"my_method" as "MyMethod"."""
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_") if part)
+
+
+def suggestion(name: str) -> str:
+    """A name like this one that can be one; empty where nothing is left of it."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
+    plain = plain.strip("_")
+    if plain and (plain[0].isdigit() or keyword.iskeyword(plain)):
+        plain = f"my_{plain}"
+    return plain
+
+
+def next_commands(kind: str, path: Path) -> list[str]:
+    """What to type next; each of them works as it stands."""
+    name, plugin = path.stem, f"--plugin {path}"
+    cross = {"method": f"--task {CHECK['method']} --method {name}",
+             "task": f"--task {name} --method {CHECK['task']}"}[kind]
+    return [
+        f"metabench show {name} {plugin}",
+        f"metabench check {name} {plugin}",
+        f"metabench reproduce {cross} --budget smoke {plugin}",
+    ]

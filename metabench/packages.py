@@ -1,0 +1,70 @@
+"""Optional packages: whether they are there, and the commands that install them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from importlib import metadata
+from pathlib import Path
+
+# Its sdist ships generated C that Python 3.11 and later refuse, and its declared dependencies do
+# harm: the C is generated anew, and what it really imports is in the extra.
+_BUILD = '--config-settings="--build-option=build_ext"'
+_LEARN2LEARN = f"pip install --no-deps {_BUILD} learn2learn==0.2.0"
+
+
+def here(name: str) -> bool:
+    """Whether a top-level module can be found; nothing is imported."""
+    try:
+        return importlib.util.find_spec(name.partition(".")[0]) is not None
+    except ValueError:  # a module that was put in sys.modules by hand
+        return True
+
+
+def recipe(name: str) -> tuple[str, ...]:
+    """The commands, in order, that install an optional package."""
+    if name == "learn2learn":
+        return (install_extra("learn2learn"), _LEARN2LEARN)
+    for extra, wanted in extras().items():
+        if name in (_name(w) for w in wanted):
+            return (install_extra(extra),)
+    return (f"pip install {name}",)
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs what an extra of metabench holds."""
+    if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+        return f'pip install -e ".[{extra}]"'
+    return "pip install " + " ".join(f'"{w}"' for w in extras()[extra])
+
+
+def extras() -> dict[str, list[str]]:
+    """Extra to what it requires ("optuna", "gym==0.26.2"), from the installed metadata."""
+    out: dict[str, list[str]] = {}
+    for line in metadata.requires("metabench") or []:
+        wanted, _, marker = (part.strip() for part in line.partition(";"))
+        found = re.search(r"""extra\s*==\s*["']([^"']+)["']""", marker)
+        if found:
+            out.setdefault(found[1], []).append(wanted)
+    return out
+
+
+def base() -> dict[str, tuple[int, ...]]:
+    """What metabench always requires: package to its lowest version, () for any."""
+    out = {}
+    for line in metadata.requires("metabench") or []:
+        if "extra" not in line:
+            lowest = re.search(r">=\s*([\d.]+)", line)
+            out[_name(line)] = version_tuple(lowest[1]) if lowest else ()
+    return out
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "2.15.0+cpu" is (2, 15, 0)."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    return found[0] if found else requirement

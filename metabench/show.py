@@ -1,0 +1,249 @@
+"""What can be said of a task, a method, a solver or a suite: text, settings, needs, source."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from metabench import suite as suites
+from metabench.cell import Budget, why_not
+from metabench.errors import MetabenchError, UnknownName
+from metabench.listing import check_kind, listing, suite_folder, suite_names
+from metabench.registry import REGISTRIES, methods, tasks
+from metabench.settings import fields
+from metabench.suite import Suite
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its type in words, its default as typed on a command line, its docstring."""
+
+    name: str
+    type: str
+    default: str
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``show`` shows. ``facts``: short statements by name. ``tables``: title to rows, the
+    header first. ``source``: the file."""
+
+    kind: str
+    name: str
+    title: str
+    text: str
+    source: str
+    settings: tuple[Setting, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    tables: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = ()
+
+
+def show(name: str, kind: str | None = None) -> list[Description]:
+    """Descriptions of everything called ``name`` (one name can be a task and a suite), or of the
+    suite in the file at that path.
+
+    Raises UnknownName with near names.
+    """
+    check_kind(kind)
+    if name.endswith(".toml"):
+        return [of_suite(suites.load(name), Path(name))]
+    found = [
+        of_class(k, name) for k, registry in REGISTRIES.items()
+        if kind in (None, k) and name in registry.names()
+    ]
+    if kind in (None, "suite") and name in suite_names():
+        found.append(of_suite(suites.load(name), suite_folder() / f"{name}.toml"))
+    if not found:
+        known = {e.name for entries in listing(kind).values() for e in entries}
+        raise UnknownName(kind or "task, method, solver or suite", name, known)
+    return found
+
+
+def of_class(kind: str, name: str) -> Description:
+    """A task, a method or a solver, under its default settings."""
+    cls = REGISTRIES[kind].get(name)
+    made = cls()
+    module = sys.modules[cls.__module__]
+    file = inspect.getsourcefile(cls) or "?"
+    facts: list[tuple[str, str]] = []
+    tables: list[tuple[str, tuple[tuple[str, ...], ...]]] = []
+    if kind == "task":
+        goal = "higher" if made.goal == "max" else "lower"
+        facts.append(("metric", f"{made.metric} ({goal} is better)"))
+        facts.append(("offers", _words(made.offers)))
+        facts.append(("data", ", ".join(made.data) or "none: made from the seed"))
+        crossings = [(m, _why_not(name, m)) for m in methods.names()]
+        tables.append(("Methods", _crossed("method", crossings)))
+    elif kind == "method":
+        facts.append(("needs", _words(made.needs) or "nothing of a task"))
+        crossings = [(t, _why_not(t, name)) for t in tasks.names()]
+        tables.append(("Tasks", _crossed("task", crossings)))
+    if getattr(made, "packages", ()):
+        facts.append(("packages", ", ".join(made.packages)))
+    if getattr(made, "reconstruction", ""):
+        facts.append(("reconstruction", made.reconstruction))
+    return Description(
+        kind=kind, name=name, title=_first(cls.__doc__ or module.__doc__ or ""),
+        text=inspect.cleandoc(module.__doc__ or cls.__doc__ or ""), source=file,
+        settings=tuple(settings_of(cls)), facts=tuple(facts), tables=tuple(tables),
+    )
+
+
+def _why_not(task: str, method: str) -> str | None:
+    """The reason against a crossing under default settings; a third party's broken module is a
+    reason too, so that it does not hide the rest."""
+    try:
+        return why_not(tasks.get(task)(), methods.get(method)())
+    except MetabenchError as error:
+        return str(error)
+    except Exception as error:
+        return f"cannot be loaded: {type(error).__name__}: {error}"
+
+
+def _crossed(kind: str, pairs: Iterable[tuple[str, str | None]]) -> tuple[tuple[str, ...], ...]:
+    return ((kind, "with default settings"), *((n, f"no: {w}" if w else "yes") for n, w in pairs))
+
+
+def _words(capabilities: frozenset[str]) -> str:
+    from metabench.problem import CAPABILITIES
+
+    return "; ".join(text for name, text in CAPABILITIES.items() if name in capabilities)
+
+
+def of_suite(suite: Suite, path: Path) -> Description:
+    """A suite: what it crosses, under which budgets, and what was published."""
+    columns: list[tuple[str, ...]] = [("column", "task", "settings")]
+    columns += [(c.id, c.task, _groups(c.set)) for c in suite.columns]
+    rows: list[tuple[str, ...]] = [("row", "method", "settings")]
+    rows += [
+        (r.id, r.method if r.solver == "sgd" else f"{r.method}, {r.solver}", _groups(r.set))
+        for r in suite.rows
+    ]
+    budgets: list[tuple[str, ...]] = [("budget", "seeds", "limits")]
+    for name, budget in suite.budgets.items():
+        seeds = ", ".join(map(str, budget.seeds))
+        budgets.append((name, seeds, _groups({"budget": budget.limits, **budget.set}, "budget")))
+    paper: list[tuple[str, ...]] = [("row", "column", "value", "source")]
+    for number in suite.paper:
+        pm = f" +- {number.pm:g} ({number.pm_meaning})" if number.pm is not None else ""
+        source = f"{number.source} [{number.label}]"
+        paper.append((number.row, number.column, f"{number.value:g}{pm}", source))
+    references: list[tuple[str, ...]] = [("row", "settings from")]
+    references += [(r.id, r.reference) for r in suite.rows if r.reference]
+    tables: list[tuple[str, list[tuple[str, ...]]]] = [
+        ("Columns", columns), ("Rows", rows), ("Budgets", budgets), ("References", references),
+        ("Published", paper),
+    ]
+    goal = "higher" if suite.goal == "max" else "lower"
+    facts = [("metric", f"{suite.metric} of the evaluation {suite.evaluation!r} "
+                        f"({goal} is better)")]
+    if suite.command:
+        facts.append(("command", suite.command))
+    return Description(
+        kind="suite", name=suite.name, title=suite.title, text=suite.description,
+        source=str(path), facts=tuple(facts),
+        tables=tuple((title, tuple(table)) for title, table in tables if len(table) > 1),
+    )
+
+
+def _groups(groups: Any, bare: str = "") -> str:
+    """{"method": {"inner_steps": 1}} as "method.inner_steps = 1", without the group ``bare``."""
+    return ", ".join(
+        f"{name if group == bare else f'{group}.{name}'} = {toml(value)}"
+        for group, values in groups.items() for name, value in values.items()
+    )
+
+
+def settings_of(cls: type) -> list[Setting]:
+    """Every setting of a dataclass with its type, default, and the docstring below it in the
+    source (the nearest one along the base classes)."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    docs = attribute_docs(cls)
+    out = []
+    for name, f in fields(cls).items():
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        shown = "(required)" if default is MISSING else toml(default)
+        out.append(Setting(name, type_words(hints[name]), shown, docs.get(name, "")))
+    return out
+
+
+def budget_settings() -> list[Setting]:
+    """The settings of a budget."""
+    return settings_of(Budget)
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+    """The strings that follow annotated attributes in the source of a class and its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        try:
+            tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):
+            continue  # built in, or made without a file: there is no source to read
+        body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
+        for node, after in itertools.pairwise(body):
+            if (
+                isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+                and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
+                docs[node.target.id] = " ".join(after.value.value.split())
+    return docs
+
+
+def type_words(hint: Any) -> str:
+    """A type in words: "int, at least 1", "second or first", "float, above 0, or unset"."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return ", ".join([type_words(args[0]), *_bounds(args[1:])])
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin in (Union, types.UnionType):
+        return ", or ".join(type_words(a) for a in args)
+    if hint is type(None):
+        return "unset"
+    if origin is not None:
+        return f"{origin.__name__} of {', '.join(type_words(a) for a in args if a is not ...)}"
+    return {"str": "text", "bool": "true or false"}.get(
+        getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint))
+    )
+
+
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _bounds(metadata: Iterable[Any]) -> list[str]:
+    out = []
+    for item in metadata:
+        for constraint in getattr(item, "metadata", [item]):
+            for attribute, words in _BOUNDS.items():
+                if hasattr(constraint, attribute):
+                    out.append(f"{words} {getattr(constraint, attribute):g}")
+    return out
+
+
+def toml(value: Any) -> str:
+    """A value as one would type it after ``--set GROUP.NAME=``; None, which TOML does not have, is
+    "unset"."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml(v) for v in value) + "]"
+    return str(value)
+
+
+def _first(text: str) -> str:
+    return text.strip().split("\n", 1)[0]

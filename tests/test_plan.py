@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from metabench import packages, plan, registry
+from metabench.cell import Cell
+from metabench.errors import SettingError, SuiteError, UnknownName
+from metabench.plan import Planned, choose, crossing
+from metabench.record import Record
+from metabench.store import CHECKPOINT, Store
+from metabench.suite import Suite, from_dict
+
+TEXT = """
+title = "Small"
+metric = "loss"
+goal = "min"
+[budgets.smoke]
+seeds = [0]
+outer_steps = 10
+eval_every = 5
+valid_episodes = 1
+test_episodes = 7
+[budgets.laptop]
+seeds = [0, 1]
+outer_steps = 100
+eval_every = 5
+valid_episodes = 1
+test_episodes = 29
+[budgets.paper]
+seeds = [0]
+seconds = 60
+[[columns]]
+id = "one"
+task = "quadratic"
+[[columns]]
+id = "four"
+task = "quadratic"
+set.task = { dim = 4 }
+[[rows]]
+id = "reverse"
+method = "bilevel"
+[[rows]]
+id = "maml"
+method = "maml"
+[[rows]]
+id = "none"
+method = "fixed"
+skip = ["four"]
+skip_reason = "no sense here"
+set.budget = { outer_steps = 0 }
+"""
+
+
+@pytest.fixture
+def suite() -> Suite:
+    return from_dict(tomllib.loads(TEXT), Path("small.toml"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs")
+
+
+def record(cell: Cell, status: Any = "done", **more: Any) -> Record:
+    return Record(key=cell.key, cell=cell, status=status, **more)
+
+
+def look(suite: Suite, store: Store, budget: str = "smoke", **how: Any) -> dict[str, Planned]:
+    found = plan.plan(choose(suite, budget, **how), store)
+    return {f"{p.row}/{p.column}/{p.cell.seed}": p for p in found}
+
+
+def test_states_and_reasons(suite: Suite, store: Store) -> None:
+    planned = look(suite, store)
+    assert {k: p.state for k, p in planned.items()} == {
+        "reverse/one/0": "open", "reverse/four/0": "open", "maml/one/0": "not applicable",
+        "maml/four/0": "not applicable", "none/one/0": "open", "none/four/0": "skipped",
+    }
+    assert "initial value of theta" in planned["maml/one/0"].reason
+    assert planned["none/four/0"].reason == "no sense here"
+    assert not store.root.exists(), "a plan writes nothing"
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged", "timeout"])
+def test_what_went_wrong_is_told(suite: Suite, store: Store, status: str) -> None:
+    cell = look(suite, store)["reverse/one/0"].cell
+    store.write(record(cell, status, reason="so it is"))
+    planned = look(suite, store)["reverse/one/0"]
+    assert (planned.state, planned.reason) == (status, "so it is")
+    assert planned.state in plan.TO_RUN
+
+
+def test_finished_running_and_interrupted_cells(suite: Suite, store: Store) -> None:
+    before = look(suite, store, "laptop")
+    store.write(record(before["reverse/one/0"].cell))
+    resumed = before["reverse/one/1"].cell
+    store.folder(resumed.key).mkdir(parents=True)
+    (store.folder(resumed.key) / CHECKPOINT).write_bytes(b"x")
+    claim = store.claim(before["reverse/four/0"].cell.key)
+    assert claim is not None
+    with claim:
+        planned = look(suite, store, "laptop")
+    assert planned["reverse/one/0"].state == "done"
+    assert planned["reverse/one/0"].estimated_seconds is None
+    assert planned["reverse/one/1"].reason == "goes on from a checkpoint"
+    assert planned["reverse/four/0"].state == "running"
+    assert "process" in planned["reverse/four/0"].reason
+
+
+def test_budgets_do_not_share_records(suite: Suite, store: Store) -> None:
+    store.write(record(look(suite, store)["reverse/one/0"].cell))
+    assert look(suite, store)["reverse/one/0"].state == "done"
+    assert look(suite, store, "laptop")["reverse/one/0"].state == "open"
+
+
+def test_estimates_scale_training_and_evaluation(suite: Suite, store: Store) -> None:
+    cell = look(suite, store)["reverse/one/0"].cell
+    # 10 steps; 3 rounds of 1 validation episode and 7 test episodes.
+    store.write(record(cell, steps=10, cost={"seconds": 2.0, "evaluation_seconds": 1.0}))
+    planned = look(suite, store, "laptop")
+    # 100 steps: 20 s; 21 rounds of 1 and 29: 50 episodes at 0.1 s.
+    assert planned["reverse/one/0"].estimated_seconds == pytest.approx(20.0 + 5.0)
+    assert planned["reverse/one/0"].similar == 1
+    assert planned["reverse/four/0"].estimated_seconds == pytest.approx(25.0)
+    assert planned["none/one/0"].estimated_seconds is None
+
+
+def test_estimates_prefer_equal_settings_and_take_the_median(suite: Suite, store: Store) -> None:
+    at = look(suite, store, "smoke", seeds=[0, 1, 2, 3])
+    for name, seconds in (("reverse/one/0", 1.0), ("reverse/one/1", 3.0), ("reverse/one/2", 50.0),
+                          ("reverse/four/0", 7.0)):
+        store.write(record(at[name].cell, steps=10, cost={"seconds": seconds}))
+    after = look(suite, store, "smoke", seeds=[0, 1, 2, 3])
+    assert after["reverse/one/3"].estimated_seconds == pytest.approx(3.0)
+    assert after["reverse/four/3"].estimated_seconds == pytest.approx(7.0)
+    assert after["reverse/one/3"].similar == 3
+
+
+def test_estimates_ignore_runs_that_went_wrong_and_time_budgets_bound_them(
+    suite: Suite, store: Store
+) -> None:
+    at = look(suite, store, "smoke", seeds=[0, 1])
+    store.write(record(at["reverse/one/0"].cell, "diverged", steps=10, cost={"seconds": 9.0}))
+    assert look(suite, store, "laptop")["reverse/one/0"].estimated_seconds is None
+    store.write(record(at["reverse/one/1"].cell, steps=10, cost={"seconds": 30.0}))
+    assert look(suite, store, "paper")["reverse/one/0"].estimated_seconds == pytest.approx(60.0)
+    bounded = look(suite, store, "laptop", set={"budget.seconds": 50.0})["reverse/one/0"]
+    assert bounded.estimated_seconds == pytest.approx(50.0)
+
+
+def test_a_cell_without_outer_steps_costs_its_evaluation(suite: Suite, store: Store) -> None:
+    cell = look(suite, store)["none/one/0"].cell
+    store.write(record(cell, steps=0, cost={"seconds": 0.0, "evaluation_seconds": 0.8}))
+    # 1 + 7 episodes took 0.8 s; now 1 + 29.
+    later = look(suite, store, "laptop")["none/one/0"].estimated_seconds
+    assert later == pytest.approx(3.0)
+
+
+@dataclass(frozen=True)
+class Needy:
+    """Needs what nobody has."""
+
+    registered_name: ClassVar[str]
+    metric: ClassVar[str] = "loss"
+    goal: ClassVar[str] = "min"
+    data: ClassVar[tuple[str, ...]] = ("no_such_data",)
+    packages: ClassVar[tuple[str, ...]] = ()
+    offers: ClassVar[frozenset[str]] = frozenset({"outer_gradient", "second_order"})
+
+    def build(self, seeds: Any, device: Any) -> None:
+        raise AssertionError("a plan builds no problem")
+
+
+@dataclass(frozen=True)
+class Packed(Needy):
+    """Needs a package that nobody has."""
+
+    data: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]] = ("torch", "no_such_package")
+
+
+@pytest.fixture
+def needy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(registry.tasks._classes, "needy", Needy)
+    monkeypatch.setitem(registry.tasks._classes, "packed", Packed)
+    monkeypatch.setattr(Needy, "registered_name", "needy", raising=False)
+    monkeypatch.setattr(Packed, "registered_name", "packed", raising=False)
+    yield
+
+
+def test_missing_data_and_packages_come_with_their_command(
+    needy: None, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metabench import data
+    from metabench.errors import DataMissing
+
+    def find(name: str) -> Path:
+        raise DataMissing(name, ["here", "there"], f"metabench data fetch {name}")
+
+    monkeypatch.setattr(data, "find", find)
+    planned = plan.plan(choose(crossing(["needy", "packed"], ["bilevel"]), "smoke"), store)
+    assert [p.state for p in planned] == ["missing data", "missing package"]
+    assert planned[0].mend == "metabench data fetch no_such_data"
+    assert planned[0].reason == "data set 'no_such_data' not found; looked in here, there"
+    assert planned[1].mend == "pip install no_such_package"
+    assert not {p.state for p in planned} & plan.TO_RUN
+
+
+def test_a_finished_cell_needs_nothing(needy: None, store: Store) -> None:
+    item = choose(crossing(["needy"], ["bilevel"]), "smoke")[0]
+    store.write(record(item.cell))
+    assert plan.plan([item], store)[0].state == "done"
+
+
+def test_only_filters(suite: Suite) -> None:
+    def places(*only: str) -> list[str]:
+        return [f"{c.row}/{c.column}" for c in choose(suite, "smoke", only=only)]
+
+    everything = places()
+    assert places("reverse") == ["reverse/one", "reverse/four"]
+    assert places("bilevel") == places("reverse")
+    assert places("four") == ["reverse/four", "maml/four", "none/four"]
+    assert places("/four") == places("four") == places("*/four")
+    assert places("quadratic") == everything
+    assert places("maml/one", "none/one") == ["maml/one", "none/one"]
+    assert places("m*") == ["maml/one", "maml/four"]
+    for wrong, near in (("revrse", "reverse"), ("revrse/one", "reverse"), ("reverse/fuor", "four")):
+        with pytest.raises(UnknownName, match=f"near: {near}"):
+            places(wrong)
+
+
+def test_overrides_as_a_mapping(suite: Suite) -> None:
+    a = choose(suite, "smoke", set={"method.inner_lr": 0.2, "four.a": 3})
+    b = choose(suite, "smoke", set=["method.inner_lr=0.2", "four.a=3"])
+    assert a == b
+    with pytest.raises(SettingError, match=r"write GROUP\.NAME"):
+        choose(suite, "smoke", set={"inner_lr": 0.2})
+
+
+def test_a_crossing_is_a_suite_of_defaults() -> None:
+    made = crossing(["quadratic"], ["bilevel", "fixed", "bilevel"], "momentum")
+    cells = choose(made, "laptop")
+    assert [(c.row, c.column, c.cell.seed) for c in cells if c.cell.seed == 1] == [
+        ("bilevel", "quadratic", 1), ("fixed", "quadratic", 1)
+    ]
+    assert cells[0].cell.solver == "momentum"
+    assert (made.metric, made.goal) == ("loss", "min")
+    with pytest.raises(UnknownName, match="near: quadratic"):
+        crossing(["quadratc"], ["bilevel"])
+    with pytest.raises(UnknownName, match="near: bilevel"):
+        crossing(["quadratic"], ["bilvel"])
+    with pytest.raises(UnknownName, match="near: momentum"):
+        crossing(["quadratic"], ["bilevel"], "momentun")
+    with pytest.raises(SuiteError, match="at least one --task"):
+        crossing([], ["bilevel"])
+    with pytest.raises(SuiteError, match="quadratic: loss, ridge: mse"):
+        crossing(["quadratic", "ridge"], ["bilevel"])
+
+
+def test_recipes() -> None:
+    first, second = packages.recipe("learn2learn")
+    assert "learn2learn" in first or "gym" in first
+    assert second == (
+        'pip install --no-deps --config-settings="--build-option=build_ext" learn2learn==0.2.0'
+    )
+    assert packages.recipe("optuna")[0].startswith("pip install")
+    assert packages.recipe("nobody_knows") == ("pip install nobody_knows",)
+    assert packages.here("torch") and packages.here("json") and not packages.here("no_such_thing")
+    assert packages.base()["torch"] == (2, 6)
+    assert packages.version_tuple("2.15.0+cpu") == (2, 15, 0)
+    assert "pytest" not in packages.base() and "gym==0.26.2" in packages.extras()["learn2learn"]
+
+
+def test_looking_for_a_package_does_not_import_it() -> None:
+    code = "import sys; from metabench import packages; assert packages.here('torch')\n" \
+           "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_changed_contract_is_another_cell(suite: Suite, store: Store) -> None:
+    cell = look(suite, store)["reverse/one/0"].cell
+    store.write(record(replace(cell, contract=cell.contract + 1)))
+    assert look(suite, store)["reverse/one/0"].state == "open"

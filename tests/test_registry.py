@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from metabench import registry
+from metabench.errors import MetabenchError, UnknownName
+from metabench.registry import Registry, load_plugin, methods, solvers, tasks
+
+PLUGIN = '''"""Two lines,
+
+of which the first is shown."""
+from dataclasses import dataclass
+from metabench.registry import solvers
+
+@solvers.register("{name}")
+@dataclass(frozen=True)
+class Halved:
+    """Half of plain gradient descent."""
+    def init(self, theta): return {{}}
+    def update(self, theta, grad, memory, lr):
+        return {{k: theta[k] - 0.5 * lr * grad[k] for k in theta}}, memory
+'''
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setenv("METABENCH_PLUGINS", "")
+    modules = set(sys.modules)
+    kept = {r: dict(r._classes) for r in registry.REGISTRIES.values()}
+    yield
+    for r, classes in kept.items():
+        r._classes.clear()
+        r._classes.update(classes)
+    for name in set(sys.modules) - modules:
+        if name.startswith("metabench_plugin_"):
+            del sys.modules[name]
+
+
+def test_built_ins_are_the_files() -> None:
+    assert {"bilevel", "maml", "reptile", "fixed", "random"} <= set(methods.names())
+    assert {"quadratic", "ridge"} <= set(tasks.names())
+    assert {"sgd", "momentum", "adam"} <= set(solvers.names())
+    assert not [n for r in registry.REGISTRIES.values() for n in r.names() if n.startswith("_")]
+
+
+def test_entries_have_an_origin_and_a_line() -> None:
+    for entry in [e for r in registry.REGISTRIES.values() for e in r.entries()]:
+        assert entry.summary.strip() and "\n" not in entry.summary, entry
+        assert entry.origin
+
+
+def test_names_and_entries_import_no_built_in() -> None:
+    code = (
+        "import sys; from metabench.registry import REGISTRIES\n"
+        "for r in REGISTRIES.values(): r.entries()\n"
+        "bad = [m for m in sys.modules if m == 'torch' or m.startswith(('metabench.tasks.',"
+        " 'metabench.methods.', 'metabench.solvers.'))]\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_get_gives_the_class_under_its_name() -> None:
+    for kind in registry.REGISTRIES.values():
+        for entry in kind.entries():
+            if entry.origin == "built-in":
+                assert kind.get(entry.name).registered_name == entry.name  # type: ignore[attr-defined]
+
+
+def test_an_unknown_name_comes_with_near_ones() -> None:
+    with pytest.raises(UnknownName, match="no method 'bilvel'; near: bilevel") as error:
+        methods.get("bilvel")
+    assert error.value.near[0] == "bilevel"
+    assert "reptile" in error.value.known
+
+
+def test_a_plugin_file_registers(clean: None, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN.format(name="halved"))
+    load_plugin(path)
+    load_plugin(path)  # once more does no harm
+    assert solvers.get("halved").__doc__ == "Half of plain gradient descent."
+    entry = next(e for e in solvers.entries() if e.name == "halved")
+    assert (entry.origin, entry.summary) == ("plug-in", "Half of plain gradient descent.")
+    assert os.environ["METABENCH_PLUGINS"] == str(path)
+
+
+def test_child_processes_find_plugins(clean: None, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN.format(name="halved"))
+    load_plugin(path)
+    code = "from metabench.registry import *; load_plugins(); assert 'halved' in solvers.names()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_plugins_that_cannot_be(clean: None, tmp_path: Path) -> None:
+    with pytest.raises(MetabenchError, match="no plug-in file"):
+        load_plugin(tmp_path / "none.py")
+    (tmp_path / "a").mkdir()
+    for place in (tmp_path, tmp_path / "a"):
+        (place / "same.py").write_text("")
+    load_plugin(tmp_path / "same.py")
+    with pytest.raises(MetabenchError, match="two plug-in files are called 'same'"):
+        load_plugin(tmp_path / "a" / "same.py")
+
+
+def test_a_plugin_that_fails_is_forgotten(clean: None, tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        load_plugin(path)
+    assert "metabench_plugin_broken" not in sys.modules
+    assert os.environ["METABENCH_PLUGINS"] == ""
+    path.write_text("")
+    load_plugin(path)
+
+
+def test_a_name_can_be_taken_once(clean: None, tmp_path: Path) -> None:
+    solvers.get("sgd")
+    path = tmp_path / "thief.py"
+    path.write_text(PLUGIN.format(name="sgd"))
+    with pytest.raises(MetabenchError, match="two solvers are called 'sgd'"):
+        load_plugin(path)
+
+
+def test_a_file_that_registers_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "others_of_metabench"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "thing.py").write_text('"""A thing."""')
+    monkeypatch.syspath_prepend(tmp_path)
+    things = Registry("thing", "others_of_metabench", "metabench.none_such")
+    assert [(e.name, e.origin, e.summary) for e in things.entries()] == [
+        ("thing", "built-in", "A thing.")
+    ]
+    with pytest.raises(MetabenchError, match="does not register a thing called 'thing'"):
+        things.get("thing")
+
+
+def test_entry_points_are_found_and_named_by_their_package(
+    clean: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "third_party.py").write_text(PLUGIN.format(name="ignored"))
+    info = tmp_path / "third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[metabench.solvers]\nthird = third_party:Halved\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = next(e for e in solvers.entries() if e.name == "third")
+    assert (entry.origin, entry.summary) == ("third-party", "Two lines,")
+    assert "third_party" not in sys.modules
+    assert solvers.get("third").__name__ == "Halved"
+    assert next(e for e in solvers.entries() if e.name == "third").origin == "third-party"
+    sys.modules.pop("third_party")

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metabench import suite as suites
+from metabench.errors import SettingError, SuiteError, UnknownName
+from metabench.listing import suite_names
+from metabench.suite import from_dict, merge, parse_override
+
+TEXT = """
+title = "Small"
+metric = "loss"
+goal = "min"
+
+[budgets.smoke]
+seeds = [0]
+outer_steps = 2
+[budgets.laptop]
+seeds = [0, 1]
+outer_steps = 20
+set.method.inner_lr = 0.3
+[budgets.paper]
+seeds = [0, 1, 2]
+outer_steps = 200
+
+[[columns]]
+id = "one"
+task = "quadratic"
+[[columns]]
+id = "four"
+task = "quadratic"
+set.task = { dim = 4 }
+set.budget = { eval_every = 7 }
+
+[[rows]]
+id = "reverse"
+method = "bilevel"
+set.method = { inner_steps = 3 }
+budgets.laptop.method = { inner_steps = 4 }
+columns.four.method = { inner_steps = 6 }
+[[rows]]
+id = "heavy"
+method = "bilevel"
+solver = "momentum"
+set.solver = { momentum = 0.5 }
+[[rows]]
+id = "none"
+method = "fixed"
+skip = ["four"]
+skip_reason = "no sense here"
+
+[[paper]]
+row = "reverse"
+column = "one"
+value = 0.0
+source = "closed form"
+label = "derived"
+"""
+DATA = tomllib.loads(TEXT)
+HERE = Path("small.toml")
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    """The suite's data with dotted parts replaced: ``rows__0__method``."""
+    data = copy.deepcopy(DATA)
+    for place, value in parts.items():
+        *path, last = [int(p) if p.isdigit() else p for p in place.split("__")]
+        at: Any = data
+        for part in path:
+            at = at[part]
+        if value is None:
+            del at[last]
+        else:
+            at[last] = value
+    return data
+
+
+def cell_of(row: str, column: str, budget: str = "smoke", *overrides: str) -> Any:
+    found = from_dict(DATA, HERE).cells(budget, [parse_override(o) for o in overrides])
+    return next(c.cell for c in found if (c.row, c.column) == (row, column))
+
+
+def test_cells_come_in_table_order() -> None:
+    cells = from_dict(DATA, HERE).cells("laptop")
+    assert [(c.row, c.column, c.cell.seed) for c in cells][:5] == [
+        ("reverse", "one", 0), ("reverse", "one", 1), ("reverse", "four", 0),
+        ("reverse", "four", 1), ("heavy", "one", 0),
+    ]
+    assert len(cells) == 3 * 2 * 2
+    assert len(from_dict(DATA, HERE).cells("laptop", seeds=[7])) == 6
+
+
+def test_later_settings_win() -> None:
+    assert cell_of("reverse", "one").method_settings["inner_steps"] == 3
+    assert cell_of("reverse", "one", "laptop").method_settings["inner_steps"] == 4
+    assert cell_of("reverse", "four", "laptop").method_settings["inner_steps"] == 6
+    typed = cell_of("reverse", "four", "laptop", "method.inner_steps=9")
+    assert typed.method_settings["inner_steps"] == 9
+    assert cell_of("reverse", "one", "laptop").method_settings["inner_lr"] == 0.3
+    assert cell_of("reverse", "four").budget["eval_every"] == 7
+    assert cell_of("heavy", "one").solver_settings["momentum"] == 0.5
+    assert cell_of("heavy", "four").task_settings["dim"] == 4
+
+
+def test_overrides_can_be_for_one_row_method_column_or_task() -> None:
+    for scope, rows in {
+        "reverse": {"reverse"}, "bilevel": {"reverse", "heavy"},
+        "method": {"reverse", "heavy", "none"},
+    }.items():
+        override = f"{scope}.inner_lr=0.123"
+        for row in ("reverse", "heavy", "none"):
+            value = cell_of(row, "one", "smoke", override).method_settings["inner_lr"]
+            assert (value == 0.123) == (row in rows), (scope, row)
+    assert cell_of("reverse", "one", "smoke", "one.a=3.5").task_settings["a"] == 3.5
+    assert cell_of("reverse", "four", "smoke", "one.a=3.5").task_settings["a"] == 2.0
+    assert cell_of("reverse", "four", "smoke", "quadratic.a=3.5").task_settings["a"] == 3.5
+    assert cell_of("none", "one", "smoke", "budget.outer_steps=9").budget["outer_steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("method.inner_lrr=1", "near: inner_lr"),
+        ("method.truncate=1", "to set it for one row, write ROW.truncate"),
+        ("revers.inner_lr=1", "group of settings 'revers'; near: reverse"),
+        ("task.dims=1", "near: dim"),
+        ("budget.outer_step=1", "near: outer_steps"),
+        ("solver.momentun=1", "no setting of solver"),
+    ],
+)
+def test_unknown_settings_are_refused(override: str, says: str) -> None:
+    with pytest.raises(UnknownName) as error:
+        from_dict(DATA, HERE).cells("smoke", [parse_override(override)])
+    assert says in str(error.value)
+
+
+def test_a_bad_value_names_the_place() -> None:
+    with pytest.raises(SettingError, match="inner_lr cannot be -1") as error:
+        from_dict(DATA, HERE).cells("smoke", [parse_override("method.inner_lr=-1")])
+    assert error.value.__notes__ == ["suite small, row reverse, column one"]
+
+
+@pytest.mark.parametrize("text", ["", "a", "a=1", ".b=1", "a.=1", "a.b", "=", ".=1"])
+def test_overrides_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(SettingError, match=r"write GROUP\.NAME=VALUE"):
+        parse_override(text)
+
+
+words = st.text("abcdefgh_", min_size=1)
+
+
+@given(words, words, st.integers() | st.booleans() | st.floats(allow_nan=False))
+def test_overrides_are_read_back(scope: str, name: str, value: Any) -> None:
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    override = parse_override(f" {scope}.{name} = {text} ")
+    assert (override.scope, override.name, override.value) == (scope, name, value)
+
+
+groups = st.dictionaries(
+    st.sampled_from(["task", "method"]),
+    st.dictionaries(st.sampled_from("xyz"), st.integers(), max_size=3), max_size=2,
+)
+
+
+@given(st.lists(groups, max_size=4))
+def test_merging_keeps_the_last_of_each(tables: list[dict[str, dict[str, int]]]) -> None:
+    before = copy.deepcopy(tables)
+    merged = merge(tables)
+    assert tables == before
+    expected = {
+        (group, name): value
+        for table in tables for group, values in table.items() for name, value in values.items()
+    }
+    assert {(g, n): v for g, values in merged.items() for n, v in values.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rows__1__id": "reverse"}, "two rows are called 'reverse'"),
+        ({"columns__1__id": "one"}, "two columns are called 'one'"),
+        ({"budgets__paper": None}, "no budget 'paper'"),
+        ({"paper__0__row": "nobody"}, "a paper number names row 'nobody'"),
+        ({"paper__0__column": "nowhere"}, "a paper number names column 'nowhere'"),
+        ({"paper__0__pm": 0.5}, "of what? give pm_meaning"),
+        ({"rows__2__skip": ["five"]}, "names column 'five'"),
+        ({"rows__2__skip_reason": ""}, "without a skip_reason"),
+        ({"rows__0__budgets": {"huge": {}}}, "names budget 'huge'"),
+        ({"titel": "x"}, "titel"),
+        ({"metric": None}, "metric: field required"),
+        ({"goal": "best"}, "goal"),
+        ({"rows": []}, "rows"),
+        ({"budgets__smoke__seeds": []}, "seeds"),
+        ({"budgets__smoke__outer_step": 1}, "outer_step"),
+        ({"rows__0__set": {"methods": {}}}, "rows.0.set"),
+    ],
+)
+def test_what_is_no_suite_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(SuiteError) as error:
+        from_dict(changed(**change), HERE)
+    assert str(error.value).startswith("small.toml: ")
+    assert says in str(error.value)
+
+
+def test_load_reads_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(TEXT)
+    assert suites.load(path).name == "mine"
+    path.write_text("title = ")
+    with pytest.raises(SuiteError, match="not TOML"):
+        suites.load(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SuiteError, match="not TOML"):
+        suites.load(str(path))
+    with pytest.raises(SuiteError, match="no suite file"):
+        suites.load(tmp_path / "none.toml")
+
+
+def test_load_names_the_nearest_suite() -> None:
+    with pytest.raises(UnknownName, match=r"no suite 'omniglt'; near: omniglot; .*\.toml file"):
+        suites.load("omniglt")
+    with pytest.raises(UnknownName, match="no budget of suite 'small' called 'lapto'; near: lap"):
+        from_dict(DATA, HERE).cells("lapto")
+
+
+@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("budget", suites.BUDGETS)
+def test_built_in_suites_are_whole(name: str, budget: str) -> None:
+    suite = suites.load(name)
+    cells = suite.cells(budget)
+    seeds = suite.budget(budget).seeds
+    assert len(cells) == len(suite.rows) * len(suite.columns) * len(seeds)
+    assert suite.title and suite.description
+    from metabench.registry import tasks
+
+    for column in suite.columns:
+        assert tasks.get(column.task).goal == suite.goal  # type: ignore[attr-defined]
