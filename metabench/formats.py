@@ -1,0 +1,283 @@
+"""One grid of text in Markdown, LaTeX, HTML, plain text and on a rich console."""
+
+from __future__ import annotations
+
+import html as html_module
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Item:
+    """One place of a grid: text, whether it is among the best, marks of the notes that concern it,
+    and the place (row, column) whose records it comes from."""
+
+    text: str
+    bold: bool = False
+    marks: tuple[str, ...] = ()
+    place: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line below a grid; ``mark`` is what refers to it, empty for a general one. ``code`` is
+    set apart at its end, as a command is."""
+
+    text: str
+    mark: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: ``groups`` (label, number of columns) above ``heads``; ``rules`` are numbers of
+    rows before which a line is drawn; ``left`` columns are words, the rest numbers."""
+
+    title: str
+    groups: Sequence[tuple[str, int]]
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Item]]
+    notes: Sequence[Note] = ()
+    rules: frozenset[int] = field(default_factory=frozenset)
+    left: int = 1
+    label: str = ""
+
+
+def joined_heads(grid: Grid, between: str) -> list[str]:
+    """One head a column: the label of its group, then its own."""
+    over = [label for label, span in grid.groups for _ in range(span)]
+    return [
+        between.join(part for part in pair if part)
+        for pair in zip(over, grid.heads, strict=True)
+    ]
+
+
+def markdown_escape(text: str) -> str:
+    r"""Text that Markdown shows as it is: one line, specials behind a backslash, < and & as
+    entities."""
+    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", one_line(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def one_line(text: str) -> str:
+    """Runs of white space as one space; control characters left out."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def markdown(grid: Grid) -> str:
+    """A pipe table and its notes as a list."""
+    from tabulate import tabulate
+
+    def cell(item: Item) -> str:
+        text = markdown_escape(item.text)
+        text = f"**{text}**" if item.bold else text
+        return text + (f" <sup>{','.join(item.marks)}</sup>" if item.marks else "")
+
+    heads = [markdown_escape(head) for head in joined_heads(grid, ": ")]
+    table = tabulate(
+        [[cell(item) for item in row] for row in grid.rows], headers=heads, tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["left" if i < grid.left else "right" for i in range(len(heads))],
+    )
+    lines = [f"### {markdown_escape(grid.title)}", "", table, ""]
+    for note in grid.notes:
+        mark = f"<sup>{note.mark}</sup> " if note.mark else ""
+        code = f" {_code_span(note.code)}" if note.code else ""
+        lines.append(f"- {mark}{markdown_escape(note.text)}{code}")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _code_span(text: str) -> str:
+    text = one_line(text)
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def text(grid: Grid) -> str:
+    """Plain text; the best have a star."""
+    from tabulate import tabulate
+
+    def cell(item: Item) -> str:
+        marks = f" [{','.join(item.marks)}]" if item.marks else ""
+        return one_line(item.text) + ("*" if item.bold else "") + marks
+
+    heads = [head.replace("\0", "\n") for head in joined_heads(grid, "\0")]
+    table = tabulate(
+        [[cell(item) for item in row] for row in grid.rows], headers=heads, tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left" if i < grid.left else "right" for i in range(len(heads))],
+    )
+    notes = [
+        (f"[{n.mark}] " if n.mark else "") + one_line(n.text) + (f" {n.code}" if n.code else "")
+        for n in grid.notes
+    ]
+    lines = [line.rstrip() for line in table.splitlines()]
+    return "\n".join([grid.title, "", *lines, "", *notes]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "±": r"$\pm$", "×": r"$\times$", "—": "---", "–": "--", "≥": r"$\geq$", "≤": r"$\leq$",
+    "λ": r"$\lambda$", "θ": r"$\theta$", "…": r"\dots{}", "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}", "[": "{[}", "]": "{]}", "*": "{*}",
+}
+
+
+def latex_escape(text: str) -> str:
+    """Text that LaTeX shows as it is, in text mode; letters beyond ASCII are left to the engine."""
+    text = one_line(text)
+    parts = []
+    for before, c in zip(" " + text, text, strict=False):
+        ligature = c == before and c in "-,"
+        parts.append("{}" + c if ligature else _LATEX.get(c, c))
+    return "".join(parts)
+
+
+def latex(grid: Grid) -> str:
+    """A table float with booktabs rules and the notes below (preamble: ``\\usepackage{booktabs}``
+    and ``\\usepackage[T1]{fontenc}``)."""
+    def cell(item: Item) -> str:
+        text = latex_escape(item.text)
+        text = rf"\textbf{{{text}}}" if item.bold else text
+        return text + (rf"\textsuperscript{{{','.join(item.marks)}}}" if item.marks else "")
+
+    columns = "l" * grid.left + "r" * (len(grid.heads) - grid.left)
+    lines = [
+        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}",
+        r"\begin{table}", r"\centering", rf"\caption{{{latex_escape(grid.title)}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', grid.label)}}}",
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+    ]
+    if any(label for label, _ in grid.groups):
+        start, top, under = 1, [], []
+        for label, span in grid.groups:
+            wide = rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(label)}}}"
+            top.append(wide if label else "&".join([" "] * span).strip())
+            if label:
+                under.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
+            start += span
+        lines += [" & ".join(top) + r" \\", " ".join(under)]
+    lines += [" & ".join(latex_escape(head) for head in grid.heads) + r" \\", r"\midrule"]
+    for number, row in enumerate(grid.rows):
+        if number in grid.rules and number:
+            lines.append(r"\midrule")
+        lines.append(" & ".join(cell(item) for item in row) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", "", r"\medskip", r"\begin{minipage}{\linewidth}",
+              r"\footnotesize\raggedright"]
+    for note in grid.notes:
+        mark = rf"\textsuperscript{{{note.mark}}}" if note.mark else ""
+        code = rf" \texttt{{{latex_escape(note.code)}}}" if note.code else ""
+        lines.append(rf"{mark}{latex_escape(note.text)}{code}\par")
+    return "\n".join([*lines, r"\end{minipage}", r"\end{table}"]) + "\n"
+
+
+def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> str:
+    """A ``<table>`` and its notes. ``link`` gives the address of a place's records; without it
+    there are no links."""
+    escape = html_module.escape
+
+    def cell(item: Item, tag: str) -> str:
+        text = escape(one_line(item.text)).replace(" ± ", "&nbsp;±&nbsp;")
+        text = f"<strong>{text}</strong>" if item.bold else text
+        if item.place is not None and link is not None:
+            text = f'<a href="{escape(link(item.place))}">{text}</a>'
+        marks = f"<sup>{escape(','.join(item.marks))}</sup>" if item.marks else ""
+        kind = ' scope="row"' if tag == "th" else ""
+        return f"<{tag}{kind}>{text}{marks}</{tag}>"
+
+    out = ['<table class="metabench">', f"<caption>{escape(grid.title)}</caption>", "<thead>"]
+    if any(label for label, _ in grid.groups):
+        spans = "".join(
+            f'<th colspan="{span}" scope="colgroup">{escape(label)}</th>' if label
+            else "<td></td>" * span
+            for label, span in grid.groups
+        )
+        out.append(f"<tr>{spans}</tr>")
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in grid.heads)
+    out += [f"<tr>{heads}</tr>", "</thead>", "<tbody>"]
+    for number, row in enumerate(grid.rows):
+        kind = ' class="ruled"' if number in grid.rules else ""
+        cells = "".join(cell(x, "th" if i < grid.left else "td") for i, x in enumerate(row))
+        out.append(f"<tr{kind}>{cells}</tr>")
+    out += ["</tbody>", "</table>", '<ul class="notes">']
+    for note in grid.notes:
+        mark = f"<sup>{escape(note.mark)}</sup> " if note.mark else ""
+        code = f" <code>{escape(one_line(note.code))}</code>" if note.code else ""
+        out.append(f"<li>{mark}{escape(one_line(note.text))}{code}</li>")
+    return "\n".join([*out, "</ul>"]) + "\n"
+
+
+def rich(grid: Grid, width: int | None = None) -> Group:
+    """A renderable for a rich console; the best are bold and green.
+
+    Where not even the longest words fit into ``width`` characters, the columns are laid out in
+    several tables, each with the row labels.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    notes = []
+    for note in grid.notes:
+        line = Text(f"[{note.mark}] " if note.mark else "", style="dim")
+        line.append(one_line(note.text))
+        line.append(f" {note.code}" if note.code else "", style="bold")
+        notes.append(line)
+    tables = [_rich_table(grid, part, n == 0) for n, part in enumerate(_parts(grid, width))]
+    return Group(*tables, *notes)
+
+
+def _parts(grid: Grid, width: int | None) -> list[list[int]]:
+    """Numbers of the columns of each table that fits into ``width``."""
+    left = list(range(grid.left))
+    rest = list(range(grid.left, len(grid.heads)))
+    if width is None:
+        return [left + rest]
+
+    def needs(i: int) -> int:
+        words = joined_heads(grid, " ")[i].split()
+        words += [word for row in grid.rows for word in row[i].text.split()]
+        return 2 + max(map(len, words), default=0)
+
+    parts: list[list[int]] = [[]]
+    fixed = sum(needs(i) for i in left)
+    room = width - fixed
+    for i in rest:
+        if parts[-1] and room < needs(i):
+            parts.append([])
+            room = width - fixed
+        parts[-1].append(i)
+        room -= needs(i)
+    return [left + part for part in parts]
+
+
+def _rich_table(grid: Grid, columns: Sequence[int], first: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    title = Text(grid.title) if first else None
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    heads = joined_heads(grid, "\n")
+    for i in columns:
+        table.add_column(Text(heads[i]), justify="left" if i < grid.left else "right")
+    for number, row in enumerate(grid.rows):
+        if number in grid.rules and number:
+            table.add_section()
+        cells = []
+        for i in columns:
+            item = row[i]
+            shown = Text(one_line(item.text), style="bold green" if item.bold else "")
+            shown.append(f" [{','.join(item.marks)}]" if item.marks else "", style="dim")
+            cells.append(shown)
+        table.add_row(*cells)
+    return table

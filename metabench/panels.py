@@ -1,0 +1,117 @@
+"""What all figures share: style, colours, panels with a legend above and notes below."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metabench.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette without its yellow."""
+MARKERS = "os^DvPX"
+STROKES = ("-", "--", ":", "-.")
+GREY = "#444444"
+PANEL = (3.3, 2.35)
+"""Width and height of one panel in inches: a column of a two-column page."""
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside, figures look as ``templates/metabench.mplstyle`` says."""
+    import matplotlib as mpl
+    from matplotlib import style as styles
+
+    here = Path(__file__).parent / "templates" / "metabench.mplstyle"
+    with mpl.rc_context(), styles.context(["default", here]):
+        yield
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: no mathematics, no hidden legend entry."""
+    text = text.replace("$", r"\$")
+    return " " + text if text.startswith("_") else text
+
+
+def look_of(number: int) -> dict[str, Any]:
+    """Colour, marker and stroke of a row, by its number in the suite."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": STROKES[number // len(COLOURS) % len(STROKES)],
+    }
+
+
+def panels(
+    titles: Sequence[str], legend: int = 0, notes: Sequence[str] = (), most: int = 2
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel a title; room for a legend of ``legend`` names and for notes below."""
+    from matplotlib.figure import Figure
+
+    across = min(most, len(titles))
+    down = math.ceil(len(titles) / across)
+    width = PANEL[0] * max(across, 1.55)
+    lines = wrapped(notes, width)
+    height = PANEL[1] * down + 0.17 * math.ceil(legend / names_across(width)) + 0.14 * len(lines)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)  # type: ignore[union-attr,call-arg]
+    axes = [figure.add_subplot(down, across, i + 1) for i in range(len(titles))]
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(plain(title))
+    return figure, axes
+
+
+def names_across(width: float) -> int:
+    """Names in a line of the legend of a figure that is ``width`` inches wide."""
+    return max(1, int(width / 1.65))
+
+
+def wrapped(notes: Sequence[str], width: float) -> list[str]:
+    """Notes in lines that fit into ``width`` inches."""
+    return [part for note in notes for part in textwrap.wrap(note, int(width * 20))]
+
+
+def finish(figure: Figure, notes: Sequence[str], handles: dict[str, Any] | None = None) -> Figure:
+    """Add the legend above the panels and the notes below."""
+    width = float(figure.get_figwidth())
+    lines = wrapped(notes, width)
+    if lines:
+        figure.supxlabel(plain("\n".join(lines)), fontsize=7, color=GREY, x=0.01, ha="left")
+    if handles:
+        figure.legend(
+            list(handles.values()), [plain(name) for name in handles], loc="outside upper left",
+            ncols=min(len(handles), names_across(width)), columnspacing=1.2, handlelength=1.8,
+        )
+    return figure
+
+
+def empty(title: str, why: str) -> Figure:
+    """A figure that says why there is nothing to see."""
+    figure, (axis,) = panels([title])
+    axis.set_axis_off()
+    figure.set_figheight(1.5)
+    axis.text(
+        0.0, 0.9, plain("\n".join(textwrap.wrap(why, 70))), transform=axis.transAxes, va="top",
+        color=GREY,
+    )
+    return figure
+
+
+def scale_of(results: Results) -> float:
+    """What values of the table's metric are shown times."""
+    return 100.0 if results.suite.percent else 1.0
+
+
+def axis_label(results: Results, split: str) -> str:
+    """The name of an axis of the table's metric."""
+    return f"{split} {results.suite.metric.replace('_', ' ')}" + (
+        ", %" if results.suite.percent else ""
+    )

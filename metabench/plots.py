@@ -1,0 +1,256 @@
+"""The plots of a suite as PNG and PDF: learning, cost, trajectories, ranking, profile.
+
+Colours are Okabe and Ito's, which the colour-blind can tell apart; methods also differ by marker.
+Only finished runs are drawn. Figures say in words what their shades are and what they lack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metabench.diagrams import profile_figure, ranking
+from metabench.notes import listed
+from metabench.panels import axis_label, empty, finish, look_of, panels, plain, scale_of, styled
+from metabench.record import Curve
+from metabench.results import Records, Results, check_names, read_curves
+from metabench.series import Line, line, spaced, trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+KINDS = ("learning", "cost", "trajectories", "ranking", "profile")
+MOST_PARTS = 10
+"""Lines of a trajectory that are drawn; those that move most are kept."""
+
+
+def draw(
+    results: Results,
+    store: Records,
+    kinds: Sequence[str] = KINDS,
+    out_dir: str | Path = ".",
+    cost: str = "inner_gradients",
+) -> list[Path]:
+    """Write every figure of these kinds as PNG and PDF into ``out_dir``; returns the paths.
+
+    ``cost`` is the cost axis: a count, or "seconds". Raises UnknownName for a kind that there is
+    not or a cost that no curve has.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    with styled():
+        for name, figure in figures(results, store, kinds, cost).items():
+            for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+                path = folder / f"{name}.{suffix}"
+                figure.savefig(path, metadata=metadata)
+                out.append(path)
+    return out
+
+
+def figures(
+    results: Results,
+    store: Records,
+    kinds: Sequence[str] = KINDS,
+    cost: str = "inner_gradients",
+) -> dict[str, Figure]:
+    """File name without suffix to figure; as :func:`draw`. Trajectories are one a column."""
+    check_names("kind of plot", kinds, KINDS)
+    curves = read_curves(results, store)[0]
+    out: dict[str, Figure] = {}
+    with styled():
+        for kind in kinds:
+            if kind == "learning":
+                out[kind] = _learning(results, curves)
+            elif kind == "cost":
+                _check_cost(cost, curves)
+                out[f"cost-{cost}"] = _against_cost(results, curves, cost)
+            elif kind == "trajectories":
+                for column in results.columns:
+                    figure = _trajectories(results, curves, column.id)
+                    if figure is not None:
+                        out[f"trajectories-{_slug(column.id)}"] = figure
+            elif kind == "ranking":
+                out[kind] = ranking(results)
+            else:
+                out[kind] = profile_figure(results)
+    return out
+
+
+def costs_of(curves: dict[str, Curve]) -> list[str]:
+    """Names of the costs that some curve counts and that are not zero throughout."""
+    found = {
+        name.removeprefix("cost/")
+        for curve in curves.values()
+        for name, values in curve.items()
+        if name.startswith("cost/") and any(values)
+    }
+    return sorted(found)
+
+
+def _check_cost(cost: str, curves: dict[str, Curve]) -> None:
+    known = {n.removeprefix("cost/") for c in curves.values() for n in c if n.startswith("cost/")}
+    if curves and known:
+        check_names("cost called", [cost], known)
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+
+
+def _curves_of(
+    results: Results, curves: dict[str, Curve], row: str, column: str
+) -> list[Curve]:
+    found = (curves.get(record.key) for record in results.crossings[row, column].done)
+    return [curve for curve in found if curve]
+
+
+def _lines(
+    results: Results, curves: dict[str, Curve], x: str, axes: Sequence[Axes],
+    start: Callable[[Line], int] = lambda _: 0,
+) -> tuple[dict[str, Any], list[str]]:
+    """Draw the validation metric of every row in every panel; returns handles by label, and
+    notes on what is missing. A row without a second point is a level line."""
+    y = f"valid/{results.suite.metric}"
+    scale = scale_of(results)
+    handles: dict[str, Any] = {}
+    missing: list[str] = []
+    levels: list[str] = []
+    for column, axis in zip(results.columns, axes, strict=True):
+        for number, row in enumerate(results.rows):
+            crossing = results.crossings[row.id, column.id]
+            found = line(_curves_of(results, curves, row.id, column.id), y, x)
+            label = row.label or row.id
+            if found is None:
+                if crossing.done:
+                    missing.append(f"{label} ({column.label or column.id}: no curve)")
+                continue
+            look = look_of(number)
+            first = start(found)
+            xs, ys, lows, highs = (
+                [v * s for v in values[first:]]
+                for values, s in (
+                    (found.x, 1.0), (found.y, scale), (found.low, scale), (found.high, scale)
+                )
+            )
+            if len(set(found.x)) < 2 or len(xs) < 2:
+                value = found.y[-1] * scale
+                handle = axis.axhline(value, color=look["color"], linestyle=(0, (5, 2)), lw=1.2)
+                levels.append(label)
+            else:
+                every = max(1, len(xs) // 6)
+                (handle,) = axis.plot(xs, ys, **look, markevery=(number % every, every))
+                if results.suite.percent:
+                    lows = [max(0.0, v) for v in lows]
+                    highs = [min(100.0, v) for v in highs]
+                axis.fill_between(xs, lows, highs, color=look["color"], alpha=0.15, lw=0)
+            if found.seeds < len(crossing.runs):
+                n = f"{found.seeds} of {len(crossing.runs)} seeds"
+                missing.append(f"{label} ({column.label or column.id}: {n})")
+            handles.setdefault(label, handle)
+    notes = ["Mean over finished seeds; shade: 95 % t-interval over seeds."]
+    if levels:
+        notes.append(f"Level dashes: {listed(dict.fromkeys(levels))}, without training.")
+    if missing:
+        notes.append(f"Incomplete: {'; '.join(missing)}.")
+    return handles, notes
+
+
+def _tracks(
+    results: Results, curves: dict[str, Curve], x: str, xlabel: str, logarithmic: bool
+) -> Figure:
+    titles = [column.label or column.id for column in results.columns]
+    first = (lambda found: sum(v <= 0 for v in found.x)) if logarithmic else (lambda _: 0)
+    # Drawn twice: notes and legend, known after the first time, decide the height of the second.
+    handles, notes = _lines(results, curves, x, panels(titles)[1], first)
+    if not handles:
+        return empty(xlabel.capitalize(), "No finished run has a learning curve yet.")
+    figure, axes = panels(titles, len(handles), notes)
+    handles, notes = _lines(results, curves, x, axes, first)
+    for axis in axes:
+        axis.set_xlabel(xlabel)
+        if logarithmic:
+            axis.set_xscale("log")
+    for axis in axes[:: min(2, len(axes))]:
+        axis.set_ylabel(axis_label(results, "validation"))
+    return finish(figure, notes, handles)
+
+
+def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
+    return _tracks(results, curves, "step", "outer steps", False)
+
+
+def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:
+    """The validation metric against what has been spent; a log axis where spending differs much."""
+    name = f"cost/{cost}"
+    keys = {record.key for crossing in results.crossings.values() for record in crossing.done}
+    last = [
+        max(v for v in curves[key][name] if v is not None)
+        for key in keys
+        if any(curves.get(key, {}).get(name, []))
+    ]
+    logarithmic = bool(last) and max(last) > 8 * min(last)
+    words = "training seconds" if cost == "seconds" else cost.replace("_", " ")
+    words = words.replace("hvps", "Hessian products")
+    return _tracks(results, curves, name, words, logarithmic)
+
+
+def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Figure | None:
+    """lam against outer steps, a panel a method; None where no lam moves."""
+    import matplotlib as mpl
+
+    found = {}
+    for row in results.rows:
+        parts = trajectory(_curves_of(results, curves, row.id, column))
+        if any(part.moved for part in parts):
+            found[row.label or row.id] = parts
+    if not found:
+        return None
+    large = any(part.deviation is not None for parts in found.values() for part in parts)
+    notes = [
+        "Mean of the entries of each part of lam, mean over seeds; shade: ± one standard deviation "
+        "of the entries." if large
+        else "Entries of lam, mean over finished seeds; shade: from the least to the greatest seed."
+    ]
+    cut = {label: len(parts) for label, parts in found.items() if len(parts) > MOST_PARTS}
+    if cut:
+        counts = ", ".join(f"{n} of {label}" for label, n in cut.items())
+        notes.append(f"The {MOST_PARTS} that move most (there are {counts}).")
+    figure, axes = panels(list(found), notes=notes)
+    colours = mpl.colormaps["viridis"]
+    for axis, (_, parts) in zip(axes, found.items(), strict=True):
+        kept = sorted(sorted(parts, key=lambda p: -p.moved)[:MOST_PARTS], key=parts.index)
+        for i, part in enumerate(kept):
+            colour = colours(0.82 * i / max(1, len(kept) - 1))
+            x, y = part.line.x, part.line.y
+            low, high = part.line.low, part.line.high
+            if part.deviation is not None:
+                low = tuple(a - b for a, b in zip(y, part.deviation, strict=True))
+                high = tuple(a + b for a, b in zip(y, part.deviation, strict=True))
+            axis.plot(x, y, color=colour, lw=1.2)
+            alpha = 0.12 if part.deviation is None else 0.06
+            axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0)
+        _end_labels(axis, [(p.label, p.line) for p in kept], colours)
+        axis.set_xlabel("outer steps")
+    for axis in axes[:: min(2, len(axes))]:
+        axis.set_ylabel("lam")
+    return finish(figure, notes)
+
+
+def _end_labels(axis: Axes, lines: Sequence[tuple[str, Line]], colours: Any) -> None:
+    """Names to the right of where lines end, moved apart where they would touch."""
+    low, high = axis.get_ylim()
+    right = max(found.x[-1] for _, found in lines)
+    places = spaced([found.y[-1] for _, found in lines], 0.085 * (high - low))
+    for i, ((label, found), place) in enumerate(zip(lines, places, strict=True)):
+        colour = colours(0.82 * i / max(1, len(lines) - 1))
+        short = label if len(label) <= 16 else "…" + label[-15:]
+        axis.annotate(
+            plain(short), (right, found.y[-1]), (6, (place - found.y[-1]) / (high - low) * 120),
+            textcoords="offset points", fontsize=6.5, color=colour, va="center",
+            annotation_clip=False,
+        )
+
+

@@ -1,0 +1,237 @@
+"""The report of a suite: one HTML file that needs nothing else, every number linked to its records.
+
+Tables, plots as inline SVG, holes and set-aside files on top, then each record: settings, seeds,
+versions, git state, machine, costs, its learning curve, its traceback where it failed, and all of
+it as JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metabench import formats
+from metabench.entries import with_pm
+from metabench.notes import human
+from metabench.record import Curve, Estimate
+from metabench.results import Crossing, Records, Results, Run, read_curves
+from metabench.tables import COSTS, cost_grid, main_grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "learning": "Learning curves", "cost": "Metric against cost",
+    "trajectories": "Hyperparameter trajectories", "ranking": "Ranking",
+    "profile": "Performance profile",
+}
+DEFAULT_COSTS = ("inner_gradients", "seconds")
+
+
+def report(
+    results: Results, store: Records, path: str | Path, *, costs: Sequence[str] = DEFAULT_COSTS
+) -> Path:
+    """Write the report to ``path`` (a file, or a folder for ``report.html``); returns the file.
+
+    ``costs`` are the cost axes to plot; those that no curve has are left out.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        path = path / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(results, store, costs=costs), encoding="utf-8")
+    return path
+
+
+def render(results: Results, store: Records, *, costs: Sequence[str] = DEFAULT_COSTS) -> str:
+    """The report as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    curves, unread = read_curves(results, store)
+    places = {at: f"at-{n}" for n, at in enumerate(results.crossings)}
+
+    def link(place: tuple[str, str]) -> str:
+        return f"#{places[place]}"
+
+    environment = Environment(
+        loader=PackageLoader("metabench"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    holes = [
+        run for run in results.runs if run.state not in ("done", "not applicable", "skipped")
+    ]
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        results=results,
+        suite=results.suite,
+        states=results.states,
+        failures=[r for r in holes if r.state in ("failed", "diverged", "timeout")],
+        waiting=[r for r in holes if r.state not in ("failed", "diverged", "timeout")],
+        bad_files=[*results.bad_files, *unread],
+        main=Markup(formats.html(main_grid(results), link)),
+        costs=Markup(formats.html(cost_grid(results), link)),
+        plots=[
+            (title, name, Markup(svg)) for title, name, svg in _plots(results, store, curves, costs)
+        ],
+        crossings=[
+            _crossing(results, crossing, places[at], curves)
+            for at, crossing in results.crossings.items()
+        ],
+        anchor=anchor,
+    )
+
+
+def anchor(run: Run) -> str:
+    """The id of a cell's section."""
+    return f"record-{run.cell.key[:16]}"
+
+
+def _plots(
+    results: Results, store: Records, curves: dict[str, Curve], costs: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """(title, name, SVG) of every plot; titles are empty after the first of a kind."""
+    from metabench.plots import KINDS, costs_of, figures
+
+    known = costs_of(curves)
+    out = []
+    for kind in KINDS:
+        chosen = [c for c in costs if c in known] if kind == "cost" else [""]
+        title = TITLES[kind]
+        for cost in chosen:
+            for name, figure in figures(results, store, [kind], cost or "seconds").items():
+                out.append((title, name, svg(figure, name)))
+                title = ""
+    return out
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as an ``<svg>`` element whose ids are its own."""
+    from metabench.panels import styled
+
+    file = io.StringIO()
+    with styled():
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = text[text.index("<svg"):]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Several figures in one page: ids and what refers to them get the figure's name.
+    own = re.sub(r"[^A-Za-z0-9]", "-", name)
+    text = re.sub(r'\bid="', f'id="{own}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{own}-", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{own}" ', 1)
+
+
+def _crossing(
+    results: Results, crossing: Crossing, place: str, curves: dict[str, Curve]
+) -> dict[str, Any]:
+    column = next(c for c in results.columns if c.id == crossing.column)
+    row = next(r for r in results.rows if r.id == crossing.row)
+    return {
+        "id": place,
+        "title": f"{results.row_label(crossing.row)}, {column.label or column.id}",
+        "reference": row.reference,
+        "states": ", ".join(f"{n} {state}" for state, n in crossing.states.items()),
+        "why": "; ".join(dict.fromkeys(
+            r.reason for r in crossing.runs if r.state in ("not applicable", "skipped")
+        )),
+        "runs": [
+            _run(results, run, curves.get(run.cell.key, {})) for run in crossing.runs
+            if run.state not in ("not applicable", "skipped")
+        ],
+    }
+
+
+def _run(results: Results, run: Run, curve: Curve) -> dict[str, Any]:
+    record, cell = run.record, run.cell
+    out: dict[str, Any] = {
+        "id": anchor(run), "key": cell.key, "seed": cell.seed, "state": run.state,
+        "reason": run.reason, "value": "", "traceback": "", "groups": [], "json": "",
+        "curve_json": "", "thumbnail": "",
+    }
+    out["groups"] = [
+        (f"task {cell.task}", _pairs(cell.task_settings)),
+        (f"method {cell.method}", _pairs(cell.method_settings)),
+        (f"solver {cell.solver}", _pairs(cell.solver_settings)),
+        ("budget", _pairs(cell.budget)),
+    ]
+    if record is None:
+        out["json"] = _json(asdict(cell))
+        return out
+    evaluation, metric = results.metric
+    found = record.metrics.get(evaluation, {}).get(metric)
+    if found is not None:
+        out["value"] = _estimate(results, metric, found)
+    measured = [
+        (f"{split}/{name}", _estimate(results, name, e))
+        for split, metrics in record.metrics.items() for name, e in metrics.items()
+    ]
+    cost = [(COSTS.get(n, n), human(n, record.cost[n])) for n in (*COSTS, *sorted(record.cost))
+            if n in record.cost]
+    run_facts: list[tuple[str, Any]] = [
+        ("status", record.status), ("outer steps", record.steps),
+        ("tested step", record.selected_step), ("attempts", record.attempts),
+        ("started", record.started), ("ended", record.ended), *_pairs(record.notes),
+    ]
+    git = record.environment.get("git") or {}
+    out["groups"] = [
+        ("measured", measured), ("cost", list(dict.fromkeys(cost))),
+        ("run", [(k, str(v)) for k, v in run_facts if v not in (None, "")]),
+        *out["groups"],
+        ("seeds", _pairs(record.seeds)),
+        ("lam", _pairs({k: v for k, v in record.lam.items() if k in ("numbers", "sha256")})),
+        ("git", _pairs(git)),
+        *[(name, _pairs(value)) for name, value in record.environment.items()
+          if name != "git" and isinstance(value, Mapping)],
+        ("environment", _pairs({k: v for k, v in record.environment.items()
+                                if not isinstance(v, Mapping)})),
+    ]
+    out["groups"] = [(name, pairs) for name, pairs in out["groups"] if pairs]
+    out["traceback"] = record.traceback
+    out["json"] = _json(record.as_dict())
+    out["curve_json"] = json.dumps(curve) if curve else ""
+    out["thumbnail"] = _thumbnail(curve, f"valid/{metric}")
+    return out
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in values.items()
+    ]
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False)
+
+
+def _estimate(results: Results, metric: str, e: Estimate) -> str:
+    percent = results.suite.percent and metric in (results.suite.metric, results.suite.floor)
+    scale, least = (100.0, 1) if percent else (1.0, None)
+    text = with_pm(e.mean, e.ci95, scale, least) + (" %" if percent else "")
+    return f"{text} (n = {e.n:,} {'episode' if e.n == 1 else 'episodes'})"
+
+
+def _thumbnail(curve: Curve, name: str) -> dict[str, str] | str:
+    """A small line of the validation metric: SVG points in a box of 200 by 48, and its ends."""
+    rows = [
+        (s, v) for s, v in zip(curve.get("step", []), curve.get(name, []), strict=False)
+        if s is not None and v is not None
+    ]
+    if len(rows) < 2:
+        return ""
+    steps, values = [s for s, _ in rows], [v for _, v in rows]
+    across, high = (steps[-1] - steps[0]) or 1.0, (max(values) - min(values)) or 1.0
+    points = " ".join(
+        f"{4 + 192 * (s - steps[0]) / across:.1f},{44 - 40 * (v - min(values)) / high:.1f}"
+        for s, v in rows
+    )
+    said = f"{name}: {values[0]:.4g} at step {steps[0]:,g} to {values[-1]:.4g} at {steps[-1]:,g}"
+    return {"points": points, "said": said}
+
+

@@ -1,0 +1,253 @@
+"""What a suite under one budget has come to: every planned cell with its record or its hole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from metabench.cell import Cell
+from metabench.errors import StoreError, UnknownName
+from metabench.record import Curve, Estimate, Record
+from metabench.suite import Column, Override, Published, Row, Suite, SuiteCell
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATES = (
+    "done", "failed", "diverged", "timeout", "running", "open", "missing package", "missing data",
+    "not applicable", "skipped",
+)
+"""Every state of a planned cell; all but the first are holes in a table."""
+
+Reasons = Mapping[str, tuple[str, str]]
+"""Key of a cell to (state, reason in words), for cells that cannot run on this machine."""
+
+
+class Records(Protocol):
+    """Where records come from: a :class:`metabench.store.Store`, or anything with these two."""
+
+    def get(self, key: str) -> Record | None:
+        """The record of a cell, or None."""
+        ...
+
+    def curve(self, record: Record) -> Curve:
+        """The learning curve of a record; empty where it has none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """One planned cell: its state, why it is a hole if it is one, and its record."""
+
+    cell: Cell
+    state: str
+    reason: str = ""
+    record: Record | None = None
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One place in the table: a row and a column, with a run for every seed that is planned."""
+
+    row: str
+    column: str
+    runs: tuple[Run, ...]
+    paper: tuple[Published, ...] = ()
+
+    @property
+    def done(self) -> list[Record]:
+        """Records of finished cells, in the order of the suite's seeds."""
+        return [r.record for r in self.runs if r.state == "done" and r.record is not None]
+
+    @property
+    def states(self) -> dict[str, int]:
+        """State to number of cells, in the order of ``STATES``, zeros left out."""
+        found = [r.state for r in self.runs]
+        return {s: found.count(s) for s in (*STATES, *sorted({*found} - {*STATES})) if s in found}
+
+    def estimates(self, evaluation: str, metric: str) -> dict[int, Estimate]:
+        """Seed to this metric of the finished cells that have it."""
+        out = {}
+        for record in self.done:
+            found = record.metrics.get(evaluation, {}).get(metric)
+            if found is not None:
+                out[record.cell.seed] = found
+        return out
+
+    def holes(self, evaluation: str, metric: str) -> list[tuple[str, str, int]]:
+        """(state, reason, number of cells) of what is missing, the finished without this metric
+        among them."""
+        counted: dict[tuple[str, str], int] = {}
+        for run in self.runs:
+            state, reason = run.state, run.reason
+            if state == "done":
+                known = run.record.metrics.get(evaluation, {}) if run.record else {}
+                if metric in known:
+                    continue
+                state = "done without the metric"
+                reason = f"no {metric!r} in {evaluation!r}; it has {', '.join(sorted(known))}"
+            counted[state, reason] = counted.get((state, reason), 0) + 1
+        return [(state, reason, n) for (state, reason), n in counted.items()]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A suite under one budget, crossing by crossing, in the order of its table.
+
+    Numbers are looked up by the keys of the cells that the suite plans for this budget and these
+    overrides, so that two budgets cannot mix.
+    """
+
+    suite: Suite
+    budget: str
+    crossings: dict[tuple[str, str], Crossing]
+    overrides: tuple[Override, ...] = ()
+    bad_files: tuple[str, ...] = ()
+    """Files of the store that could not be trusted, as it tells them."""
+    paper_only: dict[tuple[str, str], tuple[Published, ...]] = field(default_factory=dict)
+    """Published numbers of rows that are not run here."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The suite's rows."""
+        return self.suite.rows
+
+    @property
+    def columns(self) -> list[Column]:
+        """The suite's columns."""
+        return self.suite.columns
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every planned cell, in table order."""
+        return [run for crossing in self.crossings.values() for run in crossing.runs]
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record there is, whatever its status, each once, in table order."""
+        found = {r.record.key: r.record for r in self.runs if r.record is not None}
+        return list(found.values())
+
+    @property
+    def states(self) -> dict[str, int]:
+        """State to number of planned cells."""
+        return Crossing("", "", tuple(self.runs)).states
+
+    def row_label(self, row: str) -> str:
+        """What a row is called in the table."""
+        return next((r.label or r.id for r in self.rows if r.id == row), row)
+
+    @property
+    def metric(self) -> tuple[str, str]:
+        """(evaluation, metric) of the table."""
+        return self.suite.evaluation, self.suite.metric
+
+    def frame(self) -> pd.DataFrame:
+        """One row a record of a crossing: names, seed, status, metrics, costs, key.
+
+        Metrics are columns ``EVALUATION/METRIC`` with ``.std``, ``.ci95``, ``.n`` (over episodes),
+        unscaled; costs are ``cost/NAME``.
+        """
+        import pandas as pd
+
+        rows = []
+        for crossing in self.crossings.values():
+            for run in crossing.runs:
+                if (record := run.record) is None:
+                    continue
+                line: dict[str, object] = {
+                    "suite": self.suite.name, "budget": self.budget, "row": crossing.row,
+                    "column": crossing.column, "task": record.cell.task,
+                    "method": record.cell.method, "solver": record.cell.solver,
+                    "seed": record.cell.seed, "status": record.status, "reason": record.reason,
+                    "steps": record.steps, "selected_step": record.selected_step,
+                }
+                for evaluation, metrics in record.metrics.items():
+                    for name, e in metrics.items():
+                        at = f"{evaluation}/{name}"
+                        line |= {
+                            at: e.mean, f"{at}.std": e.std, f"{at}.ci95": e.ci95, f"{at}.n": e.n
+                        }
+                line |= {f"cost/{name}": value for name, value in record.cost.items()}
+                rows.append({**line, "key": record.key})
+        names = ["suite", "budget", "row", "column", "seed", "status", "key"]
+        return pd.DataFrame(rows, columns=None if rows else names)
+
+
+def collect(
+    suite: Suite,
+    budget: str,
+    store: Records,
+    reasons: Reasons | None = None,
+    *,
+    overrides: Iterable[Override] = (),
+    seeds: Iterable[int] | None = None,
+    why_not: Callable[[Cell], str | None] | None = None,
+) -> Results:
+    """What the store has of the cells that ``suite`` plans under ``budget``.
+
+    ``reasons`` says what else is known of cells without a record (a package or data set that is
+    missing). ``why_not`` says whether the theory allows a cell (default: what the task and the
+    method declare). Raises UnknownName for a budget that the suite does not have.
+    """
+    overrides = tuple(overrides)
+    allowed = _declared if why_not is None else why_not
+    planned: dict[tuple[str, str], list[SuiteCell]] = {}
+    for place in suite.cells(budget, overrides, seeds):
+        planned.setdefault((place.row, place.column), []).append(place)
+    papers: dict[tuple[str, str], list[Published]] = {}
+    for number in suite.paper:
+        papers.setdefault((number.row, number.column), []).append(number)
+    crossings = {}
+    for at, places in planned.items():
+        refused = None if places[0].skip else allowed(places[0].cell)
+        runs = tuple(_run(place, store, reasons or {}, refused) for place in places)
+        crossings[at] = Crossing(*at, runs, tuple(papers.get(at, ())))
+    problems = getattr(store, "problems", None)
+    return Results(
+        suite, budget, crossings, overrides,
+        tuple(str(bad) for bad in problems()) if problems is not None else (),
+        {at: tuple(numbers) for at, numbers in papers.items() if at not in planned},
+    )
+
+
+def _run(place: SuiteCell, store: Records, reasons: Reasons, refused: str | None) -> Run:
+    if place.skip:
+        return Run(place.cell, "skipped", place.skip)
+    if refused:
+        return Run(place.cell, "not applicable", refused)
+    record = store.get(place.cell.key)
+    if record is not None and record.status == "done":
+        return Run(place.cell, "done", "", record)
+    if place.cell.key in reasons:
+        return Run(place.cell, *reasons[place.cell.key], record)
+    if record is not None:
+        return Run(place.cell, record.status, record.reason, record)
+    return Run(place.cell, "open", "not run yet")
+
+
+def _declared(cell: Cell) -> str | None:
+    from metabench.cell import instances, why_not
+
+    return why_not(*instances(cell)[:2])
+
+
+def read_curves(results: Results, store: Records) -> tuple[dict[str, Curve], list[str]]:
+    """Key to learning curve of every record, and what could not be read, in words."""
+    curves: dict[str, Curve] = {}
+    problems = []
+    for record in results.records:
+        try:
+            curves[record.key] = store.curve(record)
+        except StoreError as error:
+            problems.append(str(error))
+    return curves, problems
+
+
+def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UnknownName for the first of ``names`` that is not among ``known``."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UnknownName(kind, name, known)

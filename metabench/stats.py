@@ -1,0 +1,203 @@
+"""Statistics of few runs: intervals, robust means, paired tests, rankings, profiles.
+
+Scores are one number a run. scipy does the work; nothing here knows of records or tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float64]]
+
+Goal = Literal["max", "min"]
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; raises ValueError where there are no values or one is not finite."""
+    if not len(values) or not all(math.isfinite(v) for v in values):
+        raise ValueError(f"no mean of {list(values)}")
+    return math.fsum(values) / len(values)
+
+
+def std(values: Sequence[float]) -> float | None:
+    """Standard deviation with n - 1 in the denominator; None for one value."""
+    centre, n = mean(values), len(values)
+    if n == 1:
+        return None
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (n - 1))
+
+
+def half_width(values: Sequence[float], level: float = 0.95) -> float | None:
+    """Half-width of the t-interval of the mean; None for one value."""
+    spread, n = std(values), len(values)
+    if spread is None:
+        return None
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, (1 + level) / 2)) * spread / math.sqrt(n)
+
+
+def iqm(values: Sequence[float]) -> float:
+    """Interquartile mean: the mean without the lowest and the highest quarter of the values
+    (a quarter is rounded down), as in Agarwal et al. 2021."""
+    from scipy.stats import trim_mean
+
+    mean(values)
+    return float(trim_mean(list(values), 0.25))
+
+
+def bootstrap(
+    groups: Sequence[Sequence[float]],
+    statistic: Callable[[Array], float],
+    *,
+    level: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of ``statistic`` of all values, resampled within each group.
+
+    One group a task, so that no resample has more runs of one task than there were (stratified;
+    Agarwal et al. 2021). ``statistic`` takes the values of all groups as one array.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    arrays = [np.asarray(group, dtype=float) for group in groups]
+    drawn = [
+        statistic(np.concatenate([generator.choice(a, len(a)) for a in arrays]))
+        for _ in range(samples)
+    ]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_t(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Two-sided p of the paired t-test; None below two pairs.
+
+    Differences that are all the same leave nothing to chance: p is 1 where they are zero, else 0.
+    """
+    difference = [x - y for x, y in zip(a, b, strict=True)]
+    if len(difference) < 2:
+        return None
+    spread = std(difference) or 0.0
+    if spread <= 1e-15 * max(map(abs, [*a, *b])):
+        return 1.0 if mean(difference) == 0 else 0.0
+    from scipy.special import stdtr
+
+    t = mean(difference) / (spread / math.sqrt(len(difference)))
+    return float(2 * stdtr(len(difference) - 1, -abs(t)))
+
+
+def wilcoxon(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Two-sided p of the Wilcoxon signed-rank test, without equal pairs; None where all are.
+
+    With n pairs p is never below 2^(1 - n): at least 6 are needed to reach 5 %.
+    """
+    difference = [x - y for x, y in zip(a, b, strict=True) if x != y]
+    if not difference:
+        return None
+    from scipy.stats import wilcoxon as test
+
+    return float(test(difference).pvalue)
+
+
+def welch(
+    a: tuple[float, float | None, int], b: tuple[float, float | None, int]
+) -> float | None:
+    """Two-sided p of Welch's t-test from (mean, standard deviation, n) of two unpaired samples;
+    None where one of them has no deviation."""
+    (m1, s1, n1), (m2, s2, n2) = a, b
+    if s1 is None or s2 is None:
+        return None
+    v1, v2 = s1**2 / n1, s2**2 / n2
+    if v1 + v2 == 0:
+        return 1.0 if m1 == m2 else 0.0
+    from scipy.special import stdtr
+
+    freedom = (v1 + v2) ** 2 / (v1**2 / (n1 - 1) + v2**2 / (n2 - 1))
+    return float(2 * stdtr(freedom, -abs(m1 - m2) / math.sqrt(v1 + v2)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for being many (Holm 1979), in the order given."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    out, worst = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        out[i] = worst
+    return out
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Mean ranks of methods over blocks, 1 the best, and what differences of them mean.
+
+    ``p``: of the Friedman test that all are alike. ``critical``: two mean ranks further apart than
+    this differ at 5 % (Nemenyi).
+    """
+
+    ranks: tuple[float, ...]
+    blocks: int
+    p: float
+    critical: float
+
+    def cliques(self) -> list[tuple[int, ...]]:
+        """Largest groups of methods (indices, best first) that no test tells apart."""
+        order = sorted(range(len(self.ranks)), key=lambda i: self.ranks[i])
+        groups: list[tuple[int, ...]] = []
+        for start in range(len(order)):
+            group = tuple(
+                i for i in order[start:]
+                if self.ranks[i] - self.ranks[order[start]] <= self.critical
+            )
+            if len(group) > 1 and not any(set(group) <= set(g) for g in groups):
+                groups.append(group)
+        return groups
+
+
+def ranking(scores: Sequence[Sequence[float]], goal: Goal = "max") -> Ranking:
+    """Friedman test and Nemenyi's critical difference (Demsar 2006).
+
+    ``scores`` [blocks][methods], no holes, ties shared. Raises ValueError below three methods or
+    two blocks, where the test is not defined.
+    """
+    import numpy as np
+    from scipy.stats import chi2, rankdata, studentized_range
+
+    table = np.asarray(scores, dtype=float)
+    if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] < 3:
+        raise ValueError(f"a ranking needs 3 methods and 2 blocks, not {table.shape[::-1]}")
+    n, k = table.shape
+    ranks = rankdata(-table if goal == "max" else table, axis=1)
+    sums = ranks.sum(axis=0)
+    tied = sum(
+        float((counts**3 - counts).sum())
+        for counts in (np.unique(row, return_counts=True)[1] for row in ranks)
+    )
+    # Corrected for ties as in scipy.stats.friedmanchisquare, which warns on few blocks.
+    scale = 1 - tied / (n * k * (k * k - 1))
+    statistic = (12 / (n * k * (k + 1)) * float((sums**2).sum()) - 3 * n * (k + 1)) / (scale or 1)
+    q = float(studentized_range.ppf(0.95, k, np.inf)) / math.sqrt(2)
+    return Ranking(
+        tuple(float(r) for r in ranks.mean(axis=0)), n,
+        float(chi2.sf(statistic, k - 1)) if scale else 1.0,
+        q * math.sqrt(k * (k + 1) / (6 * n)),
+    )
+
+
+def profile(
+    groups: Sequence[Sequence[float]], thresholds: Sequence[float], goal: Goal = "max"
+) -> list[float]:
+    """Share of runs that are at least as good as each threshold, every group weighing the same
+    (performance profile; Agarwal et al. 2021 have strictly better)."""
+    def share(group: Sequence[float], at: float) -> float:
+        good = [(v >= at) if goal == "max" else (v <= at) for v in group]
+        return sum(good) / len(good)
+
+    return [mean([share(group, at) for group in groups]) for at in thresholds]
