@@ -128,7 +128,7 @@ class LinearEpisodes(Problem):
 
 class SmallNet(Problem):
     """A tanh network with a named head in float64, lam the initial weights; the head comes first
-    in theta. With ``pull`` the inner loss also holds theta near lam, as iMAML's does."""
+    in theta. With ``pull`` the inner loss also draws theta towards lam / 2."""
 
     head = ("head.weight",)
     episodes_per_step = 3
@@ -151,7 +151,7 @@ class SmallNet(Problem):
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         loss = self.fit(theta, batch)
         if self.pull:
-            gaps = torch.stack([(theta[k] - lam[k]).square().sum() for k in theta])
+            gaps = torch.stack([(theta[k] - lam[k] / 2).square().sum() for k in theta])
             loss = loss + 0.5 * self.pull * gaps.sum()
         return loss
 

@@ -1,0 +1,116 @@
+"""Derivatives on named tensors: both ways of taking them, graphs or none, zeros where due."""
+
+import threading
+
+import pytest
+import torch
+from oracles import F64
+
+from metabench import grads
+
+X = {"a": torch.tensor([1.0, -2.0], dtype=F64), "b": torch.tensor(0.5, dtype=F64)}
+
+
+@pytest.fixture(params=["autograd", "functional"])
+def way(request):
+    if request.param == "autograd":
+        yield
+    else:
+        with grads.functional():
+            yield
+
+
+def cubic(x):
+    return (x["a"] ** 3).sum() * x["b"]
+
+
+def test_gradient_and_value(way):
+    value, g = grads.grad(cubic, X)
+    assert value == -3.5 and not value.requires_grad
+    assert torch.equal(g["a"], 1.5 * X["a"] ** 2) and g["b"] == -7.0
+    assert list(g) == list(X) and not any(v.requires_grad for v in (*g.values(), *X.values()))
+
+
+def test_zeros_where_nothing_depends(way):
+    value, g = grads.grad(lambda x: (x["a"] * 2).sum(), X)
+    assert value == -2.0 and g["b"] == 0.0
+    _, g = grads.grad(lambda x: torch.tensor(3.0, dtype=F64), X)
+    assert not any(v.any() for v in g.values())
+
+
+def test_what_comes_beside_the_value(way):
+    value, g, rest = grads.grad_and_rest(lambda x: (cubic(x), {"twice": 2 * x["a"]}), X)
+    assert value == -3.5 and g["b"] == -7.0
+    assert torch.equal(rest["twice"], 2 * X["a"]) and not rest["twice"].requires_grad
+
+
+def test_second_derivatives(way):
+    def slope(x):
+        return grads.grad(cubic, x, create_graph=True)[1]["a"].sum()
+
+    _, g = grads.grad(slope, X)
+    assert torch.equal(g["a"], 3.0 * X["a"]) and g["b"] == 15.0
+
+
+def test_without_a_graph_a_gradient_is_a_constant(way):
+    def f(x):
+        return (x["a"] * grads.grad(cubic, x)[1]["a"]).sum()
+
+    _, g = grads.grad(f, X)
+    assert torch.equal(g["a"], 1.5 * X["a"] ** 2) and g["b"] == 0.0
+
+
+def test_a_second_way_in_through_the_same_tensor_is_not_followed(way):
+    """theta starts as lam's own tensors: dG/dtheta must leave out dG/dlam."""
+
+    def f(lam):
+        theta = dict(lam)
+        g = grads.grad(lambda t: (t["a"] * lam["a"] ** 2).sum(), theta, create_graph=True)[1]
+        return g["a"].sum()
+
+    value, g = grads.grad(f, X)
+    assert value == 5.0 and torch.equal(g["a"], 2 * X["a"])
+
+
+def test_pullback(way):
+    def f(x, s):
+        return {"y": x["a"] * s, "same": x["b"], "constant": torch.ones(2, dtype=F64)}
+
+    s = torch.tensor(3.0, dtype=F64)
+    out, back = grads.pullback(f, X, s)
+    assert torch.equal(out["y"], 3 * X["a"]) and not out["y"].requires_grad
+    ones = torch.ones(2, dtype=F64)
+    x_bar, s_bar = back({"y": ones, "same": torch.tensor(2.0, dtype=F64), "constant": ones})
+    assert torch.equal(x_bar["a"], 3 * ones) and x_bar["b"] == 2.0 and s_bar == -1.0
+
+
+def test_pullback_of_what_depends_on_nothing(way):
+    _, back = grads.pullback(lambda x: {"y": torch.ones(2, dtype=F64)}, X)
+    (bar,) = back({"y": torch.ones(2, dtype=F64)})
+    assert list(bar) == list(X) and not any(v.any() for v in bar.values())
+
+
+def test_cotangents_in_another_order_are_refused():
+    _, back = grads.pullback(lambda x: dict(x), X)
+    with pytest.raises(ValueError, match="cotangents are"):
+        back({"b": X["b"], "a": X["a"]})
+
+
+def test_functional_is_a_matter_of_the_thread():
+    seen = []
+    with grads.functional():
+        thread = threading.Thread(target=lambda: seen.append(grads.is_functional()))
+        thread.start()
+        thread.join()
+        assert grads.is_functional()
+    assert seen == [False] and not grads.is_functional()
+
+
+def test_arithmetic():
+    y = {"a": torch.ones(2, dtype=F64), "b": torch.tensor(2.0, dtype=F64)}
+    assert torch.equal(grads.axpy(2.0, X, y)["a"], torch.tensor([3.0, -3.0], dtype=F64))
+    assert grads.dot(X, y) == 0.0
+    assert grads.norm(X) == pytest.approx(5.25**0.5)
+    assert grads.mean([X, y, y])["b"] == 1.5 and X["b"] == 0.5
+    big = {"a": torch.full((2,), 1e30)}  # its square is no float32
+    assert grads.norm(big) == pytest.approx(2**0.5 * 1e30)

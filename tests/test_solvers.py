@@ -1,0 +1,109 @@
+"""Inner solvers: torch.optim's numbers, purity, and derivatives through their updates."""
+
+import pytest
+import torch
+from oracles import F64, differences
+
+from metabench.registry import solvers
+
+PAIRS = {
+    "sgd": (solvers.get("sgd")(), lambda p: torch.optim.SGD(p, lr=0.07)),
+    "momentum": (
+        solvers.get("momentum")(momentum=0.8),
+        lambda p: torch.optim.SGD(p, lr=0.07, momentum=0.8),
+    ),
+    "nesterov": (
+        solvers.get("momentum")(momentum=0.8, nesterov=True),
+        lambda p: torch.optim.SGD(p, lr=0.07, momentum=0.8, nesterov=True),
+    ),
+    "adam": (
+        solvers.get("adam")(beta1=0.7, beta2=0.95, eps=1e-6),
+        lambda p: torch.optim.Adam(p, lr=0.07, betas=(0.7, 0.95), eps=1e-6),
+    ),
+}
+
+
+def start():
+    gen = torch.Generator().manual_seed(0)
+    return {k: torch.randn(n, generator=gen, dtype=F64) for k, n in (("a", 3), ("b", 2))}
+
+
+def gradient(theta):
+    return {"a": theta["a"] ** 3 - 1.0, "b": torch.tanh(theta["b"])}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_same_numbers_as_torch(name):
+    ours, theirs = PAIRS[name]
+    theta, memory = start(), ours.init(start())
+    params = [v.clone().requires_grad_() for v in theta.values()]
+    optimizer = theirs(params)
+    for _ in range(6):
+        theta, memory = ours.update(theta, gradient(theta), memory, 0.07)
+        live = dict(zip("ab", params, strict=True))
+        for p, g in zip(params, gradient({k: v.detach() for k, v in live.items()}).values(),
+                        strict=True):  # fmt: skip
+            p.grad = g
+        optimizer.step()
+        for one, other in zip(theta.values(), params, strict=True):
+            torch.testing.assert_close(one, other.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_changes_nothing_that_comes_in(name):
+    solver = PAIRS[name][0]
+    theta, memory = solver.update(start(), gradient(start()), solver.init(start()), 0.1)
+    copies = [{k: v.clone() for k, v in x.items()} for x in (theta, *memory.values())]
+    solver.update(theta, gradient(theta), memory, 0.1)
+    for before, after in zip(copies, (theta, *memory.values()), strict=True):
+        assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_differentiable_in_all_that_comes_in(name):
+    solver = PAIRS[name][0]
+    theta, memory = solver.update(start(), gradient(start()), solver.init(start()), 0.1)
+    flat = {"lr": torch.tensor(0.1, dtype=F64)}
+    for part, params in (("theta", theta), ("grad", gradient(theta)), *memory.items()):
+        flat |= {f"{part}/{k}": v for k, v in params.items()}
+
+    def f(flat):
+        parts = {}
+        for name, v in flat.items():
+            part, _, k = name.partition("/")
+            parts.setdefault(part, {})[k] = v
+        held = {k: parts[k] for k in memory}
+        new, after = solver.update(parts["theta"], parts["grad"], held, flat["lr"])
+        return sum((v * v).sum() for x in (new, *after.values()) for v in x.values())
+
+    leaves = {k: v.clone().requires_grad_() for k, v in flat.items()}
+    found = torch.autograd.grad(f(leaves), list(leaves.values()), materialize_grads=True,
+                                allow_unused=True)  # fmt: skip
+    oracle = differences(f, flat, h=1e-4)
+    for (k, expected), g in zip(oracle.items(), found, strict=True):
+        torch.testing.assert_close(
+            g, expected, rtol=1e-7, atol=1e-7, msg=lambda m, k=k: f"{k}: {m}"
+        )
+
+
+def test_adam_where_no_gradient_has_come():
+    solver = solvers.get("adam")()
+    theta, g = {"a": torch.ones(2, dtype=F64)}, torch.zeros(2, dtype=F64, requires_grad=True)
+    new, memory = solver.update(theta, {"a": g}, solver.init(theta), 0.1)
+    (slope,) = torch.autograd.grad(new["a"].sum(), [g])
+    assert torch.equal(new["a"], theta["a"]) and bool(torch.isfinite(slope).all())
+    new, _ = solver.update(new, {"a": g}, memory, 0.1)
+    assert torch.equal(new["a"], theta["a"])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_step_size_for_every_parameter(name):
+    solver = PAIRS[name][0]
+    theta = start()
+    held = solver.init(theta)
+    rates = {"b": torch.tensor([0.1, 0.3], dtype=F64)}
+    new, _ = solver.update(theta, gradient(theta), held, rates)
+    assert torch.equal(new["a"], theta["a"])  # no step size, no step
+    for i, rate in enumerate((0.1, 0.3)):
+        one, _ = solver.update(theta, gradient(theta), held, rate)
+        torch.testing.assert_close(new["b"][i], one["b"][i], rtol=1e-12, atol=0)
