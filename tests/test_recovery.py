@@ -14,7 +14,7 @@ import pytest
 
 from metabench.cell import Cell, make_cell
 from metabench.record import curve_outcome
-from metabench.store import CURVE, LAM, RECORD, Store
+from metabench.store import CHECKPOINT, CURVE, LAM, RECORD, Store
 
 # One process imports torch and forks the runs, so that kills are cheap and fall on real work.
 FORKS = """
@@ -52,7 +52,7 @@ for cell in cells:
             run_cell(cell, Store(root + "/pieces"), checkpoint_seconds=0)
             os._exit(0)
         # Enough time for some steps; after a while enough for all, so that the test ends.
-        time.sleep(rng.uniform(0.0, 0.5 * whole) if here < 3 * least else 60 * whole)
+        time.sleep(rng.uniform(0.0, 0.5 * whole) if here < 2 * least else 60 * whole)
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         killed = os.WIFSIGNALED(status)
@@ -83,10 +83,10 @@ def same_stores(whole: Store, pieces: Store, cells: list[Cell]) -> None:
 
 def test_a_cell_killed_again_and_again_ends_as_if_undisturbed(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FORKS, str(tmp_path), "1", "4"], capture_output=True, text=True
+        [sys.executable, "-c", FORKS, str(tmp_path), "1", "3"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 12
+    assert int(done.stdout) >= 9
     whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
     pieces.mend()  # a kill may fall between the last record and the end of its claim
     same_stores(whole, pieces, [record.cell for record in whole.records()])
@@ -132,12 +132,16 @@ class Launches:
         )
 
     def working(self) -> list[int]:
-        """The processes that hold cells now."""
-        holders = (self.store.holder(cell.key) for cell in self.cells)
+        """The processes that hold cells now and have come as far as a checkpoint."""
+        holders = (
+            self.store.holder(cell.key)
+            for cell in self.cells
+            if (self.store.folder(cell.key) / CHECKPOINT).exists()
+        )
         return [holder.pid for holder in holders if holder is not None]
 
     def wait_for_work(self, seconds: float) -> list[int]:
-        """Until there is a process that holds a cell, or the time is over."""
+        """Until there is a process at work, or the time is over."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             pids = self.working()
@@ -213,11 +217,10 @@ def check(launches: Launches, tmp_path: Path, kills: int) -> None:
     for cell in launches.cells:
         run_cell(cell, whole)
     same_stores(whole, launches.store, launches.cells)
-    resumed = [r.environment["resumed"] for r in launches.store.records()]
-    assert sum(len(r) for r in resumed) >= kills // 3
+    assert any(record.environment["resumed"] for record in launches.store.records())
 
 
-@pytest.mark.parametrize("launches", [(1, 400)], indirect=True)
+@pytest.mark.parametrize("launches", [(1, 300)], indirect=True)
 def test_a_launch_killed_six_times_ends_as_if_undisturbed(
     launches: Launches, tmp_path: Path
 ) -> None:
