@@ -1,0 +1,326 @@
+"""What every method promises, each promise one short function of a crossing with a task."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from metabench import grads
+from metabench.cell import Budget, check_applicable
+from metabench.context import Context
+from metabench.errors import NotApplicable
+from metabench.evaluation import evaluate
+from metabench.meter import Counts, Meter
+from metabench.method import State
+from metabench.probes import Counting, Limited, Undeclared
+from metabench.problem import Problem, Seeds
+from metabench.registry import solvers
+
+STEPS = 3
+
+
+@dataclass
+class Crossing:
+    """A method on a task, on the CPU; every context starts anew from the same seeds."""
+
+    method: Any
+    task: Any
+    seeds: Seeds = field(default_factory=lambda: Seeds.of(0))
+
+    def problem(self) -> Problem:
+        """Built from the seeds."""
+        problem: Problem = self.task.build(self.seeds, torch.device("cpu"))
+        return problem
+
+    def context(self, problem: Problem | None = None, **more: Any) -> Context:
+        """As the harness makes it."""
+        return Context(
+            self.problem() if problem is None else problem,
+            solvers.get("sgd")(),
+            self.seeds,
+            self.task.offers,
+            budget=Budget(outer_steps=STEPS),
+            **more,
+        )
+
+    def run(self, ctx: Context, steps: int = STEPS) -> State:
+        """The state after that many outer steps from the start."""
+        state: State = self.method.init(ctx)
+        for _ in range(steps):
+            state = self.step(ctx, state)[0]
+        return state
+
+    def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
+        """One outer step, as the harness takes it."""
+        new, log = self.method.step(ctx, state)
+        ctx.step += 1
+        return State(*grads.detach_tree((new.lam, new.theta, new.memory))), log
+
+
+def check_state(at: Crossing) -> None:
+    """lam keeps its names, shapes and types and stays finite; theta is there if it is carried."""
+    ctx = at.context()
+    first = state = at.method.init(ctx)
+    for _ in range(STEPS):
+        assert isinstance(state, State), f"a state is a State, not {type(state).__name__}"
+        assert list(state.lam) == list(first.lam), f"lam's names change to {list(state.lam)}"
+        for name, value in state.lam.items():
+            old = first.lam[name]
+            assert value.shape == old.shape, f"lam's {name} changes its shape to {value.shape}"
+            assert value.dtype == old.dtype, f"lam's {name} changes its type to {value.dtype}"
+            assert bool(torch.isfinite(value).all()), f"lam's {name} is not finite"
+        assert (state.theta is not None) == ctx.problem.carried, (
+            "a state has a theta exactly where the problem carries one"
+        )
+        state, _ = at.step(ctx, state)
+
+
+def check_log(at: Crossing) -> None:
+    """A step's log holds plain finite numbers by name."""
+    ctx = at.context()
+    _, log = at.step(ctx, at.method.init(ctx))
+    for name, value in log.items():
+        assert isinstance(name, str) and isinstance(value, int | float), (
+            f"log entry {name!r} is a {type(value).__name__}; logs hold plain numbers"
+        )
+        assert math.isfinite(value), f"log entry {name!r} is {value}"
+
+
+def check_adapt(at: Crossing) -> None:
+    """adapt gives a whole finite theta without a graph for an episode it has never seen."""
+    ctx = at.context()
+    state = at.run(ctx, 1)
+    for split in ("valid", *ctx.problem.evaluations):
+        episode = ctx.problem.episode(split, 0)
+        theta = at.method.adapt(ctx, state, episode)
+        like = ctx.problem.init_inner(state.lam, episode)
+        assert list(theta) == list(like), f"adapt gives {list(theta)}, theta is {list(like)}"
+        for name, value in theta.items():
+            assert value.shape == like[name].shape, f"adapt gives {name} of shape {value.shape}"
+            assert bool(torch.isfinite(value).all()), f"adapt gives a {name} that is not finite"
+            assert not value.requires_grad, f"adapt gives a {name} that has a graph"
+
+
+def check_pure(at: Crossing) -> None:
+    """A step and an adaptation change nothing that they are given."""
+    ctx = at.context()
+    state = at.run(ctx, 1)
+    episodes = {"train": ctx.training_episodes()[0], "valid": ctx.problem.episode("valid", 0)}
+    held = {
+        "the state": state,
+        "the task's first lam": ctx.problem.init_outer(),
+        **{f"a {k} episode": (e.batch(0), e.outer) for k, e in episodes.items()},
+    }
+    before = {k: snapshot(v) for k, v in held.items()}
+    at.method.adapt(ctx, state, episodes["valid"])
+    at.method.step(ctx, state)
+    for name, value in held.items():
+        assert unchanged(before[name], value), f"{name} was changed in place"
+
+
+def check_storable(at: Crossing) -> None:
+    """A state is plain data: saved and loaded again (weights_only) it is the same."""
+    state = at.run(at.context(), 1)
+    assert unchanged(snapshot(state), stored(state)), "the state comes back changed"
+
+
+def check_seeded(at: Crossing) -> None:
+    """Everything random comes from the seeds: the same seeds give the same bits."""
+    first = at.run(at.context())
+    torch.manual_seed(12345)
+    assert unchanged(snapshot(first), at.run(at.context())), "a second run is different"
+
+
+def check_resumes(at: Crossing) -> None:
+    """Stored and loaded after every step, a run ends as the uninterrupted one, bit for bit."""
+    ctx = at.context()
+    expected = at.run(ctx)
+    on = at.context()
+    state = stored(at.method.init(on))
+    for step in range(STEPS):
+        counts = Counts(**on.meter.counts.as_dict())
+        on = at.context(step=step, meter=Meter(counts), notes=copy.deepcopy(on.notes))
+        state, _ = at.method.step(on, state)
+        state = stored(state)
+    assert unchanged(snapshot(expected), state), (
+        "a run that was cut ends differently: something beside State and ctx.notes is remembered"
+    )
+    assert on.meter.counts == ctx.meter.counts, "a run that was cut counts other costs"
+
+
+def check_undisturbed(at: Crossing) -> None:
+    """Looking at a state does not change the course of the run, and costs nothing."""
+    ctx, watched = at.context(), at.context()
+    expected, state = at.run(ctx), at.method.init(watched)
+    for _ in range(STEPS):
+        evaluate(watched, at.method, state, "valid", 1)
+        state, _ = at.step(watched, state)
+    assert unchanged(snapshot(expected), state), "evaluation changes the run"
+    assert watched.meter.counts == ctx.meter.counts, "evaluation is counted as cost"
+
+
+def check_threads(at: Crossing) -> None:
+    """Episodes spread over threads give the same bits and counts as one after another."""
+    one, three = at.context(), at.context(workers=3)
+    assert unchanged(snapshot(at.run(one)), at.run(three)), "threads change the result"
+    assert three.meter.counts == one.meter.counts, "threads change the counts"
+
+
+def check_batched(at: Crossing) -> None:
+    """All episodes at once (vmap) give what one after another gives, to rounding."""
+    if not getattr(at.method, "batched", True):
+        return
+    looped, whole, parts = (
+        at.context(),
+        at.context(engine="vmap"),
+        at.context(engine="vmap", chunk=2),
+    )
+    expected = at.run(looped)
+    for ctx in (whole, parts):
+        found = at.run(ctx)
+        gap = _relative_gap(found.lam, expected.lam)
+        allowed = tolerance(expected.lam)
+        assert gap <= allowed, f"the batched run's lam is {gap:.1e} away, {allowed:.0e} is allowed"
+        assert ctx.meter.counts == looped.meter.counts, (
+            f"batched it counts {ctx.meter.counts}, looped {looped.meter.counts}"
+        )
+
+
+def check_counts(at: Crossing) -> None:
+    """The meter agrees with how often the losses really are evaluated.
+
+    Every evaluation belongs to one inner gradient, outer gradient or function evaluation; a
+    Hessian or mixed product may take one more of its own (forward over reverse) or none (a graph
+    that is gone through twice).
+    """
+    problem = Counting(at.problem())
+    ctx = at.context(problem.as_problem())
+    at.run(ctx)
+    n, calls = ctx.meter.counts, problem.calls
+    assert calls["inner_loss"] >= n.inner_gradients, (
+        f"{n.inner_gradients} inner gradients counted, {calls['inner_loss']} inner losses evaluated"
+    )
+    assert calls["outer_loss"] >= n.outer_gradients, (
+        f"{n.outer_gradients} outer gradients counted, {calls['outer_loss']} outer losses evaluated"
+    )
+    least = n.inner_gradients + n.outer_gradients + n.function_evaluations
+    most = least + n.hvps + n.mixed_products
+    made = calls["inner_loss"] + calls["outer_loss"]
+    assert least <= made <= most, f"losses are evaluated {made} times; counted: {n}"
+
+
+def check_needs(at: Crossing) -> None:
+    """It runs on a problem that has nothing but what its needs name, and gives the same."""
+    problem = Limited(at.problem(), at.method.needs)
+    try:
+        found = at.run(at.context(problem.as_problem()))
+    except Undeclared as error:
+        raise AssertionError(f"{error}; needs are {sorted(at.method.needs)}") from None
+    assert unchanged(snapshot(at.run(at.context())), found), (
+        "on a problem that has only what it needs, the result is another"
+    )
+
+
+def check_refused(at: Crossing) -> None:
+    """A task that lacks any one of its needs is refused with the reason."""
+    for need in at.method.needs:
+        lacking = _Lacking(at.task, need)
+        try:
+            check_applicable(lacking, at.method)
+        except NotApplicable as error:
+            assert str(error), f"a task without {need!r} is refused without a reason"
+        else:
+            raise AssertionError(f"a task without {need!r} is not refused")
+
+
+def check_improves(at: Crossing) -> None:
+    """On the closed-form problem a method that differentiates the outer loss brings it down."""
+    ctx = at.context()
+    known = at.task.registered_name == "quadratic" and not ctx.problem.carried
+    if not known or "outer_gradient" not in at.method.needs:
+        return
+    first = at.method.init(ctx)
+    ctx.budget = replace(ctx.budget, outer_steps=50)
+    last = at.run(ctx, 50)
+    before, after = (
+        evaluate(ctx, at.method, state, "test", 1)["loss"].mean for state in (first, last)
+    )
+    assert after < before, f"50 outer steps bring the test loss from {before:g} to {after:g}"
+
+
+CHECKS: tuple[Callable[[Crossing], None], ...] = (
+    check_state,
+    check_log,
+    check_adapt,
+    check_pure,
+    check_storable,
+    check_seeded,
+    check_resumes,
+    check_undisturbed,
+    check_threads,
+    check_batched,
+    check_counts,
+    check_needs,
+    check_refused,
+    check_improves,
+)
+
+
+def tolerance(params: dict[str, Tensor]) -> float:
+    """How far two ways of computing the same may be apart, relative."""
+    return 1e-10 if all(v.dtype == torch.float64 for v in params.values()) else 1e-3
+
+
+def stored(state: State) -> State:
+    """The state, saved and loaded as a checkpoint is."""
+    buffer = io.BytesIO()
+    torch.save({"lam": state.lam, "theta": state.theta, "memory": state.memory}, buffer)
+    buffer.seek(0)
+    return State(**torch.load(buffer, weights_only=True))
+
+
+class _Lacking:
+    """A task without one of its capabilities."""
+
+    def __init__(self, task: Any, need: str) -> None:
+        self.registered_name = task.registered_name
+        self.offers = task.offers - {need}
+
+
+def snapshot(value: Any) -> list[Any]:
+    """A copy of nested data to compare with later: its shape and leaves."""
+    if isinstance(value, State):
+        value = (value.lam, value.theta, value.memory)
+    leaves, shape = tree_flatten(value)
+    return [
+        shape,
+        *((x.detach().clone(), x.requires_grad) if isinstance(x, Tensor) else x for x in leaves),
+    ]
+
+
+def unchanged(held: list[Any], value: Any) -> bool:
+    """Whether ``value`` is bit for bit what it was when :func:`snapshot` gave ``held``."""
+
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(a, tuple) and isinstance(b, tuple) and isinstance(a[0], Tensor):
+            (x, x_grad), (y, y_grad) = a, b
+            if x_grad != y_grad or x.dtype != y.dtype or x.shape != y.shape:
+                return False
+            return bool(torch.allclose(x, y, rtol=0, atol=0, equal_nan=True))
+        return bool(a == b)
+
+    now = snapshot(value)
+    return len(now) == len(held) and all(map(equal, now, held))
+
+
+def _relative_gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    gaps = [(found[k] - v).abs().max() / (1 + v.abs().max()) for k, v in expected.items()]
+    return float(torch.stack(gaps).max())

@@ -1,0 +1,203 @@
+"""What the conformance kit runs methods on: a small task, and problems that watch their caller."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from metabench.errors import MetabenchError
+from metabench.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Params,
+    Problem,
+    Seeds,
+    generator,
+)
+
+
+class Undeclared(MetabenchError):
+    """A method used something of a problem that its ``needs`` do not name."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A few-shot regression task in float64: a tanh layer and a linear head, three episodes a step.
+
+    ``formulation`` "init": lam is the initial value of all weights; "representation": lam is the
+    layer, theta the head. ``batches``: every inner step has a batch of its own.
+    """
+
+    formulation: Literal["init", "representation"] = "init"
+    batches: bool = False
+
+    registered_name: ClassVar[str] = "sample"
+    metric: ClassVar[str] = "loss"
+    goal: ClassVar[Literal["max", "min"]] = "min"
+    data: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Derivatives, a head, a module, episodes, and what the formulation brings."""
+        initial = self.formulation == "init"
+        own = {"lam_is_initialisation"} if initial else {"lam_in_inner_loss"}
+        return GRADIENTS | own | {"head", "module", "episodes"}
+
+    def build(self, seeds: Seeds, device: torch.device) -> Problem:
+        """The problem; nothing to load."""
+        return SampleProblem(self, seeds, device)
+
+
+HEAD = ("head.weight", "head.bias")
+
+
+class SampleProblem(Problem):
+    """Inputs [6, 3], targets [6, 2] a sine of a random projection."""
+
+    episodes_per_step = 3
+    head = HEAD
+
+    def __init__(self, task: Sample, seeds: Seeds, device: torch.device) -> None:
+        self.task, self.seeds, self.device = task, seeds, device
+        self.net = self.module = nn.Sequential(
+            OrderedDict(
+                body=nn.Linear(3, 5, dtype=torch.float64, device=device),
+                squash=nn.Tanh(),
+                head=nn.Linear(5, 2, dtype=torch.float64, device=device),
+            )
+        )
+        gen = generator(seeds.init, "sample")
+        self.first: Params = {
+            k: (0.5 * torch.randn(v.shape, generator=gen, dtype=torch.float64)).to(device)
+            for k, v in self.net.named_parameters()
+        }
+        self.net.load_state_dict(self.first)
+
+    def init_outer(self) -> Params:
+        """The first weights, of the layer or of all."""
+        whole = self.task.formulation == "init"
+        return {k: v.clone() for k, v in self.first.items() if whole or k not in HEAD}
+
+    def init_inner(self, lam: Params, episode: Episode) -> Params:
+        """lam itself, or a head of zeros."""
+        if self.task.formulation == "init":
+            return {k: lam[k] for k in self.first}
+        return {k: torch.zeros_like(self.first[k]) for k in HEAD}
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean squared error."""
+        weights = theta if self.task.formulation == "init" else {**lam, **theta}
+        weights = {k: weights[k] for k in self.first}
+        outputs = torch.func.functional_call(self.net, weights, (batch["x"],))
+        loss: Tensor = (outputs - batch["y"]).square().mean()
+        return loss
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """The same on the query set."""
+        return self.inner_loss(lam, theta, batch)
+
+    def episode(self, split: str, index: int) -> Episode:
+        """A projection of the episode's own, inputs of each role's own."""
+
+        def draw(role: int | str) -> Batch:
+            seed = self.seeds.data
+            of_episode = generator(seed, split, index)
+            of_role = generator(seed, split, index, role)
+            way = torch.randn(3, 2, generator=of_episode, dtype=torch.float64)
+            x = torch.randn(6, 3, generator=of_role, dtype=torch.float64)
+            return {"x": x.to(self.device), "y": torch.sin(x @ way).to(self.device)}
+
+        return Episode(draw if self.task.batches else draw("support"), draw("query"), index)
+
+
+class Watched:
+    """A problem that passes everything on; subclasses look at what is asked of it."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._problem, name)
+
+    def as_problem(self) -> Problem:
+        """Itself, to a type checker."""
+        return cast(Problem, self)
+
+
+class Counting(Watched):
+    """How often each loss is evaluated."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.calls: Counter[str] = Counter()
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G, counted."""
+        self.calls["inner_loss"] += 1
+        return self._problem.inner_loss(lam, theta, batch)
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """F, counted."""
+        self.calls["outer_loss"] += 1
+        return self._problem.outer_loss(lam, theta, batch)
+
+
+class Limited(Watched):
+    """A problem that has only what ``needs`` names; anything else raises :class:`Undeclared`."""
+
+    def __init__(self, problem: Problem, needs: frozenset[str]) -> None:
+        super().__init__(problem)
+        self._needs = needs
+
+    def __getattr__(self, name: str) -> Any:
+        guarded = {"head": {"head"}, "module": {"module"}, "hypers": {"search_space", "small_lam"}}
+        if name in guarded and not guarded[name] & self._needs:
+            raise Undeclared(f"it reads problem.{name} and does not need {sorted(guarded[name])}")
+        return super().__getattr__(name)
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G, whose gradient has no derivative unless second derivatives are needed."""
+        if "second_order" not in self._needs:
+            lam, theta = _through(_Once, lam), _through(_Once, theta)
+        return self._problem.inner_loss(lam, theta, batch)
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """F, which has no derivative unless one is needed."""
+        if "outer_gradient" not in self._needs:
+            lam, theta = _through(_Never, lam), _through(_Never, theta)
+        return self._problem.outer_loss(lam, theta, batch)
+
+
+def _through(function: type[torch.autograd.Function], params: Params) -> Params:
+    return {k: function.apply(v) for k, v in params.items()}
+
+
+class _Never(torch.autograd.Function):
+    """The identity; going back through it is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        raise Undeclared("it differentiates a loss once more often than its needs say")
+
+
+class _Once(torch.autograd.Function):
+    """The identity; its gradient cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (g,) = grads
+        once: Tensor = _Never.apply(g) if g.requires_grad else g
+        return once

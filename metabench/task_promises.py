@@ -1,0 +1,354 @@
+"""What every task promises, each promise one short function of the task's settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metabench import grads, packages
+from metabench.cell import why_not
+from metabench.method_promises import Crossing, snapshot, tolerance, unchanged
+from metabench.problem import Episode, Params, Problem, Seeds, count_numbers
+from metabench.registry import methods
+
+SMALL = 1000
+"""More numbers than this are no small lam."""
+
+
+def build(task: Any, seed: int = 0) -> Problem:
+    """The task's problem on the CPU."""
+    problem: Problem = task.build(Seeds.of(seed), torch.device("cpu"))
+    return problem
+
+
+def splits(problem: Problem) -> tuple[str, ...]:
+    """Every split that the harness asks for."""
+    return ("train", "valid", *problem.evaluations)
+
+
+def start(problem: Problem, split: str = "train", index: int = 0) -> tuple[Params, Params, Episode]:
+    """lam, theta and the episode that they are for."""
+    lam, episode = problem.init_outer(), problem.episode(split, index)
+    return lam, grads.detach(problem.init_inner(lam, episode)), episode
+
+
+def check_declarations(task: Any) -> None:
+    """metric, goal, data and the task's name say what the harness needs to know."""
+    assert isinstance(task.metric, str) and task.metric, "metric must name one of the metrics"
+    assert task.goal in ("max", "min"), f"goal is {task.goal!r}; it can be 'max' or 'min'"
+    assert isinstance(task.data, tuple), "data must be a tuple of data set names"
+
+
+def check_init(task: Any) -> None:
+    """lam and theta start as named floating-point tensors without a graph, the same each time."""
+    problem = build(task)
+    lam, theta, _ = start(problem)
+    for what, params in (("lam", lam), ("theta", theta)):
+        assert isinstance(params, dict), f"{what} is a {type(params).__name__}, not a dict"
+        for name, value in params.items():
+            assert value.is_floating_point(), f"{what}'s {name} is {value.dtype}, not a float"
+            assert bool(torch.isfinite(value).all()), f"{what}'s {name} is not finite"
+        assert not any(v.requires_grad for v in params.values()), f"{what} starts with a graph"
+    held = snapshot((lam, theta))
+    for value in lam.values():
+        value.add_(1.0)
+    assert unchanged(held, start(problem)[:2]), "init_outer gives away a tensor of its own"
+    assert unchanged(held, start(build(task))[:2]), "built again from the same seeds, it differs"
+
+
+def check_episodes(task: Any) -> None:
+    """An episode is a function of seeds, split and index alone, in whatever order it is asked."""
+    problem = build(task)
+    for split in splits(problem):
+        n = problem.count(split)
+        last = 3 if n is None else min(3, n - 1)
+        assert last >= 0, f"split {split!r} has no episode"
+        later = snapshot(_content(problem.episode(split, last)))
+        first = snapshot(_content(problem.episode(split, 0)))
+        assert unchanged(later, _content(problem.episode(split, last))), (
+            f"episode {last} of {split!r} is another when asked for again"
+        )
+        assert unchanged(first, _content(build(task).episode(split, 0))), (
+            f"episode 0 of {split!r} is another when the problem is built again"
+        )
+        assert problem.episode(split, last).index == last, "an episode must know its index"
+
+
+def check_seeds(task: Any) -> None:
+    """Where training episodes differ from each other, they differ from seed to seed too."""
+    problem, other = build(task, 0), build(task, 1)
+    n = problem.count("train")
+    if n is not None and n < 2:
+        return
+    first = snapshot(_content(problem.episode("train", 0)))
+    if not unchanged(first, _content(problem.episode("train", 1))):
+        assert not unchanged(first, _content(other.episode("train", 0))), (
+            "episodes are random and do not depend on the seeds"
+        )
+
+
+def check_losses(task: Any) -> None:
+    """Both losses are finite scalars, the same when asked again, and change nothing."""
+    problem = build(task)
+    lam, theta, episode = start(problem)
+    held = snapshot((lam, theta, _content(episode)))
+    for name, loss, batch in (
+        ("inner_loss", problem.inner_loss, episode.batch(0)),
+        ("outer_loss", problem.outer_loss, episode.outer),
+    ):
+        value = loss(lam, theta, batch)
+        assert value.shape == (), f"{name} has shape {tuple(value.shape)}, not ()"
+        assert bool(torch.isfinite(value)), f"{name} at the start is {float(value)}"
+        assert torch.equal(value, loss(lam, theta, batch)), f"{name} differs when asked again"
+    assert unchanged(held, (lam, theta, _content(episode))), "a loss changes what it is given"
+
+
+def check_derivatives(task: Any) -> None:
+    """Derivatives that the task offers are there, finite, and not all zero."""
+    problem, offers = build(task), task.offers
+    lam, theta, episode = start(problem)
+    batch = episode.batch(0)
+    if theta:
+        g = grads.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
+        _real(g, "the inner loss in theta")
+    if "outer_gradient" in offers:
+        found = grads.grad(
+            lambda x: problem.outer_loss(_part(x, "lam"), _part(x, "theta"), episode.outer),
+            _joined(lam, theta),
+        )[1]
+        _real(found, "the outer loss")
+    moved = _moved(problem, lam, theta, episode)
+    if "lam_in_inner_loss" in offers:
+
+        def slope(p: Params) -> Tensor:
+            f = problem.inner_loss
+            g = grads.grad(lambda t: f(p, t, batch), moved, create_graph=True)[1]
+            return sum((v.square().sum() for v in g.values()), start=torch.zeros(()))
+
+        _real(grads.grad(slope, lam)[1], "the inner loss's gradient in lam")
+    if "lam_is_initialisation" in offers:
+        begin, back = grads.pullback(lambda p: problem.init_inner(p, episode), lam)
+        _real(back({k: torch.ones_like(v) for k, v in begin.items()})[0], "init_inner in lam")
+
+
+def check_second_order(task: Any) -> None:
+    """Hessian products of the inner loss are there; in float64 they agree with differences."""
+    if "second_order" not in task.offers:
+        return
+    problem = build(task)
+    lam, theta, episode = start(problem)
+    theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
+    gen = torch.Generator().manual_seed(0)
+    v = {
+        k: torch.randn(x.shape, generator=gen, dtype=torch.float64).to(x) for k, x in theta.items()
+    }
+
+    def gradient(t: Params, create_graph: bool = False) -> Params:
+        f = problem.inner_loss
+        return grads.grad(lambda p: f(lam, p, batch), t, create_graph=create_graph)[1]
+
+    hv = grads.grad(lambda t: grads.dot(gradient(t, True), v), theta)[1]
+    _real(hv, "the inner loss's gradient in theta")
+    if all(x.dtype == torch.float64 for x in theta.values()):
+        h = 1e-5
+        up, down = (gradient(grads.axpy(s * h, v, theta)) for s in (1, -1))
+        for k, exact in hv.items():
+            gap = float((exact - (up[k] - down[k]) / (2 * h)).abs().max())
+            assert gap <= 1e-4 * (1 + float(exact.abs().max())), (
+                f"the Hessian product in {k} is {gap:.1e} away from differences of gradients"
+            )
+
+
+def check_initialisation(task: Any) -> None:
+    """A method may add names to lam: theta, losses and projection do not mind them."""
+    problem = build(task)
+    lam, theta, episode = start(problem)
+    more = {**lam, "added by a method": torch.tensor(3.0)}
+    wider = problem.init_inner(more, episode)
+    assert list(wider) == list(theta), f"with more names in lam, theta becomes {list(wider)}"
+    problem.inner_loss(more, theta, episode.batch(0))
+    problem.outer_loss(more, theta, episode.outer)
+    assert set(problem.project(more)) == set(more), "project drops names that a method added"
+
+
+def check_hypers(task: Any) -> None:
+    """What is said of lam in words fits lam, and a search space has an end on every side."""
+    problem = build(task)
+    lam = problem.init_outer()
+    for hyper in problem.hypers:
+        assert hyper.name in lam, f"hyper {hyper.name!r} is no name of lam ({', '.join(lam)})"
+        shape = tuple(lam[hyper.name].shape)
+        assert shape == hyper.shape, f"hyper {hyper.name!r} says {hyper.shape}, lam has {shape}"
+        assert not hyper.log or (hyper.low or 0) > 0, f"log scale of {hyper.name!r} needs low > 0"
+    if "search_space" in task.offers:
+        assert problem.hypers, "it offers a search space and describes no part of lam (hypers)"
+        for hyper in problem.hypers:
+            bounded = hyper.low is not None and hyper.high is not None
+            assert bounded or hyper.choices, f"hyper {hyper.name!r} has no bounds to search between"
+    if "small_lam" in task.offers:
+        n = count_numbers(lam)
+        assert n <= SMALL, f"it offers a small lam; lam has {n} numbers"
+
+
+def check_project(task: Any) -> None:
+    """Projecting twice is projecting once, keeps names and shapes, and leaves the first lam."""
+    problem = build(task)
+    lam = problem.init_outer()
+    assert unchanged(snapshot(lam), problem.project(lam)), "the first lam is outside its bounds"
+    for far in (-1e3, 1e3):
+        away = {k: v + far for k, v in lam.items()}
+        held = snapshot(away)
+        once = problem.project(away)
+        assert unchanged(held, away), "project changes what it is given"
+        assert {k: v.shape for k, v in once.items()} == {k: v.shape for k, v in lam.items()}
+        assert unchanged(snapshot(once), problem.project(once)), "projecting twice moves on"
+        for hyper in problem.hypers:
+            value = once[hyper.name]
+            assert hyper.low is None or float(value.min()) >= hyper.low, f"{hyper.name} below low"
+            assert hyper.high is None or float(value.max()) <= hyper.high, f"{hyper.name} over high"
+
+
+def check_parts(task: Any) -> None:
+    """A head and a module that are offered carry the names and shapes of theta and lam."""
+    problem = build(task)
+    lam, theta, _ = start(problem)
+    if "head" in task.offers:
+        assert problem.head, "it offers a head and names no part of it"
+        unknown = [k for k in problem.head if k not in theta]
+        assert not unknown, f"head names {unknown}, which theta does not have"
+    if "module" in task.offers:
+        assert problem.module is not None, "it offers a module and has none"
+        known = {**lam, **theta}
+        for name, value in problem.module.named_parameters():
+            assert name in known, f"the module's {name} is neither in theta nor in lam"
+            assert known[name].shape == value.shape, f"the module's {name} has shape {value.shape}"
+    carried = problem.carried and "episodes" in task.offers
+    assert not carried, "a problem that carries theta has no episodes to offer"
+
+
+def check_metrics(task: Any) -> None:
+    """Every evaluation gives the task's metric, and nothing but finite numbers."""
+    problem = build(task)
+    for split in splits(problem)[1:]:
+        lam, theta, episode = start(problem, split)
+        with torch.no_grad():
+            metrics = problem.metrics(lam, theta, episode)
+        assert task.metric in metrics, f"metrics of {split!r} are {list(metrics)}: no {task.metric}"
+        for name, value in metrics.items():
+            assert math.isfinite(value), f"metric {name!r} on {split!r} is {value}"
+
+
+def check_prepare(task: Any) -> None:
+    """A prepared episode gives the same losses."""
+    problem = build(task)
+    lam, theta, episode = start(problem)
+    choices = [None, problem.head] if "head" in task.offers else [None]
+    for only in choices:
+        ready = problem.prepare(lam, episode, only)
+        for name, loss, one, other in (
+            ("inner_loss", problem.inner_loss, episode.batch(0), ready.batch(0)),
+            ("outer_loss", problem.outer_loss, episode.outer, ready.outer),
+        ):
+            gap = float((loss(lam, theta, one) - loss(lam, theta, other)).abs())
+            assert gap <= tolerance(theta), f"{name} of a prepared episode is {gap:.1e} away"
+
+
+def check_batched(task: Any) -> None:
+    """Inner gradients of several episodes at once (vmap) are those of one after another."""
+    if not {"episodes", "second_order"} <= task.offers:
+        return
+    problem = build(task)
+    lam = problem.init_outer()
+    n = problem.count("train")
+    episodes = [problem.episode("train", i) for i in range(2 if n is None else min(2, n))]
+    starts = [grads.detach(problem.init_inner(lam, e)) for e in episodes]
+    batches = [e.batch(0) for e in episodes]
+
+    def gradient(theta: Params, batch: Params) -> Params:
+        return grads.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
+
+    with grads.functional():
+        found = torch.func.vmap(gradient)(
+            *({k: torch.stack([x[k] for x in xs]) for k in xs[0]} for xs in (starts, batches))
+        )
+    for i, (theta, batch) in enumerate(zip(starts, batches, strict=True)):
+        for k, expected in gradient(theta, batch).items():
+            gap = float((found[k][i] - expected).abs().max() / (1 + expected.abs().max()))
+            assert gap <= tolerance(theta), f"batched, the gradient in {k} is {gap:.1e} away"
+
+
+def check_crossings(task: Any, crossed: list[Any]) -> None:
+    """Two outer steps and an adaptation of every method that applies."""
+    for method in crossed:
+        at = Crossing(method, task)
+        ctx = at.context()
+        state = at.run(ctx, 2)
+        theta = method.adapt(ctx, state, ctx.problem.episode("valid", 0))
+        for params in (state.lam, theta):
+            assert all(bool(torch.isfinite(v).all()) for v in params.values()), (
+                f"two steps of {method.registered_name} end in numbers that are not finite"
+            )
+
+
+CHECKS: tuple[Callable[[Any], None], ...] = (
+    check_declarations,
+    check_init,
+    check_episodes,
+    check_seeds,
+    check_losses,
+    check_derivatives,
+    check_second_order,
+    check_initialisation,
+    check_hypers,
+    check_project,
+    check_parts,
+    check_metrics,
+    check_prepare,
+    check_batched,
+)
+
+
+def applicable_methods(task: Any) -> list[Any]:
+    """Every registered method with default settings that the task allows and whose packages are
+    installed."""
+    known = [methods.get(name)() for name in methods.names()]
+    return [
+        m
+        for m in known
+        if all(packages.here(name) for name in getattr(m, "packages", ()))
+        and why_not(task, m) is None
+    ]
+
+
+def _content(episode: Episode) -> Any:
+    return [episode.batch(0), episode.batch(1), episode.outer]
+
+
+def _joined(lam: Params, theta: Params) -> Params:
+    return {f"lam/{k}": v for k, v in lam.items()} | {f"theta/{k}": v for k, v in theta.items()}
+
+
+def _part(x: Params, which: str) -> Params:
+    return {k.removeprefix(which + "/"): v for k, v in x.items() if k.startswith(which + "/")}
+
+
+def _moved(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Params:
+    """theta a little off its start, where symmetric starts have lost their zeros."""
+    gen = torch.Generator().manual_seed(1)
+    return {
+        k: v + 0.1 * torch.randn(v.shape, generator=gen, dtype=torch.float64).to(v)
+        for k, v in theta.items()
+    }
+
+
+def _real(g: Params, what: str) -> None:
+    """Raise unless a gradient is finite and somewhere not zero."""
+    for name, value in g.items():
+        assert bool(torch.isfinite(value).all()), (
+            f"the derivative of {what} in {name} is not finite"
+        )
+    assert any(bool(v.any()) for v in g.values()), f"the derivative of {what} is zero everywhere"

@@ -1,0 +1,156 @@
+"""The public conformance kit: a third party's task or method shows that it keeps the contract.
+
+    from metabench.testing import check_method, check_task
+    check_method("mine")        # a registered name, a class, or an instance with settings
+
+or, one test a promise:
+
+    @pytest.mark.parametrize("name, check", method_checks("mine"))
+    def test_contract(name, check):
+        check()
+
+A method is run on the kit's own small tasks, as far as its needs allow, or on those that are given;
+a task is crossed with every registered method that applies, or with those that are given.
+:mod:`metabench.method_promises` and :mod:`metabench.task_promises` say what is promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from metabench import method_promises, registry, settings, task_promises
+from metabench.cell import check_applicable, why_not
+from metabench.errors import NotApplicable
+from metabench.method_promises import Crossing
+from metabench.probes import Sample
+from metabench.problem import CAPABILITIES
+
+__all__ = ["ContractError", "check_method", "check_task", "method_checks", "task_checks"]
+
+Check = tuple[str, Callable[[], None]]
+
+
+class ContractError(AssertionError):
+    """A promise of the contract that is not kept; says whose, which, and how."""
+
+
+def check_method(method: Any, tasks: Iterable[Any] | None = None) -> None:
+    """Raise :class:`ContractError` at the first promise that a method does not keep."""
+    for _, check in method_checks(method, tasks):
+        check()
+
+
+def check_task(task: Any, methods: Iterable[Any] | None = None) -> None:
+    """Raise :class:`ContractError` at the first promise that a task does not keep."""
+    for _, check in task_checks(task, methods):
+        check()
+
+
+def method_checks(method: Any, tasks: Iterable[Any] | None = None) -> Iterator[Check]:
+    """Every check of a method: a name such as ``resumes[ridge]``, and what runs it."""
+    it = subject("method", method)
+    yield _check(it, "settings", partial(check_settings, it))
+    yield _check(it, "declares", partial(_declares, it.needs, "needs"))
+    chosen = kit_tasks(it) if tasks is None else [subject("task", task) for task in tasks]
+    if not chosen:
+        yield _check(it, "applicable", partial(_no_task, it))
+    for number, task in enumerate(chosen):
+        same = [t.registered_name for t in chosen].count(task.registered_name) > 1
+        where = f"{task.registered_name}{number if same else ''}"
+        yield _check(it, f"applicable[{where}]", partial(_applicable, task, it))
+        for check in method_promises.CHECKS:
+            name = check.__name__.removeprefix("check_")
+            yield _check(it, f"{name}[{where}]", partial(check, Crossing(it, task)))
+
+
+def task_checks(task: Any, methods: Iterable[Any] | None = None) -> Iterator[Check]:
+    """Every check of a task: a name such as ``episodes``, and what runs it."""
+    it = subject("task", task)
+    yield _check(it, "settings", partial(check_settings, it))
+    yield _check(it, "declares", partial(_declares, it.offers, "offers"))
+    for check in task_promises.CHECKS:
+        yield _check(it, check.__name__.removeprefix("check_"), partial(check, it))
+    if methods is None:
+        crossed = task_promises.applicable_methods(it)
+    else:
+        crossed = [subject("method", method) for method in methods]
+    for method in crossed:
+        yield _check(it, f"applicable[{method.registered_name}]", partial(_applicable, it, method))
+        run = partial(task_promises.check_crossings, it, [method])
+        yield _check(it, f"crosses[{method.registered_name}]", run)
+
+
+def subject(kind: str, given: Any) -> Any:
+    """The instance that a registered name, a class or an instance means, with checked settings."""
+    if isinstance(given, str):
+        given = registry.REGISTRIES[kind].get(given)
+    if not isinstance(given, type):
+        return given
+    return settings.build(given, {}, f"{kind} {getattr(given, 'registered_name', given.__name__)}")
+
+
+def kit_tasks(method: Any) -> list[Any]:
+    """The small tasks of the kit that a method can be run on."""
+    quadratic, ridge = (registry.tasks.get(name) for name in ("quadratic", "ridge"))
+    known = [
+        quadratic(),
+        quadratic(formulation="init"),
+        quadratic(dim=3, carried=True),
+        ridge(features=4),
+        Sample(batches=True),
+        Sample("representation"),
+    ]
+    return [task for task in known if why_not(task, method) is None]
+
+
+def check_settings(it: Any) -> None:
+    """A frozen dataclass with a docstring and a name, whose settings all have defaults and are
+    plain values that pass their own types."""
+    cls = type(it)
+    made = vars(cls).get("__dataclass_params__")
+    assert made is not None, f"{cls.__name__} is not a dataclass"
+    assert made.frozen, f"{cls.__name__} is not frozen"
+    assert getattr(cls, "registered_name", ""), f"{cls.__name__} is not registered under a name"
+    own = cls.__doc__ or ""
+    assert own and not own.startswith(f"{cls.__name__}("), f"{cls.__name__} has no docstring"
+    plain = settings.values(it)
+    again = settings.build(cls, plain, it.registered_name)
+    assert again == it, f"settings written out and read again differ: {again} is not {it}"
+    settings.build(cls, {}, it.registered_name)
+
+
+def _declares(words: Any, what: str) -> None:
+    assert isinstance(words, frozenset), f"{what} is a {type(words).__name__}, not a frozenset"
+    unknown = sorted(words - CAPABILITIES.keys())
+    assert not unknown, f"{what} has {unknown}; known: {', '.join(sorted(CAPABILITIES))}"
+
+
+def _applicable(task: Any, method: Any) -> None:
+    try:
+        check_applicable(task, method)
+    except NotApplicable as reason:
+        raise AssertionError(str(reason)) from None
+
+
+def _no_task(method: Any) -> None:
+    raise AssertionError(
+        f"none of the kit's tasks offers all of {sorted(method.needs)}: give tasks=[...]"
+    )
+
+
+def _check(it: Any, name: str, run: Callable[[], None]) -> Check:
+    def check() -> None:
+        try:
+            run()
+        except Exception as error:
+            what = (
+                str(error)
+                if isinstance(error, AssertionError)
+                else f"{type(error).__name__}: {error}"
+            )
+            who = getattr(it, "registered_name", type(it).__name__)
+            raise ContractError(f"{who}: {name}: {what}") from error
+
+    return name, check

@@ -1,0 +1,434 @@
+"""The conformance kit finds each kind of broken promise, and names it."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from metabench import grads
+from metabench.errors import UnknownName
+from metabench.method import GradientMethod, Hypergradient, State
+from metabench.probes import Counting, Limited, Sample, SampleProblem, Undeclared
+from metabench.problem import Hyper
+from metabench.registry import methods, tasks
+from metabench.testing import (
+    ContractError,
+    check_method,
+    check_task,
+    kit_tasks,
+    method_checks,
+    task_checks,
+)
+
+Bilevel, MAML = methods.get("bilevel"), methods.get("maml")
+SAMPLE = Sample("representation")
+
+
+@pytest.mark.parametrize("given", ["maml", MAML, MAML(order="first")])
+def test_a_method_by_name_class_or_instance(given):
+    check_method(given, tasks=[Sample()])
+
+
+@pytest.mark.parametrize("given", ["ridge", tasks.get("ridge"), tasks.get("ridge")(features=4)])
+def test_a_task_by_name_class_or_instance(given):
+    check_task(given, methods=["fixed"])
+
+
+def test_the_kits_own_task_keeps_the_contract():
+    for task in (Sample(), Sample(batches=True), SAMPLE):
+        check_task(task)
+
+
+def test_unknown_names():
+    with pytest.raises(UnknownName, match="near: maml"):
+        list(method_checks("mmal"))
+
+
+def test_names_of_the_checks():
+    names = [name for name, _ in method_checks("fixed", ["ridge"])]
+    assert names[:3] == ["settings", "declares", "applicable[ridge]"]
+    assert "resumes[ridge]" in names and len(set(names)) == len(names)
+    names = [name for name, _ in task_checks("ridge", ["fixed"])]
+    assert names[-1] == "crosses[fixed]" and len(set(names)) == len(names)
+    assert len({name for name, _ in method_checks("fixed")}) == len(list(method_checks("fixed")))
+
+
+def test_a_crossing_that_the_theory_does_not_allow():
+    with pytest.raises(ContractError, match=r"maml: applicable\[ridge\]: maml needs .* initial"):
+        check_method("maml", tasks=["ridge"])
+
+
+def test_needs_that_no_task_of_the_kit_meets():
+    @dataclass(frozen=True)
+    class Policy(Bilevel):
+        """Needs a policy."""
+
+        registered_name: ClassVar[str] = "policy"
+        needs: ClassVar[frozenset[str]] = frozenset({"policy"})
+
+    assert kit_tasks(Policy()) == []
+    with pytest.raises(ContractError, match=r"policy: applicable: .*give tasks="):
+        check_method(Policy)
+
+
+# Methods, each with one promise broken.
+
+
+def broken_method(name="broken"):
+    """Decorator: a dataclass that calls itself broken."""
+
+    def make(cls):
+        cls.registered_name = name
+        return dataclass(frozen=True)(cls)
+
+    return make
+
+
+@broken_method()
+class NoDocstring(Bilevel):
+    pass
+
+
+@broken_method()
+class NoDefault(Bilevel):
+    """A setting that must be given has no place in a suite."""
+
+    factor: float = None  # type: ignore[assignment]
+
+
+@broken_method()
+class UnknownNeed(Bilevel):
+    """Needs a word that is not on the list."""
+
+    @property
+    def needs(self):
+        return frozenset({"gradients"})
+
+
+@broken_method()
+class LosesNames(Bilevel):
+    """Drops a name of lam."""
+
+    def step(self, ctx, state):
+        new, log = super().step(ctx, state)
+        return replace(new, lam=dict(list(new.lam.items())[1:])), log
+
+
+@broken_method()
+class LogsTensors(Bilevel):
+    """Logs a tensor."""
+
+    def step(self, ctx, state):
+        new, log = super().step(ctx, state)
+        return new, {**log, "norm": torch.tensor(1.0)}
+
+
+@broken_method()
+class AdaptsWithGraph(Bilevel):
+    """theta comes with a graph."""
+
+    def adapt(self, ctx, state, episode):
+        return grads.leaf(super().adapt(ctx, state, episode))
+
+
+@broken_method()
+class InPlace(Bilevel):
+    """Moves lam in place."""
+
+    def step(self, ctx, state):
+        new, log = super().step(ctx, state)
+        for k, v in state.lam.items():
+            v.copy_(new.lam[k])
+        return new, log
+
+
+@broken_method()
+class KeepsObjects(Bilevel):
+    """Its memory is no plain data."""
+
+    def init(self, ctx):
+        state = super().init(ctx)
+        return replace(state, memory={**state.memory, "solver": ctx.solver})
+
+
+@broken_method()
+class GlobalRandomness(Bilevel):
+    """Draws from the global generator."""
+
+    def step(self, ctx, state):
+        new, log = super().step(ctx, state)
+        return replace(new, lam={k: v + torch.rand(()) for k, v in new.lam.items()}), log
+
+
+REMEMBERED = {}
+
+
+@broken_method()
+class Remembers(Bilevel):
+    """Counts its steps beside the state."""
+
+    def init(self, ctx):
+        REMEMBERED[id(ctx)] = 0
+        return super().init(ctx)
+
+    def step(self, ctx, state):
+        n = REMEMBERED[id(ctx)] = REMEMBERED.get(id(ctx), 0) + 1
+        new, log = super().step(ctx, state)
+        return replace(new, lam={k: v * (1 + 0.1 * n) for k, v in new.lam.items()}), log
+
+
+@broken_method()
+class CountsNothing(Bilevel):
+    """Does not count."""
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        with ctx.uncounted():
+            return super().hypergradient(ctx, lam, theta, episode)
+
+
+@broken_method()
+class CountsTooMuch(Bilevel):
+    """Counts an inner gradient that it does not take."""
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        ctx.meter.add(inner_gradients=1)
+        return super().hypergradient(ctx, lam, theta, episode)
+
+
+@broken_method()
+class Understates(Bilevel):
+    """Goes through second derivatives without saying so."""
+
+    @property
+    def needs(self):
+        return frozenset({"outer_gradient"})
+
+
+@broken_method()
+class UnderstatesOuter(Bilevel):
+    """Differentiates the outer loss without saying so."""
+
+    @property
+    def needs(self):
+        return frozenset({"second_order"})
+
+
+@broken_method()
+class ReadsHead(Bilevel):
+    """Looks at a head that it does not need."""
+
+    def only(self, ctx):
+        return ctx.problem.head
+
+
+@broken_method()
+class LoopsAndBatchesDiffer(Bilevel):
+    """Uses the episode's index, which a batch of episodes does not have."""
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        found = super().hypergradient(ctx, lam, theta, episode)
+        return found._replace(grad={k: v * (2 + episode.index) for k, v in found.grad.items()})
+
+
+@broken_method()
+class ThreadsDiffer(Bilevel):
+    """Scales by the number of threads."""
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        found = super().hypergradient(ctx, lam, theta, episode)
+        return found._replace(grad={k: v + ctx.workers for k, v in found.grad.items()})
+
+
+@broken_method()
+class Uphill(GradientMethod):
+    """Has the sign wrong."""
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        f = Bilevel(inner_steps=self.inner_steps).hypergradient
+        value, g, end = f(ctx, lam, theta, episode)
+        return Hypergradient(value, {k: -v for k, v in g.items()}, end)
+
+
+@broken_method()
+class TouchedByEvaluation(Bilevel):
+    """An evaluation moves what the next step sees."""
+
+    def adapt(self, ctx, state, episode):
+        ctx.notes["seen"] = ctx.notes.get("seen", 0) + 1
+        return super().adapt(ctx, state, episode)
+
+    def step(self, ctx, state):
+        new, log = super().step(ctx, state)
+        move = ctx.notes.get("seen", 0)
+        return State({k: v + move for k, v in new.lam.items()}, new.theta, new.memory), log
+
+
+BROKEN_METHODS = {
+    NoDocstring: "settings: .* docstring",
+    NoDefault: "factor cannot be None",
+    UnknownNeed: r"declares: needs has \['gradients'\]",
+    LosesNames: "state.*: lam's names change",
+    LogsTensors: "log.*: log entry 'norm' is a Tensor",
+    AdaptsWithGraph: "adapt.* has a graph",
+    InPlace: "pure.*: the state was changed in place",
+    KeepsObjects: "storable.*: UnpicklingError",
+    GlobalRandomness: "seeded.*: a second run is different",
+    Remembers: "resumes.*: a run that was cut ends differently",
+    CountsNothing: "counts.*: losses are evaluated",
+    CountsTooMuch: "counts.*: .* counted",
+    Understates: "needs.*: it differentiates",
+    UnderstatesOuter: "needs.*: it differentiates",
+    ReadsHead: "needs.*: it reads problem.head",
+    LoopsAndBatchesDiffer: "batched.*: the batched run's lam is",
+    ThreadsDiffer: "threads.*: threads change the result",
+    Uphill: "improves.*: 50 outer steps bring",
+    TouchedByEvaluation: "undisturbed.*: evaluation changes the run",
+}
+
+
+@pytest.mark.parametrize("method", BROKEN_METHODS, ids=lambda m: m.__name__)
+def test_a_broken_method_is_found(method):
+    with pytest.raises(ContractError, match=BROKEN_METHODS[method]):
+        check_method(method, None if method is Uphill else [SAMPLE])
+
+
+# Tasks, each with one promise broken in its problem.
+
+
+def broken_task(words, offers=SAMPLE.offers, task=SAMPLE, **attributes):
+    """A sample task whose problem has other attributes, and what is said of it."""
+
+    class Broken(SampleProblem):
+        pass
+
+    for name, value in attributes.items():
+        setattr(Broken, name, value)
+
+    @dataclass(frozen=True)
+    class Task(Sample):
+        """Broken."""
+
+        @property
+        def offers(self):
+            return offers
+
+        def build(self, seeds, device):
+            return Broken(task, seeds, device)
+
+    return Task(), words
+
+
+def nan_loss(self, lam, theta, batch):
+    return SampleProblem.inner_loss(self, lam, theta, batch) * float("nan")
+
+
+def vector_loss(self, lam, theta, batch):
+    return SampleProblem.inner_loss(self, lam, theta, batch).reshape(1)
+
+
+def random_loss(self, lam, theta, batch):
+    return SampleProblem.inner_loss(self, lam, theta, batch) + torch.rand(())
+
+
+def cut_loss(self, lam, theta, batch):
+    return SampleProblem.inner_loss(self, grads.detach(lam), theta, batch)
+
+
+def once_loss(self, lam, theta, batch):
+    plain = SampleProblem(self.task, self.seeds, self.device)
+    return Limited(plain, frozenset()).inner_loss(lam, theta, batch)
+
+
+def same_episodes(self, split, index):
+    fixed = SampleProblem(self.task, replace(self.seeds, data=7), self.device)
+    return SampleProblem.episode(fixed, split, index)
+
+
+def stream_episodes(self, split, index):
+    self.asked = getattr(self, "asked", 0) + 1
+    return replace(SampleProblem.episode(self, split, index + self.asked), index=index)
+
+
+def all_of_lam(self, lam, episode):
+    return dict(lam)
+
+
+def own_tensor(self):
+    return {k: v for k, v in self.first.items() if k.startswith("body")}
+
+
+def drifting(self, lam):
+    return {k: v * 0.99 for k, v in lam.items()}
+
+
+def other_batch(self, lam, episode, only=None):
+    return replace(episode, outer=episode.batch(0))
+
+
+def untransformable(self, lam, theta, batch):
+    return SampleProblem.inner_loss(self, lam, theta, batch) * float(batch["x"][0, 0] > -99)
+
+
+BODY_BIAS = Hyper("body.bias", (5,), -1.0, 1.0)
+INIT = Sample().offers
+BROKEN_TASKS = {
+    "offers": broken_task("declares: offers has", offers=SAMPLE.offers | {"speed"}),
+    "own tensor": broken_task("init: init_outer gives away", init_outer=own_tensor),
+    "stream": broken_task("episodes: .* is another", episode=stream_episodes),
+    "seeds": broken_task("seeds: episodes are random", episode=same_episodes),
+    "nan": broken_task("losses: inner_loss at the start is nan", inner_loss=nan_loss),
+    "vector": broken_task("losses: inner_loss has shape", inner_loss=vector_loss),
+    "random": broken_task("losses: inner_loss differs", inner_loss=random_loss),
+    "cut": broken_task("derivatives: .* is zero everywhere", inner_loss=cut_loss),
+    "once": broken_task("derivatives: Undeclared", inner_loss=once_loss),
+    "names": broken_task("initialisation: .* theta becomes", INIT, Sample(), init_inner=all_of_lam),
+    "drift": broken_task("project: the first lam", project=drifting),
+    "hyper": broken_task("hypers: hyper 'x'", hypers=(Hyper("x"),)),
+    "shape": broken_task("hypers: .* lam has", hypers=(replace(BODY_BIAS, shape=(2,)),)),
+    "bounds": broken_task(
+        "no bounds",
+        SAMPLE.offers | {"search_space"},
+        hypers=(replace(BODY_BIAS, high=None),),
+    ),
+    "head": broken_task(r"parts: head names \['top'\]", head=("top",)),
+    "module": broken_task(
+        "parts: it offers a module", module=property(lambda s: None, lambda s, v: None)
+    ),
+    "metric": broken_task("metrics: .* no loss", metrics=lambda *_: {"accuracy": 1.0}),
+    "prepare": broken_task("prepare: outer_loss of a prepared", prepare=other_batch),
+    "vmap": broken_task("batched: RuntimeError: vmap", inner_loss=untransformable),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_TASKS)
+def test_a_broken_task_is_found(name):
+    task, words = BROKEN_TASKS[name]
+    with pytest.raises(ContractError, match=words):
+        check_task(task, methods=[])
+
+
+def test_watched_problems():
+    problem = SAMPLE.build(*_seeds())
+    lam, episode = problem.init_outer(), problem.episode("train", 0)
+    theta = problem.init_inner(lam, episode)
+    counting = Counting(problem)
+    counting.inner_loss(lam, theta, episode.batch(0))
+    assert counting.calls == {"inner_loss": 1} and counting.episodes_per_step == 3
+    limited = Limited(problem, frozenset({"outer_gradient"}))
+    value, g = grads.grad(lambda t: limited.inner_loss(lam, t, episode.batch(0)), theta)
+    assert torch.equal(value, problem.inner_loss(lam, theta, episode.batch(0)))
+    assert any(bool(v.any()) for v in g.values())
+    with pytest.raises(Undeclared):
+        grads.grad(
+            lambda t: grads.grad(
+                lambda s: limited.inner_loss(lam, s, episode.batch(0)), t, create_graph=True
+            )[1]["head.bias"].sum(),
+            theta,
+        )
+
+
+def _seeds():
+    from metabench.problem import Seeds
+
+    return Seeds.of(0), torch.device("cpu")
