@@ -65,14 +65,21 @@ def ranking(results: Results) -> Figure:
     for end in (1.0, 1 + shown):
         axis.plot([at(end)] * 2, [0.23, 0.33], color="#333333", lw=1.4)
     axis.text(
-        at(1 + shown / 2), 0.2, f"critical difference {critical:.2f}{more}", ha="center",
-        va="bottom", fontsize=7.5,
+        at(1 + shown / 2),
+        0.2,
+        f"critical difference {critical:.2f}{more}",
+        ha="center",
+        va="bottom",
+        fontsize=7.5,
     )
     for level, clique in enumerate(cliques):
         ends = [ranks[i] for i in clique]
         y = base + 0.16 + 0.16 * level
         axis.plot(
-            [at(min(ends)) - 0.05, at(max(ends)) + 0.05], [y, y], color=GREY, lw=3.5,
+            [at(min(ends)) - 0.05, at(max(ends)) + 0.05],
+            [y, y],
+            color=GREY,
+            lw=3.5,
             solid_capstyle="round",
         )
     for place, i in enumerate(best):
@@ -83,8 +90,12 @@ def ranking(results: Results) -> Figure:
         axis.plot([at(ranks[i]), at(ranks[i]), edge], [base, y, y], color=colour, lw=1.1)
         axis.plot([at(ranks[i])], [base], "o", color=colour, ms=4, zorder=3)
         axis.text(
-            edge + (-0.06 if on_left else 0.06), y, f"{names[i]}  {ranks[i]:.2f}",
-            ha="right" if on_left else "left", va="center", fontsize=8,
+            edge + (-0.06 if on_left else 0.06),
+            y,
+            f"{names[i]}  {ranks[i]:.2f}",
+            ha="right" if on_left else "left",
+            va="center",
+            fontsize=8,
         )
     axis.text(0.08, height - 0.08, plain("\n".join(lines)), fontsize=7, color=GREY, va="bottom")
     return figure

@@ -60,25 +60,26 @@ def entry(estimates: Mapping[int, Estimate]) -> Entry | None:
     if pm is None:
         pm, over = next(iter(estimates.values())).ci95, "episodes"
     return Entry(
-        stats.mean(means), pm, over if pm is not None else "nothing",  # type: ignore[arg-type]
-        stats.std(means), tuple(estimates), (min(counts), max(counts)),
+        stats.mean(means),
+        pm,
+        over if pm is not None else "nothing",  # type: ignore[arg-type]
+        stats.std(means),
+        tuple(estimates),
+        (min(counts), max(counts)),
     )
 
 
 def column_entries(results: Results, column: str) -> dict[str, Entry]:
     """Row to number of ours in one column, the best marked; rows that are holes are left out."""
     estimates = {
-        row.id: results.crossings[row.id, column].estimates(*results.metric)
-        for row in results.rows
+        row.id: results.crossings[row.id, column].estimates(*results.metric) for row in results.rows
     }
     found = {row: made for row, known in estimates.items() if (made := entry(known))}
     if not found:
         return {}
     sign = 1 if results.suite.goal == "max" else -1
     best = max(found, key=lambda row: sign * found[row].mean)
-    tested = {
-        row: compare(estimates[best], estimates[row]) for row in found if row != best
-    }
+    tested = {row: compare(estimates[best], estimates[row]) for row in found if row != best}
     with_p = [row for row, (p, _) in tested.items() if p is not None]
     corrected = dict(
         zip(with_p, stats.holm([tested[row][0] or 0.0 for row in with_p]), strict=True)
@@ -87,7 +88,9 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     for row, made in found.items():
         p = corrected.get(row)
         out[row] = replace(
-            made, best=row == best or (p is not None and p >= ALPHA), p=p,
+            made,
+            best=row == best or (p is not None and p >= ALPHA),
+            p=p,
             test=tested[row][1] if row in tested else "none",
         )
     return out

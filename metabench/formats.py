@@ -53,8 +53,7 @@ def joined_heads(grid: Grid, between: str) -> list[str]:
     """One head a column: the label of its group, then its own."""
     over = [label for label, span in grid.groups for _ in range(span)]
     return [
-        between.join(part for part in pair if part)
-        for pair in zip(over, grid.heads, strict=True)
+        between.join(part for part in pair if part) for pair in zip(over, grid.heads, strict=True)
     ]
 
 
@@ -81,7 +80,9 @@ def markdown(grid: Grid) -> str:
 
     heads = [markdown_escape(head) for head in joined_heads(grid, ": ")]
     table = tabulate(
-        [[cell(item) for item in row] for row in grid.rows], headers=heads, tablefmt="pipe",
+        [[cell(item) for item in row] for row in grid.rows],
+        headers=heads,
+        tablefmt="pipe",
         disable_numparse=True,
         colalign=["left" if i < grid.left else "right" for i in range(len(heads))],
     )
@@ -111,7 +112,9 @@ def text(grid: Grid) -> str:
 
     heads = [head.replace("\0", "\n") for head in joined_heads(grid, "\0")]
     table = tabulate(
-        [[cell(item) for item in row] for row in grid.rows], headers=heads, tablefmt="simple",
+        [[cell(item) for item in row] for row in grid.rows],
+        headers=heads,
+        tablefmt="simple",
         disable_numparse=True,
         colalign=["left" if i < grid.left else "right" for i in range(len(heads))],
     )
@@ -124,12 +127,34 @@ def text(grid: Grid) -> str:
 
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "±": r"$\pm$", "×": r"$\times$", "—": "---", "–": "--", "≥": r"$\geq$", "≤": r"$\leq$",
-    "λ": r"$\lambda$", "θ": r"$\theta$", "…": r"\dots{}", "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}", "[": "{[}", "]": "{]}", "*": "{*}",
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "—": "---",
+    "–": "--",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "λ": r"$\lambda$",
+    "θ": r"$\theta$",
+    "…": r"\dots{}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
 }
 
 
@@ -146,6 +171,7 @@ def latex_escape(text: str) -> str:
 def latex(grid: Grid) -> str:
     """A table float with booktabs rules and the notes below (preamble: ``\\usepackage{booktabs}``
     and ``\\usepackage[T1]{fontenc}``)."""
+
     def cell(item: Item) -> str:
         text = latex_escape(item.text)
         text = rf"\textbf{{{text}}}" if item.bold else text
@@ -154,9 +180,12 @@ def latex(grid: Grid) -> str:
     columns = "l" * grid.left + "r" * (len(grid.heads) - grid.left)
     lines = [
         "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}",
-        r"\begin{table}", r"\centering", rf"\caption{{{latex_escape(grid.title)}}}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_escape(grid.title)}}}",
         rf"\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', grid.label)}}}",
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
     ]
     if any(label for label, _ in grid.groups):
         start, top, under = 1, [], []
@@ -172,8 +201,14 @@ def latex(grid: Grid) -> str:
         if number in grid.rules and number:
             lines.append(r"\midrule")
         lines.append(" & ".join(cell(item) for item in row) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", "", r"\medskip", r"\begin{minipage}{\linewidth}",
-              r"\footnotesize\raggedright"]
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+        r"\medskip",
+        r"\begin{minipage}{\linewidth}",
+        r"\footnotesize\raggedright",
+    ]
     for note in grid.notes:
         mark = rf"\textsuperscript{{{note.mark}}}" if note.mark else ""
         code = rf" \texttt{{{latex_escape(note.code)}}}" if note.code else ""
@@ -184,7 +219,7 @@ def latex(grid: Grid) -> str:
 def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> str:
     """A ``<table>`` and its notes. ``link`` gives the address of a place's records; without it
     there are no links."""
-    escape = html_module.escape
+    escape, left = html_module.escape, ' class="left"'
 
     def cell(item: Item, tag: str) -> str:
         text = escape(one_line(item.text)).replace(" ± ", "&nbsp;±&nbsp;")
@@ -198,12 +233,16 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
     out = ['<table class="metabench">', f"<caption>{escape(grid.title)}</caption>", "<thead>"]
     if any(label for label, _ in grid.groups):
         spans = "".join(
-            f'<th colspan="{span}" scope="colgroup">{escape(label)}</th>' if label
+            f'<th colspan="{span}" scope="colgroup">{escape(label)}</th>'
+            if label
             else "<td></td>" * span
             for label, span in grid.groups
         )
         out.append(f"<tr>{spans}</tr>")
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in grid.heads)
+    heads = "".join(
+        f'<th scope="col"{left if i < grid.left else ""}>{escape(head)}</th>'
+        for i, head in enumerate(grid.heads)
+    )
     out += [f"<tr>{heads}</tr>", "</thead>", "<tbody>"]
     for number, row in enumerate(grid.rows):
         kind = ' class="ruled"' if number in grid.rules else ""

@@ -10,14 +10,38 @@ from metabench.results import Results
 from metabench.suite import Column, Published
 
 FIELDS = (
-    "suite", "budget", "kind", "row", "row_label", "column", "column_label", "evaluation", "metric",
-    "goal", "unit", "ours_mean", "ours_pm", "ours_pm_over", "ours_std_over_seeds", "seeds_done",
-    "seeds_planned", "episodes_least", "episodes_most", "best", "p_holm", "test", "holes",
-    "paper_value", "paper_pm", "paper_pm_meaning", "paper_source", "paper_label", "keys",
+    "suite",
+    "budget",
+    "kind",
+    "row",
+    "row_label",
+    "column",
+    "column_label",
+    "evaluation",
+    "metric",
+    "goal",
+    "unit",
+    "ours_mean",
+    "ours_pm",
+    "ours_pm_over",
+    "ours_std_over_seeds",
+    "seeds_done",
+    "seeds_planned",
+    "episodes_least",
+    "episodes_most",
+    "best",
+    "p_holm",
+    "test",
+    "holes",
+    "paper_value",
+    "paper_pm",
+    "paper_pm_meaning",
+    "paper_source",
+    "paper_label",
+    "keys",
 )
 """Columns of the CSV table; ``kind`` is method, floor or paper; ``keys`` are of every planned
 cell; numbers are in the table's unit."""
-
 
 
 def main_csv(results: Results) -> str:
@@ -33,28 +57,44 @@ def main_csv(results: Results) -> str:
         if found is None:
             return {}
         return {
-            "ours_mean": found.mean * scale, "ours_pm_over": found.over,
+            "ours_mean": found.mean * scale,
+            "ours_pm_over": found.over,
             "ours_pm": "" if found.pm is None else found.pm * scale,
             "ours_std_over_seeds": "" if found.std is None else found.std * scale,
-            "episodes_least": found.episodes[0], "episodes_most": found.episodes[1],
+            "episodes_least": found.episodes[0],
+            "episodes_most": found.episodes[1],
             "seeds_done": len(found.seeds),
         }
 
     def write(
-        kind: str, row: str, label: str, column: Column, more: dict[str, object],
+        kind: str,
+        row: str,
+        label: str,
+        column: Column,
+        more: dict[str, object],
         papers: tuple[Published, ...] = (),
     ) -> None:
         line = {
-            "suite": suite.name, "budget": results.budget, "kind": kind, "row": row,
-            "row_label": label, "column": column.id, "column_label": column.label or column.id,
-            "evaluation": suite.evaluation, "metric": suite.metric, "goal": suite.goal,
-            "unit": "%" if suite.percent else "", **more,
+            "suite": suite.name,
+            "budget": results.budget,
+            "kind": kind,
+            "row": row,
+            "row_label": label,
+            "column": column.id,
+            "column_label": column.label or column.id,
+            "evaluation": suite.evaluation,
+            "metric": suite.metric,
+            "goal": suite.goal,
+            "unit": "%" if suite.percent else "",
+            **more,
         }
         for paper in papers or (None,):
             if paper is not None:
                 line |= {
-                    "paper_value": paper.value, "paper_pm": "" if paper.pm is None else paper.pm,
-                    "paper_pm_meaning": paper.pm_meaning, "paper_source": paper.source,
+                    "paper_value": paper.value,
+                    "paper_pm": "" if paper.pm is None else paper.pm,
+                    "paper_pm_meaning": paper.pm_meaning,
+                    "paper_source": paper.source,
                     "paper_label": paper.label.strip("[]"),
                 }
             writer.writerow(line)
@@ -65,8 +105,11 @@ def main_csv(results: Results) -> str:
             crossing = results.crossings[row.id, column.id]
             found = entries.get(row.id)
             more: dict[str, object] = {
-                "seeds_done": 0, "seeds_planned": len(crossing.runs), **ours(found),
-                "best": int(found.best) if found else "", "test": found.test if found else "",
+                "seeds_done": 0,
+                "seeds_planned": len(crossing.runs),
+                **ours(found),
+                "best": int(found.best) if found else "",
+                "test": found.test if found else "",
                 "p_holm": "" if found is None or found.p is None else found.p,
                 "holes": "; ".join(
                     f"{n} {state}: {reason}" if reason else f"{n} {state}"
@@ -85,7 +128,6 @@ def main_csv(results: Results) -> str:
     return file.getvalue()
 
 
-
 def cost_csv(results: Results) -> str:
     """One line a crossing: mean over finished seeds of every cost."""
     found = {at: costs(crossing) for at, crossing in results.crossings.items()}
@@ -95,8 +137,15 @@ def cost_csv(results: Results) -> str:
     writer.writerow(["suite", "budget", "row", "column", "seeds_done", "seeds_planned", *names])
     for (row, column), known in found.items():
         crossing = results.crossings[row, column]
-        writer.writerow([
-            results.suite.name, results.budget, row, column, len(crossing.done),
-            len(crossing.runs), *[known.get(name, "") for name in names],
-        ])
+        writer.writerow(
+            [
+                results.suite.name,
+                results.budget,
+                row,
+                column,
+                len(crossing.done),
+                len(crossing.runs),
+                *[known.get(name, "") for name in names],
+            ]
+        )
     return file.getvalue()

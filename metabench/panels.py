@@ -87,8 +87,12 @@ def finish(figure: Figure, notes: Sequence[str], handles: dict[str, Any] | None 
         figure.supxlabel(plain("\n".join(lines)), fontsize=7, color=GREY, x=0.01, ha="left")
     if handles:
         figure.legend(
-            list(handles.values()), [plain(name) for name in handles], loc="outside upper left",
-            ncols=min(len(handles), names_across(width)), columnspacing=1.2, handlelength=1.8,
+            list(handles.values()),
+            [plain(name) for name in handles],
+            loc="outside upper left",
+            ncols=min(len(handles), names_across(width)),
+            columnspacing=1.2,
+            handlelength=1.8,
         )
     return figure
 
@@ -99,7 +103,11 @@ def empty(title: str, why: str) -> Figure:
     axis.set_axis_off()
     figure.set_figheight(1.5)
     axis.text(
-        0.0, 0.9, plain("\n".join(textwrap.wrap(why, 70))), transform=axis.transAxes, va="top",
+        0.0,
+        0.9,
+        plain("\n".join(textwrap.wrap(why, 70))),
+        transform=axis.transAxes,
+        va="top",
         color=GREY,
     )
     return figure

@@ -100,15 +100,16 @@ def _slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
 
 
-def _curves_of(
-    results: Results, curves: dict[str, Curve], row: str, column: str
-) -> list[Curve]:
+def _curves_of(results: Results, curves: dict[str, Curve], row: str, column: str) -> list[Curve]:
     found = (curves.get(record.key) for record in results.crossings[row, column].done)
     return [curve for curve in found if curve]
 
 
 def _lines(
-    results: Results, curves: dict[str, Curve], x: str, axes: Sequence[Axes],
+    results: Results,
+    curves: dict[str, Curve],
+    x: str,
+    axes: Sequence[Axes],
     start: Callable[[Line], int] = lambda _: 0,
 ) -> tuple[dict[str, Any], list[str]]:
     """Draw the validation metric of every row in every panel; returns handles by label, and
@@ -132,7 +133,10 @@ def _lines(
             xs, ys, lows, highs = (
                 [v * s for v in values[first:]]
                 for values, s in (
-                    (found.x, 1.0), (found.y, scale), (found.low, scale), (found.high, scale)
+                    (found.x, 1.0),
+                    (found.y, scale),
+                    (found.low, scale),
+                    (found.high, scale),
                 )
             )
             if len(set(found.x)) < 2 or len(xs) < 2:
@@ -209,10 +213,13 @@ def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Fi
     if not found:
         return None
     large = any(part.deviation is not None for parts in found.values() for part in parts)
+    task = next(c.label or c.id for c in results.columns if c.id == column)
     notes = [
-        "Mean of the entries of each part of lam, mean over seeds; shade: ± one standard deviation "
-        "of the entries." if large
-        else "Entries of lam, mean over finished seeds; shade: from the least to the greatest seed."
+        f"{task}: mean of the entries of each part of lam, mean over seeds; shade: ± one standard "
+        "deviation of the entries."
+        if large
+        else f"{task}: entries of lam, mean over finished seeds; shade: from the least to the "
+        "greatest seed."
     ]
     cut = {label: len(parts) for label, parts in found.items() if len(parts) > MOST_PARTS}
     if cut:
@@ -248,9 +255,12 @@ def _end_labels(axis: Axes, lines: Sequence[tuple[str, Line]], colours: Any) -> 
         colour = colours(0.82 * i / max(1, len(lines) - 1))
         short = label if len(label) <= 16 else "…" + label[-15:]
         axis.annotate(
-            plain(short), (right, found.y[-1]), (6, (place - found.y[-1]) / (high - low) * 120),
-            textcoords="offset points", fontsize=6.5, color=colour, va="center",
+            plain(short),
+            (right, found.y[-1]),
+            (6, (place - found.y[-1]) / (high - low) * 120),
+            textcoords="offset points",
+            fontsize=6.5,
+            color=colour,
+            va="center",
             annotation_clip=False,
         )
-
-

@@ -61,9 +61,7 @@ def ranked(results: Results) -> Ranked:
             f"there are {len(kept)} methods and {len(blocks)} common blocks."
         )
         return Ranked(tuple(kept), numbers, None, (said, *notes))
-    found = ranking(
-        [[values[row][block] for row in kept] for block in blocks], results.suite.goal
-    )
+    found = ranking([[values[row][block] for row in kept] for block in blocks], results.suite.goal)
     columns = list(dict.fromkeys(column for column, _ in blocks))
     said = (
         f"Friedman test over {len(blocks)} blocks ({len(columns)} "

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {
-    "learning": "Learning curves", "cost": "Metric against cost",
-    "trajectories": "Hyperparameter trajectories", "ranking": "Ranking",
+    "learning": "Learning curves",
+    "cost": "Metric against cost",
+    "trajectories": "Hyperparameter trajectories",
+    "ranking": "Ranking",
     "profile": "Performance profile",
 }
 DEFAULT_COSTS = ("inner_gradients", "seconds")
@@ -60,19 +62,27 @@ def render(results: Results, store: Records, *, costs: Sequence[str] = DEFAULT_C
         return f"#{places[place]}"
 
     environment = Environment(
-        loader=PackageLoader("metabench"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("metabench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    names = {column.id: column.label or column.id for column in results.columns}
     holes = [
-        run for run in results.runs if run.state not in ("done", "not applicable", "skipped")
+        (f"{results.row_label(row)}, {names[column]}, seed {run.cell.seed}", run)
+        for (row, column), crossing in results.crossings.items()
+        for run in crossing.runs
+        if run.state not in ("done", "not applicable", "skipped")
     ]
+    failed = ("failed", "diverged", "timeout")
     template = environment.get_template("report.html.j2")
     return template.render(
         results=results,
         suite=results.suite,
         states=results.states,
-        failures=[r for r in holes if r.state in ("failed", "diverged", "timeout")],
-        waiting=[r for r in holes if r.state not in ("failed", "diverged", "timeout")],
+        failures=[(name, run) for name, run in holes if run.state in failed],
+        waiting=[(name, run) for name, run in holes if run.state not in failed],
         bad_files=[*results.bad_files, *unread],
         main=Markup(formats.html(main_grid(results), link)),
         costs=Markup(formats.html(cost_grid(results), link)),
@@ -118,7 +128,7 @@ def svg(figure: Figure, name: str) -> str:
     with styled():
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Several figures in one page: ids and what refers to them get the figure's name.
     own = re.sub(r"[^A-Za-z0-9]", "-", name)
@@ -137,11 +147,14 @@ def _crossing(
         "title": f"{results.row_label(crossing.row)}, {column.label or column.id}",
         "reference": row.reference,
         "states": ", ".join(f"{n} {state}" for state, n in crossing.states.items()),
-        "why": "; ".join(dict.fromkeys(
-            r.reason for r in crossing.runs if r.state in ("not applicable", "skipped")
-        )),
+        "why": "; ".join(
+            dict.fromkeys(
+                r.reason for r in crossing.runs if r.state in ("not applicable", "skipped")
+            )
+        ),
         "runs": [
-            _run(results, run, curves.get(run.cell.key, {})) for run in crossing.runs
+            _run(results, run, curves.get(run.cell.key, {}))
+            for run in crossing.runs
             if run.state not in ("not applicable", "skipped")
         ],
     }
@@ -150,9 +163,17 @@ def _crossing(
 def _run(results: Results, run: Run, curve: Curve) -> dict[str, Any]:
     record, cell = run.record, run.cell
     out: dict[str, Any] = {
-        "id": anchor(run), "key": cell.key, "seed": cell.seed, "state": run.state,
-        "reason": run.reason, "value": "", "traceback": "", "groups": [], "json": "",
-        "curve_json": "", "thumbnail": "",
+        "id": anchor(run),
+        "key": cell.key,
+        "seed": cell.seed,
+        "state": run.state,
+        "reason": run.reason,
+        "value": "",
+        "traceback": "",
+        "groups": [],
+        "json": "",
+        "curve_json": "",
+        "thumbnail": "",
     }
     out["groups"] = [
         (f"task {cell.task}", _pairs(cell.task_settings)),
@@ -169,27 +190,41 @@ def _run(results: Results, run: Run, curve: Curve) -> dict[str, Any]:
         out["value"] = _estimate(results, metric, found)
     measured = [
         (f"{split}/{name}", _estimate(results, name, e))
-        for split, metrics in record.metrics.items() for name, e in metrics.items()
+        for split, metrics in record.metrics.items()
+        for name, e in metrics.items()
     ]
-    cost = [(COSTS.get(n, n), human(n, record.cost[n])) for n in (*COSTS, *sorted(record.cost))
-            if n in record.cost]
+    cost = [
+        (COSTS.get(n, n), human(n, record.cost[n]))
+        for n in (*COSTS, *sorted(record.cost))
+        if n in record.cost
+    ]
     run_facts: list[tuple[str, Any]] = [
-        ("status", record.status), ("outer steps", record.steps),
-        ("tested step", record.selected_step), ("attempts", record.attempts),
-        ("started", record.started), ("ended", record.ended), *_pairs(record.notes),
+        ("status", record.status),
+        ("outer steps", record.steps),
+        ("tested step", record.selected_step),
+        ("attempts", record.attempts),
+        ("started", record.started),
+        ("ended", record.ended),
+        *_pairs(record.notes),
     ]
     git = record.environment.get("git") or {}
     out["groups"] = [
-        ("measured", measured), ("cost", list(dict.fromkeys(cost))),
+        ("measured (± 95 % interval over episodes)", measured),
+        ("cost", list(dict.fromkeys(cost))),
         ("run", [(k, str(v)) for k, v in run_facts if v not in (None, "")]),
         *out["groups"],
         ("seeds", _pairs(record.seeds)),
         ("lam", _pairs({k: v for k, v in record.lam.items() if k in ("numbers", "sha256")})),
         ("git", _pairs(git)),
-        *[(name, _pairs(value)) for name, value in record.environment.items()
-          if name != "git" and isinstance(value, Mapping)],
-        ("environment", _pairs({k: v for k, v in record.environment.items()
-                                if not isinstance(v, Mapping)})),
+        *[
+            (name, _pairs(value))
+            for name, value in record.environment.items()
+            if name != "git" and isinstance(value, Mapping)
+        ],
+        (
+            "environment",
+            _pairs({k: v for k, v in record.environment.items() if not isinstance(v, Mapping)}),
+        ),
     ]
     out["groups"] = [(name, pairs) for name, pairs in out["groups"] if pairs]
     out["traceback"] = record.traceback
@@ -220,7 +255,8 @@ def _estimate(results: Results, metric: str, e: Estimate) -> str:
 def _thumbnail(curve: Curve, name: str) -> dict[str, str] | str:
     """A small line of the validation metric: SVG points in a box of 200 by 48, and its ends."""
     rows = [
-        (s, v) for s, v in zip(curve.get("step", []), curve.get(name, []), strict=False)
+        (s, v)
+        for s, v in zip(curve.get("step", []), curve.get(name, []), strict=False)
         if s is not None and v is not None
     ]
     if len(rows) < 2:
@@ -233,5 +269,3 @@ def _thumbnail(curve: Curve, name: str) -> dict[str, str] | str:
     )
     said = f"{name}: {values[0]:.4g} at step {steps[0]:,g} to {values[-1]:.4g} at {steps[-1]:,g}"
     return {"points": points, "said": said}
-
-

@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STATES = (
-    "done", "failed", "diverged", "timeout", "running", "open", "missing package", "missing data",
-    "not applicable", "skipped",
+    "done",
+    "failed",
+    "diverged",
+    "timeout",
+    "running",
+    "open",
+    "missing package",
+    "missing data",
+    "not applicable",
+    "skipped",
 )
 """Every state of a planned cell; all but the first are holes in a table."""
 
@@ -157,17 +165,27 @@ class Results:
                 if (record := run.record) is None:
                     continue
                 line: dict[str, object] = {
-                    "suite": self.suite.name, "budget": self.budget, "row": crossing.row,
-                    "column": crossing.column, "task": record.cell.task,
-                    "method": record.cell.method, "solver": record.cell.solver,
-                    "seed": record.cell.seed, "status": record.status, "reason": record.reason,
-                    "steps": record.steps, "selected_step": record.selected_step,
+                    "suite": self.suite.name,
+                    "budget": self.budget,
+                    "row": crossing.row,
+                    "column": crossing.column,
+                    "task": record.cell.task,
+                    "method": record.cell.method,
+                    "solver": record.cell.solver,
+                    "seed": record.cell.seed,
+                    "status": record.status,
+                    "reason": record.reason,
+                    "steps": record.steps,
+                    "selected_step": record.selected_step,
                 }
                 for evaluation, metrics in record.metrics.items():
                     for name, e in metrics.items():
                         at = f"{evaluation}/{name}"
                         line |= {
-                            at: e.mean, f"{at}.std": e.std, f"{at}.ci95": e.ci95, f"{at}.n": e.n
+                            at: e.mean,
+                            f"{at}.std": e.std,
+                            f"{at}.ci95": e.ci95,
+                            f"{at}.n": e.n,
                         }
                 line |= {f"cost/{name}": value for name, value in record.cost.items()}
                 rows.append({**line, "key": record.key})
@@ -206,7 +224,10 @@ def collect(
         crossings[at] = Crossing(*at, runs, tuple(papers.get(at, ())))
     problems = getattr(store, "problems", None)
     return Results(
-        suite, budget, crossings, overrides,
+        suite,
+        budget,
+        crossings,
+        overrides,
         tuple(str(bad) for bad in problems()) if problems is not None else (),
         {at: tuple(numbers) for at, numbers in papers.items() if at not in planned},
     )

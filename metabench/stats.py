@@ -107,9 +107,7 @@ def wilcoxon(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(test(difference).pvalue)
 
 
-def welch(
-    a: tuple[float, float | None, int], b: tuple[float, float | None, int]
-) -> float | None:
+def welch(a: tuple[float, float | None, int], b: tuple[float, float | None, int]) -> float | None:
     """Two-sided p of Welch's t-test from (mean, standard deviation, n) of two unpaired samples;
     None where one of them has no deviation."""
     (m1, s1, n1), (m2, s2, n2) = a, b
@@ -153,7 +151,8 @@ class Ranking:
         groups: list[tuple[int, ...]] = []
         for start in range(len(order)):
             group = tuple(
-                i for i in order[start:]
+                i
+                for i in order[start:]
                 if self.ranks[i] - self.ranks[order[start]] <= self.critical
             )
             if len(group) > 1 and not any(set(group) <= set(g) for g in groups):
@@ -185,7 +184,8 @@ def ranking(scores: Sequence[Sequence[float]], goal: Goal = "max") -> Ranking:
     statistic = (12 / (n * k * (k + 1)) * float((sums**2).sum()) - 3 * n * (k + 1)) / (scale or 1)
     q = float(studentized_range.ppf(0.95, k, np.inf)) / math.sqrt(2)
     return Ranking(
-        tuple(float(r) for r in ranks.mean(axis=0)), n,
+        tuple(float(r) for r in ranks.mean(axis=0)),
+        n,
         float(chi2.sf(statistic, k - 1)) if scale else 1.0,
         q * math.sqrt(k * (k + 1) / (6 * n)),
     )
@@ -196,6 +196,7 @@ def profile(
 ) -> list[float]:
     """Share of runs that are at least as good as each threshold, every group weighing the same
     (performance profile; Agarwal et al. 2021 have strictly better)."""
+
     def share(group: Sequence[float], at: float) -> float:
         good = [(v >= at) if goal == "max" else (v <= at) for v in group]
         return sum(good) / len(good)

@@ -20,8 +20,10 @@ HOLE = "—"
 
 
 def table(
-    results: Results, fmt: Format = "markdown",
-    *, link: Callable[[tuple[str, str]], str] | None = None,
+    results: Results,
+    fmt: Format = "markdown",
+    *,
+    link: Callable[[tuple[str, str]], str] | None = None,
 ) -> str:
     """The main table: rows are methods, columns are tasks, the paper's number | ours.
 
@@ -35,8 +37,10 @@ def table(
 
 
 def cost_table(
-    results: Results, fmt: Format = "markdown",
-    *, link: Callable[[tuple[str, str]], str] | None = None,
+    results: Results,
+    fmt: Format = "markdown",
+    *,
+    link: Callable[[tuple[str, str]], str] | None = None,
 ) -> str:
     """What a run cost, mean over finished seeds: counts, seconds, peak memory. As :func:`table`."""
     if fmt == "csv":
@@ -44,9 +48,7 @@ def cost_table(
     return render(cost_grid(results), fmt, link)
 
 
-def render(
-    grid: Grid, fmt: str, link: Callable[[tuple[str, str]], str] | None = None
-) -> str:
+def render(grid: Grid, fmt: str, link: Callable[[tuple[str, str]], str] | None = None) -> str:
     """A grid as text in one of ``FORMATS`` but csv."""
     if fmt == "rich":
         from rich.console import Console
@@ -89,15 +91,20 @@ def main_grid(results: Results) -> Grid:
             text = with_pm(found.mean, found.pm, scale, least) if found else HOLE
             line += [Item("")] * published + [Item(text)]
             if others:
-                notes.append(Note(
-                    f"{column.label or column.id}: {listed(others)} met other test episodes than "
-                    "the first method (the floor differs): not strictly comparable."
-                ))
+                notes.append(
+                    Note(
+                        f"{column.label or column.id}: {listed(others)} met other test episodes "
+                        "than the first method (the floor differs): not strictly comparable."
+                    )
+                )
         rows.append(line)
-        notes.append(Note(
-            f"{suite.floor_label or suite.floor}: learns nothing; measured on the methods' own "
-            f"{suite.evaluation} episodes."
-        ))
+        if any(column.values() for column in entries.values()):
+            notes.append(
+                Note(
+                    f"{suite.floor_label or suite.floor}: learns nothing; measured on the methods' "
+                    f"own {suite.evaluation} episodes."
+                )
+            )
     if suite.paper_rows:
         rules.add(len(rows))
         for extra in suite.paper_rows:
@@ -114,7 +121,10 @@ def main_grid(results: Results) -> Grid:
         groups.append((column.label or column.id, 2 if published else 1))
         heads += ["paper", "ours"] if published else ["ours"]
     general = [
-        *budget_notes(results), *_meaning(entries), *_tests(results, entries), *notes,
+        *budget_notes(results),
+        *_meaning(entries),
+        *_tests(results, entries),
+        *notes,
         *(() if published else (Note("No paper reports this table."),)),
     ]
     general += [Note(text, mark) for mark, text in sources.items()]
@@ -124,8 +134,14 @@ def main_grid(results: Results) -> Grid:
     if suite.command:
         general.append(Note("Reproduce with:", code=_command(results)))
     return Grid(
-        f"{suite.title} (budget {results.budget})", groups, heads, rows, general,
-        frozenset(rules), 1, f"{suite.name}-{results.budget}",
+        f"{suite.title} (budget {results.budget})",
+        groups,
+        heads,
+        rows,
+        general,
+        frozenset(rules),
+        1,
+        f"{suite.name}-{results.budget}",
     )
 
 
@@ -134,9 +150,7 @@ def _paper_item(numbers: tuple[Published, ...], sources: Marks) -> Item:
         return Item("")
     marks = []
     for number in numbers:
-        meaning = f"; ± is the {number.pm_meaning}" if number.pm is not None else (
-            "; no ± given"
-        )
+        meaning = f"; ± is the {number.pm_meaning}" if number.pm is not None else ("; no ± given")
         marks.append(sources.mark(f"{number.source} [{number.label}]{meaning}."))
     return Item("; ".join(published_text(n) for n in numbers), marks=tuple(dict.fromkeys(marks)))
 
@@ -150,9 +164,7 @@ def published_text(number: Published) -> str:
     return " ± ".join(f"{x:.{decimals}f}" for x in parts)
 
 
-def _our_item(
-    results: Results, crossing: Crossing, found: Entry | None, holes: Marks
-) -> Item:
+def _our_item(results: Results, crossing: Crossing, found: Entry | None, holes: Marks) -> Item:
     missing = crossing.holes(*results.metric)
     marks = tuple(holes.mark(note) for note in hole_notes(crossing, missing))
     place = (crossing.row, crossing.column)
@@ -188,17 +200,21 @@ def _meaning(entries: dict[str, dict[str, Entry]]) -> list[Note]:
     over_seeds = [e for e in found if e.over == "seeds"]
     if over_seeds:
         counts = _span([len(e.seeds) for e in over_seeds])
-        out.append(Note(
-            "Ours: mean over seeds; ± is the half-width of the 95 % t-interval over seeds of the "
-            f"per-seed means (n = {counts} seeds, {episodes} test episodes each)."
-        ))
+        out.append(
+            Note(
+                "Ours: mean over seeds; ± is the half-width of the 95 % t-interval over seeds of "
+                f"the per-seed means (n = {counts} seeds, {episodes} test episodes each)."
+            )
+        )
     one = [e for e in found if e.over == "episodes"]
     if one:
         which = "Numbers of one seed" if over_seeds else "Ours: one seed"
-        out.append(Note(
-            f"{which}: ± is the half-width of the 95 % t-interval over the {episodes} test "
-            "episodes of that run; it says nothing of other seeds."
-        ))
+        out.append(
+            Note(
+                f"{which}: ± is the half-width of the 95 % t-interval over the {episodes} test "
+                "episodes of that run; it says nothing of other seeds."
+            )
+        )
     if any(e.over == "nothing" for e in found):
         out.append(Note("A number without ± is one seed on one test episode."))
     return out
@@ -256,11 +272,17 @@ def _command(results: Results) -> str:
 
 
 COSTS = {
-    "steps": "outer steps", "inner_gradients": "inner gradients",
-    "outer_gradients": "outer gradients", "hvps": "Hessian products",
-    "mixed_products": "mixed products", "function_evaluations": "function evaluations",
-    "trainings": "trainings", "seconds": "seconds", "evaluation_seconds": "evaluation seconds",
-    "peak_memory_bytes": "peak memory", "peak_device_memory_bytes": "peak device memory",
+    "steps": "outer steps",
+    "inner_gradients": "inner gradients",
+    "outer_gradients": "outer gradients",
+    "hvps": "Hessian products",
+    "mixed_products": "mixed products",
+    "function_evaluations": "function evaluations",
+    "trainings": "trainings",
+    "seconds": "seconds",
+    "evaluation_seconds": "evaluation seconds",
+    "peak_memory_bytes": "peak memory",
+    "peak_device_memory_bytes": "peak device memory",
 }
 """Costs that the harness knows, in the table's order, in words."""
 
@@ -281,22 +303,30 @@ def cost_grid(results: Results) -> Grid:
             seeds = f"{n} of {len(crossing.runs)}"
             line = [Item(column.label or column.id), Item(row.label or row.id), Item(seeds)]
             line += [
-                Item(human(name, known[name]) if name in known else HOLE,
-                     place=(row.id, column.id) if name in known else None)
+                Item(
+                    human(name, known[name]) if name in known else HOLE,
+                    place=(row.id, column.id) if name in known else None,
+                )
                 for name in names
             ]
             rows.append(line)
     zero = [w for n, w in COSTS.items() if n not in seen and "device" not in n and n != "steps"]
-    notes = [Note(
-        "Mean over finished seeds. Counts are for one episode's batch each; evaluation is not "
-        "counted. Seconds are of training on the machine that ran it; memory is the process's peak."
-    )]
+    notes = [
+        Note(
+            "Mean over finished seeds. Counts are for one episode's batch each; evaluation is not "
+            "counted. Seconds are of training on the machine that ran it; memory is the process's "
+            "peak."
+        )
+    ]
     if zero and seen:
         notes.append(Note(f"Zero everywhere: {listed(zero)}."))
     return Grid(
         f"Cost of a run: {results.suite.title} (budget {results.budget})",
-        [("", 3 + len(names))], ["task", "method", "seeds", *[COSTS.get(n, n) for n in names]],
-        rows, notes, frozenset(rules), 2, f"{results.suite.name}-{results.budget}-cost",
+        [("", 3 + len(names))],
+        ["task", "method", "seeds", *[COSTS.get(n, n) for n in names]],
+        rows,
+        notes,
+        frozenset(rules),
+        2,
+        f"{results.suite.name}-{results.budget}-cost",
     )
-
-

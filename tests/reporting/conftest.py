@@ -35,29 +35,64 @@ def make_suite(**changes: object) -> Suite:
         "floor_label": "Pixel nearest neighbour",
         "command": "metabench reproduce synthetic",
         "budgets": {
-            "smoke": {**budget, "seeds": [0], "outer_steps": 6},
+            "smoke": {**budget, "test_episodes": 12, "seeds": [0], "outer_steps": 6},
             "laptop": {**budget, "seeds": [0, 1, 2], "outer_steps": 1000},
-            "paper": {**budget, "seeds": [0, 1, 2, 3, 4], "outer_steps": 60000},
+            "paper": {
+                **budget,
+                "test_episodes": 1000,
+                "seeds": [0, 1, 2, 3, 4],
+                "outer_steps": 60000,
+            },
         },
         "columns": [
             {"id": i, "label": label, "task": "ridge", "set": {"task": {"rows": rows}}}
             for i, (label, rows, _) in COLUMNS.items()
         ],
         "rows": [
-            {"id": i, "label": label, "method": "bilevel",
-             "set": {"method": {"inner_steps": 10 + n}}}
+            {
+                "id": i,
+                "label": label,
+                "method": "bilevel",
+                "set": {"method": {"inner_steps": 10 + n}},
+            }
             for n, (i, (label, *_)) in enumerate(ROWS.items())
         ],
         "paper_rows": [{"id": "metasgd", "label": "Meta-SGD"}],
         "paper": [
-            {"row": "maml", "column": "5w1s", "value": 98.7, "pm": 0.4, "label": "2nd",
-             "pm_meaning": "95 % interval over episodes", "source": "Finn et al. 2017"},
-            {"row": "maml", "column": "5w5s", "value": 99.9, "pm": 0.1, "label": "2nd",
-             "pm_meaning": "95 % interval over episodes", "source": "Finn et al. 2017"},
-            {"row": "reptile", "column": "5w1s", "value": 97.68, "label": "memory",
-             "source": "Nichol et al. 2018"},
-            {"row": "metasgd", "column": "5w1s", "value": 99.53, "pm": 0.26, "label": "2nd",
-             "pm_meaning": "95 % interval over episodes", "source": "Li et al. 2017"},
+            {
+                "row": "maml",
+                "column": "5w1s",
+                "value": 98.7,
+                "pm": 0.4,
+                "label": "2nd",
+                "pm_meaning": "95 % interval over episodes",
+                "source": "Finn et al. 2017",
+            },
+            {
+                "row": "maml",
+                "column": "5w5s",
+                "value": 99.9,
+                "pm": 0.1,
+                "label": "2nd",
+                "pm_meaning": "95 % interval over episodes",
+                "source": "Finn et al. 2017",
+            },
+            {
+                "row": "reptile",
+                "column": "5w1s",
+                "value": 97.68,
+                "label": "memory",
+                "source": "Nichol et al. 2018",
+            },
+            {
+                "row": "metasgd",
+                "column": "5w1s",
+                "value": 99.53,
+                "pm": 0.26,
+                "label": "2nd",
+                "pm_meaning": "95 % interval over episodes",
+                "source": "Li et al. 2017",
+            },
         ],
     }
     for row in data["rows"]:
@@ -92,15 +127,29 @@ class Fake:
         goal = min(0.995, goal + lift + noise.gauss(0, 0.004))
         steps = cell.budget["outer_steps"]
         curve: Curve = {"step": [], "valid/accuracy": [], "train/outer_loss": []}
-        names = ["inner_gradients", "outer_gradients", "hvps", "mixed_products",
-                 "function_evaluations", "trainings", "seconds"]
+        names = [
+            "inner_gradients",
+            "outer_gradients",
+            "hvps",
+            "mixed_products",
+            "function_evaluations",
+            "trainings",
+            "seconds",
+        ]
         curve |= {f"cost/{n}": [] for n in names}
         curve |= {f"lam/log_penalty[{i}]": [] for i in range(6)}
         for step in sorted({*range(0, steps + 1, max(1, steps // 10)), steps}):
             reached = 0.3 + (goal - 0.3) * (1 - math.exp(-speed * step / 150)) ** 0.6
             value = goal if steps == 0 else reached + noise.gauss(0, 0.006)
-            costs = [gradients * step, step, 4 * step * (place.row == "maml"), step, 0, 0,
-                     step * gradients * 0.004]
+            costs = [
+                gradients * step,
+                step,
+                4 * step * (place.row == "maml"),
+                step,
+                0,
+                0,
+                step * gradients * 0.004,
+            ]
             curve["step"].append(step)
             curve["valid/accuracy"].append(min(1.0, value))
             curve["train/outer_loss"].append(None if step == 0 else 2 * (1 - value))
@@ -112,27 +161,34 @@ class Fake:
         std = math.sqrt(goal * (1 - goal) / 5)
         n = cell.budget["test_episodes"]
         floor = 0.456 + 0.15 * (place.column == "5w5s") + 0.002 * cell.seed
-        record = Record(**{
-            "key": cell.key, "cell": cell, "status": "done", "steps": steps,
-            "selected_step": steps, "seeds": {"data": 11 + cell.seed, "init": 22 + cell.seed},
-            "metrics": {
-                "test": {
-                    "accuracy": Estimate(goal, n, std, 1.96 * std / math.sqrt(n)),
-                    "nearest_neighbour": Estimate(floor, n, 0.1, 0.008),
+        record = Record(
+            **{
+                "key": cell.key,
+                "cell": cell,
+                "status": "done",
+                "steps": steps,
+                "selected_step": steps,
+                "seeds": {"data": 11 + cell.seed, "init": 22 + cell.seed},
+                "metrics": {
+                    "test": {
+                        "accuracy": Estimate(goal, n, std, 1.96 * std / math.sqrt(n)),
+                        "nearest_neighbour": Estimate(floor, n, 0.1, 0.008),
+                    },
+                    "valid": {"accuracy": Estimate(goal + 0.002, 100, std, 1.98 * std / 10)},
                 },
-                "valid": {"accuracy": Estimate(goal + 0.002, 100, std, 1.98 * std / 10)},
-            },
-            "cost": {n: float(curve[f"cost/{n}"][-1] or 0) for n in names}
-            | {"evaluation_seconds": 12.5, "peak_memory_bytes": 4.2e8 + 1e6 * gradients},
-            "lam": {"numbers": 6, "sha256": "ab" * 32, "shapes": {"log_penalty": [6]}},
-            "environment": {
-                "versions": {"python": "3.13.1", "torch": "2.9.0", "metabench": "0.1.0"},
-                "git": {"commit": "0123456789abcdef", "dirty": False},
-                "machine": {"host": "node", "processor": "a processor", "cores": 2},
-            },
-            "started": "2026-01-05T10:00:00+00:00", "ended": "2026-01-05T10:05:00+00:00",
-            **changes,
-        })
+                "cost": {n: float(curve[f"cost/{n}"][-1] or 0) for n in names}
+                | {"evaluation_seconds": 12.5, "peak_memory_bytes": 4.2e8 + 1e6 * gradients},
+                "lam": {"numbers": 6, "sha256": "ab" * 32, "shapes": {"log_penalty": [6]}},
+                "environment": {
+                    "versions": {"python": "3.13.1", "torch": "2.9.0", "metabench": "0.1.0"},
+                    "git": {"commit": "0123456789abcdef", "dirty": False},
+                    "machine": {"host": "node", "processor": "a processor", "cores": 2},
+                },
+                "started": "2026-01-05T10:00:00+00:00",
+                "ended": "2026-01-05T10:05:00+00:00",
+                **changes,
+            }
+        )
         self.kept[cell.key], self.curves[cell.key] = record, curve
         return record
 
@@ -158,9 +214,13 @@ def failure(status: str) -> dict[str, object]:
         "timeout": "60 s are used up at outer step 400",
     }
     return {
-        "status": status, "reason": reasons[status], "metrics": {}, "selected_step": None,
+        "status": status,
+        "reason": reasons[status],
+        "metrics": {},
+        "selected_step": None,
         "traceback": "Traceback (most recent call last):\n  <script>alert(1)</script>\n"
-        if status == "failed" else "",
+        if status == "failed"
+        else "",
     }
 
 
@@ -192,9 +252,11 @@ def holed(suite):
     store.bad = ["ab/cdef/record.json: cannot be read as a record: not a record <b>"]
 
     def why_not(cell):
-        return "a head of its own is needed, which ridge does not offer" if (
-            cell.method_settings["inner_steps"] == 15 and cell.task_settings["rows"] == 80
-        ) else None
+        return (
+            "a head of its own is needed, which ridge does not offer"
+            if (cell.method_settings["inner_steps"] == 15 and cell.task_settings["rows"] == 80)
+            else None
+        )
 
     return collect(suite, "laptop", store, why_not=why_not), store
 
@@ -205,6 +267,11 @@ def helpers():
     import types
 
     return types.SimpleNamespace(
-        make_suite=make_suite, Fake=Fake, fill=fill, failure=failure, allowed=allowed,
-        COLUMNS=COLUMNS, ROWS=ROWS,
+        make_suite=make_suite,
+        Fake=Fake,
+        fill=fill,
+        failure=failure,
+        allowed=allowed,
+        COLUMNS=COLUMNS,
+        ROWS=ROWS,
     )

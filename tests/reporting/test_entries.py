@@ -1,0 +1,136 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metabench import entries
+from metabench.record import Estimate
+from metabench.results import collect
+
+
+def test_several_seeds_have_an_interval_over_seeds():
+    found = entries.entry({s: Estimate(m, 600, 0.1, 0.008) for s, m in enumerate([0.2, 0.4, 0.9])})
+    assert found.mean == pytest.approx(0.5)
+    assert found.pm == pytest.approx(4.30265273 * math.sqrt(0.13 / 3))
+    assert (found.over, found.seeds, found.episodes) == ("seeds", (0, 1, 2), (600, 600))
+
+
+def test_one_seed_has_the_interval_over_its_episodes():
+    found = entries.entry({3: Estimate(0.9, 600, 0.1, 0.008)})
+    assert (found.pm, found.over, found.std) == (0.008, "episodes", None)
+
+
+def test_one_episode_of_one_seed_has_none():
+    found = entries.entry({0: Estimate(0.9, 1)})
+    assert (found.pm, found.over) == (None, "nothing")
+
+
+def seeds(*means, n=600, std=0.1):
+    return {i: Estimate(m, n, std if n > 1 else None) for i, m in enumerate(means)}
+
+
+def test_from_three_common_seeds_on_methods_are_paired():
+    """The seeds differ far more than the methods do: only the pairing sees the difference."""
+    a, b = seeds(0.2, 0.5, 0.8), seeds(0.1001, 0.4002, 0.7)
+    p, test = entries.compare(a, b)
+    assert test == "paired"
+    assert p < 1e-5
+
+
+def test_fewer_common_seeds_are_compared_over_episodes():
+    a, b = seeds(0.9, 0.91, 0.92), {1: Estimate(0.8, 600, 0.1), 9: Estimate(0.99, 600, 0.1)}
+    p, test = entries.compare(a, b)
+    assert test == "welch"
+    assert p < 1e-10
+    assert entries.compare(a, {9: Estimate(0.8, 600, 0.1)}) == (None, "none")
+    assert entries.compare(seeds(0.9, n=1), seeds(0.8, n=1)) == (None, "none")
+
+
+@given(st.lists(st.lists(st.floats(-10, 10), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_pooling_is_one_sample_of_all_episodes(groups):
+    from metabench.stats import mean, std
+
+    made = [Estimate(mean(g), len(g), std(g)) for g in groups]
+    everything = [v for g in groups for v in g]
+    centre, spread, n = entries.pooled(made)
+    assert n == len(everything)
+    assert centre == pytest.approx(mean(everything), abs=1e-9)
+    if n > 1:
+        assert spread == pytest.approx(std(everything), abs=1e-7)
+
+
+def test_bold_is_the_best_and_what_no_test_tells_apart_from_it(full):
+    found = entries.column_entries(full[0], "5w1s")
+    assert {row for row, e in found.items() if e.best} == {"bilevel", "fomaml"}
+    assert found["bilevel"].p is None
+    assert all(e.test == "paired" for row, e in found.items() if row != "bilevel")
+
+
+def test_an_unfinished_row_is_not_bold_for_want_of_seeds(holed):
+    """With two seeds the paired test could not tell 92 % from 95 %."""
+    found = entries.column_entries(holed[0], "5w1s")["anil"]
+    assert (found.seeds, found.test, found.best) == ((0, 2), "welch", False)
+
+
+def test_the_goal_may_be_a_minimum(helpers):
+    suite = helpers.make_suite(goal="min")
+    store = helpers.fill(suite, "laptop")
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    found = entries.column_entries(results, "5w1s")
+    assert [row for row, e in found.items() if e.best] == ["fixed"]
+
+
+def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, helpers):
+    results, store = full
+    found, others = entries.floor(results, "5w1s")
+    assert found.mean == pytest.approx(0.458)
+    assert others == []
+    place = next(p for p in suite.cells("laptop") if (p.row, p.cell.seed) == ("anil", 1))
+    record = store.kept[place.cell.key]
+    metrics = {"test": {**record.metrics["test"], "nearest_neighbour": Estimate(0.5, 600, 0.1)}}
+    store.add(place, metrics=metrics)
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    assert entries.floor(results, "5w1s")[1] == ["anil"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "pm", "scale", "least", "text"),
+    [
+        (0.9512, 0.0081, 100, 1, "95.1 ± 0.8"),
+        (0.99871, 0.00054, 100, 1, "99.87 ± 0.05"),
+        (0.5, None, 100, 1, "50.0"),
+        (0.5, 0.0, 100, 1, "50.0 ± 0.0"),
+        (1.23456, 0.0123, 1, None, "1.235 ± 0.012"),
+        (123.4, 5.6, 1, None, "123.4 ± 5.6"),
+        (123.4, 56.0, 1, None, "123 ± 56"),
+        (1.02e-12, 3.1e-13, 1, None, "(1.02 ± 0.31)e-12"),
+        (2.5e7, None, 1, None, "2.500e+07"),
+        (0.0, 0.0, 1, None, "0 ± 0"),
+        (0.0, None, 1, None, "0"),
+        (-0.25, 0.03, 1, None, "-0.250 ± 0.030"),
+    ],
+)
+def test_numbers_as_text(mean, pm, scale, least, text):
+    assert entries.with_pm(mean, pm, scale, least) == text
+
+
+@given(
+    st.floats(-1e12, 1e12), st.none() | st.floats(0, 1e12), st.sampled_from([(1, None), (100, 1)])
+)
+def test_numbers_as_text_say_what_they_are(mean, pm, how):
+    """Read back, the text is within half a digit of the half-width, or within 0.1 %."""
+    scale, least = how
+    text = entries.with_pm(mean, pm, scale, least)
+    power = float("1" + text[text.index("e") :]) if "e" in text else 1.0
+    numbers = text.partition("e")[0].strip("()").split(" ± ")
+    back = float(numbers[0]) * power
+    slack = max(1e-3 * abs(mean * scale), 0.06 * (pm or 0) * scale, 0.051 if least else 1e-8)
+    assert abs(back - mean * scale) <= slack
+    assert (pm is None) == (len(numbers) == 1)
+
+
+def test_costs_are_means_over_finished_seeds(holed):
+    found = entries.costs(holed[0].crossings["anil", "5w1s"])
+    assert (found["steps"], found["inner_gradients"], found["seconds"]) == (1000, 5000, 20)
+    assert entries.costs(holed[0].crossings["reptile", "5w5s"]) == {}

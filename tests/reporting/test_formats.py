@@ -1,0 +1,98 @@
+import html.parser
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metabench import formats
+from metabench.formats import Grid, Item, Note
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
+
+
+@given(TEXT)
+def test_latex_leaves_no_special_bare(text):
+    out = formats.latex_escape(text)
+    plain = re.sub(r"\\(text[a-z]+|dots|pm|times|geq|leq|lambda|theta)\b", "", out)
+    plain = re.sub(r"\\[{}$&#%_]", "", plain).replace("$$", "")
+    assert not re.search(r"[\\$&#%_^~<>|\"]", plain)
+    assert plain.count("{") == plain.count("}")
+
+
+def test_latex_breaks_ligatures_and_arguments():
+    assert formats.latex_escape("--a") == "-{}-a"
+    assert formats.latex_escape("—") == "---"
+    assert formats.latex_escape("[a]") == "{[}a{]}"
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.texts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def grid(text: str) -> Grid:
+    return Grid(
+        "t",
+        [("", 1), ("g", 1)],
+        ["a", "b"],
+        [[Item(text), Item(text, True)]],
+        [Note(text, code="c" + text)],
+    )
+
+
+@given(TEXT)
+def test_html_shows_any_text_and_makes_no_tag_of_it(text):
+    plain, wild = Reader(), Reader()
+    plain.feed(formats.html(grid("x")))
+    wild.feed(formats.html(grid(text)))
+    assert wild.tags == plain.tags
+    shown = "".join(wild.texts).replace("\xa0", " ")
+    assert formats.one_line(text).replace("\xa0", " ") in shown
+
+
+@given(TEXT)
+def test_markdown_keeps_its_columns(text):
+    lines = [x for x in formats.markdown(grid(text)).splitlines() if x.startswith("|")]
+    assert len(lines) == 3
+    for row in lines:
+        bare = row.replace("\\\\", "").replace("\\|", "")
+        assert bare.count("|") == 3
+        assert "<" not in row
+
+
+@given(TEXT)
+def test_one_line_is_one_line(text):
+    out = formats.one_line(text)
+    assert len(out.splitlines()) <= 1
+    assert formats.one_line(out) == out
+
+
+def test_code_with_backticks_is_fenced():
+    text = formats.markdown(grid("a `b` ``c``"))
+    assert "``` ca `b` ``c`` ```" in text
+
+
+def test_rich_splits_what_does_not_fit():
+    from rich.console import Console
+
+    wide = Grid(
+        "t",
+        [("", 12)],
+        ["name", *[f"column{i}" for i in range(11)]],
+        [[Item("row"), *[Item("1,000,000")] * 11]],
+    )
+    for width, tables in ((200, 1), (60, 3)):
+        console = Console(width=width, file=None, record=True, no_color=True)
+        with console.capture() as capture:
+            console.print(formats.rich(wide, width))
+        text = capture.get()
+        assert text.count("row ") == tables
+        assert text.count("1,000,000") == 11
+        assert "…" not in text

@@ -1,0 +1,140 @@
+import pytest
+
+from metabench import plots
+from metabench.errors import UnknownName
+from metabench.results import collect
+
+
+def names(figure):
+    """Every text of a figure that somebody sees."""
+    import matplotlib.text
+
+    return " ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
+
+
+def test_every_kind_is_drawn_as_png_and_pdf(full, tmp_path):
+    paths = plots.draw(*full, out_dir=tmp_path / "new")
+    assert [p.name for p in paths[::2]] == [
+        "learning.png",
+        "cost-inner_gradients.png",
+        "trajectories-5w1s.png",
+        "trajectories-5w5s.png",
+        "ranking.png",
+        "profile.png",
+    ]
+    for path in paths:
+        head = path.read_bytes()[:5]
+        assert head == (b"\x89PNG\r" if path.suffix == ".png" else b"%PDF-"), path
+
+
+def test_an_empty_store_says_so_in_every_figure(suite, helpers):
+    store = helpers.Fake()
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    made = plots.figures(results, store)
+    assert sorted(made) == ["cost-inner_gradients", "learning", "profile", "ranking"]
+    for figure in made.values():
+        assert "No " in names(figure)
+
+
+def test_all_failed_one_seed_one_column(suite, helpers, tmp_path):
+    failed = helpers.Fake()
+    for place in suite.cells("smoke"):
+        failed.add(place, **helpers.failure("failed"))
+    results = collect(suite, "smoke", failed, why_not=helpers.allowed)
+    assert "No finished run" in names(plots.figures(results, failed)["learning"])
+    one = helpers.make_suite(columns=[{"id": "5w1s", "task": "ridge"}], paper=[], paper_rows=[])
+    store = helpers.fill(one, "smoke")
+    results = collect(one, "smoke", store, why_not=helpers.allowed)
+    assert plots.draw(results, store, out_dir=tmp_path)
+
+
+def test_what_is_incomplete_is_written_below(holed):
+    text = names(plots.figures(*holed, kinds=["learning"])["learning"])
+    assert "ANIL (5-way 1-shot: 2 of 3 seeds)" in text
+    assert "95 % t-interval over seeds" in text
+    assert "No outer learning" in text
+
+
+def test_the_ranking_says_when_there_is_too_little(holed):
+    text = names(plots.figures(*holed, kinds=["ranking"])["ranking"])
+    assert "Too few blocks" in text
+    assert "longer than the axis" in text
+
+
+def test_the_cost_axis_can_be_chosen(full):
+    made = plots.figures(*full, kinds=["cost"], cost="seconds")
+    (axis, *_) = made["cost-seconds"].axes
+    assert axis.get_xlabel() == "training seconds"
+    assert axis.get_xscale() == "log"
+    with pytest.raises(UnknownName, match="near: inner_gradients"):
+        plots.figures(*full, kinds=["cost"], cost="inner_gradient")
+
+
+def test_an_unknown_kind_names_the_near_one(full):
+    with pytest.raises(UnknownName, match="near: learning"):
+        plots.figures(*full, kinds=["learnin"])
+
+
+def test_curves_are_the_validation_metric_of_finished_runs(full):
+    results, store = full
+    figure = plots.figures(results, store, ["learning"])["learning"]
+    axis = figure.axes[0]
+    curves = [store.curve(r) for r in results.crossings["maml", "5w1s"].done]
+    expected = [
+        100 * sum(c["valid/accuracy"][i] for c in curves) / 3 for i in range(len(curves[0]["step"]))
+    ]
+    assert list(axis.lines[0].get_ydata()) == pytest.approx(expected)
+    low, high = axis.get_ylim()
+    assert 0 < low < 30
+    assert 99 < high < 106
+
+
+def test_a_large_lam_is_drawn_by_its_parts_that_move_most(suite, helpers):
+    store = helpers.fill(suite, "laptop")
+    for curve in store.curves.values():
+        n = len(curve["step"])
+        for name in [name for name in curve if name.startswith("lam/")]:
+            del curve[name]
+        for part in range(14):
+            curve[f"lam/w{part}.mean"] = [part * i / 100 + 1 for i in range(n)]
+            for what in ("std", "min", "max"):
+                curve[f"lam/w{part}.{what}"] = [0.1] * n
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    text = names(plots.figures(results, store, ["trajectories"])["trajectories-5w1s"])
+    assert "w13" in text
+    assert "w3" not in text.split()
+    assert "there are 14 of MAML" in text
+
+
+def test_names_are_no_mathematics_and_no_hidden_entries(helpers, tmp_path):
+    rows = [
+        {
+            "id": f"r{i}",
+            "method": "bilevel",
+            "label": label,
+            "set": {"method": {"inner_steps": 10 + i}},
+        }
+        for i, label in enumerate(["$\\frac{1}$ & $x", "_hidden", "a_b % <b>"])
+    ]
+    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
+    store = helpers.fill(suite, "laptop")
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    plots.draw(results, store, out_dir=tmp_path)
+    text = names(plots.figures(results, store, ["learning"])["learning"])
+    assert "_hidden" in text
+    assert "\\$\\frac{1}\\$" in text
+
+
+def test_drawing_leaves_matplotlib_as_it_was(full, tmp_path):
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    plots.draw(*full, kinds=["profile"], out_dir=tmp_path)
+    assert dict(mpl.rcParams) == before
+
+
+def test_the_same_results_give_the_same_files(full, tmp_path):
+    first = plots.draw(*full, kinds=["profile"], out_dir=tmp_path / "a")
+    second = plots.draw(*full, kinds=["profile"], out_dir=tmp_path / "b")
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes()

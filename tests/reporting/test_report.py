@@ -1,0 +1,166 @@
+import html.parser
+import json
+import re
+
+import pytest
+
+from metabench.report import report
+from metabench.results import collect
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """Ids, links, addresses that would be fetched, text by element, and whether tags match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids, self.links, self.fetched, self.stack = [], [], [], []
+        self.json, self.text, self._into = {}, [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if "id" in attrs:
+            self.ids.append(attrs["id"])
+        for name in ("href", "xlink:href"):
+            if name in attrs:
+                self.links.append(attrs[name])
+        if tag != "a" and "src" in attrs:
+            self.fetched.append(attrs["src"])
+        if tag == "link":
+            self.fetched.append(attrs.get("href"))
+        if tag == "pre" and attrs.get("class") in ("json", "curve"):
+            self._into = (attrs["class"], attrs["data-key"])
+            self.json[self._into] = ""
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+        if tag == "pre":
+            self._into = None
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self._into is not None:
+            self.json[self._into] += data
+
+
+def made(results, store, tmp_path):
+    path = report(results, store, tmp_path / "out" / "report.html")
+    text = path.read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def test_it_is_whole_and_fetches_nothing(holed, tmp_path):
+    page, text = made(*holed, tmp_path)
+    assert page.stack == []
+    assert page.fetched == []
+    assert not [link for link in page.links if not link.startswith("#")]
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    assert not re.search(r"(src|href)=[\"']?https?:", text)
+
+
+def test_every_link_leads_somewhere_and_no_id_is_twice(holed, full, tmp_path):
+    for results, store in (holed, full):
+        page, _ = made(results, store, tmp_path)
+        assert len(page.ids) == len(set(page.ids))
+        assert {link[1:] for link in page.links} <= set(page.ids)
+
+
+def test_every_number_of_the_table_leads_to_its_records(holed, tmp_path):
+    results, store = holed
+    _, text = made(results, store, tmp_path)
+    table = text[text.index('id="table"') : text.index('id="cost"')]
+    targets = re.findall(r'<a href="#(at-\d+)">', table)
+    assert len(targets) == len(set(targets)) == 12
+    for (_, crossing), target in zip(results.crossings.items(), targets, strict=True):
+        start = text.index(f'<section id="{target}">')
+        section = text[start : text.index("</section>", start)]
+        for run in crossing.runs:
+            there = f'id="record-{run.cell.key[:16]}"' in section
+            assert there == (run.state != "not applicable")
+
+
+def test_records_and_curves_are_there_as_json(holed, tmp_path):
+    results, store = holed
+    page, _ = made(results, store, tmp_path)
+    for record in results.records:
+        assert json.loads(page.json["json", record.key]) == json.loads(json.dumps(record.as_dict()))
+        assert json.loads(page.json["curve", record.key]) == store.curve(record)
+
+
+def test_failures_and_bad_files_are_on_top_with_reason_and_traceback(holed, tmp_path):
+    _, text = made(*holed, tmp_path)
+    top = text[: text.index('id="table"')]
+    assert "4 of 36 cells came to nothing" in top
+    assert "ANIL, 5-way 1-shot, seed 1" in top
+    assert "cannot be read as a record" in top
+    assert "Traceback (most recent call last)" in text
+    assert "<script>alert" not in text
+    assert text.count("<script") == 1  # its own, which opens a record that a link leads to
+
+
+def test_a_record_says_what_it_was_run_with(full, tmp_path):
+    page, _ = made(*full, tmp_path)
+    said = " ".join(page.text)
+    for words in (
+        "0123456789abcdef",
+        "2.9.0",
+        "a processor",
+        "inner_steps",
+        "outer_steps",
+        "405 MiB",
+        "2026-01-05T10:00:00+00:00",
+        "valid/accuracy",
+    ):
+        assert words in said, words
+
+
+@pytest.mark.parametrize("budget", ["smoke", "laptop"])
+def test_an_empty_store_still_gives_a_report(suite, helpers, tmp_path, budget):
+    store = helpers.Fake()
+    results = collect(suite, budget, store, why_not=helpers.allowed)
+    page, text = made(results, store, tmp_path)
+    assert "cells are not finished" in text
+    assert page.stack == []
+
+
+def test_wild_names_stay_names(helpers, tmp_path):
+    wild = "</title><script>alert(1)</script>&amp;'\""
+    suite = helpers.make_suite(
+        title=wild,
+        description=wild,
+        paper=[],
+        paper_rows=[],
+        rows=[{"id": wild, "method": "bilevel", "label": wild, "reference": wild}],
+    )
+    store = helpers.fill(suite, "smoke")
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    page, text = made(results, store, tmp_path)
+    assert text.count("<script") == 1
+    assert wild in "".join(page.text)
+
+
+def test_a_folder_gets_report_html(full, tmp_path):
+    assert report(*full, tmp_path / "here") == tmp_path / "here" / "report.html"
+
+
+def test_plots_stay_apart_in_one_page(full, tmp_path):
+    """Clip paths and glyphs of one figure must not be those of another."""
+    _, text = made(*full, tmp_path)
+    figures = re.findall(r'<figure id="plot-(.*?)">(.*?)</figure>', text, re.DOTALL)
+    assert len(figures) == 7
+    for _, body in figures:
+        ids = set(re.findall(r'\bid="([^"]+)"', body))
+        used = set(re.findall(r"url\(#([^)]+)\)", body)) | set(
+            re.findall(r'xlink:href="#([^"]+)"', body)
+        )
+        assert used <= ids

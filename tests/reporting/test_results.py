@@ -1,0 +1,149 @@
+import subprocess
+import sys
+
+import pytest
+
+from metabench.errors import StoreError, UnknownName
+from metabench.results import collect, read_curves
+from metabench.suite import parse_override
+
+
+def test_an_empty_store_is_all_open(suite, helpers):
+    results = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
+    assert results.states == {"open": 36}
+    assert results.records == []
+    assert list(results.frame().columns)[:4] == ["suite", "budget", "row", "column"]
+    assert len(results.frame()) == 0
+
+
+def test_every_hole_has_its_state_and_reason(holed):
+    results, _ = holed
+    assert results.states == {
+        "done": 26,
+        "failed": 1,
+        "diverged": 2,
+        "timeout": 1,
+        "open": 3,
+        "not applicable": 3,
+    }
+    crossing = results.crossings["reptile", "5w5s"]
+    assert crossing.states == {"diverged": 2, "timeout": 1}
+    assert crossing.holes("test", "accuracy") == [
+        ("timeout", "60 s are used up at outer step 400", 1),
+        ("diverged", "loss on episode 3 of 'valid' is nan", 2),
+    ]
+    assert results.bad_files == (
+        "ab/cdef/record.json: cannot be read as a record: not a record <b>",
+    )
+
+
+def test_two_budgets_cannot_mix(suite, helpers):
+    """Records of one budget are never seen under another, whatever the store holds."""
+    store = helpers.fill(suite, "laptop", helpers.fill(suite, "smoke"))
+    keys = {}
+    for budget in suite.budgets:
+        results = collect(suite, budget, store, why_not=helpers.allowed)
+        steps = {r.cell.budget["outer_steps"] for r in results.records}
+        allowed = {suite.budgets[budget].limits["outer_steps"], 0}
+        assert steps <= allowed
+        keys[budget] = {r.key for r in results.records}
+    assert len(keys["smoke"]) == 12
+    assert len(keys["laptop"]) == 36
+    assert not keys["paper"]
+    assert not keys["smoke"] & keys["laptop"]
+
+
+def test_an_unknown_budget_names_the_near_one(suite, helpers):
+    with pytest.raises(UnknownName, match="near: laptop"):
+        collect(suite, "labtop", helpers.Fake())
+
+
+def test_overrides_and_seeds_choose_other_cells(suite, helpers):
+    store = helpers.fill(suite, "laptop")
+    override = parse_override("method.inner_lr=0.05")
+    assert collect(
+        suite, "laptop", store, overrides=[override], why_not=helpers.allowed
+    ).states == {"open": 36}
+    few = collect(suite, "laptop", store, seeds=[0, 7], why_not=helpers.allowed)
+    assert few.states == {"done": 12, "open": 12}
+
+
+def test_reasons_explain_what_has_no_record_and_never_hide_one(suite, helpers):
+    store = helpers.Fake()
+    places = suite.cells("smoke")
+    store.add(places[0])
+    reasons = {p.cell.key: ("missing package", "learn2learn is not installed") for p in places}
+    results = collect(suite, "smoke", store, reasons, why_not=helpers.allowed)
+    assert results.states == {"done": 1, "missing package": 11}
+
+
+def test_what_the_theory_forbids_is_asked_of_the_declarations(suite, helpers):
+    """MAML learns an initialisation, which ridge does not have; no such record can exist."""
+    suite = helpers.make_suite(rows=[{"id": "maml", "method": "maml"}], paper=[], paper_rows=[])
+    results = collect(suite, "smoke", helpers.Fake())
+    assert results.states == {"not applicable": 2}
+    assert all("ridge" in run.reason for run in results.runs)
+
+
+def test_a_skipped_crossing_keeps_the_suites_reason(suite, helpers):
+    rows = [
+        {"id": "maml", "method": "bilevel", "skip": ["5w5s"], "skip_reason": "too dear"},
+        {"id": "reptile", "method": "fixed"},
+    ]
+    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
+    results = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
+    assert [r.reason for r in results.crossings["maml", "5w5s"].runs] == ["too dear"]
+    assert results.states == {"open": 3, "skipped": 1}
+
+
+def test_the_frame_has_a_row_a_record(holed):
+    results, _ = holed
+    frame = results.frame()
+    assert len(frame) == len(results.records) == 30
+    assert set(frame["budget"]) == {"laptop"}
+    line = frame[(frame["row"] == "maml") & (frame["column"] == "5w1s") & (frame["seed"] == 1)]
+    record = results.crossings["maml", "5w1s"].done[1]
+    assert line["test/accuracy"].item() == record.metrics["test"]["accuracy"].mean
+    assert line["test/accuracy.n"].item() == 600
+    assert line["cost/inner_gradients"].item() == 5000
+    assert line["key"].item() == record.key
+    failed = frame[frame["status"] == "failed"]
+    assert failed["test/accuracy"].isna().all()
+
+
+def test_a_record_without_the_metric_is_a_hole(suite, helpers):
+    suite = helpers.make_suite(metric="f1", paper=[], paper_rows=[])
+    store = helpers.fill(suite, "smoke")
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    (hole,) = results.crossings["maml", "5w1s"].holes("test", "f1")
+    assert hole == (
+        "done without the metric",
+        "no 'f1' in 'test'; it has accuracy, nearest_neighbour",
+        1,
+    )
+
+
+def test_a_curve_that_cannot_be_read_is_reported_and_not_fatal(suite, helpers):
+    class Torn(helpers.Fake):
+        def curve(self, record):
+            if record.cell.seed == 1:
+                raise StoreError("curve.json.gz is not the file that its record names")
+            return super().curve(record)
+
+    store = helpers.fill(suite, "laptop", Torn())
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    curves, problems = read_curves(results, store)
+    assert len(curves) == 24
+    assert len(problems) == 12
+
+
+def test_nothing_here_imports_torch_pandas_or_matplotlib():
+    modules = "results stats entries formats notes long tables series panels plots rankings report"
+    code = (
+        "import sys\n"
+        + "".join(f"import metabench.{m}\n" for m in modules.split())
+        + "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'jinja2', 'rich'}\n"
+        "heavy &= set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,210 @@
+"""Golden tables are plain files; METABENCH_UPDATE_GOLDEN=1 writes them anew, to be read in the
+diff."""
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from metabench import tables
+from metabench.errors import UnknownName
+from metabench.record import Estimate
+from metabench.results import collect
+from metabench.suite import parse_override
+
+GOLDEN = Path(__file__).parent / "golden"
+SUFFIX = {"markdown": "md", "latex": "tex", "html": "html", "text": "txt"}
+
+
+def check(name: str, text: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("METABENCH_UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("fmt", SUFFIX)
+def test_golden_tables(holed, fmt):
+    results, _ = holed
+    check(f"holed.{SUFFIX[fmt]}", tables.table(results, fmt))
+    check(f"holed-cost.{SUFFIX[fmt]}", tables.cost_table(results, fmt))
+
+
+def test_golden_full(full):
+    check("full.md", tables.table(full[0]))
+
+
+def test_golden_one_seed(suite, helpers):
+    store = helpers.fill(suite, "smoke")
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    text = tables.table(results)
+    check("one-seed.md", text)
+    assert "over the 12 test episodes of that run" in text
+    assert "Welch" in text
+    assert "paired" not in text.replace("unpaired", "")
+
+
+def test_golden_empty(suite, helpers):
+    results = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
+    text = tables.table(results)
+    check("empty.md", text)
+    assert "— (3 open)" in text
+    assert "Bold" not in text
+    assert "No cell has finished" in text
+
+
+def test_all_failed(suite, helpers):
+    store = helpers.Fake()
+    for place in suite.cells("smoke"):
+        store.add(place, **helpers.failure("failed"))
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    for fmt in tables.FORMATS:
+        assert "1 failed" in tables.table(results, fmt).replace("\n", " ")
+        assert tables.cost_table(results, fmt)
+
+
+def test_without_papers_there_are_no_paper_columns(helpers):
+    suite = helpers.make_suite(paper=[], paper_rows=[], floor="")
+    results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)
+    grid = tables.main_grid(results)
+    assert list(grid.heads)[1:] == ["ours", "ours"]
+    assert any("No paper reports" in note.text for note in grid.notes)
+
+
+def test_no_table_has_a_nan_or_a_bare_plus_minus(full, holed):
+    for results, _ in (full, holed):
+        for fmt in tables.FORMATS:
+            text = tables.table(results, fmt) + tables.cost_table(results, fmt)
+            assert "nan" not in text.lower().replace("is nan", "")
+        assert "half-width of the 95 % t-interval" in tables.table(results)
+
+
+def test_a_number_without_plus_minus_says_why(helpers):
+    suite = helpers.make_suite(paper=[], paper_rows=[], floor="", percent=False)
+    store = helpers.Fake()
+    for place in suite.cells("smoke"):
+        store.add(place, metrics={"test": {"accuracy": Estimate(0.5, 1)}})
+    text = tables.table(collect(suite, "smoke", store, why_not=helpers.allowed))
+    assert "one seed on one test episode" in text
+    assert "no test is possible" in text
+
+
+def test_the_command_carries_budget_and_overrides(suite, helpers):
+    override = parse_override("method.inner_lr=0.05")
+    results = collect(suite, "smoke", helpers.Fake(), overrides=[override], why_not=helpers.allowed)
+    text = tables.table(results, "text")
+    assert "metabench reproduce synthetic --budget smoke --set method.inner_lr=0.05" in text
+    assert "set by hand: method.inner_lr = 0.05" in text
+
+
+def test_paper_numbers_keep_their_decimals_meaning_and_label(full):
+    text = tables.table(full[0], "text")
+    assert "99.53 ± 0.26 [c]" in text
+    assert "97.68 [b]" in text
+    assert "[c] Li et al. 2017 [2nd]; ± is the 95 % interval over episodes." in text
+    assert "[memory] recalled, not verified" in text
+    assert "[repo]" not in text
+
+
+def test_csv_is_long_and_has_both_sides(holed):
+    results, _ = holed
+    rows = list(csv.DictReader(io.StringIO(tables.table(results, "csv"))))
+    assert len(rows) == 12 + 2 + 1
+    at = {(r["row"], r["column"]): r for r in rows}
+    maml = at["maml", "5w1s"]
+    mean = (
+        sum(
+            e.mean for e in results.crossings["maml", "5w1s"].estimates("test", "accuracy").values()
+        )
+        / 3
+    )
+    assert float(maml["ours_mean"]) == pytest.approx(100 * mean)
+    assert (maml["paper_value"], maml["paper_pm"], maml["unit"]) == ("98.7", "0.4", "%")
+    assert maml["keys"].split() == [r.cell.key for r in results.crossings["maml", "5w1s"].runs]
+    assert at["fomaml", "5w5s"]["ours_pm_over"] == "episodes"
+    assert at["fomaml", "5w5s"]["holes"] == "2 open: not run yet"
+    assert at["reptile", "5w5s"]["ours_mean"] == ""
+    assert at["nearest_neighbour", "5w1s"]["kind"] == "floor"
+    assert at["metasgd", "5w1s"]["kind"] == "paper"
+
+
+def test_two_papers_for_one_number_are_both_shown(helpers):
+    more = {"row": "maml", "column": "5w1s", "value": 98.4, "label": "rerun", "source": "someone"}
+    suite = helpers.make_suite()
+    from dataclasses import replace
+
+    from metabench.suite import Published
+
+    suite = replace(suite, paper=[*suite.paper, Published(**more)])
+    results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)
+    assert "98.7 ± 0.4; 98.4 [a,b]" in tables.table(results, "text")
+    rows = csv.DictReader(io.StringIO(tables.table(results, "csv")))
+    values = [r["paper_value"] for r in rows if (r["row"], r["column"]) == ("maml", "5w1s")]
+    assert values == ["98.7", "98.4"]
+
+
+def test_an_unknown_format_names_the_near_one(full):
+    with pytest.raises(UnknownName, match="near: markdown"):
+        tables.table(full[0], "markdwn")
+
+
+def test_html_links_every_number_of_ours(holed):
+    results, _ = holed
+    text = tables.table(results, "html", link=lambda at: f"#{at[0]}-{at[1]}")
+    assert text.count("<a href=") == 12
+    assert '<a href="#maml-5w1s">' in text
+    assert "<script>" not in text
+    assert "<a " not in tables.table(results, "html")
+
+
+def test_names_that_are_code_somewhere_stay_names(helpers):
+    """&, _, %, <script>, |, and a bracket first in a row."""
+    wild = "A&B_c 50% <script>alert(1)</script> | *x* `y` \\cmd{z} $1$ ~ ^ #"
+    rows = [
+        {"id": "maml", "method": "bilevel", "label": wild},
+        {"id": "reptile", "method": "fixed", "label": "*[x] --budget"},
+    ]
+    suite = helpers.make_suite(rows=rows, title=wild, floor_label=wild, paper=[], paper_rows=[])
+    results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)
+    html = tables.table(results, "html")
+    assert "<script>" not in html
+    assert "A&amp;B_c 50% &lt;script&gt;" in html
+    markdown = tables.table(results, "markdown")
+    assert "<script>" not in markdown
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {4}
+    latex = tables.table(results, "latex")
+    assert r"A\&B\_c 50\% \textless{}script\textgreater{}" in latex
+    assert wild in tables.table(results, "text")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(holed, helpers, tmp_path):
+    wild = "A&B_c 50% <script> | *x* `y` \\cmd{z} $1$ ~ ^ # -- ± × — \"q\" 'r' [s]"
+    rows = [
+        {"id": "maml", "method": "bilevel", "label": wild},
+        {"id": "reptile", "method": "fixed", "label": "*[x]"},
+    ]
+    suite = helpers.make_suite(rows=rows, title=wild, paper=[], paper_rows=[])
+    results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)
+    parts = [
+        make(r, "latex") for r in (holed[0], results) for make in (tables.table, tables.cost_table)
+    ]
+    (tmp_path / "t.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\usepackage[T1]{fontenc}"
+        "\\usepackage{textcomp}\\begin{document}\n" + "\n".join(parts) + "\\end{document}\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "multiply defined" not in done.stdout
