@@ -136,7 +136,7 @@ class FewShotProblem(Problem):
     def init_inner(self, lam: Params, episode: Episode) -> Params:
         """lam itself, or a head of zeros: weight [ways, features], bias [ways]."""
         if self.task.formulation == "init":
-            return dict(lam)
+            return {k: lam[k] for k in self.net.names}
         some = next(iter(lam.values()))
         return {
             "head.weight": some.new_zeros(self.task.ways, self.net.feature_size),
