@@ -282,7 +282,7 @@ def check_batched(task: Any) -> None:
 
 
 def check_crossings(task: Any, crossed: list[Any]) -> None:
-    """Two outer steps and an adaptation of every method that applies."""
+    """Two outer steps and an adaptation of every method that applies, threads or not."""
     for method in crossed:
         at = Crossing(method, task)
         ctx = at.context()
@@ -290,8 +290,12 @@ def check_crossings(task: Any, crossed: list[Any]) -> None:
         theta = method.adapt(ctx, state, ctx.problem.episode("valid", 0))
         for params in (state.lam, theta):
             assert all(bool(torch.isfinite(v).all()) for v in params.values()), (
-                f"two steps of {method.registered_name} end in numbers that are not finite"
+                "two steps end in numbers that are not finite"
             )
+        in_threads = at.run(at.context(ctx.problem, workers=3), 2)
+        assert unchanged(snapshot(state), in_threads), (
+            "episodes in threads give other numbers: a loss keeps something between calls"
+        )
 
 
 CHECKS: tuple[Callable[[Any], None], ...] = (
