@@ -15,7 +15,7 @@ import warnings
 from collections import OrderedDict
 from pathlib import Path
 
-INNER_LR, OUTER_LR = 0.4, 1e-3
+OUTER_LR = 1e-3
 
 
 def network(case, dtype):
@@ -83,7 +83,7 @@ class Learn2learn(Peer):
         import learn2learn
 
         first = self.case["first_order"]
-        return learn2learn.algorithms.MAML(net, lr=INNER_LR, first_order=first)
+        return learn2learn.algorithms.MAML(net, lr=self.case["inner_lr"], first_order=first)
 
     def task(self, xs, ys, xq, yq):
         learner = self.net.clone()
@@ -98,7 +98,7 @@ class Higher(Peer):
         import torch
 
         first = self.case["first_order"]
-        inner = torch.optim.SGD(self.net.parameters(), INNER_LR)
+        inner = torch.optim.SGD(self.net.parameters(), self.case["inner_lr"])
         with higher.innerloop_ctx(
             self.net, inner, copy_initial_weights=False, track_higher_grads=not first
         ) as (learner, optimiser):
@@ -117,7 +117,7 @@ class Torchopt(Peer):
     def task(self, xs, ys, xq, yq):
         import torchopt
 
-        inner = torchopt.MetaSGD(self.net, lr=INNER_LR)
+        inner = torchopt.MetaSGD(self.net, lr=self.case["inner_lr"])
         before = torchopt.extract_state_dict(self.net, by="reference", detach_buffers=True)
         optimiser_before = torchopt.extract_state_dict(inner, by="reference")
         for _ in range(self.case["steps"]):
@@ -141,7 +141,10 @@ class Reference(Peer):
             grads = torch.autograd.grad(
                 value, list(theta.values()), create_graph=not self.case["first_order"]
             )
-            theta = {k: v - INNER_LR * g for (k, v), g in zip(theta.items(), grads, strict=True)}
+            theta = {
+                k: v - self.case["inner_lr"] * g
+                for (k, v), g in zip(theta.items(), grads, strict=True)
+            }
         self.loss(functional_call(self.net, theta, (xq,)), yq).backward()
 
 
@@ -190,7 +193,7 @@ class Metabench:
 
         self.maml = registry.methods.get("maml")(
             inner_steps=case["steps"],
-            inner_lr=INNER_LR,
+            inner_lr=case["inner_lr"],
             outer_lr=OUTER_LR,
             order="first" if case["first_order"] else "second",
         )

@@ -50,6 +50,7 @@ class Row:
     channels: int = 1
     filters: int = 64
     ways: int = 5
+    inner_lr: float = 0.4
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ def _small(
 
 
 def _large(name: str, threads: int, targets: dict[str, float], first_order: bool = False) -> Row:
-    return Row(name, "pool", 5, 5, threads, 2, targets, first_order, 15, 84, 3, 32)
+    return Row(name, "pool", 5, 5, threads, 2, targets, first_order, 15, 84, 3, 32, inner_lr=0.01)
 
 
 def _stride(name: str, shots: int, first_order: bool = False) -> Row:
