@@ -38,7 +38,9 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
         return TypeAdapter(checked).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "(settings)"
+        if not first["loc"]:  # raised by the settings as a whole
+            raise SettingError(f"{owner}: {first['msg'].removeprefix('Value error, ')}") from None
+        where = ".".join(str(part) for part in first["loc"])
         raise SettingError(
             f"{owner}: setting {where} cannot be {first['input']!r}: {first['msg'].lower()}"
         ) from None

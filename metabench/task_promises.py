@@ -226,8 +226,9 @@ def check_parts(task: Any) -> None:
         for name, value in problem.module.named_parameters():
             assert name in known, f"the module's {name} is neither in theta nor in lam"
             assert known[name].shape == value.shape, f"the module's {name} has shape {value.shape}"
-    carried = problem.carried and "episodes" in task.offers
-    assert not carried, "a problem that carries theta has no episodes to offer"
+    for word in ("episodes", "lam_is_initialisation"):
+        contradicts = problem.carried and word in task.offers
+        assert not contradicts, f"it offers {word!r} and carries one theta along"
 
 
 def check_metrics(task: Any) -> None:

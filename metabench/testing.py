@@ -16,7 +16,7 @@ a task is crossed with every registered method that applies, or with those that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -48,38 +48,46 @@ def check_task(task: Any, methods: Iterable[Any] | None = None) -> None:
         check()
 
 
-def method_checks(method: Any, tasks: Iterable[Any] | None = None) -> Iterator[Check]:
+def method_checks(method: Any, tasks: Iterable[Any] | None = None) -> list[Check]:
     """Every check of a method: a name such as ``resumes[ridge]``, and what runs it."""
     it = subject("method", method)
-    yield _check(it, "settings", partial(check_settings, it))
-    yield _check(it, "declares", partial(_declares, it.needs, "needs"))
+    checks = [
+        _check(it, "settings", partial(check_settings, it)),
+        _check(it, "declares", partial(_declares, it.needs, "needs")),
+    ]
     chosen = kit_tasks(it) if tasks is None else [subject("task", task) for task in tasks]
     if not chosen:
-        yield _check(it, "applicable", partial(_no_task, it))
+        checks.append(_check(it, "applicable", partial(_no_task, it)))
     for number, task in enumerate(chosen):
         same = [t.registered_name for t in chosen].count(task.registered_name) > 1
         where = f"{task.registered_name}{number if same else ''}"
-        yield _check(it, f"applicable[{where}]", partial(_applicable, task, it))
+        checks.append(_check(it, f"applicable[{where}]", partial(_applicable, task, it)))
         for check in method_promises.CHECKS:
             name = check.__name__.removeprefix("check_")
-            yield _check(it, f"{name}[{where}]", partial(check, Crossing(it, task)))
+            checks.append(_check(it, f"{name}[{where}]", partial(check, Crossing(it, task))))
+    return checks
 
 
-def task_checks(task: Any, methods: Iterable[Any] | None = None) -> Iterator[Check]:
+def task_checks(task: Any, methods: Iterable[Any] | None = None) -> list[Check]:
     """Every check of a task: a name such as ``episodes``, and what runs it."""
     it = subject("task", task)
-    yield _check(it, "settings", partial(check_settings, it))
-    yield _check(it, "declares", partial(_declares, it.offers, "offers"))
+    checks = [
+        _check(it, "settings", partial(check_settings, it)),
+        _check(it, "declares", partial(_declares, it.offers, "offers")),
+    ]
     for check in task_promises.CHECKS:
-        yield _check(it, check.__name__.removeprefix("check_"), partial(check, it))
+        checks.append(_check(it, check.__name__.removeprefix("check_"), partial(check, it)))
     if methods is None:
         crossed = task_promises.applicable_methods(it)
     else:
         crossed = [subject("method", method) for method in methods]
     for method in crossed:
-        yield _check(it, f"applicable[{method.registered_name}]", partial(_applicable, it, method))
+        checks.append(
+            _check(it, f"applicable[{method.registered_name}]", partial(_applicable, it, method))
+        )
         run = partial(task_promises.check_crossings, it, [method])
-        yield _check(it, f"crosses[{method.registered_name}]", run)
+        checks.append(_check(it, f"crosses[{method.registered_name}]", run))
+    return checks
 
 
 def subject(kind: str, given: Any) -> Any:

@@ -38,8 +38,11 @@ class Bilevel(unroll.Unrolling):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Second derivatives; forward mode a small lam too."""
-        return GRADIENTS | ({"small_lam"} if self.mode == "forward" else set())
+        """Second derivatives; forward mode a small lam, truncation one that steps depend on."""
+        own = {"small_lam"} if self.mode == "forward" else set()
+        if self.truncate is not None and self.truncate < self.inner_steps:
+            own.add("lam_in_inner_loss")
+        return GRADIENTS | own
 
     def init_lam(self, ctx: Context) -> Params:
         """The task's first lam, and the step size where it is learned."""

@@ -49,6 +49,10 @@ class Quadratic:
     goal: ClassVar[Literal["max", "min"]] = "min"
     data: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        if self.carried and self.formulation == "init":
+            raise ValueError("a carried w has one start, too long ago to be learned")
+
     @property
     def offers(self) -> frozenset[str]:
         """Everything but a network; lam is small up to 16 dimensions."""

@@ -1,0 +1,78 @@
+"""Everything registered keeps the contract, and every crossing that applies takes its steps."""
+
+import pytest
+import torch
+
+from metabench import packages, registry
+from metabench.errors import DataMissing
+from metabench.problem import Seeds
+from metabench.testing import method_checks, subject, task_checks
+
+FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
+REPRESENTATION = {**FEW_SHOT, "formulation": "representation", "dtype": "float64"}
+TASKS = {
+    "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
+    "ridge": [{}, {"carried": True}],
+    "glyphs": [
+        FEW_SHOT,
+        REPRESENTATION,
+        {**FEW_SHOT, "train_shots": 2, "inner_batch": 5, "dtype": "float64"},
+    ],
+    "omniglot": [FEW_SHOT, REPRESENTATION],
+}
+METHODS = {
+    "bilevel": [{}, {"mode": "forward", "learn_rate": True}, {"truncate": 2, "memory": "states"}],
+    "maml": [{"inner_steps": 3}, {"order": "first"}, {"anil": True, "memory": "checkpoints"},
+             {"meta_sgd": True}],
+    "random": [{"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],
+    "maml_learn2learn": [{}, {"order": "first"}],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def built_in(kind):
+    return [e.name for e in registry.REGISTRIES[kind].entries() if e.origin == "built-in"]
+
+
+def with_settings(kind, chosen):
+    return [
+        pytest.param(registry.REGISTRIES[kind].get(name)(**set_), id=f"{name}{number or ''}")
+        for name in built_in(kind)
+        for number, set_ in enumerate(chosen.get(name, [{}]))
+    ]
+
+
+@pytest.mark.parametrize("task", with_settings("task", TASKS))
+def test_a_task_keeps_the_contract(task):
+    try:
+        task.build(Seeds.of(0), torch.device("cpu"))
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    for _, check in task_checks(task):
+        check()
+
+
+@pytest.mark.parametrize("method", with_settings("method", METHODS))
+def test_a_method_keeps_the_contract(method):
+    for package in getattr(method, "packages", ()):
+        if not packages.here(package):
+            pytest.skip(f"{package} is not installed: {' && '.join(packages.recipe(package))}")
+    for _, check in method_checks(method):
+        check()
+
+
+@pytest.mark.parametrize("kind", ["task", "method", "solver"])
+def test_default_settings_are_valid(kind):
+    for name in built_in(kind):
+        assert subject(kind, name) == registry.REGISTRIES[kind].get(name)()
+
+
+def test_no_settings_are_left_over():
+    assert set(TASKS) <= set(built_in("task")) and set(METHODS) <= set(built_in("method"))
