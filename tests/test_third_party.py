@@ -1,0 +1,105 @@
+"""A package of somebody else's adds a task and a method, and they are like any other."""
+
+import importlib.util
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent / "third_party"
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """The interpreter of an environment of its own: it sees what is installed here, torch and all,
+    and has the package installed besides, without any index."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("pip is not installed in this environment")
+    folder = tmp_path_factory.mktemp("third party")
+    source, home = folder / "source", folder / "venv"
+    shutil.copytree(PACKAGE, source)
+    venv.create(home, with_pip=False, symlinks=os.name != "nt")
+    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    here = [p for p in [*site.getsitepackages(), *sys.path] if p.endswith("site-packages")]
+    packages = output([python, "-c", "import site; print(site.getsitepackages()[0])"]).strip()
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in dict.fromkeys(here)]
+    Path(packages, "here.pth").write_text("".join(lines), encoding="utf-8")
+    install = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", source]
+    output([sys.executable, "-m", "pip", "--python", python, *install])
+    assert Path(packages, "hypercleaning").is_dir()
+    return python
+
+
+def output(command, **variables):
+    environment = {**os.environ, "METABENCH_PLUGINS": "", "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=240,
+        env=environment, cwd=Path(sys.executable).anchor,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_both_are_listed_with_their_package(python):
+    listed = output([python, "-m", "metabench", "list"], COLUMNS="200")
+    assert "cleaning " in listed and "Data cleaning: one weight for every training" in listed
+    assert "central_differences " in listed and "hypercleaning" in listed
+    here = output([sys.executable, "-m", "metabench", "list"], COLUMNS="200")
+    assert "central_differences" not in here
+
+
+def test_both_pass_the_conformance_kit(python):
+    code = """
+import torch
+torch.set_num_threads(1)
+from metabench.testing import check_method, check_task
+check_method("central_differences")
+check_method("central_differences", tasks=["cleaning"])
+check_task("cleaning")
+"""
+    output([python, "-W", "error", "-c", code])
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        ("quadratic", "central_differences"),
+        ("ridge", "central_differences"),
+        ("cleaning", "central_differences"),
+        ("cleaning", "bilevel"),
+        ("cleaning", "random"),
+    ],
+)
+def test_they_run_crossed_with_the_built_in_ones(python, tmp_path, task, method):
+    store = tmp_path / "runs"
+    set_ = ["--set", "method.inner_steps=20", "--set", "budget.outer_steps=3"]
+    command = [python, "-m", "metabench", "run", "--budget", "smoke", "--task", task]
+    output([*command, "--method", method, *set_, "--device", "cpu"], METABENCH_STORE=str(store))
+    (path,) = store.rglob("record.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["status"] == "done" and record["steps"] == 3
+    assert (record["cell"]["task"], record["cell"]["method"]) == (task, method)
+
+
+def test_their_method_agrees_with_the_built_in_one_on_their_task(python):
+    code = """
+import torch
+from metabench.method import Context
+from metabench.problem import Seeds
+from metabench.registry import methods, solvers, tasks
+seeds, task = Seeds.of(0), tasks.get("cleaning")()
+ctx = Context(task.build(seeds, torch.device("cpu")), solvers.get("sgd")(), seeds, task.offers)
+lam = {"logit": torch.linspace(-2, 2, 12, dtype=torch.float64)}
+found = [
+    methods.get(name)(inner_steps=20).hypergradient(ctx, lam, None, ctx.training_episodes()[0])
+    for name in ("central_differences", "bilevel")
+]
+torch.testing.assert_close(found[0].grad["logit"], found[1].grad["logit"], rtol=1e-6, atol=1e-8)
+"""
+    output([python, "-c", code])
