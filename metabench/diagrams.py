@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from metabench.notes import listed
@@ -34,7 +35,9 @@ def ranking(results: Results) -> Figure:
         return empty("Ranking of the methods", " ".join(order.notes))
     from matplotlib.figure import Figure
 
-    names = [plain(results.row_label(row)) for row in order.rows]
+    names = [
+        plain(textwrap.shorten(results.row_label(row), 30, placeholder="…")) for row in order.rows
+    ]
     ranks, critical = order.ranking.ranks, order.ranking.critical
     best = sorted(range(len(ranks)), key=lambda i: ranks[i])
     half = math.ceil(len(best) / 2)
@@ -48,7 +51,8 @@ def ranking(results: Results) -> Figure:
     axis.set_axis_off()
     axis.set_xlim(0, width)
     axis.set_ylim(height, 0)
-    left, right = 1.85, width - 1.85
+    margin = min(2.5, 0.55 + 0.064 * max(map(len, names)))
+    left, right = margin, width - margin
 
     def at(rank: float) -> float:
         return left + (right - left) * (rank - 1) / (len(ranks) - 1)
@@ -122,8 +126,7 @@ def profile_figure(results: Results) -> Figure:
     ]
     if short:
         notes.append(f"Not in every column: {listed(short)}.")
-    count = sum(bool(groups) for groups in table.values())
-    figure, (axis,) = panels(["Performance profile"], count, notes)
+    figure, (axis,) = panels(["Performance profile"])
     for number, row in enumerate(results.rows):
         groups = table[row.id]
         if not groups:

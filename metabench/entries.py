@@ -12,7 +12,8 @@ never below 2^(1 - n): with fewer than six it can tell nothing apart. Where two 
 than three seeds, the paired test has next to no power, and unfinished rows would all be bold;
 Welch's unpaired t-test over the test episodes of the common seeds stands in. It leaves out that
 the episodes are the same (so it is cautious) and says nothing of other seeds. A method that
-cannot be tested against the best (one episode, or no common seed) is not bold.
+cannot be tested against the best (one episode, or no common seed) is bold only where its mean is
+the best one to four digits.
 """
 
 from __future__ import annotations
@@ -87,9 +88,10 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     out = {}
     for row, made in found.items():
         p = corrected.get(row)
+        equal = row == best or math.isclose(made.mean, found[best].mean, rel_tol=5e-5)
         out[row] = replace(
             made,
-            best=row == best or (p is not None and p >= ALPHA),
+            best=equal if p is None else p >= ALPHA,
             p=p,
             test=tested[row][1] if row in tested else "none",
         )

@@ -56,6 +56,11 @@ def listed(words: Iterable[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things: 1 episode, 2 episodes."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def hole_notes(crossing: Crossing, missing: list[tuple[str, str, int]]) -> list[str]:
     """One sentence a reason why cells of a crossing have no number; none for cells that simply
     have not been run."""
@@ -87,9 +92,9 @@ def budget_notes(results: Results) -> list[Note]:
     seeds = sorted({run.cell.seed for run in results.runs})
     words = [
         *_limits_in_words(limits),
-        f"validation on {limits['valid_episodes']:,} episodes every {limits['eval_every']:,} "
-        "outer steps",
-        f"{limits['test_episodes']:,} {suite.evaluation} episodes",
+        f"validation on {counted(limits['valid_episodes'], 'episode')} every "
+        f"{counted(limits['eval_every'], 'outer step')}",
+        f"{counted(limits['test_episodes'], f'{suite.evaluation} episode')}",
         f"tested: {_SELECT[limits['select']]}",
         f"planned seeds: {listed(map(str, seeds))}",
     ]
@@ -114,8 +119,8 @@ def budget_notes(results: Results) -> list[Note]:
         out.append(Note(f"Other budgets: {'; '.join(different)}."))
     states = results.states
     if set(states) - {"done", "not applicable", "skipped"}:
-        counted = ", ".join(f"{n} {state}" for state, n in states.items())
-        out.append(Note(f"Incomplete: of {len(results.runs)} cells {counted}."))
+        by_state = ", ".join(f"{n} {state}" for state, n in states.items())
+        out.append(Note(f"Incomplete: of {len(results.runs)} cells {by_state}."))
     return out
 
 
@@ -143,12 +148,14 @@ def _plain(value: Any) -> str:
 
 
 def human(name: str, value: float) -> str:
-    """A cost with its unit: bytes as MiB or GiB, seconds to three digits, counts with commas or
-    as k, M, G."""
+    """A cost with its unit: bytes as MiB or GiB, seconds or ms to three digits, counts with commas
+    or as k, M, G."""
     if name.endswith("_bytes"):
         size = value / 2**20
         return f"{size:,.0f} MiB" if size < 10240 else f"{size / 1024:,.1f} GiB"
     if name.endswith("seconds"):
+        if 0 < value < 1:
+            return f"{1000 * value:.3g} ms"
         return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= unit:

@@ -50,28 +50,19 @@ def look_of(number: int) -> dict[str, Any]:
     }
 
 
-def panels(
-    titles: Sequence[str], legend: int = 0, notes: Sequence[str] = (), most: int = 2
-) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel a title; room for a legend of ``legend`` names and for notes below."""
+def panels(titles: Sequence[str], most: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel a title; :func:`finish` makes room for legend and notes."""
     from matplotlib.figure import Figure
 
     across = min(most, len(titles))
     down = math.ceil(len(titles) / across)
     width = PANEL[0] * max(across, 1.55)
-    lines = wrapped(notes, width)
-    height = PANEL[1] * down + 0.17 * math.ceil(legend / names_across(width)) + 0.14 * len(lines)
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, PANEL[1] * down), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)  # type: ignore[union-attr,call-arg]
     axes = [figure.add_subplot(down, across, i + 1) for i in range(len(titles))]
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(plain(title))
     return figure, axes
-
-
-def names_across(width: float) -> int:
-    """Names in a line of the legend of a figure that is ``width`` inches wide."""
-    return max(1, int(width / 1.65))
 
 
 def wrapped(notes: Sequence[str], width: float) -> list[str]:
@@ -80,20 +71,28 @@ def wrapped(notes: Sequence[str], width: float) -> list[str]:
 
 
 def finish(figure: Figure, notes: Sequence[str], handles: dict[str, Any] | None = None) -> Figure:
-    """Add the legend above the panels and the notes below."""
-    width = float(figure.get_figwidth())
+    """Add the legend above the panels and the notes below, and lay everything out."""
+    width, height = (float(size) for size in figure.get_size_inches())
     lines = wrapped(notes, width)
     if lines:
         figure.supxlabel(plain("\n".join(lines)), fontsize=7, color=GREY, x=0.01, ha="left")
+        height += 0.14 * len(lines)
     if handles:
+        longest = max(map(len, handles))
+        across = min(len(handles), max(1, int(width / (0.45 + 0.064 * longest))))
+        height += 0.17 * math.ceil(len(handles) / across)
         figure.legend(
             list(handles.values()),
             [plain(name) for name in handles],
             loc="outside upper left",
-            ncols=min(len(handles), names_across(width)),
+            ncols=across,
             columnspacing=1.2,
             handlelength=1.8,
         )
+    figure.set_figheight(height)
+    # Laid out once and for all: a figure is saved in several formats.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return figure
 
 

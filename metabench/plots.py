@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.diagrams import profile_figure, ranking
 from metabench.notes import listed
-from metabench.panels import axis_label, empty, finish, look_of, panels, plain, scale_of, styled
+from metabench.panels import (
+    GREY,
+    axis_label,
+    empty,
+    finish,
+    look_of,
+    panels,
+    plain,
+    scale_of,
+    styled,
+)
 from metabench.record import Curve
 from metabench.results import Records, Results, check_names, read_curves
 from metabench.series import Line, line, spaced, trajectory
@@ -57,8 +67,14 @@ def figures(
     cost: str = "inner_gradients",
 ) -> dict[str, Figure]:
     """File name without suffix to figure; as :func:`draw`. Trajectories are one a column."""
+    return figures_of(results, read_curves(results, store)[0], kinds, cost)
+
+
+def figures_of(
+    results: Results, curves: dict[str, Curve], kinds: Sequence[str], cost: str
+) -> dict[str, Figure]:
+    """As :func:`figures`, from learning curves by key."""
     check_names("kind of plot", kinds, KINDS)
-    curves = read_curves(results, store)[0]
     out: dict[str, Figure] = {}
     with styled():
         for kind in kinds:
@@ -110,10 +126,12 @@ def _lines(
     curves: dict[str, Curve],
     x: str,
     axes: Sequence[Axes],
-    start: Callable[[Line], int] = lambda _: 0,
+    start: Callable[[Line], int],
+    level: str,
 ) -> tuple[dict[str, Any], list[str]]:
     """Draw the validation metric of every row in every panel; returns handles by label, and
-    notes on what is missing. A row without a second point is a level line."""
+    notes on what is missing. A row that does not move along x is a level line, which the notes
+    explain by ``level``."""
     y = f"valid/{results.suite.metric}"
     scale = scale_of(results)
     handles: dict[str, Any] = {}
@@ -125,8 +143,6 @@ def _lines(
             found = line(_curves_of(results, curves, row.id, column.id), y, x)
             label = row.label or row.id
             if found is None:
-                if crossing.done:
-                    missing.append(f"{label} ({column.label or column.id}: no curve)")
                 continue
             look = look_of(number)
             first = start(found)
@@ -154,28 +170,28 @@ def _lines(
                 n = f"{found.seeds} of {len(crossing.runs)} seeds"
                 missing.append(f"{label} ({column.label or column.id}: {n})")
             handles.setdefault(label, handle)
+        if not axis.lines:
+            axis.set(xticks=[], yticks=[])
+            axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
     notes = ["Mean over finished seeds; shade: 95 % t-interval over seeds."]
     if levels:
-        notes.append(f"Level dashes: {listed(dict.fromkeys(levels))}, without training.")
+        notes.append(f"Level dashes: {listed(dict.fromkeys(levels))}, {level}.")
     if missing:
         notes.append(f"Incomplete: {'; '.join(missing)}.")
     return handles, notes
 
 
 def _tracks(
-    results: Results, curves: dict[str, Curve], x: str, xlabel: str, logarithmic: bool
+    results: Results, curves: dict[str, Curve], x: str, xlabel: str, level: str, logarithmic: bool
 ) -> Figure:
-    titles = [column.label or column.id for column in results.columns]
+    figure, axes = panels([column.label or column.id for column in results.columns])
     first = (lambda found: sum(v <= 0 for v in found.x)) if logarithmic else (lambda _: 0)
-    # Drawn twice: notes and legend, known after the first time, decide the height of the second.
-    handles, notes = _lines(results, curves, x, panels(titles)[1], first)
+    handles, notes = _lines(results, curves, x, axes, first, level)
     if not handles:
         return empty(xlabel.capitalize(), "No finished run has a learning curve yet.")
-    figure, axes = panels(titles, len(handles), notes)
-    handles, notes = _lines(results, curves, x, axes, first)
     for axis in axes:
         axis.set_xlabel(xlabel)
-        if logarithmic:
+        if logarithmic and axis.lines:
             axis.set_xscale("log")
     for axis in axes[:: min(2, len(axes))]:
         axis.set_ylabel(axis_label(results, "validation"))
@@ -183,7 +199,7 @@ def _tracks(
 
 
 def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
-    return _tracks(results, curves, "step", "outer steps", False)
+    return _tracks(results, curves, "step", "outer steps", "without training", False)
 
 
 def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:
@@ -198,7 +214,7 @@ def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figu
     logarithmic = bool(last) and max(last) > 8 * min(last)
     words = "training seconds" if cost == "seconds" else cost.replace("_", " ")
     words = words.replace("hvps", "Hessian products")
-    return _tracks(results, curves, name, words, logarithmic)
+    return _tracks(results, curves, name, words, "at no such cost (last value)", logarithmic)
 
 
 def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Figure | None:
@@ -212,37 +228,31 @@ def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Fi
             found[row.label or row.id] = parts
     if not found:
         return None
-    large = any(part.deviation is not None for parts in found.values() for part in parts)
+    large = any(part.large for parts in found.values() for part in parts)
     task = next(c.label or c.id for c in results.columns if c.id == column)
-    notes = [
-        f"{task}: mean of the entries of each part of lam, mean over seeds; shade: ± one standard "
-        "deviation of the entries."
+    what = (
+        "root mean square of the entries of each part of lam, less its value at the start"
         if large
-        else f"{task}: entries of lam, mean over finished seeds; shade: from the least to the "
-        "greatest seed."
-    ]
+        else "entries of lam"
+    )
+    notes = [f"{task}: {what}; mean over finished seeds, shade from the least to the greatest."]
     cut = {label: len(parts) for label, parts in found.items() if len(parts) > MOST_PARTS}
     if cut:
         counts = ", ".join(f"{n} of {label}" for label, n in cut.items())
         notes.append(f"The {MOST_PARTS} that move most (there are {counts}).")
-    figure, axes = panels(list(found), notes=notes)
+    figure, axes = panels(list(found))
     colours = mpl.colormaps["viridis"]
     for axis, (_, parts) in zip(axes, found.items(), strict=True):
         kept = sorted(sorted(parts, key=lambda p: -p.moved)[:MOST_PARTS], key=parts.index)
         for i, part in enumerate(kept):
             colour = colours(0.82 * i / max(1, len(kept) - 1))
             x, y = part.line.x, part.line.y
-            low, high = part.line.low, part.line.high
-            if part.deviation is not None:
-                low = tuple(a - b for a, b in zip(y, part.deviation, strict=True))
-                high = tuple(a + b for a, b in zip(y, part.deviation, strict=True))
             axis.plot(x, y, color=colour, lw=1.2)
-            alpha = 0.12 if part.deviation is None else 0.06
-            axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0)
+            axis.fill_between(x, part.line.low, part.line.high, color=colour, alpha=0.12, lw=0)
         _end_labels(axis, [(p.label, p.line) for p in kept], colours)
         axis.set_xlabel("outer steps")
     for axis in axes[:: min(2, len(axes))]:
-        axis.set_ylabel("lam")
+        axis.set_ylabel("change of size" if large else "lam")
     return finish(figure, notes)
 
 
@@ -250,7 +260,7 @@ def _end_labels(axis: Axes, lines: Sequence[tuple[str, Line]], colours: Any) -> 
     """Names to the right of where lines end, moved apart where they would touch."""
     low, high = axis.get_ylim()
     right = max(found.x[-1] for _, found in lines)
-    places = spaced([found.y[-1] for _, found in lines], 0.085 * (high - low))
+    places = spaced([found.y[-1] for _, found in lines], 0.085 * (high - low), low, high)
     for i, ((label, found), place) in enumerate(zip(lines, places, strict=True)):
         colour = colours(0.82 * i / max(1, len(lines) - 1))
         short = label if len(label) <= 16 else "…" + label[-15:]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from metabench import formats
 from metabench.entries import with_pm
-from metabench.notes import human
+from metabench.notes import counted, human
 from metabench.record import Curve, Estimate
 from metabench.results import Crossing, Records, Results, Run, read_curves
 from metabench.tables import COSTS, cost_grid, main_grid
@@ -86,9 +86,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] = DEFAULT_C
         bad_files=[*results.bad_files, *unread],
         main=Markup(formats.html(main_grid(results), link)),
         costs=Markup(formats.html(cost_grid(results), link)),
-        plots=[
-            (title, name, Markup(svg)) for title, name, svg in _plots(results, store, curves, costs)
-        ],
+        plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
         crossings=[
             _crossing(results, crossing, places[at], curves)
             for at, crossing in results.crossings.items()
@@ -103,10 +101,10 @@ def anchor(run: Run) -> str:
 
 
 def _plots(
-    results: Results, store: Records, curves: dict[str, Curve], costs: Sequence[str]
+    results: Results, curves: dict[str, Curve], costs: Sequence[str]
 ) -> list[tuple[str, str, str]]:
     """(title, name, SVG) of every plot; titles are empty after the first of a kind."""
-    from metabench.plots import KINDS, costs_of, figures
+    from metabench.plots import KINDS, costs_of, figures_of
 
     known = costs_of(curves)
     out = []
@@ -114,7 +112,7 @@ def _plots(
         chosen = [c for c in costs if c in known] if kind == "cost" else [""]
         title = TITLES[kind]
         for cost in chosen:
-            for name, figure in figures(results, store, [kind], cost or "seconds").items():
+            for name, figure in figures_of(results, curves, [kind], cost or "seconds").items():
                 out.append((title, name, svg(figure, name)))
                 title = ""
     return out
@@ -249,7 +247,7 @@ def _estimate(results: Results, metric: str, e: Estimate) -> str:
     percent = results.suite.percent and metric in (results.suite.metric, results.suite.floor)
     scale, least = (100.0, 1) if percent else (1.0, None)
     text = with_pm(e.mean, e.ci95, scale, least) + (" %" if percent else "")
-    return f"{text} (n = {e.n:,} {'episode' if e.n == 1 else 'episodes'})"
+    return f"{text} (n = {counted(e.n, 'episode')})"
 
 
 def _thumbnail(curve: Curve, name: str) -> dict[str, str] | str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from metabench import stats
 from metabench.record import Curve
@@ -59,71 +61,84 @@ def line(curves: Sequence[Curve], y: str, x: str = "step", spread: str = "interv
     return Line(xs, ys, lows, highs, len(known))
 
 
-_SUMMARY = re.compile(r"^lam/(?P<name>.+)\.(?P<what>mean|std|min|max)$")
+_SUMMARY = re.compile(r"^lam/(?P<name>.+)\.mean$")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One line of a trajectory of lam: an entry of a small lam, or the mean of the entries of a
-    part of a large one, with their standard deviation."""
+    """One line of a trajectory of lam.
+
+    An entry of a small lam; or (``large``) the root mean square of the entries of a part of a
+    large one, less what it was at the start.
+    """
 
     label: str
     line: Line
-    deviation: tuple[float, ...] | None = None
+    large: bool = False
 
     @property
     def moved(self) -> float:
-        """Distance travelled, in units of the largest value."""
-        size = max(map(abs, self.line.y)) or 1.0
-        pairs = zip(self.line.y, self.line.y[1:], strict=False)
-        return sum(abs(b - a) for a, b in pairs) / size
+        """Distance travelled; of an entry in units of its largest value."""
+        size = 1.0 if self.large else max(map(abs, self.line.y)) or 1.0
+        return sum(abs(b - a) for a, b in pairwise(self.line.y)) / size
 
 
 def trajectory(curves: Sequence[Curve]) -> list[Part]:
     """Every part of lam that the curves hold, in the order of their names and numbers."""
     names = sorted({n for curve in curves for n in curve if n.startswith("lam/")}, key=_natural)
-    out = []
-    for name in names:
-        summary = _SUMMARY.match(name)
-        whole = summary is not None and f"lam/{summary['name']}.std" in names
-        if whole and summary is not None and summary["what"] != "mean":
-            continue
-        found = line(curves, name, spread="range")
-        if found is None or len(found.x) < 2:
-            continue
-        if not whole or summary is None:
-            out.append(Part(name.removeprefix("lam/"), found))
-            continue
-        spread = line(curves, f"lam/{summary['name']}.std")
-        same = spread is not None and spread.x == found.x
-        out.append(Part(summary["name"], found, spread.y if spread and same else None))
-    return out
+    large = {
+        match["name"]
+        for name in names
+        if (match := _SUMMARY.match(name)) and f"lam/{match['name']}.std" in names
+    }
+    summaries = {f"lam/{n}.{what}" for n in large for what in ("mean", "std", "min", "max")}
+    parts = [
+        Part(name.removeprefix("lam/"), found)
+        for name in names
+        if name not in summaries and (found := line(curves, name, spread="range"))
+    ]
+    for name in sorted(large, key=_natural):
+        sizes = [_growth(curve, name) for curve in curves]
+        found = line(sizes, "size", spread="range")
+        if found is not None:
+            parts.append(Part(name, found, large=True))
+    return [part for part in parts if len(part.line.x) > 1]
+
+
+def _growth(curve: Curve, name: str) -> Curve:
+    """Root mean square of a part's entries, from their mean and deviation, less its first value."""
+    means, deviations = curve.get(f"lam/{name}.mean", []), curve.get(f"lam/{name}.std", [])
+    sizes = [
+        None if m is None or d is None else math.hypot(m, d)
+        for m, d in zip(means, deviations, strict=True)
+    ]
+    first = next((s for s in sizes if s is not None), 0.0)
+    return {"step": curve["step"], "size": [None if s is None else s - first for s in sizes]}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", name)]
 
 
-def spaced(values: Sequence[float], least: float) -> list[float]:
-    """Positions near ``values`` (in any order) that are at least ``least`` apart, for labels."""
+def spaced(values: Sequence[float], least: float, low: float, high: float) -> list[float]:
+    """Positions between ``low`` and ``high`` near ``values`` (in any order), at least ``least``
+    apart, for labels; where they do not fit, evenly spread."""
     order = sorted(range(len(values)), key=lambda i: values[i])
-    groups: list[tuple[list[int], float]] = []
+    if len(order) > 1:
+        least = min(least, (high - low) / (len(order) - 1))
+    out = [min(max(v, low), high) for v in values]
+    # Clusters first spread around their centre, then both ends are kept inside.
+    for _ in range(2 * len(order)):
+        for a, b in pairwise(order):
+            short = least - (out[b] - out[a])
+            if short > 0:
+                out[a], out[b] = out[a] - short / 2, out[b] + short / 2
+    floor = low
     for i in order:
-        members, centre = [i], values[i]
-        while groups:
-            before, middle = groups[-1]
-            gap = (centre - least * (len(members) - 1) / 2) - (
-                middle + least * (len(before) - 1) / 2
-            )
-            if gap >= least:
-                break
-            groups.pop()
-            total = len(before) + len(members)
-            centre = (middle * len(before) + centre * len(members)) / total
-            members = before + members
-        groups.append((members, centre))
-    out = [0.0] * len(values)
-    for members, centre in groups:
-        for place, i in enumerate(members):
-            out[i] = centre + least * (place - (len(members) - 1) / 2)
+        out[i] = floor = max(out[i], floor)
+        floor += least
+    ceiling = high
+    for i in reversed(order):
+        out[i] = ceiling = min(out[i], ceiling)
+        ceiling -= least
     return out

@@ -222,8 +222,7 @@ def _meaning(entries: dict[str, dict[str, Entry]]) -> list[Note]:
 
 def _tests(results: Results, entries: dict[str, dict[str, Entry]]) -> list[Note]:
     """What bold means, and the tests that say so."""
-    used = {e.test for column in entries.values() for e in column.values() if not e.best}
-    used |= {e.test for column in entries.values() for e in column.values() if e.p is not None}
+    used = {e.test for column in entries.values() for e in column.values()}
     if not any(len(column) > 1 for column in entries.values()):
         return []
     level = f"{100 * ALPHA:.0f} %"
@@ -243,10 +242,12 @@ def _tests(results: Results, entries: dict[str, dict[str, Entry]]) -> list[Note]
         )
     if tests:
         out += "; test against the best: " + "; ".join(tests) + "; Holm's correction by column"
-    if "none" in used and any(
-        e.test == "none" and not e.best for column in entries.values() for e in column.values()
-    ):
-        out += ". Where there is but one episode, or no common seed, no test is possible"
+    # The best of a column is not tested either.
+    if any(sum(e.test == "none" for e in column.values()) > 1 for column in entries.values()):
+        out += (
+            ". Where there is but one episode, or no common seed, no test is possible; then only "
+            "means that are the best to four digits are bold"
+        )
     few = [len(e.seeds) for column in entries.values() for e in column.values()]
     if "paired" in used and max(few) < 5:
         out += f". With {max(few)} seeds only large differences are significant"

@@ -224,22 +224,21 @@ def failure(status: str) -> dict[str, object]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def suite() -> Suite:
     return make_suite()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def full(suite):
-    """Every cell of the laptop budget done."""
+    """Every cell of the laptop budget done; shared, so not to be added to."""
     store = fill(suite, "laptop")
     return collect(suite, "laptop", store, why_not=allowed), store
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def holed(suite):
-    """The laptop budget with one of every kind of hole."""
-    suite = make_suite()
+    """The laptop budget with one of every kind of hole; shared, so not to be added to."""
     store = fill(suite, "laptop")
     places = suite.cells("laptop")
     at = {(p.row, p.column, p.cell.seed): p for p in places}
@@ -261,7 +260,7 @@ def holed(suite):
     return collect(suite, "laptop", store, why_not=why_not), store
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def helpers():
     """The functions of this file, for tests that build their own."""
     import types

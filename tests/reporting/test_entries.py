@@ -82,15 +82,15 @@ def test_the_goal_may_be_a_minimum(helpers):
 
 
 def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, helpers):
-    results, store = full
-    found, others = entries.floor(results, "5w1s")
+    found, others = entries.floor(full[0], "5w1s")
     assert found.mean == pytest.approx(0.458)
     assert others == []
-    place = next(p for p in suite.cells("laptop") if (p.row, p.cell.seed) == ("anil", 1))
+    store = helpers.fill(suite, "smoke")
+    place = next(p for p in suite.cells("smoke") if p.row == "anil")
     record = store.kept[place.cell.key]
     metrics = {"test": {**record.metrics["test"], "nearest_neighbour": Estimate(0.5, 600, 0.1)}}
     store.add(place, metrics=metrics)
-    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
     assert entries.floor(results, "5w1s")[1] == ["anil"]
 
 

@@ -53,13 +53,20 @@ class Page(html.parser.HTMLParser):
 
 
 def made(results, store, tmp_path):
-    path = report(results, store, tmp_path / "out" / "report.html")
+    path = report(results, store, tmp_path / "report.html")
     text = path.read_text(encoding="utf-8")
     return Page(text), text
 
 
-def test_it_is_whole_and_fetches_nothing(holed, tmp_path):
-    page, text = made(*holed, tmp_path)
+@pytest.fixture(scope="module")
+def pages(full, holed, tmp_path_factory):
+    """The reports of both fixtures, made once."""
+    folder = tmp_path_factory.mktemp("reports")
+    return {"full": made(*full, folder / "full"), "holed": made(*holed, folder / "holed")}
+
+
+def test_it_is_whole_and_fetches_nothing(pages):
+    page, text = pages["holed"]
     assert page.stack == []
     assert page.fetched == []
     assert not [link for link in page.links if not link.startswith("#")]
@@ -68,16 +75,15 @@ def test_it_is_whole_and_fetches_nothing(holed, tmp_path):
     assert not re.search(r"(src|href)=[\"']?https?:", text)
 
 
-def test_every_link_leads_somewhere_and_no_id_is_twice(holed, full, tmp_path):
-    for results, store in (holed, full):
-        page, _ = made(results, store, tmp_path)
+def test_every_link_leads_somewhere_and_no_id_is_twice(pages):
+    for page, _ in pages.values():
         assert len(page.ids) == len(set(page.ids))
         assert {link[1:] for link in page.links} <= set(page.ids)
 
 
-def test_every_number_of_the_table_leads_to_its_records(holed, tmp_path):
-    results, store = holed
-    _, text = made(results, store, tmp_path)
+def test_every_number_of_the_table_leads_to_its_records(holed, pages):
+    results, _ = holed
+    _, text = pages["holed"]
     table = text[text.index('id="table"') : text.index('id="cost"')]
     targets = re.findall(r'<a href="#(at-\d+)">', table)
     assert len(targets) == len(set(targets)) == 12
@@ -89,16 +95,16 @@ def test_every_number_of_the_table_leads_to_its_records(holed, tmp_path):
             assert there == (run.state != "not applicable")
 
 
-def test_records_and_curves_are_there_as_json(holed, tmp_path):
+def test_records_and_curves_are_there_as_json(holed, pages):
     results, store = holed
-    page, _ = made(results, store, tmp_path)
+    page, _ = pages["holed"]
     for record in results.records:
         assert json.loads(page.json["json", record.key]) == json.loads(json.dumps(record.as_dict()))
         assert json.loads(page.json["curve", record.key]) == store.curve(record)
 
 
-def test_failures_and_bad_files_are_on_top_with_reason_and_traceback(holed, tmp_path):
-    _, text = made(*holed, tmp_path)
+def test_failures_and_bad_files_are_on_top_with_reason_and_traceback(pages):
+    _, text = pages["holed"]
     top = text[: text.index('id="table"')]
     assert "4 of 36 cells came to nothing" in top
     assert "ANIL, 5-way 1-shot, seed 1" in top
@@ -108,8 +114,8 @@ def test_failures_and_bad_files_are_on_top_with_reason_and_traceback(holed, tmp_
     assert text.count("<script") == 1  # its own, which opens a record that a link leads to
 
 
-def test_a_record_says_what_it_was_run_with(full, tmp_path):
-    page, _ = made(*full, tmp_path)
+def test_a_record_says_what_it_was_run_with(pages):
+    page, _ = pages["full"]
     said = " ".join(page.text)
     for words in (
         "0123456789abcdef",
@@ -149,13 +155,15 @@ def test_wild_names_stay_names(helpers, tmp_path):
     assert wild in "".join(page.text)
 
 
-def test_a_folder_gets_report_html(full, tmp_path):
-    assert report(*full, tmp_path / "here") == tmp_path / "here" / "report.html"
+def test_a_folder_gets_report_html(suite, helpers, tmp_path):
+    store = helpers.Fake()
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    assert report(results, store, tmp_path / "here") == tmp_path / "here" / "report.html"
 
 
-def test_plots_stay_apart_in_one_page(full, tmp_path):
+def test_plots_stay_apart_in_one_page(pages):
     """Clip paths and glyphs of one figure must not be those of another."""
-    _, text = made(*full, tmp_path)
+    _, text = pages["full"]
     figures = re.findall(r'<figure id="plot-(.*?)">(.*?)</figure>', text, re.DOTALL)
     assert len(figures) == 7
     for _, body in figures:

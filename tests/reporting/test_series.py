@@ -35,17 +35,23 @@ def test_a_trajectory_is_entries_or_parts_with_a_deviation():
     assert [p.moved for p in parts] == [0, 1, 1]
     large = {"step": [0, 1]} | {f"lam/w.{k}": [0.0, 0.5] for k in ("mean", "std", "min", "max")}
     (part,) = series.trajectory([large])
-    assert (part.label, part.deviation) == ("w", (0.0, 0.5))
+    assert (part.label, part.large) == ("w", True)
+    assert part.line.y == pytest.approx((0, 0.5**0.5))  # sqrt(mean^2 + std^2), less its start
 
 
 def test_an_entry_that_is_called_mean_is_an_entry():
     (part,) = series.trajectory([{"step": [0, 1], "lam/noise.mean": [0.0, 0.5]}])
-    assert (part.label, part.deviation) == ("noise.mean", None)
+    assert (part.label, part.large) == ("noise.mean", False)
+
+
+def test_labels_stay_inside_even_where_they_do_not_fit():
+    assert series.spaced([9.9, 10, 10], 1, 0, 10) == pytest.approx([8, 9, 10])
+    assert series.spaced([5, 5, 5], 100, 0, 10) == pytest.approx([0, 5, 10])
 
 
 @given(st.lists(st.floats(-100, 100), max_size=12), st.floats(0.1, 10))
 def test_labels_are_spaced_and_keep_their_order(values, least):
-    out = series.spaced(values, least)
+    out = series.spaced(values, least, -200, 200)
     order = sorted(range(len(values)), key=lambda i: values[i])
     gaps = [out[b] - out[a] for a, b in pairwise(order)]
     assert all(gap >= least - 1e-6 for gap in gaps)
