@@ -280,8 +280,8 @@ COSTS = {
     "mixed_products": "mixed products",
     "function_evaluations": "function evaluations",
     "trainings": "trainings",
-    "seconds": "seconds",
-    "evaluation_seconds": "evaluation seconds",
+    "seconds": "training time",
+    "evaluation_seconds": "evaluation time",
     "peak_memory_bytes": "peak memory",
     "peak_device_memory_bytes": "peak device memory",
 }
@@ -315,8 +315,7 @@ def cost_grid(results: Results) -> Grid:
     notes = [
         Note(
             "Mean over finished seeds. Counts are for one episode's batch each; evaluation is not "
-            "counted. Seconds are of training on the machine that ran it; memory is the process's "
-            "peak."
+            "counted. Times are on the machine that ran it; memory is the process's peak."
         )
     ]
     if zero and seen:
