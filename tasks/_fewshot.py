@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.errors import SettingError, UnknownName
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 
 from ._networks import ConvNet
@@ -46,6 +47,16 @@ class Classes:
 
 
 @dataclass(frozen=True)
+class GivenEpisode:
+    """An episode that its authors fixed: uint8 images [n, channels, size, size], labels [n]."""
+
+    support: Tensor
+    support_labels: Tensor
+    query: Tensor
+    query_labels: Tensor
+
+
+@dataclass(frozen=True)
 class FewShot:
     """Settings that every few-shot task shares."""
 
@@ -62,12 +73,23 @@ class FewShot:
     train_shots: Count | None = None
     """Support images a class in training (Reptile uses more); None: as ``shots``."""
     inner_batch: Count | None = None
-    """Images of an inner training step, drawn without repetition; None: the whole support set."""
+    """Images of an inner step in training; None, and always at evaluation: the support set."""
     dtype: Literal["float32", "float64"] = "float32"
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
     data: ClassVar[tuple[str, ...]] = ()
+    images_per_class: ClassVar[int]
+    """Images of every class of the data set."""
+
+    def __post_init__(self) -> None:
+        support = max(self.shots, self.train_shots or 0)
+        if support + self.queries > self.images_per_class:
+            which = "shots" if support == self.shots else "train_shots"
+            raise SettingError(
+                f"{which} = {support} and queries = {self.queries} need "
+                f"{support + self.queries} images a class; there are {self.images_per_class}"
+            )
 
     @property
     def offers(self) -> frozenset[str]:
@@ -97,9 +119,18 @@ class FewShot:
     def classes(self, split: str) -> Classes:
         """The images of "train", "valid" or "test". Raises DataMissing."""
 
+    def given(self) -> dict[str, list[GivenEpisode]]:
+        """Further evaluations by name, their episodes fixed by the data set's authors."""
+        return {}
+
     def build(self, seeds: Seeds, device: torch.device) -> FewShotProblem:
-        """Load the images of every split."""
+        """Load the images of every split. Raises SettingError where a split has too few classes."""
         splits = {split: self.classes(split) for split in ("train", "valid", "test")}
+        for split, classes in splits.items():
+            if len(classes) < self.ways:
+                raise SettingError(
+                    f"ways = {self.ways}, but the {split} split has {len(classes)} classes"
+                )
         return FewShotProblem(self, splits, seeds, device)
 
 
@@ -107,8 +138,8 @@ class FewShotProblem(Problem):
     """Episodes of a few-shot task.
 
     Batches: ``x`` float [n, channels, size, size] in [0, 1], ``y`` long [n] in [0, ways), class by
-    class; in a prepared episode ``features`` [n, f] stands for ``x``. lam and theta are named as the
-    parameters of ``module``.
+    class; in a prepared episode ``features`` [n, f] stands for ``x``. lam and theta are named as
+    the parameters of ``module``.
     """
 
     def __init__(
@@ -119,9 +150,16 @@ class FewShotProblem(Problem):
         self.episodes_per_step = task.meta_batch
         channels, size = splits["train"].images.shape[2], splits["train"].images.shape[-1]
         self.net = ConvNet(
-            channels, size, task.ways, filters=task.filters, downsample=task.downsample,
-            reduce="mean" if task.formulation == "init" else "flatten", dtype=self.dtype,
+            channels,
+            size,
+            task.ways,
+            filters=task.filters,
+            downsample=task.downsample,
+            reduce="mean" if task.formulation == "init" else "flatten",
+            dtype=self.dtype,
         ).to(device)
+        self.given = task.given()
+        self.evaluations = ("test", *self.given)
         self.module = self.net
         self.head = ("head.weight", "head.bias")
 
@@ -161,9 +199,7 @@ class FewShotProblem(Problem):
         """Mean cross-entropy on the query set."""
         return self.inner_loss(lam, theta, batch)
 
-    def prepare(
-        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
-    ) -> Episode:
+    def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """Features for images where inner steps move the head alone: they stay what they are."""
         moves_body = self.task.formulation == "init" and (only is None or set(only) - {*self.head})
         if moves_body or callable(episode.inner):
@@ -174,9 +210,25 @@ class FewShotProblem(Problem):
 
         return replace(episode, inner=featured(episode.inner), outer=featured(episode.outer))
 
+    def count(self, split: str) -> int | None:
+        """As many as were given; sampled ones never end."""
+        return len(self.given[split]) if split in self.given else None
+
     def episode(self, split: str, index: int) -> Episode:
-        """``ways`` classes, ``shots`` (in training ``train_shots``) and ``queries`` images each."""
+        """``ways`` classes, ``shots`` (in training ``train_shots``) and ``queries`` images each.
+
+        Raises UnknownName for a split that is not there, IndexError past the end of one.
+        """
         task = self.task
+        if split in self.given:
+            fixed = self.given[split][index]
+            return Episode(
+                self.batch(fixed.support, fixed.support_labels),
+                self.batch(fixed.query, fixed.query_labels),
+                index,
+            )
+        if split not in self.splits:
+            raise UnknownName("split", split, [*self.splits, *self.given])
         shots = (task.train_shots or task.shots) if split == "train" else task.shots
         stream = self.seeds.batches if split == "train" else self.seeds.evaluation
         gen = generator(stream, split, index)
@@ -184,27 +236,32 @@ class FewShotProblem(Problem):
         chosen = torch.randperm(len(source), generator=gen)[: task.ways]
         order = torch.rand(task.ways, source.images.shape[1], generator=gen).argsort(dim=1)
         images = source.pick(chosen, order[:, : shots + task.queries])
-        support, query = self.batch(images[:, :shots]), self.batch(images[:, shots:])
+        labels = torch.arange(task.ways)
+        support, query = (
+            self.batch(part.flatten(0, 1), labels.repeat_interleave(part.shape[1]))
+            for part in (images[:, :shots], images[:, shots:])
+        )
         if split != "train" or task.inner_batch is None:
             return Episode(support, query, index)
         return Episode(self.minibatches(support, stream, index), query, index)
 
-    def batch(self, images: Tensor) -> Batch:
-        """uint8 [ways, k, channels, size, size] as a batch, labels by position."""
-        ways, k = images.shape[:2]
-        x = images.flatten(0, 1).to(self.device, self.dtype) / 255
-        return {"x": x, "y": torch.arange(ways, device=self.device).repeat_interleave(k)}
+    def batch(self, images: Tensor, labels: Tensor) -> Batch:
+        """uint8 images [n, channels, size, size] and labels [n] as a batch."""
+        x = images.to(self.device, self.dtype) / 255
+        return {"x": x, "y": labels.to(self.device)}
 
     def minibatches(self, support: Batch, *address: int) -> Callable[[int], Batch]:
-        """Inner batches of ``inner_batch`` images, each pass over the support set in new order."""
+        """Inner batches of ``inner_batch`` images from passes over the support set, each in a new
+        order; a batch may end one pass and begin the next, as in Reptile's code."""
         n = len(support["y"])
         size = min(self.task.inner_batch or n, n)
-        a_pass = n // size
 
         def at(step: int) -> Batch:
-            turn, place = divmod(step, a_pass)
-            order = torch.randperm(n, generator=generator(*address, "inner", turn))
-            picked = order[place * size : (place + 1) * size].to(self.device)
+            first, last = step * size, (step + 1) * size
+            passes = range(first // n, (last - 1) // n + 1)
+            orders = [torch.randperm(n, generator=generator(*address, "inner", i)) for i in passes]
+            skipped = passes[0] * n
+            picked = torch.cat(orders)[first - skipped : last - skipped].to(self.device)
             return {k: v[picked] for k, v in support.items()}
 
         return at

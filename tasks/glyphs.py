@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from PIL import Image, ImageFont
@@ -45,6 +46,8 @@ class Glyphs(FewShot):
     meta_batch: int = 8
     data_seed: int = 0
     """Draws the distortions; the characters and their split are always the same."""
+
+    images_per_class: ClassVar[int] = DRAWINGS
 
     def classes(self, split: str) -> Classes:
         """uint8 [characters, 20, 1, 28, 28], 255 = full ink."""
@@ -138,9 +141,8 @@ def _fonts() -> list[Path]:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     chosen = [*folder.glob("DejaVuS*.ttf"), *folder.glob("STIXGeneral*.ttf")]
     # Upright sans first: the face that characters are compared by.
-    return sorted(
-        (p for p in chosen if "Display" not in p.name), key=lambda p: (p.stem != "DejaVuSans", p.name)
-    )
+    chosen = [path for path in chosen if "Display" not in path.name]
+    return sorted(chosen, key=lambda path: (path.stem != "DejaVuSans", path.name))
 
 
 def _coverage(path: Path) -> frozenset[str]:
@@ -149,7 +151,7 @@ def _coverage(path: Path) -> frozenset[str]:
     return frozenset(c for c in map(chr, FT2Font(str(path)).get_charmap()) if _script(c))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _script(character: str) -> str:
     """First word of the name of a plain letter; "" for anything else."""
     if unicodedata.category(character) not in ("Lu", "Ll", "Lo"):
@@ -172,7 +174,7 @@ def _render(path: Path, character: str) -> Tensor:
     return pixels.view(_RENDERED, _RENDERED).float() / 255
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(path: Path) -> ImageFont.FreeTypeFont:
     # The basic layout draws the isolated form and does not depend on what else is installed.
     return ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
