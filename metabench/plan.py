@@ -85,8 +85,7 @@ def _stand(item: SuiteCell, store: Store, record: Record | None) -> Planned:
                 return planned("missing package", f"{name} is not installed", mend)
     missing = _missing_data(task)
     if missing is not None:
-        reason = str(missing).partition("; mend:")[0]
-        return planned("missing data", reason, missing.mend)
+        return planned("missing data", *missing)
     if record is not None:
         return planned(record.status, record.reason)
     if (store.folder(cell.key) / CHECKPOINT).is_file():
@@ -94,7 +93,8 @@ def _stand(item: SuiteCell, store: Store, record: Record | None) -> Planned:
     return planned("open")
 
 
-def _missing_data(task: Any) -> DataMissing | None:
+def _missing_data(task: Any) -> tuple[str, str] | None:
+    """What a task cannot find, and the command that mends it."""
     if not task.data:
         return None
     from metabench import data
@@ -103,7 +103,9 @@ def _missing_data(task: Any) -> DataMissing | None:
         try:
             data.find(name)
         except DataMissing as error:
-            return error
+            return str(error).partition("; mend:")[0], error.mend
+        except UnknownName as error:
+            return str(error), ""
     return None
 
 

@@ -1,0 +1,278 @@
+"""The verbs of the command line, from Python: they return what the command line prints.
+
+``suite`` is the name of a built-in suite, the path of a suite file, or a :class:`Suite`; ``set`` is
+{"method.inner_lr": 0.01} or ["method.inner_lr=0.01"]; ``store`` is a folder. Names and values are
+checked before anything runs: UnknownName, SettingError, SuiteError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from metabench import plan as plans
+from metabench import suite as suites
+from metabench.errors import MetabenchError, UnknownName
+from metabench.plan import Planned
+from metabench.registry import Entry
+from metabench.store import BadFile, Store
+from metabench.suite import Suite
+
+if TYPE_CHECKING:
+    from metabench.events import Listener
+    from metabench.launch import Summary
+    from metabench.record import Record
+    from metabench.results import Results
+    from metabench.show import Description
+
+Settings = Iterable[str] | Mapping[str, Any]
+DEFAULT_BUDGET = "laptop"
+
+
+def list_(kind: str | None = None) -> dict[str, list[Entry]]:
+    """Names by kind: "task", "method", "solver", "suite"; imports no task and no method."""
+    from metabench.listing import listing
+
+    return listing(kind)
+
+
+def show(name: str, kind: str | None = None) -> list[Description]:
+    """What can be said of everything called ``name``; see :func:`metabench.show.show`."""
+    from metabench.show import show as shown
+
+    return shown(name, kind)
+
+
+def load(suite: str | Path | Suite) -> Suite:
+    """The suite that a verb is given."""
+    return suite if isinstance(suite, Suite) else suites.load(suite)
+
+
+def open_store(store: str | Path | Store | None) -> Store:
+    """The store that a verb is given; None is the default one."""
+    return store if isinstance(store, Store) else Store(store)
+
+
+def plan(
+    suite: str | Path | Suite,
+    *,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
+    only: Iterable[str] = (),
+    store: str | Path | Store | None = None,
+) -> list[Planned]:
+    """How each cell stands; nothing is run and nothing is built."""
+    cells = plans.choose(load(suite), budget, set=set, seeds=seeds, only=only)
+    return plans.plan(cells, open_store(store))
+
+
+def run(
+    suite: str | Path | Suite,
+    *,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
+    only: Iterable[str] = (),
+    store: str | Path | Store | None = None,
+    **how: Any,
+) -> Summary:
+    """Run every cell that can be run and is not done; ``how``: see :func:`run_planned`."""
+    store = open_store(store)
+    planned = plan(suite, budget=budget, set=set, seeds=seeds, only=only, store=store)
+    return run_planned(planned, store, **how)
+
+
+def run_planned(
+    planned: Sequence[Planned],
+    store: Store,
+    *,
+    jobs: int = 1,
+    device: str | None = None,
+    time_limit: float | None = None,
+    checkpoint_seconds: float = 60.0,
+    listener: Listener | None = None,
+) -> Summary:
+    """Launch the cells of a plan, finished ones included (they are read, not run).
+
+    Cells that are not applicable, skipped, or that lack data or a package are left out.
+    """
+    from metabench.launch import launch
+
+    cells = [p.cell for p in planned if p.state in plans.TO_RUN or p.state == "done"]
+    return launch(
+        cells, store, jobs=jobs, device=device, time_limit=time_limit,
+        checkpoint_seconds=checkpoint_seconds, listener=listener,
+    )
+
+
+@dataclass(frozen=True)
+class Status:
+    """How things stand: the plan of a suite (empty where none was named), the records (of the
+    suite's cells, else of the whole store), and the files that cannot be trusted."""
+
+    planned: list[Planned]
+    records: list[Record]
+    problems: list[BadFile] = field(default_factory=list)
+
+
+def status(
+    suite: str | Path | Suite | None = None,
+    *,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
+    only: Iterable[str] = (),
+    store: str | Path | Store | None = None,
+) -> Status:
+    """What is finished, what failed and why, what is damaged; nothing is run or moved."""
+    store = open_store(store)
+    problems = store.problems()
+    if suite is None:
+        return Status([], store.records(), problems)
+    planned = plan(suite, budget=budget, set=set, seeds=seeds, only=only, store=store)
+    records = [store.get(p.cell.key) for p in planned]
+    return Status(planned, [r for r in records if r is not None], problems)
+
+
+def results(
+    suite: str | Path | Suite,
+    *,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
+    store: str | Path | Store | None = None,
+) -> Results:
+    """What the store has of the suite under this budget, holes with their reasons."""
+    from metabench.results import collect
+
+    suite, store = load(suite), open_store(store)
+    planned = plan(suite, budget=budget, set=set, seeds=seeds, store=store)
+    here = ("missing data", "missing package", "running")
+    reasons = {
+        p.cell.key: (p.state, f"{p.reason}; {p.mend}" if p.mend else p.reason)
+        for p in planned if p.state in here
+    }
+    return collect(suite, budget, store, reasons, overrides=plans.overrides(set), seeds=seeds)
+
+
+SUFFIXES = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
+
+
+def format_of(path: str | Path) -> str:
+    """The table format that a file name asks for; raises UnknownName."""
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise UnknownName("table format for file names that end in", suffix, SUFFIXES)
+    return SUFFIXES[suffix]
+
+
+def table(
+    suite: str | Path | Suite, *, format: str = "text", cost: bool = False, **which: Any
+) -> str:
+    """The table, or what its runs cost, as "text", "markdown", "latex", "csv" or "html".
+
+    ``which``: the arguments of :func:`results`.
+    """
+    from metabench import tables
+
+    draw = tables.cost_table if cost else tables.table
+    return draw(results(suite, **which), cast("tables.Format", format))
+
+
+def plot(
+    suite: str | Path | Suite, *, out: str | Path, kind: Sequence[str] | None = None,
+    cost: str | None = None, store: str | Path | Store | None = None, **which: Any,
+) -> list[Path]:
+    """Draw into the folder ``out``; the paths of what was drawn.
+
+    ``kind``: of :data:`metabench.plots.KINDS`, None for all; ``cost``: the cost that an axis shows.
+    """
+    store = open_store(store)
+    return _draw(results(suite, store=store, **which), store, Path(out), kind, cost)
+
+
+def _draw(
+    found: Results, store: Store, out: Path, kind: Sequence[str] | None, cost: str | None
+) -> list[Path]:
+    from metabench import plots
+
+    axis = {} if cost is None else {"cost": cost}
+    return plots.draw(found, store, kind or plots.KINDS, _made(out), **axis)
+
+
+def report(
+    suite: str | Path | Suite, *, out: str | Path, store: str | Path | Store | None = None,
+    **which: Any,
+) -> Path:
+    """Write ``report.html`` into the folder ``out``; its path."""
+    store = open_store(store)
+    return _report(results(suite, store=store, **which), store, Path(out))
+
+
+def _report(found: Results, store: Store, out: Path) -> Path:
+    from metabench import report
+
+    return report.report(found, store, _made(out) / "report.html")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What :func:`publish` makes: the results, and the files written, the report last."""
+
+    results: Results
+    files: list[Path]
+
+    def text(self, format: str = "text") -> str:
+        """The table."""
+        from metabench import tables
+
+        return tables.table(self.results, cast("tables.Format", format)).rstrip("\n")
+
+
+def publish(
+    suite: str | Path | Suite, *, out: str | Path, store: str | Path | Store | None = None,
+    **which: Any,
+) -> Published:
+    """Tables in every format, plots and report of what is finished, in the folder ``out``."""
+    from metabench import tables
+
+    store, out = open_store(store), Path(out)
+    found = results(suite, store=store, **which)
+    files = [
+        write(out / f"{name}{suffix}", draw(found, cast("tables.Format", fmt)))
+        for name, draw in (("table", tables.table), ("cost", tables.cost_table))
+        for suffix, fmt in SUFFIXES.items()
+    ]
+    files += _draw(found, store, out, None, None)
+    return Published(found, [*files, _report(found, store, out)])
+
+
+def reproduce(
+    suite: str | Path | Suite, *, out: str | Path, only: Iterable[str] = (), jobs: int = 1,
+    device: str | None = None, listener: Listener | None = None, **which: Any,
+) -> Published:
+    """Run what is missing, then :func:`publish`; what failed is a hole in the table."""
+    run(suite, only=only, jobs=jobs, device=device, listener=listener, **which)
+    return publish(suite, out=out, **which)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MetabenchError(f"cannot make the folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def write(path: str | Path, text: str) -> Path:
+    """Write a text file, its folder too; raises MetabenchError where that cannot be done."""
+    path = Path(path)
+    _made(path.parent)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MetabenchError(f"cannot write {path}: {error.strerror}") from None
+    return path

@@ -1,0 +1,227 @@
+"""The command line. Each command checks its words, calls the verb in :mod:`metabench.api`, prints.
+
+Exit codes: 0 all is well, 1 a cell or a check failed, 2 a name or a value that cannot be, 130
+interrupted. What is the user's to mend is one line without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from metabench import verbs
+from metabench.options import StorePath
+
+PLUGIN = "--plugin"
+
+
+class Commands(TyperGroup):
+    """Commands whose errors read as one line, and ``--plugin FILE`` wherever it stands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Move every ``--plugin FILE`` before the command."""
+        front: list[str] = []
+        rest: list[str] = []
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                rest += [word, *words]
+            elif word == PLUGIN:
+                front += [word, *(w for w in (next(words, None),) if w is not None)]
+            elif word.startswith(PLUGIN + "="):
+                front.append(word)
+            else:
+                rest.append(word)
+        return super().parse_args(ctx, [*front, *rest])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; say what went wrong and choose the exit code."""
+        from metabench.errors import MetabenchError, SettingError, SuiteError, UnknownName
+
+        try:
+            return super().invoke(ctx)
+        except MetabenchError as error:
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+            typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)
+            wrong_words = isinstance(error, UnknownName | SettingError | SuiteError)
+            raise typer.Exit(2 if wrong_words else 1) from None
+        except KeyboardInterrupt:
+            typer.secho("interrupted", fg=typer.colors.RED, err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Nobody reads any more (head, less): their right, and no error of ours.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Benchmarks for meta-learning and bilevel optimisation: from a suite to a table.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True)
+app.add_typer(data_app, name="data", help="Data sets: where they are, fetch them, verify them.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import metabench
+
+        typer.echo(metabench.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    ctx: typer.Context,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(PLUGIN, metavar="FILE", help="A Python file that registers tasks, methods or "
+                     "solvers. May stand anywhere in a command, and be repeated."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="The version.")
+    ] = False,
+) -> None:
+    from metabench.registry import load_plugin, load_plugins
+
+    ctx.obj = plugin or []
+    if ctx.invoked_subcommand != "doctor":  # it tries them itself, and says which ones fail
+        load_plugins()
+        for path in ctx.obj:
+            load_plugin(path)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="tasks, methods, solvers or suites; all without.")
+    ] = None,
+) -> None:
+    """Tasks, methods, solvers and suites, a line each."""
+    from metabench import screen
+    from metabench.listing import listing
+
+    screen.print_listing(screen.console(), listing(kind.removesuffix("s") if kind else None))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A task, method, solver or suite, or a .toml file.")],
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="task, method, solver or suite.")
+    ] = None,
+) -> None:
+    """What a task, method, solver or suite is: settings with defaults, needs, source."""
+    from metabench import api, screen
+
+    screen.print_descriptions(screen.console(), api.show(name, kind))
+
+
+for verb in (
+    verbs.plan, verbs.run, verbs.status, verbs.table, verbs.plot, verbs.report, verbs.reproduce
+):
+    app.command()(verb)
+
+
+@app.command()
+def doctor(ctx: typer.Context, store: StorePath = None) -> None:
+    """Versions, devices, data; what is missing, and the command that mends it."""
+    from metabench import screen
+    from metabench.doctor import examine
+    from metabench.store import Store
+
+    findings = examine(Store(store), ctx.obj)
+    screen.print_findings(screen.console(), findings)
+    raise typer.Exit(int(any(f.bad for f in findings)))
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A method or a task, often from a --plugin.")],
+) -> None:
+    """Check a method or a task against every promise of the contract."""
+    import torch
+
+    from metabench import testing
+    from metabench.environment import fixed
+    from metabench.errors import UnknownName
+    from metabench.registry import methods, tasks
+
+    if name in methods.names():
+        checks = testing.method_checks(name)
+    elif name in tasks.names():
+        checks = testing.task_checks(name)
+    else:
+        raise UnknownName("method or task", name, [*methods.names(), *tasks.names()])
+    broken = 0
+    for what, run_check in checks:
+        try:
+            with fixed(torch.device("cpu")):
+                run_check()
+        except testing.ContractError as error:
+            broken += 1
+            typer.secho(f"BROKEN  {what}: {error}", fg=typer.colors.RED)
+        else:
+            typer.echo(f"ok      {what}")
+    typer.echo(f"{name} breaks {broken} promises" if broken else f"{name} keeps the contract")
+    raise typer.Exit(int(broken > 0))
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="method or task.")],
+    name: Annotated[str, typer.Argument(help="Its name, which is also the name of its file.")],
+) -> None:
+    """Write a method or a task to start from: it runs at once, and passes the checks."""
+    from metabench.new import new, next_commands
+
+    path = new(kind, name)
+    typer.echo(f"wrote {path}; next:")
+    for command in next_commands(kind, path):
+        typer.echo(f"    {command}")
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Every data set that is known: where it is, or what mends its absence."""
+    from metabench import data, screen
+
+    screen.print_data(screen.console(), data.status())
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="A data set.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Instead of the cache.")
+    ] = None,
+) -> None:
+    """Download a data set, check it and unpack it; goes on with what has come already."""
+    from metabench import data, screen
+
+    with screen.downloading(screen.console(stderr=True)) as progress:
+        folder = data.fetch(name, to=to, progress=progress)
+    typer.echo(f"{name} is in {folder}")
+
+
+@data_app.command("verify")
+def data_verify(
+    name: Annotated[
+        str | None, typer.Argument(help="A data set; without, all that are here.")
+    ] = None,
+) -> None:
+    """Check every file of a data set against its size and checksum."""
+    from metabench import data, screen
+
+    names = [name] if name else [s.dataset.name for s in data.status() if s.found]
+    verdicts = [v for each in names for v in data.verify(each)]
+    screen.print_verdicts(screen.console(), verdicts)
+    raise typer.Exit(int(any(v.wrong for v in verdicts)))

@@ -1,0 +1,258 @@
+"""What this machine has and lacks, each lack with the commands that mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from metabench import packages
+from metabench.registry import REGISTRIES, load_plugin
+from metabench.store import Store
+
+Verdict = Literal["ok", "note", "missing", "too old", "broken"]
+LOWEST_PYTHON = (3, 11)
+LOW_DISK = 1e9
+"""Bytes free under which the store's disk is worth a word."""
+
+_PROBE = """
+import json, os, sys
+out = {}
+try:
+    import torch
+    out["torch"] = torch.__version__
+    out["threads"] = torch.get_num_threads()
+    out["cuda"] = torch.version.cuda
+    out["gpus"] = [
+        [torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory]
+        for i in range(torch.cuda.device_count())
+    ] if torch.cuda.is_available() else []
+except BaseException as error:
+    out["torch_error"] = f"{type(error).__name__}: {error}"
+try:
+    import torchvision
+    out["torchvision"] = torchvision.__version__
+except BaseException as error:
+    out["torchvision_error"] = f"{type(error).__name__}: {error}"
+import importlib.util
+if importlib.util.find_spec("learn2learn"):
+    try:
+        import learn2learn
+    except BaseException as error:
+        out["learn2learn_error"] = f"{type(error).__name__}: {error}"
+print("\\n" + json.dumps(out))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``mend``: commands, in order. ``essential``: metabench does not work
+    as it should without it."""
+
+    section: str
+    name: str
+    verdict: Verdict
+    detail: str = ""
+    mend: tuple[str, ...] = ()
+    essential: bool = False
+
+    @property
+    def bad(self) -> bool:
+        """Whether something essential is not right."""
+        return self.essential and self.verdict not in ("ok", "note")
+
+
+def examine(store: Store | None = None, plugins: Iterable[str | Path] = ()) -> list[Finding]:
+    """Look at everything; changes nothing."""
+    probe = probe_torch()
+    return [
+        *_versions(probe), *_machine(probe), *_store(store or Store()), *_data(),
+        *_optional(probe), *_third_parties(plugins),
+    ]
+
+
+def probe_torch(python: str = sys.executable) -> dict[str, Any]:
+    """What importing torch and torchvision gives, tried in a process of its own: a broken pair
+    can take the process with it."""
+    try:
+        done = subprocess.run(
+            [python, "-c", _PROBE], capture_output=True, text=True, timeout=300, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {key: "import took more than 300 s" for key in ("torch_error", "torchvision_error")}
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        text = f"the process ended with {done.returncode}: {last}"
+        return {"torch_error": text, "torchvision_error": text}
+    return found
+
+
+PAIR = (
+    "pip uninstall -y torch torchvision",
+    "pip install torch torchvision",
+)
+"""Both together, unpinned, from the ordinary index: each torchvision fits one torch only."""
+
+
+def _versions(probe: dict[str, Any]) -> Iterator[Finding]:
+    version = platform.python_version()
+    if sys.version_info[:2] >= LOWEST_PYTHON:
+        yield Finding("versions", "python", "ok", f"{version}, {sys.executable}")
+    else:
+        yield Finding("versions", "python", "too old", f"{version}; 3.11 or later is needed",
+                      essential=True)
+    try:
+        yield Finding("versions", "metabench", "ok",
+                      f"{metadata.version('metabench')}, {Path(__file__).parent}")
+        base = packages.base()
+    except metadata.PackageNotFoundError:
+        yield Finding("versions", "metabench", "missing", "not installed, only imported from "
+                      f"{Path(__file__).parent}", ("pip install -e .",), essential=True)
+        return
+    for name, lowest in base.items():
+        yield _package(name, lowest, probe)
+
+
+def _package(name: str, lowest: tuple[int, ...], probe: dict[str, Any]) -> Finding:
+    floor = ".".join(map(str, lowest))
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        mend = PAIR[1:] if name in ("torch", "torchvision") else (
+            f'pip install "{name}>={floor}"' if lowest else f"pip install {name}",
+        )
+        return Finding("versions", name, "missing", mend=mend, essential=True)
+    if packages.version_tuple(version) < lowest:
+        return Finding("versions", name, "too old", f"{version}; {floor} or later is needed",
+                       (f'pip install --upgrade "{name}>={floor}"',), essential=True)
+    error = probe.get(f"{name}_error")
+    if error:
+        detail = f"{version} cannot be imported: {error}"
+        if name == "torchvision" and "torch_error" not in probe:
+            detail += f"; it does not fit torch {probe['torch']}"
+        return Finding("versions", name, "broken", detail, PAIR, essential=True)
+    return Finding("versions", name, "ok", version)
+
+
+def _machine(probe: dict[str, Any]) -> Iterator[Finding]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("machine", "cores", "ok", f"{usable} usable of {os.cpu_count()}; torch takes "
+                  f"{probe.get('threads', '?')} threads by default")
+    total, free = memory()
+    text = f"{_size(total)}" + (f", {_size(free)} free" if free is not None else "")
+    yield Finding("machine", "memory", "ok", text)
+    gpus = probe.get("gpus", [])
+    for at, (name, size) in enumerate(gpus):
+        yield Finding("machine", f"cuda:{at}", "ok", f"{name}, {_size(size)}")
+    if not gpus:
+        built = f"torch is built for CUDA {probe['cuda']}" if probe.get("cuda") else (
+            "torch is built without CUDA"
+        )
+        yield Finding("machine", "GPU", "note", f"none found ({built}): runs use the CPU")
+
+
+def memory() -> tuple[int, int | None]:
+    """Bytes of memory in all, and available now where the system says so."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return total, None
+    known = dict(line.split(":", 1) for line in lines if ":" in line)
+    return total, int(known["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in known else None
+
+
+def _store(store: Store) -> Iterator[Finding]:
+    there = store.root
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not os.access(there, os.W_OK):
+        yield Finding("store", "folder", "broken", f"{store.root}: cannot be written",
+                      ("export METABENCH_STORE=FOLDER  # one that can be written",), True)
+    free = shutil.disk_usage(there).free
+    verdict: Verdict = "ok" if free > LOW_DISK else "note"
+    yield Finding("store", "disk", verdict, f"{_size(free)} free for {store.root}")
+    records = store.records()
+    done = sum(record.status == "done" for record in records)
+    yield Finding("store", "records", "ok", f"{len(records)}, {done} of them done")
+    for bad in store.problems():
+        yield Finding("store", bad.path.name, "broken", str(bad), mend=(
+            "metabench run SUITE  # sets bad files aside and runs their cells again",
+        ))
+
+
+def _data() -> Iterator[Finding]:
+    from metabench import data
+
+    looked = ", ".join(map(str, data.roots()))
+    for status in data.status():
+        name = status.dataset.name
+        if status.found is None:
+            detail = f"looked in {looked}"
+            yield Finding("data", name, "missing", detail, (status.mend,))
+        else:
+            detail = f"{status.found.path}, {status.found.layout.name}, {_size(status.bytes)}"
+            yield Finding("data", name, "ok", detail)
+
+
+def _optional(probe: dict[str, Any]) -> Iterator[Finding]:
+    wanted: dict[str, str] = {}
+    for extra, requirements in packages.extras().items():
+        if extra in ("dev", "bench"):
+            continue
+        for requirement in requirements:
+            name = requirement.split("=")[0].split(">")[0].split("<")[0].strip()
+            if name not in packages.base():
+                wanted.setdefault(name, extra)
+    wanted["learn2learn"] = "the reference row maml_learn2learn"
+    for name, purpose in wanted.items():
+        try:
+            version = metadata.version(name)
+            error = probe.get(f"{name}_error")
+            if error:
+                yield Finding("optional packages", name, "broken",
+                              f"{version} cannot be imported: {error}", packages.recipe(name))
+            else:
+                yield Finding("optional packages", name, "ok", version)
+        except metadata.PackageNotFoundError:
+            what = purpose if " " in purpose else f"extra {purpose}"
+            yield Finding("optional packages", name, "missing", f"for {what}",
+                          packages.recipe(name))
+
+
+def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
+    listed = [p for p in os.environ.get("METABENCH_PLUGINS", "").split(os.pathsep) if p]
+    for path in dict.fromkeys([*listed, *map(str, plugins)]):
+        try:
+            load_plugin(path)
+        except Exception as error:
+            yield Finding("plug-ins", str(path), "broken", f"{type(error).__name__}: {error}",
+                          essential=True)
+        else:
+            yield Finding("plug-ins", str(path), "ok")
+    for kind, registry in REGISTRIES.items():
+        for entry in registry.entries():
+            if entry.origin in ("built-in", "plug-in"):
+                continue
+            try:
+                registry.get(entry.name)
+            except Exception as error:
+                yield Finding("entry points", f"{kind} {entry.name}", "broken",
+                              f"from {entry.origin}: {type(error).__name__}: {error}",
+                              essential=True)
+            else:
+                yield Finding("entry points", f"{kind} {entry.name}", "ok", f"from {entry.origin}")
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

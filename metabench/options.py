@@ -1,0 +1,152 @@
+"""The options that commands share, and the cells that they choose together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from metabench.plan import Planned
+    from metabench.store import Store
+    from metabench.suite import Suite
+
+
+def _suite_names(incomplete: str) -> list[str]:
+    from metabench.listing import suite_names
+
+    return [n for n in [*suite_names(), "all"] if n.startswith(incomplete)]
+
+
+SuiteName = Annotated[
+    str | None,
+    typer.Argument(metavar="[SUITE]", autocompletion=_suite_names, show_default=False,
+                   help="A built-in suite, the path of a .toml file, or 'all'."),
+]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="NAME", help="Instead of a suite: this task (repeatable) ..."),
+]
+MethodNames = Annotated[
+    list[str] | None,
+    typer.Option("--method", metavar="NAME", help="... crossed with this method (repeatable) ..."),
+]
+SolverName = Annotated[
+    str, typer.Option("--solver", metavar="NAME", help="... with this inner solver.")
+]
+BudgetName = Annotated[
+    str,
+    typer.Option("--budget", metavar="NAME",
+                 help="smoke (seconds), laptop (minutes), paper (for GPUs)."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="GROUP.NAME=VALUE", help="A setting: GROUP is task, method, "
+                 "solver, budget, or the name of a row or column. Repeatable."),
+]
+Seeds = Annotated[
+    str | None, typer.Option("--seeds", metavar="0,1,5-9", help="Instead of the budget's seeds.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="ROW/COLUMN", help="Only these cells: a row, a column, or "
+                 "ROW/COLUMN; * stands for anything. Repeatable."),
+]
+StorePath = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", envvar="METABENCH_STORE",
+                 help="Where records are kept [default: results/runs]."),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR",
+                 help="The folder for files [default: results/SUITE/BUDGET]."),
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells at a time.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME",
+                 help="cpu, cuda, cuda:1 [default: a GPU if there is one]."),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option("--time-limit", min=0, metavar="SECONDS", help="For each cell."),
+]
+CheckpointEvery = Annotated[
+    float,
+    typer.Option("--checkpoint-every", min=0, metavar="SECONDS",
+                 help="Least time between two checkpoints of a cell."),
+]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which cells a command is about, as they were typed."""
+
+    suite: str | None
+    budget: str
+    set: Sequence[str] | None
+    seeds: str | None
+    store: Path | None
+    tasks: Sequence[str] | None
+    methods: Sequence[str] | None
+    solver: str
+    only: Sequence[str] | None = None
+
+    def suites(self) -> list[Suite]:
+        """The suites meant; raises UnknownName, SuiteError."""
+        from metabench import plan
+        from metabench import suite as suites
+        from metabench.errors import SuiteError
+        from metabench.listing import suite_names
+
+        if self.suite is None:
+            return [plan.crossing(self.tasks or [], self.methods or [], self.solver)]
+        if self.tasks or self.methods:
+            raise SuiteError(f"name suite {self.suite!r} or --task and --method, not both")
+        names = suite_names() if self.suite == "all" else [self.suite]
+        return [suites.load(name) for name in names]
+
+    def planned(self) -> list[tuple[Suite, list[Planned]]]:
+        """Every suite with its plan; every word is checked before the first plan is made."""
+        from metabench import plan
+
+        cells = [
+            (s, plan.choose(s, self.budget, set=self.set or (), seeds=seed_list(self.seeds),
+                            only=self.only or ()))
+            for s in self.suites()
+        ]
+        return [(s, plan.plan(chosen, self.open_store())) for s, chosen in cells]
+
+    def open_store(self) -> Store:
+        """The store meant."""
+        from metabench.store import Store
+
+        return Store(self.store)
+
+    def words(self) -> dict[str, Any]:
+        """The keyword arguments of the verbs in :mod:`metabench.api`."""
+        return {
+            "budget": self.budget, "set": self.set or (), "seeds": seed_list(self.seeds),
+            "store": self.open_store(),
+        }
+
+
+def seed_list(text: str | None) -> list[int] | None:
+    """"0,1,5-9" as numbers, each once; raises SettingError."""
+    from metabench.errors import SettingError
+
+    if text is None:
+        return None
+    out: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise SettingError(f"seeds cannot be {text!r}; write for example 0,1,2 or 0-4")
+        if dash and int(last) < int(first):
+            raise SettingError(f"seeds cannot be {text!r}: {part.strip()} runs backwards")
+        out += range(int(first), int(last if dash else first) + 1)
+    return list(dict.fromkeys(out))

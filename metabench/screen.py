@@ -1,0 +1,251 @@
+"""What the command line prints: fitted to a terminal, whole lines without colour elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from metabench.api import Status
+    from metabench.data import Status as Data
+    from metabench.data import Verdict
+    from metabench.doctor import Finding
+    from metabench.download import Progress
+    from metabench.plan import Planned
+    from metabench.registry import Entry
+    from metabench.show import Description
+
+STYLES = {
+    "done": "green", "ok": "green", "open": "", "running": "cyan", "failed": "red",
+    "diverged": "red", "timeout": "yellow", "broken": "red", "too old": "red",
+    "missing": "yellow", "missing data": "yellow", "missing package": "yellow",
+    "not applicable": "dim", "skipped": "dim", "note": "",
+}
+
+
+def console(stderr: bool = False) -> Console:
+    """Where to print."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def grid(
+    out: Console, header: Sequence[str], rows: Iterable[Sequence[str]], *, whole: int = 1
+) -> None:
+    """Print a plain table. On a terminal the columns after the first ``whole`` wrap; elsewhere
+    every row is one line, for grep."""
+    rows = [tuple(row) for row in rows]
+    if not out.is_terminal:
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for row in (tuple(header), *rows):
+            cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+            _line(out, "  ".join(cells).rstrip())
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for at, name in enumerate(header):
+        table.add_column(name, no_wrap=at < whole, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in row))
+    out.print(table)
+
+
+def _heading(out: Console, text: str) -> None:
+    out.print(f"\n{text}", style="bold", markup=False, soft_wrap=not out.is_terminal)
+
+
+def _text(out: Console, text: str) -> None:
+    """Prose: wrapped between words on a terminal."""
+    out.print(text, markup=False, soft_wrap=not out.is_terminal)
+
+
+def _line(out: Console, text: str, style: str = "") -> None:
+    out.print(text, markup=False, style=style, soft_wrap=True)
+
+
+def print_listing(out: Console, listing: dict[str, list[Entry]]) -> None:
+    """Names by kind, each with its author's line."""
+    for kind, entries in listing.items():
+        _heading(out, f"{kind}s")
+        foreign = any(e.origin != "built-in" for e in entries)
+        header = ("name", "from", "what") if foreign else ("name", "what")
+        rows = [(e.name, e.origin, e.summary) if foreign else (e.name, e.summary) for e in entries]
+        grid(out, header, rows, whole=len(header) - 1)
+
+
+def print_descriptions(out: Console, descriptions: Iterable[Description]) -> None:
+    """All of each description."""
+    for d in descriptions:
+        _heading(out, f"{d.kind} {d.name}: {d.title}")
+        if d.text.strip() != d.title:
+            _text(out, d.text)
+        for name, text in d.facts:
+            _text(out, f"{name}: {text}")
+        if d.settings:
+            _heading(out, "settings")
+            rows = [(s.name, s.default, s.type, s.doc) for s in d.settings]
+            grid(out, ("name", "default", "type", "meaning"), rows)
+        for title, (header, *table) in d.tables:
+            _heading(out, title.lower())
+            grid(out, header, table)
+        _line(out, f"\nsource: {d.source}")
+
+
+def cells_of(planned: Iterable[Planned]) -> str:
+    """States and how many cells are in each."""
+    counts = Counter(p.state for p in planned)
+    return ", ".join(f"{n} {state}" for state, n in counts.items()) or "no cells"
+
+
+def _seeds(group: Sequence[Planned]) -> str:
+    return ", ".join(str(p.cell.seed) for p in group)
+
+
+def _grouped(planned: Iterable[Planned]) -> dict[tuple[str, ...], list[Planned]]:
+    """Cells that differ in nothing but the seed, together."""
+    groups: dict[tuple[str, ...], list[Planned]] = {}
+    for p in planned:
+        groups.setdefault((p.row, p.column, p.state, p.reason), []).append(p)
+    return groups
+
+
+def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
+    """One line a row, column and state; what is missing with what mends it; the cost in all."""
+    from metabench.plan import TO_RUN
+    from metabench.progress import duration
+
+    _heading(out, title)
+    rows = []
+    for (row, column, state, reason), group in _grouped(planned).items():
+        known = [p.estimated_seconds for p in group if p.estimated_seconds is not None]
+        cost = f"about {duration(sum(known))}" if known else ""
+        rows.append((row, column, _seeds(group), state, cost, reason))
+    grid(out, ("row", "column", "seeds", "state", "cost", "why"), rows, whole=2)
+    _line(out, "")
+    _line(out, f"{len(planned)} cells: {cells_of(planned)}")
+    open_ = [p for p in planned if p.state in TO_RUN]
+    known = [p.estimated_seconds for p in open_ if p.estimated_seconds is not None]
+    if open_:
+        text = f"to run: {len(open_)} cells"
+        if known:
+            text += f"; {len(known)} of them about {duration(sum(known))} by similar finished cells"
+            if jobs > 1:
+                text += f" ({duration(sum(known) / jobs)} with {jobs} jobs)"
+        if len(known) < len(open_):
+            text += f"; {len(open_) - len(known)} of unknown cost"
+        _line(out, text)
+    print_mends(out, planned)
+
+
+def print_mends(out: Console, planned: Iterable[Planned]) -> None:
+    """Each mending command once."""
+    for (state, reason, mend), n in Counter(
+        (p.state, p.reason, p.mend) for p in planned if p.mend
+    ).items():
+        _line(out, f"{state} ({n} cells): {reason}; mend it with: {mend}", "yellow")
+
+
+def print_status(out: Console, title: str, status: Status, tracebacks: bool = False) -> None:
+    """Counts, then every cell that did not end well with its reason, then bad files."""
+    if status.planned:
+        _heading(out, title)
+        _line(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
+        rows = [
+            (row, column, _seeds(group), state, reason)
+            for (row, column, state, reason), group in _grouped(status.planned).items()
+            if state not in ("done", "open") or reason
+        ]
+        if rows:
+            grid(out, ("row", "column", "seeds", "state", "why"), rows, whole=2)
+        print_mends(out, status.planned)
+    else:
+        _heading(out, title)
+        counts = Counter((r.cell.task, r.cell.method, r.status) for r in status.records)
+        if counts:
+            summary = sorted((*names, str(n)) for names, n in counts.items())
+            grid(out, ("task", "method", "state", "cells"), summary, whole=2)
+        else:
+            _line(out, "no records")
+    bad = [r for r in status.records if r.status != "done"]
+    for record in bad:
+        if tracebacks or not status.planned:
+            _line(out, f"\n{record.cell}: {record.status}: {record.reason}", "red")
+        if tracebacks and record.traceback:
+            _line(out, record.traceback)
+    if any(r.traceback for r in bad) and not tracebacks:
+        _line(out, "tracebacks: add --tracebacks")
+    for problem in status.problems:
+        _line(out, f"bad file: {problem}", "red")
+
+
+def print_findings(out: Console, findings: Sequence[Finding]) -> None:
+    """What the doctor found, by section, and then what to type."""
+    for section in dict.fromkeys(f.section for f in findings):
+        _heading(out, section)
+        rows = [(f.name, f.verdict, f.detail) for f in findings if f.section == section]
+        grid(out, ("what", "how it is", "detail"), rows)
+    mends: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in findings:
+        if finding.mend:
+            mends.setdefault(finding.mend, []).append(finding)
+    if mends:
+        _heading(out, "to mend it")
+    for commands, group in mends.items():
+        need = "needed" if any(f.essential for f in group) else "optional"
+        _line(out, f"{', '.join(f.name for f in group)} ({need}):")
+        for command in commands:
+            _line(out, f"    {command}")
+
+
+def print_data(out: Console, statuses: Iterable[Data]) -> None:
+    """Where each data set is, and what it is."""
+    for status in statuses:
+        known = status.dataset
+        _heading(out, f"{known.name}: {known.title}")
+        if status.found is None:
+            _line(out, f"missing; mend it with: {status.mend}", "yellow")
+        else:
+            size = f"{status.bytes / 1e6:.1f} MB"
+            _line(out, f"in {status.found.path} ({status.found.layout.name}, {size})", "green")
+        _text(out, f"source: {known.origin}; licence: {known.licence}; cite: {known.cite}")
+
+
+def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
+    """Each file and what is wrong with it."""
+    for verdict in verdicts:
+        if verdict.wrong:
+            _line(out, f"WRONG  {verdict.path}: {verdict.wrong}", "red")
+        else:
+            _line(out, f"ok     {verdict.path}")
+    if not verdicts:
+        _line(out, "no data sets here: nothing to verify")
+
+
+@contextlib.contextmanager
+def downloading(out: Console) -> Iterator[Progress]:
+    """How far downloads are: a bar on a terminal, else one line an address."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    tasks: dict[str, TaskID] = {}
+    with Bars(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=out,
+        disable=not out.is_terminal, transient=True,
+    ) as bars:
+
+        def show(address: str, so_far: int, total: int | None) -> None:
+            if address not in tasks:
+                tasks[address] = bars.add_task(address.rpartition("/")[2], total=total)
+                if not out.is_terminal:
+                    _line(out, f"fetching {address}")
+            bars.update(tasks[address], completed=so_far, total=total)
+
+        yield show

@@ -1,0 +1,220 @@
+"""The commands about the cells of a suite: plan, run, status, table, plot, report, reproduce."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metabench.options import (
+    BudgetName,
+    CheckpointEvery,
+    Choice,
+    Device,
+    Jobs,
+    MethodNames,
+    Only,
+    OutFolder,
+    Seeds,
+    Set,
+    SolverName,
+    StorePath,
+    SuiteName,
+    TaskNames,
+    TimeLimit,
+)
+
+if TYPE_CHECKING:
+    from metabench.plan import Planned
+    from metabench.suite import Suite
+
+
+def plan(
+    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
+    only: Only = None, task: TaskNames = None, method: MethodNames = None,
+    solver: SolverName = "sgd", store: StorePath = None, jobs: Jobs = 1,
+) -> None:
+    """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
+    from metabench import screen
+
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
+    for each, planned in choice.planned():
+        screen.print_plan(screen.console(), _title(each, budget), planned, jobs)
+
+
+def run(
+    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
+    only: Only = None, task: TaskNames = None, method: MethodNames = None,
+    solver: SolverName = "sgd", store: StorePath = None, jobs: Jobs = 1, device: Device = None,
+    time_limit: TimeLimit = None, checkpoint_every: CheckpointEvery = 60.0,
+) -> None:
+    """Run every cell that has no finished record; stop and start it as you like."""
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
+    code = 0
+    for each, planned in choice.planned():
+        code = max(code, _run(choice, each, planned, jobs, device, time_limit, checkpoint_every))
+        if code == 130:
+            break
+    raise typer.Exit(code)
+
+
+def status(
+    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
+    only: Only = None, task: TaskNames = None, method: MethodNames = None,
+    solver: SolverName = "sgd", store: StorePath = None,
+    tracebacks: Annotated[
+        bool, typer.Option("--tracebacks", help="Show the whole tracebacks of failed cells.")
+    ] = False,
+) -> None:
+    """What is finished, what failed and why, what is damaged; without a suite, all the store."""
+    from metabench import api, screen
+
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
+    out = screen.console()
+    if suite is None and not (task or method):
+        kept = choice.open_store()
+        screen.print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
+        return
+    for each in choice.suites():
+        found = api.status(each, only=only or (), **choice.words())
+        screen.print_status(out, _title(each, budget), found, tracebacks)
+
+
+def table(
+    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
+    task: TaskNames = None, method: MethodNames = None, solver: SolverName = "sgd",
+    store: StorePath = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", "-f", metavar="NAME", help="text, markdown, latex, csv or html "
+                     "[default: by the name of --out, else text]."),
+    ] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="What runs cost, in its place.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file.")
+    ] = None,
+) -> None:
+    """The table of what is finished: the paper's numbers beside ours."""
+    from metabench import api
+    from metabench.errors import SettingError
+
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver)
+    suites = choice.suites()
+    if out is not None and len(suites) > 1:
+        raise SettingError(f"--out {out}: one file holds one table; name one suite")
+    for each in suites:
+        fmt = format or (api.format_of(out) if out is not None else _screen_format())
+        text = api.table(each, format=fmt, cost=cost, **choice.words())
+        if out is None:
+            typer.echo(text.rstrip("\n"))
+        else:
+            _name_files([api.write(out, text)])
+
+
+def plot(
+    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
+    task: TaskNames = None, method: MethodNames = None, solver: SolverName = "sgd",
+    store: StorePath = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", metavar="NAME", help="Only this kind of plot. Repeatable."),
+    ] = None,
+    cost: Annotated[
+        str | None, typer.Option("--cost", metavar="NAME", help="The cost that an axis shows.")
+    ] = None,
+    out: OutFolder = None,
+) -> None:
+    """Learning curves, accuracy against cost, trajectories of lam, ranking; PNG and PDF."""
+    from metabench import api
+
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver)
+    for each in choice.suites():
+        folder = _folder(choice, each, out)
+        _name_files(api.plot(each, kind=kind, cost=cost, out=folder, **choice.words()))
+
+
+def report(
+    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
+    task: TaskNames = None, method: MethodNames = None, solver: SolverName = "sgd",
+    store: StorePath = None, out: OutFolder = None,
+) -> None:
+    """One self-contained HTML file with tables, plots and every record."""
+    from metabench import api
+
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver)
+    for each in choice.suites():
+        _name_files([api.report(each, out=_folder(choice, each, out), **choice.words())])
+
+
+def reproduce(
+    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
+    only: Only = None, task: TaskNames = None, method: MethodNames = None,
+    solver: SolverName = "sgd", store: StorePath = None, jobs: Jobs = 1, device: Device = None,
+    time_limit: TimeLimit = None, checkpoint_every: CheckpointEvery = 60.0,
+    out: OutFolder = None,
+) -> None:
+    """Run what is missing, then the table (shown), the plots and the report (in files)."""
+    from metabench import api
+
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
+    code = 0
+    for each, planned in choice.planned():
+        code = max(code, _run(choice, each, planned, jobs, device, time_limit, checkpoint_every))
+        if code == 130:
+            break
+        shown = api.publish(each, out=_folder(choice, each, out), **choice.words())
+        typer.echo("\n" + shown.text(_screen_format()) + "\n")
+        *others, page = shown.files
+        typer.echo(f"{len(others)} files of tables and plots in {page.parent}")
+        typer.echo(f"report: {page}")
+    raise typer.Exit(code)
+
+
+def _screen_format() -> str:
+    return "rich" if sys.stdout.isatty() else "text"
+
+
+def _title(suite: Suite, budget: str) -> str:
+    return f"{suite.name}: {suite.title} (budget {budget})"
+
+
+def _folder(choice: Choice, suite: Suite, out: Path | None) -> Path:
+    """Where files about a suite go; several suites have a folder each."""
+    if out is None:
+        return Path("results", suite.name, choice.budget)
+    return out / suite.name if choice.suite == "all" else out
+
+
+def _name_files(paths: list[Path]) -> None:
+    for path in paths:
+        typer.echo(f"wrote {path}")
+
+
+def _run(
+    choice: Choice, suite: Suite, planned: list[Planned], jobs: int, device: str | None,
+    time_limit: float | None, checkpoint_every: float,
+) -> int:
+    """Run a plan in sight of the user; the exit code."""
+    from metabench import api, screen
+    from metabench.plan import TO_RUN
+    from metabench.progress import view
+
+    err = screen.console(stderr=True)
+    todo = sum(p.state in TO_RUN for p in planned)
+    err.print(f"{_title(suite, choice.budget)}: {screen.cells_of(planned)}", markup=False,
+              soft_wrap=True)
+    screen.print_mends(err, planned)
+    code = int(any(p.state == "missing data" for p in planned))
+    if not todo:
+        return code
+    with view(todo, jobs) as listener:
+        summary = api.run_planned(
+            [p for p in planned if p.state in TO_RUN], choice.open_store(), jobs=jobs,
+            device=device, time_limit=time_limit, checkpoint_seconds=checkpoint_every,
+            listener=listener,
+        )
+    if summary.exit_code:
+        err.print(str(summary), markup=False, soft_wrap=True)
+    return max(code, summary.exit_code)

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from metabench import registry
+
+
+@pytest.fixture
+def plugins_forgotten() -> Iterator[None]:
+    """No plug-ins at the start; whatever is registered from outside metabench is forgotten."""
+    before = os.environ.pop("METABENCH_PLUGINS", None)
+    known = {r: set(r._classes) for r in registry.REGISTRIES.values()}
+    yield
+    for r, names in known.items():
+        for name in set(r._classes) - names:
+            if not r._classes[name].__module__.startswith("metabench."):
+                del r._classes[name]
+    for name in [n for n in sys.modules if n.startswith("metabench_plugin_")]:
+        del sys.modules[name]
+    os.environ.pop("METABENCH_PLUGINS", None)
+    if before is not None:
+        os.environ["METABENCH_PLUGINS"] = before

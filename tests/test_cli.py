@@ -1,0 +1,513 @@
+"""The commands, typed: in this process where only words matter, in their own where that does."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from metabench import api, registry, screen
+from metabench.cli import app
+from metabench.errors import SettingError, UnknownName
+from metabench.listing import listing
+from metabench.options import seed_list
+from metabench.plan import STATES
+from metabench.store import Store
+
+SUITE = """
+title = "Small"
+metric = "loss"
+goal = "min"
+command = "metabench reproduce small.toml"
+[budgets.smoke]
+seeds = [0]
+outer_steps = 2
+eval_every = 1
+valid_episodes = 1
+test_episodes = 1
+[budgets.laptop]
+seeds = [0, 1]
+outer_steps = 3
+eval_every = 1
+valid_episodes = 1
+test_episodes = 1
+[budgets.paper]
+seeds = [0]
+outer_steps = 4
+[[columns]]
+id = "one"
+task = "quadratic"
+[[columns]]
+id = "four"
+task = "quadratic"
+set.task = { dim = 4 }
+[[rows]]
+id = "reverse"
+label = "Unrolling"
+method = "bilevel"
+set.method = { inner_steps = 3 }
+[[rows]]
+id = "maml"
+method = "maml"
+[[paper]]
+row = "reverse"
+column = "one"
+value = 0.0
+source = "closed form"
+label = "derived"
+"""
+
+
+class Typed:
+    """What a command gave: exit code, standard output, standard error."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def rows(self) -> list[list[str]]:
+        return [re.split(r"\s{2,}", line.strip()) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None
+) -> Path:
+    """A working directory with a suite, its own store, and no plug-ins but its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("METABENCH_STORE", raising=False)
+    (tmp_path / "small.toml").write_text(SUITE)
+    return tmp_path
+
+
+def metabench(*words: str) -> Typed:
+    done = CliRunner().invoke(app, list(words), prog_name="metabench")
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Typed(done.exit_code, done.stdout, done.stderr)
+
+
+def test_list_names_everything(folder: Path) -> None:
+    typed = metabench("list")
+    assert typed.code == 0
+    names = {row[0] for row in typed.rows}
+    assert {"quadratic", "ridge", "bilevel", "maml", "sgd", "quickstart", "omniglot"} <= names
+    assert "Problems with known answers" in typed.out
+    only = metabench("list", "methods")
+    assert "bilevel" in only.out and "quadratic" not in only.out
+    assert metabench("list", "methds").code == 2
+
+
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["plan", "--help"], ["--version"]])
+def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom metabench.cli import app\n"
+        f"try: app({words!r}, prog_name='metabench')\nexcept SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'numpy', 'submitit', 'datasets'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_both_ways_to_start(folder: Path) -> None:
+    script = Path(sys.executable).with_name("metabench")
+    module = [sys.executable, "-m", "metabench"]
+    outputs = {
+        subprocess.run([*start, "--version"], capture_output=True, text=True, check=True).stdout
+        for start in ([str(script)], module)
+    }
+    assert len(outputs) == 1 and re.match(r"\d+\.\d+", outputs.pop())
+
+
+def test_help_names_every_verb() -> None:
+    text = metabench("--help").out
+    for verb in ("list", "show", "plan", "run", "status", "table", "plot", "report", "reproduce",
+                 "data", "doctor", "new"):
+        assert re.search(rf"\b{verb}\b", text), verb
+        assert metabench(verb, "--help").code == 0
+
+
+def test_show_tells_settings_needs_and_source(folder: Path) -> None:
+    typed = metabench("show", "bilevel")
+    assert typed.code == 0
+    rows = {row[0]: row[1:] for row in typed.rows}
+    assert rows["inner_steps"][:2] == ["5", "int, at least 0"]
+    assert rows["mode"] == ["reverse", "reverse or forward"]
+    assert rows["truncate"][0] == "unset"
+    assert "Differentiate the last K inner steps only" in rows["truncate"][-1]
+    assert "Clip every entry" in rows["clip"][-1], "a docstring of the base class"
+    assert "needs: an outer loss with a derivative" in typed.out
+    assert "Franceschi" in typed.out
+    assert str(registry.methods._folder() / "bilevel.py") in typed.out
+    task = metabench("show", "quadratic").out
+    assert "metric: loss (lower is better)" in task and "offers: " in task
+    assert "no: maml needs a lam that is the initial value of theta" in task
+    assert rows["quadratic"] == ["yes"]
+
+
+def test_show_finds_every_kind(folder: Path) -> None:
+    both = metabench("show", "omniglot").out
+    assert "suite omniglot: " in both
+    assert "98.7 +- 0.4 (95 % interval over episodes)" in both
+    assert "momentum" in metabench("show", "momentum").out
+    small = metabench("show", "small.toml").out
+    assert "suite small: Small" in small and "closed form [derived]" in small
+    assert "method.inner_steps = 3" in small
+    assert metabench("show", "omniglot", "--kind", "method").code == 2
+    for entries in listing().values():
+        for entry in entries:
+            assert metabench("show", entry.name).code == 0, entry
+
+
+def test_plan_is_a_dry_run(folder: Path) -> None:
+    typed = metabench("plan", "small.toml")
+    assert typed.code == 0
+    assert ["reverse", "one", "0, 1", "open"] in typed.rows
+    assert typed.rows[-2:] == [
+        ["8 cells: 4 open, 4 not applicable"], ["to run: 4 cells; 4 of unknown cost"]
+    ]
+    assert "maml needs a lam that is the initial value" in typed.out
+    assert sorted(p.name for p in folder.iterdir()) == ["small.toml"]
+
+
+def test_from_run_to_report(folder: Path) -> None:
+    first = metabench("run", "small.toml", "--budget", "smoke")
+    assert first.code == 0, first.err
+    assert "2/2 cells, 2 done" in first.err
+    store = Store(folder / "results" / "runs")
+    assert [r.status for r in store.records()] == ["done", "done"]
+    before = {r.key: r.ended for r in store.records()}
+
+    again = metabench("run", "small.toml", "--budget", "smoke")
+    assert again.code == 0 and "2 done" in again.err
+    assert {r.key: r.ended for r in store.records()} == before
+
+    plan = metabench("plan", "small.toml", "--budget", "smoke").out
+    assert "4 cells: 2 done, 2 not applicable" in plan
+    laptop = metabench("plan", "small.toml").out
+    assert re.search(r"to run: 4 cells; 4 of them about \S+ s by similar finished cells", laptop)
+    status = metabench("status", "small.toml", "--budget", "smoke").out
+    assert "2 done, 2 not applicable" in status
+    assert ["quadratic", "bilevel", "done", "2"] in metabench("status").rows
+
+    table = metabench("table", "small.toml", "--budget", "smoke")
+    assert table.code == 0 and "Unrolling" in table.out and "budget smoke" in table.out
+    for fmt, sign in (("markdown", "| Unrolling"), ("latex", "\\toprule"), ("html", "<table")):
+        assert sign in metabench("table", "small.toml", "--budget", "smoke", "-f", fmt).out
+    written = metabench("table", "small.toml", "--budget", "smoke", "--out", "t/small.csv")
+    assert written.out == "wrote t/small.csv\n"
+    assert (folder / "t" / "small.csv").read_text().startswith("suite,budget,")
+    assert "no numbers of ours" in metabench("table", "small.toml").out, "budgets do not mix"
+
+    plots = metabench("plot", "small.toml", "--budget", "smoke", "--kind", "learning")
+    assert sorted(p.name for p in (folder / "results" / "small" / "smoke").iterdir()) == [
+        "learning.pdf", "learning.png"
+    ]
+    assert "wrote results/small/smoke/learning.png" in plots.out
+    page = metabench("report", "small.toml", "--budget", "smoke", "--out", "page")
+    assert page.out == "wrote page/report.html\n"
+    assert "<html" in (folder / "page" / "report.html").read_text()
+
+
+def test_reproduce_runs_and_shows(folder: Path) -> None:
+    typed = metabench("reproduce", "small.toml", "--budget", "smoke", "--store", "s",
+                      "--only", "reverse/one")
+    assert typed.code == 0, typed.err
+    out = folder / "results" / "small" / "smoke"
+    assert "Unrolling" in typed.out
+    assert f"report: {out.relative_to(folder) / 'report.html'}" in typed.out
+    names = {p.name for p in out.iterdir()}
+    assert {"table.md", "table.tex", "table.csv", "table.html", "table.txt", "report.html",
+            "learning.png", "learning.pdf"} <= names
+    assert [r.status for r in Store(folder / "s").records()] == ["done"]
+    assert "1 open" in typed.out, "the cell that was not asked for is a hole"
+    assert f"{len(names) - 1} files of tables and plots" in typed.out
+
+
+def test_a_crossing_without_a_suite(folder: Path) -> None:
+    words = ["--task", "quadratic", "--method", "bilevel", "--method", "fixed", "--budget", "smoke",
+             "--set", "budget.outer_steps=1", "--seeds", "3"]
+    typed = metabench("run", *words)
+    assert typed.code == 0, typed.err
+    assert {r.cell.seed for r in Store().records()} == {3}
+    assert {r.cell.budget["outer_steps"] for r in Store().records()} == {1}
+    assert "fixed" in metabench("table", *words).out
+    refused = metabench("run", "small.toml", "--task", "quadratic")
+    assert refused.code == 2 and "not both" in refused.err
+
+
+def test_settings_reach_the_cells(folder: Path) -> None:
+    metabench("run", "small.toml", "--budget", "smoke", "--only", "reverse/one", "--set",
+              "method.inner_lr=0.05", "--set", "one.a=3", "--seeds", "5")
+    (record,) = Store().records()
+    assert record.cell.method_settings["inner_lr"] == 0.05
+    assert record.cell.task_settings["a"] == 3.0
+    assert record.cell.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["plan", "omniglt"], 2, "no suite 'omniglt'; near: omniglot"),
+        (["plan", "none.toml"], 2, "no suite file 'none.toml'"),
+        (["plan"], 2, "name a suite"),
+        (["plan", "small.toml", "--budget", "laptp"], 2, "near: laptop"),
+        (["run", "small.toml", "--set", "method.inner_lrr=1"], 2, "near: inner_lr"),
+        (["run", "small.toml", "--set", "method.inner_lr=-1"], 2,
+         "inner_lr cannot be -1: input should be greater than 0 (suite small, row reverse,"),
+        (["run", "small.toml", "--set", "method.inner_lr=inf"], 2, "not finite"),
+        (["run", "small.toml", "--set", "inner_lr"], 2, "write GROUP.NAME=VALUE"),
+        (["run", "small.toml", "--only", "revers"], 2, "near: reverse"),
+        (["run", "small.toml", "--seeds", "one"], 2, "seeds cannot be 'one'"),
+        (["run", "--task", "quadratc", "--method", "bilevel"], 2, "near: quadratic"),
+        (["show", "bilvel"], 2, "near: bilevel"),
+        (["table", "small.toml", "--format", "latx"], 2, "near: latex"),
+        (["table", "small.toml", "--out", "x.htm"], 2, "near: .html"),
+        (["table", "all", "--out", "x.md"], 2, "one file holds one table"),
+        (["plot", "small.toml", "--kind", "learnin"], 2, "near: learning"),
+        (["new", "method", "1x"], 2, "near: my_1x"),
+        (["new", "metod", "x"], 2, "near: method"),
+        (["--plugin", "none.py", "list"], 1, "no plug-in file"),
+        (["table", "small.toml", "--out", "small.toml/x.md"], 1, "cannot make the folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line(folder: Path, words: list[str], code: int, says: str) -> None:
+    typed = metabench(*words)
+    assert typed.code == code
+    assert says in typed.err
+    assert typed.err.startswith("error: ") and typed.err.count("\n") == 1, typed.err
+    assert not (folder / "results" / "runs").exists(), "refused before anything runs"
+
+
+def test_usage_errors(folder: Path) -> None:
+    assert metabench("pln").code == 2 and "plan" in metabench("pln").err
+    assert metabench("plan", "--bdget", "smoke").code == 2
+    assert metabench("run", "small.toml", "--jobs", "0").code == 2
+
+
+def test_other_errors_keep_their_traceback(folder: Path) -> None:
+    (folder / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        metabench("list", "--plugin", "broken.py")
+
+
+BAD_METHOD = '''"""Fails, or not, as told."""
+from dataclasses import dataclass
+from metabench.errors import Diverged
+from metabench.method import GradientMethod
+from metabench.registry import methods
+
+@methods.register("bad")
+@dataclass(frozen=True)
+class Bad(GradientMethod):
+    """Fails, or not, as told."""
+    how: str = "fail"
+
+    @property
+    def needs(self):
+        return frozenset()
+
+    def step(self, ctx, state):
+        if self.how == "sleep":
+            import time
+            time.sleep(0.02)
+            return state, {}
+        if self.how == "diverge":
+            raise Diverged("the sky fell")
+        raise RuntimeError("no way")
+'''
+
+
+def test_failed_cells_are_told_with_their_traceback(folder: Path) -> None:
+    (folder / "bad.py").write_text(BAD_METHOD)
+    words = ["--task", "quadratic", "--method", "bad", "--budget", "smoke", "--plugin", "bad.py"]
+    typed = metabench("run", *words)
+    assert typed.code == 1
+    assert "failed: RuntimeError: no way" in typed.err
+    assert metabench("run", *words, "--set", "bad.how=diverge").code == 1
+    status = metabench("status", *words)
+    assert "RuntimeError: no way" in status.out and "--tracebacks" in status.out
+    assert "Traceback" not in status.out
+    status = metabench("status", *words, "--tracebacks")
+    assert "Traceback (most recent call last)" in status.out and "in step" in status.out
+    everything = metabench("status", "--plugin", "bad.py")
+    assert "diverged: the sky fell" in everything.out
+    assert "1 failed" in metabench("table", *words).out
+
+
+def test_plugins_may_stand_anywhere(folder: Path) -> None:
+    (folder / "bad.py").write_text(BAD_METHOD)
+    for words in (["--plugin", "bad.py", "show", "bad"], ["show", "bad", "--plugin=bad.py"],
+                  ["show", "--plugin", "bad.py", "bad"]):
+        assert metabench(*words).code == 0
+
+
+def test_damaged_files_are_told(folder: Path) -> None:
+    metabench("run", "small.toml", "--budget", "smoke", "--only", "reverse/one")
+    (path,) = (folder / "results" / "runs").glob("*/*/record.json")
+    path.write_text(path.read_text()[:100])
+    status = metabench("status", "small.toml", "--budget", "smoke").out
+    assert f"bad file: {path}" in status and "cannot be read as a record" in status
+    typed = metabench("run", "small.toml", "--budget", "smoke", "--only", "reverse/one")
+    assert typed.code == 0 and "set aside" in typed.err
+    assert list((folder / "results" / "runs" / "set-aside").iterdir())
+
+
+def test_missing_packages_and_data_are_told_with_their_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "bad.py").write_text(
+        BAD_METHOD.replace("how: str", "packages = ('no_such_package',)\n    how: str")
+    )
+    words = ["--task", "quadratic", "--method", "bad", "--budget", "smoke", "--plugin", "bad.py"]
+    assert "mend it with: pip install no_such_package" in metabench("plan", *words).out
+    typed = metabench("reproduce", *words)
+    assert typed.code == 0, "an optional row is no failure"
+    assert "pip install no_such_package" in typed.out, "the table says why it is a hole"
+    assert Store().records() == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_ctrl_c_ends_with_130_and_goes_on_later(folder: Path) -> None:
+    (folder / "bad.py").write_text(BAD_METHOD)
+    words = ["run", "--task", "quadratic", "--method", "bad", "--set", "bad.how=sleep", "--seeds",
+             "0", "--set", "budget.outer_steps=100000", "--plugin", "bad.py"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metabench", *words], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "starts" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "checkpoint kept" in err and "run the same command again" in err
+    assert "goes on from a checkpoint" in metabench("plan", *words[1:]).out
+
+
+def test_parallel_jobs(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "metabench", "run", "small.toml", "--jobs", "2", "--store", "p"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(Store(folder / "p").records()) == 4
+
+
+def test_the_same_verbs_from_python(folder: Path) -> None:
+    assert {e.name for e in api.list_()["method"]} >= {"bilevel", "maml"}
+    assert api.show("bilevel")[0].settings[0].name == "inner_steps"
+    how = {"budget": "smoke", "set": {"method.inner_lr": 0.2}, "store": folder / "py"}
+    assert [p.state for p in api.plan("small.toml", **how)][:2] == ["open", "open"]
+    summary = api.run("small.toml", only=["reverse/one"], **how)
+    assert summary.count("done") == 1 and summary.exit_code == 0
+    status = api.status("small.toml", **how)
+    assert [p.state for p in status.planned][:2] == ["done", "open"]
+    assert len(status.records) == 1 and status.problems == []
+    assert "Unrolling" in api.table("small.toml", format="markdown", **how)
+    shown = api.reproduce("small.toml", out=folder / "out", **how)
+    assert shown.files[-1] == folder / "out" / "report.html"
+    assert all(path.is_file() for path in shown.files)
+    assert shown.results.states == {"done": 2, "not applicable": 2}
+    with pytest.raises(UnknownName):
+        api.run("small.toml", set={"method.inner_lrr": 1}, store=folder / "py")
+
+
+def test_tables_fit_80_columns_and_keep_names_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for words in (["show", "maml"], ["show", "omniglot"], ["plan", "omniglot"], ["list"]):
+        printed = metabench(*words).out
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+        assert "\x1b[" in printed, "printed as on a terminal"
+        assert "…" not in plain
+        long = [ln for ln in plain.splitlines() if len(ln) > 80 and "source: " not in ln
+                and "mend it with" not in ln and "of unknown cost" not in ln]
+        assert not long, long
+    monkeypatch.delenv("FORCE_COLOR")
+    piped = metabench("show", "maml").out
+    assert "\x1b[" not in piped and "memory_budget_gb" in piped
+
+
+def test_every_state_has_a_look() -> None:
+    out = Console(width=80, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    screen.grid(out, ("state",), [(state,) for state in STATES])
+    assert set(STATES) <= screen.STYLES.keys()
+    out.file.close()
+
+
+def test_seed_lists() -> None:
+    assert seed_list(None) is None
+    assert seed_list("0") == [0]
+    assert seed_list("0, 2,5-7,6") == [0, 2, 5, 6, 7]
+    for text in ("", "a", "1-", "-1", "3-1", "1,,2", "1.5"):
+        with pytest.raises(SettingError, match="seeds"):
+            seed_list(text)
+
+
+def test_data_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METABENCH_DATA", str(folder / "nowhere"))
+    monkeypatch.setenv("METABENCH_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("HOME", str(folder))
+    typed = metabench("data", "list")
+    assert typed.code == 0
+    assert "omniglot: Omniglot" in typed.out and "metabench data fetch omniglot" in typed.out
+    assert metabench("data", "verify").out == "no data sets here: nothing to verify\n"
+    assert metabench("data", "verify", "omniglt").err.startswith(
+        "error: no data set 'omniglt'; near: omniglot")
+    assert metabench("data", "fetch", "omniglt").code == 2
+    missing = metabench("data", "verify", "omniglot")
+    assert missing.code == 1 and "not found; looked in" in missing.err
+    plan = metabench("plan", "omniglot", "--budget", "smoke")
+    assert plan.code == 0 and "mend it with: metabench data fetch omniglot" in plan.out
+    run = metabench("run", "omniglot", "--budget", "smoke", "--only", "maml")
+    assert run.code == 1 and "metabench data fetch omniglot" in run.err
+    assert Store().records() == []
+
+
+def test_fetching_and_verifying_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from metabench import data
+    from metabench.data import Verdict
+
+    def fetch(name: str, *, to: Path | None, progress: Callable[..., None]) -> Path:
+        for so_far in (0, 5, 10):
+            progress("https://example.org/a/omniglot.zip", so_far, 10)
+        return to or folder
+
+    monkeypatch.setattr(data, "fetch", fetch)
+    typed = metabench("data", "fetch", "omniglot", "--to", "here")
+    assert typed.out == "omniglot is in here\n"
+    assert typed.err == "fetching https://example.org/a/omniglot.zip\n"
+    verdicts = [Verdict(Path("a.npz")), Verdict(Path("b.npz"), "5 bytes instead of 6")]
+    monkeypatch.setattr(data, "verify", lambda name: verdicts)
+    typed = metabench("data", "verify", "omniglot")
+    assert typed.code == 1
+    assert typed.out == "ok     a.npz\nWRONG  b.npz: 5 bytes instead of 6\n"
+
+
+def test_check_tells_every_promise(folder: Path) -> None:
+    typed = metabench("check", "fixed")
+    assert typed.code == 0 and typed.out.endswith("fixed keeps the contract\n")
+    assert typed.out.count("ok  ") > 10
+    (folder / "bad.py").write_text(BAD_METHOD)
+    typed = metabench("check", "bad", "--plugin", "bad.py")
+    assert typed.code == 1
+    assert "BROKEN" in typed.out and re.search(r"bad breaks \d+ promises", typed.out)
+    assert metabench("check", "fixd").code == 2

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from metabench import registry
+from metabench.cli import app
+from metabench.errors import MetabenchError, SettingError, UnknownName
+from metabench.new import class_name, new, next_commands
+
+
+@pytest.mark.parametrize("name", ["", "1x", "a-b", "a b", "lambda", "größe", "x.py", "../x"])
+def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingError, match="cannot be the name of a method"):
+        new("method", name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusals_name_something_near(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"near: a_b$"):
+        new("method", "a-b", tmp_path)
+    with pytest.raises(SettingError, match=r"near: my_1x$"):
+        new("task", "1x", tmp_path)
+    with pytest.raises(SettingError, match=r"near: mine$"):
+        new("task", "_mine", tmp_path)
+    with pytest.raises(UnknownName, match="near: method"):
+        new("metod", "mine", tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "taken", "by"), [
+    ("method", "maml", "method"), ("task", "ridge", "task"), ("task", "sgd", "solver"),
+    ("method", "quadratic", "task"),
+])
+def test_taken_names_are_refused(tmp_path: Path, kind: str, taken: str, by: str) -> None:
+    with pytest.raises(SettingError, match=f"there is a {by} called '{taken}' already"):
+        new(kind, taken, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("precious")
+    with pytest.raises(MetabenchError, match="exists already"):
+        new("method", "mine", tmp_path)
+    assert (tmp_path / "mine.py").read_text() == "precious"
+    with pytest.raises(MetabenchError, match="cannot write"):
+        new("method", "mine", tmp_path / "no_such_folder")
+
+
+def test_class_names() -> None:
+    assert class_name("my_first_method") == "MyFirstMethod"
+    assert class_name("x") == "X"
+    assert class_name("a_1") == "A1"
+
+
+@pytest.mark.parametrize("kind", ["method", "task"])
+def test_what_is_written_is_clean_and_passes_the_checks(
+    plugins_forgotten: None, tmp_path: Path, kind: str
+) -> None:
+    from metabench import testing
+
+    name = f"my_own_{kind}"
+    path = new(kind, name, tmp_path)
+    ruff = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length", "100",
+         "--select", "E,F,I,B,UP,SIM,D1", "--ignore", "D105,D107", str(path)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )
+    assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+    registry.load_plugin(path)
+    {"method": testing.check_method, "task": testing.check_task}[kind](name)
+
+
+@pytest.mark.parametrize("kind", ["method", "task"])
+def test_the_next_commands_work(
+    plugins_forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def type_in(command: str) -> str:
+        program, *words = command.split()
+        assert program == "metabench"
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, f"{command}:\n{done.output}{done.exception}"
+        return done.stdout
+
+    said = type_in(f"metabench new {kind} mine")
+    commands = [line.strip() for line in said.splitlines()[1:]]
+    assert commands == next_commands(kind, Path("mine.py")) and len(commands) == 3
+    told = {command.split()[1]: type_in(command) for command in commands}
+    assert f"{kind} mine" in told["show"]
+    assert "mine keeps the contract" in told["check"]
+    assert list((tmp_path / "results").glob("*/smoke/report.html"))
+
+
+def test_the_two_run_crossed(tmp_path: Path) -> None:
+    for kind in ("method", "task"):
+        new(kind, f"own_{kind}", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "metabench", "run", "--plugin", "own_method.py", "--task",
+         "own_task", "--method", "own_method", "--method", "random", "--budget", "smoke",
+         "--set", "own_method.last=3", f"--plugin={tmp_path / 'own_task.py'}",
+         "--set", "own_task.rows=5", "--store", "runs"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
+        env={**os.environ, "METABENCH_PLUGINS": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2/2 cells, 2 done" in done.stderr
+
+
+def test_the_methods_derivative_is_the_one_it_says(plugins_forgotten: None, tmp_path: Path) -> None:
+    """Differentiating through every step is what ``bilevel`` does; through the last, a part."""
+    import torch
+
+    from metabench.context import Context
+    from metabench.problem import Seeds
+
+    registry.load_plugin(new("method", "partial", tmp_path))
+    seeds = Seeds.of(0)
+    task = registry.tasks.get("ridge")()
+    problem = task.build(seeds, torch.device("cpu"))
+    episode = problem.episode("train", 0)
+
+    def gradient(name: str, **settings: object) -> torch.Tensor:
+        method = registry.methods.get(name)(inner_steps=6, inner_lr=0.2, **settings)
+        ctx = Context(problem, registry.solvers.get("sgd")(), seeds, task.offers)
+        found: torch.Tensor = method.hypergradient(
+            ctx, problem.init_outer(), None, episode
+        ).grad["log_penalty"]
+        return found
+
+    for last in (1, 3, 6):
+        expected = gradient("bilevel", truncate=last)
+        torch.testing.assert_close(gradient("partial", last=last), expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(gradient("partial", last=1), gradient("partial", last=6))
+
+
+def test_the_tasks_best_value_is_the_best(plugins_forgotten: None, tmp_path: Path) -> None:
+    """The outer loss after exact inner solutions is least at the penalty that Bayes gives."""
+    import math
+
+    import torch
+
+    from metabench.problem import Seeds
+
+    registry.load_plugin(new("task", "shared_penalty", tmp_path))
+    task = registry.tasks.get("shared_penalty")(noise=1.0, scale=0.5)
+    problem = task.build(Seeds.of(0), torch.device("cpu"))
+    best = math.log(1.0**2 / 0.5**2)
+    losses = {}
+    for shift in (-1.5, 0.0, 1.5):
+        total = 0.0
+        for index in range(400):
+            episode = problem.episode("test", index)
+            x, y = episode.inner["x"], episode.inner["y"]
+            eye = torch.eye(x.shape[1], dtype=x.dtype)
+            w = torch.linalg.solve(x.T @ x + math.exp(best + shift) * eye, x.T @ y)
+            total += problem.metrics(
+                {"log_penalty": torch.tensor(best + shift)}, {"w": w}, episode
+            )["mse"]
+        losses[shift] = total
+    assert losses[0.0] < losses[-1.5] and losses[0.0] < losses[1.5]
