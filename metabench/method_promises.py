@@ -3,66 +3,29 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
-from metabench import grads
-from metabench.cell import Budget, check_applicable
-from metabench.context import Context
+from metabench.cell import check_applicable
+from metabench.crossing import (
+    STEPS,
+    Crossing,
+    adapted,
+    relative_gap,
+    snapshot,
+    stored,
+    tolerance,
+    unchanged,
+)
 from metabench.errors import NotApplicable
 from metabench.evaluation import evaluate
 from metabench.meter import Counts, Meter
 from metabench.method import State
 from metabench.probes import Counting, Limited, Undeclared
-from metabench.problem import Problem, Seeds
-from metabench.registry import solvers
-
-STEPS = 3
-
-
-@dataclass
-class Crossing:
-    """A method on a task, on the CPU; every context starts anew from the same seeds."""
-
-    method: Any
-    task: Any
-    seeds: Seeds = field(default_factory=lambda: Seeds.of(0))
-
-    def problem(self) -> Problem:
-        """Built from the seeds."""
-        problem: Problem = self.task.build(self.seeds, torch.device("cpu"))
-        return problem
-
-    def context(self, problem: Problem | None = None, **more: Any) -> Context:
-        """As the harness makes it."""
-        return Context(
-            self.problem() if problem is None else problem,
-            solvers.get("sgd")(),
-            self.seeds,
-            self.task.offers,
-            budget=Budget(outer_steps=STEPS),
-            **more,
-        )
-
-    def run(self, ctx: Context, steps: int = STEPS) -> State:
-        """The state after that many outer steps from the start."""
-        state: State = self.method.init(ctx)
-        for _ in range(steps):
-            state = self.step(ctx, state)[0]
-        return state
-
-    def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
-        """One outer step, as the harness takes it."""
-        new, log = self.method.step(ctx, state)
-        ctx.step += 1
-        return State(*grads.detach_tree((new.lam, new.theta, new.memory))), log
 
 
 def check_state(at: Crossing) -> None:
@@ -178,20 +141,22 @@ def check_batched(at: Crossing) -> None:
     """All episodes at once (vmap) give what one after another gives, to rounding."""
     if not getattr(at.method, "batched", True):
         return
-    looped, whole, parts = (
-        at.context(),
-        at.context(engine="vmap"),
-        at.context(engine="vmap", chunk=2),
-    )
+    looped = at.context()
     expected = at.run(looped)
-    for ctx in (whole, parts):
+    allowed = tolerance(expected.lam)
+    for chunk in (None, 2):
+        ctx = at.context(engine="vmap", chunk=chunk)
         found = at.run(ctx)
-        gap = _relative_gap(found.lam, expected.lam)
-        allowed = tolerance(expected.lam)
+        gap = relative_gap(found.lam, expected.lam)
         assert gap <= allowed, f"the batched run's lam is {gap:.1e} away, {allowed:.0e} is allowed"
         assert ctx.meter.counts == looped.meter.counts, (
             f"batched it counts {ctx.meter.counts}, looped {looped.meter.counts}"
         )
+    if expected.theta is None:
+        whole, each = adapted(at, ctx, expected), adapted(at, looped, expected)
+        for one, other in zip(whole, each, strict=True):
+            gap = relative_gap(one, other)
+            assert gap <= allowed, f"batched, adapt's theta is {gap:.1e} away"
 
 
 def check_counts(at: Crossing) -> None:
@@ -274,53 +239,9 @@ CHECKS: tuple[Callable[[Crossing], None], ...] = (
 )
 
 
-def tolerance(params: dict[str, Tensor]) -> float:
-    """How far two ways of computing the same may be apart, relative."""
-    return 1e-10 if all(v.dtype == torch.float64 for v in params.values()) else 1e-3
-
-
-def stored(state: State) -> State:
-    """The state, saved and loaded as a checkpoint is."""
-    buffer = io.BytesIO()
-    torch.save({"lam": state.lam, "theta": state.theta, "memory": state.memory}, buffer)
-    buffer.seek(0)
-    return State(**torch.load(buffer, weights_only=True))
-
-
 class _Lacking:
     """A task without one of its capabilities."""
 
     def __init__(self, task: Any, need: str) -> None:
         self.registered_name = task.registered_name
         self.offers = task.offers - {need}
-
-
-def snapshot(value: Any) -> list[Any]:
-    """A copy of nested data to compare with later: its shape and leaves."""
-    if isinstance(value, State):
-        value = (value.lam, value.theta, value.memory)
-    leaves, shape = tree_flatten(value)
-    return [
-        shape,
-        *((x.detach().clone(), x.requires_grad) if isinstance(x, Tensor) else x for x in leaves),
-    ]
-
-
-def unchanged(held: list[Any], value: Any) -> bool:
-    """Whether ``value`` is bit for bit what it was when :func:`snapshot` gave ``held``."""
-
-    def equal(a: Any, b: Any) -> bool:
-        if isinstance(a, tuple) and isinstance(b, tuple) and isinstance(a[0], Tensor):
-            (x, x_grad), (y, y_grad) = a, b
-            if x_grad != y_grad or x.dtype != y.dtype or x.shape != y.shape:
-                return False
-            return bool(torch.allclose(x, y, rtol=0, atol=0, equal_nan=True))
-        return bool(a == b)
-
-    now = snapshot(value)
-    return len(now) == len(held) and all(map(equal, now, held))
-
-
-def _relative_gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    gaps = [(found[k] - v).abs().max() / (1 + v.abs().max()) for k, v in expected.items()]
-    return float(torch.stack(gaps).max())

@@ -7,33 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from metabench import grads, packages
+from metabench import packages
 from metabench.cell import why_not
-from metabench.method_promises import Crossing, snapshot, tolerance, unchanged
-from metabench.problem import Episode, Params, Problem, Seeds, count_numbers
+from metabench.crossing import Crossing, snapshot, tolerance, unchanged
+from metabench.derivative_promises import (
+    build,
+    check_batched,
+    check_derivatives,
+    check_second_order,
+    splits,
+    start,
+)
+from metabench.problem import Episode, count_numbers
 from metabench.registry import methods
 
 SMALL = 1000
 """More numbers than this are no small lam."""
-
-
-def build(task: Any, seed: int = 0) -> Problem:
-    """The task's problem on the CPU."""
-    problem: Problem = task.build(Seeds.of(seed), torch.device("cpu"))
-    return problem
-
-
-def splits(problem: Problem) -> tuple[str, ...]:
-    """Every split that the harness asks for."""
-    return ("train", "valid", *problem.evaluations)
-
-
-def start(problem: Problem, split: str = "train", index: int = 0) -> tuple[Params, Params, Episode]:
-    """lam, theta and the episode that they are for."""
-    lam, episode = problem.init_outer(), problem.episode(split, index)
-    return lam, grads.detach(problem.init_inner(lam, episode)), episode
 
 
 def check_declarations(task: Any) -> None:
@@ -105,62 +95,6 @@ def check_losses(task: Any) -> None:
         assert bool(torch.isfinite(value)), f"{name} at the start is {float(value)}"
         assert torch.equal(value, loss(lam, theta, batch)), f"{name} differs when asked again"
     assert unchanged(held, (lam, theta, _content(episode))), "a loss changes what it is given"
-
-
-def check_derivatives(task: Any) -> None:
-    """Derivatives that the task offers are there, finite, and not all zero."""
-    problem, offers = build(task), task.offers
-    lam, theta, episode = start(problem)
-    batch = episode.batch(0)
-    if theta:
-        g = grads.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
-        _real(g, "the inner loss in theta")
-    if "outer_gradient" in offers:
-        found = grads.grad(
-            lambda x: problem.outer_loss(_part(x, "lam"), _part(x, "theta"), episode.outer),
-            _joined(lam, theta),
-        )[1]
-        _real(found, "the outer loss")
-    moved = _moved(problem, lam, theta, episode)
-    if "lam_in_inner_loss" in offers:
-
-        def slope(p: Params) -> Tensor:
-            f = problem.inner_loss
-            g = grads.grad(lambda t: f(p, t, batch), moved, create_graph=True)[1]
-            return sum((v.square().sum() for v in g.values()), start=torch.zeros(()))
-
-        _real(grads.grad(slope, lam)[1], "the inner loss's gradient in lam")
-    if "lam_is_initialisation" in offers:
-        begin, back = grads.pullback(lambda p: problem.init_inner(p, episode), lam)
-        _real(back({k: torch.ones_like(v) for k, v in begin.items()})[0], "init_inner in lam")
-
-
-def check_second_order(task: Any) -> None:
-    """Hessian products of the inner loss are there; in float64 they agree with differences."""
-    if "second_order" not in task.offers:
-        return
-    problem = build(task)
-    lam, theta, episode = start(problem)
-    theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
-    gen = torch.Generator().manual_seed(0)
-    v = {
-        k: torch.randn(x.shape, generator=gen, dtype=torch.float64).to(x) for k, x in theta.items()
-    }
-
-    def gradient(t: Params, create_graph: bool = False) -> Params:
-        f = problem.inner_loss
-        return grads.grad(lambda p: f(lam, p, batch), t, create_graph=create_graph)[1]
-
-    hv = grads.grad(lambda t: grads.dot(gradient(t, True), v), theta)[1]
-    _real(hv, "the inner loss's gradient in theta")
-    if all(x.dtype == torch.float64 for x in theta.values()):
-        h = 1e-5
-        up, down = (gradient(grads.axpy(s * h, v, theta)) for s in (1, -1))
-        for k, exact in hv.items():
-            gap = float((exact - (up[k] - down[k]) / (2 * h)).abs().max())
-            assert gap <= 1e-4 * (1 + float(exact.abs().max())), (
-                f"the Hessian product in {k} is {gap:.1e} away from differences of gradients"
-            )
 
 
 def check_initialisation(task: Any) -> None:
@@ -258,30 +192,6 @@ def check_prepare(task: Any) -> None:
             assert gap <= tolerance(theta), f"{name} of a prepared episode is {gap:.1e} away"
 
 
-def check_batched(task: Any) -> None:
-    """Inner gradients of several episodes at once (vmap) are those of one after another."""
-    if not {"episodes", "second_order"} <= task.offers:
-        return
-    problem = build(task)
-    lam = problem.init_outer()
-    n = problem.count("train")
-    episodes = [problem.episode("train", i) for i in range(2 if n is None else min(2, n))]
-    starts = [grads.detach(problem.init_inner(lam, e)) for e in episodes]
-    batches = [e.batch(0) for e in episodes]
-
-    def gradient(theta: Params, batch: Params) -> Params:
-        return grads.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
-
-    with grads.functional():
-        found = torch.func.vmap(gradient)(
-            *({k: torch.stack([x[k] for x in xs]) for k in xs[0]} for xs in (starts, batches))
-        )
-    for i, (theta, batch) in enumerate(zip(starts, batches, strict=True)):
-        for k, expected in gradient(theta, batch).items():
-            gap = float((found[k][i] - expected).abs().max() / (1 + expected.abs().max()))
-            assert gap <= tolerance(theta), f"batched, the gradient in {k} is {gap:.1e} away"
-
-
 def check_crossings(task: Any, crossed: list[Any]) -> None:
     """Two outer steps and an adaptation of every method that applies, threads or not."""
     for method in crossed:
@@ -331,29 +241,3 @@ def applicable_methods(task: Any) -> list[Any]:
 
 def _content(episode: Episode) -> Any:
     return [episode.batch(0), episode.batch(1), episode.outer]
-
-
-def _joined(lam: Params, theta: Params) -> Params:
-    return {f"lam/{k}": v for k, v in lam.items()} | {f"theta/{k}": v for k, v in theta.items()}
-
-
-def _part(x: Params, which: str) -> Params:
-    return {k.removeprefix(which + "/"): v for k, v in x.items() if k.startswith(which + "/")}
-
-
-def _moved(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Params:
-    """theta a little off its start, where symmetric starts have lost their zeros."""
-    gen = torch.Generator().manual_seed(1)
-    return {
-        k: v + 0.1 * torch.randn(v.shape, generator=gen, dtype=torch.float64).to(v)
-        for k, v in theta.items()
-    }
-
-
-def _real(g: Params, what: str) -> None:
-    """Raise unless a gradient is finite and somewhere not zero."""
-    for name, value in g.items():
-        assert bool(torch.isfinite(value).all()), (
-            f"the derivative of {what} in {name} is not finite"
-        )
-    assert any(bool(v.any()) for v in g.values()), f"the derivative of {what} is zero everywhere"

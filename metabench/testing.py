@@ -22,8 +22,8 @@ from typing import Any
 
 from metabench import method_promises, registry, settings, task_promises
 from metabench.cell import check_applicable, why_not
+from metabench.crossing import Crossing
 from metabench.errors import NotApplicable
-from metabench.method_promises import Crossing
 from metabench.probes import Sample
 from metabench.problem import CAPABILITIES
 
@@ -150,6 +150,8 @@ def _no_task(method: Any) -> None:
 
 def _check(it: Any, name: str, run: Callable[[], None]) -> Check:
     def check() -> None:
+        if not __debug__:
+            raise ContractError("nothing can be checked: python -O leaves assertions out")
         try:
             run()
         except Exception as error:

@@ -210,7 +210,9 @@ def forward(
             return torch.func.jvp(f, primals, tangent)
 
         with grads.functional():
-            return torch.func.vmap(one, out_dims=(None, 0))(*tangents)  # type: ignore[arg-type]
+            values, slopes = torch.func.vmap(one)(*tangents)
+        # The values are the same along every tangent: a view n times over.
+        return tree_map(lambda x: x[0], values), slopes
 
     point, z = along(path.begin, (lam,), (directions,))
     for t in range(steps):

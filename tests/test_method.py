@@ -1,0 +1,257 @@
+"""The shared outer loop: inner steps, step sizes, guards, search; what methods do with them."""
+
+import math
+
+import pytest
+import torch
+from oracles import F64, LinearEpisodes, SmallNet, context, given, quadratic_end
+
+from metabench import settings
+from metabench.cell import Budget
+from metabench.errors import Diverged, SettingError, UnknownName
+from metabench.meter import Counts, Meter
+from metabench.method import (
+    GradientMethod,
+    Hypergradient,
+    State,
+    check_hypergradient,
+    inner_loop,
+    outer_rate,
+)
+from metabench.problem import GRADIENTS, Hyper
+from metabench.registry import methods, tasks
+
+OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")
+Quadratic = tasks.get("quadratic")
+
+
+# Inner steps.
+
+
+def test_inner_loop_goes_on_from_where_it_was():
+    ctx = given(SmallNet(batches=True), *OFFERS, solver="adam")
+    lam, episode = ctx.problem.init_outer(), ctx.problem.episode("train", 0)
+    whole, _ = inner_loop(ctx, lam, lam, episode, steps=5, lr=0.1)
+    half, memory = inner_loop(ctx, lam, lam, episode, steps=2, lr=0.1)
+    rest, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2, memory=memory)
+    anew, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2)
+    for k in whole:
+        assert torch.equal(rest[k], whole[k])
+        assert not torch.equal(anew[k], whole[k])
+    assert ctx.meter.counts.inner_gradients == 13
+
+
+def test_inner_loop_moves_only_what_it_is_told():
+    ctx = given(SmallNet(), *OFFERS)
+    lam, episode = ctx.problem.init_outer(), ctx.problem.episode("train", 0)
+    theta, _ = inner_loop(ctx, lam, lam, episode, steps=3, lr=0.1, only=("body.bias",))
+    assert list(theta) == list(lam)
+    moved = {k for k in lam if not torch.equal(theta[k], lam[k])}
+    assert moved == {"body.bias"}
+
+
+def test_adapt_takes_the_steps_of_the_test():
+    ctx = context("quadratic")
+    problem, episode = ctx.problem, ctx.problem.episode("test", 0)
+    for test_steps, steps in ((None, 5), (9, 9), (0, 0)):
+        method = methods.get("bilevel")(inner_steps=5, test_steps=test_steps)
+        theta = method.adapt(ctx, method.init(ctx), episode)
+        expected = quadratic_end(problem, problem.lam, problem.w0, 0.1, steps)
+        torch.testing.assert_close(theta["w"], expected, rtol=1e-12, atol=0)
+
+
+# Outer steps.
+
+
+class Given(GradientMethod):
+    """Answers with a gradient that is given, and remembers what it was asked."""
+
+    g = torch.tensor([3.0], dtype=F64)
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        return Hypergradient(torch.tensor(1.0 + episode.index), {"lam": self.g}, {})
+
+
+def after_a_step(ctx, **set_):
+    method = Given(outer_solver="sgd", **set_)
+    state = method.init(ctx)
+    new, log = method.step(ctx, state)
+    return float(state.lam["lam"] - new.lam["lam"]), new, log
+
+
+def test_a_step_and_what_it_logs():
+    moved, state, log = after_a_step(context("quadratic"), outer_lr=0.1)
+    assert moved == pytest.approx(0.3)
+    assert log == {"outer_loss": 1.0, "hypergradient_norm": 3.0}
+    assert state.theta is None and state.memory == {"outer": {}}
+
+
+def test_clipping_is_entry_by_entry_and_after_the_norm():
+    moved, _, log = after_a_step(context("quadratic"), outer_lr=0.1, clip=2.0)
+    assert moved == pytest.approx(0.2) and log["hypergradient_norm"] == 3.0
+
+
+def test_lam_is_projected():
+    moved, state, _ = after_a_step(context("quadratic"), outer_lr=100.0)
+    assert float(state.lam["lam"]) == -4.0 and moved == pytest.approx(4.4)
+
+
+def test_episodes_of_a_step_are_its_own():
+    ctx = given(LinearEpisodes(per_step=3), *OFFERS)
+    ctx.step = 5
+    assert [e.index for e in ctx.training_episodes()] == [15, 16, 17]
+
+
+def test_the_outer_solver_keeps_its_memory():
+    ctx = context("quadratic")
+    method = Given(outer_solver="adam", outer_lr=0.1)
+    state = method.init(ctx)
+    for _ in range(3):
+        state, _ = method.step(ctx, state)
+    assert state.memory["outer"]["count"]["steps"] == 3
+    assert float(state.lam["lam"]) == pytest.approx(0.4 - 0.3)  # equal gradients: equal steps
+
+
+@pytest.mark.parametrize(("g", "words"), [
+    ([0.0, 0.0], "at outer step 7 is exactly zero"),
+    ([math.nan, 0.0], r"at outer step 7 is not finite \(in a\)"),
+    ([math.inf, 0.0], "not finite"),
+])  # fmt: skip
+def test_hypergradients_that_mean_nothing(g, words):
+    with pytest.raises(Diverged, match=words):
+        check_hypergradient({"a": torch.tensor(g), "b": torch.zeros(1)}, 7)
+
+
+def test_a_zero_hypergradient_is_found_out():
+    ctx = context(Quadratic(b=0.0))
+    with pytest.raises(Diverged, match="exactly zero"):
+        method = methods.get("bilevel")()
+        method.step(ctx, method.init(ctx))
+
+
+def test_outer_rate_follows_the_budget():
+    ctx = context("quadratic", budget=Budget(outer_steps=4))
+    assert outer_rate(0.5, "none", ctx) == 0.5
+    rates = []
+    for ctx.step in range(5):
+        rates.append(outer_rate(0.8, "linear", ctx))
+    assert rates == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
+    spent = Meter(Counts(inner_gradients=30, hvps=5))
+    ctx = context("quadratic", budget=Budget(inner_gradients=40, hvps=100), meter=spent)
+    assert outer_rate(0.8, "linear", ctx) == pytest.approx(0.2) and ctx.notes == {}
+    ctx = context("quadratic", budget=Budget(seconds=5.0))
+    assert ctx.progress is None
+    assert outer_rate(0.8, "linear", ctx) == 0.8
+    assert ctx.notes == {"outer_decay": "none: only time limits the run"}
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(UnknownName, match="no solver 'adm'; near: adam"):
+        settings.build(methods.get("maml"), {"outer_solver": "adm"}, "method maml")
+    with pytest.raises(SettingError, match="method bilevel: forward mode cannot be truncated"):
+        both = {"mode": "forward", "truncate": 2}
+        settings.build(methods.get("bilevel"), both, "method bilevel")
+    with pytest.raises(SettingError, match="task quadratic: a carried w has one start"):
+        both = {"carried": True, "formulation": "init"}
+        settings.build(Quadratic, both, "task quadratic")
+
+
+def test_needs_follow_the_settings():
+    bilevel, maml = methods.get("bilevel"), methods.get("maml")
+    assert bilevel().needs == GRADIENTS
+    assert bilevel(mode="forward").needs == GRADIENTS | {"small_lam"}
+    assert bilevel(truncate=2).needs == GRADIENTS | {"lam_in_inner_loss"}
+    assert bilevel(truncate=5, inner_steps=5).needs == GRADIENTS
+    assert maml(order="first").needs == {"outer_gradient", "lam_is_initialisation"}
+    assert maml(anil=True).needs == GRADIENTS | {"lam_is_initialisation", "head"}
+
+
+# Floors and search.
+
+
+def test_fixed_trains_a_carried_theta_and_nothing_else():
+    ctx = context(Quadratic(dim=2, carried=True))
+    method = methods.get("fixed")(inner_steps=3)
+    state = method.init(ctx)
+    after, log = method.step(ctx, state)
+    assert after.lam is state.lam and log == {}
+    expected = quadratic_end(ctx.problem, state.lam["lam"], ctx.problem.w0, 0.1, 3)
+    torch.testing.assert_close(after.theta["w"], expected, rtol=1e-12, atol=0)
+    ctx = context("quadratic")
+    state = method.init(ctx)
+    assert method.step(ctx, state) == (state, {}) and ctx.meter.counts == Counts()
+
+
+@pytest.mark.parametrize("sequence", ["sobol", "uniform"])
+def test_search_finds_the_best_penalty(sequence):
+    ctx = context("quadratic")
+    method = methods.get("random")(inner_steps=60, inner_lr=0.2, sequence=sequence)
+    state, best = method.init(ctx), math.inf
+    for ctx.step in range(40):
+        state, log = method.step(ctx, state)
+        best = min(best, log["outer_loss"])
+        assert state.memory["best"] == best
+    assert ctx.meter.counts.trainings == ctx.meter.counts.function_evaluations == 40
+    assert ctx.meter.counts.inner_gradients == 40 * 60
+    assert float(state.lam["lam"]) == pytest.approx(0.7 / 1.5, abs=0.3)
+
+
+@pytest.mark.parametrize("sequence", ["sobol", "uniform"])
+def test_search_points_depend_on_the_step_and_the_seed_alone(sequence):
+    ctx = context("ridge")
+    method = methods.get("random")(sequence=sequence)
+    points = []
+    for ctx.step in range(8):
+        points.append(method.point(ctx, 3))
+    assert len({tuple(p) for p in points}) == 8
+    ctx.step = 5
+    assert method.point(ctx, 3) == points[5]
+    if sequence == "sobol":  # every eighth of every axis is visited once
+        for axis in range(3):
+            assert sorted(int(8 * p[axis]) for p in points) == list(range(8))
+
+
+def test_search_keeps_the_best_and_counts_what_diverged():
+    ctx = context("quadratic")
+    method = methods.get("random")(inner_steps=3000, inner_lr=10.0)
+    state = method.init(ctx)
+    after, log = method.step(ctx, state)
+    assert after is state and log == {} and ctx.meter.counts.trainings == 1
+    good = State(state.lam, None, {"best": 0.0})
+    after, log = methods.get("random")(inner_steps=5).step(ctx, good)
+    assert after is good and log["outer_loss"] > 0
+
+
+def test_search_scales_and_leaves_alone_what_it_has_no_bounds_for():
+    ctx = context("ridge")
+    hypers = (
+        Hyper("rate", (2,), 1e-4, 1.0, log=True),
+        Hyper("kind", (), choices=("a", "b", "c")),
+    )
+    like = {k: torch.zeros(n, dtype=F64) for k, n in (("rate", 2), ("kind", ()), ("other", 1))}
+
+    ctx.problem.hypers = hypers
+    ctx.problem.init_outer = lambda: dict(like)
+    ctx.problem.init_inner = lambda lam, episode: {"w": torch.zeros(1, dtype=F64)}
+    seen = []
+
+    def inner_loss(lam, theta, batch):
+        return (theta["w"] ** 2).sum()
+
+    def outer_loss(lam, theta, batch):
+        seen.append(lam)
+        return torch.tensor(1.0)
+
+    ctx.problem.inner_loss, ctx.problem.outer_loss = inner_loss, outer_loss
+    method = methods.get("random")(inner_steps=1)
+    state = method.init(ctx)
+    for ctx.step in range(24):
+        state, _ = method.step(ctx, state)
+    rates = torch.stack([lam["rate"] for lam in seen])
+    assert float(rates.min()) >= 1e-4 and float(rates.max()) <= 1.0
+    assert 16 <= int((rates < 1e-2).sum()) <= 32  # half of 48 below the middle of the scale
+    assert {int(lam["kind"]) for lam in seen} == {0, 1, 2}
+    assert all(torch.equal(lam["other"], like["other"]) for lam in seen)
+    ctx.problem.hypers = (Hyper("rate", (2,), 1e-4),)
+    with pytest.raises(ValueError, match="'rate' has no bounds"):
+        method.step(ctx, state)
