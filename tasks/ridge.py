@@ -39,7 +39,7 @@ class Ridge:
     first_log_penalty: float = 0.0
     carried: bool = False
 
-    metric: ClassVar[str] = "mse"
+    metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
     data: ClassVar[tuple[str, ...]] = ()
 
@@ -116,8 +116,3 @@ class RidgeProblem(Problem):
     def count(self, split: str) -> int | None:
         """One."""
         return 1
-
-    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Mean squared error of the split."""
-        x, y = episode.outer["x"], episode.outer["y"]
-        return {"mse": float((x @ theta["w"] - y).square().sum())}

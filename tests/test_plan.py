@@ -261,8 +261,8 @@ def test_a_crossing_is_a_suite_of_defaults() -> None:
         crossing(["quadratic"], ["bilevel"], "momentun")
     with pytest.raises(SuiteError, match="at least one --task"):
         crossing([], ["bilevel"])
-    with pytest.raises(SuiteError, match="quadratic: loss, ridge: mse"):
-        crossing(["quadratic", "ridge"], ["bilevel"])
+    with pytest.raises(SuiteError, match="quadratic: loss, glyphs: accuracy"):
+        crossing(["quadratic", "glyphs"], ["bilevel"])
 
 
 def test_recipes() -> None:

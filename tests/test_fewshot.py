@@ -1,0 +1,167 @@
+"""Episodes and both formulations, on the embedded glyphs."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metabench import settings as config
+from metabench.cell import Budget, why_not
+from metabench.method import Context
+from metabench.problem import Episode, Seeds
+from metabench.registry import methods, solvers, tasks
+
+fewshot = importlib.import_module("metabench.tasks._fewshot")
+CPU = torch.device("cpu")
+SMALL = {"filters": 4, "meta_batch": 3, "dtype": "float64"}
+
+
+def build(**own):
+    return tasks.get("glyphs")(**{**SMALL, **own}).build(Seeds.of(0), CPU)
+
+
+def context(problem, **own):
+    return Context(
+        problem, solvers.get("sgd")(), Seeds.of(0), problem.task.offers, budget=Budget(5), **own
+    )
+
+
+def method(name, **own):
+    return config.build(methods.get(name), own, name)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ways=st.integers(2, 20),
+    shots=st.integers(1, 6),
+    queries=st.integers(1, 8),
+    index=st.integers(0, 10**6),
+    split=st.sampled_from(["train", "valid", "test"]),
+)
+def test_an_episode_is_what_its_settings_say(ways, shots, queries, index, split):
+    problem = build(ways=ways, shots=shots, queries=queries)
+    episode = problem.episode(split, index)
+    support, query = episode.batch(0), episode.outer
+    assert support["x"].shape == (ways * shots, 1, 28, 28)
+    assert query["x"].shape == (ways * queries, 1, 28, 28)
+    assert torch.equal(support["y"].bincount(), torch.full((ways,), shots))
+    assert torch.equal(query["y"].bincount(), torch.full((ways,), queries))
+    assert float(support["x"].min()) >= 0 and float(support["x"].max()) <= 1
+    seen = {bytes(x.numpy().tobytes()) for x in support["x"]}
+    assert not seen & {bytes(x.numpy().tobytes()) for x in query["x"]}, "a query was trained on"
+    again = problem.episode(split, index)
+    assert torch.equal(query["x"], again.outer["x"])
+
+
+def test_other_indices_splits_and_seeds_give_other_episodes():
+    problem = build()
+    other = tasks.get("glyphs")(**SMALL).build(Seeds.of(1), CPU)
+    images = [
+        problem.episode("train", 0),
+        problem.episode("train", 1),
+        problem.episode("test", 0),
+        other.episode("train", 0),
+    ]
+    flat = [bytes(e.outer["x"].numpy().tobytes()) for e in images]
+    assert len(set(flat)) == len(flat)
+
+
+def test_minibatches_pass_over_the_support_set_and_can_be_asked_for_again():
+    problem = build(train_shots=10, inner_batch=10)
+    episode = problem.episode("train", 0)
+    a_pass = torch.cat([episode.batch(t)["y"] for t in range(5)])
+    assert torch.equal(a_pass.bincount(), torch.full((5,), 10))
+    assert torch.equal(episode.batch(7)["x"], episode.batch(7)["x"])
+    assert not torch.equal(episode.batch(0)["x"], episode.batch(5)["x"])
+    assert len(problem.episode("valid", 0).batch(0)["y"]) == 5, "evaluation uses the shots alone"
+
+
+@pytest.mark.parametrize(
+    ("formulation", "name", "own"),
+    [
+        ("init", "maml", {"inner_steps": 2}),
+        ("init", "maml", {"inner_steps": 2, "order": "first"}),
+        ("init", "maml", {"inner_steps": 2, "anil": True}),
+        ("representation", "bilevel", {"inner_steps": 3}),
+    ],
+)
+def test_looped_threaded_and_batched_episodes_agree(formulation, name, own):
+    problem = build(formulation=formulation)
+    chosen = method(name, **own)
+    lam = problem.init_outer()
+    episodes = [problem.episode("train", i) for i in range(3)]
+    runs = []
+    for how in ({}, {"workers": 2}, {"engine": "vmap"}):
+        ctx = context(problem, **how)
+        runs.append(
+            ctx.over_episodes(lambda e, ctx=ctx: chosen.hypergradient(ctx, lam, None, e), episodes)
+        )
+    for other in runs[1:]:
+        for one, two in zip(runs[0], other, strict=True):
+            for key, value in one.grad.items():
+                torch.testing.assert_close(value, two.grad[key], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("formulation", "name", "own"),
+    [
+        ("representation", "bilevel", {"inner_steps": 4}),
+        ("representation", "bilevel", {"inner_steps": 4, "truncate": 2}),
+        ("init", "maml", {"inner_steps": 3, "anil": True}),
+        ("init", "maml", {"inner_steps": 3, "anil": True, "order": "first"}),
+    ],
+)
+def test_preparing_an_episode_changes_no_hypergradient(formulation, name, own, monkeypatch):
+    problem = build(formulation=formulation)
+    chosen, lam, episode = method(name, **own), problem.init_outer(), problem.episode("train", 0)
+    fast = chosen.hypergradient(context(problem), lam, None, episode)
+    prepared = problem.prepare(lam, episode, chosen.only(context(problem)))
+    assert "features" in prepared.outer
+    monkeypatch.setattr(type(problem), "prepare", lambda self, lam, episode, only=None: episode)
+    plain = chosen.hypergradient(context(problem), lam, None, episode)
+    for key, value in plain.grad.items():
+        torch.testing.assert_close(fast.grad[key], value, rtol=1e-11, atol=1e-12)
+
+
+def test_nothing_is_prepared_where_the_body_moves():
+    problem = build()
+    episode = problem.episode("train", 0)
+    assert problem.prepare(problem.init_outer(), episode) is episode
+
+
+def test_representation_sees_lam_through_features_alone():
+    problem = build(formulation="representation")
+    lam, episode = problem.init_outer(), problem.episode("train", 0)
+    theta = problem.init_inner(lam, episode)
+    assert not set(lam) & set(theta)
+    assert all(not v.any() for v in theta.values())
+    assert float(problem.inner_loss(lam, theta, episode.batch(0))) == pytest.approx(1.6094379124)
+
+
+def test_inapplicable_crossings_say_why():
+    init, body = (tasks.get("glyphs")(formulation=f) for f in ("init", "representation"))
+    assert "representation" in why_not(body, method("maml"))
+    assert why_not(body, method("bilevel")) is None
+    assert why_not(init, method("maml", anil=True)) is None
+    assert "nothing to search in" in why_not(init, method("random"))
+
+
+def test_nearest_neighbour_by_hand():
+    x = torch.tensor([[0.0], [1.0]]).view(2, 1, 1, 1)
+    query = torch.tensor([[0.1], [0.4], [0.9]]).view(3, 1, 1, 1)
+    episode = Episode(
+        {"x": x, "y": torch.tensor([0, 1])}, {"x": query, "y": torch.tensor([0, 1, 1])}
+    )
+    assert fewshot.nearest_neighbour(episode) == pytest.approx(2 / 3)
+
+
+def test_metrics_are_those_of_the_queries():
+    problem = build()
+    lam, episode = problem.init_outer(), problem.episode("test", 0)
+    found = problem.metrics(lam, problem.init_inner(lam, episode), episode)
+    assert set(found) == {"accuracy", "loss", "nearest_neighbour"}
+    assert found["loss"] == pytest.approx(float(problem.outer_loss(lam, dict(lam), episode.outer)))

@@ -1,0 +1,65 @@
+"""The embedded glyph task: deterministic, split by script, neither trivial nor impossible."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from metabench.problem import Seeds
+from metabench.registry import tasks
+
+glyphs = importlib.import_module("metabench.tasks.glyphs")
+fewshot = importlib.import_module("metabench.tasks._fewshot")
+CPU = torch.device("cpu")
+
+
+def build(**settings):
+    return tasks.get("glyphs")(**settings).build(Seeds.of(0), CPU)
+
+
+def test_there_are_enough_classes_for_twenty_ways():
+    sizes = {part: len(classes) for part, classes in build().splits.items()}
+    assert sizes["train"] > 300
+    assert sizes["valid"] > 30
+    assert sizes["test"] > 80
+
+
+def test_no_script_is_in_two_parts():
+    every = [script for scripts in glyphs.SCRIPTS.values() for script in scripts]
+    assert len(every) == len(set(every))
+
+
+def test_the_same_seed_draws_the_same_images_and_another_seed_others():
+    first = glyphs._drawn("valid", 0)
+    glyphs._drawn.cache_clear()
+    assert torch.equal(first, glyphs._drawn("valid", 0))
+    assert not torch.equal(first, glyphs._drawn("valid", 1))
+
+
+def test_no_placeholder_and_no_empty_drawing():
+    for part in glyphs.SCRIPTS:
+        ink = glyphs._drawn(part, 0).flatten(2).float().mean(2)
+        assert float(ink.min()) > 0.2, "a drawing without ink"
+    assert not any("LastResort" in path.name for path in glyphs._fonts())
+
+
+def test_drawings_of_one_character_differ():
+    images = glyphs._drawn("test", 0).flatten(2)
+    for character in images:
+        assert len({bytes(drawing.numpy().tobytes()) for drawing in character}) == 20
+
+
+def test_no_two_classes_look_alike():
+    looks = [glyphs._thicker(f[:1]).flatten() for fs in glyphs._characters().values() for f in fs]
+    looks = torch.nn.functional.normalize(torch.stack(looks))
+    alike = looks @ looks.T - torch.eye(len(looks))
+    assert float(alike.max()) <= glyphs._ALIKE + 1e-5
+
+
+@pytest.mark.parametrize(("shots", "low", "high"), [(1, 0.28, 0.45), (5, 0.42, 0.60)])
+def test_pixels_alone_are_above_chance_and_far_from_perfect(shots, low, high):
+    problem = build(shots=shots)
+    scores = [fewshot.nearest_neighbour(problem.episode("test", i)) for i in range(200)]
+    assert low < sum(scores) / len(scores) < high
