@@ -103,8 +103,13 @@ def run_planned(
 
     cells = [p.cell for p in planned if p.state in plans.TO_RUN or p.state == "done"]
     return launch(
-        cells, store, jobs=jobs, device=device, time_limit=time_limit,
-        checkpoint_seconds=checkpoint_seconds, listener=listener,
+        cells,
+        store,
+        jobs=jobs,
+        device=device,
+        time_limit=time_limit,
+        checkpoint_seconds=checkpoint_seconds,
+        listener=listener,
     )
 
 
@@ -153,7 +158,8 @@ def results(
     here = ("missing data", "missing package", "running")
     reasons = {
         p.cell.key: (p.state, f"{p.reason}; {p.mend}" if p.mend else p.reason)
-        for p in planned if p.state in here
+        for p in planned
+        if p.state in here
     }
     return collect(suite, budget, store, reasons, overrides=plans.overrides(set), seeds=seeds)
 
@@ -183,8 +189,13 @@ def table(
 
 
 def plot(
-    suite: str | Path | Suite, *, out: str | Path, kind: Sequence[str] | None = None,
-    cost: str | None = None, store: str | Path | Store | None = None, **which: Any,
+    suite: str | Path | Suite,
+    *,
+    out: str | Path,
+    kind: Sequence[str] | None = None,
+    cost: str | None = None,
+    store: str | Path | Store | None = None,
+    **which: Any,
 ) -> list[Path]:
     """Draw into the folder ``out``; the paths of what was drawn.
 
@@ -204,7 +215,10 @@ def _draw(
 
 
 def report(
-    suite: str | Path | Suite, *, out: str | Path, store: str | Path | Store | None = None,
+    suite: str | Path | Suite,
+    *,
+    out: str | Path,
+    store: str | Path | Store | None = None,
     **which: Any,
 ) -> Path:
     """Write ``report.html`` into the folder ``out``; its path."""
@@ -233,7 +247,10 @@ class Published:
 
 
 def publish(
-    suite: str | Path | Suite, *, out: str | Path, store: str | Path | Store | None = None,
+    suite: str | Path | Suite,
+    *,
+    out: str | Path,
+    store: str | Path | Store | None = None,
     **which: Any,
 ) -> Published:
     """Tables in every format, plots and report of what is finished, in the folder ``out``."""
@@ -251,8 +268,14 @@ def publish(
 
 
 def reproduce(
-    suite: str | Path | Suite, *, out: str | Path, only: Iterable[str] = (), jobs: int = 1,
-    device: str | None = None, listener: Listener | None = None, **which: Any,
+    suite: str | Path | Suite,
+    *,
+    out: str | Path,
+    only: Iterable[str] = (),
+    jobs: int = 1,
+    device: str | None = None,
+    listener: Listener | None = None,
+    **which: Any,
 ) -> Published:
     """Run what is missing, then :func:`publish`; what failed is a hole in the table."""
     run(suite, only=only, jobs=jobs, device=device, listener=listener, **which)

@@ -83,8 +83,12 @@ def _common(
     ctx: typer.Context,
     plugin: Annotated[
         list[Path] | None,
-        typer.Option(PLUGIN, metavar="FILE", help="A Python file that registers tasks, methods or "
-                     "solvers. May stand anywhere in a command, and be repeated."),
+        typer.Option(
+            PLUGIN,
+            metavar="FILE",
+            help="A Python file that registers tasks, methods or "
+            "solvers. May stand anywhere in a command, and be repeated.",
+        ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_version, help="The version.")
@@ -126,7 +130,13 @@ def show(
 
 
 for verb in (
-    verbs.plan, verbs.run, verbs.status, verbs.table, verbs.plot, verbs.report, verbs.reproduce
+    verbs.plan,
+    verbs.run,
+    verbs.status,
+    verbs.table,
+    verbs.plot,
+    verbs.report,
+    verbs.reproduce,
 ):
     app.command()(verb)
 

@@ -74,8 +74,12 @@ def examine(store: Store | None = None, plugins: Iterable[str | Path] = ()) -> l
     """Look at everything; changes nothing."""
     probe = probe_torch()
     return [
-        *_versions(probe), *_machine(probe), *_store(store or Store()), *_data(),
-        *_optional(probe), *_third_parties(plugins),
+        *_versions(probe),
+        *_machine(probe),
+        *_store(store or Store()),
+        *_data(),
+        *_optional(probe),
+        *_third_parties(plugins),
     ]
 
 
@@ -109,15 +113,26 @@ def _versions(probe: dict[str, Any]) -> Iterator[Finding]:
     if sys.version_info[:2] >= LOWEST_PYTHON:
         yield Finding("versions", "python", "ok", f"{version}, {sys.executable}")
     else:
-        yield Finding("versions", "python", "too old", f"{version}; 3.11 or later is needed",
-                      essential=True)
+        yield Finding(
+            "versions", "python", "too old", f"{version}; 3.11 or later is needed", essential=True
+        )
     try:
-        yield Finding("versions", "metabench", "ok",
-                      f"{metadata.version('metabench')}, {Path(__file__).parent}")
+        yield Finding(
+            "versions",
+            "metabench",
+            "ok",
+            f"{metadata.version('metabench')}, {Path(__file__).parent}",
+        )
         base = packages.base()
     except metadata.PackageNotFoundError:
-        yield Finding("versions", "metabench", "missing", "not installed, only imported from "
-                      f"{Path(__file__).parent}", ("pip install -e .",), essential=True)
+        yield Finding(
+            "versions",
+            "metabench",
+            "missing",
+            f"not installed, only imported from {Path(__file__).parent}",
+            ("pip install -e .",),
+            essential=True,
+        )
         return
     for name, lowest in base.items():
         yield _package(name, lowest, probe)
@@ -128,13 +143,21 @@ def _package(name: str, lowest: tuple[int, ...], probe: dict[str, Any]) -> Findi
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        mend = PAIR[1:] if name in ("torch", "torchvision") else (
-            f'pip install "{name}>={floor}"' if lowest else f"pip install {name}",
+        mend = (
+            PAIR[1:]
+            if name in ("torch", "torchvision")
+            else (f'pip install "{name}>={floor}"' if lowest else f"pip install {name}",)
         )
         return Finding("versions", name, "missing", mend=mend, essential=True)
     if packages.version_tuple(version) < lowest:
-        return Finding("versions", name, "too old", f"{version}; {floor} or later is needed",
-                       (f'pip install --upgrade "{name}>={floor}"',), essential=True)
+        return Finding(
+            "versions",
+            name,
+            "too old",
+            f"{version}; {floor} or later is needed",
+            (f'pip install --upgrade "{name}>={floor}"',),
+            essential=True,
+        )
     error = probe.get(f"{name}_error")
     if error:
         detail = f"{version} cannot be imported: {error}"
@@ -146,8 +169,13 @@ def _package(name: str, lowest: tuple[int, ...], probe: dict[str, Any]) -> Findi
 
 def _machine(probe: dict[str, Any]) -> Iterator[Finding]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("machine", "cores", "ok", f"{usable} usable of {os.cpu_count()}; torch takes "
-                  f"{probe.get('threads', '?')} threads by default")
+    yield Finding(
+        "machine",
+        "cores",
+        "ok",
+        f"{usable} usable of {os.cpu_count()}; torch takes "
+        f"{probe.get('threads', '?')} threads by default",
+    )
     total, free = memory()
     text = f"{_size(total)}" + (f", {_size(free)} free" if free is not None else "")
     yield Finding("machine", "memory", "ok", text)
@@ -155,8 +183,10 @@ def _machine(probe: dict[str, Any]) -> Iterator[Finding]:
     for at, (name, size) in enumerate(gpus):
         yield Finding("machine", f"cuda:{at}", "ok", f"{name}, {_size(size)}")
     if not gpus:
-        built = f"torch is built for CUDA {probe['cuda']}" if probe.get("cuda") else (
-            "torch is built without CUDA"
+        built = (
+            f"torch is built for CUDA {probe['cuda']}"
+            if probe.get("cuda")
+            else ("torch is built without CUDA")
         )
         yield Finding("machine", "GPU", "note", f"none found ({built}): runs use the CPU")
 
@@ -177,8 +207,14 @@ def _store(store: Store) -> Iterator[Finding]:
     while not there.exists() and there != there.parent:
         there = there.parent
     if not os.access(there, os.W_OK):
-        yield Finding("store", "folder", "broken", f"{store.root}: cannot be written",
-                      ("export METABENCH_STORE=FOLDER  # one that can be written",), True)
+        yield Finding(
+            "store",
+            "folder",
+            "broken",
+            f"{store.root}: cannot be written",
+            ("export METABENCH_STORE=FOLDER  # one that can be written",),
+            True,
+        )
     free = shutil.disk_usage(there).free
     verdict: Verdict = "ok" if free > LOW_DISK else "note"
     yield Finding("store", "disk", verdict, f"{_size(free)} free for {store.root}")
@@ -186,9 +222,13 @@ def _store(store: Store) -> Iterator[Finding]:
     done = sum(record.status == "done" for record in records)
     yield Finding("store", "records", "ok", f"{len(records)}, {done} of them done")
     for bad in store.problems():
-        yield Finding("store", bad.path.name, "broken", str(bad), mend=(
-            "metabench run SUITE  # sets bad files aside and runs their cells again",
-        ))
+        yield Finding(
+            "store",
+            bad.path.name,
+            "broken",
+            str(bad),
+            mend=("metabench run SUITE  # sets bad files aside and runs their cells again",),
+        )
 
 
 def _data() -> Iterator[Finding]:
@@ -220,14 +260,20 @@ def _optional(probe: dict[str, Any]) -> Iterator[Finding]:
             version = metadata.version(name)
             error = probe.get(f"{name}_error")
             if error:
-                yield Finding("optional packages", name, "broken",
-                              f"{version} cannot be imported: {error}", packages.recipe(name))
+                yield Finding(
+                    "optional packages",
+                    name,
+                    "broken",
+                    f"{version} cannot be imported: {error}",
+                    packages.recipe(name),
+                )
             else:
                 yield Finding("optional packages", name, "ok", version)
         except metadata.PackageNotFoundError:
             what = purpose if " " in purpose else f"extra {purpose}"
-            yield Finding("optional packages", name, "missing", f"for {what}",
-                          packages.recipe(name))
+            yield Finding(
+                "optional packages", name, "missing", f"for {what}", packages.recipe(name)
+            )
 
 
 def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
@@ -236,8 +282,9 @@ def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
         try:
             load_plugin(path)
         except Exception as error:
-            yield Finding("plug-ins", str(path), "broken", f"{type(error).__name__}: {error}",
-                          essential=True)
+            yield Finding(
+                "plug-ins", str(path), "broken", f"{type(error).__name__}: {error}", essential=True
+            )
         else:
             yield Finding("plug-ins", str(path), "ok")
     for kind, registry in REGISTRIES.items():
@@ -247,9 +294,13 @@ def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
             try:
                 registry.get(entry.name)
             except Exception as error:
-                yield Finding("entry points", f"{kind} {entry.name}", "broken",
-                              f"from {entry.origin}: {type(error).__name__}: {error}",
-                              essential=True)
+                yield Finding(
+                    "entry points",
+                    f"{kind} {entry.name}",
+                    "broken",
+                    f"from {entry.origin}: {type(error).__name__}: {error}",
+                    essential=True,
+                )
             else:
                 yield Finding("entry points", f"{kind} {entry.name}", "ok", f"from {entry.origin}")
 

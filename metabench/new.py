@@ -30,8 +30,10 @@ def new(kind: str, name: str, folder: str | Path = ".") -> Path:
             f"a letter{f'; near: {near}' if near else ''}"
         )
     if name.startswith("_"):
-        raise SettingError(f"{name!r} cannot be the name of a {kind}: files with a leading _ are "
-                           f"helpers; near: {name.lstrip('_') or kind}")
+        raise SettingError(
+            f"{name!r} cannot be the name of a {kind}: files with a leading _ are "
+            f"helpers; near: {name.lstrip('_') or kind}"
+        )
     for other, registry in REGISTRIES.items():
         if name in registry.names():
             raise SettingError(f"there is a {other} called {name!r} already; near: my_{name}")
@@ -50,7 +52,7 @@ def new(kind: str, name: str, folder: str | Path = ".") -> Path:
 
 
 def class_name(name: str) -> str:
-    """"my_method" as "MyMethod"."""
+    """ "my_method" as "MyMethod"."""
     return "".join(part[:1].upper() + part[1:] for part in name.split("_") if part)
 
 
@@ -66,8 +68,10 @@ def suggestion(name: str) -> str:
 def next_commands(kind: str, path: Path) -> list[str]:
     """What to type next; each of them works as it stands."""
     name, plugin = path.stem, f"--plugin {path}"
-    cross = {"method": f"--task {CHECK['method']} --method {name}",
-             "task": f"--task {name} --method {CHECK['task']}"}[kind]
+    cross = {
+        "method": f"--task {CHECK['method']} --method {name}",
+        "task": f"--task {name} --method {CHECK['task']}",
+    }[kind]
     return [
         f"metabench show {name} {plugin}",
         f"metabench check {name} {plugin}",

@@ -23,8 +23,12 @@ def _suite_names(incomplete: str) -> list[str]:
 
 SuiteName = Annotated[
     str | None,
-    typer.Argument(metavar="[SUITE]", autocompletion=_suite_names, show_default=False,
-                   help="A built-in suite, the path of a .toml file, or 'all'."),
+    typer.Argument(
+        metavar="[SUITE]",
+        autocompletion=_suite_names,
+        show_default=False,
+        help="A built-in suite, the path of a .toml file, or 'all'.",
+    ),
 ]
 TaskNames = Annotated[
     list[str] | None,
@@ -39,37 +43,51 @@ SolverName = Annotated[
 ]
 BudgetName = Annotated[
     str,
-    typer.Option("--budget", metavar="NAME",
-                 help="smoke (seconds), laptop (minutes), paper (for GPUs)."),
+    typer.Option(
+        "--budget", metavar="NAME", help="smoke (seconds), laptop (minutes), paper (for GPUs)."
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="GROUP.NAME=VALUE", help="A setting: GROUP is task, method, "
-                 "solver, budget, or the name of a row or column. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="GROUP.NAME=VALUE",
+        help="A setting: GROUP is task, method, "
+        "solver, budget, or the name of a row or column. Repeatable.",
+    ),
 ]
 Seeds = Annotated[
     str | None, typer.Option("--seeds", metavar="0,1,5-9", help="Instead of the budget's seeds.")
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option("--only", metavar="ROW/COLUMN", help="Only these cells: a row, a column, or "
-                 "ROW/COLUMN; * stands for anything. Repeatable."),
+    typer.Option(
+        "--only",
+        metavar="ROW/COLUMN",
+        help="Only these cells: a row, a column, or ROW/COLUMN; * stands for anything. Repeatable.",
+    ),
 ]
 StorePath = Annotated[
     Path | None,
-    typer.Option("--store", metavar="DIR", envvar="METABENCH_STORE",
-                 help="Where records are kept [default: results/runs]."),
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        envvar="METABENCH_STORE",
+        help="Where records are kept [default: results/runs].",
+    ),
 ]
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR",
-                 help="The folder for files [default: results/SUITE/BUDGET]."),
+    typer.Option(
+        "--out", metavar="DIR", help="The folder for files [default: results/SUITE/BUDGET]."
+    ),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells at a time.")]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME",
-                 help="cpu, cuda, cuda:1 [default: a GPU if there is one]."),
+    typer.Option(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a GPU if there is one]."
+    ),
 ]
 TimeLimit = Annotated[
     float | None,
@@ -77,8 +95,12 @@ TimeLimit = Annotated[
 ]
 CheckpointEvery = Annotated[
     float,
-    typer.Option("--checkpoint-every", min=0, metavar="SECONDS",
-                 help="Least time between two checkpoints of a cell."),
+    typer.Option(
+        "--checkpoint-every",
+        min=0,
+        metavar="SECONDS",
+        help="Least time between two checkpoints of a cell.",
+    ),
 ]
 
 
@@ -115,8 +137,16 @@ class Choice:
         from metabench import plan
 
         cells = [
-            (s, plan.choose(s, self.budget, set=self.set or (), seeds=seed_list(self.seeds),
-                            only=self.only or ()))
+            (
+                s,
+                plan.choose(
+                    s,
+                    self.budget,
+                    set=self.set or (),
+                    seeds=seed_list(self.seeds),
+                    only=self.only or (),
+                ),
+            )
             for s in self.suites()
         ]
         return [(s, plan.plan(chosen, self.open_store())) for s, chosen in cells]
@@ -130,13 +160,15 @@ class Choice:
     def words(self) -> dict[str, Any]:
         """The keyword arguments of the verbs in :mod:`metabench.api`."""
         return {
-            "budget": self.budget, "set": self.set or (), "seeds": seed_list(self.seeds),
+            "budget": self.budget,
+            "set": self.set or (),
+            "seeds": seed_list(self.seeds),
             "store": self.open_store(),
         }
 
 
 def seed_list(text: str | None) -> list[int] | None:
-    """"0,1,5-9" as numbers, each once; raises SettingError."""
+    """ "0,1,5-9" as numbers, each once; raises SettingError."""
     from metabench.errors import SettingError
 
     if text is None:

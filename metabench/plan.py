@@ -21,8 +21,16 @@ from metabench.store import CHECKPOINT, Store
 from metabench.suite import Column, Override, Row, Suite, SuiteBudget, SuiteCell, parse_override
 
 State = Literal[
-    "done", "open", "failed", "diverged", "timeout", "running", "not applicable", "missing data",
-    "missing package", "skipped",
+    "done",
+    "open",
+    "failed",
+    "diverged",
+    "timeout",
+    "running",
+    "not applicable",
+    "missing data",
+    "missing package",
+    "skipped",
 ]
 STATES: tuple[State, ...] = get_args(State)
 TO_RUN = frozenset({"open", "failed", "diverged", "timeout", "running"})
@@ -177,26 +185,34 @@ def choose(
     """The cells of a suite that are asked for, in table order.
 
     ``set``: "method.inner_lr=0.01", or the same as a mapping. ``only``: names of rows, columns,
-    methods or tasks, or ROW/COLUMN; ``*`` stands for anything. Raises UnknownName, SettingError.
+    methods or tasks, or ROW/COLUMN; ``*`` stands for anything. The name of a row that is also its
+    method's means the row alone. Raises UnknownName, SettingError.
     """
     cells = suite.cells(budget, overrides(set), seeds)
     patterns = [_pattern(text, suite) for text in only]
     if not patterns:
         return cells
-    groups = {r.id: (r.id, r.method) for r in suite.rows}
-    groups |= {"/" + c.id: (c.id, c.task) for c in suite.columns}
-    chosen = []
-    for item in cells:
-        row, column = groups[item.row], groups["/" + item.column]
-        for left, right in patterns:
-            if any(fnmatchcase(n, left) for n in row) and any(
-                fnmatchcase(n, right) for n in column
-            ):
-                chosen.append(item)
-                break
+    methods_of = {r.id: r.method for r in suite.rows}
+    tasks_of = {c.id: c.task for c in suite.columns}
+    chosen = [
+        item
+        for item in cells
+        if any(
+            _meant(item.row, left, methods_of) and _meant(item.column, right, tasks_of)
+            for left, right in patterns
+        )
+    ]
     if not chosen:
         raise SettingError(f"suite {suite.name}: no cell is both of {', '.join(only)}")
     return chosen
+
+
+def _meant(place: str, pattern: str, parts: Mapping[str, str]) -> bool:
+    """Whether a row (column) is meant: by its own name, or by its method's (task's), unless that is
+    the name of a row (column) itself."""
+    if fnmatchcase(place, pattern):
+        return True
+    return pattern not in parts and fnmatchcase(parts[place], pattern)
 
 
 def _pattern(text: str, suite: Suite) -> tuple[str, str]:
@@ -227,9 +243,7 @@ def overrides(set: Iterable[str] | Mapping[str, Any]) -> list[Override]:
     return out
 
 
-def crossing(
-    task_names: Sequence[str], method_names: Sequence[str], solver: str = "sgd"
-) -> Suite:
+def crossing(task_names: Sequence[str], method_names: Sequence[str], solver: str = "sgd") -> Suite:
     """A suite of the given tasks and methods, each with its own defaults.
 
     Raises UnknownName; SuiteError where the tasks have no metric in common.
@@ -243,13 +257,19 @@ def crossing(
     metrics = {(c.metric, c.goal) for c in classes}  # type: ignore[attr-defined]
     if len(metrics) > 1:
         told = ", ".join(f"{n}: {c.metric}" for n, c in zip(task_names, classes, strict=True))  # type: ignore[attr-defined]
-        raise SuiteError(f"one table has one metric, and these tasks have several ({told}); "
-                         "cross them one at a time")
+        raise SuiteError(
+            f"one table has one metric, and these tasks have several ({told}); "
+            "cross them one at a time"
+        )
     (metric, goal) = metrics.pop()
     limits = {
         "smoke": {"outer_steps": 5, "eval_every": 5, "valid_episodes": 5, "test_episodes": 10},
-        "laptop": {"outer_steps": 200, "eval_every": 20, "valid_episodes": 50,
-                   "test_episodes": 200},
+        "laptop": {
+            "outer_steps": 200,
+            "eval_every": 20,
+            "valid_episodes": 50,
+            "test_episodes": 200,
+        },
         "paper": {"outer_steps": 10000, "eval_every": 500},
     }
     seeds = {"smoke": [0], "laptop": [0, 1, 2], "paper": [0, 1, 2, 3, 4]}

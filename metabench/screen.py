@@ -21,10 +21,21 @@ if TYPE_CHECKING:
     from metabench.show import Description
 
 STYLES = {
-    "done": "green", "ok": "green", "open": "", "running": "cyan", "failed": "red",
-    "diverged": "red", "timeout": "yellow", "broken": "red", "too old": "red",
-    "missing": "yellow", "missing data": "yellow", "missing package": "yellow",
-    "not applicable": "dim", "skipped": "dim", "note": "",
+    "done": "green",
+    "ok": "green",
+    "open": "",
+    "running": "cyan",
+    "failed": "red",
+    "diverged": "red",
+    "timeout": "yellow",
+    "broken": "red",
+    "too old": "red",
+    "missing": "yellow",
+    "missing data": "yellow",
+    "missing package": "yellow",
+    "not applicable": "dim",
+    "skipped": "dim",
+    "note": "",
 }
 
 
@@ -127,7 +138,9 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
     for (row, column, state, reason), group in _grouped(planned).items():
         known = [p.estimated_seconds for p in group if p.estimated_seconds is not None]
         cost = f"about {duration(sum(known))}" if known else ""
-        rows.append((row, column, _seeds(group), state, cost, reason))
+        # What can be mended is told once, below.
+        why = "" if group[0].mend else reason
+        rows.append((row, column, _seeds(group), state, cost, why))
     grid(out, ("row", "column", "seeds", "state", "cost", "why"), rows, whole=2)
     _line(out, "")
     _line(out, f"{len(planned)} cells: {cells_of(planned)}")
@@ -159,7 +172,7 @@ def print_status(out: Console, title: str, status: Status, tracebacks: bool = Fa
         _heading(out, title)
         _line(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
         rows = [
-            (row, column, _seeds(group), state, reason)
+            (row, column, _seeds(group), state, "" if group[0].mend else reason)
             for (row, column, state, reason), group in _grouped(status.planned).items()
             if state not in ("done", "open") or reason
         ]
@@ -237,8 +250,12 @@ def downloading(out: Console) -> Iterator[Progress]:
 
     tasks: dict[str, TaskID] = {}
     with Bars(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=out,
-        disable=not out.is_terminal, transient=True,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        console=out,
+        disable=not out.is_terminal,
+        transient=True,
     ) as bars:
 
         def show(address: str, so_far: int, total: int | None) -> None:

@@ -57,7 +57,8 @@ def show(name: str, kind: str | None = None) -> list[Description]:
     if name.endswith(".toml"):
         return [of_suite(suites.load(name), Path(name))]
     found = [
-        of_class(k, name) for k, registry in REGISTRIES.items()
+        of_class(k, name)
+        for k, registry in REGISTRIES.items()
         if kind in (None, k) and name in registry.names()
     ]
     if kind in (None, "suite") and name in suite_names():
@@ -92,9 +93,14 @@ def of_class(kind: str, name: str) -> Description:
     if getattr(made, "reconstruction", ""):
         facts.append(("reconstruction", made.reconstruction))
     return Description(
-        kind=kind, name=name, title=_first(cls.__doc__ or module.__doc__ or ""),
-        text=inspect.cleandoc(module.__doc__ or cls.__doc__ or ""), source=file,
-        settings=tuple(settings_of(cls)), facts=tuple(facts), tables=tuple(tables),
+        kind=kind,
+        name=name,
+        title=_first(cls.__doc__ or module.__doc__ or ""),
+        text=inspect.cleandoc(module.__doc__ or cls.__doc__ or ""),
+        source=file,
+        settings=tuple(settings_of(cls)),
+        facts=tuple(facts),
+        tables=tuple(tables),
     )
 
 
@@ -140,17 +146,25 @@ def of_suite(suite: Suite, path: Path) -> Description:
     references: list[tuple[str, ...]] = [("row", "settings from")]
     references += [(r.id, r.reference) for r in suite.rows if r.reference]
     tables: list[tuple[str, list[tuple[str, ...]]]] = [
-        ("Columns", columns), ("Rows", rows), ("Budgets", budgets), ("References", references),
+        ("Columns", columns),
+        ("Rows", rows),
+        ("Budgets", budgets),
+        ("References", references),
         ("Published", paper),
     ]
     goal = "higher" if suite.goal == "max" else "lower"
-    facts = [("metric", f"{suite.metric} of the evaluation {suite.evaluation!r} "
-                        f"({goal} is better)")]
+    facts = [
+        ("metric", f"{suite.metric} of the evaluation {suite.evaluation!r} ({goal} is better)")
+    ]
     if suite.command:
         facts.append(("command", suite.command))
     return Description(
-        kind="suite", name=suite.name, title=suite.title, text=suite.description,
-        source=str(path), facts=tuple(facts),
+        kind="suite",
+        name=suite.name,
+        title=suite.title,
+        text=suite.description,
+        source=str(path),
+        facts=tuple(facts),
         tables=tuple((title, tuple(table)) for title, table in tables if len(table) > 1),
     )
 
@@ -159,7 +173,8 @@ def _groups(groups: Any, bare: str = "") -> str:
     """{"method": {"inner_steps": 1}} as "method.inner_steps = 1", without the group ``bare``."""
     return ", ".join(
         f"{name if group == bare else f'{group}.{name}'} = {toml(value)}"
-        for group, values in groups.items() for name, value in values.items()
+        for group, values in groups.items()
+        for name, value in values.items()
     )
 
 
@@ -192,8 +207,10 @@ def attribute_docs(cls: type) -> dict[str, str]:
         body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
         for node, after in itertools.pairwise(body):
             if (
-                isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-                and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
                 and isinstance(after.value.value, str)
             ):
                 docs[node.target.id] = " ".join(after.value.value.split())

@@ -212,8 +212,10 @@ def parse_override(text: str) -> Override:
     name, equals, value = text.partition("=")
     scope, dot, setting = name.strip().partition(".")
     if not (equals and dot and scope and setting):
-        raise SettingError(f"cannot read setting {text!r}; write GROUP.NAME=VALUE, for example "
-                           "method.inner_lr=0.01")
+        raise SettingError(
+            f"cannot read setting {text!r}; write GROUP.NAME=VALUE, for example "
+            "method.inner_lr=0.01"
+        )
     return Override(scope, setting, parse(value.strip()))
 
 
@@ -252,7 +254,9 @@ def check_overrides(overrides: list[Override], suite: Suite) -> None:
                     hint = "" if only else f"to set it for one row, write ROW.{override.name}=..."
                     raise UnknownName(
                         f"setting of method {row.method} (row {row.id}) called",
-                        override.name, known_names, hint,
+                        override.name,
+                        known_names,
+                        hint,
                     )
         if group == "task":
             for column in suite.columns:
@@ -319,8 +323,10 @@ def _check(suite: Suite, path: Path) -> None:
             if name not in known:
                 raise SuiteError(f"{path}: a paper number names {kind} {name!r}; known: {known}")
         if number.pm is not None and not number.pm_meaning:
-            raise SuiteError(f"{path}: paper number {number.row}/{number.column}: +- {number.pm} "
-                             "of what? give pm_meaning")
+            raise SuiteError(
+                f"{path}: paper number {number.row}/{number.column}: +- {number.pm} "
+                "of what? give pm_meaning"
+            )
     places: list[Column | Row] = [*suite.columns, *suite.rows]
     for place in places:
         for name in place.budgets:

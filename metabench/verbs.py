@@ -32,9 +32,16 @@ if TYPE_CHECKING:
 
 
 def plan(
-    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
-    only: Only = None, task: TaskNames = None, method: MethodNames = None,
-    solver: SolverName = "sgd", store: StorePath = None, jobs: Jobs = 1,
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = "sgd",
+    store: StorePath = None,
+    jobs: Jobs = 1,
 ) -> None:
     """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
     from metabench import screen
@@ -45,10 +52,19 @@ def plan(
 
 
 def run(
-    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
-    only: Only = None, task: TaskNames = None, method: MethodNames = None,
-    solver: SolverName = "sgd", store: StorePath = None, jobs: Jobs = 1, device: Device = None,
-    time_limit: TimeLimit = None, checkpoint_every: CheckpointEvery = 60.0,
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = "sgd",
+    store: StorePath = None,
+    jobs: Jobs = 1,
+    device: Device = None,
+    time_limit: TimeLimit = None,
+    checkpoint_every: CheckpointEvery = 60.0,
 ) -> None:
     """Run every cell that has no finished record; stop and start it as you like."""
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
@@ -61,9 +77,15 @@ def run(
 
 
 def status(
-    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
-    only: Only = None, task: TaskNames = None, method: MethodNames = None,
-    solver: SolverName = "sgd", store: StorePath = None,
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = "sgd",
+    store: StorePath = None,
     tracebacks: Annotated[
         bool, typer.Option("--tracebacks", help="Show the whole tracebacks of failed cells.")
     ] = False,
@@ -83,13 +105,22 @@ def status(
 
 
 def table(
-    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
-    task: TaskNames = None, method: MethodNames = None, solver: SolverName = "sgd",
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = "sgd",
     store: StorePath = None,
     format: Annotated[
         str | None,
-        typer.Option("--format", "-f", metavar="NAME", help="text, markdown, latex, csv or html "
-                     "[default: by the name of --out, else text]."),
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="NAME",
+            help="text, markdown, latex, csv or html [default: by the name of --out, else text].",
+        ),
     ] = None,
     cost: Annotated[bool, typer.Option("--cost", help="What runs cost, in its place.")] = False,
     out: Annotated[
@@ -114,8 +145,13 @@ def table(
 
 
 def plot(
-    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
-    task: TaskNames = None, method: MethodNames = None, solver: SolverName = "sgd",
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = "sgd",
     store: StorePath = None,
     kind: Annotated[
         list[str] | None,
@@ -136,9 +172,15 @@ def plot(
 
 
 def report(
-    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
-    task: TaskNames = None, method: MethodNames = None, solver: SolverName = "sgd",
-    store: StorePath = None, out: OutFolder = None,
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = "sgd",
+    store: StorePath = None,
+    out: OutFolder = None,
 ) -> None:
     """One self-contained HTML file with tables, plots and every record."""
     from metabench import api
@@ -149,10 +191,19 @@ def report(
 
 
 def reproduce(
-    suite: SuiteName = None, budget: BudgetName = "laptop", set: Set = None, seeds: Seeds = None,
-    only: Only = None, task: TaskNames = None, method: MethodNames = None,
-    solver: SolverName = "sgd", store: StorePath = None, jobs: Jobs = 1, device: Device = None,
-    time_limit: TimeLimit = None, checkpoint_every: CheckpointEvery = 60.0,
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = "sgd",
+    store: StorePath = None,
+    jobs: Jobs = 1,
+    device: Device = None,
+    time_limit: TimeLimit = None,
+    checkpoint_every: CheckpointEvery = 60.0,
     out: OutFolder = None,
 ) -> None:
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
@@ -193,8 +244,13 @@ def _name_files(paths: list[Path]) -> None:
 
 
 def _run(
-    choice: Choice, suite: Suite, planned: list[Planned], jobs: int, device: str | None,
-    time_limit: float | None, checkpoint_every: float,
+    choice: Choice,
+    suite: Suite,
+    planned: list[Planned],
+    jobs: int,
+    device: str | None,
+    time_limit: float | None,
+    checkpoint_every: float,
 ) -> int:
     """Run a plan in sight of the user; the exit code."""
     from metabench import api, screen
@@ -203,16 +259,21 @@ def _run(
 
     err = screen.console(stderr=True)
     todo = sum(p.state in TO_RUN for p in planned)
-    err.print(f"{_title(suite, choice.budget)}: {screen.cells_of(planned)}", markup=False,
-              soft_wrap=True)
+    err.print(
+        f"{_title(suite, choice.budget)}: {screen.cells_of(planned)}", markup=False, soft_wrap=True
+    )
     screen.print_mends(err, planned)
     code = int(any(p.state == "missing data" for p in planned))
     if not todo:
         return code
     with view(todo, jobs) as listener:
         summary = api.run_planned(
-            [p for p in planned if p.state in TO_RUN], choice.open_store(), jobs=jobs,
-            device=device, time_limit=time_limit, checkpoint_seconds=checkpoint_every,
+            [p for p in planned if p.state in TO_RUN],
+            choice.open_store(),
+            jobs=jobs,
+            device=device,
+            time_limit=time_limit,
+            checkpoint_seconds=checkpoint_every,
             listener=listener,
         )
     if summary.exit_code:

@@ -13,21 +13,64 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = sorted((ROOT / "metabench").glob("*.py"))
 PARTS = sorted(
-    file for folder in ("tasks", "methods", "metabench/solvers")
+    file
+    for folder in ("tasks", "methods", "metabench/solvers")
     for file in (ROOT / folder).glob("*.py")
 )
 CONTRACT = {
-    "blocks", "cell", "context", "convolution", "data", "errors", "first_block", "fused", "grads",
-    "meter", "method", "problem", "registry", "settings", "solver", "unroll",
+    "blocks",
+    "cell",
+    "context",
+    "convolution",
+    "data",
+    "errors",
+    "first_block",
+    "fused",
+    "grads",
+    "meter",
+    "method",
+    "problem",
+    "registry",
+    "settings",
+    "solver",
+    "unroll",
 }
 """What tasks, methods and solvers may know."""
 REPORTS = [
-    "stats", "results", "entries", "long", "formats", "notes", "tables", "plots", "report",
+    "stats",
+    "results",
+    "entries",
+    "long",
+    "formats",
+    "notes",
+    "tables",
+    "plots",
+    "report",
 ]
 LIGHT = [
-    "errors", "registry", "settings", "cell", "suite", "record", "claim", "store", "events",
-    "launch", "worker", "progress", "plan", "packages", "listing", "show", "api", "options", "cli",
-    "verbs", "screen", "doctor", "new",
+    "errors",
+    "registry",
+    "settings",
+    "cell",
+    "suite",
+    "record",
+    "claim",
+    "store",
+    "events",
+    "launch",
+    "worker",
+    "progress",
+    "plan",
+    "packages",
+    "listing",
+    "show",
+    "api",
+    "options",
+    "cli",
+    "verbs",
+    "screen",
+    "doctor",
+    "new",
 ]
 
 
@@ -39,9 +82,7 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             yield node.level, base
-            yield from (
-                (node.level, f"{base}.{alias.name}".strip(".")) for alias in node.names
-            )
+            yield from ((node.level, f"{base}.{alias.name}".strip(".")) for alias in node.names)
 
 
 def core_modules(file: Path) -> set[str]:
@@ -51,9 +92,12 @@ def core_modules(file: Path) -> set[str]:
         first, _, rest = name.partition(".")
         if level == 0 and first == "metabench" and rest:
             found.add(rest.split(".")[0])
-    return {m for m in found if (ROOT / "metabench" / f"{m}.py").exists() or m in (
-        "tasks", "methods", "solvers", "suites"
-    )}
+    return {
+        m
+        for m in found
+        if (ROOT / "metabench" / f"{m}.py").exists()
+        or m in ("tasks", "methods", "solvers", "suites")
+    }
 
 
 def test_the_walk_sees_imports() -> None:
@@ -78,8 +122,9 @@ def test_the_core_knows_no_task_and_no_method_by_name(file: Path) -> None:
     assert not core_modules(file) & {"tasks", "methods", "solvers"}
 
 
-@pytest.mark.parametrize("file", [ROOT / "metabench" / f"{m}.py" for m in REPORTS],
-                         ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file", [ROOT / "metabench" / f"{m}.py" for m in REPORTS], ids=lambda f: f.name
+)
 def test_reports_know_nothing_of_torch_or_of_running(file: Path) -> None:
     names = {name.split(".")[0] for level, name in imports(file) if level == 0}
     assert "torch" not in names

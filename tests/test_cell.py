@@ -64,15 +64,22 @@ def test_the_key_is_the_hash_of_canonical_json() -> None:
         "print(hashlib.sha256(t.encode()).hexdigest())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(asdict(made)), capture_output=True,
-        text=True, check=True, timeout=60,
+        [sys.executable, "-c", code],
+        input=json.dumps(asdict(made)),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.strip() == made.key
     assert len(made.key) == 64
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
     | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
@@ -126,7 +133,9 @@ def test_bad_budgets_are_refused(value: Any) -> None:
 
 def test_instances_are_what_the_cell_says() -> None:
     made = make_cell(
-        "quadratic", "bilevel", solver="momentum",
+        "quadratic",
+        "bilevel",
+        solver="momentum",
         set={"task": {"dim": 3}, "solver": {"momentum": 0.5}, **SHORT},
     )
     task, method, solver, budget = instances(made)

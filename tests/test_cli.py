@@ -79,9 +79,7 @@ class Typed:
 
 
 @pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None
-) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None) -> Path:
     """A working directory with a suite, its own store, and no plug-ins but its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("METABENCH_STORE", raising=False)
@@ -133,8 +131,20 @@ def test_both_ways_to_start(folder: Path) -> None:
 
 def test_help_names_every_verb() -> None:
     text = metabench("--help").out
-    for verb in ("list", "show", "plan", "run", "status", "table", "plot", "report", "reproduce",
-                 "data", "doctor", "new"):
+    for verb in (
+        "list",
+        "show",
+        "plan",
+        "run",
+        "status",
+        "table",
+        "plot",
+        "report",
+        "reproduce",
+        "data",
+        "doctor",
+        "new",
+    ):
         assert re.search(rf"\b{verb}\b", text), verb
         assert metabench(verb, "--help").code == 0
 
@@ -176,7 +186,8 @@ def test_plan_is_a_dry_run(folder: Path) -> None:
     assert typed.code == 0
     assert ["reverse", "one", "0, 1", "open"] in typed.rows
     assert typed.rows[-2:] == [
-        ["8 cells: 4 open, 4 not applicable"], ["to run: 4 cells; 4 of unknown cost"]
+        ["8 cells: 4 open, 4 not applicable"],
+        ["to run: 4 cells; 4 of unknown cost"],
     ]
     assert "maml needs a lam that is the initial value" in typed.out
     assert sorted(p.name for p in folder.iterdir()) == ["small.toml"]
@@ -213,7 +224,8 @@ def test_from_run_to_report(folder: Path) -> None:
 
     plots = metabench("plot", "small.toml", "--budget", "smoke", "--kind", "learning")
     assert sorted(p.name for p in (folder / "results" / "small" / "smoke").iterdir()) == [
-        "learning.pdf", "learning.png"
+        "learning.pdf",
+        "learning.png",
     ]
     assert "wrote results/small/smoke/learning.png" in plots.out
     page = metabench("report", "small.toml", "--budget", "smoke", "--out", "page")
@@ -222,23 +234,44 @@ def test_from_run_to_report(folder: Path) -> None:
 
 
 def test_reproduce_runs_and_shows(folder: Path) -> None:
-    typed = metabench("reproduce", "small.toml", "--budget", "smoke", "--store", "s",
-                      "--only", "reverse/one")
+    typed = metabench(
+        "reproduce", "small.toml", "--budget", "smoke", "--store", "s", "--only", "reverse/one"
+    )
     assert typed.code == 0, typed.err
     out = folder / "results" / "small" / "smoke"
     assert "Unrolling" in typed.out
     assert f"report: {out.relative_to(folder) / 'report.html'}" in typed.out
     names = {p.name for p in out.iterdir()}
-    assert {"table.md", "table.tex", "table.csv", "table.html", "table.txt", "report.html",
-            "learning.png", "learning.pdf"} <= names
+    assert {
+        "table.md",
+        "table.tex",
+        "table.csv",
+        "table.html",
+        "table.txt",
+        "report.html",
+        "learning.png",
+        "learning.pdf",
+    } <= names
     assert [r.status for r in Store(folder / "s").records()] == ["done"]
     assert "1 open" in typed.out, "the cell that was not asked for is a hole"
     assert f"{len(names) - 1} files of tables and plots" in typed.out
 
 
 def test_a_crossing_without_a_suite(folder: Path) -> None:
-    words = ["--task", "quadratic", "--method", "bilevel", "--method", "fixed", "--budget", "smoke",
-             "--set", "budget.outer_steps=1", "--seeds", "3"]
+    words = [
+        "--task",
+        "quadratic",
+        "--method",
+        "bilevel",
+        "--method",
+        "fixed",
+        "--budget",
+        "smoke",
+        "--set",
+        "budget.outer_steps=1",
+        "--seeds",
+        "3",
+    ]
     typed = metabench("run", *words)
     assert typed.code == 0, typed.err
     assert {r.cell.seed for r in Store().records()} == {3}
@@ -249,8 +282,20 @@ def test_a_crossing_without_a_suite(folder: Path) -> None:
 
 
 def test_settings_reach_the_cells(folder: Path) -> None:
-    metabench("run", "small.toml", "--budget", "smoke", "--only", "reverse/one", "--set",
-              "method.inner_lr=0.05", "--set", "one.a=3", "--seeds", "5")
+    metabench(
+        "run",
+        "small.toml",
+        "--budget",
+        "smoke",
+        "--only",
+        "reverse/one",
+        "--set",
+        "method.inner_lr=0.05",
+        "--set",
+        "one.a=3",
+        "--seeds",
+        "5",
+    )
     (record,) = Store().records()
     assert record.cell.method_settings["inner_lr"] == 0.05
     assert record.cell.task_settings["a"] == 3.0
@@ -265,8 +310,11 @@ def test_settings_reach_the_cells(folder: Path) -> None:
         (["plan"], 2, "name a suite"),
         (["plan", "small.toml", "--budget", "laptp"], 2, "near: laptop"),
         (["run", "small.toml", "--set", "method.inner_lrr=1"], 2, "near: inner_lr"),
-        (["run", "small.toml", "--set", "method.inner_lr=-1"], 2,
-         "inner_lr cannot be -1: input should be greater than 0 (suite small, row reverse,"),
+        (
+            ["run", "small.toml", "--set", "method.inner_lr=-1"],
+            2,
+            "inner_lr cannot be -1: input should be greater than 0 (suite small, row reverse,",
+        ),
         (["run", "small.toml", "--set", "method.inner_lr=inf"], 2, "not finite"),
         (["run", "small.toml", "--set", "inner_lr"], 2, "write GROUP.NAME=VALUE"),
         (["run", "small.toml", "--only", "revers"], 2, "near: reverse"),
@@ -349,8 +397,11 @@ def test_failed_cells_are_told_with_their_traceback(folder: Path) -> None:
 
 def test_plugins_may_stand_anywhere(folder: Path) -> None:
     (folder / "bad.py").write_text(BAD_METHOD)
-    for words in (["--plugin", "bad.py", "show", "bad"], ["show", "bad", "--plugin=bad.py"],
-                  ["show", "--plugin", "bad.py", "bad"]):
+    for words in (
+        ["--plugin", "bad.py", "show", "bad"],
+        ["show", "bad", "--plugin=bad.py"],
+        ["show", "--plugin", "bad.py", "bad"],
+    ):
         assert metabench(*words).code == 0
 
 
@@ -382,8 +433,21 @@ def test_missing_packages_and_data_are_told_with_their_command(
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_ctrl_c_ends_with_130_and_goes_on_later(folder: Path) -> None:
     (folder / "bad.py").write_text(BAD_METHOD)
-    words = ["run", "--task", "quadratic", "--method", "bad", "--set", "bad.how=sleep", "--seeds",
-             "0", "--set", "budget.outer_steps=100000", "--plugin", "bad.py"]
+    words = [
+        "run",
+        "--task",
+        "quadratic",
+        "--method",
+        "bad",
+        "--set",
+        "bad.how=sleep",
+        "--seeds",
+        "0",
+        "--set",
+        "budget.outer_steps=100000",
+        "--plugin",
+        "bad.py",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "metabench", *words], stderr=subprocess.PIPE, text=True
     )
@@ -402,7 +466,10 @@ def test_ctrl_c_ends_with_130_and_goes_on_later(folder: Path) -> None:
 def test_parallel_jobs(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "metabench", "run", "small.toml", "--jobs", "2", "--store", "p"],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert len(Store(folder / "p").records()) == 4
@@ -438,8 +505,14 @@ def test_tables_fit_80_columns_and_keep_names_whole(
         plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
         assert "\x1b[" in printed, "printed as on a terminal"
         assert "…" not in plain
-        long = [ln for ln in plain.splitlines() if len(ln) > 80 and "source: " not in ln
-                and "mend it with" not in ln and "of unknown cost" not in ln]
+        long = [
+            ln
+            for ln in plain.splitlines()
+            if len(ln) > 80
+            and "source: " not in ln
+            and "mend it with" not in ln
+            and "of unknown cost" not in ln
+        ]
         assert not long, long
     monkeypatch.delenv("FORCE_COLOR")
     piped = metabench("show", "maml").out
@@ -471,7 +544,8 @@ def test_data_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "omniglot: Omniglot" in typed.out and "metabench data fetch omniglot" in typed.out
     assert metabench("data", "verify").out == "no data sets here: nothing to verify\n"
     assert metabench("data", "verify", "omniglt").err.startswith(
-        "error: no data set 'omniglt'; near: omniglot")
+        "error: no data set 'omniglt'; near: omniglot"
+    )
     assert metabench("data", "fetch", "omniglt").code == 2
     missing = metabench("data", "verify", "omniglot")
     assert missing.code == 1 and "not found; looked in" in missing.err

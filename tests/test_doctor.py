@@ -17,7 +17,11 @@ from metabench.doctor import PAIR, Finding, examine, probe_torch
 from metabench.store import Store
 
 PROBE: dict[str, Any] = {
-    "torch": "2.15.0", "torchvision": "0.29.2", "threads": 2, "cuda": None, "gpus": []
+    "torch": "2.15.0",
+    "torchvision": "0.29.2",
+    "threads": 2,
+    "cuda": None,
+    "gpus": [],
 }
 
 
@@ -42,8 +46,16 @@ def named(findings: list[Finding], name: str) -> Finding:
 def test_a_sound_machine(quick: dict[str, Any], store: Store) -> None:
     findings = examine(store)
     assert not [f for f in findings if f.bad]
-    for name in ("python", "metabench", "torch", "torchvision", "pandas", "cores", "memory",
-                 "disk"):
+    for name in (
+        "python",
+        "metabench",
+        "torch",
+        "torchvision",
+        "pandas",
+        "cores",
+        "memory",
+        "disk",
+    ):
         assert named(findings, name).verdict == "ok", name
     assert named(findings, "GPU").verdict == "note"
     assert named(findings, "records").detail == "0, 0 of them done"
@@ -117,8 +129,9 @@ def test_learn2learn_comes_with_its_two_commands(
     finding = named(examine(store), "learn2learn")
     assert finding.verdict == "missing" and not finding.bad
     assert finding.mend == packages.recipe("learn2learn") and len(finding.mend) == 2
-    monkeypatch.setattr(metadata, "version", lambda name: "0.2.0" if name == "learn2learn"
-                        else real(name))
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "0.2.0" if name == "learn2learn" else real(name)
+    )
     quick["learn2learn_error"] = "ModuleNotFoundError: No module named 'gym'"
     assert named(examine(store), "learn2learn").verdict == "broken"
 
@@ -134,9 +147,13 @@ def test_data_found_and_missing(
     assert str(tmp_path / "nowhere") in finding.detail
     assert finding.mend[0].startswith("metabench data fetch omniglot")
     found = SimpleNamespace(layout=SimpleNamespace(name="arrays"), path=tmp_path / "omniglot")
-    monkeypatch.setattr(data, "status", lambda: [
-        data.Status(data.DATASETS["omniglot"], found, bytes=12_100_000)  # type: ignore[arg-type]
-    ])
+    monkeypatch.setattr(
+        data,
+        "status",
+        lambda: [
+            data.Status(data.DATASETS["omniglot"], found, bytes=12_100_000)  # type: ignore[arg-type]
+        ],
+    )
     finding = named(examine(store), "omniglot")
     assert finding.verdict == "ok"
     assert finding.detail == f"{tmp_path / 'omniglot'}, arrays, 12.1 MB"
@@ -196,10 +213,13 @@ def test_the_command_prints_it_all_and_fails_where_it_should(
 
 def test_equal_commands_are_told_once() -> None:
     out = Console(width=100, file=(buffer := io.StringIO()))
-    screen.print_findings(out, [
-        Finding("s", "a", "missing", mend=("do this",)),
-        Finding("s", "b", "missing", mend=("do this",), essential=True),
-    ])
+    screen.print_findings(
+        out,
+        [
+            Finding("s", "a", "missing", mend=("do this",)),
+            Finding("s", "b", "missing", mend=("do this",), essential=True),
+        ],
+    )
     assert buffer.getvalue().count("do this") == 1
     assert "a, b (needed):" in buffer.getvalue()
     assert sys.version_info >= doctor.LOWEST_PYTHON

@@ -32,10 +32,15 @@ def test_refusals_name_something_near(tmp_path: Path) -> None:
         new("metod", "mine", tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "taken", "by"), [
-    ("method", "maml", "method"), ("task", "ridge", "task"), ("task", "sgd", "solver"),
-    ("method", "quadratic", "task"),
-])
+@pytest.mark.parametrize(
+    ("kind", "taken", "by"),
+    [
+        ("method", "maml", "method"),
+        ("task", "ridge", "task"),
+        ("task", "sgd", "solver"),
+        ("method", "quadratic", "task"),
+    ],
+)
 def test_taken_names_are_refused(tmp_path: Path, kind: str, taken: str, by: str) -> None:
     with pytest.raises(SettingError, match=f"there is a {by} called '{taken}' already"):
         new(kind, taken, tmp_path)
@@ -66,11 +71,28 @@ def test_what_is_written_is_clean_and_passes_the_checks(
     name = f"my_own_{kind}"
     path = new(kind, name, tmp_path)
     ruff = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length", "100",
-         "--select", "E,F,I,B,UP,SIM,D1", "--ignore", "D105,D107", str(path)],
-        capture_output=True, text=True, check=False, timeout=60,
+        [
+            sys.executable,
+            "-m",
+            "ruff",
+            "check",
+            "--isolated",
+            "--line-length",
+            "100",
+            "--select",
+            "E,F,I,B,UP,SIM,D1",
+            "--ignore",
+            "D105,D107",
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+    tidy = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", "--check"]
+    subprocess.run([*tidy, str(path)], check=True, timeout=60)
     registry.load_plugin(path)
     {"method": testing.check_method, "task": testing.check_task}[kind](name)
 
@@ -101,11 +123,34 @@ def test_the_two_run_crossed(tmp_path: Path) -> None:
     for kind in ("method", "task"):
         new(kind, f"own_{kind}", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "metabench", "run", "--plugin", "own_method.py", "--task",
-         "own_task", "--method", "own_method", "--method", "random", "--budget", "smoke",
-         "--set", "own_method.last=3", f"--plugin={tmp_path / 'own_task.py'}",
-         "--set", "own_task.rows=5", "--store", "runs"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
+        [
+            sys.executable,
+            "-m",
+            "metabench",
+            "run",
+            "--plugin",
+            "own_method.py",
+            "--task",
+            "own_task",
+            "--method",
+            "own_method",
+            "--method",
+            "random",
+            "--budget",
+            "smoke",
+            "--set",
+            "own_method.last=3",
+            f"--plugin={tmp_path / 'own_task.py'}",
+            "--set",
+            "own_task.rows=5",
+            "--store",
+            "runs",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
         env={**os.environ, "METABENCH_PLUGINS": ""},
     )
     assert done.returncode == 0, done.stderr
@@ -128,9 +173,9 @@ def test_the_methods_derivative_is_the_one_it_says(plugins_forgotten: None, tmp_
     def gradient(name: str, **settings: object) -> torch.Tensor:
         method = registry.methods.get(name)(inner_steps=6, inner_lr=0.2, **settings)
         ctx = Context(problem, registry.solvers.get("sgd")(), seeds, task.offers)
-        found: torch.Tensor = method.hypergradient(
-            ctx, problem.init_outer(), None, episode
-        ).grad["log_penalty"]
+        found: torch.Tensor = method.hypergradient(ctx, problem.init_outer(), None, episode).grad[
+            "log_penalty"
+        ]
         return found
 
     for last in (1, 3, 6):

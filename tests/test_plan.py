@@ -81,8 +81,12 @@ def look(suite: Suite, store: Store, budget: str = "smoke", **how: Any) -> dict[
 def test_states_and_reasons(suite: Suite, store: Store) -> None:
     planned = look(suite, store)
     assert {k: p.state for k, p in planned.items()} == {
-        "reverse/one/0": "open", "reverse/four/0": "open", "maml/one/0": "not applicable",
-        "maml/four/0": "not applicable", "none/one/0": "open", "none/four/0": "skipped",
+        "reverse/one/0": "open",
+        "reverse/four/0": "open",
+        "maml/one/0": "not applicable",
+        "maml/four/0": "not applicable",
+        "none/one/0": "open",
+        "none/four/0": "skipped",
     }
     assert "initial value of theta" in planned["maml/one/0"].reason
     assert planned["none/four/0"].reason == "no sense here"
@@ -135,8 +139,12 @@ def test_estimates_scale_training_and_evaluation(suite: Suite, store: Store) -> 
 
 def test_estimates_prefer_equal_settings_and_take_the_median(suite: Suite, store: Store) -> None:
     at = look(suite, store, "smoke", seeds=[0, 1, 2, 3])
-    for name, seconds in (("reverse/one/0", 1.0), ("reverse/one/1", 3.0), ("reverse/one/2", 50.0),
-                          ("reverse/four/0", 7.0)):
+    for name, seconds in (
+        ("reverse/one/0", 1.0),
+        ("reverse/one/1", 3.0),
+        ("reverse/one/2", 50.0),
+        ("reverse/four/0", 7.0),
+    ):
         store.write(record(at[name].cell, steps=10, cost={"seconds": seconds}))
     after = look(suite, store, "smoke", seeds=[0, 1, 2, 3])
     assert after["reverse/one/3"].estimated_seconds == pytest.approx(3.0)
@@ -231,6 +239,9 @@ def test_only_filters(suite: Suite) -> None:
     assert places("/four") == places("four") == places("*/four")
     assert places("quadratic") == everything
     assert places("maml/one", "none/one") == ["maml/one", "none/one"]
+    twin = replace(suite, rows=[*suite.rows, replace(suite.rows[1], id="bilevel")])
+    assert {c.row for c in choose(twin, "smoke", only=["bilevel"])} == {"bilevel"}
+    assert {c.row for c in choose(twin, "smoke", only=["maml"])} == {"maml"}
     assert places("m*") == ["maml/one", "maml/four"]
     for wrong, near in (("revrse", "reverse"), ("revrse/one", "reverse"), ("reverse/fuor", "four")):
         with pytest.raises(UnknownName, match=f"near: {near}"):
@@ -249,7 +260,8 @@ def test_a_crossing_is_a_suite_of_defaults() -> None:
     made = crossing(["quadratic"], ["bilevel", "fixed", "bilevel"], "momentum")
     cells = choose(made, "laptop")
     assert [(c.row, c.column, c.cell.seed) for c in cells if c.cell.seed == 1] == [
-        ("bilevel", "quadratic", 1), ("fixed", "quadratic", 1)
+        ("bilevel", "quadratic", 1),
+        ("fixed", "quadratic", 1),
     ]
     assert cells[0].cell.solver == "momentum"
     assert (made.metric, made.goal) == ("loss", "min")
@@ -280,8 +292,10 @@ def test_recipes() -> None:
 
 
 def test_looking_for_a_package_does_not_import_it() -> None:
-    code = "import sys; from metabench import packages; assert packages.here('torch')\n" \
-           "assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from metabench import packages; assert packages.here('torch')\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

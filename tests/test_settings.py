@@ -70,10 +70,12 @@ def test_unknown_names_come_with_near_ones() -> None:
 @given(
     st.builds(
         Example,
-        steps=st.integers(1, 10**6), rate=st.floats(1e-9, 1e9),
+        steps=st.integers(1, 10**6),
+        rate=st.floats(1e-9, 1e9),
         order=st.sampled_from(["second", "first"]),
         clip=st.none() | st.floats(allow_nan=False, allow_infinity=False),
-        parts=st.lists(st.integers(-9, 9)).map(tuple), flag=st.booleans(),
+        parts=st.lists(st.integers(-9, 9)).map(tuple),
+        flag=st.booleans(),
     )
 )
 def test_values_survive_json(example: Example) -> None:

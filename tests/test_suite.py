@@ -90,8 +90,11 @@ def cell_of(row: str, column: str, budget: str = "smoke", *overrides: str) -> An
 def test_cells_come_in_table_order() -> None:
     cells = from_dict(DATA, HERE).cells("laptop")
     assert [(c.row, c.column, c.cell.seed) for c in cells][:5] == [
-        ("reverse", "one", 0), ("reverse", "one", 1), ("reverse", "four", 0),
-        ("reverse", "four", 1), ("heavy", "one", 0),
+        ("reverse", "one", 0),
+        ("reverse", "one", 1),
+        ("reverse", "four", 0),
+        ("reverse", "four", 1),
+        ("heavy", "one", 0),
     ]
     assert len(cells) == 3 * 2 * 2
     assert len(from_dict(DATA, HERE).cells("laptop", seeds=[7])) == 6
@@ -111,7 +114,8 @@ def test_later_settings_win() -> None:
 
 def test_overrides_can_be_for_one_row_method_column_or_task() -> None:
     for scope, rows in {
-        "reverse": {"reverse"}, "bilevel": {"reverse", "heavy"},
+        "reverse": {"reverse"},
+        "bilevel": {"reverse", "heavy"},
         "method": {"reverse", "heavy", "none"},
     }.items():
         override = f"{scope}.inner_lr=0.123"
@@ -165,7 +169,8 @@ def test_overrides_are_read_back(scope: str, name: str, value: Any) -> None:
 
 groups = st.dictionaries(
     st.sampled_from(["task", "method"]),
-    st.dictionaries(st.sampled_from("xyz"), st.integers(), max_size=3), max_size=2,
+    st.dictionaries(st.sampled_from("xyz"), st.integers(), max_size=3),
+    max_size=2,
 )
 
 
@@ -176,7 +181,9 @@ def test_merging_keeps_the_last_of_each(tables: list[dict[str, dict[str, int]]])
     assert tables == before
     expected = {
         (group, name): value
-        for table in tables for group, values in table.items() for name, value in values.items()
+        for table in tables
+        for group, values in table.items()
+        for name, value in values.items()
     }
     assert {(g, n): v for g, values in merged.items() for n, v in values.items()} == expected
 
