@@ -67,7 +67,7 @@ class Omniglot(FewShot):
 
     def _images(self) -> Tensor:
         found = data.locate("omniglot", None if self.source == "auto" else self.source)
-        return _read(found.layout.name, found.path)
+        return _read(found.path.resolve(), arrays=found.layout.name == "metabench")
 
 
 def one_shot_runs() -> Iterator[tuple[Tensor, int, int]]:
@@ -98,9 +98,9 @@ def _members(split: str, part: str) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _read(layout: str, folder: Path) -> Tensor:
+def _read(folder: Path, *, arrays: bool) -> Tensor:
     """All drawings, uint8 [1623, 20, 28, 28], 255 = full ink."""
-    if layout == "metabench":
+    if arrays:
         with np.load(folder / "omniglot28.npz") as file:
             return torch.from_numpy(file["images"])
     return torch.from_numpy(read_pictures(folder))

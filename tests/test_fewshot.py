@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from metabench import settings as config
 from metabench.cell import Budget, why_not
+from metabench.errors import SettingError, UnknownName
 from metabench.method import Context
 from metabench.problem import Episode, Seeds
 from metabench.registry import methods, solvers, tasks
@@ -28,6 +29,10 @@ def context(problem, **own):
     return Context(
         problem, solvers.get("sgd")(), Seeds.of(0), problem.task.offers, budget=Budget(5), **own
     )
+
+
+def fingerprint(image):
+    return image.numpy().tobytes()
 
 
 def method(name, **own):
@@ -51,8 +56,8 @@ def test_an_episode_is_what_its_settings_say(ways, shots, queries, index, split)
     assert torch.equal(support["y"].bincount(), torch.full((ways,), shots))
     assert torch.equal(query["y"].bincount(), torch.full((ways,), queries))
     assert float(support["x"].min()) >= 0 and float(support["x"].max()) <= 1
-    seen = {bytes(x.numpy().tobytes()) for x in support["x"]}
-    assert not seen & {bytes(x.numpy().tobytes()) for x in query["x"]}, "a query was trained on"
+    seen = {fingerprint(x) for x in support["x"]}
+    assert not seen & {fingerprint(x) for x in query["x"]}, "a query was trained on"
     again = problem.episode(split, index)
     assert torch.equal(query["x"], again.outer["x"])
 
@@ -66,7 +71,7 @@ def test_other_indices_splits_and_seeds_give_other_episodes():
         problem.episode("test", 0),
         other.episode("train", 0),
     ]
-    flat = [bytes(e.outer["x"].numpy().tobytes()) for e in images]
+    flat = [fingerprint(e.outer["x"]) for e in images]
     assert len(set(flat)) == len(flat)
 
 
@@ -78,6 +83,78 @@ def test_minibatches_pass_over_the_support_set_and_can_be_asked_for_again():
     assert torch.equal(episode.batch(7)["x"], episode.batch(7)["x"])
     assert not torch.equal(episode.batch(0)["x"], episode.batch(5)["x"])
     assert len(problem.episode("valid", 0).batch(0)["y"]) == 5, "evaluation uses the shots alone"
+
+
+def test_a_minibatch_may_end_one_pass_and_begin_the_next():
+    problem = build(
+        train_shots=2, inner_batch=4, dtype="float32"
+    )  # 10 images, 5 batches a 2 passes
+    episode = problem.episode("train", 3)
+    x = torch.cat([episode.batch(t)["x"] for t in range(5)])
+    whole = build(train_shots=2, dtype="float32").episode("train", 3).batch(0)["x"]
+    for a_pass in (x[:10], x[10:]):
+        assert sorted(map(fingerprint, a_pass)) == sorted(map(fingerprint, whole))
+
+
+def test_a_minibatch_larger_than_the_support_set_is_the_support_set():
+    batch = build(inner_batch=50).episode("train", 0).batch(2)
+    assert sorted(batch["y"].tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (
+            {"shots": 15, "queries": 6},
+            "shots = 15 and queries = 6 need 21 images a class; there are 20",
+        ),
+        ({"train_shots": 19, "queries": 5}, "train_shots = 19 and queries = 5 need 24 images"),
+        ({"ways": 1}, "task glyphs: setting ways cannot be 1"),
+        ({"inner_batch": 0}, "setting inner_batch cannot be 0"),
+        ({"formulation": "both"}, "setting formulation cannot be 'both'"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_built(own, said):
+    with pytest.raises(SettingError, match=said):
+        config.build(tasks.get("glyphs"), own, "task glyphs")
+
+
+def test_more_ways_than_classes_are_refused():
+    with pytest.raises(SettingError, match=r"ways = 60, but the valid split has \d+ classes"):
+        build(ways=60)
+
+
+def test_a_split_that_is_not_there_is_refused():
+    with pytest.raises(UnknownName, match="no split 'tests'; near: test"):
+        build().episode("tests", 0)
+
+
+def test_an_episode_has_different_classes_and_drawings():
+    problem = build(ways=20, shots=5, queries=15)
+    for index in range(20):
+        episode = problem.episode("valid", index)
+        prints = [fingerprint(x) for x in torch.cat([episode.batch(0)["x"], episode.outer["x"]])]
+        assert len(set(prints)) == 20 * 20
+
+
+def test_every_class_and_every_drawing_is_drawn_about_equally_often():
+    images = torch.arange(12 * 6, dtype=torch.uint8).view(12, 6, 1, 1, 1).expand(12, 6, 1, 28, 28)
+    classes = fewshot.Classes(images)
+    task = tasks.get("glyphs")(shots=1, queries=2, filters=4)
+    problem = fewshot.FewShotProblem(task, dict.fromkeys(("train",), classes), Seeds.of(0), CPU)
+    seen = torch.zeros(72)
+    for index in range(1200):
+        episode = problem.episode("train", index)
+        for batch in (episode.batch(0), episode.outer):
+            seen += (batch["x"][:, 0, 0, 0] * 255).round().long().bincount(minlength=72)
+    expected = 1200 * 15 / 72
+    assert float(((seen - expected).square() / expected).sum()) < 110  # 71 degrees of freedom
+
+
+def test_both_formulations_and_every_method_see_the_same_episodes():
+    one, other = build(), build(formulation="representation", filters=8, meta_batch=1)
+    for split in ("train", "test"):
+        assert torch.equal(one.episode(split, 5).outer["x"], other.episode(split, 5).outer["x"])
 
 
 @pytest.mark.parametrize(
