@@ -14,8 +14,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -126,12 +127,13 @@ def _characters() -> dict[str, list[Tensor]]:
             if _script(character) not in SCRIPTS[split]:
                 continue
             paths = [path for path, covered in fonts.items() if character in covered]
-            faces = torch.stack([_render(path, character) for path in paths])
-            look = F.normalize(_thicker(faces[:1]).flatten(1))
-            if count and float((taken[:count] @ look[0]).max()) > _ALIKE:
+            first = _render(paths[0], character)
+            look = F.normalize(_thicker(first[None]).flatten(1))[0]
+            if count and float((taken[:count] @ look).max()) > _ALIKE:
                 continue
-            taken[count], count = look[0], count + 1
-            out[split].append(faces)
+            taken[count], count = look, count + 1
+            rest = [_render(path, character) for path in paths[1:]]
+            out[split].append(torch.stack([first, *rest]))
     return out
 
 
@@ -164,14 +166,15 @@ def _script(character: str) -> str:
 
 def _render(path: Path, character: str) -> Tensor:
     """Ink [64, 64] in [0, 1], centred, its longer side 44 pixels."""
-    mask = _font(path).getmask(character)
-    ink = Image.frombytes("L", mask.size, bytes(mask))
-    scale = _GLYPH / max(mask.size)
-    ink = ink.resize([max(1, round(side * scale)) for side in mask.size], Image.Resampling.BOX)
+    font = _font(path)
+    left, top, right, bottom = (round(side) for side in font.getbbox(character))
+    ink = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(ink).text((-left, -top), character, 255, font)
+    scale = _GLYPH / max(ink.size)
+    ink = ink.resize([max(1, round(side * scale)) for side in ink.size], Image.Resampling.BOX)
     image = Image.new("L", (_RENDERED, _RENDERED))
     image.paste(ink, [(_RENDERED - side) // 2 for side in ink.size])
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(_RENDERED, _RENDERED).float() / 255
+    return torch.from_numpy(np.array(image)).float() / 255
 
 
 @cache
