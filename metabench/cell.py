@@ -170,4 +170,3 @@ def check_applicable(task: Any, method: Any) -> None:
     reason = why_not(task, method)
     if reason:
         raise NotApplicable(reason)
-

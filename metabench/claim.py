@@ -148,9 +148,7 @@ def _alive(seen: _Seen, lease: float) -> bool:
 def _create(path: Path, beat: float) -> Claim | None:
     """A new claim, complete from the moment it can be seen; None where there is one already."""
     me = os.getpid()
-    who = Holder(
-        platform.node(), _place(), me, _started(me) or "", uuid.uuid4().hex, time.time()
-    )
+    who = Holder(platform.node(), _place(), me, _started(me) or "", uuid.uuid4().hex, time.time())
     draft = path.with_name(f".claim.{who.nonce}.tmp")
     try:
         fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from metabench.machine import cores
+
 THREADS = "METABENCH_THREADS"
 """Intra-op threads of a run on the CPU where it has no episodes to spread: 1 unless this says
 otherwise, because sums split over threads differ in their last bits."""
@@ -60,8 +62,12 @@ def git() -> dict[str, Any]:
     def ask(*command: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10,
-                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}, check=False,
+                ["git", "-C", str(folder), *command],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
@@ -88,13 +94,6 @@ def machine() -> dict[str, Any]:
         out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         out["cuda"] = torch.version.cuda
     return out
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def intra_op_threads(spread: bool) -> int:

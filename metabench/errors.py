@@ -40,7 +40,8 @@ class DataMissing(MetabenchError):
     """A data set that is not on this machine; carries the command that mends it."""
 
     def __init__(self, name: str, looked: Iterable[str], mend: str) -> None:
-        super().__init__(f"data set {name!r} not found; looked in {', '.join(looked)}; mend: {mend}")
+        where = ", ".join(looked)
+        super().__init__(f"data set {name!r} not found; looked in {where}; mend: {mend}")
         self.name, self.mend = name, mend
 
 

@@ -26,9 +26,10 @@ from metabench.events import (
     Started,
     ignore,
 )
+from metabench.machine import cores, gpus
 from metabench.record import Record, Status
 from metabench.store import BadFile, Store
-from metabench.worker import Ended, Options, Worker, gpus, run_one
+from metabench.worker import Ended, Options, Worker, run_one
 
 POLL_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 2.0
@@ -73,8 +74,10 @@ class Summary:
         statuses = ("done", "failed", "diverged", "timeout")
         counts = {status: self.count(status) for status in statuses}
         counts |= {
-            "not applicable": len(self.refused), "running elsewhere": len(self.elsewhere),
-            "not saved": len(self.unsaved), "left": len(self.remaining),
+            "not applicable": len(self.refused),
+            "running elsewhere": len(self.elsewhere),
+            "not saved": len(self.unsaved),
+            "left": len(self.remaining),
         }
         text = ", ".join(f"{n} {what}" for what, n in counts.items() if n or what == "done")
         if self.interrupted:
@@ -94,6 +97,14 @@ class Summary:
             self.set_aside.append(event.bad)
         elif isinstance(event, Refused):
             self.refused[event.cell.key] = event.reason
+
+
+def default_jobs() -> int:
+    """Cells at a time where nobody says: one a GPU, or where there is none one a usable core.
+
+    Cells side by side use cores better than the episodes of one cell do.
+    """
+    return len(gpus()) or cores()
 
 
 def launch(
@@ -118,8 +129,11 @@ def launch(
     Raises StoreError where the store cannot be read or mended.
     """
     options = Options(
-        str(store.root), max(1, jobs), device,
-        checkpoint_seconds=checkpoint_seconds, time_limit=time_limit,
+        str(store.root),
+        max(1, jobs),
+        device,
+        checkpoint_seconds=checkpoint_seconds,
+        time_limit=time_limit,
     )
     return _Launch(store, jobs, listener or ignore, wait_elsewhere, options).run(cells)
 
@@ -271,7 +285,8 @@ class _Launch:
             worker.process.kill()
             worker.process.join()
             self.fail(
-                cell, "timeout",
+                cell,
+                "timeout",
                 f"not finished within {limit:g} seconds, and an outer step did not end",
             )
 
@@ -356,7 +371,11 @@ class _Launch:
 def _failed(cell: Cell, status: Status, reason: str, attempts: int) -> Record:
     """A record of a cell whose process cannot write one; needs no torch."""
     return Record(
-        key=cell.key, cell=cell, status=status, reason=reason, attempts=attempts,
+        key=cell.key,
+        cell=cell,
+        status=status,
+        reason=reason,
+        attempts=attempts,
         seeds={stream: seed_for(cell.seed, stream) for stream in STREAMS},
         environment={"machine": {"host": platform.node()}},
         ended=datetime.now(UTC).isoformat(timespec="seconds"),

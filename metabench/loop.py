@@ -76,12 +76,22 @@ class Loop:
         elif engine == "auto":
             engine = "vmap" if cuda and spread else "loop"
         self.ctx = Context(
-            self.problem, self.solver, self.seeds, self.task.offers, budget=self.budget,
-            device=device, engine=engine, workers=options.workers if spread and not cuda else 1,
+            self.problem,
+            self.solver,
+            self.seeds,
+            self.task.offers,
+            budget=self.budget,
+            device=device,
+            engine=engine,
+            workers=options.workers if spread and not cuda else 1,
         )
         self.made_with = {
-            **environment.versions(), "contract": self.cell.contract, "key": self.cell.key,
-            "device": str(device), "engine": engine, "threads": self.threads,
+            **environment.versions(),
+            "contract": self.cell.contract,
+            "key": self.cell.key,
+            "device": str(device),
+            "engine": engine,
+            "threads": self.threads,
         }
         if not self.resume():
             environment.seed_globals(self.seeds.method, device)
@@ -224,9 +234,13 @@ class Loop:
         if self.at is None or self.store is None or self.claim is None or not self.claim.held():
             return
         content = {
-            "boundary": self.at.pack(), "notes": self.ctx.notes,
-            "seconds": self.training.seconds, "evaluation_seconds": self.evaluating.seconds,
-            "peak": self.peak(), "attempts": self.attempts, "resumed": self.resumed,
+            "boundary": self.at.pack(),
+            "notes": self.ctx.notes,
+            "seconds": self.training.seconds,
+            "evaluation_seconds": self.evaluating.seconds,
+            "peak": self.peak(),
+            "attempts": self.attempts,
+            "resumed": self.resumed,
         }
         try:
             checkpoint.save(self.path(), content, self.made_with)
@@ -267,21 +281,23 @@ class Loop:
         """Counts up to the last step boundary, clocks, memory."""
         counts = self.at.counts if self.at is not None else dict.fromkeys(COUNT_NAMES, 0)
         return {
-            **counts, "seconds": self.training.seconds,
-            "evaluation_seconds": self.evaluating.seconds, **self.peak(),
+            **counts,
+            "seconds": self.training.seconds,
+            "evaluation_seconds": self.evaluating.seconds,
+            **self.peak(),
         }
 
     def environment(self) -> dict[str, Any]:
         """What it ran on."""
         out: dict[str, Any] = {
-            **environment.facts(), "device": str(self.options.device),
+            **environment.facts(),
+            "device": str(self.options.device),
             "packages": environment.packages(self.task, self.method, self.solver),
-            "memory_at_start_bytes": self.memory.at_start, "resumed": self.resumed,
+            "memory_at_start_bytes": self.memory.at_start,
+            "resumed": self.resumed,
         }
         if self.at is not None:
-            out |= {
-                "engine": self.ctx.engine, "threads": self.threads, "workers": self.ctx.workers
-            }
+            out |= {"engine": self.ctx.engine, "threads": self.threads, "workers": self.ctx.workers}
         return out
 
     def path(self) -> Path:

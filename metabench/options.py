@@ -82,7 +82,16 @@ OutFolder = Annotated[
         "--out", metavar="DIR", help="The folder for files [default: results/SUITE/BUDGET]."
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells at a time.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        min=1,
+        show_default="one a GPU, or one a core",
+        help="Cells at a time.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -158,9 +158,7 @@ class Problem(ABC):
         episodes i * episodes_per_step and the following.
         """
 
-    def prepare(
-        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
-    ) -> Episode:
+    def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """The episode with all that its inner steps would compute again and again done once.
 
         ``only`` names the parts of theta that inner steps will move (None: all). What is done may

@@ -49,9 +49,7 @@ class Tally:
         self, total: int, jobs: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.total, self.jobs, self.clock = total, max(1, jobs), clock
-        self.counts = dict.fromkeys(
-            ("done", "failed", "diverged", "timeout", "not applicable"), 0
-        )
+        self.counts = dict.fromkeys(("done", "failed", "diverged", "timeout", "not applicable"), 0)
         self.reused = 0
         self.elsewhere: set[str] = set()
         self.running: dict[str, Running] = {}
@@ -141,7 +139,9 @@ class View(Protocol):
         """Begin to show."""
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         """Show the last state."""
@@ -222,9 +222,12 @@ class Live:
         for running in list(self.tally.running.values()):
             cell = running.cell
             table.add_row(
-                f"{cell.task} x {cell.method}", f"seed {cell.seed}",
+                f"{cell.task} x {cell.method}",
+                f"seed {cell.seed}",
                 ProgressBar(total=1.0, completed=min(1.0, running.fraction), width=24),
-                _steps(running), running.phase, Text(running.latest, overflow="ellipsis"),
+                _steps(running),
+                running.phase,
+                Text(running.latest, overflow="ellipsis"),
             )
         bar = ProgressBar(total=max(1, self.tally.total), completed=self.tally.ended, width=40)
         return Group(table, bar, Text(str(self.tally)))
@@ -234,7 +237,9 @@ class Live:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._live.__exit__(kind, error, trace)
@@ -287,7 +292,9 @@ def _steps(running: Running) -> str:
 
 def _line_of(running: Running) -> str:
     parts: Sequence[str] = (
-        f"{running.cell}", f"{_steps(running)} ({running.fraction:.0%})", running.phase,
+        f"{running.cell}",
+        f"{_steps(running)} ({running.fraction:.0%})",
+        running.phase,
         running.latest,
     )
     return "  ".join(part for part in parts if part)

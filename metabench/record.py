@@ -78,9 +78,7 @@ class Record:
         Without clocks, machine, attempts, and memory; the curve is compared by its own file.
         """
         data = self.as_dict()
-        clocks = {
-            "seconds", "evaluation_seconds", "peak_memory_bytes", "peak_device_memory_bytes"
-        }
+        clocks = {"seconds", "evaluation_seconds", "peak_memory_bytes", "peak_device_memory_bytes"}
         data["cost"] = {k: v for k, v in data["cost"].items() if k not in clocks}
         for name in ("environment", "started", "ended", "attempts", "files", "notes"):
             del data[name]

@@ -13,6 +13,7 @@ from metabench.cell import Cell, check_applicable, instances
 from metabench.errors import Diverged, Held, Stopped, StoreError, TimedOut
 from metabench.events import Event, Finished, Interrupted, Listener, SetAside, ignore
 from metabench.loop import Engine, Loop, Options, stamp
+from metabench.machine import cores
 from metabench.problem import Params
 from metabench.record import Curve, Record, Status
 from metabench.store import CHECKPOINT, Store
@@ -51,8 +52,12 @@ def run_cell(
         parts,
         Options(
             torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-            tell, checkpoint_seconds, time_limit, workers or environment.cores(),
-            engine, stop or (lambda: False),
+            tell,
+            checkpoint_seconds,
+            time_limit,
+            workers or cores(),
+            engine,
+            stop or (lambda: False),
         ),
     )
     record = _claimed(loop, store) if store is not None else _finished(loop, _run(loop)[0])
@@ -127,9 +132,17 @@ def _run(loop: Loop) -> tuple[Record, Curve, Params | None]:
             status, trace = "failed", traceback.format_exc()
             reason = f"{type(error).__name__}: {error}"
     record = Record(
-        key=loop.cell.key, cell=loop.cell, status=status, reason=reason, traceback=trace,
-        seeds=asdict(loop.seeds), cost=loop.cost(), environment=loop.environment(),
-        started=started, ended=stamp(), attempts=loop.attempts,
+        key=loop.cell.key,
+        cell=loop.cell,
+        status=status,
+        reason=reason,
+        traceback=trace,
+        seeds=asdict(loop.seeds),
+        cost=loop.cost(),
+        environment=loop.environment(),
+        started=started,
+        ended=stamp(),
+        attempts=loop.attempts,
     )
     at = loop.at
     if at is None:
@@ -138,7 +151,9 @@ def _run(loop: Loop) -> tuple[Record, Curve, Params | None]:
     if status != "done" or at.best is None:
         return record, at.curve, None
     record = replace(
-        record, metrics={"valid": at.valid, **at.metrics}, selected_step=at.best_step,
+        record,
+        metrics={"valid": at.valid, **at.metrics},
+        selected_step=at.best_step,
         lam=trajectory.describe(at.best.lam),
     )
     return record, at.curve, at.best.lam
@@ -156,10 +171,17 @@ def _keep(store: Store, loop: Loop) -> Record:
             (store.folder(record.key) / CHECKPOINT).unlink(missing_ok=True)
     except StoreError as error:
         record = Record(
-            key=loop.cell.key, cell=loop.cell, status="failed", reason=str(error),
-            traceback=traceback.format_exc(), seeds=asdict(loop.seeds), cost=loop.cost(),
-            steps=loop.at.step if loop.at is not None else 0, environment=loop.environment(),
-            ended=stamp(), attempts=loop.attempts,
+            key=loop.cell.key,
+            cell=loop.cell,
+            status="failed",
+            reason=str(error),
+            traceback=traceback.format_exc(),
+            seeds=asdict(loop.seeds),
+            cost=loop.cost(),
+            steps=loop.at.step if loop.at is not None else 0,
+            environment=loop.environment(),
+            ended=stamp(),
+            attempts=loop.attempts,
         )
         try:
             record = store.write(record, claim=loop.claim)

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 RECORD, CURVE, LAM, CHECKPOINT, CLAIM = (
-    "record.json", "curve.json.gz", "lam.npz", "checkpoint.pt", "claim.json",
+    "record.json",
+    "curve.json.gz",
+    "lam.npz",
+    "checkpoint.pt",
+    "claim.json",
 )
 KNOWN = frozenset({RECORD, CURVE, LAM, CHECKPOINT, CLAIM})
 SET_ASIDE = "set-aside"

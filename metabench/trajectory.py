@@ -71,9 +71,7 @@ def summary(value: torch.Tensor) -> dict[str, float]:
 def arrays(lam: Params) -> dict[str, np.ndarray[Any, Any]]:
     """lam as numpy arrays; bfloat16, which numpy lacks, as float32 (exact)."""
     plain = {k: v.detach().cpu() for k, v in lam.items()}
-    return {
-        k: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for k, v in plain.items()
-    }
+    return {k: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for k, v in plain.items()}
 
 
 def describe(lam: Params) -> dict[str, Any]:

@@ -41,14 +41,15 @@ def plan(
     method: MethodNames = None,
     solver: SolverName = "sgd",
     store: StorePath = None,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
 ) -> None:
     """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
     from metabench import screen
+    from metabench.launch import default_jobs
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     for each, planned in choice.planned():
-        screen.print_plan(screen.console(), _title(each, budget), planned, jobs)
+        screen.print_plan(screen.console(), _title(each, budget), planned, jobs or default_jobs())
 
 
 def run(
@@ -61,7 +62,7 @@ def run(
     method: MethodNames = None,
     solver: SolverName = "sgd",
     store: StorePath = None,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     device: Device = None,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
@@ -200,7 +201,7 @@ def reproduce(
     method: MethodNames = None,
     solver: SolverName = "sgd",
     store: StorePath = None,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     device: Device = None,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
@@ -247,18 +248,20 @@ def _run(
     choice: Choice,
     suite: Suite,
     planned: list[Planned],
-    jobs: int,
+    jobs: int | None,
     device: str | None,
     time_limit: float | None,
     checkpoint_every: float,
 ) -> int:
     """Run a plan in sight of the user; the exit code."""
     from metabench import api, screen
+    from metabench.launch import default_jobs
     from metabench.plan import TO_RUN
     from metabench.progress import view
 
     err = screen.console(stderr=True)
     todo = sum(p.state in TO_RUN for p in planned)
+    jobs = jobs or max(1, min(default_jobs(), todo))
     err.print(
         f"{_title(suite, choice.budget)}: {screen.cells_of(planned)}", markup=False, soft_wrap=True
     )

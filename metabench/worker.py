@@ -10,9 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
-import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,19 +48,22 @@ class Ended:
     what: str = ""
 
 
-def run_one(
-    cell: Cell, options: Options, listener: Listener, stop: Callable[[], bool]
-) -> Ended:
+def run_one(cell: Cell, options: Options, listener: Listener, stop: Callable[[], bool]) -> Ended:
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
-    from metabench.environment import cores
+    from metabench.machine import cores
     from metabench.runner import run_cell
     from metabench.store import Store
 
     try:
         run_cell(
-            cell, Store(options.store), device=options.device, listener=listener,
-            checkpoint_seconds=options.checkpoint_seconds, time_limit=options.time_limit,
-            workers=max(1, cores() // options.share), stop=stop,
+            cell,
+            Store(options.store),
+            device=options.device,
+            listener=listener,
+            checkpoint_seconds=options.checkpoint_seconds,
+            time_limit=options.time_limit,
+            workers=max(1, cores() // options.share),
+            stop=stop,
         )
     except Held as error:
         return Ended(cell, "held", str(error))
@@ -151,19 +152,6 @@ class Worker:
         with contextlib.suppress(ValueError):
             return f"its process died (signal {-code}, {signal.Signals(-code).name})"
         return f"its process died (signal {-code})"
-
-
-def gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; found without torch."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip()]
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    found = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
-    gpus = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(i) for i in range(len(gpus))]
 
 
 @contextlib.contextmanager

@@ -101,7 +101,9 @@ def store(tmp_path: Path) -> Store:
 
 def told(folder: Path, seed: int = 0, do: str = "", pause: float = 0.0, steps: int = 3) -> Cell:
     return make_cell(
-        "ridge", "told", seed=seed,
+        "ridge",
+        "told",
+        seed=seed,
         set={
             "method": {"folder": str(folder), "do": do, "pause": pause},
             "budget": {"outer_steps": steps, "eval_every": 1000},
@@ -113,9 +115,7 @@ def starts(folder: Path) -> Counter[str]:
     return Counter(line.split()[0] for line in (folder / "starts").read_text().splitlines())
 
 
-def test_a_grid_is_run_whatever_single_cells_do(
-    store: Store, plugin: Path, tmp_path: Path
-) -> None:
+def test_a_grid_is_run_whatever_single_cells_do(store: Store, plugin: Path, tmp_path: Path) -> None:
     cells = [told(tmp_path, i) for i in range(4)]
     bad = told(tmp_path, 9, "error")
     refused = make_cell("ridge", "maml", set={"budget": {"outer_steps": 1}})
@@ -233,7 +233,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         started.append(
             subprocess.Popen(
                 [sys.executable, str(script), root, str(tmp_path), *map(str, arguments)],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
                 start_new_session=True,
             )
         )
@@ -337,12 +339,17 @@ def events_of_a_launch() -> list[Event]:
     return [
         SetAside(BadFile(Path("a/record.json"), "is garbled", Path("set-aside/x"))),
         Finished(replace(done, key=cells[4].key, cell=cells[4]), reused=True),
-        Started(cells[0]), Started(cells[1], 7),
+        Started(cells[0]),
+        Started(cells[1], 7),
         Progress(cells[0], 10, 100, 0.1, "training", {"outer_loss": 0.25}),
-        Finished(failed), Retried(cells[1], "its process died (signal 9)"),
-        Refused(cells[2], "needs a head"), Elsewhere(cells[3], "process 7 on there"),
-        Progress(cells[0], 60, 100, 0.6, "training", {}), Finished(done, unsaved="full"),
-        Started(cells[1]), Interrupted(cells[1], 3),
+        Finished(failed),
+        Retried(cells[1], "its process died (signal 9)"),
+        Refused(cells[2], "needs a head"),
+        Elsewhere(cells[3], "process 7 on there"),
+        Progress(cells[0], 60, 100, 0.6, "training", {}),
+        Finished(done, unsaved="full"),
+        Started(cells[1]),
+        Interrupted(cells[1], 3),
     ]
 
 
@@ -358,9 +365,14 @@ def test_plain_lines_say_what_happened() -> None:
     text = out.getvalue()
     for part in (
         "set aside: a/record.json: is garbled; set aside as set-aside/x",
-        "found in the store", "goes on from step 7", "failed: ValueError: no", "once more",
-        "not applicable: needs a head", "running elsewhere (process 7 on there)",
-        "done in 1 min 15 s; NOT SAVED: full", "stopped at step 3, checkpoint kept",
+        "found in the store",
+        "goes on from step 7",
+        "failed: ValueError: no",
+        "once more",
+        "not applicable: needs a head",
+        "running elsewhere (process 7 on there)",
+        "done in 1 min 15 s; NOT SAVED: full",
+        "stopped at step 3, checkpoint kept",
         "4/5 cells, 2 done, 1 failed, 1 not applicable, 1 running elsewhere",
     ):
         assert part in text

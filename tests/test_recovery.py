@@ -116,7 +116,11 @@ class Launches:
 
         self.store, self.cells = Store(root), cells
         self.command = [
-            sys.executable, "-c", LAUNCH, str(root), json.dumps([asdict(c) for c in cells])
+            sys.executable,
+            "-c",
+            LAUNCH,
+            str(root),
+            json.dumps([asdict(c) for c in cells]),
         ]
         self.process: subprocess.Popen[str] | None = None
 
@@ -127,8 +131,11 @@ class Launches:
                 return
             assert self.process.returncode != 0, "the grid was done before all kills had fallen"
         self.process = subprocess.Popen(
-            self.command, start_new_session=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
+            self.command,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def working(self) -> list[int]:

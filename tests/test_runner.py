@@ -116,7 +116,8 @@ class Scripted(GradientMethod):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for names, name, cls in (
-        (registry.tasks, "noisy", NoisyTask), (registry.methods, "scripted", Scripted),
+        (registry.tasks, "noisy", NoisyTask),
+        (registry.methods, "scripted", Scripted),
     ):
         names.register(name)(cls)
     monkeypatch.setattr(Scripted, "hooks", {})
@@ -134,7 +135,9 @@ def store(tmp_path: Path) -> Store:
 def scripted(do: str = "nothing", at: int = 5, task: dict | None = None, **budget: Any) -> Cell:
     budget = {"outer_steps": 10, "eval_every": 4, "valid_episodes": 5, "test_episodes": 6, **budget}
     return make_cell(
-        "noisy", "scripted", seed=3,
+        "noisy",
+        "scripted",
+        seed=3,
         set={"method": {"do": do, "at": at}, "task": task or {}, "budget": budget},
     )
 
@@ -208,9 +211,7 @@ def test_both_numbers_of_inner_steps_are_reported() -> None:
     metrics = run_cell(cell).metrics
     assert metrics.keys() == {"valid", "test", "test@2_steps", "official", "official@2_steps"}
     assert metrics["test"] != metrics["test@2_steps"]
-    plain = make_cell(
-        "noisy", "bilevel", set={"method": {"inner_steps": 2}, "budget": budget}
-    )
+    plain = make_cell("noisy", "bilevel", set={"method": {"inner_steps": 2}, "budget": budget})
     assert run_cell(plain).metrics["test"]["loss"] == metrics["test@2_steps"]["loss"]
 
 
@@ -371,7 +372,8 @@ def test_threads_and_global_generators_change_nothing(tmp_path: Path) -> None:
 
 def test_batched_episodes_give_what_the_loop_gives(tmp_path: Path) -> None:
     cell = make_cell(
-        "noisy", "bilevel",
+        "noisy",
+        "bilevel",
         set={"task": {"meta_batch": 4}, "budget": {"outer_steps": 5, "test_episodes": 10}},
     )
     a, b = run_cell(cell, engine="loop"), run_cell(cell, engine="vmap")
@@ -508,8 +510,11 @@ def test_a_checkpoint_that_cannot_be_trusted_is_set_aside(
     assert bad.path == path and bad.moved_to is not None
     assert bad.moved_to.parent == pieces.root / SET_ASIDE and bad.moved_to.exists()
     expected = {
-        "truncate": "sha256", "flip": "sha256", "foreign": "not a checkpoint",
-        "other version": "made with torch", "code": "plain data",
+        "truncate": "sha256",
+        "flip": "sha256",
+        "foreign": "not a checkpoint",
+        "other version": "made with torch",
+        "code": "plain data",
     }
     assert expected[how] in bad.what
     same(whole, pieces, cell.key)

@@ -59,17 +59,22 @@ def store(tmp_path: Path) -> Store:
 @st.composite
 def kept(draw: st.DrawFn) -> tuple[Record, dict, dict]:
     cell = Cell(
-        draw(names), draw(names), "sgd", draw(st.integers(0, 2**40)),
+        draw(names),
+        draw(names),
+        "sgd",
+        draw(st.integers(0, 2**40)),
         task_settings=draw(st.dictionaries(names, numbers | st.booleans() | names, max_size=3)),
     )
     estimates = st.builds(Estimate, numbers, st.integers(1, 9), numbers | st.none(), st.none())
     record = Record(
-        key=cell.key, cell=cell,
+        key=cell.key,
+        cell=cell,
         status=draw(st.sampled_from(["done", "failed", "diverged", "timeout"])),
         reason=draw(st.text(max_size=20)),
         metrics=draw(st.dictionaries(names, st.dictionaries(names, estimates), max_size=2)),
         cost=draw(st.dictionaries(names, numbers, max_size=3)),
-        steps=draw(st.integers(0, 10**9)), attempts=draw(st.integers(1, 9)),
+        steps=draw(st.integers(0, 10**9)),
+        attempts=draw(st.integers(1, 9)),
     )
     rows = draw(st.integers(1, 4))
     column = st.lists(numbers | st.none(), min_size=rows, max_size=rows)
@@ -455,7 +460,9 @@ def test_several_processes_never_hold_one_claim_together(store: Store, tmp_path:
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACE, str(store.root), str(log), ",".join(keys)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(4)
     ]

@@ -1,0 +1,27 @@
+"""What this machine has to compute with, found without torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; found without torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    found = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    gpus = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(i) for i in range(len(gpus))]
