@@ -68,7 +68,7 @@ def _drawn(split: str, seed: int) -> Tensor:
     images[width < 0.25] = _thinner(images[width < 0.25])
     images[width > 0.75] = _thicker(images[width > 0.75])
     parts = []
-    for part in images.split(512):
+    for part in torch.split(images, 512):
         grid = _affine(len(part), gen) + _displacement(len(part), gen)
         drawn = F.grid_sample(part[:, None], grid, align_corners=False)
         parts.append((F.avg_pool2d(drawn, 2) * 255).round().to(torch.uint8))
@@ -173,7 +173,7 @@ def _render(path: Path, character: str) -> Tensor:
     scale = _GLYPH / max(ink.size)
     ink = ink.resize([max(1, round(side * scale)) for side in ink.size], Image.Resampling.BOX)
     image = Image.new("L", (_RENDERED, _RENDERED))
-    image.paste(ink, [(_RENDERED - side) // 2 for side in ink.size])
+    image.paste(ink, ((_RENDERED - ink.width) // 2, (_RENDERED - ink.height) // 2))
     return torch.from_numpy(np.array(image)).float() / 255
 
 
