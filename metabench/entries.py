@@ -157,7 +157,7 @@ def with_pm(mean: float, pm: float | None, scale: float = 1.0, least: int | None
     size = max(abs(mean), pm or 0.0)
     power = 0
     if size and least is None and not 1e-3 <= size < 1e5:
-        power = math.floor(math.log10(size))
+        power = max(math.floor(math.log10(size)), -300)  # 10.0**-324 is 0
         mean, pm = mean / 10.0**power, None if pm is None else pm / 10.0**power
         size /= 10.0**power
     if least is not None:
