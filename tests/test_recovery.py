@@ -129,7 +129,8 @@ class Launches:
         if self.process is not None:
             if self.process.poll() is None:
                 return
-            assert self.process.returncode != 0, "the grid was done before all kills had fallen"
+            out, _ = self.process.communicate()
+            assert self.process.returncode != 0, f"done before all kills had fallen\n{out}"
         self.process = subprocess.Popen(
             self.command,
             start_new_session=True,
