@@ -107,9 +107,10 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
         return None
     from metabench import data
 
+    source = getattr(task, "source", "auto")
     for name in task.data:
         try:
-            data.find(name)
+            data.locate(name, None if source == "auto" else source)
         except DataMissing as error:
             return str(error).partition("; mend:")[0], error.mend
         except UnknownName as error:

@@ -190,7 +190,10 @@ class Problem(ABC):
 
 
 class Task(Protocol):
-    """What is registered: a frozen dataclass of settings that can build its problem."""
+    """What is registered: a frozen dataclass of settings that can build its problem.
+
+    Optional: a setting ``source``, the name of the layout that the data is read from, or "auto".
+    """
 
     registered_name: ClassVar[str]
     metric: ClassVar[str]

@@ -210,16 +210,36 @@ def test_missing_data_and_packages_come_with_their_command(
     from metabench import data
     from metabench.errors import DataMissing
 
-    def find(name: str) -> Path:
+    def locate(name: str, layout: str | None) -> data.Found:
         raise DataMissing(name, ["here", "there"], f"metabench data fetch {name}")
 
-    monkeypatch.setattr(data, "find", find)
+    monkeypatch.setattr(data, "locate", locate)
     planned = plan.plan(choose(crossing(["needy", "packed"], ["bilevel"]), "smoke"), store)
     assert [p.state for p in planned] == ["missing data", "missing package"]
     assert planned[0].mend == "metabench data fetch no_such_data"
     assert planned[0].reason == "data set 'no_such_data' not found; looked in here, there"
     assert planned[1].mend == "pip install no_such_package"
     assert not {p.state for p in planned} & plan.TO_RUN
+
+
+def test_data_is_looked_for_in_the_layout_that_the_task_names(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metabench import data
+
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("METABENCH_CACHE", str(tmp_path))
+    arrays = data.dataset("omniglot").layouts[0]
+    for file in arrays.files:
+        path = tmp_path / arrays.folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for source, state in [("auto", "open"), ("metabench", "open"), ("torchvision", "missing data")]:
+        suite = crossing(["omniglot"], ["fixed"])
+        cells = choose(suite, "smoke", set=[f"task.source={source}"], seeds=[0])
+        (planned,) = plan.plan(cells, store)
+        assert planned.state == state, source
+        assert arrays.name == "metabench" and (planned.reason == "") == (state == "open")
 
 
 def test_a_finished_cell_needs_nothing(needy: None, store: Store) -> None:
