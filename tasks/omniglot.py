@@ -6,6 +6,7 @@ by 90 degrees as further classes, as in Finn et al. 2017 (after Santoro et al. 2
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,8 +35,10 @@ CHARACTERS, DRAWERS, SIZE = 1623, 20, 28
 class Omniglot(FewShot):
     """Omniglot, 28x28, 1,623 characters and their rotations, N-way K-shot."""
 
-    split: Literal["vinyals", "background"] = "vinyals"
-    """Characters to train, validate and test on: "vinyals" 1,028 / 172 / 423 (Vinyals et al. 2016);
+    split: Literal["vinyals", "background", "shuffled"] = "vinyals"
+    """Characters to train, validate and test on: "vinyals" 1,028 / 172 / 423, whole alphabets each
+    (Vinyals et al. 2016); "shuffled" 1,100 / 100 / 423 without regard to alphabets, as in the code
+    of Finn et al. 2017 (there in the order of the disk's folders, here of their names);
     "background" 792 / 172 / 659, Lake's background and evaluation sets, where the five validation
     alphabets of Vinyals are cut from the background set. The latter at ``ways`` 20, ``shots`` 1
     adds the evaluation "one_shot_runs": Lake's 20 runs of 20 characters within one alphabet. With
@@ -89,11 +92,16 @@ def _first_characters() -> dict[str, int]:
 def _members(split: str, part: str) -> Tensor:
     """Indices of the characters of one part of a split."""
     index = torch.arange(CHARACTERS)
+    if split == "shuffled":
+        order = list(range(CHARACTERS))
+        random.Random(1).shuffle(order)
+        first, last = {"train": (0, 1100), "valid": (1100, 1200), "test": (1200, None)}[part]
+        return torch.tensor(sorted(order[first:last]))
     test = index >= (lists.BACKGROUND if split == "background" else lists.VINYALS_TEST_FROM - 1)
     valid = torch.zeros(CHARACTERS, dtype=torch.bool)
-    first = _first_characters()
+    starts = _first_characters()
     for alphabet in lists.VINYALS_VALID:
-        valid[first[alphabet] : first[alphabet] + lists.ALPHABETS[alphabet]] = True
+        valid[starts[alphabet] : starts[alphabet] + lists.ALPHABETS[alphabet]] = True
     return index[{"train": ~(test | valid), "valid": valid, "test": test}[part]]
 
 

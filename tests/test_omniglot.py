@@ -71,7 +71,12 @@ def test_the_lists_are_those_of_the_data(arrays):
 
 
 @pytest.mark.parametrize(
-    ("split", "sizes"), [("vinyals", [1028, 172, 423]), ("background", [792, 172, 659])]
+    ("split", "sizes"),
+    [
+        ("vinyals", [1028, 172, 423]),
+        ("background", [792, 172, 659]),
+        ("shuffled", [1100, 100, 423]),
+    ],
 )
 def test_splits_share_no_character_and_leave_none_out(folder, split, sizes):
     members = [omniglot._members(split, part).tolist() for part in PARTS]
@@ -82,6 +87,14 @@ def test_splits_share_no_character_and_leave_none_out(folder, split, sizes):
     assert [problem.splits[part].images.shape[1:] for part in PARTS] == [(20, 1, 28, 28)] * 3
     plain = build(split=split, rotations=False)
     assert [len(plain.splits[part]) for part in PARTS] == sizes
+
+
+def test_the_shuffled_split_tests_within_alphabets_that_were_trained_on():
+    # Which characters fall where is fixed: results of today and of next year are of one split.
+    assert omniglot._members("shuffled", "valid")[:5].tolist() == [15, 20, 22, 38, 41]
+    alphabet_of = [name for name, n in lists.ALPHABETS.items() for _ in range(n)]
+    of = {p: {alphabet_of[i] for i in omniglot._members("shuffled", p).tolist()} for p in PARTS}
+    assert of["test"] <= of["train"]
 
 
 def test_the_background_split_tests_on_alphabets_that_nobody_trained_on():
