@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from metabench.notes import listed
@@ -22,7 +23,7 @@ from metabench.panels import (
 )
 from metabench.rankings import ranked, scores
 from metabench.results import Results
-from metabench.stats import profile
+from metabench.stats import bootstrap, iqm, profile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,9 @@ def profile_figure(results: Results) -> Figure:
     better = "at least" if results.suite.goal == "max" else "at most"
     notes = [
         f"Share of finished runs (columns weigh the same) whose {results.suite.evaluation} "
-        f"{results.suite.metric.replace('_', ' ')} is {better} the value on the axis."
+        f"{results.suite.metric.replace('_', ' ')} is {better} the value on the axis. Above: the "
+        "interquartile mean of all columns' runs, with the 95 % interval of a bootstrap stratified "
+        "by column."
     ]
     short = [
         row.label or row.id for row in results.rows if 0 < len(table[row.id]) < len(results.columns)
@@ -135,8 +138,15 @@ def profile_figure(results: Results) -> Figure:
         look = look_of(number) | {"marker": "", "drawstyle": step}
         share = profile(groups, grid, results.suite.goal)
         (handle,) = axis.plot([v * scale for v in grid], [100 * s for s in share], **look)
-        handles[row.label or row.id] = handle
+        handles[f"{row.label or row.id}: {_robust_mean(groups, scale)}"] = handle
     axis.set_ylim(-3, 103)
     axis.set_xlabel(axis_label(results, results.suite.evaluation))
     axis.set_ylabel("runs, %")
     return finish(figure, notes, handles)
+
+
+def _robust_mean(groups: Sequence[Sequence[float]], scale: float) -> str:
+    """The interquartile mean of all runs and its interval, in the axis' unit."""
+    runs = [value for group in groups for value in group]
+    low, high = bootstrap(groups, lambda drawn: iqm(drawn.tolist()))
+    return f"{iqm(runs) * scale:.4g} [{low * scale:.4g}, {high * scale:.4g}]"

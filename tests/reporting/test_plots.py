@@ -2,6 +2,7 @@ import pytest
 
 from metabench import plots
 from metabench.errors import UnknownName
+from metabench.rankings import scores
 from metabench.results import collect
 
 
@@ -123,6 +124,17 @@ def test_names_are_no_mathematics_and_no_hidden_entries(helpers, tmp_path):
     text = names(plots.figures(results, store, ["learning"])["learning"])
     assert "_hidden" in text
     assert "\\$\\frac{1}\\$" in text
+
+
+def test_the_profile_names_the_interquartile_mean_of_every_method(full):
+    results, store = full
+    text = names(plots.figures(results, store, ["profile"])["profile"])
+    groups = scores(results, "maml")
+    # Two columns of three seeds: a quarter of six, rounded down, is one from either end.
+    runs = sorted(100 * value for group in groups for value in group)
+    label = next(row.label for row in results.rows if row.id == "maml")
+    assert len(runs) == 6 and f"{label}: {sum(runs[1:-1]) / 4:.4g} [" in text
+    assert "bootstrap stratified by column" in " ".join(text.split())
 
 
 def test_drawing_leaves_matplotlib_as_it_was(full, tmp_path):
