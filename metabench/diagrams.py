@@ -121,8 +121,8 @@ def profile_figure(results: Results) -> Figure:
     notes = [
         f"Share of finished runs (columns weigh the same) whose {results.suite.evaluation} "
         f"{results.suite.metric.replace('_', ' ')} is {better} the value on the axis. Above: the "
-        "interquartile mean of all columns' runs, with the 95 % interval of a bootstrap stratified "
-        "by column."
+        "interquartile mean of all columns' runs, and, where each has several, the 95 % interval "
+        "of a bootstrap stratified by column."
     ]
     short = [
         row.label or row.id for row in results.rows if 0 < len(table[row.id]) < len(results.columns)
@@ -148,5 +148,7 @@ def profile_figure(results: Results) -> Figure:
 def _robust_mean(groups: Sequence[Sequence[float]], scale: float) -> str:
     """The interquartile mean of all runs and its interval, in the axis' unit."""
     runs = [value for group in groups for value in group]
+    if min(map(len, groups)) < 2:  # resampling one run gives that run: no interval
+        return f"{iqm(runs) * scale:.4g}"
     low, high = bootstrap(groups, lambda drawn: iqm(drawn.tolist()))
     return f"{iqm(runs) * scale:.4g} [{low * scale:.4g}, {high * scale:.4g}]"

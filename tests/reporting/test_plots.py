@@ -137,6 +137,14 @@ def test_the_profile_names_the_interquartile_mean_of_every_method(full):
     assert "bootstrap stratified by column" in " ".join(text.split())
 
 
+def test_one_run_a_column_has_no_bootstrap_interval(suite, helpers):
+    store = helpers.fill(suite, "smoke")
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    assert [len(group) for group in scores(results, "maml")] == [1, 1]
+    text = names(plots.figures(results, store, ["profile"])["profile"])
+    assert "MAML: " in text and "[" not in text
+
+
 def test_drawing_leaves_matplotlib_as_it_was(full, tmp_path):
     import matplotlib as mpl
 
