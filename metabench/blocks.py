@@ -83,23 +83,26 @@ class Tangent(NamedTuple):
     """Convolution over the tangent of the block's input."""
 
 
-def pool(y: Tensor, scale: Tensor, out: tuple[Tensor, Tensor]) -> None:
-    """Winners of scale * y in windows of 2x2: values of y and positions in the map, into ``out``.
+def signs(scale: Tensor) -> Tensor | None:
+    """The signs of the scales; None where all are positive."""
+    return None if bool((scale > 0).all()) else scale.sign()
 
-    y is [n, h, w, filters], both outputs are [n, h // 2, w // 2, filters].
+
+def pool(y: Tensor, sign: Tensor | None, top: Tensor, where: Tensor) -> None:
+    """Winners of sign * y in windows of 2x2: values of y into ``top``, positions in the map into
+    ``where``.
+
+    y is [n, filters, h, w], both outputs are [n, filters, h // 2, w // 2], all channels-last.
     """
-    positive = bool((scale > 0).all())
-    signed = y if positive else y * scale.sign()
-    top, where = (x.permute(0, 3, 1, 2) for x in out)
-    _aten.max_pool2d_with_indices.out(signed.permute(0, 3, 1, 2), [2, 2], out=top, indices=where)
-    if not positive:
-        n, h, w, filters = out[0].shape
-        torch.gather(
-            y.view(n, -1, filters),
-            1,
-            out[1].view(n, h * w, filters),
-            out=out[0].view(n, h * w, filters),
-        )
+    signed = y if sign is None else y * sign[:, None, None]
+    _aten.max_pool2d_with_indices.out(signed, [2, 2], out=top, indices=where)
+    if sign is not None:
+        torch.gather(channels_last(y), 1, channels_last(where), out=channels_last(top))
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """[n, filters, h, w] in channels-last layout as [n, h * w, filters], a view."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def pick(dense: Tensor, winners: Tensor) -> Tensor:
@@ -135,7 +138,8 @@ def forward(x: Tensor, w: Weights, form: Form) -> Block:
         h, wide = h // 2, wide // 2
         p = d.new_empty(n, h, wide, d.shape[1])
         winners = d.new_empty(p.shape, dtype=torch.int64)
-        pool(dense, w.scale, (p, winners))
+        y, top, where = (x.permute(0, 3, 1, 2) for x in (dense, p, winners))
+        pool(y, signs(w.scale), top, where)
         p, winners = p.view(-1, d.shape[1]), winners.view(n, h * wide, -1)
     z = torch.addcmul(w.shift, d if p is None else p, r * w.scale).relu_()
     return Block(z.view(n, h, wide, -1), r, site.table, d, p, winners)

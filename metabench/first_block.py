@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench.blocks import EPS, Block, Slopes, Tangent, Weights, mask_, pool, put
+from metabench.blocks import EPS, Block, Slopes, Tangent, Weights, mask_, pool, put, signs
 from metabench.convolution import Form, buffer, patches
 
 BUFFER_BYTES = 1 << 20
@@ -35,11 +35,12 @@ def source(images: Tensor, form: Form) -> tuple[Tensor, Tensor]:
             return found  # type: ignore[no-any-return]
     table = patches(images.permute(0, 2, 3, 1), form, extra=1)
     table[:, -1] = 1.0
-    k = table[:, :-1]
     # Plain sums over mostly equal values drift in float32: moments of strokes on black need more.
-    k -= k.mean(0, dtype=torch.float64).to(k.dtype)
-    exact = k.double()
-    covariance = (exact.t() @ exact).div_(k.shape[0]).to(k.dtype)
+    exact = table.double()
+    moments = (exact.t() @ exact).div_(table.shape[0])
+    mean = moments[-1, :-1]
+    covariance = (moments[:-1, :-1] - mean[:, None] * mean).to(table.dtype)
+    table[:, :-1] -= mean.to(table.dtype)
     recent[:] = [*recent[-1:], (images, images._version, form, (table, covariance))]
     return table, covariance
 
@@ -56,9 +57,14 @@ def forward(images: Tensor, w: Weights, form: Form) -> Block:
         return Block(z.view(n, h, wide, -1), r, table, covariance=covariance)
     z = table.new_empty(n, h, wide, w.conv.shape[0])
     winners = table.new_empty(z.shape, dtype=torch.int64)
-    for dense, part in _pieces(table, _columns(w.conv, torch.zeros_like(s)), images.shape, form):
-        pool(dense, w.scale, (z[part], winners[part]))
-        torch.addcmul(w.shift, z[part], s, out=z[part]).relu_()
+    sign = signs(w.scale)
+    columns, size = w.conv.t(), images.shape
+    maps = z.permute(0, 3, 1, 2), winners.permute(0, 3, 1, 2)
+    for dense, rows, top, where in _pieces(table[:, :-1], size, form, z.shape[3], *maps):
+        torch.mm(rows, columns, out=dense)
+        y = dense.view(len(top), form.conv_size(size[2]), -1, z.shape[3])
+        pool(y.permute(0, 3, 1, 2), sign, top, where)
+    torch.addcmul(w.shift, z, s, out=z).relu_()
     winners = winners.view(n, h * wide, -1)
     return Block(z, r, table, winners=winners, covariance=covariance)
 
@@ -90,10 +96,10 @@ def tangent(
         du = kept.table @ mix
     else:
         du = torch.empty_like(slopes.gu)
-        picked = du.view(kept.winners.shape)
-        for dense, part in _pieces(kept.table, mix, shape, form):
-            flat = dense.view(dense.shape[0], -1, dense.shape[3])
-            torch.gather(flat, 1, kept.winners[part], out=picked[part])
+        maps = kept.winners, du.view(kept.winners.shape)
+        for dense, rows, winners, out in _pieces(kept.table, shape, form, du.shape[1], *maps):
+            torch.mm(rows, mix, out=dense)
+            torch.gather(dense.view(len(out), -1, du.shape[1]), 1, winners, out=out)
     gu_dq = r * ((v.conv * slopes.sums).sum(1) - mu * slopes.gscale)
     return Tangent(mask_(du, kept.z).view_as(kept.z), lift, mu, gu_dq)
 
@@ -129,23 +135,18 @@ def _columns(conv: Tensor, shift: Tensor) -> Tensor:
     return torch.cat((conv.t(), shift[None]))
 
 
-def _at_once(filters: int, pixels: int, like: Tensor) -> int:
-    """Images whose maps fit the buffer."""
-    return max(1, BUFFER_BYTES // (filters * pixels * like.element_size()))
-
-
 def _pieces(
-    table: Tensor, columns: Tensor, shape: torch.Size, form: Form
-) -> Iterator[tuple[Tensor, slice]]:
-    """The product as maps [a few images, h, w, filters] in one buffer, and which images."""
-    n, h, wide = shape[0], form.conv_size(shape[2]), form.conv_size(shape[3])
-    filters, pixels = columns.shape[1], h * wide
-    step = _at_once(filters, pixels, table)
-    for start in range(0, n, step):
-        stop = min(n, start + step)
-        dense = buffer("first", (step * pixels, filters), table)[: (stop - start) * pixels]
-        torch.mm(table[start * pixels : stop * pixels], columns, out=dense)
-        yield dense.view(stop - start, h, wide, filters), slice(start, stop)
+    table: Tensor, shape: torch.Size, form: Form, filters: int, *maps: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """A few images at a time: a buffer for their maps [rows, filters], their rows of the table,
+    and their parts of ``maps``, [n, ...] each."""
+    pixels = form.conv_size(shape[2]) * form.conv_size(shape[3])
+    step = max(1, BUFFER_BYTES // (filters * pixels * table.element_size()))
+    whole = buffer("first", (step * pixels, filters), table)
+    # Cut once: Python threads wait for each other at every small operation.
+    parts = (torch.split(x, step) for x in maps)
+    for rows, *some in zip(torch.split(table, len(whole)), *parts, strict=True):
+        yield whole if len(rows) == len(whole) else whole[: len(rows)], rows, *some
 
 
 def _sums(kept: Block, shape: torch.Size, gu: Tensor, form: Form) -> tuple[Tensor, Tensor]:
@@ -155,13 +156,10 @@ def _sums(kept: Block, shape: torch.Size, gu: Tensor, form: Form) -> tuple[Tenso
     if kept.winners is None:
         total = table.t() @ gu
     else:
-        n, pixels = shape[0], form.conv_size(shape[2]) * form.conv_size(shape[3])
-        step = _at_once(filters, pixels, table)
-        values = gu.view(n, -1, filters)
         total = table.new_zeros(table.shape[1], filters)
-        for start in range(0, n, step):
-            stop = min(n, start + step)
-            dense = buffer("first", (step * pixels, filters), table)[: (stop - start) * pixels]
-            put(dense.zero_(), kept.winners[start:stop], values[start:stop])
-            total.addmm_(table[start * pixels : stop * pixels].t(), dense)
+        values = gu.view(kept.winners.shape)
+        for dense, rows, winners, some in _pieces(
+            table, shape, form, filters, kept.winners, values
+        ):
+            total.addmm_(rows.t(), put(dense.zero_(), winners, some))
     return total[:-1].t(), total[-1]
