@@ -103,18 +103,7 @@ def budget_notes(results: Results) -> list[Note]:
     for override in results.overrides:
         words.append(f"set by hand: {override.scope}.{override.name} = {_plain(override.value)}")
     out = [Note(f"Budget {results.budget}: {'; '.join(words)}.")]
-    different = []
-    for row in suite.rows:
-        own: dict[str, list[str]] = {}
-        for column in suite.columns:
-            budget = results.crossings[row.id, column.id].runs[0].cell.budget
-            for name in sorted({*limits, *budget}):
-                if budget.get(name) != limits.get(name):
-                    said = f"{name} = {_plain(budget.get(name, 'none'))}"
-                    own.setdefault(said, []).append(column.label or column.id)
-        for said, columns in own.items():
-            where = "" if len(columns) == len(suite.columns) else f" in {listed(columns)}"
-            different.append(f"{row.label or row.id}: {said}{where}")
+    different = other_budgets(results, limits)
     if different:
         out.append(Note(f"Other budgets: {'; '.join(different)}."))
     states = results.states
@@ -122,6 +111,31 @@ def budget_notes(results: Results) -> list[Note]:
         by_state = ", ".join(f"{n} {state}" for state, n in states.items())
         out.append(Note(f"Incomplete: of {len(results.runs)} cells {by_state}."))
     return out
+
+
+def other_budgets(results: Results, limits: dict[str, Any]) -> list[str]:
+    """What differs from the table's ``limits``: rows and columns with the same differences
+    together."""
+    suite = results.suite
+    together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for row in suite.rows:
+        where: dict[str, list[str]] = {}
+        for column in suite.columns:
+            budget = results.crossings[row.id, column.id].runs[0].cell.budget
+            for name in sorted({*limits, *budget}, key=lambda n: (n not in Budget.LIMITS, n)):
+                if budget.get(name) != limits.get(name):
+                    said = f"{name} = {_plain(budget.get(name, 'none'))}"
+                    where.setdefault(said, []).append(column.label or column.id)
+        said_in: dict[str, list[str]] = {}
+        for said, columns in where.items():
+            place = "" if len(columns) == len(suite.columns) else f" in {listed(columns)}"
+            said_in.setdefault(place, []).append(said)
+        for place, sayings in said_in.items():
+            together.setdefault((place, tuple(sayings)), []).append(row.label or row.id)
+    return [
+        f"{listed(rows)}{place}: {', '.join(sayings)}"
+        for (place, sayings), rows in together.items()
+    ]
 
 
 _SELECT = {

@@ -6,12 +6,14 @@ import io
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from metabench import tables
 from metabench.errors import UnknownName
+from metabench.notes import budget_notes
 from metabench.record import Estimate
 from metabench.results import collect
 from metabench.suite import parse_override
@@ -208,3 +210,24 @@ def test_latex_compiles(holed, helpers, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert "multiply defined" not in done.stdout
+
+
+def test_rows_and_columns_with_other_budgets_are_told_together(helpers):
+    suite = helpers.make_suite(paper=[], paper_rows=[])
+    five = replace(
+        suite.columns[1], budgets={"smoke": {"budget": {"outer_steps": 3, "eval_every": 1}}}
+    )
+    rows = [
+        replace(row, set={**row.set, "budget": {"outer_steps": 0}})
+        if row.id in {"fixed", "reptile"}
+        else row
+        for row in suite.rows
+    ]
+    suite = replace(suite, columns=[suite.columns[0], five], rows=rows)
+    found = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
+    note = next(n.text for n in budget_notes(found) if n.text.startswith("Other"))
+    assert note == (
+        "Other budgets: MAML, MAML, first order, ANIL and Bilevel representation in 5-way 5-shot: "
+        "outer_steps = 3, eval_every = 1; Reptile and No outer learning: outer_steps = 0; "
+        "Reptile and No outer learning in 5-way 5-shot: eval_every = 1."
+    )
