@@ -15,11 +15,12 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            set.task.*, set.method.*, set.solver.* for every cell
     [[columns]]            id, label, task, set.{task,budget}.* for the column, and budgets.BUDGET.*
     [[rows]]               id, label, method, solver = "sgd", set.{task,method,solver,budget}.*,
-                           columns.COLUMN.* and budgets.BUDGET.* with the same kind of tables,
-                           skip = ["column", ...] with skip_reason
+                           columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,
+                           with the same kind of tables, skip = ["column", ...] with skip_reason
     [[paper]]              row, column, value, pm, pm_meaning, source, label
 
-Later settings win: column, budget, column's budget, row, row's budget, row's column, command line.
+Later settings win: column, budget, column's budget, row, row's budget, row's column, row's cells,
+command line.
 Paper rows may name a row that is not run here: give it under [[paper_rows]] (id, label).
 """
 
@@ -68,6 +69,8 @@ class Row:
     set: Groups = field(default_factory=dict)
     columns: dict[str, Groups] = field(default_factory=dict)
     budgets: dict[str, Groups] = field(default_factory=dict)
+    cells: dict[str, dict[str, Groups]] = field(default_factory=dict)
+    """Budget to column to settings: what differs by both."""
     skip: list[str] = field(default_factory=list)
     skip_reason: str = ""
     reference: str = ""
@@ -156,6 +159,7 @@ class Suite:
                     row.set,
                     row.budgets.get(budget, {}),
                     row.columns.get(column.id, {}),
+                    row.cells.get(budget, {}).get(column.id, {}),
                     *[o.groups for o in overrides if o.concerns(row, column)],
                 ]
                 merged = merge(groups)
@@ -329,11 +333,11 @@ def _check(suite: Suite, path: Path) -> None:
             )
     places: list[Column | Row] = [*suite.columns, *suite.rows]
     for place in places:
-        for name in place.budgets:
+        for name in [*place.budgets, *(place.cells if isinstance(place, Row) else ())]:
             if name not in suite.budgets:
                 raise SuiteError(f"{path}: {place.id} names budget {name!r}")
     for row in suite.rows:
-        for name in [*row.columns, *row.skip]:
+        for name in [*row.columns, *row.skip, *(c for at in row.cells.values() for c in at)]:
             if name not in columns:
                 raise SuiteError(f"{path}: row {row.id} names column {name!r}; known: {columns}")
         if row.skip and not row.skip_reason:

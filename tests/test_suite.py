@@ -249,3 +249,22 @@ def test_built_in_suites_are_whole(name: str, budget: str) -> None:
 
     for column in suite.columns:
         assert tasks.get(column.task).goal == suite.goal  # type: ignore[attr-defined]
+
+
+def test_what_differs_by_row_budget_and_column_wins_over_both() -> None:
+    cells = {"laptop": {"four": {"method": {"inner_steps": 9}}}}
+    suite = from_dict(changed(rows__0__cells=cells), HERE)
+
+    def steps(budget: str) -> dict[str, int]:
+        return {
+            item.column: item.cell.method_settings["inner_steps"]
+            for item in suite.cells(budget, seeds=[0])
+            if item.row == "reverse"
+        }
+
+    assert steps("laptop") == {"one": 4, "four": 9}
+    assert steps("paper") == {"one": 3, "four": 6}
+    with pytest.raises(SuiteError, match="row reverse names column 'five'"):
+        from_dict(changed(rows__0__cells={"laptop": {"five": {}}}), HERE)
+    with pytest.raises(SuiteError, match="reverse names budget 'lap'"):
+        from_dict(changed(rows__0__cells={"lap": {}}), HERE)
