@@ -46,14 +46,17 @@ class Registry:
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Class decorator: make the dataclass known as ``name``.
 
-        Raises :class:`MetabenchError` if another module has already taken the name.
+        Raises :class:`MetabenchError` if another module has already taken the name, a built-in
+        that nobody has asked for yet included: the cells of the two would have the same keys.
         """
 
         def add(cls: type[T]) -> type[T]:
             known = self._classes.get(name)
-            if known is not None and known.__module__ != cls.__module__:
+            taken = f"{self.package}.{name}" if name in self._files() else cls.__module__
+            taken = taken if known is None else known.__module__
+            if taken != cls.__module__:
                 raise MetabenchError(
-                    f"two {self.kind}s are called {name!r}: {known.__module__} and {cls.__module__}"
+                    f"two {self.kind}s are called {name!r}: {taken} and {cls.__module__}"
                 )
             self._classes[name] = cls
             cls.registered_name = name  # type: ignore[attr-defined]

@@ -114,6 +114,29 @@ def test_a_name_can_be_taken_once(plugins_forgotten: None, tmp_path: Path) -> No
         load_plugin(path)
 
 
+def test_a_built_in_that_nobody_has_asked_for_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "thief.py"
+    path.write_text(PLUGIN.format(name="sgd"))
+    code = (
+        "import sys; from metabench.errors import MetabenchError\n"
+        "from metabench.registry import load_plugin, solvers\n"
+        "try: load_plugin(sys.argv[1])\n"
+        "except MetabenchError as error: print(error)\n"
+        "print(solvers.get('sgd').__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines() == [
+        "two solvers are called 'sgd': metabench.solvers.sgd and metabench_plugin_thief",
+        "metabench.solvers.sgd",
+    ]
+
+
 def test_a_file_that_registers_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
