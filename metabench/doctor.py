@@ -206,15 +206,17 @@ def _store(store: Store) -> Iterator[Finding]:
     there = store.root
     while not there.exists() and there != there.parent:
         there = there.parent
-    if not os.access(there, os.W_OK):
+    if not there.is_dir() or not os.access(there, os.W_OK):
         yield Finding(
             "store",
             "folder",
             "broken",
-            f"{store.root}: cannot be written",
+            f"{store.root}: cannot be written" + ("" if there.is_dir() else f", {there} is a file"),
             ("export METABENCH_STORE=FOLDER  # one that can be written",),
             True,
         )
+        if not there.is_dir():
+            return
     free = shutil.disk_usage(there).free
     verdict: Verdict = "ok" if free > LOW_DISK else "note"
     yield Finding("store", "disk", verdict, f"{_size(free)} free for {store.root}")

@@ -234,7 +234,10 @@ class Store:
         return data
 
     def _folders(self) -> tuple[list[Path], list[BadFile]]:
-        """The folders of cells, sorted, and entries that are none."""
+        """The folders of cells, sorted, and entries that are none. Raises StoreError where the
+        root is a file."""
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"{self.root} is a file, not the folder of a store")
         folders: list[Path] = []
         bad: list[BadFile] = []
         for entry in _entries(self.root):

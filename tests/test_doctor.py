@@ -159,6 +159,13 @@ def test_data_found_and_missing(
     assert finding.detail == f"{tmp_path / 'omniglot'}, arrays, 12.1 MB"
 
 
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_store_that_is_a_file_is_told(quick: dict[str, Any], tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    found = named(examine(Store(tmp_path / "file" / below)), "folder")
+    assert found.bad and f"{tmp_path / 'file'} is a file" in found.detail
+
+
 def test_the_store_is_looked_at(quick: dict[str, Any], store: Store) -> None:
     bad = store.root / "ab" / ("ab" + "0" * 62) / "record.json"
     bad.parent.mkdir(parents=True)

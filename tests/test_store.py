@@ -281,6 +281,14 @@ def test_a_file_that_may_not_grow_is_not_half_written(tmp_path: Path) -> None:
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["x"]
 
 
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    root.write_text("not a folder")
+    for look in (Store(root).records, Store(root).problems, Store(root).mend):
+        with pytest.raises(StoreError, match="is a file, not the folder of a store"):
+            look()
+
+
 def test_the_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("METABENCH_STORE", raising=False)
