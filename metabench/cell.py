@@ -26,15 +26,17 @@ class Budget:
     """How long a cell runs and how it is judged; at least one limit must be set.
 
     Limits (whichever is reached first ends the run): ``outer_steps``; ``inner_gradients``,
-    ``outer_gradients``, ``hvps``, ``function_evaluations`` (counts); ``seconds`` (training time:
-    the only limit that makes a run depend on the machine).
+    ``outer_gradients``, ``hvps``, ``mixed_products``, ``function_evaluations``, ``trainings``
+    (counts); ``seconds`` (training time: the only limit that makes a run depend on the machine).
     """
 
     outer_steps: Annotated[int, Field(ge=0)] | None = None
     inner_gradients: Count | None = None
     outer_gradients: Count | None = None
     hvps: Count | None = None
+    mixed_products: Count | None = None
     function_evaluations: Count | None = None
+    trainings: Count | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
     eval_every: Count = 100
     """Outer steps between two evaluations on the validation split."""
@@ -48,7 +50,9 @@ class Budget:
         "inner_gradients",
         "outer_gradients",
         "hvps",
+        "mixed_products",
         "function_evaluations",
+        "trainings",
         "seconds",
     )
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from metabench import cell as cells
 from metabench.cell import canonical, instances, make_cell, seed_for, why_not
 from metabench.errors import NotApplicable, SettingError, UnknownName
+from metabench.meter import COUNT_NAMES
 
 SHORT = {"budget": {"outer_steps": 5}}
 
@@ -123,6 +124,12 @@ def test_an_unknown_solver_is_refused() -> None:
 def test_a_budget_needs_a_limit() -> None:
     with pytest.raises(SettingError, match="set at least one of outer_steps, inner_gradients"):
         make_cell("quadratic", "bilevel")
+
+
+@pytest.mark.parametrize("cost", COUNT_NAMES)
+def test_every_cost_that_is_counted_can_be_a_budget(cost: str) -> None:
+    cell = make_cell("quadratic", "bilevel", set={"budget": {cost: 3}})
+    assert cost in cells.Budget.LIMITS and cell.budget[cost] == 3
 
 
 @pytest.mark.parametrize("value", [-1, 2.5, "x", math.inf])
