@@ -10,16 +10,6 @@ from metabench.formats import Note, one_line
 from metabench.results import Crossing, Results
 from metabench.settings import fields
 
-LABELS = {
-    "repo": "read in the official repository",
-    "text": "read in a full text of the paper",
-    "2nd": "read in another public document that quotes the paper",
-    "rerun": "a third party's re-run, not the authors' number",
-    "memory": "recalled, not verified: not to be relied on before somebody has looked it up",
-    "derived": "mathematics done for this suite",
-}
-"""How solid a published number is: the labels of :class:`metabench.suite.Published`."""
-
 LONGEST = 240
 """Characters of a reason that are shown; the record has all of it."""
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
 from metabench.cell import Budget, Cell, make_cell
 from metabench.errors import SettingError, SuiteError, UnknownName
@@ -42,6 +42,16 @@ from metabench.settings import fields
 Settings = dict[str, Any]
 Groups = dict[Literal["task", "method", "solver", "budget"], Settings]
 BUDGETS = ("smoke", "laptop", "paper")
+GROUPS = ("task", "method", "solver", "budget")
+LABELS = {
+    "repo": "read in the official repository",
+    "text": "read in a full text of the paper",
+    "2nd": "read in another public document that quotes the paper",
+    "rerun": "a third party's re-run, not the authors' number",
+    "memory": "recalled, not verified: not to be relied on before somebody has looked it up",
+    "derived": "mathematics done for this suite",
+}
+"""How solid a published number is."""
 _strict = ConfigDict(extra="forbid")
 
 
@@ -93,11 +103,11 @@ class Published:
 
     row: str
     column: str
-    value: float
+    value: FiniteFloat
     source: str
     label: str
-    """How solid it is: [repo], [text], [2nd], [rerun], [memory], [derived]."""
-    pm: float | None = None
+    """How solid it is: a key of ``LABELS``."""
+    pm: FiniteFloat | None = None
     pm_meaning: str = ""
 
 
@@ -237,14 +247,14 @@ def check_overrides(overrides: list[Override], suite: Suite) -> None:
     from metabench.registry import methods, tasks
 
     for override in overrides:
-        if override.scope in ("task", "method", "solver", "budget"):
+        if override.scope in GROUPS:
             group, only = override.scope, ""
         elif override.scope in {r.id for r in suite.rows} | {r.method for r in suite.rows}:
             group, only = "method", override.scope
         elif override.scope in {c.id for c in suite.columns} | {c.task for c in suite.columns}:
             group, only = "task", override.scope
         else:
-            known = {"task", "method", "solver", "budget"}
+            known = {*GROUPS}
             known |= {r.id for r in suite.rows} | {c.id for c in suite.columns}
             raise UnknownName("group of settings", override.scope, known)
         object.__setattr__(override, "group", group)
@@ -296,7 +306,8 @@ def from_dict(data: dict[str, Any], path: Path) -> Suite:
     """A suite from parsed TOML; ``path`` names it and stands in errors."""
     data = {"name": path.stem, **data}
     limits = set(fields(Budget))
-    for name, budget in dict(data.get("budgets", {})).items():
+    budgets = data.get("budgets")
+    for name, budget in budgets.items() if isinstance(budgets, dict) else ():
         if isinstance(budget, dict):
             rest = {k: v for k, v in budget.items() if k not in limits}
             own = {k: v for k, v in budget.items() if k in limits}
@@ -304,11 +315,26 @@ def from_dict(data: dict[str, Any], path: Path) -> Suite:
     try:
         suite = TypeAdapter(Suite).validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        unknown = "unexpected_keyword_argument"
+        # A misspelt name first: what it leaves unset follows from it.
+        first = min(error.errors(), key=lambda e: e["type"] != unknown)
         where = ".".join(str(p) for p in first["loc"])
-        raise SuiteError(f"{path}: {where}: {first['msg'].lower()}") from None
+        said = first["msg"].lower()
+        if first["type"] == unknown:
+            said = str(UnknownName("setting called", str(first["loc"][-1]), _known(first["loc"])))
+        raise SuiteError(f"{path}: {where}: {said}") from None
     _check(suite, path)
     return suite
+
+
+def _known(place: tuple[str | int, ...]) -> set[str]:
+    """What may stand where something unknown does, by its place in the file."""
+    if len(place) == 1:
+        return set(fields(Suite))
+    if place[0] == "budgets":
+        return {"seeds", "set"} | set(fields(Budget))
+    parts = {"columns": Column, "rows": Row, "paper": Published, "paper_rows": PaperRow}
+    return set(fields(parts[str(place[0])]))
 
 
 def _check(suite: Suite, path: Path) -> None:
@@ -319,6 +345,15 @@ def _check(suite: Suite, path: Path) -> None:
         twice = {i for i in ids if ids.count(i) > 1}
         if twice:
             raise SuiteError(f"{path}: two {kind}s are called {sorted(twice)[0]!r}")
+        # --set GROUP.NAME=VALUE could not tell it from the group.
+        for name in ids:
+            if not name or name in GROUPS:
+                raise SuiteError(f"{path}: a {kind} cannot be called {name!r}")
+    if not suite.name or {"/", "\\"} & {*suite.name}:  # it names a folder of results
+        raise SuiteError(f"{path}: a suite cannot be called {suite.name!r}")
+    for name, budget in suite.budgets.items():
+        if len(set(budget.seeds)) < len(budget.seeds):
+            raise SuiteError(f"{path}: budgets.{name}.seeds: a seed stands there twice")
     missing = [b for b in BUDGETS if b not in suite.budgets]
     if missing:
         raise SuiteError(f"{path}: no budget {missing[0]!r}; every suite has {', '.join(BUDGETS)}")
@@ -326,6 +361,9 @@ def _check(suite: Suite, path: Path) -> None:
         for kind, name, known in (("row", number.row, rows), ("column", number.column, columns)):
             if name not in known:
                 raise SuiteError(f"{path}: a paper number names {kind} {name!r}; known: {known}")
+        if number.label.strip("[]") not in LABELS:
+            unknown = UnknownName("label of paper numbers called", number.label, LABELS)
+            raise SuiteError(f"{path}: paper number {number.row}/{number.column}: {unknown}")
         if number.pm is not None and not number.pm_meaning:
             raise SuiteError(
                 f"{path}: paper number {number.row}/{number.column}: +- {number.pm} "

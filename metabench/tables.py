@@ -10,9 +10,9 @@ from metabench import formats, long
 from metabench.entries import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
 from metabench.errors import UnknownName
 from metabench.formats import Grid, Item, Note
-from metabench.notes import LABELS, Marks, budget_notes, hole_notes, human, listed
+from metabench.notes import Marks, budget_notes, hole_notes, human, listed
 from metabench.results import Crossing, Results
-from metabench.suite import Published
+from metabench.suite import LABELS, Published
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]
 FORMATS: tuple[str, ...] = get_args(Format)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,18 @@ def test_merging_keeps_the_last_of_each(tables: list[dict[str, dict[str, int]]])
         ({"budgets__smoke__seeds": []}, "seeds"),
         ({"budgets__smoke__outer_step": 1}, "outer_step"),
         ({"rows__0__set": {"methods": {}}}, "rows.0.set"),
+        ({"titel": "x", "title": None}, "near: title"),
+        ({"budgets__smoke__outer_step": 1}, "near: outer_steps"),
+        ({"rows__0__metod": "x"}, "near: method"),
+        ({"columns__0__labl": "x"}, "near: label"),
+        ({"paper__0__sorce": "x"}, "near: source"),
+        ({"paper__0__label": "reppo"}, "near: repo"),
+        ({"paper__0__value": math.nan}, "value"),
+        ({"budgets__smoke__seeds": [0, 1, 0]}, "a seed stands there twice"),
+        ({"budgets": [{"seeds": [0]}]}, "budgets"),
+        ({"rows__1__id": "method"}, "a row cannot be called 'method'"),
+        ({"columns__1__id": ""}, "a column cannot be called ''"),
+        ({"name": "../there"}, "a suite cannot be called '../there'"),
     ],
 )
 def test_what_is_no_suite_is_refused(change: dict[str, Any], says: str) -> None:
