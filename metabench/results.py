@@ -111,6 +111,8 @@ class Results:
     budget: str
     crossings: dict[tuple[str, str], Crossing]
     overrides: tuple[Override, ...] = ()
+    seeds: tuple[int, ...] | None = None
+    """Asked for instead of the budget's own."""
     bad_files: tuple[str, ...] = ()
     """Files of the store that could not be trusted, as it tells them."""
     paper_only: dict[tuple[str, str], tuple[Published, ...]] = field(default_factory=dict)
@@ -210,6 +212,7 @@ def collect(
     method declare). Raises UnknownName for a budget that the suite does not have.
     """
     overrides = tuple(overrides)
+    seeds = None if seeds is None else tuple(seeds)
     allowed = _declared if why_not is None else why_not
     planned: dict[tuple[str, str], list[SuiteCell]] = {}
     for place in suite.cells(budget, overrides, seeds):
@@ -228,6 +231,7 @@ def collect(
         budget,
         crossings,
         overrides,
+        seeds,
         tuple(str(bad) for bad in problems()) if problems is not None else (),
         {at: tuple(numbers) for at, numbers in papers.items() if at not in planned},
     )

@@ -14,6 +14,8 @@ from metabench.errors import SettingError, UnknownName
 
 T = TypeVar("T")
 Value = Any  # JSON: bool, int, float, str, None, list, dict
+UNSET = "unset"
+"""What is typed for None, which TOML does not have."""
 
 
 def fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
@@ -35,7 +37,7 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
             raise SettingError(f"{owner}: setting {name} cannot be {values[name]!r}: not finite")
     checked = with_config(ConfigDict(arbitrary_types_allowed=True))(cls)
     try:
-        return TypeAdapter(checked).validate_python(dict(values))
+        made = TypeAdapter(checked).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # raised by the settings as a whole
@@ -44,6 +46,13 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
         raise SettingError(
             f"{owner}: setting {where} cannot be {first['input']!r}: {first['msg'].lower()}"
         ) from None
+    for name, value in values.items():
+        # pydantic would read true as the number 1.
+        if isinstance(value, bool) and not isinstance(getattr(made, name), bool):
+            raise SettingError(
+                f"{owner}: setting {name} cannot be {value}: true or false is no number"
+            )
+    return made
 
 
 def _finite(value: Value) -> bool:
@@ -63,11 +72,29 @@ def values(instance: Any) -> dict[str, Value]:
 
 
 def parse(text: str) -> Value:
-    """A value typed on the command line: a TOML value where it is one, else the text itself."""
+    """A value typed on the command line: a TOML value where it is one, None where it reads
+    "unset", else the text itself."""
     import tomllib
 
+    if text == UNSET:
+        return None
     try:
         read = tomllib.loads(f"v = {text}")
     except tomllib.TOMLDecodeError:
         return text
     return read["v"] if len(read) == 1 else text
+
+
+def typed(value: Value) -> str:
+    """A value as one types it after ``--set GROUP.NAME=``."""
+    return value if isinstance(value, str) else _toml(value)
+
+
+def _toml(value: Value) -> str:
+    if value is None:
+        return UNSET
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value) if isinstance(value, bool | str) else str(value)

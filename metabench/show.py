@@ -18,7 +18,7 @@ from metabench.cell import Budget, why_not
 from metabench.errors import MetabenchError, UnknownName
 from metabench.listing import check_kind, listing, suite_folder, suite_names
 from metabench.registry import REGISTRIES, methods, tasks
-from metabench.settings import fields
+from metabench.settings import fields, typed
 from metabench.suite import Suite
 
 
@@ -151,6 +151,7 @@ def of_suite(suite: Suite, path: Path) -> Description:
         ("Budgets", budgets),
         ("References", references),
         ("Published", paper),
+        ("Settings of a budget", of_budget()),
     ]
     goal = "higher" if suite.goal == "max" else "lower"
     facts = [
@@ -172,7 +173,7 @@ def of_suite(suite: Suite, path: Path) -> Description:
 def _groups(groups: Any, bare: str = "") -> str:
     """{"method": {"inner_steps": 1}} as "method.inner_steps = 1", without the group ``bare``."""
     return ", ".join(
-        f"{name if group == bare else f'{group}.{name}'} = {toml(value)}"
+        f"{name if group == bare else f'{group}.{name}'} = {typed(value)}"
         for group, values in groups.items()
         for name, value in values.items()
     )
@@ -186,14 +187,15 @@ def settings_of(cls: type) -> list[Setting]:
     out = []
     for name, f in fields(cls).items():
         default = f.default_factory() if f.default_factory is not MISSING else f.default
-        shown = "(required)" if default is MISSING else toml(default)
+        shown = "(required)" if default is MISSING else typed(default)
         out.append(Setting(name, type_words(hints[name]), shown, docs.get(name, "")))
     return out
 
 
-def budget_settings() -> list[Setting]:
-    """The settings of a budget."""
-    return settings_of(Budget)
+def of_budget() -> list[tuple[str, ...]]:
+    """What ``--set budget.NAME=VALUE`` and a suite's budgets may set, the header first."""
+    rows = [(s.name, s.default, s.type, s.doc) for s in settings_of(Budget)]
+    return [("name", "default", "type", "meaning"), *rows]
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
@@ -246,20 +248,6 @@ def _bounds(metadata: Iterable[Any]) -> list[str]:
                 if hasattr(constraint, attribute):
                     out.append(f"{words} {getattr(constraint, attribute):g}")
     return out
-
-
-def toml(value: Any) -> str:
-    """A value as one would type it after ``--set GROUP.NAME=``; None, which TOML does not have, is
-    "unset"."""
-    if value is None:
-        return "unset"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(toml(v) for v in value) + "]"
-    return str(value)
 
 
 def _first(text: str) -> str:

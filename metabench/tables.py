@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ from metabench.errors import UnknownName
 from metabench.formats import Grid, Item, Note
 from metabench.notes import Marks, budget_notes, hole_notes, human, listed
 from metabench.results import Crossing, Results
+from metabench.settings import typed
 from metabench.suite import LABELS, Published
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]
@@ -89,7 +91,13 @@ def main_grid(results: Results) -> Grid:
         for column in suite.columns:
             found, others = floor(results, column.id)
             text = with_pm(found.mean, found.pm, scale, least) if found else HOLE
-            line += [Item("")] * published + [Item(text)]
+            measured = (
+                row.id
+                for row in suite.rows
+                if results.crossings[row.id, column.id].estimates(suite.evaluation, suite.floor)
+            )
+            place = (next(measured), column.id) if found else None
+            line += [Item("")] * published + [Item(text, place=place)]
             if others:
                 notes.append(
                     Note(
@@ -268,7 +276,10 @@ def _command(results: Results) -> str:
     if "--budget" not in command:
         command += f" --budget {results.budget}"
     for override in results.overrides:
-        command += f" --set {override.scope}.{override.name}={override.value}"
+        setting = f"{override.scope}.{override.name}={typed(override.value)}"
+        command += f" --set {shlex.quote(setting)}"
+    if results.seeds is not None:
+        command += f" --seeds {','.join(map(str, results.seeds))}"
     return command
 
 

@@ -94,6 +94,25 @@ def test_toml_values_are_read_as_such(value: Any) -> None:
     assert type(read) is type(value)
 
 
+@given(scalars | st.none() | st.lists(scalars | st.text("ab \"'"), max_size=4))
+def test_what_is_typed_is_read_again(value: Any) -> None:
+    assert settings.parse(settings.typed(value)) == value
+
+
+@pytest.mark.parametrize("name", ["steps", "rate", "clip"])
+def test_true_and_false_are_no_numbers(name: str) -> None:
+    with pytest.raises(SettingError, match=f"setting {name} cannot be True: true or false is no"):
+        settings.build(Example, {name: True}, "x")
+    assert settings.build(Example, {"flag": True}, "x").flag is True
+
+
+def test_a_setting_can_be_unset() -> None:
+    assert settings.typed(None) == "unset"
+    assert settings.build(Example, {"clip": settings.parse("unset")}, "x").clip is None
+    with pytest.raises(SettingError, match="setting steps cannot be None"):
+        settings.build(Example, {"steps": settings.parse("unset")}, "x")
+
+
 @given(st.text())
 def test_any_text_can_be_parsed(text: str) -> None:
     settings.parse(text)

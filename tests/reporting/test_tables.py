@@ -2,6 +2,7 @@
 diff."""
 
 import csv
+import dataclasses
 import io
 import os
 import shutil
@@ -103,6 +104,17 @@ def test_the_command_carries_budget_and_overrides(suite, helpers):
     assert "set by hand: method.inner_lr = 0.05" in text
 
 
+def test_the_command_can_be_typed_as_it_stands(suite, helpers):
+    overrides = [parse_override("method.truncate=unset"), parse_override("maml.memory='a b'")]
+    results = collect(suite, "smoke", helpers.Fake(), seeds=[0, 7], why_not=helpers.allowed)
+    assert "metabench reproduce synthetic --budget smoke --seeds 0,7" in tables.table(results)
+    results = dataclasses.replace(results, overrides=tuple(overrides))
+    assert tables._command(results) == (
+        "metabench reproduce synthetic --budget smoke --set method.truncate=unset "
+        "--set 'maml.memory=a b' --seeds 0,7"
+    )
+
+
 def test_paper_numbers_keep_their_decimals_meaning_and_label(full):
     text = tables.table(full[0], "text")
     assert "99.53 ± 0.26 [c]" in text
@@ -157,8 +169,9 @@ def test_an_unknown_format_names_the_near_one(full):
 def test_html_links_every_number_of_ours(holed):
     results, _ = holed
     text = tables.table(results, "html", link=lambda at: f"#{at[0]}-{at[1]}")
-    assert text.count("<a href=") == 12
-    assert '<a href="#maml-5w1s">' in text
+    assert text.count("<a href=") == 12 + 2
+    floor = text[text.index("Pixel nearest neighbour") :]
+    assert '<a href="#maml-5w1s">' in floor and '<a href="#maml-5w5s">' in floor
     assert "<script>" not in text
     assert "<a " not in tables.table(results, "html")
 
