@@ -24,7 +24,7 @@ def _suite_names(incomplete: str) -> list[str]:
 SuiteName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[SUITE]",
+        metavar="SUITE",
         autocompletion=_suite_names,
         show_default=False,
         help="A built-in suite, the path of a .toml file, or 'all'.",
@@ -73,13 +73,17 @@ StorePath = Annotated[
         "--store",
         metavar="DIR",
         envvar="METABENCH_STORE",
-        help="Where records are kept [default: results/runs].",
+        show_default="results/runs",
+        help="Where records are kept.",
     ),
 ]
 OutFolder = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="DIR", help="The folder for files [default: results/SUITE/BUDGET]."
+        "--out",
+        metavar="DIR",
+        show_default="results/SUITE/BUDGET",
+        help="The folder for files.",
     ),
 ]
 Jobs = Annotated[
@@ -95,7 +99,10 @@ Jobs = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a GPU if there is one]."
+        "--device",
+        metavar="NAME",
+        show_default="a GPU if there is one",
+        help="cpu, cuda, cuda:1.",
     ),
 ]
 TimeLimit = Annotated[

@@ -149,6 +149,15 @@ def test_help_names_every_verb() -> None:
         assert metabench(verb, "--help").code == 0
 
 
+def test_help_tells_the_defaults() -> None:
+    """In square brackets inside a help text they would be taken for markup, and vanish."""
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", metabench("run", "--help").out).split())
+    assert "[default: (results/runs)]" in shown
+    assert "[default: (a GPU if there is" in shown
+    assert "(results/SUITE/BUDGET)" in metabench("plot", "--help").out
+    assert "(by the name of --out, else" in metabench("table", "--help").out
+
+
 def test_show_tells_settings_needs_and_source(folder: Path) -> None:
     typed = metabench("show", "bilevel")
     assert typed.code == 0
@@ -175,6 +184,8 @@ def test_show_finds_every_kind(folder: Path) -> None:
     small = metabench("show", "small.toml").out
     assert "suite small: Small" in small and "closed form [derived]" in small
     assert "method.inner_steps = 3" in small
+    shown = re.search(r"settings of a budget\n(.*\n)*?eval_every +100 +int, at least 1", small)
+    assert shown, "what --set budget.NAME=VALUE may set"
     assert metabench("show", "omniglot", "--kind", "method").code == 2
     for entries in listing().values():
         for entry in entries:
