@@ -96,6 +96,15 @@ def budget_notes(results: Results) -> list[Note]:
     different = other_budgets(results, limits)
     if different:
         out.append(Note(f"Other budgets: {'; '.join(different)}."))
+    alone: dict[str, list[str]] = {}
+    for place in (*suite.columns, *suite.rows):
+        for group, values in place.budgets.get(results.budget, {}).items():
+            for name, value in values.items() if group != "budget" else ():
+                said = f"{group}.{name} = {_plain(value)}"
+                alone.setdefault(said, []).append(place.label or place.id)
+    if alone:
+        told = "; ".join(f"{said} ({listed(labels)})" for said, labels in alone.items())
+        out.append(Note(f"Settings of this budget alone: {told}."))
     states = results.states
     if set(states) - {"done", "not applicable", "skipped"}:
         by_state = ", ".join(f"{n} {state}" for state, n in states.items())

@@ -19,7 +19,7 @@ from metabench.errors import MetabenchError, UnknownName
 from metabench.listing import check_kind, listing, suite_folder, suite_names
 from metabench.registry import REGISTRIES, methods, tasks
 from metabench.settings import fields, typed
-from metabench.suite import Suite
+from metabench.suite import Column, Row, Suite
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def _words(capabilities: frozenset[str]) -> str:
 def of_suite(suite: Suite, path: Path) -> Description:
     """A suite: what it crosses, under which budgets, and what was published."""
     columns: list[tuple[str, ...]] = [("column", "task", "settings")]
-    columns += [(c.id, c.task, _groups(c.set)) for c in suite.columns]
+    columns += [(c.id, c.task, _by_budget(c)) for c in suite.columns]
     rows: list[tuple[str, ...]] = [("row", "method", "settings")]
     rows += [
-        (r.id, r.method if r.solver == "sgd" else f"{r.method}, {r.solver}", _groups(r.set))
+        (r.id, r.method if r.solver == "sgd" else f"{r.method}, {r.solver}", _by_budget(r))
         for r in suite.rows
     ]
     budgets: list[tuple[str, ...]] = [("budget", "seeds", "limits")]
@@ -168,6 +168,14 @@ def of_suite(suite: Suite, path: Path) -> Description:
         facts=tuple(facts),
         tables=tuple((title, tuple(table)) for title, table in tables if len(table) > 1),
     )
+
+
+def _by_budget(place: Column | Row) -> str:
+    """The settings of a column or a row, then those that it has under one budget or in one column
+    alone."""
+    more = {**getattr(place, "columns", {}), **place.budgets}
+    told = [_groups(place.set), *(f"{name}: {_groups(groups)}" for name, groups in more.items())]
+    return "; ".join(text for text in told if text)
 
 
 def _groups(groups: Any, bare: str = "") -> str:

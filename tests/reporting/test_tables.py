@@ -104,6 +104,19 @@ def test_the_command_carries_budget_and_overrides(suite, helpers):
     assert "set by hand: method.inner_lr = 0.05" in text
 
 
+def test_settings_of_one_budget_are_told(helpers):
+    only = {"laptop": {"method": {"outer_decay": "linear"}, "budget": {"eval_every": 50}}}
+    rows = [
+        {"id": name, "method": "bilevel", "label": name.upper(), "budgets": budgets}
+        for name, budgets in (("maml", only), ("reptile", {}), ("anil", only))
+    ]
+    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
+    told = "Settings of this budget alone: method.outer_decay = linear (MAML and ANIL)."
+    for budget in ("smoke", "laptop"):
+        results = collect(suite, budget, helpers.Fake(), why_not=helpers.allowed)
+        assert (told in tables.table(results, "text")) == (budget == "laptop")
+
+
 def test_the_command_can_be_typed_as_it_stands(suite, helpers):
     overrides = [parse_override("method.truncate=unset"), parse_override("maml.memory='a b'")]
     results = collect(suite, "smoke", helpers.Fake(), seeds=[0, 7], why_not=helpers.allowed)
