@@ -7,7 +7,8 @@ checked before anything runs: UnknownName, SettingError, SuiteError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -211,7 +212,8 @@ def _draw(
     from metabench import plots
 
     axis = {} if cost is None else {"cost": cost}
-    return plots.draw(found, store, kind or plots.KINDS, _made(out), **axis)
+    with _told(out):
+        return plots.draw(found, store, kind or plots.KINDS, made(out), **axis)
 
 
 def report(
@@ -229,7 +231,8 @@ def report(
 def _report(found: Results, store: Store, out: Path) -> Path:
     from metabench import report
 
-    return report.report(found, store, _made(out) / "report.html")
+    with _told(out):
+        return report.report(found, store, made(out) / "report.html")
 
 
 @dataclass(frozen=True)
@@ -277,12 +280,26 @@ def reproduce(
     listener: Listener | None = None,
     **which: Any,
 ) -> Published:
-    """Run what is missing, then :func:`publish`; what failed is a hole in the table."""
+    """Run what is missing, then :func:`publish`; what failed is a hole in the table.
+
+    Raises MetabenchError before anything runs where ``out`` cannot be made.
+    """
+    made(Path(out))
     run(suite, only=only, jobs=jobs, device=device, listener=listener, **which)
     return publish(suite, out=out, **which)
 
 
-def _made(folder: Path) -> Path:
+@contextlib.contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """Inside, a file that cannot be written is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise MetabenchError(f"cannot write {error.filename or place}: {error.strerror}") from None
+
+
+def made(folder: Path) -> Path:
+    """The folder, made where it is not there; raises MetabenchError where that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -293,9 +310,7 @@ def _made(folder: Path) -> Path:
 def write(path: str | Path, text: str) -> Path:
     """Write a text file, its folder too; raises MetabenchError where that cannot be done."""
     path = Path(path)
-    _made(path.parent)
-    try:
+    made(path.parent)
+    with _told(path):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MetabenchError(f"cannot write {path}: {error.strerror}") from None
     return path

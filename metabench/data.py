@@ -285,20 +285,24 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
 
     What is whole already is not fetched again; a partial download is gone on with. Nothing
     half-unpacked is ever left under the final name. Raises MetabenchError where there is no public
-    address, no network, or a wrong checksum.
+    address, no network, a wrong checksum, or a folder that cannot be written.
     """
     known = dataset(name)
     layout = next((x for x in known.layouts if x.archives), None)
     if layout is None:
         raise MetabenchError(f"{name} has no public address to fetch from; {known.offline}")
     folder = (to or cache()) / layout.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for archive in layout.archives:
-        if _short(archive, archive.unpacked(folder)):
-            path = folder / f"{archive.folder}.zip"
-            download(archive.urls, path, archive.checksum, progress)
-            _unpack(path, folder, archive)
-            path.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for archive in layout.archives:
+            if _short(archive, archive.unpacked(folder)):
+                path = folder / f"{archive.folder}.zip"
+                download(archive.urls, path, archive.checksum, progress)
+                _unpack(path, folder, archive)
+                path.unlink()
+    except OSError as error:
+        where = error.filename or folder
+        raise MetabenchError(f"cannot write {where}: {error.strerror}") from None
     return folder
 
 

@@ -214,10 +214,11 @@ def reproduce(
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     code = 0
     for each, planned in choice.planned():
+        folder = api.made(_folder(choice, each, out))  # before hours of running
         code = max(code, _run(choice, each, planned, jobs, device, time_limit, checkpoint_every))
         if code == 130:
             break
-        shown = api.publish(each, out=_folder(choice, each, out), **choice.words())
+        shown = api.publish(each, out=folder, **choice.words())
         typer.echo("\n" + shown.text(_screen_format()) + "\n")
         *others, page = shown.files
         typer.echo(f"{len(others)} files of tables and plots in {page.parent}")

@@ -341,6 +341,9 @@ def test_settings_reach_the_cells(folder: Path) -> None:
         (["new", "metod", "x"], 2, "near: method"),
         (["--plugin", "none.py", "list"], 1, "no plug-in file"),
         (["table", "small.toml", "--out", "small.toml/x.md"], 1, "cannot make the folder"),
+        (["plot", "small.toml", "--out", "small.toml/x"], 1, "cannot make the folder"),
+        (["report", "small.toml", "--out", "small.toml/x"], 1, "cannot make the folder"),
+        (["reproduce", "small.toml", "--out", "small.toml/x"], 1, "cannot make the folder"),
     ],
 )
 def test_what_cannot_be_is_one_line(folder: Path, words: list[str], code: int, says: str) -> None:
@@ -349,6 +352,15 @@ def test_what_cannot_be_is_one_line(folder: Path, words: list[str], code: int, s
     assert says in typed.err
     assert typed.err.startswith("error: ") and typed.err.count("\n") == 1, typed.err
     assert not (folder / "results" / "runs").exists(), "refused before anything runs"
+
+
+def test_files_that_cannot_be_written_are_one_line(folder: Path) -> None:
+    for name in ("learning.png", "report.html", "table.md"):
+        (folder / "out" / name).mkdir(parents=True)
+    for words in (["plot", "--out", "out", "--kind", "learning"], ["report", "--out", "out"]):
+        typed = metabench(*words, "small.toml", "--budget", "smoke")
+        assert typed.code == 1 and typed.err.count("\n") == 1, typed.err
+        assert typed.err.startswith("error: cannot write ") and "Is a directory" in typed.err
 
 
 def test_usage_errors(folder: Path) -> None:

@@ -298,6 +298,12 @@ def test_an_archive_that_lacks_files_is_not_unpacked_over_what_is_there(
     assert kept.read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_made_is_told(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MetabenchError, match=r"cannot write .*file.*: Not a directory"):
+        data.fetch("toy", to=tmp_path / "file")
+
+
 def test_what_has_no_address_says_what_to_copy(monkeypatch):
     plain = data.DataSet(
         "private", "", "", "", "", layouts=(data.Layout("arrays", "private"),), offline="ask Ada"
