@@ -290,8 +290,13 @@ def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
         else:
             yield Finding("plug-ins", str(path), "ok")
     for kind, registry in REGISTRIES.items():
+        clashes = registry.clashes()
+        for name, who in clashes.items():
+            meant = "the built-in is meant" if who[0] == "metabench" else "neither can be used"
+            detail = f"declared by {' and '.join(who)}: {meant}"
+            yield Finding("entry points", f"{kind} {name}", "broken", detail, essential=True)
         for entry in registry.entries():
-            if entry.origin in ("built-in", "plug-in"):
+            if entry.name in clashes or entry.origin in ("built-in", "plug-in"):
                 continue
             try:
                 registry.get(entry.name)

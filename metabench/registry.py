@@ -86,8 +86,21 @@ class Registry:
             out.append(Entry(name, origin, _first_line(doc)))
         return out
 
+    def clashes(self) -> dict[str, list[str]]:
+        """Names that several packages declare, or one beside a built-in, with who has them."""
+        files = self._files()
+        out: dict[str, list[str]] = {}
+        for point in entry_points(group=self.group):
+            out.setdefault(point.name, []).append(_package_of(point))
+        known = {n: (["metabench"] if n in files else []) + sorted(who) for n, who in out.items()}
+        return {name: who for name, who in sorted(known.items()) if len(who) > 1}
+
     def get(self, name: str) -> type:
-        """The dataclass registered as ``name``; raises :class:`UnknownName` with near names."""
+        """The dataclass registered as ``name``; raises :class:`UnknownName` with near names.
+
+        A built-in goes before what a package declares. Raises :class:`MetabenchError` where two
+        packages declare the name.
+        """
         if name in self._classes:
             return self._classes[name]
         if name in self._files():
@@ -97,6 +110,9 @@ class Registry:
                     f"{self.package}.{name} does not register a {self.kind} called {name!r}"
                 )
         elif name in (points := self._points()):
+            if name in (clashes := self.clashes()):
+                who = " and ".join(clashes[name])
+                raise MetabenchError(f"two {self.kind}s are called {name!r}: of {who}")
             self.register(name)(points[name].load())
         else:
             raise UnknownName(self.kind, name, self.names())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metabench import registry
+from metabench import doctor, registry
 from metabench.errors import MetabenchError, UnknownName
 from metabench.registry import Registry, load_plugin, methods, solvers, tasks
 
@@ -168,3 +168,26 @@ def test_entry_points_are_found_and_named_by_their_package(
     assert solvers.get("third").__name__ == "Halved"
     assert next(e for e in solvers.entries() if e.name == "third").origin == "third-party"
     sys.modules.pop("third_party")
+
+
+def test_names_that_packages_share_are_told(
+    plugins_forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "third_party.py").write_text(PLUGIN.format(name="ignored"))
+    for package, names in {"one": ("sgd", "both"), "other": ("both", "own")}.items():
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        points = "".join(f"{name} = third_party:Halved\n" for name in names)
+        (info / "entry_points.txt").write_text(f"[metabench.solvers]\n{points}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert solvers.clashes() == {"both": ["one", "other"], "sgd": ["metabench", "one"]}
+    assert solvers.get("sgd").__module__ == "metabench.solvers.sgd"
+    with pytest.raises(MetabenchError, match="two solvers are called 'both': of one and other"):
+        solvers.get("both")
+    told = {f.name: f.detail for f in doctor._third_parties([]) if f.bad}
+    assert told == {
+        "solver both": "declared by one and other: neither can be used",
+        "solver sgd": "declared by metabench and one: the built-in is meant",
+    }
+    sys.modules.pop("third_party", None)
