@@ -129,6 +129,19 @@ def test_both_ways_to_start(folder: Path) -> None:
     assert len(outputs) == 1 and re.match(r"\d+\.\d+", outputs.pop())
 
 
+def test_a_terminal_without_the_signs_is_no_error(folder: Path) -> None:
+    words = ["table", "small.toml", "--budget", "smoke"]
+    done = subprocess.run(
+        [sys.executable, "-m", "metabench", *words],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"? (1 open)" in done.stdout
+
+
 def test_help_names_every_verb() -> None:
     text = metabench("--help").out
     for verb in (
