@@ -55,7 +55,7 @@ class Summary:
     """Key to the reason why the store could not keep what came of the cell."""
     set_aside: list[BadFile] = field(default_factory=list)
     remaining: list[Cell] = field(default_factory=list)
-    """Cells without a record when the launch was interrupted."""
+    """Cells without a record: the launch was interrupted, or their worker was told to end."""
     interrupted: bool = False
 
     def count(self, status: str) -> int:
@@ -68,7 +68,7 @@ class Summary:
         if self.interrupted:
             return 130
         whole = len(self.records) == self.count("done")
-        return 0 if whole and not (self.unsaved or self.elsewhere) else 1
+        return 0 if whole and not (self.unsaved or self.elsewhere or self.remaining) else 1
 
     def __str__(self) -> str:
         statuses = ("done", "failed", "diverged", "timeout")

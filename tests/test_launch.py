@@ -419,3 +419,6 @@ def test_exit_codes() -> None:
     assert Summary().exit_code == 0
     assert Summary(interrupted=True).exit_code == 130
     assert str(Summary()) == "0 done"
+    left = Summary(remaining=[make_cell("quadratic", "fixed", set={"budget": {"outer_steps": 1}})])
+    assert left.exit_code == 1, "a worker was told to end, and its cell has no record"
+    assert str(left) == "0 done, 1 left"
