@@ -185,8 +185,7 @@ def table(
     """
     from metabench import tables
 
-    draw = tables.cost_table if cost else tables.table
-    return draw(results(suite, **which), cast("tables.Format", format))
+    return tables.draw(results(suite, **which), format, cost=cost)
 
 
 def plot(

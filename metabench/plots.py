@@ -137,6 +137,7 @@ def _lines(
     handles: dict[str, Any] = {}
     missing: list[str] = []
     levels: list[str] = []
+    seeds = 0
     for column, axis in zip(results.columns, axes, strict=True):
         for number, row in enumerate(results.rows):
             crossing = results.crossings[row.id, column.id]
@@ -144,6 +145,7 @@ def _lines(
             label = row.label or row.id
             if found is None:
                 continue
+            seeds = max(seeds, found.seeds)
             look = look_of(number)
             first = start(found)
             xs, ys, lows, highs = (
@@ -173,7 +175,11 @@ def _lines(
         if not axis.lines:
             axis.set(xticks=[], yticks=[])
             axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
-    notes = ["Mean over finished seeds; shade: 95 % t-interval over seeds."]
+    notes = [
+        "Mean over finished seeds; shade: 95 % t-interval over seeds."
+        if seeds > 1
+        else "One finished seed: nothing is said of others."
+    ]
     if levels:
         notes.append(f"Level dashes: {listed(dict.fromkeys(levels))}, {level}.")
     if missing:
@@ -235,7 +241,9 @@ def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Fi
         if large
         else "entries of lam"
     )
-    notes = [f"{task}: {what}; mean over finished seeds, shade from the least to the greatest."]
+    several = any(part.line.seeds > 1 for parts in found.values() for part in parts)
+    spread = "mean over finished seeds, shade from the least to the greatest"
+    notes = [f"{task}: {what}; {spread if several else 'one finished seed'}."]
     cut = {label: len(parts) for label, parts in found.items() if len(parts) > MOST_PARTS}
     if cut:
         counts = ", ".join(f"{n} of {label}" for label, n in cut.items())

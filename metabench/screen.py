@@ -195,8 +195,13 @@ def print_status(out: Console, title: str, status: Status, tracebacks: bool = Fa
             _line(out, record.traceback)
     if any(r.traceback for r in bad) and not tracebacks:
         _line(out, "tracebacks: add --tracebacks")
-    for problem in status.problems:
-        _line(out, f"bad file: {problem}", "red")
+    print_bad_files(out, map(str, status.problems))
+
+
+def print_bad_files(out: Console, bad: Iterable[str]) -> None:
+    """Each file of a store that cannot be trusted, and why."""
+    for what in bad:
+        _line(out, f"bad file: {what}", "red")
 
 
 def print_findings(out: Console, findings: Sequence[Finding]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from metabench import formats, long
 from metabench.entries import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
@@ -48,6 +48,11 @@ def cost_table(
     if fmt == "csv":
         return long.cost_csv(results)
     return render(cost_grid(results), fmt, link)
+
+
+def draw(results: Results, fmt: str, *, cost: bool = False) -> str:
+    """:func:`table` or :func:`cost_table` in a format that a user has named."""
+    return (cost_table if cost else table)(results, cast("Format", fmt))
 
 
 def render(grid: Grid, fmt: str, link: Callable[[tuple[str, str]], str] | None = None) -> str:

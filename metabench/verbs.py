@@ -130,7 +130,7 @@ def table(
     ] = None,
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""
-    from metabench import api
+    from metabench import api, screen, tables
     from metabench.errors import SettingError
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver)
@@ -139,7 +139,9 @@ def table(
         raise SettingError(f"--out {out}: one file holds one table; name one suite")
     for each in suites:
         fmt = format or (api.format_of(out) if out is not None else _screen_format())
-        text = api.table(each, format=fmt, cost=cost, **choice.words())
+        found = api.results(each, **choice.words())
+        screen.print_bad_files(screen.console(stderr=True), found.bad_files)
+        text = tables.draw(found, fmt, cost=cost)
         if out is None:
             typer.echo(text.rstrip("\n"))
         else:

@@ -448,6 +448,8 @@ def test_damaged_files_are_told(folder: Path) -> None:
     path.write_text(path.read_text()[:100])
     status = metabench("status", "small.toml", "--budget", "smoke").out
     assert f"bad file: {path}" in status and "cannot be read as a record" in status
+    table = metabench("table", "small.toml", "--budget", "smoke")
+    assert f"bad file: {path}" in table.err and "bad file" not in table.out
     typed = metabench("run", "small.toml", "--budget", "smoke", "--only", "reverse/one")
     assert typed.code == 0 and "set aside" in typed.err
     assert list((folder / "results" / "runs" / "set-aside").iterdir())

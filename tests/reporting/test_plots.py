@@ -49,6 +49,15 @@ def test_all_failed_one_seed_one_column(suite, helpers, tmp_path):
     assert plots.draw(results, store, out_dir=tmp_path)
 
 
+def test_no_shade_is_told_of_where_there_is_one_seed(suite, helpers):
+    store = helpers.fill(suite, "smoke")
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    made = plots.figures(results, store, kinds=["learning", "cost", "trajectories"])
+    assert len(made) == 4
+    for figure in made.values():
+        assert "shade" not in names(figure) and "one finished seed" in names(figure).lower()
+
+
 def test_what_is_incomplete_is_written_below(holed):
     text = names(plots.figures(*holed, kinds=["learning"])["learning"])
     assert "ANIL (5-way 1-shot: 2 of 3 seeds)" in text
