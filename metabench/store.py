@@ -65,15 +65,12 @@ class BadFile:
 class Store:
     """The records under ``root`` (default: METABENCH_STORE, or ``results/runs``).
 
-    Reading changes nothing; :meth:`mend`, :meth:`claim` and :meth:`write` do. Raises StoreError
-    where ``root`` is a file.
+    Reading changes nothing; :meth:`mend`, :meth:`claim` and :meth:`write` do.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         given = root or os.environ.get("METABENCH_STORE") or Path("results", "runs")
         self.root = Path(given).absolute()
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"the store {str(self.root)!r} is no folder")
 
     def folder(self, key: str) -> Path:
         """The folder of a cell; it need not exist."""

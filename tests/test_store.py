@@ -493,10 +493,3 @@ def test_several_processes_never_hold_one_claim_together(store: Store, tmp_path:
             held.remove(key)
     assert set(keys) == {line[1:] for line in log.read_text().splitlines()}
     assert all(list(store.folder(key).iterdir()) == [] for key in keys)
-
-
-def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("mine")
-    with pytest.raises(StoreError, match="runs' is no folder"):
-        Store(tmp_path / "runs")
-    assert (tmp_path / "runs").read_text() == "mine"
