@@ -9,6 +9,7 @@ from metabench.cell import Budget
 from metabench.formats import Note, one_line
 from metabench.results import Crossing, Results
 from metabench.settings import fields
+from metabench.suite import Column, Row
 
 LONGEST = 240
 """Characters of a reason that are shown; the record has all of it."""
@@ -97,7 +98,8 @@ def budget_notes(results: Results) -> list[Note]:
     if different:
         out.append(Note(f"Other budgets: {'; '.join(different)}."))
     alone: dict[str, list[str]] = {}
-    for place in (*suite.columns, *suite.rows):
+    places: list[Column | Row] = [*suite.columns, *suite.rows]
+    for place in places:
         for group, values in place.budgets.get(results.budget, {}).items():
             for name, value in values.items() if group != "budget" else ():
                 said = f"{group}.{name} = {_plain(value)}"
