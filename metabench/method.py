@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -221,6 +222,18 @@ class GradientMethod(InnerTraining):
         memory = {"outer": outer_solver(self.outer_solver).init(lam)}
         return State(lam, self.first_theta(ctx, lam), memory)
 
+    def arrived(
+        self, ctx: Context, lam: Params, found: Sequence[Hypergradient], episodes: Sequence[Episode]
+    ) -> bool:
+        """Whether a hypergradient of zero is right: the outer loss is level at every adapted theta
+        too, so that there is nothing left to pass back. Not counted as cost."""
+        if "outer_gradient" not in self.needs:
+            return False
+        return all(
+            float(grads.norm(grads.grad(partial(_judged, ctx, lam, e), h.theta)[1])) == 0.0
+            for e, h in zip(episodes, found, strict=True)
+        )
+
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Average, guard, update, project."""
         lr = outer_rate(self.outer_lr, self.outer_decay, ctx)
@@ -233,7 +246,9 @@ class GradientMethod(InnerTraining):
         )
         g = grads.mean(h.grad for h in found)
         value = sum(float(h.value) for h in found) / len(found)
-        size = check_hypergradient(g, ctx.step)
+        size = check_hypergradient(
+            g, ctx.step, lambda: self.arrived(ctx, state.lam, found, episodes)
+        )
         if self.clip is not None:
             g = {k: v.clamp(-self.clip, self.clip) for k, v in g.items()}
         lam, memory = outer_solver(self.outer_solver).update(
@@ -255,14 +270,19 @@ def outer_rate(lr: float, decay: str, ctx: Context) -> float:
     return lr * (1.0 - progress)
 
 
-def check_hypergradient(g: Params, step: int) -> float:
-    """The norm of a hypergradient; raises :class:`Diverged` where it is no number or exactly 0."""
+def _judged(ctx: Context, lam: Params, episode: Episode, theta: Params) -> Tensor:
+    return ctx.problem.outer_loss(lam, theta, episode.outer)
+
+
+def check_hypergradient(g: Params, step: int, arrived: Callable[[], bool] = lambda: False) -> float:
+    """The norm of a hypergradient; raises :class:`Diverged` where it is no number, or exactly 0
+    with ``arrived`` false: a run at its optimum has no hypergradient and has not diverged."""
     size = float(grads.norm(g))
     if not math.isfinite(size):
         bad = [k for k, v in g.items() if not bool(torch.isfinite(v).all())]
         where = f" (in {', '.join(bad)})" if bad else ""
         raise Diverged(f"the hypergradient at outer step {step} is not finite{where}")
-    if size == 0.0:
+    if size == 0.0 and not arrived():
         raise Diverged(
             f"the hypergradient at outer step {step} is exactly zero: through this method the "
             "outer loss does not depend on lam"

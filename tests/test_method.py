@@ -129,6 +129,16 @@ def test_a_zero_hypergradient_is_found_out():
         method.step(ctx, method.init(ctx))
 
 
+def test_a_run_at_its_optimum_has_not_diverged():
+    ctx = context(Quadratic(b=1.0, c=0.5, lam=0.5, w0=0.5))
+    for mode in ("reverse", "forward"):
+        method = methods.get("bilevel")(mode=mode)
+        before = ctx.meter.counts.outer_gradients
+        state, log = method.step(ctx, method.init(ctx))
+        assert log["hypergradient_norm"] == 0.0 and float(state.lam["lam"]) == 0.5
+        assert ctx.meter.counts.outer_gradients == before + 1, "looking is not counted"
+
+
 def test_outer_rate_follows_the_budget():
     ctx = context("quadratic", budget=Budget(outer_steps=4))
     assert outer_rate(0.5, "none", ctx) == 0.5
