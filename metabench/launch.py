@@ -228,7 +228,8 @@ class _Launch:
 
     def together(self) -> None:
         """In worker processes, started as they are needed."""
-        devices = gpus()
+        # A device that is named by number is one of this process's, not of a pinned worker's.
+        devices = [] if ":" in (self.options.device or "") else gpus()
         workers: list[Worker] = []
         started = 0
         try:

@@ -157,6 +157,15 @@ def test_a_worker_that_dies_costs_one_try_of_one_cell(
     assert {line.split()[2] for line in lines} == {"3", "5"}
 
 
+def test_a_device_with_a_number_is_not_pinned_away(
+    store: Store, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert launch([told(tmp_path)], store, jobs=2, device="cpu:0").count("done") == 1
+    (line,) = (tmp_path / "starts").read_text().splitlines()
+    assert line.split()[2] == "3,5"
+
+
 def test_a_step_that_never_ends_is_cut_off(
     store: Store, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
