@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from metabench import plan as plans
 from metabench import suite as suites
-from metabench.errors import MetabenchError, UnknownName
+from metabench.errors import MetabenchError, SettingError, UnknownName
 from metabench.plan import Planned
 from metabench.registry import Entry
 from metabench.store import BadFile, Store
@@ -102,6 +102,7 @@ def run_planned(
     """
     from metabench.launch import launch
 
+    check_device(device)
     cells = [p.cell for p in planned if p.state in plans.TO_RUN or p.state == "done"]
     return launch(
         cells,
@@ -112,6 +113,23 @@ def run_planned(
         checkpoint_seconds=checkpoint_seconds,
         listener=listener,
     )
+
+
+def check_device(device: str | None) -> None:
+    """Raise SettingError for a device that torch does not know or this machine does not have."""
+    if device is None:
+        return
+    import torch
+
+    try:
+        kind, index = (made := torch.device(device)).type, made.index or 0
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise SettingError(f"device cannot be {device!r}: {said}") from None
+    if kind == "cuda" and index >= torch.cuda.device_count():
+        raise SettingError(
+            f"device cannot be {device!r}: torch finds {torch.cuda.device_count()} GPUs here"
+        )
 
 
 @dataclass(frozen=True)

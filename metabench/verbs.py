@@ -263,6 +263,7 @@ def _run(
     from metabench.plan import TO_RUN
     from metabench.progress import view
 
+    api.check_device(device)
     err = screen.console(stderr=True)
     todo = sum(p.state in TO_RUN for p in planned)
     jobs = jobs or max(1, min(default_jobs(), todo))

@@ -345,6 +345,12 @@ def test_settings_reach_the_cells(folder: Path) -> None:
         (["run", "small.toml", "--only", "revers"], 2, "near: reverse"),
         (["run", "small.toml", "--seeds", "one"], 2, "seeds cannot be 'one'"),
         (["run", "--task", "quadratc", "--method", "bilevel"], 2, "near: quadratic"),
+        (["run", "small.toml", "--device", "cdua"], 2, "device cannot be 'cdua'"),
+        (
+            ["run", "small.toml", "--device", "cuda:99"],
+            2,
+            "device cannot be 'cuda:99': torch finds",
+        ),
         (["show", "bilvel"], 2, "near: bilevel"),
         (["table", "small.toml", "--format", "latx"], 2, "near: latex"),
         (["table", "small.toml", "--out", "x.htm"], 2, "near: .html"),
