@@ -98,7 +98,9 @@ def run_planned(
 ) -> Summary:
     """Launch the cells of a plan, finished ones included (they are read, not run).
 
-    Cells that are not applicable, skipped, or that lack data or a package are left out.
+    Cells that are not applicable, skipped, or that lack data or a package are left out. Several
+    ``jobs`` are processes that import the calling script again: it needs the usual
+    ``if __name__ == "__main__":``. Raises SettingError for a ``device`` that is not there.
     """
     from metabench.launch import launch
 
