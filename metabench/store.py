@@ -314,10 +314,11 @@ def _verified(path: Path, data: bytes) -> tuple[Record | None, list[BadFile]]:
             raise ValueError("not a record")
         seal = content.pop("sha256", None)
         record = from_dict(content)
+        found = hashlib.sha256(canonical(content).encode()).hexdigest()
     except (ValueError, RecursionError) as error:
         first = str(error).splitlines()[0]
         return None, [BadFile(path, f"cannot be read as a record: {first}")]
-    if seal != hashlib.sha256(canonical(content).encode()).hexdigest():
+    if seal != found:
         return None, [BadFile(path, "is not what was written: its sha256 differs")]
     if record.key != path.parent.name:
         return None, [BadFile(path, f"belongs to another cell, {record.key[:16]}")]

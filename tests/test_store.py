@@ -202,6 +202,17 @@ def test_what_is_no_record_is_never_fatal(store: Store, text: str) -> None:
     assert [b.path for b in store.mend()] == [bad]
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_record_with_a_number_that_has_no_canonical_form_is_never_fatal(
+    store: Store, number: str
+) -> None:
+    good = store.write(record_of(1))
+    path = store.folder(store.write(record_of(2, cost={"seconds": 7.25})).key) / RECORD
+    path.write_text(path.read_text().replace("7.25", number))
+    assert store.records() == [good]
+    assert [b.path for b in store.mend()] == [path]
+
+
 def test_a_folder_in_the_place_of_a_record_is_never_fatal(store: Store) -> None:
     good = store.write(record_of(1))
     bad = store.folder(record_of(2).key) / RECORD
