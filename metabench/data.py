@@ -63,12 +63,12 @@ class Layout:
         """Folders to look in, in order."""
         return [*roots(), *(Path(home).expanduser() for home in self.homes)]
 
-    def is_in(self, folder: Path) -> bool:
-        """Whether all that is needed is in ``folder``, by name."""
+    def lacks(self, folder: Path) -> list[str]:
+        """What is needed and not in ``folder``, by name."""
         files = [file.path for file in self.files if file.needed]
-        return all((folder / path).is_file() for path in files) and all(
-            (folder / archive.folder).is_dir() for archive in self.archives
-        )
+        return [path for path in files if not (folder / path).is_file()] + [
+            archive.folder for archive in self.archives if not (folder / archive.folder).is_dir()
+        ]
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ DATASETS = {
                 # learn2learn reads torchvision's folder, from ~/data unless told otherwise.
                 Layout("learn2learn", "omniglot-py", archives=_OMNIGLOT_ZIPS, homes=("~/data",)),
             ),
-            offline="copy the folder omniglot-py (or omniglot, the arrays) into a folder that "
-            "METABENCH_DATA names on that machine",
+            offline="fetch it on another machine, copy the folder omniglot-py (or omniglot, the "
+            "arrays) from there, and set METABENCH_DATA to the folder that holds the copy",
         ),
     )
 }
@@ -187,13 +187,16 @@ def locate(name: str, layout: str | None = None) -> Found:
     for form in chosen:
         for place in form.places():
             folder = place / form.folder
-            if form.is_in(folder):
+            lacks = form.lacks(folder)
+            if not lacks:
                 return Found(form, folder)
-            if str(folder) not in looked:
-                looked.append(str(folder))
+            told = f"{folder} (lacks {', '.join(lacks)})" if folder.is_dir() else str(folder)
+            if told not in looked:
+                looked.append(told)
     fetched = any(x.archives for x in chosen)
     mend = f"metabench data fetch {name}, or set" if fetched else "set"
-    raise DataMissing(name, looked, f"{mend} METABENCH_DATA to the folder that holds {folder.name}")
+    names = " or ".join(dict.fromkeys(x.folder for x in chosen))
+    raise DataMissing(name, looked, f"{mend} METABENCH_DATA to the folder that holds {names}")
 
 
 def find(name: str) -> Path:
@@ -297,7 +300,10 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
         for archive in layout.archives:
             if _short(archive, archive.unpacked(folder)):
                 path = folder / f"{archive.folder}.zip"
-                download(archive.urls, path, archive.checksum, progress)
+                try:
+                    download(archive.urls, path, archive.checksum, progress)
+                except MetabenchError as error:
+                    raise MetabenchError(f"{error}; by hand: {known.offline}") from None
                 _unpack(path, folder, archive)
                 path.unlink()
     except OSError as error:

@@ -46,10 +46,7 @@ def download(
             return
         part.unlink()
         answers.append(f"{url}: {kind} {got} instead of {expected}")
-    raise MetabenchError(
-        f"could not fetch {path.name}: {'; '.join(answers)}; on a machine without network, "
-        "fetch on another and copy the folder"
-    )
+    raise MetabenchError(f"could not fetch {path.name}: {'; '.join(answers)}")
 
 
 def digest(path: Path, kind: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +30,7 @@ from . import _omniglot_lists as lists
 from ._fewshot import Classes, FewShot, GivenEpisode
 
 CHARACTERS, DRAWERS, SIZE = 1623, 20, 28
+_LOOK = "look with: metabench data verify omniglot"
 
 
 @tasks.register("omniglot")
@@ -57,9 +60,15 @@ class Omniglot(FewShot):
         chosen = _members(self.split, split)
         return Classes(self._images()[chosen][:, :, None], 4 if self.rotations else 1)
 
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """The test split, and the one-shot runs where they are a test."""
+        runs = self.split == "background" and (self.ways, self.shots) == (20, 1)
+        return ("test", "one_shot_runs") if runs else ("test",)
+
     def given(self) -> dict[str, list[GivenEpisode]]:
         """The one-shot runs: 20 training items, and the test items of the same characters."""
-        if self.split != "background" or (self.ways, self.shots) != (20, 1):
+        if "one_shot_runs" not in self.evaluations:
             return {}
         images, labels = self._images(), torch.arange(20)
         runs = [
@@ -107,11 +116,22 @@ def _members(split: str, part: str) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _read(folder: Path, *, arrays: bool) -> Tensor:
-    """All drawings, uint8 [1623, 20, 28, 28], 255 = full ink."""
-    if arrays:
-        with np.load(folder / "omniglot28.npz") as file:
-            return torch.from_numpy(file["images"])
-    return torch.from_numpy(read_pictures(folder))
+    """All drawings, uint8 [1623, 20, 28, 28], 255 = full ink.
+
+    Raises MetabenchError where the file is damaged or another.
+    """
+    if not arrays:
+        return torch.from_numpy(read_pictures(folder))
+    path = folder / "omniglot28.npz"
+    try:
+        with np.load(path) as file:
+            images = file["images"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise MetabenchError(f"{path} cannot be read ({error}); {_LOOK}") from error
+    if images.shape != (CHARACTERS, DRAWERS, SIZE, SIZE) or images.dtype != np.uint8:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise MetabenchError(f"{path} holds {found}, not Omniglot's drawings; {_LOOK}")
+    return torch.from_numpy(images)
 
 
 def read_pictures(folder: Path) -> np.ndarray:

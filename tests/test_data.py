@@ -156,7 +156,6 @@ def test_without_network_every_address_and_its_answer_is_named(server, tmp_path)
     assert "could not fetch a: " in message
     assert f"{urls[0]}: [Errno" in message
     assert f"{urls[1]}: not here" in message
-    assert "copy the folder" in message
 
 
 # --- data sets -----------------------------------------------------------------------------------
@@ -208,8 +207,11 @@ def test_missing_says_where_it_looked_and_what_to_do(toy, tmp_path, monkeypatch)
         data.find("toy")
     assert all(root in str(caught.value) for root in [*roots, "cache", "home/library"])
     assert caught.value.mend.startswith("metabench data fetch toy, or set METABENCH_DATA")
+    assert caught.value.mend.endswith("the folder that holds toy or toy-py")
+    (tmp_path / "two" / "toy").mkdir(parents=True)
     with pytest.raises(DataMissing) as caught:
         data.locate("toy", "arrays")
+    assert f"{tmp_path / 'two' / 'toy'} (lacks x.npz)" in str(caught.value)
     assert "fetch" not in caught.value.mend  # fetching would not bring that layout
 
 
@@ -296,6 +298,12 @@ def test_an_archive_that_lacks_files_is_not_unpacked_over_what_is_there(
     with pytest.raises(MetabenchError, match=r"inside\.zip holds 1 \.png files instead of 2"):
         data.fetch("toy")
     assert kept.read_text() == "mine"
+
+
+def test_what_cannot_be_fetched_names_the_way_by_hand(toy, server, tmp_path):
+    server.files.clear()
+    with pytest.raises(MetabenchError, match="not here; by hand: copy toy-py"):
+        data.fetch("toy", to=tmp_path / "data")
 
 
 def test_a_folder_that_cannot_be_made_is_told(toy, tmp_path):

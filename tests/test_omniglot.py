@@ -140,6 +140,24 @@ def picture(path):
     Image.new("1", (105, 105), 1).save(path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.write_bytes(b"PK\x03\x04 cut"), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: np.savez(path, other=np.zeros(3)), "cannot be read .*images"),
+        (lambda path: np.savez(path, images=np.zeros(3)), r"holds float64 \[3\]"),
+    ],
+)
+def test_a_damaged_or_foreign_array_file_is_told(tmp_path, monkeypatch, damage, says):
+    (tmp_path / "omniglot").mkdir()
+    damage(tmp_path / "omniglot" / "omniglot28.npz")
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    task = tasks.get("omniglot")()
+    with pytest.raises(MetabenchError, match=f"{says}.*look with: metabench data verify omniglot"):
+        task.build(Seeds.of(0), torch.device("cpu"))
+
+
 def test_a_folder_with_drawings_missing_is_refused(tmp_path):
     picture(tmp_path / "images_background" / "Arcadian" / "character01" / "0001_01.png")
     picture(tmp_path / "images_background" / "Arcadian" / "character01" / "._0001_01.png")
