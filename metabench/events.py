@@ -76,6 +76,11 @@ class Interrupted:
 
 
 @dataclass(frozen=True)
+class Stopping:
+    """The launch has been asked to stop; running cells go on to their next step boundary."""
+
+
+@dataclass(frozen=True)
 class Retried:
     """A cell whose process died and that is tried once more."""
 
@@ -83,7 +88,17 @@ class Retried:
     reason: str
 
 
-Event = Started | Progress | Finished | SetAside | Elsewhere | Refused | Interrupted | Retried
+Event = (
+    Started
+    | Progress
+    | Finished
+    | SetAside
+    | Elsewhere
+    | Refused
+    | Interrupted
+    | Stopping
+    | Retried
+)
 Listener = Callable[[Event], None]
 
 

@@ -24,6 +24,7 @@ from metabench.events import (
     Retried,
     SetAside,
     Started,
+    Stopping,
     ignore,
 )
 from metabench.machine import cores, gpus
@@ -151,6 +152,7 @@ class _Launch:
         """Attempts and end of each record that was there when the launch began."""
         self.deaths: dict[str, int] = {}
         self.signals = 0
+        self._told_of_stopping = False
         self._looked = 0.0
 
     def run(self, cells: Iterable[Cell]) -> Summary:
@@ -177,6 +179,10 @@ class _Launch:
         self.listener(event)
 
     def stopping(self) -> bool:
+        # Not told by the signal handler: it may come in the middle of the listener's printing.
+        if self.signals and not self._told_of_stopping:
+            self._told_of_stopping = True
+            self.tell(Stopping())
         return self.signals > 0
 
     def recorded(self, cell: Cell) -> bool:
@@ -315,7 +321,7 @@ class _Launch:
             self.open.appendleft(cell)
             self.tell(Retried(cell, how))
         else:
-            self.fail(cell, "failed", f"{how}, {TRIES} times; out of memory?")
+            self.fail(cell, "failed", f"{how}, {TRIES} times")
 
     def fail(self, cell: Cell, status: Status, reason: str) -> None:
         """Write a record for a cell whose worker could not; its checkpoint stays."""

@@ -19,6 +19,7 @@ from metabench.events import (
     Retried,
     SetAside,
     Started,
+    Stopping,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Tally:
 
     def take(self, event: Event) -> None:
         """Count an event."""
-        if isinstance(event, SetAside):
+        if isinstance(event, SetAside | Stopping):
             return
         now = self.clock()
         if isinstance(event, Finished):
@@ -258,7 +259,7 @@ def describe(event: Event) -> str:
             text += " (found in the store)"
         elif record.status == "done":
             text += f" in {duration(seconds)}"
-        if record.reason:
+        if record.reason and record.reason != event.unsaved:
             text += f": {record.reason}"
         return text + (f"; NOT SAVED: {event.unsaved}" if event.unsaved else "")
     if isinstance(event, SetAside):
@@ -269,6 +270,11 @@ def describe(event: Event) -> str:
         return f"{event.cell}: not applicable: {event.reason}"
     if isinstance(event, Interrupted):
         return f"{event.cell}: stopped at step {event.step}, checkpoint kept"
+    if isinstance(event, Stopping):
+        return (
+            "stopping: every running cell keeps a checkpoint at its next step; interrupt again "
+            "to end at once"
+        )
     if isinstance(event, Retried):
         return f"{event.cell}: {event.reason}; once more"
     return ""

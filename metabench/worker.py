@@ -148,10 +148,14 @@ class Worker:
         self.process.join()
         code = self.process.exitcode or 0
         if code >= 0:
-            return f"its process ended with exit code {code}"
+            return (
+                f"its process ended with exit code {code} (what it printed says why; a script that "
+                'runs several jobs needs if __name__ == "__main__":)'
+            )
+        name = f"signal {-code}"
         with contextlib.suppress(ValueError):
-            return f"its process died (signal {-code}, {signal.Signals(-code).name})"
-        return f"its process died (signal {-code})"
+            name += f", {signal.Signals(-code).name}"
+        return f"its process died ({name}{'; out of memory?' if code == -signal.SIGKILL else ''})"
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from metabench.events import (
     Retried,
     SetAside,
     Started,
+    Stopping,
 )
 from metabench.launch import Summary, launch
 from metabench.record import Record
@@ -297,6 +298,7 @@ def test_a_signal_ends_the_launch_at_step_boundaries(
     assert launcher.returncode == 130, out
     assert "run the same command again" in out and "Traceback" not in out
     assert out.count("checkpoint kept") == jobs
+    assert out.count("interrupt again to end at once") == 1
     assert not list(store.root.glob(f"*/*/{CLAIM}"))
     assert len(list(store.root.glob("*/*/checkpoint.pt"))) == jobs
     assert store.problems() == []
@@ -358,6 +360,7 @@ def events_of_a_launch() -> list[Event]:
         Progress(cells[0], 60, 100, 0.6, "training", {}),
         Finished(done, unsaved="full"),
         Started(cells[1]),
+        Stopping(),
         Interrupted(cells[1], 3),
     ]
 
@@ -381,6 +384,7 @@ def test_plain_lines_say_what_happened() -> None:
         "not applicable: needs a head",
         "running elsewhere (process 7 on there)",
         "done in 1 min 15 s; NOT SAVED: full",
+        "stopping: every running cell keeps a checkpoint at its next step",
         "stopped at step 3, checkpoint kept",
         "4/5 cells, 2 done, 1 failed, 1 not applicable, 1 running elsewhere",
     ):
