@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 from importlib import resources
 from pathlib import Path
@@ -38,6 +39,11 @@ def new(kind: str, name: str, folder: str | Path = ".") -> Path:
         if name in registry.names():
             raise SettingError(f"there is a {other} called {name!r} already; near: my_{name}")
     path = Path(folder) / f"{name}.py"
+    if not path.exists() and importlib.util.find_spec(name) is not None:
+        raise SettingError(
+            f"there is a Python module called {name!r} already, which the file would hide; "
+            f"near: my_{name}"
+        )
     text = Template(
         (resources.files("metabench") / "templates" / f"{kind}.py.txt").read_text(encoding="utf-8")
     ).substitute(name=name, class_name=class_name(name))

@@ -47,6 +47,13 @@ def test_taken_names_are_refused(tmp_path: Path, kind: str, taken: str, by: str)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["json", "numpy"])
+def test_names_of_python_modules_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingError, match=rf"Python module called .* near: my_{name}$"):
+        new("task", name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("precious")
     with pytest.raises(MetabenchError, match="exists already"):
