@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -105,6 +106,10 @@ def make_cell(
     Raises UnknownName or SettingError (names, values) before anything is run.
     """
     given = dict(set or {})
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise SettingError(f"seed cannot be {seed!r}: write a whole number") from None
     parts = {
         "task": settings.build(tasks.get(task), given.pop("task", {}), f"task {task}"),
         "method": settings.build(methods.get(method), given.pop("method", {}), f"method {method}"),
@@ -121,7 +126,7 @@ def make_cell(
         task=task,
         method=method,
         solver=solver,
-        seed=int(seed),
+        seed=seed,
         task_settings=plain["task"],
         method_settings=plain["method"],
         solver_settings=plain["solver"],

@@ -120,6 +120,10 @@ CheckpointEvery = Annotated[
 ]
 
 
+MOST_SEEDS = 10_000
+"""Of one command; more are a slip of the keyboard."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which cells a command is about, as they were typed."""
@@ -196,5 +200,8 @@ def seed_list(text: str | None) -> list[int] | None:
             raise SettingError(f"seeds cannot be {text!r}; write for example 0,1,2 or 0-4")
         if dash and int(last) < int(first):
             raise SettingError(f"seeds cannot be {text!r}: {part.strip()} runs backwards")
-        out += range(int(first), int(last if dash else first) + 1)
+        span = range(int(first), int(last if dash else first) + 1)
+        if len(out) + len(span) > MOST_SEEDS:
+            raise SettingError(f"seeds cannot be {text!r}: they are more than {MOST_SEEDS:,}")
+        out += span
     return list(dict.fromkeys(out))
