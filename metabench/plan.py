@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from metabench import packages
-from metabench.cell import Cell, instances, why_not
+from metabench.cell import CONTRACT, Cell, instances, why_not
 from metabench.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.record import Record
 from metabench.registry import methods, solvers, tasks
@@ -124,7 +124,8 @@ class Estimates:
     def __init__(self, records: Iterable[Record]) -> None:
         self._finished: dict[tuple[str, str], list[Record]] = defaultdict(list)
         for record in records:
-            if record.status == "done":
+            # Those of another contract may have other budgets, and took other work.
+            if record.status == "done" and record.cell.contract == CONTRACT:
                 self._finished[record.cell.task, record.cell.method].append(record)
 
     def of(self, cell: Cell) -> tuple[float | None, int]:
@@ -190,6 +191,7 @@ def choose(
     method's means the row alone. Raises UnknownName, SettingError.
     """
     cells = suite.cells(budget, overrides(set), seeds)
+    suite.check_measured(cells)
     patterns = [_pattern(text, suite) for text in only]
     if not patterns:
         return cells

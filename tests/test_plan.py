@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from metabench import packages, plan, registry
-from metabench.cell import Cell
+from metabench.cell import CONTRACT, Cell
 from metabench.errors import SettingError, SuiteError, UnknownName
 from metabench.plan import Planned, choose, crossing
 from metabench.record import Record
@@ -135,6 +135,14 @@ def test_estimates_scale_training_and_evaluation(suite: Suite, store: Store) -> 
     assert planned["reverse/one/0"].similar == 1
     assert planned["reverse/four/0"].estimated_seconds == pytest.approx(25.0)
     assert planned["none/one/0"].estimated_seconds is None
+
+
+def test_records_of_another_contract_are_left_out(suite: Suite, store: Store) -> None:
+    cell = look(suite, store)["reverse/one/0"].cell
+    other = replace(cell, contract=CONTRACT + 1, budget={"hours": 3})
+    store.write(record(other, steps=10, cost={"seconds": 2.0}))
+    planned = look(suite, store, "laptop")["reverse/one/0"]
+    assert planned.state == "open" and planned.estimated_seconds is None
 
 
 def test_estimates_prefer_equal_settings_and_take_the_median(suite: Suite, store: Store) -> None:
