@@ -192,7 +192,10 @@ class Problem(ABC):
 class Task(Protocol):
     """What is registered: a frozen dataclass of settings that can build its problem.
 
-    Optional: a setting ``source``, the name of the layout that the data is read from, or "auto".
+    Optional: a setting ``source``, the name of the layout that the data is read from, or "auto";
+    ``metrics`` and ``evaluations`` (tuples of str), the keys of ``Problem.metrics`` and
+    ``Problem.evaluations`` under these settings: a suite that asks for another is refused before
+    anything runs.
     """
 
     registered_name: ClassVar[str]

@@ -37,7 +37,8 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from metabench.cell import Budget, Cell, make_cell
 from metabench.errors import SettingError, SuiteError, UnknownName
 from metabench.listing import suite_folder, suite_names
-from metabench.settings import fields
+from metabench.registry import methods, solvers, tasks
+from metabench.settings import build, fields
 
 Settings = dict[str, Any]
 Groups = dict[Literal["task", "method", "solver", "budget"], Settings]
@@ -156,6 +157,9 @@ class Suite:
         Raises UnknownName or SettingError for a setting that some cell cannot have.
         """
         chosen = self.budget(budget)
+        seeds = list(dict.fromkeys(chosen.seeds if seeds is None else seeds))
+        if not seeds:
+            raise SettingError(f"suite {self.name}: name at least one seed")
         overrides = list(overrides)
         check_overrides(overrides, self)
         out = []
@@ -173,7 +177,7 @@ class Suite:
                     *[o.groups for o in overrides if o.concerns(row, column)],
                 ]
                 merged = merge(groups)
-                for seed in chosen.seeds if seeds is None else seeds:
+                for seed in seeds:
                     try:
                         cell = make_cell(
                             column.task, row.method, solver=row.solver, seed=seed, set=merged
@@ -184,6 +188,24 @@ class Suite:
                     skip = row.skip_reason if column.id in row.skip else None
                     out.append(SuiteCell(row.id, column.id, cell, skip))
         return out
+
+    def check_measured(self, cells: Iterable[SuiteCell]) -> None:
+        """Raise UnknownName where a task says what it measures (:class:`metabench.problem.Task`)
+        and the suite's metric, floor or evaluation is not among that."""
+        meant = {(c.row, c.column): c for c in cells if c.skip is None}
+        for (row, column), item in meant.items():
+            name = item.cell.task
+            task: Any = build(tasks.get(name), item.cell.task_settings, f"task {name}")
+            evaluations = getattr(task, "evaluations", None)
+            for kind, wanted, known in (
+                ("metric", self.metric, getattr(task, "metrics", None)),
+                ("metric", self.floor, getattr(task, "metrics", None)),
+                # "@5_steps" is added by the harness, "valid" is there always.
+                ("evaluation", self.evaluation.partition("@")[0], evaluations),
+            ):
+                if wanted and known is not None and wanted not in {*known, "valid"}:
+                    where = f"suite {self.name}, row {row}, column {column}"
+                    raise UnknownName(f"{kind} of task {name} called", wanted, known, where)
 
 
 @dataclass(frozen=True)
@@ -199,17 +221,22 @@ class SuiteCell:
 @dataclass(frozen=True)
 class Override:
     """``--set GROUP.NAME=VALUE``; GROUP is task, method, solver, budget, or the name of a row, a
-    method or a task that it is meant for alone."""
+    method, a column or a task that it is meant for alone (``ROW.solver.NAME``: another group)."""
 
     scope: str
     name: str
     value: Any
 
     @property
+    def setting(self) -> str:
+        """The name in its group."""
+        return self.name.rpartition(".")[2]
+
+    @property
     def groups(self) -> Groups:
         """As a table of settings (for a scope that is a group)."""
         group: Any = self.group
-        return {group: {self.name: self.value}}
+        return {group: {self.setting: self.value}}
 
     group: str = ""
     only: str = ""
@@ -244,43 +271,50 @@ def merge(groups: Iterable[Mapping[Any, Settings]]) -> dict[str, Settings]:
 
 def check_overrides(overrides: list[Override], suite: Suite) -> None:
     """Find the group that each override is meant for; raises UnknownName where there is none."""
-    from metabench.registry import methods, tasks
-
     for override in overrides:
-        if override.scope in GROUPS:
-            group, only = override.scope, ""
-        elif override.scope in {r.id for r in suite.rows} | {r.method for r in suite.rows}:
-            group, only = "method", override.scope
-        elif override.scope in {c.id for c in suite.columns} | {c.task for c in suite.columns}:
-            group, only = "task", override.scope
-        else:
-            known = {*GROUPS}
-            known |= {r.id for r in suite.rows} | {c.id for c in suite.columns}
-            raise UnknownName("group of settings", override.scope, known)
+        group, only = _meant_for(override, suite)
         object.__setattr__(override, "group", group)
         object.__setattr__(override, "only", only)
-        if group == "budget" and override.name not in fields(Budget):
-            raise UnknownName("setting of budget called", override.name, fields(Budget))
-        if group == "method":
-            for row in suite.rows:
-                known_names = fields(methods.get(row.method))
-                if (not only or only in (row.id, row.method)) and override.name not in known_names:
-                    hint = "" if only else f"to set it for one row, write ROW.{override.name}=..."
-                    raise UnknownName(
-                        f"setting of method {row.method} (row {row.id}) called",
-                        override.name,
-                        known_names,
-                        hint,
-                    )
-        if group == "task":
+        for row in suite.rows:
             for column in suite.columns:
-                known_names = fields(tasks.get(column.task))
-                if (not only or only in (column.id, column.task)) and (
-                    override.name not in known_names
-                ):
-                    raise UnknownName(
-                        f"setting of task {column.task} called", override.name, known_names
-                    )
+                if override.concerns(row, column):
+                    _check_override(override, row, column)
+
+
+def _meant_for(override: Override, suite: Suite) -> tuple[str, str]:
+    """The group, and the row, method, column or task that the override is limited to."""
+    if override.scope in GROUPS:
+        return override.scope, ""
+    group, dot, _ = override.name.partition(".")
+    if dot and group not in GROUPS:
+        raise UnknownName("group of settings", group, GROUPS)
+    if override.scope in {r.id for r in suite.rows} | {r.method for r in suite.rows}:
+        return group if dot else "method", override.scope
+    if override.scope in {c.id for c in suite.columns} | {c.task for c in suite.columns}:
+        return group if dot else "task", override.scope
+    known = {*GROUPS} | {r.id for r in suite.rows} | {c.id for c in suite.columns}
+    raise UnknownName("group of settings", override.scope, known)
+
+
+def _check_override(override: Override, row: Row, column: Column) -> None:
+    """Raise UnknownName where what is crossed has no such setting."""
+    group, name, one = override.group, override.setting, ""
+    what: str
+    cls: type
+    if group == "budget":
+        what, cls = "budget", Budget
+    elif group == "task":
+        what, cls = f"task {column.task}", tasks.get(column.task)
+        one = f"column, write COLUMN.{name}=..."
+    elif group == "method":
+        what, cls = f"method {row.method} (row {row.id})", methods.get(row.method)
+        one = f"row, write ROW.{name}=..."
+    else:
+        what, cls = f"solver {row.solver} (row {row.id})", solvers.get(row.solver)
+        one = f"row, write ROW.solver.{name}=..."
+    if name not in fields(cls):
+        hint = f"to set it for one {one}" if one and not override.only else ""
+        raise UnknownName(f"setting of {what} called", name, fields(cls), hint)
 
 
 def load(name: str | Path) -> Suite:
@@ -349,7 +383,8 @@ def _check(suite: Suite, path: Path) -> None:
         for name in ids:
             if not name or name in GROUPS:
                 raise SuiteError(f"{path}: a {kind} cannot be called {name!r}")
-    if not suite.name or {"/", "\\"} & {*suite.name}:  # it names a folder of results
+    # It names a folder of results.
+    if not suite.name or suite.name in (".", "..") or {"/", "\\"} & {*suite.name}:
         raise SuiteError(f"{path}: a suite cannot be called {suite.name!r}")
     for name, budget in suite.budgets.items():
         if len(set(budget.seeds)) < len(budget.seeds):

@@ -166,13 +166,21 @@ def check_parts(task: Any) -> None:
 
 
 def check_metrics(task: Any) -> None:
-    """Every evaluation gives the task's metric, and nothing but finite numbers."""
+    """Every evaluation gives the task's metric, what is declared, and only finite numbers."""
     problem = build(task)
+    named = getattr(task, "evaluations", problem.evaluations)
+    assert set(named) == set(problem.evaluations), (
+        f"it says that its evaluations are {list(named)}; they are {list(problem.evaluations)}"
+    )
     for split in splits(problem)[1:]:
         lam, theta, episode = start(problem, split)
         with torch.no_grad():
             metrics = problem.metrics(lam, theta, episode)
         assert task.metric in metrics, f"metrics of {split!r} are {list(metrics)}: no {task.metric}"
+        said = getattr(task, "metrics", metrics)
+        assert set(said) == set(metrics), (
+            f"it says that its metrics are {list(said)}; {split!r} gives {list(metrics)}"
+        )
         for name, value in metrics.items():
             assert math.isfinite(value), f"metric {name!r} on {split!r} is {value}"
 

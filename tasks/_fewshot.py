@@ -78,6 +78,7 @@ class FewShot:
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "nearest_neighbour")
     data: ClassVar[tuple[str, ...]] = ()
     images_per_class: ClassVar[int]
     """Images of every class of the data set."""
@@ -114,6 +115,11 @@ class FewShot:
             own["lam_is_initialisation"] = f"{why}, not the initial value of theta"
             own["head"] = f"{why}: theta is all head"
         return own
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """The test split; a data set may add episodes that its authors fixed (:meth:`given`)."""
+        return ("test",)
 
     @abstractmethod
     def classes(self, split: str) -> Classes:

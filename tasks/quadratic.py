@@ -47,6 +47,8 @@ class Quadratic:
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -41,6 +41,8 @@ class Ridge:
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()
 
     @property

@@ -146,6 +146,56 @@ def test_unknown_settings_are_refused(override: str, says: str) -> None:
     assert says in str(error.value)
 
 
+def test_an_override_can_reach_one_rows_solver_and_any_group_of_a_row_or_column() -> None:
+    cell = cell_of("heavy", "one", "smoke", "heavy.solver.momentum=0.7")
+    assert cell.solver_settings["momentum"] == 0.7
+    assert cell_of("reverse", "one", "smoke", "heavy.solver.momentum=0.7").solver_settings == {}
+    assert cell_of("reverse", "one", "smoke", "one.budget.eval_every=3").budget["eval_every"] == 3
+    assert cell_of("reverse", "four", "smoke", "one.budget.eval_every=3").budget["eval_every"] == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("solver.momentum=0.7", "to set it for one row, write ROW.solver.momentum=..."),
+        ("task.dims=0.7", "to set it for one column, write COLUMN.dims=..."),
+        ("heavy.solver.momentun=0.7", "near: momentum"),
+        ("reverse.solver.momentum=0.7", "solver sgd (row reverse)"),
+        ("heavy.solvr.momentum=0.7", "group of settings 'solvr'; near: solver"),
+    ],
+)
+def test_what_a_solver_does_not_have_is_refused(override: str, says: str) -> None:
+    with pytest.raises(UnknownName) as error:
+        from_dict(DATA, HERE).cells("smoke", [parse_override(override)])
+    assert says in str(error.value)
+
+
+def test_what_no_task_measures_is_refused() -> None:
+    for change, says in (
+        ({"metric": "los"}, "no metric of task quadratic called 'los'; near: loss"),
+        ({"floor": "pixels"}, "no metric of task quadratic called 'pixels'"),
+        ({"evaluation": "tests"}, "no evaluation of task quadratic called 'tests'; near: test"),
+    ):
+        suite = from_dict({**DATA, **change}, HERE)
+        with pytest.raises(UnknownName) as error:
+            suite.check_measured(suite.cells("smoke"))
+        assert says in str(error.value) and "suite small, row reverse, column one" in str(
+            error.value
+        )
+    for name in ("test", "test@4_steps", "valid"):
+        suite = from_dict({**DATA, "evaluation": name}, HERE)
+        suite.check_measured(suite.cells("smoke"))
+
+
+def test_seeds_are_whole_numbers_each_once_and_at_least_one() -> None:
+    suite = from_dict(DATA, HERE)
+    assert len(suite.cells("smoke", seeds=[3, 3])) == len(suite.cells("smoke", seeds=[3]))
+    with pytest.raises(SettingError, match="at least one seed"):
+        suite.cells("smoke", seeds=[])
+    with pytest.raises(SettingError, match=r"seed cannot be 0\.5: write a whole number"):
+        suite.cells("smoke", seeds=[0.5])  # type: ignore[list-item]
+
+
 def test_a_bad_value_names_the_place() -> None:
     with pytest.raises(SettingError, match="inner_lr cannot be -1") as error:
         from_dict(DATA, HERE).cells("smoke", [parse_override("method.inner_lr=-1")])

@@ -408,6 +408,20 @@ def test_a_broken_task_is_found(name):
         check_task(task, methods=[])
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("metrics", ("loss", "accuracy")), ("evaluations", ("test", "runs"))]
+)
+def test_a_task_that_says_wrongly_what_it_measures_is_found(name, said):
+    wrong = dataclass(frozen=True)(type("Says", (Sample,), {"__doc__": "Says.", name: said}))
+    with pytest.raises(ContractError, match=f"metrics: it says that its {name} are"):
+        check_task(wrong(), methods=[])
+    right = {"metrics": ("loss",), "evaluations": ("test",)}[name]
+    check_task(
+        dataclass(frozen=True)(type("Says", (Sample,), {"__doc__": "Says.", name: right}))(),
+        methods=[],
+    )
+
+
 def test_watched_problems():
     problem = SAMPLE.build(*_seeds())
     lam, episode = problem.init_outer(), problem.episode("train", 0)
