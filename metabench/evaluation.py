@@ -12,7 +12,7 @@ import torch
 from metabench.errors import Diverged
 from metabench.method import Context, State
 from metabench.problem import Episode
-from metabench.record import Estimate
+from metabench.record import LARGEST, Estimate
 
 PART = 32
 """Episodes between two looks at the clock and at whether to stop."""
@@ -31,7 +31,8 @@ def evaluate(
     """Every metric of ``state`` on episodes 0 to n - 1 of a split; n is ``episodes``, or fewer
     where the split has fewer. Nothing is counted as cost.
 
-    ``check`` is called now and then and may raise. Raises Diverged where a metric is not finite.
+    ``check`` is called now and then and may raise. Raises Diverged where a metric is not finite, or
+    so large that there can be no interval.
     """
     there = ctx.problem.count(split)
     n = episodes if there is None else min(episodes, there)
@@ -45,9 +46,9 @@ def evaluate(
                 for name, value in metrics.items():
                     values.setdefault(name, []).append(float(value))
     for name, found in values.items():
-        bad = next((i for i, v in enumerate(found) if not math.isfinite(v)), None)
+        bad = next((i for i, v in enumerate(found) if not abs(v) <= LARGEST), None)
         if bad is not None:
-            raise Diverged(f"{name} on episode {bad} of {split!r} is {found[bad]}")
+            raise Diverged(f"{name} on episode {bad} of {split!r} is {found[bad]:.3g}")
     return {name: estimate(found) for name, found in values.items()}
 
 

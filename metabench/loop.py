@@ -22,6 +22,7 @@ from metabench.events import Listener, Progress, SetAside, Started
 from metabench.meter import COUNT_NAMES, Counts, Meter
 from metabench.method import Context, State
 from metabench.problem import Params, Seeds
+from metabench.record import RUNAWAY
 from metabench.store import CHECKPOINT, BadFile, Store
 
 Engine = Literal["auto", "loop", "vmap"]
@@ -178,6 +179,12 @@ class Loop:
                 if split + suffix not in self.boundary.metrics:
                     found = self.evaluate(method, best, split)
                     metrics = {**self.boundary.metrics, split + suffix: found}
+                    for name, value in found.items():
+                        if abs(value.mean) >= RUNAWAY:
+                            self.ctx.notes["runaway"] = (
+                                f"{name} on {split + suffix!r} is {value.mean:.3g}: finite, "
+                                "but the inner training has run away"
+                            )
                     self.at = replace(self.boundary, metrics=metrics)
                     self.offer()
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from metabench.cell import Cell
 
 SCHEMA = 1
 """Version of the record's own layout."""
+
+RUNAWAY = 1e15
+"""A metric of this size is finite, and yet no result: float64 has no digit left for what is of
+order 1. Records and tables say so."""
+LARGEST = 1e100
+"""A metric beyond this has no deviation that float64 could hold with any safety: diverged."""
 
 Status = Literal["done", "failed", "diverged", "timeout"]
 
@@ -94,7 +100,12 @@ def from_dict(data: dict[str, Any]) -> Record:
     Raises ValueError where a field is missing, of the wrong type, or where the key is not the
     hash of the cell.
     """
-    record = _adapter.validate_python(data)
+    try:
+        record = _adapter.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg'].lower()}") from None
     if record.schema != SCHEMA:
         raise ValueError(f"record schema {record.schema}, this version reads {SCHEMA}")
     if record.key != record.cell.key:

@@ -113,8 +113,11 @@ def welch(a: tuple[float, float | None, int], b: tuple[float, float | None, int]
     (m1, s1, n1), (m2, s2, n2) = a, b
     if s1 is None or s2 is None:
         return None
+    # In units of the largest number: squares of squares must not overflow.
+    unit = max(abs(m1), abs(m2), s1, s2) or 1.0
+    m1, m2, s1, s2 = m1 / unit, m2 / unit, s1 / unit, s2 / unit
     v1, v2 = s1**2 / n1, s2**2 / n2
-    if v1 + v2 == 0:
+    if v1**2 + v2**2 == 0:
         return 1.0 if m1 == m2 else 0.0
     from scipy.special import stdtr
 

@@ -12,6 +12,7 @@ from metabench.entries import ALPHA, FEWEST, Entry, column_entries, costs, floor
 from metabench.errors import UnknownName
 from metabench.formats import Grid, Item, Note
 from metabench.notes import Marks, budget_notes, hole_notes, human, listed
+from metabench.record import RUNAWAY
 from metabench.results import Crossing, Results
 from metabench.settings import typed
 from metabench.suite import LABELS, Published
@@ -138,6 +139,7 @@ def main_grid(results: Results) -> Grid:
         *_meaning(entries),
         *_tests(results, entries),
         *notes,
+        *_runaways(results, entries),
         *(() if published else (Note("No paper reports this table."),)),
     ]
     general += [Note(text, mark) for mark, text in sources.items()]
@@ -265,6 +267,24 @@ def _tests(results: Results, entries: dict[str, dict[str, Entry]]) -> list[Note]
     if "paired" in used and max(few) < 5:
         out += f". With {max(few)} seeds only large differences are significant"
     return [Note(out + ".")]
+
+
+def _runaways(results: Results, entries: dict[str, dict[str, Entry]]) -> list[Note]:
+    """Numbers that are finite and no results."""
+    found = [
+        f"{results.row_label(row)} ({column.label or column.id})"
+        for column in results.columns
+        for row, e in entries[column.id].items()
+        if abs(e.mean) >= RUNAWAY
+    ]
+    if not found:
+        return []
+    return [
+        Note(
+            f"{listed(found)}: finite, but so large that the inner training must have run away; "
+            "a smaller inner step size may mend it."
+        )
+    ]
 
 
 def _span(counts: list[int]) -> str:

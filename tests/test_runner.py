@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -222,6 +223,19 @@ def test_evaluation_costs_nothing() -> None:
     assert record.cost["inner_gradients"] == 6 and record.cost["outer_gradients"] == 3
     assert record.cost["seconds"] > 0 and record.cost["evaluation_seconds"] > 0
     assert record.cost["peak_memory_bytes"] > 1e7
+
+
+def test_a_finite_number_that_is_no_result_is_noted() -> None:
+    chosen = {"method": {"inner_lr": 1e9, "inner_steps": 5}, "budget": {"outer_steps": 0}}
+    record = run_cell(make_cell("ridge", "fixed", set=chosen))
+    assert record.status == "done" and record.metrics["test"]["loss"].mean > 1e15
+    assert "finite, but the inner training has run away" in record.notes["runaway"]
+    chosen["method"] = {"inner_lr": 1e9, "inner_steps": 8}
+    record = run_cell(make_cell("ridge", "fixed", set=chosen))
+    assert record.status == "diverged"
+    assert re.fullmatch(r"loss on episode 0 of 'valid' is \d\.\d+e\+1\d\d", record.reason)
+    chosen["method"]["inner_lr"] = 0.1
+    assert "runaway" not in run_cell(make_cell("ridge", "fixed", set=chosen)).notes
 
 
 @pytest.mark.parametrize(

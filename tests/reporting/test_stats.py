@@ -112,6 +112,10 @@ def test_welch_is_scipys():
     assert stats.welch((1.0, None, 1), b) is None
     assert stats.welch((1.0, 0.0, 5), (1.0, 0.0, 5)) == 1.0
     assert stats.welch((1.0, 0.0, 5), (2.0, 0.0, 5)) == 0.0
+    huge = [(m * 1e200, s * 1e200, n) for m, s, n in (a, b)]
+    assert stats.welch(*huge) == pytest.approx(float(expected))
+    tiny = [(m * 1e-200, s * 1e-200, n) for m, s, n in (a, b)]
+    assert stats.welch(*tiny) == pytest.approx(float(expected))
 
 
 def test_holm_by_hand():

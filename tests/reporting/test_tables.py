@@ -86,6 +86,18 @@ def test_no_table_has_a_nan_or_a_bare_plus_minus(full, holed):
         assert "half-width of the 95 % t-interval" in tables.table(results)
 
 
+def test_a_finite_number_that_is_no_result_is_told(helpers):
+    suite = helpers.make_suite(percent=False)
+    store = helpers.fill(suite, "smoke")
+    text = tables.table(collect(suite, "smoke", store, why_not=helpers.allowed), "text")
+    assert "run away" not in text
+    place = next(p for p in suite.cells("smoke") if (p.row, p.column) == ("anil", "5w5s"))
+    store.add(place, metrics={"test": {"accuracy": Estimate(-1.2e94, 12, 1e93, 1e93)}})
+    text = tables.table(collect(suite, "smoke", store, why_not=helpers.allowed), "text")
+    assert "ANIL (5-way 5-shot): finite, but so large that the inner training must" in text
+    assert "(-1.2 ± 1.0)e+94" in text
+
+
 def test_a_number_without_plus_minus_says_why(helpers):
     suite = helpers.make_suite(paper=[], paper_rows=[], floor="", percent=False)
     store = helpers.Fake()
