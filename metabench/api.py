@@ -22,6 +22,8 @@ from metabench.store import BadFile, Store
 from metabench.suite import Suite
 
 if TYPE_CHECKING:
+    from metabench import data
+    from metabench.doctor import Finding
     from metabench.events import Listener
     from metabench.launch import Summary
     from metabench.record import Record
@@ -44,6 +46,80 @@ def show(name: str, kind: str | None = None) -> list[Description]:
     from metabench.show import show as shown
 
     return shown(name, kind)
+
+
+def data_list() -> list[data.Status]:
+    """Every known data set: where it is, or the command that mends its absence."""
+    from metabench import data
+
+    return data.status()
+
+
+def data_fetch(name: str, *, to: str | Path | None = None) -> Path:
+    """Download a data set into the cache, or into the folder ``to``; gives its folder.
+
+    Raises UnknownName; MetabenchError where that cannot be done, with the way to do it by hand.
+    """
+    from metabench import data
+
+    return data.fetch(name, to=None if to is None else Path(to))
+
+
+def data_verify(name: str | None = None) -> list[data.Verdict]:
+    """Check every file of a data set (None: of all that are here) against size and checksum.
+
+    Raises UnknownName, DataMissing.
+    """
+    from metabench import data
+
+    names = [s.dataset.name for s in data.status() if s.found] if name is None else [name]
+    return [verdict for each in names for verdict in data.verify(each)]
+
+
+def doctor(store: str | Path | Store | None = None) -> list[Finding]:
+    """Versions, devices, data; what is missing, and the commands that mend it."""
+    from metabench.doctor import examine
+
+    return examine(open_store(store))
+
+
+def check(name: str) -> Iterator[tuple[str, str]]:
+    """Each promise of the contract that a method or a task is checked against, in turn, and how it
+    breaks it ("" where it keeps it). Raises UnknownName.
+    """
+    from metabench.registry import methods, tasks
+
+    kinds = [k for k, known in (("method", methods), ("task", tasks)) if name in known.names()]
+    if not kinds:
+        raise UnknownName("method or task", name, [*methods.names(), *tasks.names()])
+    return _checked(kinds[0], name)
+
+
+def _checked(kind: str, name: str) -> Iterator[tuple[str, str]]:
+    import torch
+
+    from metabench import testing
+    from metabench.environment import fixed
+
+    checks = testing.method_checks(name) if kind == "method" else testing.task_checks(name)
+    for what, run_check in checks:
+        broken = ""
+        try:
+            with fixed(torch.device("cpu")):
+                run_check()
+        except testing.ContractError as error:
+            broken = str(error)
+        yield what, broken
+
+
+def new(kind: str, name: str, folder: str | Path = ".") -> Path:
+    """Write a "method" or a "task" to start from into ``folder``; its path.
+
+    Raises UnknownName, SettingError, MetabenchError; see :func:`metabench.new.new`.
+    """
+    from metabench.new import new as written
+
+    return written(kind, name, folder)
 
 
 def load(suite: str | Path | Suite) -> Suite:
@@ -331,5 +407,6 @@ def write(path: str | Path, text: str) -> Path:
     path = Path(path)
     made(path.parent)
     with _told(path):
-        path.write_text(text, encoding="utf-8")
+        # A reason may quote a file name that is no text.
+        path.write_text(text, encoding="utf-8", errors="replace")
     return path

@@ -158,27 +158,13 @@ def check(
     name: Annotated[str, typer.Argument(help="A method or a task, often from a --plugin.")],
 ) -> None:
     """Check a method or a task against every promise of the contract."""
-    import torch
+    from metabench import api
 
-    from metabench import testing
-    from metabench.environment import fixed
-    from metabench.errors import UnknownName
-    from metabench.registry import methods, tasks
-
-    if name in methods.names():
-        checks = testing.method_checks(name)
-    elif name in tasks.names():
-        checks = testing.task_checks(name)
-    else:
-        raise UnknownName("method or task", name, [*methods.names(), *tasks.names()])
     broken = 0
-    for what, run_check in checks:
-        try:
-            with fixed(torch.device("cpu")):
-                run_check()
-        except testing.ContractError as error:
+    for what, how in api.check(name):
+        if how:
             broken += 1
-            typer.secho(f"BROKEN  {what}: {error}", fg=typer.colors.RED)
+            typer.secho(f"BROKEN  {what}: {how}", fg=typer.colors.RED)
         else:
             typer.echo(f"ok      {what}")
     typer.echo(f"{name} breaks {broken} promises" if broken else f"{name} keeps the contract")
@@ -229,9 +215,8 @@ def data_verify(
     ] = None,
 ) -> None:
     """Check every file of a data set against its size and checksum."""
-    from metabench import data, screen
+    from metabench import api, screen
 
-    names = [name] if name else [s.dataset.name for s in data.status() if s.found]
-    verdicts = [v for each in names for v in data.verify(each)]
+    verdicts = api.data_verify(name)
     screen.print_verdicts(screen.console(), verdicts)
     raise typer.Exit(int(any(v.wrong for v in verdicts)))

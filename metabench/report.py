@@ -46,7 +46,9 @@ def report(
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(results, store, costs=costs), encoding="utf-8")
+    # A reason may quote a file name that is no text.
+    text = render(results, store, costs=costs)
+    path.write_text(text, encoding="utf-8", errors="replace")
     return path
 
 
@@ -205,7 +207,8 @@ def _run(results: Results, run: Run, curve: Curve) -> dict[str, Any]:
         ("ended", record.ended),
         *_pairs(record.notes),
     ]
-    git = record.environment.get("git") or {}
+    git = record.environment.get("git")
+    git = git if isinstance(git, Mapping) else {}
     out["groups"] = [
         ("measured (± 95 % interval over episodes)", measured),
         ("cost", list(dict.fromkeys(cost))),

@@ -94,7 +94,9 @@ class Crossing:
                 if metric in known:
                     continue
                 state = "done without the metric"
-                reason = f"no {metric!r} in {evaluation!r}; it has {', '.join(sorted(known))}"
+                reason = (
+                    f"no {metric!r} in {evaluation!r}; it has {', '.join(sorted(known)) or 'none'}"
+                )
             counted[state, reason] = counted.get((state, reason), 0) + 1
         return [(state, reason, n) for (state, reason), n in counted.items()]
 

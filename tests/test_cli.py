@@ -537,6 +537,15 @@ def test_the_same_verbs_from_python(folder: Path) -> None:
     assert shown.results.states == {"done": 2, "not applicable": 2}
     with pytest.raises(UnknownName):
         api.run("small.toml", set={"method.inner_lrr": 1}, store=folder / "py")
+    assert [s.dataset.name for s in api.data_list()] == ["omniglot"]
+    with pytest.raises(UnknownName, match="near: omniglot"):
+        api.data_verify("omniglt")
+    with pytest.raises(UnknownName, match="near: omniglot"):
+        api.data_fetch("omniglt", to=folder)
+    with pytest.raises(UnknownName, match="near: ridge"):
+        api.check("ridg")
+    assert api.new("task", "mine", folder) == folder / "mine.py"
+    assert {"machine", "data"} & {f.section for f in api.doctor(folder / "py")}
 
 
 def test_tables_fit_80_columns_and_keep_names_whole(
@@ -575,6 +584,8 @@ def test_seed_lists() -> None:
     assert seed_list(None) is None
     assert seed_list("0") == [0]
     assert seed_list("0, 2,5-7,6") == [0, 2, 5, 6, 7]
+    with pytest.raises(SettingError, match="more than 10,000"):
+        seed_list("0-99999999999")
     for text in ("", "a", "1-", "-1", "3-1", "1,,2", "1.5"):
         with pytest.raises(SettingError, match="seeds"):
             seed_list(text)

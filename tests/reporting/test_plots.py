@@ -80,6 +80,12 @@ def test_the_cost_axis_can_be_chosen(full):
         plots.figures(*full, kinds=["cost"], cost="inner_gradient")
 
 
+def test_an_unknown_cost_is_refused_where_nothing_has_run_too(suite, helpers):
+    results = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
+    with pytest.raises(UnknownName, match="near: seconds"):
+        plots.figures(results, helpers.Fake(), kinds=["cost"], cost="secnds")
+
+
 def test_an_unknown_kind_names_the_near_one(full):
     with pytest.raises(UnknownName, match="near: learning"):
         plots.figures(*full, kinds=["learnin"])

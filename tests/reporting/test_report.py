@@ -157,6 +157,18 @@ def test_wild_names_stay_names(helpers, tmp_path):
     assert wild in "".join(page.text)
 
 
+def test_what_a_record_should_not_hold_is_never_fatal(helpers, tmp_path):
+    suite = helpers.make_suite()
+    store = helpers.Fake()
+    for place in suite.cells("smoke"):
+        reason = {"status": "failed", "metrics": {}, "reason": "no file '/data/\udcff'"}
+        store.add(place, environment={"git": "none", "machine": 3}, **reason)
+    store.bad = ["runs/\udcff: does not belong in a store"]
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    page, _ = made(results, store, tmp_path)
+    assert "no file '/data/?'" in "".join(page.text)
+
+
 def test_a_folder_gets_report_html(suite, helpers, tmp_path):
     store = helpers.Fake()
     results = collect(suite, "smoke", store, why_not=helpers.allowed)
