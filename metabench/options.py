@@ -53,7 +53,8 @@ Set = Annotated[
         "--set",
         metavar="GROUP.NAME=VALUE",
         help="A setting: GROUP is task, method, "
-        "solver, budget, or the name of a row or column. Repeatable.",
+        "solver, budget, or the name of a row or column (ROW.solver.NAME=... for another group). "
+        "Repeatable.",
     ),
 ]
 Seeds = Annotated[

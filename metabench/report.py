@@ -78,6 +78,17 @@ def render(results: Results, store: Records, *, costs: Sequence[str] = DEFAULT_C
         if run.state not in ("done", "not applicable", "skipped")
     ]
     failed = ("failed", "diverged", "timeout")
+    crossings = [
+        _crossing(results, crossing, places[at], curves)
+        for at, crossing in results.crossings.items()
+    ]
+    # Rows with equal settings share their cells: an id stands for the first place.
+    seen: set[str] = set()
+    for crossing in crossings:
+        for run in crossing["runs"]:
+            if run["id"] in seen:
+                run["id"] += f"-{crossing['id']}"
+            seen.add(run["id"])
     template = environment.get_template("report.html.j2")
     return template.render(
         results=results,
@@ -89,10 +100,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] = DEFAULT_C
         main=Markup(formats.html(main_grid(results), link)),
         costs=Markup(formats.html(cost_grid(results), link)),
         plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
-        crossings=[
-            _crossing(results, crossing, places[at], curves)
-            for at, crossing in results.crossings.items()
-        ],
+        crossings=crossings,
         anchor=anchor,
     )
 

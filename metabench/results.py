@@ -94,9 +94,8 @@ class Crossing:
                 if metric in known:
                     continue
                 state = "done without the metric"
-                reason = (
-                    f"no {metric!r} in {evaluation!r}; it has {', '.join(sorted(known)) or 'none'}"
-                )
+                has = ", ".join(sorted(known)) or "none"
+                reason = f"no {metric!r} in {evaluation!r}; it has {has}"
             counted[state, reason] = counted.get((state, reason), 0) + 1
         return [(state, reason, n) for (state, reason), n in counted.items()]
 

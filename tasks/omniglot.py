@@ -124,7 +124,7 @@ def _read(folder: Path, *, arrays: bool) -> Tensor:
         return torch.from_numpy(read_pictures(folder))
     path = folder / "omniglot28.npz"
     try:
-        with np.load(path) as file:
+        with path.open("rb") as whole, np.load(whole) as file:
             images = file["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MetabenchError(f"{path} cannot be read ({error}); {_LOOK}") from error

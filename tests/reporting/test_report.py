@@ -157,6 +157,16 @@ def test_wild_names_stay_names(helpers, tmp_path):
     assert wild in "".join(page.text)
 
 
+def test_rows_that_share_their_cells_share_no_id(helpers, tmp_path):
+    rows = [{"id": name, "method": "bilevel"} for name in ("one", "two", "three")]
+    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
+    store = helpers.fill(suite, "smoke")
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    page, _ = made(results, store, tmp_path)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link[1:] in page.ids for link in page.links if link.startswith("#"))
+
+
 def test_what_a_record_should_not_hold_is_never_fatal(helpers, tmp_path):
     suite = helpers.make_suite()
     store = helpers.Fake()
