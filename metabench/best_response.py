@@ -39,6 +39,8 @@ from metabench.problem import Batch, Episode, Hyper, Params, Problem, generator
 VALUE, SLOPE, GATE, PROJECTION = "value/", "slope/", "gate/", "projection"
 """Names of theta0, theta1 and V in a response's parameters: prefix and theta's name."""
 
+MOVED: tuple[str, ...] = ("u", "scale")
+"""What the outer solver moves."""
 MARGIN = 1e-3
 """How near to a bound, as a part of the range, u can start: on the bound it would be infinite."""
 
@@ -63,7 +65,7 @@ class Coordinates:
 
     def lam(self, u: Tensor) -> Params:
         """lam of u [n], or of each row of u [k, n]; differentiable but for choices."""
-        parts = u.split([v.numel() for v in self.first.values()], -1)
+        parts = torch.split(u, [v.numel() for v in self.first.values()], -1)
         lam = {
             k: _inside(part.reshape(*u.shape[:-1], *v.shape), self.hypers.get(k))
             for (k, v), part in zip(self.first.items(), parts, strict=True)
@@ -247,7 +249,7 @@ class SelfTuning:
         held |= {"response": phi, "solver": solver}
         log: dict[str, float] = {}
         if ctx.step >= self.warmup:
-            moved = {k: held[k] for k in ("u", "scale") if k in held}
+            moved: Params = {k: held[k] for k in MOVED if k in held}
             loss, g = self.tune(at, phi, moved)
             log = {
                 "outer_loss": float(loss),

@@ -206,7 +206,7 @@ def check_per_example(task: Any) -> None:
     lams = [problem.project({k: v + 0.1 * drawn(*v.shape).to(v) for k, v in lam.items()})
             for _ in range(n)]  # fmt: skip
     each = {k: torch.stack([one[k] for one in lams]) for k in lam}
-    gated = {
+    gated: dict[str, Any] = {
         k: Gated(v, torch.ones_like(v), 0.1 * drawn(n, len(v)).to(v)) for k, v in theta.items()
     }
     for name, loss, batch in (
