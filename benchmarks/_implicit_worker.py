@@ -34,9 +34,11 @@ class Case:
             x = F.linear(x, theta[0], theta[1]).tanh()
         return F.cross_entropy(F.linear(x, theta[-2], theta[-1]), y)
 
+    def decay(self, theta, lam):
+        return 0.5 * sum((c.exp() * w.square()).sum() for c, w in zip(lam, theta, strict=True))
+
     def inner(self, theta, lam):
-        decay = sum((c.exp() * w.square()).sum() for c, w in zip(lam, theta, strict=True))
-        return self.fit(theta, self.x, self.y) + 0.5 * decay
+        return self.fit(theta, self.x, self.y) + self.decay(theta, lam)
 
     def outer(self, theta, lam):
         return self.fit(theta, self.xv, self.yv)
@@ -74,6 +76,42 @@ class Hypergrad(Case):
         )  # fmt: skip
 
 
+class Hypertorch(Case):
+    def gradient(self):
+        import torch
+        from hypergrad.hypergradients import neumann
+
+        def step(theta, lam):
+            g = torch.autograd.grad(self.inner(theta, lam), theta, create_graph=True)
+            return [w - self.case["alpha"] * d for w, d in zip(theta, g, strict=True)]
+
+        lam = [c.requires_grad_() for c in self.lam]
+        return neumann(self.theta, lam, self.case["terms"], step, self.outer, set_grad=False)
+
+
+class Betty(Case):
+    """Its function alone, on as much of a problem as it asks for."""
+
+    def gradient(self):
+        from types import SimpleNamespace
+
+        import torch
+        from betty.hypergradient.neumann import neumann
+
+        theta = [w.requires_grad_() for w in self.theta]
+        lam = [c.requires_grad_() for c in self.lam]
+        config = SimpleNamespace(
+            neumann_iterations=self.case["terms"], neumann_alpha=self.case["alpha"]
+        )
+        inner = SimpleNamespace(
+            paths=[], config=config, cur_batch=None, trainable_parameters=lambda: theta,
+            training_step_exec=lambda batch: self.inner(theta, lam),
+        )  # fmt: skip
+        outer = SimpleNamespace(trainable_parameters=lambda: lam)
+        v = torch.autograd.grad(self.outer(theta, lam), theta)
+        return neumann(v, inner, outer, sync=False)
+
+
 class Torchopt(Case):
     def gradient(self):
         import torch
@@ -94,7 +132,7 @@ class Torchopt(Case):
 
 
 class Metabench(Case):
-    """The code that a run uses: method ift on a problem."""
+    """The code that a run uses: a method, ift, on a problem."""
 
     def __init__(self, case, dtype):
         super().__init__(case, dtype)
@@ -119,7 +157,7 @@ class Metabench(Case):
                 return whole.fit(list(theta.values()), batch["x"], batch["y"])
 
             def inner_hessian(self, lam, theta, batch):
-                if not case["closed"]:
+                if not case.get("closed"):
                     return None
                 from torch.nn import functional as F
 
@@ -136,9 +174,7 @@ class Metabench(Case):
                 inner = {"x": whole.x, "y": whole.y}
                 return Episode(inner, {"x": whole.xv, "y": whole.yv}, index)
 
-        self.ift = registry.methods.get("ift")(
-            inner_steps=0, terms=case["terms"], alpha=case["alpha"]
-        )
+        self.method = self.chosen(registry.methods.get)
         self.ctx = method.Context(
             problem=Given(),
             solver=registry.solvers.get("sgd")(),
@@ -146,9 +182,12 @@ class Metabench(Case):
             offers=GRADIENTS | {"lam_in_inner_loss"},
         )
 
+    def chosen(self, method):
+        return method("ift")(inner_steps=0, terms=self.case["terms"], alpha=self.case["alpha"])
+
     def gradient(self):
         problem = self.ctx.problem
-        found = self.ift.hypergradient(
+        found = self.method.hypergradient(
             self.ctx, problem.init_outer(), None, problem.episode("train", 0)
         )
         return list(found.grad.values())
@@ -157,6 +196,8 @@ class Metabench(Case):
 IMPLEMENTATIONS = {
     "metabench": Metabench,
     "hypergrad": Hypergrad,
+    "hypertorch": Hypertorch,
+    "betty": Betty,
     "torchopt": Torchopt,
     "reference": Reference,
 }

@@ -30,7 +30,9 @@ class Benchmark:
     """``rows``: dataclasses with ``name``, ``threads``, ``targets`` (peer to the least factor by
     which metabench is to be faster) and ``peers``. ``inputs`` of a row: arrays by name, and what
     they are. ``sizes``: integer fields of a row that the command line may change, with help.
-    ``more``: further verdicts of a result. ``gate``: what the gate's case has besides the row."""
+    ``more``: further verdicts of a result. ``gate``: what the gate's case has besides the row.
+    ``modules``: what to import of a peer, where it is not the peer's own name; ``variants``: other
+    ways of metabench's own, timed beside (a row names in ``peers`` those that it wants)."""
 
     module: str
     about: str
@@ -42,6 +44,8 @@ class Benchmark:
     sizes: dict[str, str] = field(default_factory=dict)
     gate: Callable[[Any], dict] = lambda row: {}
     more: Callable[[dict], list[dict]] = lambda result: []
+    modules: dict[str, str] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -160,12 +164,23 @@ def measure(
     return result
 
 
-def missing_peers(peers: list[str], python: dict[str, str]) -> dict[str, str]:
+def interpreters(bench: Benchmark, given: list[str]) -> dict[str, str]:
+    """Implementation to the interpreter that has it; ``given``: paths, or ``peer=path`` for one."""
+    python = dict.fromkeys([*bench.peers, *bench.variants, "metabench"], sys.executable)
+    for text in given:
+        name, _, path = text.rpartition("=")
+        if name and name not in bench.peers:
+            raise SystemExit(f"no peer {name!r}; there are {', '.join(bench.peers)}")
+        python |= dict.fromkeys([name] if name else bench.peers, path)
+    return python
+
+
+def missing_peers(bench: Benchmark, peers: list[str], python: dict[str, str]) -> dict[str, str]:
     """Peer to why it cannot take part."""
     absent = {}
     for peer in peers:
         run = subprocess.run(
-            [python[peer], "-W", "ignore", "-c", f"import {peer}"],
+            [python[peer], "-W", "ignore", "-c", f"import {bench.modules.get(peer, peer)}"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if run.returncode:
@@ -204,22 +219,22 @@ def show(bench: Benchmark, result: dict, clock: str) -> None:
         ms = sorted(1e3 * s for s in held[clock])
         peak = held.get("peak_bytes")
         print(
-            f"  {name:12s} {median(ms):9.1f} ms ({ms[0]:.1f} to {ms[-1]:.1f})"
+            f"  {name:16s} {median(ms):9.1f} ms ({ms[0]:.1f} to {ms[-1]:.1f})"
             f"   peak +{(peak or 0) / 1e6:5.0f} MB"
             f"   error {held['error_float64']:.0e} (float32 {held['error_float32']:.0e})"
             + ("" if held["agrees"] else "   DOES NOT AGREE: not counted")
         )
     for name, why in result["holes"].items():
-        print(f"  {name:12s}       -   {why}")
+        print(f"  {name:16s}       -   {why}")
     for line in verdicts(bench, result, clock):
         if line["ratio"] is None:
-            print(f"  against {line['peer']}: -, target {line['target']}: not measured")
+            print(f"  against {line['peer']}: -, target {line['target']:.3g}: not measured")
             continue
         says = f"  against {line['peer']}: {line['ratio']:.2f}x"
         if line["target"] is not None:
-            sign = "at most" if "memory" in line["peer"] else "at least"
+            sign = "at most" if line.get("at_most") else "at least"
             verdict = {True: "met", False: "NOT MET", None: "not counted"}[line["met"]]
-            says += f", target {sign} {line['target']}x: {verdict}"
+            says += f", target {sign} {line['target']:.3g}x: {verdict}"
         print(says)
 
 
@@ -250,12 +265,14 @@ def main(bench: Benchmark, arguments: list[str] | None = None) -> int:
     add("--repeats", type=int, default=5, help="timed repeats after one warm-up")
     for name, what in bench.sizes.items():
         add(f"--{name.replace('_', '-')}", type=int, help=f"{what} (default: the row's)")
-    choices = ["metabench", *bench.peers]
+    choices = ["metabench", *bench.variants, *bench.peers]
     add("--only", nargs="*", choices=choices, help="implementations (default: all)")
     add(
         "--peers-python",
-        default=os.environ.get("METABENCH_PEERS", sys.executable),
-        help="interpreter that has the peers, with the same torch (or METABENCH_PEERS)",
+        nargs="+",
+        metavar="[PEER=]PATH",
+        default=os.environ.get("METABENCH_PEERS", "").split(),
+        help="interpreter that has the peers, or one peer, with the same torch (or METABENCH_PEERS)",
     )
     add(
         "--clock",
@@ -270,9 +287,9 @@ def main(bench: Benchmark, arguments: list[str] | None = None) -> int:
         print("\n".join(r.name for r in bench.rows))
         return 0 if options.list else 2
 
-    wanted = options.only or ["metabench", *bench.peers]
-    python = {"metabench": sys.executable, **{p: options.peers_python for p in bench.peers}}
-    absent = missing_peers([p for p in bench.peers if p in wanted], python)
+    wanted = options.only or choices
+    python = interpreters(bench, options.peers_python)
+    absent = missing_peers(bench, [p for p in bench.peers if p in wanted], python)
     for peer, why in absent.items():
         print(
             f"{peer} is missing ({why}); its rows are holes. Install it with: {bench.peers[peer]}"

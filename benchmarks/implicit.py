@@ -1,4 +1,4 @@
-"""One implicit hypergradient by a Neumann series: metabench against hypergrad and TorchOpt.
+"""One implicit hypergradient by a Neumann series: metabench against four other libraries.
 
     python -m benchmarks.implicit [--rows 'logistic-*'] [--repeats 7] [--json out.json]
 
@@ -18,8 +18,19 @@ from benchmarks import _turns
 
 PEERS = {
     "hypergrad": "pip install --no-deps hypergrad==0.0.1",
+    "hypertorch": "pip install git+https://github.com/prolearner/hypertorch (of that name the "
+    "package index has another library; as its module is hypergrad too, it needs an environment "
+    "of its own)",
+    "betty": "pip install --no-deps --ignore-requires-python betty-ml==0.2.1",
     "torchopt": "pip install torchopt==0.7.3",
 }
+MODULES = {
+    "hypergrad": "hypergrad.approx_hypergrad",
+    "hypertorch": "hypergrad.hypergradients",
+    "betty": "betty.hypergradient.neumann",
+}
+GENERIC = {"hypertorch": 0.97, "betty": 0.97, "torchopt": 0.97, "hypergrad": 5.0}
+CLOSED = {"hypertorch": 1.8, "betty": 1.8, "torchopt": 1.8}
 CLASSES = 10
 
 
@@ -46,9 +57,10 @@ class Row:
 
 
 ROWS = (
-    Row("logistic-generic", 60000, targets={"hypergrad": 5.0, "torchopt": 0.97}),
-    Row("logistic-closed-form", 60000, closed=True, targets={"torchopt": 1.8}),
-    Row("mlp-l2-a-weight", 1000, hidden=500, targets={"torchopt": 1.05}),
+    Row("logistic-generic", 60000, targets=GENERIC),
+    Row("logistic-closed-form", 60000, closed=True, targets=CLOSED),
+    Row("mlp-l2-a-weight", 1000, hidden=500,
+        targets={"hypertorch": 1.05, "betty": 0.97, "torchopt": 1.05}),
 )
 
 
@@ -109,6 +121,7 @@ BENCHMARK = _turns.Benchmark(
         "terms": "terms of the series",
         "pixels": "inputs of the network; MNIST has 784",
     },
+    modules=MODULES,
 )
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def error(row: Row, n: int) -> float:
 
 def peak(f) -> int | None:
     """Bytes that were resident above the start while f ran; None where the system does not say."""
-    from benchmarks._few_shot_worker import forget_peak, resident
+    from benchmarks._turn import forget_peak, resident
 
     if not forget_peak():
         return None
