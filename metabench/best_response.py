@@ -67,7 +67,7 @@ class Coordinates:
         """lam of u [n], or of each row of u [k, n]; differentiable but for choices."""
         parts = torch.split(u, [v.numel() for v in self.first.values()], -1)
         lam = {
-            k: _inside(part.reshape(*u.shape[:-1], *v.shape), self.hypers.get(k))
+            k: _inside(part.reshape((*u.shape[:-1], *v.shape)), self.hypers.get(k))
             for (k, v), part in zip(self.first.items(), parts, strict=True)
         }
         if self.squash:
