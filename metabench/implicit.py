@@ -196,20 +196,22 @@ def conjugate_gradient(
 
     ``terms`` Hessian products, fewer where the residual falls to ``tolerance`` |v|. From a
     direction of no positive curvature on nothing is changed (Steihaug's rule). Watched:
-    ``residual`` over |v|, and ``negative_curvature``, the largest -p'Hp / (|p| |Hp|) beyond
-    rounding, else 0.
+    ``residual`` over |v|, and ``negative_curvature``, the largest -p'Hp / |p|^2 over the largest
+    |Hp| / |p| so far, where it is beyond rounding, else 0.
     """
     x, r, p = torch.zeros_like(v), v.clone(), v.clone()
     rs = first = torch.dot(r, r)
-    alive, bend = first > 0, torch.zeros_like(first)
+    alive, bend, scale = first > 0, torch.zeros_like(first), torch.zeros_like(first)
     noise = 100 * torch.finfo(v.dtype).eps
     for j in range(terms):
         if tolerance is not None and _is_small(j, rs.sqrt(), tolerance, first.sqrt()):
             break
         hp = product(p)
         curvature = torch.dot(p, hp)
-        cosine = _ratio(curvature, _norm(p) * _norm(hp))
-        bend = torch.maximum(bend, torch.where(alive & (cosine < -noise), -cosine, 0.0))
+        length = _norm(p)
+        scale = torch.maximum(scale, _ratio(_norm(hp), length))
+        relative = _ratio(curvature, scale * length * length)
+        bend = torch.maximum(bend, torch.where(alive & (relative < -noise), -relative, 0.0))
         alive = alive & (curvature > 0)
         step = torch.where(alive, rs / torch.where(alive, curvature, 1.0), 0.0)
         x = _add(x, p, step)
@@ -261,8 +263,8 @@ def check_solution(
     if bend > 0 and indefinite == "stop":
         raise Diverged(
             f"the Hessian is indefinite at outer step {ctx.step}: conjugate gradient met a "
-            f"direction of negative curvature (cosine -{bend:.3g}). Damping or more inner steps "
-            'may help; indefinite = "truncate" goes on with what was found before it'
+            f"direction of negative curvature, {bend:.3g} of the largest there. Damping or more "
+            'inner steps may help; indefinite = "truncate" goes on with what was found before it'
         )
     if growth > 1:
         ctx.notes.setdefault("series_first_grew_at_outer_step", ctx.step)
