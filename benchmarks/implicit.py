@@ -59,8 +59,12 @@ class Row:
 ROWS = (
     Row("logistic-generic", 60000, targets=GENERIC),
     Row("logistic-closed-form", 60000, closed=True, targets=CLOSED),
-    Row("mlp-l2-a-weight", 1000, hidden=500,
-        targets={"hypertorch": 1.05, "betty": 0.97, "torchopt": 1.05}),
+    Row(
+        "mlp-l2-a-weight",
+        1000,
+        hidden=500,
+        targets={"hypertorch": 1.05, "betty": 0.97, "torchopt": 1.05},
+    ),
 )
 
 

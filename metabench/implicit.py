@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.context import Context
-from metabench.errors import Diverged, SettingError
+from metabench.errors import Distrusted, Diverged, SettingError
 from metabench.problem import Episode, Params
 
 CHECK_EVERY = 5
@@ -255,13 +255,13 @@ def check_solution(
             f"({', '.join(bad)})"
         )
     if growth > growth_limit:
-        raise Diverged(
+        raise Distrusted(
             f"the Neumann series grows: its last term at outer step {ctx.step} is {growth:.3g} "
             "times the first. The Hessian is indefinite, or alpha is above 2 / its largest "
             "eigenvalue; a smaller alpha, damping, fewer terms or more inner steps may help"
         )
     if bend > 0 and indefinite == "stop":
-        raise Diverged(
+        raise Distrusted(
             f"the Hessian is indefinite at outer step {ctx.step}: conjugate gradient met a "
             f"direction of negative curvature, {bend:.3g} of the largest there. Damping or more "
             'inner steps may help; indefinite = "truncate" goes on with what was found before it'

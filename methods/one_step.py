@@ -25,8 +25,9 @@ from metabench.registry import methods
 class OneStep(GradientMethod):
     """One-step lookahead (DARTS, Liu 2019): through the last inner step; exact or differences."""
 
-    inner_steps: Annotated[int, Field(ge=1)] = 1
-    """The last of them is looked through."""
+    inner_steps: Annotated[int, Field(ge=1)] = 5
+    """The last of them is looked through. DARTS takes one, on a carried theta; from fresh weights
+    that are zero, one step sees nothing of a weight decay."""
     mixed: Literal["exact", "differences"] = "exact"
     """The product with d2 G / dlam dtheta: a second derivative, or DARTS's difference of two first
     ones."""

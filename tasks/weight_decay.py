@@ -194,7 +194,7 @@ class WeightDecayProblem(Problem):
 
     def diagonal_penalty(self, lam: Params) -> Params:
         """e^lam, in the names of theta."""
-        return {k.removeprefix(DECAY): v.exp() for k, v in lam.items()}
+        return {k: lam[DECAY + k].exp() for k in self.start}
 
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy."""

@@ -256,6 +256,7 @@ class Decayed(SmallNet):
     def __init__(self, hints="none"):
         super().__init__()
         self.hints = hints
+        self.first = SmallNet.init_outer(self)
 
     def init_outer(self):
         gen = generator_of("decayed")
@@ -267,7 +268,7 @@ class Decayed(SmallNet):
         }
 
     def init_inner(self, lam, episode):
-        return {k: v for k, v in SmallNet.init_outer(self).items()}
+        return dict(self.first)
 
     def decays(self, lam):
         return {"head.weight": lam["head.weight"].exp(), "body.weight": lam["body.weight"].exp()}

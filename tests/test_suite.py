@@ -244,7 +244,7 @@ def test_load_reads_files(tmp_path: Path) -> None:
 
 
 def test_load_names_the_nearest_suite() -> None:
-    with pytest.raises(UnknownName, match=r"no suite 'omniglt'; near: omniglot; .*\.toml file"):
+    with pytest.raises(UnknownName, match=r"no suite 'omniglt'; near: omniglot[;,] .*\.toml file"):
         suites.load("omniglt")
     with pytest.raises(UnknownName, match="no budget of suite 'small' called 'lapto'; near: lap"):
         from_dict(DATA, HERE).cells("lapto")
