@@ -6,6 +6,7 @@ a method is plain training.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -38,7 +39,7 @@ def problem(case: dict, data: dict):
     sizes = (x.shape[1], case["hidden"], 10)
     gen = torch.Generator().manual_seed(0)
     first = {}
-    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         first[f"weight{i}"] = (2 * torch.rand(b, a, generator=gen) - 1) / a**0.5
         first[f"bias{i}"] = torch.zeros(b)
 

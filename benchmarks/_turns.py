@@ -272,7 +272,7 @@ def main(bench: Benchmark, arguments: list[str] | None = None) -> int:
         nargs="+",
         metavar="[PEER=]PATH",
         default=os.environ.get("METABENCH_PEERS", "").split(),
-        help="interpreter that has the peers, or one peer, with the same torch (or METABENCH_PEERS)",
+        help="interpreter that has the peers, or one, with the same torch (or METABENCH_PEERS)",
     )
     add(
         "--clock",

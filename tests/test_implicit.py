@@ -111,7 +111,7 @@ def test_more_terms_than_directions_do_no_harm(dtype):
     h, _, q, _ = system(6, 0.0, 2.0)
     v = (h @ q.sum(1)).to(dtype)
     x, watched = implicit.conjugate_gradient(Times(h.to(dtype)), v, terms=100)
-    close(h.to(dtype) @ x, v, 1e-10 if dtype == F64 else 1e-4)
+    close(h.to(dtype) @ x, v, 1e-10 if dtype == F64 else 1e-3)
     assert watched["negative_curvature"] == 0
     zero, watched = implicit.conjugate_gradient(Times(h.to(dtype)), 0 * v, terms=5)
     assert not zero.any() and not any(w.any() for w in watched.values())
