@@ -168,12 +168,13 @@ def why_not(task: Any, method: Any) -> str | None:
     missing = [need for need in sorted(method.needs) if need not in task.offers]
     if not missing:
         return None
-    who, what = method.registered_name, task.registered_name
     own: dict[str, str] = getattr(task, "lacks", {})
-    return "; ".join(
-        own.get(need) or f"{who} needs {CAPABILITIES[need]}, which {what} does not offer"
-        for need in missing
-    )
+    reasons = [own[need] for need in missing if need in own]
+    if plain := [CAPABILITIES[need] for need in missing if need not in own]:
+        who, what = method.registered_name, task.registered_name
+        reasons.append(f"{who} needs {', and '.join(plain)}, which {what} does not offer")
+    # A task may give one reason for several needs.
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def check_applicable(task: Any, method: Any) -> None:

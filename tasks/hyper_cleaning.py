@@ -79,8 +79,10 @@ class HyperCleaning:
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
     lacks: ClassVar[dict[str, str]] = {
-        "small_lam": "hyper_cleaning has a weight for every training example: not few scalars",
-        "search_space": "weights of thousands of examples cannot be searched for",
+        **dict.fromkeys(
+            ("small_lam", "search_space"),
+            "lam has a weight for every training example: too many scalars to search in",
+        ),
         "per_example_lam": "an example has a weight of its own already: it cannot see another lam",
     }
 

@@ -101,11 +101,8 @@ class RegularisedMNIST:
         """Why some needs are not met, in words."""
         if self.smooth:
             return {}
-        why = "dropout masks are zeros and ones here (masks = 'hard')"
-        return {
-            "second_order": f"{why}: the inner gradient's derivative in lam says nothing",
-            "lam_in_inner_loss": f"{why}: the inner loss has no derivative in lam",
-        }
+        why = "dropout masks are zeros and ones here (masks = 'hard'): no derivative in lam"
+        return dict.fromkeys(("second_order", "lam_in_inner_loss"), why)
 
     def build(self, seeds: Seeds, device: torch.device) -> RegularisedMNISTProblem:
         """Cut the parts from the training images. Raises DataMissing, SettingError."""
