@@ -96,12 +96,12 @@ def make_cell(
     task: str,
     method: str,
     *,
-    solver: str = "sgd",
+    solver: str | None = None,
     seed: int = 0,
     set: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Cell:
     """The cell for these names, with ``set = {"task": {...}, "method": ..., "solver": ...,
-    "budget": ...}`` over the defaults.
+    "budget": ...}`` over the defaults; without ``solver`` the method's own default.
 
     Raises UnknownName or SettingError (names, values) before anything is run.
     """
@@ -110,6 +110,7 @@ def make_cell(
         seed = operator.index(seed)
     except TypeError:
         raise SettingError(f"seed cannot be {seed!r}: write a whole number") from None
+    solver = solver or default_solver(methods.get(method))
     parts = {
         "task": settings.build(tasks.get(task), given.pop("task", {}), f"task {task}"),
         "method": settings.build(methods.get(method), given.pop("method", {}), f"method {method}"),
@@ -132,6 +133,12 @@ def make_cell(
         solver_settings=plain["solver"],
         budget=plain["budget"],
     )
+
+
+def default_solver(method: Any) -> str:
+    """The inner solver of a method for which none is chosen: its ``default_solver``, or "sgd"."""
+    name: str = getattr(method, "default_solver", "sgd")
+    return name
 
 
 def instances(cell: Cell) -> tuple[Any, Any, Any, Budget]:
@@ -166,12 +173,13 @@ def why_not(task: Any, method: Any) -> str | None:
     missing = [need for need in sorted(method.needs) if need not in task.offers]
     if not missing:
         return None
-    who, what = method.registered_name, task.registered_name
     own: dict[str, str] = getattr(task, "lacks", {})
-    return "; ".join(
-        own.get(need) or f"{who} needs {CAPABILITIES[need]}, which {what} does not offer"
-        for need in missing
-    )
+    reasons = [own[need] for need in missing if need in own]
+    if plain := [CAPABILITIES[need] for need in missing if need not in own]:
+        who, what = method.registered_name, task.registered_name
+        reasons.append(f"{who} needs {', and '.join(plain)}, which {what} does not offer")
+    # A task may give one reason for several needs.
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def check_applicable(task: Any, method: Any) -> None:

@@ -53,6 +53,11 @@ class Diverged(Exception):
     """A run whose numbers stopped meaning anything; the reason becomes part of its record."""
 
 
+class Distrusted(Diverged):
+    """A hypergradient that the method's own guards warn of: a series that grows, a Hessian that is
+    indefinite. Other settings may help; neither task nor method is at fault."""
+
+
 class TimedOut(Exception):
     """A run that used up the time it was given."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -17,7 +17,7 @@ from metabench.context import Context
 from metabench.errors import Diverged, UnknownName
 from metabench.problem import GRADIENTS, Episode, Params
 from metabench.registry import solvers
-from metabench.solver import Memory, Rate, Solver
+from metabench.solver import Memory, Rate, Solver, is_noisy
 
 __all__ = [
     "Context",
@@ -61,19 +61,25 @@ class State:
 
 
 class Hypergradient(NamedTuple):
-    """What one episode says: its outer loss, the gradient in lam, and the adapted theta."""
+    """What one episode says: its outer loss, the gradient in lam, and the adapted theta.
+
+    ``watched``: scalars by name that tell how far to trust it, larger is worse; the worst of a
+    step's episodes goes to :meth:`GradientMethod.trust` and to the learning curve.
+    """
 
     value: Tensor
     grad: Params
     theta: Params
+    watched: Params = {}  # noqa: RUF012
 
 
 class Method(Protocol):
     """What is registered: a frozen dataclass of settings with three functions.
 
     Optional class attributes: ``packages`` (names that must be importable), ``reconstruction`` (a
-    sentence, where the source does not give all of the method), ``batched`` (False where episodes
-    cannot be worked through all at once with vmap).
+    sentence, where the source does not give all of the method; tables show it), ``batched`` (False
+    where episodes cannot be worked through all at once with vmap), ``default_solver`` (name of the
+    inner solver where none is chosen; without it "sgd").
     """
 
     registered_name: ClassVar[str]
@@ -123,15 +129,21 @@ def inner_loop(
 
     ``memory`` None starts the solver anew. With ``create_graph`` every step stays differentiable
     in lam, theta and lr; without it the gradients are constants (first order), though theta stays
-    connected to where it came from. ``only`` names the parameters that move (None: all).
+    connected to where it came from. ``only`` names the parameters that move (None: all). A noisy
+    solver gets the noise of the episode's step.
     """
+    solver = ctx.solver
     moving = theta if only is None else {k: theta[k] for k in only}
-    memory = ctx.solver.init(moving) if memory is None else memory
+    memory = solver.init(moving) if memory is None else memory
     for t in range(start, start + steps):
         g = ctx.inner_grad(
             lam, {**theta, **moving}, episode.batch(t), create_graph=create_graph, only=only
         )
-        moving, memory = ctx.solver.update(moving, g, memory, lr)
+        if is_noisy(solver):
+            noise = ctx.noise(episode, t, theta)
+            moving, memory = solver.update(moving, g, memory, lr, noise)
+        else:
+            moving, memory = solver.update(moving, g, memory, lr)
     return {**theta, **moving}, memory
 
 
@@ -208,6 +220,14 @@ class GradientMethod(InnerTraining):
     def settle(self, ctx: Context, state: State, episode: Episode) -> None:
         """Make the choices, and note them, that all episodes of the run share."""
 
+    @property
+    def inner_batches(self) -> int:
+        """How many inner batches of an episode a hypergradient may ask for."""
+        return self.inner_steps
+
+    def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
+        """Raise :class:`Diverged`, with the reason, where what was watched says so."""
+
     def init_lam(self, ctx: Context) -> Params:
         """The first outer variable; methods that learn more than lam add names to it."""
         return ctx.problem.init_outer()
@@ -242,8 +262,10 @@ class GradientMethod(InnerTraining):
         found = ctx.over_episodes(
             lambda e: self.hypergradient(ctx, state.lam, state.theta, e),
             episodes,
-            steps=self.inner_steps,
+            steps=self.inner_batches,
         )
+        watched = worst([h.watched for h in found])
+        self.trust(ctx, watched)
         g = grads.mean(h.grad for h in found)
         value = sum(float(h.value) for h in found) / len(found)
         size = check_hypergradient(
@@ -256,7 +278,16 @@ class GradientMethod(InnerTraining):
         )
         theta = grads.detach(found[-1].theta) if ctx.problem.carried else None
         new = State(self.project(ctx, lam), theta, {**state.memory, "outer": memory})
-        return new, {"outer_loss": value, "hypergradient_norm": size}
+        return new, {"outer_loss": value, "hypergradient_norm": size, **watched}
+
+
+def worst(watched: Sequence[Params]) -> dict[str, float]:
+    """The largest of each scalar, brought from the device in one piece; NaN where one is."""
+    names = list(watched[0])
+    if not names:
+        return {}
+    every = torch.stack([torch.stack([one[k] for k in names]) for one in watched])
+    return dict(zip(names, every.amax(0).tolist(), strict=True))
 
 
 def outer_rate(lr: float, decay: str, ctx: Context) -> float:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench.errors import MetabenchError
+from metabench.gated import Gated
+from metabench.meter import Meter
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -133,20 +135,33 @@ class Watched:
 
 
 class Counting(Watched):
-    """How often each loss is evaluated."""
+    """How often each loss is evaluated; once on several episodes or chains is several times."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.calls: Counter[str] = Counter()
+        self.meter = Meter()
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G, counted."""
-        self.calls["inner_loss"] += 1
+        self.calls["inner_loss"] += self.meter.weight
         return self._problem.inner_loss(lam, theta, batch)
+
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G without its diagonal penalty, counted as G."""
+        self.calls["inner_loss"] += self.meter.weight
+        return self._problem.unpenalised_loss(lam, theta, batch)
+
+    def loss_of_prediction(
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+    ) -> Tensor:
+        """G of a given prediction, counted as G."""
+        self.calls["inner_loss"] += self.meter.weight
+        return self._problem.loss_of_prediction(lam, theta, prediction, batch)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F, counted."""
-        self.calls["outer_loss"] += 1
+        self.calls["outer_loss"] += self.meter.weight
         return self._problem.outer_loss(lam, theta, batch)
 
 
@@ -158,16 +173,29 @@ class Limited(Watched):
         self._needs = needs
 
     def __getattr__(self, name: str) -> Any:
-        guarded = {"head": {"head"}, "module": {"module"}, "hypers": {"search_space", "small_lam"}}
+        guarded = {
+            "head": {"head"},
+            "module": {"module"},
+            "hypers": {"search_space", "small_lam"},
+            "predict": {"prediction"},
+            "loss_of_prediction": {"prediction"},
+        }
         if name in guarded and not guarded[name] & self._needs:
             raise Undeclared(f"it reads problem.{name} and does not need {sorted(guarded[name])}")
         return super().__getattr__(name)
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G, whose gradient has no derivative unless second derivatives are needed."""
-        if "second_order" not in self._needs:
-            lam, theta = _through(_Once, lam), _through(_Once, theta)
-        return self._problem.inner_loss(lam, theta, batch)
+        return self._problem.inner_loss(*self._once(lam, theta), batch)
+
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G without its diagonal penalty; likewise."""
+        return self._problem.unpenalised_loss(*self._once(lam, theta), batch)
+
+    def _once(self, lam: Params, theta: Params) -> tuple[Params, Params]:
+        if "second_order" in self._needs:
+            return lam, theta
+        return _through(_Once, lam), _through(_Once, theta)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F, which has no derivative unless one is needed."""
@@ -177,15 +205,24 @@ class Limited(Watched):
 
 
 def _through(function: type[torch.autograd.Function], params: Params) -> Params:
-    return {k: function.apply(v) for k, v in params.items()}
+    return {
+        k: v.through(function.apply) if isinstance(v, Gated) else function.apply(v)
+        for k, v in params.items()
+    }
 
 
 class _Never(torch.autograd.Function):
     """The identity; going back through it is refused."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -195,9 +232,15 @@ class _Never(torch.autograd.Function):
 class _Once(torch.autograd.Function):
     """The identity; its gradient cannot be differentiated again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

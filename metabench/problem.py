@@ -34,6 +34,8 @@ CAPABILITIES = {
     "search_space": "bounds on lam to search in",
     "module": "a torch module with separate inputs and targets (Problem.module)",
     "per_example_lam": "a lam that can differ from example to example",
+    "best_response": "one inner problem, the same at every step, whose solution depends on lam",
+    "prediction": "an inner loss of what a model predicts (Problem.predict)",
     "policy": "a policy to sample from and rewards for its samples",
 }
 """What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
@@ -84,6 +86,9 @@ class Episode:
     inner: Batch | Callable[[int], Batch]
     outer: Batch
     index: int = 0
+    noise: Sequence[Params] | None = None
+    """A noisy solver's draws by inner step, where several episodes at once need them ahead; None:
+    they are drawn when asked for (:meth:`metabench.context.Context.noise`)."""
 
     def batch(self, step: int) -> Batch:
         """The inner batch of inner step ``step``, counted from 0."""
@@ -112,6 +117,11 @@ class Problem(ABC):
     """A task made ready: data in memory, seeds fixed, on one device.
 
     Subclasses give the first five functions and override the rest where the defaults are wrong.
+
+    Under the capability ``per_example_lam`` every tensor of a batch has the examples first, both
+    losses are means over them, and a lam whose tensors have the n examples of the batch in front,
+    [n, *shape], gives each its own. theta may then hold gated tensors
+    (:class:`metabench.gated.Gated`): its tensors go into linear and convolution operations only.
     """
 
     carried: bool = False
@@ -146,6 +156,23 @@ class Problem(ABC):
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G(lam, theta) on an inner batch: a scalar tensor."""
 
+    def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """What the model says of an inner batch, before the loss (capability ``prediction``).
+
+        inner_loss(lam, theta, batch) is then :meth:`loss_of_prediction` of it: for methods that
+        linearise the model and not the loss.
+        """
+        raise NotImplementedError
+
+    def loss_of_prediction(
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+    ) -> Tensor:
+        """G of what :meth:`predict` gives: a scalar tensor.
+
+        theta is for terms that are no function of the prediction, such as penalties.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F(lam, theta) on an outer batch: a scalar tensor."""
@@ -166,6 +193,25 @@ class Problem(ABC):
         level learns. Losses must give the same values on the episode that comes back.
         """
         return episode
+
+    def diagonal_penalty(self, lam: Params) -> Params | None:
+        """c(lam), where G = :meth:`unpenalised_loss` + 1/2 sum c theta^2; None: not split so.
+
+        For names of theta that have a penalty, each c of a shape that broadcasts to theta's.
+        Optional: implicit methods then take this part of every Hessian product by hand, exactly.
+        """
+        return None
+
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G without the term of :meth:`diagonal_penalty`."""
+        return self.inner_loss(lam, theta, batch)
+
+    def inner_hessian(
+        self, lam: Params, theta: Params, batch: Batch
+    ) -> Callable[[Params], Params] | None:
+        """v -> H v for the Hessian H of :meth:`unpenalised_loss` in theta, in closed form; None:
+        it is left to differentiation. Optional; must work under vmap where episodes do."""
+        return None
 
     def count(self, split: str) -> int | None:
         """Number of different episodes of a split; None where they never end."""

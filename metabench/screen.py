@@ -128,21 +128,36 @@ def _grouped(planned: Iterable[Planned]) -> dict[tuple[str, ...], list[Planned]]
     return groups
 
 
+def _wide(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Width of a table that is not wrapped."""
+    return sum(2 + max(map(len, column)) for column in zip(header, *rows, strict=True)) - 2
+
+
 def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
     """One line a row, column and state; what is missing with what mends it; the cost in all."""
+    from metabench.notes import Marks
     from metabench.plan import TO_RUN
     from metabench.progress import duration
 
     _heading(out, title)
-    rows = []
+    header = ("row", "column", "seeds", "state", "cost", "why")
+    rows: list[tuple[str, ...]] = []
     for (row, column, state, reason), group in _grouped(planned).items():
         known = [p.estimated_seconds for p in group if p.estimated_seconds is not None]
         cost = f"about {duration(sum(known))}" if known else ""
         # What can be mended is told once, below.
         why = "" if group[0].mend else reason
         rows.append((row, column, _seeds(group), state, cost, why))
-    grid(out, ("row", "column", "seeds", "state", "cost", "why"), rows, whole=2)
+    notes = Marks("123456789")
+    if out.is_terminal and _wide(header, rows) > out.width:
+        # Prose in a narrow last column is a line of two words each.
+        rows = [(*row, f"[{notes.mark(why)}]" if why else "") for *row, why in rows]
+    grid(out, header, rows, whole=2)
     _line(out, "")
+    for mark, text in notes.items():
+        _text(out, f"[{mark}] {text}")
+    if notes.items():
+        _line(out, "")
     _line(out, f"{len(planned)} cells: {cells_of(planned)}")
     open_ = [p for p in planned if p.state in TO_RUN]
     known = [p.estimated_seconds for p in open_ if p.estimated_seconds is not None]

@@ -10,11 +10,14 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     floor                  a metric that needs no learning, shown as a row of its own; optional
     floor_label            that row's label
     command                the command that reproduces the table
+    extends                a suite in the same folder that gives every key which this one does not:
+                           another metric of the same cells
 
     [budgets.NAME]         seeds = [...], the fields of cell.Budget,
                            set.task.*, set.method.*, set.solver.* for every cell
     [[columns]]            id, label, task, set.{task,budget}.* for the column, and budgets.BUDGET.*
-    [[rows]]               id, label, method, solver = "sgd", set.{task,method,solver,budget}.*,
+    [[rows]]               id, label, method, solver (without: the method's own default),
+                           set.{task,method,solver,budget}.*,
                            columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,
                            with the same kind of tables, skip = ["column", ...] with skip_reason
     [[paper]]              row, column, value, pm, pm_meaning, source, label
@@ -34,7 +37,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
-from metabench.cell import Budget, Cell, make_cell
+from metabench.cell import Budget, Cell, default_solver, make_cell
 from metabench.errors import SettingError, SuiteError, UnknownName
 from metabench.listing import suite_folder, suite_names
 from metabench.registry import methods, solvers, tasks
@@ -76,7 +79,8 @@ class Row:
     id: str
     method: str
     label: str = ""
-    solver: str = "sgd"
+    solver: str | None = None
+    """None: the method's own default, mostly "sgd"."""
     set: Groups = field(default_factory=dict)
     columns: dict[str, Groups] = field(default_factory=dict)
     budgets: dict[str, Groups] = field(default_factory=dict)
@@ -310,7 +314,8 @@ def _check_override(override: Override, row: Row, column: Column) -> None:
         what, cls = f"method {row.method} (row {row.id})", methods.get(row.method)
         one = f"row, write ROW.{name}=..."
     else:
-        what, cls = f"solver {row.solver} (row {row.id})", solvers.get(row.solver)
+        solver = row.solver or default_solver(methods.get(row.method))
+        what, cls = f"solver {solver} (row {row.id})", solvers.get(solver)
         one = f"row, write ROW.solver.{name}=..."
     if name not in fields(cls):
         hint = f"to set it for one {one}" if one and not override.only else ""
@@ -329,11 +334,21 @@ def load(name: str | Path) -> Suite:
         path = suite_folder() / f"{name}.toml"
     elif not path.is_file():
         raise SuiteError(f"no suite file {str(path)!r}")
+    data = _read(path)
+    if "extends" in data:
+        base = path.with_name(f"{data.pop('extends')}.toml")
+        given = _read(base) if base.is_file() else {"extends": ""}
+        if "extends" in given:
+            raise SuiteError(f"{path}: extends {base.stem!r}: no whole suite beside it")
+        data = {**given, **data}
+    return from_dict(data, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not TOML: {error}") from None
-    return from_dict(data, path)
 
 
 def from_dict(data: dict[str, Any], path: Path) -> Suite:

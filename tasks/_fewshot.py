@@ -103,13 +103,10 @@ class FewShot:
     @property
     def lacks(self) -> dict[str, str]:
         """Why some needs are not met, in words."""
-        weights = "the weights of a network are neither few nor bounded"
-        own = {
-            "small_lam": f"lam cannot be expanded: {weights}",
-            "search_space": f"there is nothing to search in: {weights}",
-        }
+        weights = "lam is the weights of a network: neither few scalars nor bounds to search in"
+        own = {"small_lam": weights, "search_space": weights}
         if self.formulation == "init":
-            own["lam_in_inner_loss"] = "the inner loss sees lam through the start alone"
+            own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
         else:
             why = "lam is a representation here (formulation = 'representation')"
             own["lam_is_initialisation"] = f"{why}, not the initial value of theta"

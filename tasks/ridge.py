@@ -48,7 +48,7 @@ class Ridge:
     @property
     def offers(self) -> frozenset[str]:
         """A small, bounded lam in the inner loss."""
-        own = {"lam_in_inner_loss", "search_space"}
+        own = {"lam_in_inner_loss", "search_space", "best_response", "prediction"}
         if self.features <= 16:
             own.add("small_lam")
         if not self.carried:
@@ -91,11 +91,19 @@ class RidgeProblem(Problem):
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |Xw - y|^2 + 1/2 sum e^lam w^2."""
         penalty = (lam["log_penalty"].exp() * theta["w"].square()).sum()
-        return 0.5 * ((batch["x"] @ theta["w"] - batch["y"]).square().sum() + penalty)
+        return self.unpenalised_loss(lam, theta, batch) + 0.5 * penalty
+
+    def diagonal_penalty(self, lam: Params) -> Params:
+        """e^lam, a coefficient for every weight."""
+        return {"w": lam["log_penalty"].exp()}
+
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """1/2 |Xw - y|^2."""
+        return 0.5 * (batch["x"] @ theta["w"] - batch["y"]).square().sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |Xw - y|^2."""
-        return 0.5 * (batch["x"] @ theta["w"] - batch["y"]).square().sum()
+        return self.unpenalised_loss(lam, theta, batch)
 
     def solve(self, lam: Params) -> Tensor:
         """The exact inner minimiser w*(lam) [features]."""
@@ -109,6 +117,17 @@ class RidgeProblem(Problem):
         w, penalty = self.solve(lam), lam["log_penalty"].exp()
         hessian = x.T @ x + torch.diag(penalty)
         return -penalty * w * torch.linalg.solve(hessian, xv.T @ (xv @ w - yv))
+
+    def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Xw [rows]."""
+        return batch["x"] @ theta["w"]
+
+    def loss_of_prediction(
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+    ) -> Tensor:
+        """1/2 |prediction - y|^2 + 1/2 sum e^lam w^2."""
+        penalty = (lam["log_penalty"].exp() * theta["w"].square()).sum()
+        return 0.5 * ((prediction - batch["y"]).square().sum() + penalty)
 
     def episode(self, split: str, index: int) -> Episode:
         """Full batches; the outer batch of training is the validation part."""

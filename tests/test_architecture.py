@@ -18,20 +18,26 @@ PARTS = sorted(
     for file in (ROOT / folder).glob("*.py")
 )
 CONTRACT = {
+    "best_response",
     "blocks",
     "cell",
+    "comoment",
     "context",
     "convolution",
     "data",
     "errors",
     "first_block",
     "fused",
+    "gated",
     "grads",
+    "implicit",
     "meter",
     "method",
     "problem",
     "registry",
+    "search",
     "settings",
+    "softmax",
     "solver",
     "unroll",
 }

@@ -178,6 +178,24 @@ def test_a_task_can_say_why_in_its_own_words() -> None:
     )
 
 
+def test_a_reason_says_nothing_twice() -> None:
+    class Task:
+        registered_name: ClassVar[str] = "t"
+        offers: ClassVar[frozenset[str]] = frozenset()
+        lacks: ClassVar[dict[str, str]] = dict.fromkeys(("small_lam", "search_space"), "too many")
+
+    class Method:
+        registered_name: ClassVar[str] = "m"
+        needs: ClassVar[frozenset[str]] = frozenset(
+            {"small_lam", "search_space", "second_order", "lam_in_inner_loss"}
+        )
+
+    assert why_not(Task(), Method()) == (
+        "too many; m needs an inner loss that depends on lam, "
+        "and an inner loss with second derivatives, which t does not offer"
+    )
+
+
 @given(st.integers(0, 2**40), st.sampled_from(cells.STREAMS))
 def test_streams_are_apart_and_fit_63_bits(seed: int, stream: str) -> None:
     value = seed_for(seed, stream)

@@ -9,7 +9,9 @@ from metabench.problem import Seeds
 from metabench.testing import method_checks, subject, task_checks
 
 FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
+FEW_IMAGES = {"n_train": 40, "n_valid": 40, "n_test": 40, "batch": 8, "width": 6}
 REPRESENTATION = {**FEW_SHOT, "formulation": "representation", "dtype": "float64"}
+CLEANING = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "hidden": 5}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
     "ridge": [{}, {"carried": True}],
@@ -18,14 +20,44 @@ TASKS = {
         REPRESENTATION,
         {**FEW_SHOT, "train_shots": 2, "inner_batch": 5, "dtype": "float64"},
     ],
+    "hyper_cleaning": [
+        CLEANING,
+        {**CLEANING, "network": "mlp", "batch": 20, "dtype": "float64"},
+        {**CLEANING, "carried": False},
+    ],
+    "pbgd_toy": [{"starts": 10}, {"starts": 20, "carried": False}],
+    "weight_decay": [
+        {"shrink": 4, "n_test": 40, "dtype": "float64"},
+        {"shrink": 4, "n_test": 40, "network": "mlp", "hidden": 8},
+        {"shrink": 4, "n_test": 40, "carried": False, "dtype": "float64"},
+    ],
     "omniglot": [FEW_SHOT, REPRESENTATION],
+    "two_minima": [{}, {"carried": False}],
+    "shrinkage": [{}, {"carried": True}],
+    "regularised_mnist": [
+        {**FEW_IMAGES, "dtype": "float64"},
+        {**FEW_IMAGES, "network": "cnn", "tune": "all", "width": 2},
+        {**FEW_IMAGES, "tune": "all", "masks": "concrete", "dtype": "float64"},
+    ],
 }
 METHODS = {
     "bilevel": [{}, {"mode": "forward", "learn_rate": True}, {"truncate": 2, "memory": "states"}],
     "maml": [{"inner_steps": 3}, {"order": "first"}, {"anil": True, "memory": "checkpoints"},
              {"meta_sgd": True}],
+    "ift": [{}, {"inverse": "cg", "damping": 0.1, "indefinite": "truncate"},
+            {"inverse": "identity"}, {"inverse": "identity", "alpha": 0.1},
+            {"inverse": "cg", "tolerance": 1e-3, "indefinite": "truncate"}],
+    "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
+    "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],
+    "stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False, "warmup": 1}],
+    "delta_stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False}],
     "maml_learn2learn": [{}, {"order": "first"}],
+    "pbgd": [{}, {"penalty": "gradient"},
+             {"gamma_first": 1.0, "ramp_steps": 2, "inner_steps": 30, "ahead": 40}],
+    "sgld": [{"inner_steps": 4}, {"inner_steps": 4, "estimator": "forward"},
+             {"inner_steps": 4, "estimator": "covariance"}],
+    "optuna_tpe": [{"inner_steps": 10, "startup": 1}],
 }  # fmt: skip
 
 

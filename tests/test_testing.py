@@ -8,7 +8,7 @@ import torch
 
 from metabench import grads
 from metabench.errors import UnknownName
-from metabench.method import GradientMethod, Hypergradient, State
+from metabench.method import GradientMethod, State
 from metabench.probes import Counting, Limited, Sample, SampleProblem, Undeclared
 from metabench.problem import Hyper
 from metabench.registry import methods, tasks
@@ -246,8 +246,8 @@ class Uphill(GradientMethod):
 
     def hypergradient(self, ctx, lam, theta, episode):
         f = Bilevel(inner_steps=self.inner_steps).hypergradient
-        value, g, end = f(ctx, lam, theta, episode)
-        return Hypergradient(value, {k: -v for k, v in g.items()}, end)
+        found = f(ctx, lam, theta, episode)
+        return found._replace(grad={k: -v for k, v in found.grad.items()})
 
 
 @broken_method()
