@@ -577,7 +577,7 @@ def test_reasons_stand_once_below_a_plan_that_is_too_wide_for_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = "maml needs a lam that is the initial value of theta, which quadratic does not offer"
-    asked = ("plan", "closed-form", "--only", "maml")
+    asked = ("plan", "closed-form", "--budget", "smoke", "--only", "maml")
     assert metabench(*asked).out.count(reason) == 2
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

@@ -387,7 +387,7 @@ def test_differences_are_second_order_in_their_step():
 
 
 def test_one_step_takes_any_inner_solver_and_no_second_derivative_by_differences():
-    method = methods.get("one_step")(mixed="differences")
+    method = methods.get("one_step")(inner_steps=1, mixed="differences")
     ctx = context("quadratic", solvers.get("adam")())
     method.step(ctx, method.init(ctx))
     n = ctx.meter.counts
