@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Footprint(TorchDispatchMode):
+class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context: ``peak`` is the most bytes alive at once of storages made inside, by this thread
     and by the backward passes that it starts on a CPU; ``now`` those alive at present."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 

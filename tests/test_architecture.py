@@ -26,6 +26,7 @@ CONTRACT = {
     "convolution",
     "data",
     "errors",
+    "fidelity",
     "first_block",
     "fused",
     "gated",
