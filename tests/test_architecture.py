@@ -52,6 +52,7 @@ REPORTS = [
     "notes",
     "tables",
     "plots",
+    "frontier",
     "report",
 ]
 LIGHT = [
