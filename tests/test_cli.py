@@ -537,7 +537,7 @@ def test_the_same_verbs_from_python(folder: Path) -> None:
     assert shown.results.states == {"done": 2, "not applicable": 2}
     with pytest.raises(UnknownName):
         api.run("small.toml", set={"method.inner_lrr": 1}, store=folder / "py")
-    assert [s.dataset.name for s in api.data_list()] == ["omniglot"]
+    assert "omniglot" in [s.dataset.name for s in api.data_list()]
     with pytest.raises(UnknownName, match="near: omniglot"):
         api.data_verify("omniglt")
     with pytest.raises(UnknownName, match="near: omniglot"):
