@@ -83,15 +83,22 @@ class Context:
         create_graph: bool = True,
         only: Sequence[str] | None = None,
     ) -> Params:
-        """Gradient of G in theta (in the names of ``only``); counted as one inner gradient."""
+        """Gradient of G in theta (in the names of ``only``); counted as one inner gradient.
+
+        The part of a diagonal penalty (:meth:`Problem.diagonal_penalty`) is taken by hand.
+        """
         self.meter.add(inner_gradients=1)
         if not create_graph:
             lam, theta, batch = grads.detach(lam), grads.detach(theta), grads.detach(batch)
         moving = theta if only is None else {k: theta[k] for k in only}
-        loss = self.problem.inner_loss
-        return grads.grad(
+        penalty = self.problem.diagonal_penalty(lam)
+        loss = self.problem.inner_loss if penalty is None else self.problem.unpenalised_loss
+        g = grads.grad(
             lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
         )[1]
+        if penalty is None:
+            return g
+        return {k: v.addcmul(penalty[k], moving[k]) if k in penalty else v for k, v in g.items()}
 
     def noise(self, episode: Episode, step: int, like: Params) -> Params:
         """Standard normal draws for inner step ``step`` of an episode, in the shapes of ``like``

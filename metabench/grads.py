@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from metabench.problem import Params
 
@@ -49,7 +48,63 @@ def detach(params: Params) -> Params:
 
 def detach_tree(tree: Any) -> Any:
     """Nested dicts, lists and tuples with every tensor in them without a graph."""
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    if isinstance(tree, dict):
+        return {k: detach_tree(v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return _rebuilt(tree, [detach_tree(v) for v in tree])
+    return tree
+
+
+# Nested dicts, lists and tuples of tensors, without torch's pytrees: those take longer than the
+# operations of a small inner step.
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors of nested dicts, lists and tuples, in the order of names and places."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    found: list[Tensor] = []
+    for part in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(part, Tensor):
+            found.append(part)
+        else:
+            found += tensors(part)
+    return found
+
+
+def with_tensors(tree: Any, new: Iterable[Tensor]) -> Any:
+    """A tree like ``tree`` that holds ``new``, in the order of :func:`tensors`."""
+    return _refilled(tree, iter(new))
+
+
+def _refilled(tree: Any, new: Iterator[Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return next(new)
+    if isinstance(tree, dict):
+        return {k: _refilled(v, new) for k, v in tree.items()}
+    return _rebuilt(tree, [_refilled(v, new) for v in tree])
+
+
+def _rebuilt(like: Any, parts: list[Any]) -> Any:
+    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
+
+
+def _outline(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return list(tree.shape)
+    if isinstance(tree, dict):
+        return {k: _outline(v) for k, v in tree.items()}
+    return [_outline(v) for v in tree]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(_alike(a[k], b[k]) for k in a)
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor)
+    return type(a) is type(b) and len(a) == len(b) and all(map(_alike, a, b))
 
 
 def grad(
@@ -82,7 +137,9 @@ def grad_and_rest(
         with torch.enable_grad():
             value, rest = f(at)
         g = dict(zip(at, _backward([value], list(at.values()), None, create_graph), strict=True))
-    return (value, g, rest) if create_graph else detach_tree((value, g, rest))
+    if create_graph:
+        return value, g, rest
+    return value.detach(), detach(g) if is_functional() else g, detach_tree(rest)
 
 
 def pullback(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
@@ -94,19 +151,20 @@ def pullback(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any],
     """
     if is_functional():
         return torch.func.vjp(f, *primals)[:2]
-    flat, spec = tree_flatten(primals)
-    leaves = [x.detach().requires_grad_() for x in flat]
+    leaves = [x.detach().requires_grad_() for x in tensors(primals)]
     with torch.enable_grad():
-        outputs, out_spec = tree_flatten(f(*tree_unflatten(leaves, spec)))
+        held = f(*with_tensors(primals, leaves))
+    outputs = tensors(held)
+    found = detach_tree(held)
 
     def back(cotangents: Any) -> tuple[Any, ...]:
-        given, given_spec = tree_flatten(cotangents)
-        if given_spec != out_spec:
-            raise ValueError(f"cotangents are {given_spec}, outputs {out_spec}")
-        bars: tuple[Any, ...] = tree_unflatten(_backward(outputs, leaves, given, False), spec)
-        return bars
+        if not _alike(cotangents, found):
+            raise ValueError(f"cotangents are {_outline(cotangents)}, outputs {_outline(found)}")
+        bars = _backward(outputs, leaves, tensors(cotangents), False)
+        whole: tuple[Any, ...] = with_tensors(primals, bars)
+        return whole
 
-    return tree_unflatten([x.detach() for x in outputs], out_spec), back
+    return found, back
 
 
 def pullbacks(f: Callable[..., Any], *primals: Any) -> tuple[Any, tuple[Callable[[Any], Any], ...]]:
@@ -128,16 +186,17 @@ def pullbacks(f: Callable[..., Any], *primals: Any) -> tuple[Any, tuple[Callable
     def own(x: Tensor) -> Tensor:
         return x if x.requires_grad and x.is_leaf else x.detach().requires_grad_()
 
-    at = tree_map(own, primals)
+    at = with_tensors(primals, map(own, tensors(primals)))
     with torch.enable_grad():
-        outputs, _ = tree_flatten(held := f(*at))
+        held = f(*at)
+    outputs = tensors(held)
 
     def to(primal: Any) -> Callable[[Any], Any]:
-        leaves, spec = tree_flatten(primal)
+        leaves = tensors(primal)
 
         def back(cotangents: Any) -> Any:
-            given = tree_flatten(cotangents)[0]
-            return tree_unflatten(_backward(outputs, leaves, given, False, keep=True), spec)
+            bars = _backward(outputs, leaves, tensors(cotangents), False, keep=True)
+            return with_tensors(primal, bars)
 
         return back
 

@@ -157,31 +157,76 @@ def _replayed(
         point, start_back = grads.pullback(path.begin, lam)
     else:
         point, start_back = first, None
-    stored: list[Point] = []
+    stored = Points(-(-steps // every))
     for i in range(steps):
         if i % every == 0:
-            stored.append(point)
+            stored.push(point)
         point = path.plain(point, lam, t + i)
 
     end, memory = point
     value, back = grads.pullback(path.judge, lam, end)
     g, alpha_theta = back(torch.ones_like(value))
     alpha: Any = (alpha_theta, tree_map(torch.zeros_like, memory))
-    while stored:
+    points = Points(every)
+    while len(stored):
         begun = (len(stored) - 1) * every
-        points = [stored.pop()]
+        point = stored.pop()
         for i in range(begun, min(begun + every, steps) - 1):
-            points.append(path.plain(points[-1], lam, t + i))
-        while points:
-            i = begun + len(points) - 1
+            points.push(point)
+            point = path.plain(point, lam, t + i)
+        for i in reversed(range(begun, min(begun + every, steps))):
             _, back = grads.pullback(
-                lambda p, q, i=i: path.go(p, q, t + i, create_graph=True), points.pop(), lam
+                lambda p, q, i=i: path.go(p, q, t + i, create_graph=True), point, lam
             )
             alpha, more = back(alpha)
             g = grads.axpy(1.0, more, g)
+            if i > begun:
+                point = points.pop()
     if start_back is not None:
         g = grads.axpy(1.0, start_back(alpha)[0], g)
     return Hypergradient(value, g, end)
+
+
+class Points:
+    """A stack of at most ``room`` points, copied into few large pieces of memory: kept where inner
+    steps left them, they would lie between temporaries and leave holes that nothing fits.
+
+    What :meth:`pop` gives is overwritten by the next :meth:`push`.
+    """
+
+    PIECE = 32
+
+    def __init__(self, room: int) -> None:
+        self.room, self.count = room, 0
+        self.pieces: list[list[Tensor]] = []
+        self.like: Any = None
+        self.batched: list[Point] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def push(self, point: Point) -> None:
+        """Keep a copy; under vmap the point itself."""
+        self.count += 1
+        if grads.is_functional():
+            self.batched.append(point)
+            return
+        self.like, parts = point, grads.tensors(point)
+        piece, place = divmod(self.count - 1, self.PIECE)
+        if piece == len(self.pieces):
+            some = min(self.PIECE, self.room - piece * self.PIECE)
+            self.pieces.append([x.new_empty((some, *x.shape)) for x in parts])
+        for kept, x in zip(self.pieces[piece], parts, strict=True):
+            kept[place].copy_(x)
+
+    def pop(self) -> Point:
+        """The last point, taken off."""
+        self.count -= 1
+        if self.batched:
+            return self.batched.pop()
+        piece, place = divmod(self.count, self.PIECE)
+        found: Point = grads.with_tensors(self.like, [x[place] for x in self.pieces[piece]])
+        return found
 
 
 def forward(

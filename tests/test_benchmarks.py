@@ -115,3 +115,72 @@ def test_a_tiny_row_of_sgld(tmp_path):
     for row in rows:
         assert row["agrees"] and row["error_float64"] < 1e-10 and row["ratio"] > 0
     assert "plain steps, target at most 3" in done.stdout
+
+
+@pytest.mark.parametrize(("row", "verdicts"), [
+    ("graph-100", {"higher"}),
+    ("states-1000", {"higher, peak memory less", "keeping the graph, time"}),
+    ("checkpoints-1000", {"higher, peak memory less", "keeping the graph, time"}),
+])  # fmt: skip
+def test_a_tiny_row_of_the_unrolling_benchmark(tmp_path, row, verdicts):
+    out = tmp_path / "speed.json"
+    size = ("--examples", "8", "--hidden", "3", "--pixels", "5", "--steps", "7", "--repeats", "1")
+    own = ("--only", "metabench", "metabench-graph")
+    done = run("--rows", row, *own, *size, "--json", str(out), module="unrolling")
+    assert done.returncode in (0, 1), done.stderr  # 1: too small for its target
+    (found,) = json.loads(out.read_text())["rows"]
+    held = found["implementations"]
+    assert set(held) == ({"metabench"} if row == "graph-100" else {"metabench", "metabench-graph"})
+    assert all(i["agrees"] and i["error_float64"] < 1e-10 for i in held.values())
+    told = {line["peer"]: line for line in found["verdicts"] if line["target"] is not None}
+    assert set(told) == verdicts
+    assert all(told[name]["ratio"] is None for name in verdicts if "higher" in name)
+
+
+def test_peers_have_interpreters(few_shot):
+    bench = few_shot.BENCHMARK
+    found = few_shot._turns.interpreters(bench, ["/a/python", "higher=/b/python"])
+    assert found["learn2learn"] == "/a/python" and found["higher"] == "/b/python"
+    assert found["metabench"] == sys.executable
+    with pytest.raises(SystemExit, match="no peer 'lower'"):
+        few_shot._turns.interpreters(bench, ["lower=/b/python"])
+
+
+def test_costs_of_tiny_outer_steps(tmp_path):
+    out, page = tmp_path / "costs.json", tmp_path / "costs.md"
+    done = run(
+        *("--sizes", "300", "--methods", "bilevel, states", "pbgd, value", "delta_stn"),
+        *("--steps", "4", "--batch", "6", "--repeats", "1", "--block", "0"),
+        *("--json", str(out), "--markdown", str(page)), module="costs",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (block,) = json.loads(out.read_text())["sizes"]
+    assert block["parameters"] == 310 and block["network"] == "49-5-10"
+    told = {row["row"]["name"]: row for row in block["rows"]}
+    assert list(told) == ["bilevel, states", "pbgd, value", "delta_stn"]
+    unrolled = told["bilevel, states"]
+    assert unrolled["steps"] == 4 and unrolled["cost"] > 0
+    assert unrolled["training"] == pytest.approx(unrolled["cost"] / 4)
+    counts = unrolled["counts"]
+    assert (counts["inner_gradients"], counts["hvps"], counts["mixed_products"]) == (8, 4, 4)
+    assert told["pbgd, value"]["counts"]["inner_gradients"] == 3  # omega's step, and both losses
+    assert unrolled["memory"] is None  # too little to be seen beside plain training
+    text = page.read_text()
+    assert (
+        "310 parameters" in text and "| pbgd, value | 1 |" in text and "Beside the papers" in text
+    )
+
+
+def test_costs_beyond_a_limit_are_holes_with_their_reason(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import costs
+
+    assert costs.network(10_000_000) == (28, 12579) and costs.network(10_000)[0] == 14
+    row = costs.ROWS[0]
+    told = costs.summary(row, 20, {"hole": "needs more than 8 GB"}, None)
+    assert costs.cells(told) == ["20", "-", "-", "-", "-", "needs more than 8 GB"]
+    found = {"outer": [0.6], "plain": [0.01], "peak_bytes": 8e6, "counts": {}}
+    told = costs.summary(row, 20, found, 4e6)
+    assert (told["cost"], told["training"], told["memory"]) == pytest.approx((60, 3, 2))
+    monkeypatch.chdir(ROOT)
+    assert "takes more than" in costs.measure({"method": None}, {}, 0.01)["hole"]

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from metabench import grads
 from metabench.context import Context
 from metabench.problem import Episode, Seeds
 from metabench.registry import solvers, tasks
@@ -79,6 +81,7 @@ def test_each_thread_stays_inside_its_core():
     """torch.get_num_threads says 1 in a new thread whose operations then take every core."""
     code = """
 import os, torch
+from metabench import grads
 from metabench.context import Context
 from metabench.problem import Episode
 torch.set_num_threads(1)
@@ -93,3 +96,30 @@ print(len(os.listdir("/proc/self/task")) - before)
         capture_output=True, text=True, check=True, timeout=100,
     )  # fmt: skip
     assert int(done.stdout) == 2
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_diagonal_penalty_by_hand_is_the_same_gradient(functional):
+    problem = tasks.get("ridge")(dtype="float64").build(Seeds.of(0), torch.device("cpu"))
+    ctx = Context(problem, solvers.get("sgd")(), Seeds.of(0), frozenset())
+    episode = problem.episode("train", 0)
+    batch, lam = episode.batch(0), problem.init_outer()
+    theta = {"w": torch.linspace(-1, 1, len(lam["log_penalty"]), dtype=torch.float64)}
+
+    def whole(p, x):
+        loss = problem.inner_loss
+        return grads.grad(lambda t: loss(p, t, batch), x, create_graph=True)[1]
+
+    def by_hand(p, x):
+        return ctx.inner_grad(p, x, batch)
+
+    with grads.functional() if functional else nullcontext():
+        (g, one), (found, other) = (grads.pullback(f, lam, theta) for f in (whole, by_hand))
+        torch.testing.assert_close(found, g, rtol=1e-10, atol=1e-10)
+        v = {"w": theta["w"].cos()}
+        for a, b in zip(one(v), other(v), strict=True):  # mixed and Hessian products
+            torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10)
+    assert problem.diagonal_penalty(lam) is not None
+    torch.testing.assert_close(
+        ctx.inner_grad(lam, theta, batch, create_graph=False), g, rtol=1e-10, atol=1e-10
+    )

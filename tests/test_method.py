@@ -253,6 +253,8 @@ def test_search_scales_and_leaves_alone_what_it_has_no_bounds_for():
         return torch.tensor(1.0)
 
     ctx.problem.inner_loss, ctx.problem.outer_loss = inner_loss, outer_loss
+    ctx.problem.unpenalised_loss = inner_loss
+    ctx.problem.diagonal_penalty = lambda lam: None
     method = methods.get("random")(inner_steps=1)
     state = method.init(ctx)
     for ctx.step in range(24):

@@ -275,3 +275,19 @@ check_method(methods.get("bilevel")(mode="forward", inner_steps=1), [tasks.get("
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_points_come_back_in_turn_from_pieces_that_are_used_again():
+    points, n = unroll.Points(70), unroll.Points.PIECE
+
+    def point(i):
+        return {"w": torch.full((2,), float(i))}, {"velocity": {"w": torch.tensor(-float(i))}}
+
+    for last in (70, 5, n + 1):
+        for i in range(last):
+            points.push(point(i))
+        assert len(points) == last
+        for i in reversed(range(last)):
+            theta, memory = points.pop()
+            assert theta["w"].tolist() == [i, i] and float(memory["velocity"]["w"]) == -i
+    assert [len(piece[0]) for piece in points.pieces] == [n, n, 70 - 2 * n]
