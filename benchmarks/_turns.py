@@ -304,6 +304,7 @@ def main(bench: Benchmark, arguments: list[str] | None = None) -> int:
         names = [n for n in ("metabench", *row.peers) if n in wanted and n not in absent]
         result = measure(bench, type(row)(**changed), names, python, options.repeats)
         result["holes"] |= {p: "not installed" for p in absent if p in row.peers}
+        result["clock"] = options.clock
         result["verdicts"] = verdicts(bench, result, options.clock)
         results.append(result)
         show(bench, result, options.clock)

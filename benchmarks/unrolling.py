@@ -72,12 +72,12 @@ def inputs(row: Row) -> tuple[dict, str]:
 def against(result: dict) -> list[dict]:
     """Peak memory beside higher's, and time beside keeping the graph."""
     row, found = result["row"], result["implementations"]
-    own, lines = found.get("metabench"), []
+    own, clock, lines = found.get("metabench"), result["clock"], []
 
     def say(name: str, other: str, target: float, at_most: bool, ratio) -> None:
         held = found.get(other)
         line = {"peer": name, "ratio": None, "target": target, "met": None, "at_most": at_most}
-        if own and held and own["wall"] and held["wall"]:
+        if own and held and own[clock] and held[clock]:
             line["ratio"] = ratio(own, held)
         if line["ratio"] is not None and own["agrees"] and held["agrees"]:
             met = line["ratio"] <= target if at_most else line["ratio"] >= target
@@ -93,7 +93,7 @@ def against(result: dict) -> list[dict]:
     if row["slower"]:
         say(
             "keeping the graph, time", GRAPH, row["slower"], True,
-            lambda own, held: median(own["wall"]) / median(held["wall"]),
+            lambda own, held: median(own[clock]) / median(held[clock]),
         )  # fmt: skip
     return lines
 

@@ -119,7 +119,6 @@ def test_a_tiny_row_of_sgld(tmp_path):
 
 @pytest.mark.parametrize(("row", "verdicts"), [
     ("graph-100", {"higher"}),
-    ("states-1000", {"higher, peak memory less", "keeping the graph, time"}),
     ("checkpoints-1000", {"higher, peak memory less", "keeping the graph, time"}),
 ])  # fmt: skip
 def test_a_tiny_row_of_the_unrolling_benchmark(tmp_path, row, verdicts):

@@ -100,7 +100,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 @pytest.mark.parametrize("functional", [False, True])
 def test_a_diagonal_penalty_by_hand_is_the_same_gradient(functional):
-    problem = tasks.get("ridge")(dtype="float64").build(Seeds.of(0), torch.device("cpu"))
+    problem = tasks.get("ridge")().build(Seeds.of(0), torch.device("cpu"))
     ctx = Context(problem, solvers.get("sgd")(), Seeds.of(0), frozenset())
     episode = problem.episode("train", 0)
     batch, lam = episode.batch(0), problem.init_outer()
