@@ -7,9 +7,9 @@ method with a growing inner budget. Axes are logarithmic where values differ muc
 from __future__ import annotations
 
 import math
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from metabench import stats
 from metabench.notes import human, listed
 from metabench.panels import GREY, axis_label, empty, finish, look_of, panels, scale_of
 from metabench.record import Record
@@ -35,7 +35,7 @@ HEIGHT = 1.35
 
 
 class Point(NamedTuple):
-    """Means over finished seeds of cost and metric, and the metric's least and greatest seed."""
+    """Medians over finished seeds of cost and metric, and the metric's least and greatest seed."""
 
     x: float
     y: float
@@ -71,9 +71,7 @@ def lines(results: Results, column: str, cost: str) -> dict[str, list[Point]]:
         points = out.setdefault(row.series or row.label or row.id, [])
         if known and found:
             ys = [e.mean for e in found.values()]
-            points.append(
-                Point(stats.mean(known), stats.mean(ys), min(ys), max(ys), len(crossing.done))
-            )
+            points.append(Point(median(known), median(ys), min(ys), max(ys), len(crossing.done)))
     return out
 
 
@@ -112,7 +110,7 @@ def frontier(results: Results, cost: str) -> Figure:
     several = any(p.seeds > 1 for p in drawn)
     notes = [
         "Each line: one method, its inner budget growing from point to point in the table's order; "
-        + ("mean over finished seeds, stroke from the least to the greatest." if several else
+        + ("median of finished seeds, stroke from the least to the greatest." if several else
            "one finished seed.")
     ]  # fmt: skip
     return finish(figure, notes + _incomplete(results), handles)
@@ -136,20 +134,26 @@ def _incomplete(results: Results) -> list[str]:
 
 def _scaled(axis: Axes, points: list[Point], cost: str) -> None:
     """Log axes where values differ much; a cost of 0 keeps its place at the left."""
+    from matplotlib.ticker import MultipleLocator
+
     if not points:
         axis.text(0.5, 0.5, "no runs", transform=axis.transAxes, ha="center", color=GREY)
         return
     xs, ys = [p.x for p in points if p.x > 0], [p.y for p in points]
     if min(ys) > 0 and max(ys) > WIDE * min(ys):
         axis.set_yscale("log")
-    if cost.endswith("_bytes"):
-        axis.set_xscale("log", base=2)
+    if cost.endswith("_bytes") and xs:
+        if max(xs) > 4 * min(xs):
+            axis.set_xscale("log", base=2)
+        else:
+            wide = max(max(xs) - min(xs), 1024.0)
+            axis.xaxis.set_major_locator(MultipleLocator(2.0 ** math.floor(math.log2(wide / 2))))
         axis.xaxis.set_major_formatter(lambda value, _: human(cost, value))
     elif xs and max(xs) > WIDE * min(xs):
         if len(xs) == len(points):
             axis.set_xscale("log")
             return
         axis.set_xscale("symlog", linthresh=min(xs), linscale=0.4)
-        axis.set_xlim(left=-0.15 * min(xs))
+        axis.set_xlim(-0.15 * min(xs), 1.4 * max(xs))
         decades = range(math.ceil(math.log10(min(xs))), math.floor(math.log10(max(xs))) + 1)
         axis.set_xticks([0, *(10.0**n for n in decades)])
