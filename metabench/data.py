@@ -7,8 +7,11 @@ of several layouts. Nothing is ever downloaded unasked.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
+import shutil
+import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -27,12 +30,17 @@ class File:
     sha256: str
     needed: bool = True
     """False: nothing that the tasks compute takes it; checked where it is."""
+    urls: tuple[str, ...] = ()
+    """Where it can be had, packed with gzip: mirrors in order."""
+    checksum: str = ""
+    """Of what is downloaded, as "md5:..." or "sha256:..."."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file to download: mirrors in order, its checksum as "md5:..." or "sha256:...", the
-    folder that it unpacks to, and how many files of which suffix that holds."""
+    """A zip or tar file to download: mirrors in order, its checksum as "md5:..." or "sha256:...",
+    the folder that it unpacks to ("." where that is the data set's own), and how many files of
+    which suffix (a pattern) that holds."""
 
     urls: tuple[str, ...]
     checksum: str
@@ -62,6 +70,11 @@ class Layout:
     def places(self) -> list[Path]:
         """Folders to look in, in order."""
         return [*roots(), *(Path(home).expanduser() for home in self.homes)]
+
+    @property
+    def has_address(self) -> bool:
+        """Whether it can be downloaded."""
+        return bool(self.archives) or any(file.urls for file in self.files)
 
     def is_in(self, folder: Path) -> bool:
         """Whether all that is needed is in ``folder``, by name."""
@@ -110,9 +123,162 @@ _OMNIGLOT_ZIPS = (
 )
 """Addresses and checksums as torchvision has them."""
 
+
+def _idx(mirrors: tuple[str, ...], sums: dict[str, tuple[int, str, str]]) -> tuple[File, ...]:
+    """The four files of an MNIST-like set; name -> bytes, sha256, and md5 packed."""
+    return tuple(
+        File(name, size, sha256, True, tuple(f"{at}{name}.gz" for at in mirrors), f"md5:{packed}")
+        for name, (size, sha256, packed) in sums.items()
+    )
+
+
+_MNIST = _idx(
+    ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+    {
+        "train-images-idx3-ubyte": (
+            47040016,
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        ),
+        "train-labels-idx1-ubyte": (
+            60008,
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+        ),
+        "t10k-images-idx3-ubyte": (
+            7840016,
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "9fb629c4189551a2d022fa330f9573f3",
+        ),
+        "t10k-labels-idx1-ubyte": (
+            10008,
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+    },
+)
+_FASHION = _idx(
+    ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    {
+        "train-images-idx3-ubyte": (
+            47040016,
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        ),
+        "train-labels-idx1-ubyte": (
+            60008,
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "25c81989df183df01b3e8a0aad5dffbe",
+        ),
+        "t10k-images-idx3-ubyte": (
+            7840016,
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "bef4ecab320f06d8554ea6380940ec79",
+        ),
+        "t10k-labels-idx1-ubyte": (
+            10008,
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+    },
+)
+_CIFAR10 = Archive(
+    ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+    "md5:c58f30108f718f92721af3b95e74349a",
+    ".",
+    6,
+    "_batch*",
+)
+
 DATASETS = {
     d.name: d
     for d in (
+        DataSet(
+            name="mnist",
+            title="MNIST: 70,000 handwritten digits, 28x28",
+            origin="http://yann.lecun.com/exdb/mnist/",
+            licence="CC BY-SA 3.0",
+            cite="Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Proceedings of the IEEE 86, 1998",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "mnist",
+                    files=(
+                        File(
+                            "mnist.npz",
+                            11490559,
+                            "39b9b1ffaa0ba4d8995a616551f0966941fe02a3fe79ba4a9db7373db16d53ad",
+                        ),
+                    ),
+                ),
+                Layout("torchvision", "MNIST/raw", files=_MNIST),
+            ),
+            offline="copy the folder MNIST (or mnist, the arrays) into a folder that "
+            "METABENCH_DATA names on that machine",
+        ),
+        DataSet(
+            name="fashion_mnist",
+            title="Fashion-MNIST: 70,000 articles of clothing, 28x28",
+            origin="https://github.com/zalandoresearch/fashion-mnist",
+            licence="MIT",
+            cite="H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747, 2017",
+            layouts=(
+                Layout("torchvision", "FashionMNIST/raw", files=_FASHION),
+                Layout(
+                    "debian",  # as its package dataset-fashion-mnist has it
+                    "fashion-mnist",
+                    files=(
+                        File(
+                            "train-images-idx3-ubyte.gz",
+                            26421856,
+                            "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+                        ),
+                        File(
+                            "train-labels-idx1-ubyte.gz",
+                            29491,
+                            "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+                        ),
+                        File(
+                            "t10k-images-idx3-ubyte.gz",
+                            4422079,
+                            "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+                        ),
+                        File(
+                            "t10k-labels-idx1-ubyte.gz",
+                            5125,
+                            "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+                        ),
+                    ),
+                    homes=("/usr/share/datasets",),
+                ),
+            ),
+            offline="copy the folder FashionMNIST into a folder that METABENCH_DATA names on that "
+            "machine, or install the Debian package dataset-fashion-mnist",
+        ),
+        DataSet(
+            name="cifar10",
+            title="CIFAR-10: 60,000 photographs of ten kinds of things, 32x32",
+            origin="https://www.cs.toronto.edu/~kriz/cifar.html",
+            licence="none stated (cite)",
+            cite="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+            layouts=(
+                Layout("torchvision", "cifar-10-batches-py", archives=(_CIFAR10,)),
+                # One image in six: 8,000 of the training images and 2,000 of the test images.
+                Layout(
+                    "metabench",
+                    "cifar10",
+                    files=(
+                        File(
+                            "cifar10_10k.npz",
+                            28352982,
+                            "c3a57158eb71607c0da79b85f0afdc3dc749b0e53d4100d49c470734c7f8e697",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder cifar-10-batches-py into a folder that METABENCH_DATA names "
+            "on that machine",
+        ),
         DataSet(
             name="omniglot",
             title="Omniglot: 50 alphabets, 1,623 characters, 20 drawings of each",
@@ -191,9 +357,9 @@ def locate(name: str, layout: str | None = None) -> Found:
                 return Found(form, folder)
             if str(folder) not in looked:
                 looked.append(str(folder))
-    fetched = any(x.archives for x in chosen)
+    fetched = any(x.has_address for x in chosen)
     mend = f"metabench data fetch {name}, or set" if fetched else "set"
-    raise DataMissing(name, looked, f"{mend} METABENCH_DATA to the folder that holds {folder.name}")
+    raise DataMissing(name, looked, f"{mend} METABENCH_DATA to the folder that holds {form.folder}")
 
 
 def find(name: str) -> Path:
@@ -288,15 +454,21 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
     address, no network, a wrong checksum, or a folder that cannot be written.
     """
     known = dataset(name)
-    layout = next((x for x in known.layouts if x.archives), None)
+    layout = next((x for x in known.layouts if x.has_address), None)
     if layout is None:
         raise MetabenchError(f"{name} has no public address to fetch from; {known.offline}")
     folder = (to or cache()) / layout.folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for file in layout.files:
+            if file.urls and not (
+                (folder / file.path).is_file() and not _wrong(folder / file.path, file)
+            ):
+                _fetch_file(folder, file, progress)
         for archive in layout.archives:
             if _short(archive, archive.unpacked(folder)):
-                path = folder / f"{archive.folder}.zip"
+                target = _target(folder, archive)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path = target.with_name(archive.urls[0].rpartition("/")[2])
                 download(archive.urls, path, archive.checksum, progress)
                 _unpack(path, folder, archive)
                 path.unlink()
@@ -306,17 +478,43 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
     return folder
 
 
+def _fetch_file(folder: Path, file: File, progress: Progress | None) -> None:
+    """Download and unpack a single file. Raises MetabenchError."""
+    path = folder / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packed, part = (path.with_name(path.name + end) for end in (".gz", ".unpacked"))
+    download(file.urls, packed, file.checksum, progress)
+    with gzip.open(packed) as source, part.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
+    if wrong := _wrong(part, file):
+        part.unlink()
+        raise MetabenchError(f"{packed.name} unpacks to {wrong}")
+    os.replace(part, path)
+    packed.unlink()
+
+
+def _target(folder: Path, archive: Archive) -> Path:
+    """Where an archive unpacks to."""
+    return folder if archive.folder == "." else folder / archive.folder
+
+
 def _unpack(path: Path, folder: Path, archive: Archive) -> None:
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        with zipfile.ZipFile(path) as packed:
-            packed.extractall(scratch)
-        files = archive.unpacked(Path(scratch))
+    target = _target(folder, archive)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        scratch = Path(temporary)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as packed:
+                packed.extractall(scratch)
+        else:
+            with tarfile.open(path) as packed_tar:
+                packed_tar.extractall(scratch, filter="data")
+        inside = scratch / target.name
+        files = archive.unpacked(inside if archive.folder == "." else scratch)
         if short := _short(archive, files):
-            raise MetabenchError(f"{path.name} holds {short} in {archive.folder!r}")
-        inside, target = Path(scratch) / archive.folder, folder / archive.folder
+            raise MetabenchError(f"{path.name} holds {short} in {target.name!r}")
         (inside / _MARK).write_text(_digest_of_all(inside, files) + "\n")
         if target.exists():
-            os.replace(target, Path(scratch) / "old")
+            os.replace(target, scratch / "old")
         os.replace(inside, target)
 
 

@@ -1,5 +1,6 @@
 """Finding, fetching and verifying data sets; fetching from a server on this machine."""
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -7,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 
@@ -326,13 +328,71 @@ def test_status_tells_what_is_there(toy, tmp_path, monkeypatch):
     assert (after.found.path, after.bytes, after.mend) == (tmp_path / "toy", 3, "")
 
 
+def zipped_file(server, sha256, *before):
+    """A layout's file "x" that the server has, gzipped."""
+    server.files["/x.gz"] = body = gzip.compress(BODY)
+    urls = (*before, server.url("/x.gz"))
+    return data.File("x", len(BODY), sha256, True, urls, md5(body))
+
+
+def only(monkeypatch, name, layout):
+    made = data.DataSet(name, "", "", "", "", layouts=(layout,))
+    monkeypatch.setitem(data.DATASETS, name, made)
+
+
+def test_single_files_are_fetched_unpacked_and_verified(server, tmp_path, monkeypatch):
+    file = zipped_file(server, hashlib.sha256(BODY).hexdigest(), server.url("/none.gz"))
+    only(monkeypatch, "toy", data.Layout("idx", "toy/raw", files=(file,)))
+    with pytest.raises(DataMissing, match=r"data fetch toy, or set .* holds toy/raw"):
+        data.find("toy")
+    folder = data.fetch("toy")
+    assert folder == tmp_path / "cache" / "toy" / "raw" == data.find("toy")
+    assert [p.name for p in folder.iterdir()] == ["x"]
+    assert [v.wrong for v in data.verify("toy")] == [""]
+    asked = len(server.log)
+    data.fetch("toy")
+    assert len(server.log) == asked
+    (folder / "x").write_bytes(BODY[:-1] + b"?")
+    data.fetch("toy")
+    assert (folder / "x").read_bytes() == BODY
+
+
+def test_a_file_that_unpacks_to_something_else_is_refused(server, tmp_path, monkeypatch):
+    file = zipped_file(server, "0" * 64)
+    only(monkeypatch, "toy", data.Layout("idx", "toy/raw", files=(file,)))
+    with pytest.raises(MetabenchError, match=r"x\.gz unpacks to sha256 \w+\.\.\. instead of 0000"):
+        data.fetch("toy")
+    assert "x" not in [p.name for p in (tmp_path / "cache" / "toy" / "raw").iterdir()]
+
+
+def test_a_tar_file_can_be_the_whole_folder(server, tmp_path, monkeypatch):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name in ("toy-py/batch_1", "toy-py/batch_2", "toy-py/readme.html"):
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            tar.addfile(member, io.BytesIO(name.encode()))
+    server.files["/toy.tar.gz"] = body = out.getvalue()
+    archive = data.Archive((server.url("/toy.tar.gz"),), md5(body), ".", 2, "batch_*")
+    only(monkeypatch, "toy", data.Layout("pictures", "toy-py", archives=(archive,)))
+    folder = data.fetch("toy")
+    assert folder == tmp_path / "cache" / "toy-py" == data.find("toy")
+    assert (folder / "batch_2").read_text() == "toy-py/batch_2"
+    assert [p.name for p in folder.parent.iterdir()] == ["toy-py"]
+    assert [(v.wrong, v.note) for v in data.verify("toy")] == [("", "")]
+    (folder / "batch_1").unlink()
+    data.fetch("toy")
+    assert (folder / "batch_1").exists()
+
+
 @pytest.mark.parametrize("known", data.DATASETS.values(), ids=lambda d: d.name)
 def test_what_is_known_of_a_data_set_is_complete(known):
     assert all((known.title, known.origin, known.licence, known.cite, known.offline))
     for layout in known.layouts:
         assert layout.files or layout.archives
         assert all(re.fullmatch(r"[0-9a-f]{64}", f.sha256) for f in layout.files)
-        assert all(re.fullmatch(r"md5:[0-9a-f]{32}", a.checksum) for a in layout.archives)
+        sums = [x.checksum for x in (*layout.archives, *layout.files) if x.urls]
+        assert all(re.fullmatch(r"md5:[0-9a-f]{32}", checksum) for checksum in sums)
 
 
 def test_the_module_needs_no_torch():

@@ -1,0 +1,138 @@
+"""MNIST, Fashion-MNIST and CIFAR-10 as tensors, from whatever layout lies on the machine.
+
+LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009. Nothing is normalised or augmented.
+"""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metabench import data
+from metabench.errors import MetabenchError
+
+Images = dict[str, tuple[Tensor, Tensor]]
+"""Split to images, float32 [n, channels, height, width] in 0..1, and labels, int64 [n]."""
+
+SIZES = {
+    ("mnist", "metabench"): (60000, 10000, (1, 28, 28)),
+    ("mnist", "torchvision"): (60000, 10000, (1, 28, 28)),
+    ("fashion_mnist", "torchvision"): (60000, 10000, (1, 28, 28)),
+    ("fashion_mnist", "debian"): (60000, 10000, (1, 28, 28)),
+    ("cifar10", "torchvision"): (50000, 10000, (3, 32, 32)),
+    ("cifar10", "metabench"): (8000, 2000, (3, 32, 32)),
+}
+"""Data set and layout to training images, test images, and the shape of one."""
+
+CLASSES = 10
+
+
+def load(name: str, layout: str | None = None) -> Images:
+    """The splits "train" and "test" of "mnist", "fashion_mnist" or "cifar10".
+
+    Float32 [n, channels, height, width] in 0..1 and int64 [n], in the layout's order. ``layout``
+    None takes the best that is there: for CIFAR-10 all 60,000 images (layout "torchvision") before
+    one in six ("metabench"). What comes back is shared between callers: never change it in place.
+    Raises DataMissing with the command that mends it, UnknownName, and MetabenchError where
+    a file holds something else than it should.
+    """
+    found = data.locate(name, layout)
+    shared = _load(name, found.layout.name, found.path.resolve())
+    return dict(shared)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, layout: str, folder: Path) -> Images:
+    return _checked(name, layout, folder, _read(layout, folder))
+
+
+def _read(layout: str, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """uint8 images [n, channels, height, width] and labels [n] of each split."""
+    if layout == "metabench":
+        (path,) = folder.glob("*.npz")
+        with np.load(path) as file:
+            parts = {
+                split: (file[f"{split}_images"], file[f"{split}_labels"])
+                for split in ("train", "test")
+            }
+        grey = parts["train"][0].ndim == 3
+        return {
+            split: (x[:, None] if grey else x.transpose(0, 3, 1, 2), y)
+            for split, (x, y) in parts.items()
+        }
+    if (folder / "test_batch").is_file():
+        train = [_batch(folder / f"data_batch_{i}") for i in range(1, 6)]
+        joined = np.concatenate([x for x, _ in train]), np.concatenate([y for _, y in train])
+        return {"train": joined, "test": _batch(folder / "test_batch")}
+    return {
+        split: (
+            _idx(folder, f"{prefix}-images-idx3-ubyte")[:, None],
+            _idx(folder, f"{prefix}-labels-idx1-ubyte"),
+        )
+        for split, prefix in (("train", "train"), ("test", "t10k"))
+    }
+
+
+def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One of CIFAR-10's pickled batches: uint8 [n, 3, 32, 32] and [n]."""
+    if not path.is_file():
+        raise MetabenchError(f"{path} is missing; mend: metabench data fetch cifar10")
+    with path.open("rb") as file:
+        held = _ArraysOnly(file, encoding="bytes").load()
+    return held[b"data"].reshape(-1, 3, 32, 32), np.asarray(held[b"labels"], np.uint8)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads numpy's arrays and refuses whatever else a pickle could call."""
+
+    def find_class(self, module: str, name: str) -> object:
+        """Numpy's own way of rebuilding arrays, under its old and its new address."""
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise MetabenchError(f"a batch of CIFAR-10 asks for {module}.{name}: not its own file")
+
+
+def _idx(folder: Path, name: str) -> np.ndarray:
+    """A file of unsigned bytes in the IDX format, packed with gzip or not."""
+    path = folder / name
+    if path.is_file():
+        raw = path.read_bytes()
+    else:
+        path = folder / f"{name}.gz"
+        with gzip.open(path) as file:
+            raw = file.read()
+    dims = raw[3] if raw[:3] == b"\0\0\x08" else 0
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", dims, 4)) if dims else ()
+    start = 4 + 4 * dims
+    if not dims or len(raw) - start != int(np.prod(shape)):
+        raise MetabenchError(f"{path} is no IDX file of unsigned bytes")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+def _checked(
+    name: str, layout: str, folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> Images:
+    """As tensors, once their numbers, shapes and labels are found right."""
+    train, test, shape = SIZES[name, layout]
+    out: Images = {}
+    for split, n in (("train", train), ("test", test)):
+        images, labels = parts[split]
+        if images.shape != (n, *shape) or labels.shape != (n,) or labels.max() >= CLASSES:
+            raise MetabenchError(
+                f"{folder} holds {split} images {list(images.shape)} and labels "
+                f"{list(labels.shape)} up to {labels.max()}; {name} has [{n}, "
+                f"{', '.join(map(str, shape))}] and [{n}] up to {CLASSES - 1}"
+            )
+        out[split] = (
+            torch.tensor(images).float().div_(255),
+            torch.from_numpy(labels.astype(np.int64)),
+        )
+    return out

@@ -1,0 +1,176 @@
+"""MNIST, Fashion-MNIST and CIFAR-10 in every layout: real files, and small ones like them."""
+
+import gzip
+import importlib
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from metabench import data
+from metabench.errors import DataMissing, MetabenchError, UnknownName
+
+images = importlib.import_module("metabench.tasks._images")
+GEN = np.random.default_rng(0)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A data folder of our own, and nothing else to look in."""
+    for name in ("METABENCH_DATA", "METABENCH_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    return tmp_path
+
+
+def small(monkeypatch, name, layout):
+    """Expect 20 and 10 images of this layout, and make them: uint8 [n, c, h, w], labels [n]."""
+    *_, shape = images.SIZES[name, layout]
+    monkeypatch.setitem(images.SIZES, (name, layout), (20, 10, shape))
+    return {
+        split: (
+            GEN.integers(0, 256, (n, *shape), dtype=np.uint8),
+            GEN.integers(0, 10, n, dtype=np.uint8),
+        )
+        for split, n in (("train", 20), ("test", 10))
+    }
+
+
+def idx(array):
+    return struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx(folder, made, pack=lambda raw: raw, end=""):
+    folder.mkdir(parents=True)
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        x, y = made[split]
+        (folder / f"{prefix}-images-idx3-ubyte{end}").write_bytes(pack(idx(x[:, 0])))
+        (folder / f"{prefix}-labels-idx1-ubyte{end}").write_bytes(pack(idx(y)))
+
+
+def write_batches(folder, made):
+    folder.mkdir(parents=True)
+    x, y = made["train"]
+    parts = {f"data_batch_{i + 1}": (x[4 * i : 4 * i + 4], y[4 * i : 4 * i + 4]) for i in range(5)}
+    for name, (a, b) in {**parts, "test_batch": made["test"]}.items():
+        held = {b"data": a.reshape(len(a), -1), b"labels": b.tolist()}
+        (folder / name).write_bytes(pickle.dumps(held, protocol=2))
+
+
+def same(found, made):
+    for split, (x, y) in made.items():
+        a, b = found[split]
+        assert a.dtype == torch.float32 and b.dtype == torch.int64
+        assert torch.equal((a * 255).round().to(torch.uint8), torch.from_numpy(x))
+        assert b.tolist() == y.tolist()
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_idx_files_as_torchvision_keeps_them(name, root, monkeypatch):
+    made = small(monkeypatch, name, "torchvision")
+    folder = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name]
+    write_idx(root / folder / "raw", made)
+    same(images.load(name), made)
+
+
+def test_torchvision_reads_the_same(root, monkeypatch):
+    vision = pytest.importorskip("torchvision.datasets")
+    made = small(monkeypatch, "mnist", "torchvision")
+    write_idx(root / "MNIST" / "raw", made)
+    for split, train in (("train", True), ("test", False)):
+        theirs = vision.MNIST(root, train=train)
+        x, y = images.load("mnist", "torchvision")[split]
+        assert torch.equal((x[:, 0] * 255).round().to(torch.uint8), theirs.data)
+        assert torch.equal(y, theirs.targets)
+
+
+def test_idx_files_as_debian_packs_them(root, monkeypatch):
+    made = small(monkeypatch, "fashion_mnist", "debian")
+    write_idx(root / "fashion-mnist", made, gzip.compress, ".gz")
+    same(images.load("fashion_mnist"), made)
+
+
+def test_batches_of_cifar10(root, monkeypatch):
+    made = small(monkeypatch, "cifar10", "torchvision")
+    write_batches(root / "cifar-10-batches-py", made)
+    same(images.load("cifar10"), made)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_arrays(name, root, monkeypatch):
+    made = small(monkeypatch, name, "metabench")
+    layout = next(x for x in data.dataset(name).layouts if x.name == "metabench")
+    (root / layout.folder).mkdir()
+    arrays = {}
+    for split, (x, y) in made.items():
+        arrays[f"{split}_images"] = x[:, 0] if name == "mnist" else x.transpose(0, 2, 3, 1)
+        arrays[f"{split}_labels"] = y
+    np.savez(root / layout.folder / layout.files[0].path, **arrays)
+    same(images.load(name), made)
+
+
+def test_a_batch_that_would_run_something_is_refused(root, monkeypatch):
+    write_batches(root / "cifar-10-batches-py", small(monkeypatch, "cifar10", "torchvision"))
+    evil = root / "cifar-10-batches-py" / "data_batch_3"
+    evil.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(MetabenchError, match=r"asks for os\.system"):
+        images.load("cifar10")
+    evil.unlink()
+    with pytest.raises(MetabenchError, match="data_batch_3 is missing; mend: metabench data fetch"):
+        images.load("cifar10")
+
+
+def test_other_numbers_than_the_real_ones_are_refused(root, monkeypatch):
+    made = small(monkeypatch, "mnist", "torchvision")
+    monkeypatch.setitem(images.SIZES, ("mnist", "torchvision"), (60000, 10000, (1, 28, 28)))
+    write_idx(root / "MNIST" / "raw", made)
+    with pytest.raises(MetabenchError, match=r"holds train images \[20, 1, 28, 28\].*\[60000, 1"):
+        images.load("mnist")
+
+
+@pytest.mark.parametrize("raw", [b"", b"\0\0\x08\x01\0\0\0\x05abc", b"\0\0\x0d\x01\0\0\0\x01a"])
+def test_what_is_no_idx_file_is_refused(raw, root, monkeypatch):
+    write_idx(root / "MNIST" / "raw", small(monkeypatch, "mnist", "torchvision"))
+    (root / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(raw)
+    with pytest.raises(MetabenchError, match="is no IDX file of unsigned bytes"):
+        images.load("mnist")
+
+
+def test_missing_data_and_unknown_names(root):
+    for name in ("mnist", "cifar10"):
+        with pytest.raises(DataMissing, match=f"metabench data fetch {name}"):
+            images.load(name)
+    with pytest.raises(UnknownName, match="near: mnist"):
+        images.load("mnits")
+
+
+REAL = {  # data set -> first training labels, and the mean of all training pixels
+    ("mnist", "metabench"): ([5, 0, 4, 1, 9, 2, 1, 3, 1, 4], 0.1307),
+    ("mnist", "torchvision"): ([5, 0, 4, 1, 9, 2, 1, 3, 1, 4], 0.1307),
+    ("fashion_mnist", "torchvision"): ([9, 0, 0, 3, 0, 2, 7, 2, 5, 5], 0.2860),
+    ("fashion_mnist", "debian"): ([9, 0, 0, 3, 0, 2, 7, 2, 5, 5], 0.2860),
+    ("cifar10", "torchvision"): ([6, 9, 9, 4, 1, 1, 2, 7, 8, 3], 0.4734),
+    ("cifar10", "metabench"): (None, 0.4734),
+}
+
+
+@pytest.mark.parametrize(("name", "layout"), REAL)
+def test_the_real_data(name, layout):
+    try:
+        found = images.load(name, layout)
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    labels, mean = REAL[name, layout]
+    n_train, n_test, shape = images.SIZES[name, layout]
+    for split, n in (("train", n_train), ("test", n_test)):
+        x, y = found[split]
+        assert x.shape == (n, *shape) and y.shape == (n,)
+        assert float(x.min()) == 0.0 and float(x.max()) == 1.0
+        assert set(y.unique().tolist()) == set(range(10))
+    x, y = found["train"]
+    assert float(x.mean(dtype=torch.float64)) == pytest.approx(mean, abs=2e-3)
+    if labels is not None:
+        assert y[:10].tolist() == labels
+    assert images.load(name, layout)["train"][0] is x  # one copy, shared
+    assert not [v.path for v in data.verify(name) if v.wrong]
