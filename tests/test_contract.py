@@ -26,6 +26,8 @@ METHODS = {
              {"meta_sgd": True}],
     "random": [{"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],
     "maml_learn2learn": [{}, {"order": "first"}],
+    "pbgd": [{}, {"penalty": "gradient"},
+             {"gamma_first": 1.0, "ramp_steps": 2, "inner_steps": 30, "ahead": 40}],
 }  # fmt: skip
 
 
