@@ -10,6 +10,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     floor                  a metric that needs no learning, shown as a row of its own; optional
     floor_label            that row's label
     command                the command that reproduces the table
+    extends                a suite in the same folder that gives every key which this one does not:
+                           another metric of the same cells
 
     [budgets.NAME]         seeds = [...], the fields of cell.Budget,
                            set.task.*, set.method.*, set.solver.* for every cell
@@ -295,11 +297,21 @@ def load(name: str | Path) -> Suite:
         path = suite_folder() / f"{name}.toml"
     elif not path.is_file():
         raise SuiteError(f"no suite file {str(path)!r}")
+    data = _read(path)
+    if "extends" in data:
+        base = path.with_name(f"{data.pop('extends')}.toml")
+        given = _read(base) if base.is_file() else {"extends": ""}
+        if "extends" in given:
+            raise SuiteError(f"{path}: extends {base.stem!r}: no whole suite beside it")
+        data = {**given, **data}
+    return from_dict(data, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not TOML: {error}") from None
-    return from_dict(data, path)
 
 
 def from_dict(data: dict[str, Any], path: Path) -> Suite:

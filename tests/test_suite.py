@@ -281,3 +281,17 @@ def test_what_differs_by_row_budget_and_column_wins_over_both() -> None:
         from_dict(changed(rows__0__cells={"laptop": {"five": {}}}), HERE)
     with pytest.raises(SuiteError, match="reverse names budget 'lap'"):
         from_dict(changed(rows__0__cells={"lap": {}}), HERE)
+
+
+
+def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(TEXT)
+    other = tmp_path / "other.toml"
+    other.write_text('extends = "small"\ntitle = "Other"\nmetric = "residual"\npaper = []\n')
+    one, two = suites.load(tmp_path / "small.toml"), suites.load(other)
+    assert (two.name, two.title, two.metric, two.paper) == ("other", "Other", "residual", [])
+    assert [c.cell.key for c in one.cells("laptop")] == [c.cell.key for c in two.cells("laptop")]
+    for missing in ("none", "other"):
+        other.write_text(f'extends = "{missing}"\n')
+        with pytest.raises(SuiteError, match=f"extends '{missing}': no whole suite"):
+            suites.load(other)

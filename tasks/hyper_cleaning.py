@@ -1,0 +1,250 @@
+"""Data hyper-cleaning: a weight for every training example, half of whose labels were redrawn.
+
+Franceschi, Donini, Frasconi, Pontil, ICML 2017; settings of Shen, Chen: On Penalty-based Bilevel
+Gradient Descent Method, ICML 2023, section 6.2 and the authors' code. Inner loss
+mean_i sigmoid(x_i) CE_i(theta) on the training part with its labels as they are, outer loss the
+mean CE on a validation part with right labels. All three parts are cut from the training images.
+
+A redrawn ("polluted") label comes uniformly from all ten classes, as in the authors' code: one in
+ten of them is the right one by chance. "clean" below means nominally so, never redrawn; the share
+of right labels among the redrawn is the metric ``polluted_but_right``, and ``f1_right`` counts
+examples with right labels as clean. Differs from the paper's code: test accuracy is that of the
+state that the validation part selects, not the best along the run.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metabench.errors import SettingError
+from metabench.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Hyper,
+    Params,
+    Problem,
+    Seeds,
+    generator,
+)
+from metabench.registry import tasks
+
+from ._images import CLASSES, load
+
+SURE = 40.0
+"""A logit whose sigmoid is 1 (or, negated, nearly 0) in float32."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@tasks.register("hyper_cleaning")
+@dataclass(frozen=True)
+class HyperCleaning:
+    """Data hyper-cleaning: one weight a training example, half of whose labels were redrawn."""
+
+    dataset: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist"
+    source: Literal["auto", "metabench", "torchvision", "debian"] = "auto"
+    """The layout to read. CIFAR-10 comes in two sizes and must be told: "torchvision" has all
+    50,000 training images, "metabench" 8,000 of them."""
+    network: Literal["linear", "mlp"] = "linear"
+    hidden: Count = 300
+    """Units of the MLP's one sigmoid layer."""
+    shrink: Count = 1
+    """Images are averaged over squares of this many pixels a side."""
+    n_train: Count = 5000
+    n_valid: Count = 5000
+    n_test: Count = 10000
+    polluted: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Part of the training labels that is redrawn."""
+    weights: Literal["even", "clean"] = "even"
+    """The first lam: every weight 1/2, or 1 for examples that were never polluted and 0 for the
+    others. With method ``fixed`` the latter is the bound that cleaning cannot pass."""
+    batch: Count | None = None
+    """Training examples of an inner step; None: all."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """The inner loss has l2 / 2 times the squared norm of theta added (none in the paper)."""
+    carried: bool = True
+    """One training along the run; False: every outer step trains from the same fresh weights."""
+    dtype: Literal["float32", "float64"] = "float32"
+
+    metric: ClassVar[str] = "accuracy"
+    goal: ClassVar[Literal["max", "min"]] = "max"
+    lacks: ClassVar[dict[str, str]] = {
+        "small_lam": "hyper_cleaning has a weight for every training example: not few scalars",
+        "search_space": "weights of thousands of examples cannot be searched for",
+        "per_example_lam": "an example has a weight of its own already: it cannot see another lam",
+    }
+
+    def __post_init__(self) -> None:
+        if self.dataset == "cifar10" and self.source == "auto":
+            raise ValueError(
+                "CIFAR-10 comes in two sizes: set source to torchvision (50,000 training images) "
+                "or metabench (8,000)"
+            )
+        if self.batch is not None and self.batch > self.n_train:
+            raise ValueError(f"a batch of {self.batch} from {self.n_train} training examples")
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The one that is set."""
+        return (self.dataset,)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Derivatives, a network with a head, and episodes where theta starts anew."""
+        own = {"lam_in_inner_loss", "head", "module"}
+        return GRADIENTS | (own if self.carried else own | {"episodes"})
+
+    def build(self, seeds: Seeds, device: torch.device) -> HyperCleaningProblem:
+        """Draw the parts, redraw labels, draw the first weights."""
+        return HyperCleaningProblem(self, seeds, device)
+
+
+class HyperCleaningProblem(Problem):
+    """``parts``: split to images "x" [n, pixels] in 0..1 and labels "y" int64 [n]; ``clean`` and
+    ``right`` bool [n_train]. lam: ``logit`` [n_train]. theta: weights and biases of ``head`` and,
+    for the MLP, ``hidden``."""
+
+    head = ("head.weight", "head.bias")
+
+    def __init__(self, task: HyperCleaning, seeds: Seeds, device: torch.device) -> None:
+        self.task, self.seeds, self.carried, self.device = task, seeds, task.carried, device
+        dtype = getattr(torch, task.dtype)
+        images, labels = load(task.dataset, None if task.source == "auto" else task.source)["train"]
+        sizes = [task.n_train, task.n_valid, task.n_test]
+        if sum(sizes) > len(images):
+            raise SettingError(
+                f"task hyper_cleaning: n_train + n_valid + n_test is {sum(sizes)}; {task.dataset} "
+                f"has {len(images)} training images"
+            )
+        gen = generator(seeds.data, "hyper_cleaning")
+        order = torch.randperm(len(images), generator=gen)[: sum(sizes)].split(sizes)
+        self.parts: dict[str, Batch] = {}
+        for split, chosen in zip(("train", "valid", "test"), order, strict=True):
+            x = images[chosen]
+            if task.shrink > 1:
+                x = F.avg_pool2d(x, task.shrink)
+            x = x.flatten(1).to(device, dtype)
+            self.parts[split] = {"x": x, "y": labels[chosen].to(device)}
+
+        train = self.parts["train"]
+        redrawn = int(task.polluted * task.n_train)
+        noise = torch.randint(CLASSES, (redrawn,), generator=gen).to(device)
+        self.clean = torch.arange(task.n_train, device=device) >= redrawn
+        true = train["y"]
+        train["y"] = torch.cat([noise, true[redrawn:]])
+        self.right = train["y"] == true
+
+        pixels, layers = train["x"].shape[1], OrderedDict[str, nn.Module]()
+        if task.network == "mlp":
+            layers["hidden"] = nn.Linear(pixels, task.hidden, dtype=dtype, device=device)
+            layers["squash"] = nn.Sigmoid()
+        width = task.hidden if task.network == "mlp" else pixels
+        layers["head"] = nn.Linear(width, CLASSES, dtype=dtype, device=device)
+        self.module = nn.Sequential(layers)
+        self.start = self._first_weights(dtype)
+        self.module.load_state_dict(self.start)
+        self.hypers = (
+            Hyper("logit", (task.n_train,), meaning="logit of each training example's weight"),
+        )
+
+    def _first_weights(self, dtype: torch.dtype) -> Params:
+        """Uniform within 1 / sqrt(inputs), as torch's linear layers start."""
+        gen, out = generator(self.seeds.init, "hyper_cleaning"), Params()
+        bound = 1.0
+        for name, value in self.module.named_parameters():
+            if name.endswith("weight"):
+                bound = value.shape[1] ** -0.5
+            first = torch.rand(value.shape, generator=gen, dtype=torch.float64)
+            out[name] = (bound * (2 * first - 1)).to(self.device, dtype)
+        return out
+
+    def init_outer(self) -> Params:
+        """logit [n_train]: 0, or the bound's."""
+        zero = self.parts["train"]["x"].new_zeros(self.task.n_train)
+        if self.task.weights == "even":
+            return {"logit": zero}
+        return {"logit": torch.where(self.clean, zero + SURE, zero - SURE)}
+
+    def init_inner(self, lam: Params, episode: Episode) -> Params:
+        """The same first weights every time."""
+        return dict(self.start)
+
+    def logits(self, theta: Params, x: Tensor) -> Tensor:
+        """[n, 10] of images [n, pixels]."""
+        if "hidden.weight" in theta:
+            x = F.linear(x, theta["hidden.weight"], theta["hidden.bias"]).sigmoid()
+        return F.linear(x, theta["head.weight"], theta["head.bias"])
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """mean_i sigmoid(x_i) CE_i."""
+        loss = F.cross_entropy(self.logits(theta, batch["x"]), batch["y"], reduction="none")
+        logit = lam["logit"]
+        if "index" in batch:
+            logit = logit[batch["index"]]
+        value = (logit.sigmoid() * loss).mean()
+        if self.task.l2:
+            norm = torch.stack([theta[k].square().sum() for k in self.start]).sum()
+            value = value + 0.5 * self.task.l2 * norm
+        return value
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy on right labels."""
+        return F.cross_entropy(self.logits(theta, batch["x"]), batch["y"])
+
+    def episode(self, split: str, index: int) -> Episode:
+        """Inner batches from the training part; the outer one from the validation part, or the test
+        part for "test"."""
+        inner: Batch | Callable[[int], Batch] = self.parts["train"]
+        if (size := self.task.batch) is not None:
+            train, address = self.parts["train"], (self.seeds.batches, split, index)
+
+            def inner(t: int) -> Batch:
+                gen = generator(*address, t)
+                chosen = torch.randperm(self.task.n_train, generator=gen)[:size].to(self.device)
+                return {"x": train["x"][chosen], "y": train["y"][chosen], "index": chosen}
+
+        return Episode(inner, self.parts["valid" if split == "train" else split], index)
+
+    def count(self, split: str) -> int | None:
+        """One; training episodes never end where their batches differ."""
+        return None if split == "train" and self.task.batch is not None else 1
+
+    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
+        """Loss and accuracy on the split, and how well lam tells clean examples.
+
+        An example counts as found clean where its logit is 0 or above.
+        """
+        batch = episode.outer
+        logits = self.logits(theta, batch["x"])
+        found = lam["logit"] >= 0
+        precision, recall, f1 = detection(found, self.clean)
+        redrawn = ~self.clean
+        return {
+            "accuracy": float((logits.argmax(1) == batch["y"]).double().mean()),
+            "loss": float(F.cross_entropy(logits, batch["y"])),
+            "f1": f1,
+            "precision": precision,
+            "recall": recall,
+            "f1_right": detection(found, self.right)[2],
+            "polluted_but_right": float(self.right[redrawn].double().mean())
+            if bool(redrawn.any())
+            else 0.0,
+        }
+
+
+def detection(found: Tensor, true: Tensor) -> tuple[float, float, float]:
+    """Precision, recall and F1 of a detector, bool [n] against bool [n]; 0 where undefined."""
+    hits = float((found & true).sum())
+    precision = hits / max(float(found.sum()), 1.0)
+    recall = hits / max(float(true.sum()), 1.0)
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return precision, recall, f1
