@@ -105,7 +105,9 @@ class HyperCleaning:
 
     def build(self, seeds: Seeds, device: torch.device) -> HyperCleaningProblem:
         """Draw the parts, redraw labels, draw the first weights."""
-        return HyperCleaningProblem(self, seeds, device)
+        source = None if self.source == "auto" else self.source
+        images = load(self.dataset, source)["train"]
+        return HyperCleaningProblem(self, seeds, device, images)
 
 
 class HyperCleaningProblem(Problem):
@@ -115,10 +117,13 @@ class HyperCleaningProblem(Problem):
 
     head = ("head.weight", "head.bias")
 
-    def __init__(self, task: HyperCleaning, seeds: Seeds, device: torch.device) -> None:
+    def __init__(
+        self, task: HyperCleaning, seeds: Seeds, device: torch.device, given: tuple[Tensor, Tensor]
+    ) -> None:
+        """``given``: images [n, channels, height, width] and labels [n] to cut the parts from."""
         self.task, self.seeds, self.carried, self.device = task, seeds, task.carried, device
         dtype = getattr(torch, task.dtype)
-        images, labels = load(task.dataset, None if task.source == "auto" else task.source)["train"]
+        images, labels = given
         sizes = [task.n_train, task.n_valid, task.n_test]
         if sum(sizes) > len(images):
             raise SettingError(

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments):
+def run(*arguments, module="few_shot"):
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.few_shot", *arguments],
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
 
@@ -68,3 +68,23 @@ def test_a_missing_peer_is_a_hole(few_shot):
     lines = few_shot.verdicts(measured(1.0, 2.5), "wall")
     higher = next(line for line in lines if line["peer"] == "higher")
     assert higher["ratio"] is None and higher["met"] is None
+
+
+@pytest.mark.parametrize("row", ["linear-1", "mlp-5"])
+def test_a_tiny_row_of_the_penalty_benchmark(tmp_path, row):
+    out = tmp_path / "speed.json"
+    size = ("--examples", "20", "--repeats", "1", "--block", "1")
+    done = run("--rows", row, *size, "--json", str(out), module="penalty")
+    assert done.returncode in (0, 1), done.stderr
+    (found,) = json.loads(out.read_text())["rows"]
+    assert found["agrees"] and found["error_float64"] < 1e-10
+    assert found["target"] == found["row"]["steps"] + 3
+    assert found["met"] == (found["ratio"] <= found["target"]) == (done.returncode == 0)
+    assert row in done.stdout
+
+
+def test_rows_of_the_penalty_benchmark():
+    assert run("--list", module="penalty").stdout.split() == [
+        "linear-1", "linear-5", "mlp-1", "mlp-5",
+    ]  # fmt: skip
+    assert run("--rows", "nothing", module="penalty").returncode == 2

@@ -10,6 +10,7 @@ from metabench.testing import method_checks, subject, task_checks
 
 FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
 REPRESENTATION = {**FEW_SHOT, "formulation": "representation", "dtype": "float64"}
+CLEANING = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "hidden": 5}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
     "ridge": [{}, {"carried": True}],
@@ -18,6 +19,12 @@ TASKS = {
         REPRESENTATION,
         {**FEW_SHOT, "train_shots": 2, "inner_batch": 5, "dtype": "float64"},
     ],
+    "hyper_cleaning": [
+        CLEANING,
+        {**CLEANING, "network": "mlp", "batch": 20, "dtype": "float64"},
+        {**CLEANING, "carried": False},
+    ],
+    "pbgd_toy": [{"starts": 10}, {"starts": 20, "carried": False}],
     "omniglot": [FEW_SHOT, REPRESENTATION],
 }
 METHODS = {
