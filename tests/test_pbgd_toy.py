@@ -21,7 +21,7 @@ def at(x, y):
     return {"x": torch.tensor([x], dtype=F64)}, {"y": torch.tensor([y], dtype=F64)}
 
 
-def descended(starts, gamma, *, penalty="value", steps=1500, outer_lr=0.1):
+def descended(starts, gamma, *, penalty="value", steps=2000, outer_lr=0.1):
     """The task with these starts (x, y), and the state after so many steps."""
     ctx = context(tasks.get("pbgd_toy")(starts=len(starts)))
     ctx.problem.x, ctx.problem.y = torch.tensor(starts, dtype=F64).T.contiguous()
@@ -96,7 +96,7 @@ def test_limit_points_of_the_squared_gradient():
     """Where grad of f + gamma / 2 g_y^2 is zero, g_y written out by hand."""
     gamma = 10.0
     _, state, _ = descended(
-        [(x, -x) for x, _ in toy.MINIMA], gamma, penalty="gradient", steps=3000, outer_lr=0.005
+        [(x, -x) for x, _ in toy.MINIMA], gamma, penalty="gradient", steps=2500, outer_lr=0.012
     )
     x, y = (v.clone().requires_grad_() for v in (state.lam["x"], state.theta["y"]))
     slope = 2 * (x + y) + x * torch.sin(2 * (x + y))
