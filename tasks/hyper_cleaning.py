@@ -66,7 +66,8 @@ class HyperCleaning:
     """Part of the training labels that is redrawn."""
     weights: Literal["even", "clean"] = "even"
     """The first lam: every weight 1/2, or 1 for examples that were never polluted and 0 for the
-    others. With method ``fixed`` the latter is the bound that cleaning cannot pass."""
+    others. With method ``fixed`` the latter is perfect cleaning; theta of a penalty method may pass
+    it, since it is fitted to the validation part too."""
     batch: Count | None = None
     """Training examples of an inner step; None: all."""
     l2: Annotated[float, Field(ge=0)] = 0.0
