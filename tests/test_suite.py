@@ -283,7 +283,6 @@ def test_what_differs_by_row_budget_and_column_wins_over_both() -> None:
         from_dict(changed(rows__0__cells={"lap": {}}), HERE)
 
 
-
 def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(TEXT)
     other = tmp_path / "other.toml"
