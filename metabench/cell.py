@@ -95,16 +95,17 @@ def make_cell(
     task: str,
     method: str,
     *,
-    solver: str = "sgd",
+    solver: str | None = None,
     seed: int = 0,
     set: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Cell:
     """The cell for these names, with ``set = {"task": {...}, "method": ..., "solver": ...,
-    "budget": ...}`` over the defaults.
+    "budget": ...}`` over the defaults; without ``solver`` the method's own default.
 
     Raises UnknownName or SettingError (names, values) before anything is run.
     """
     given = dict(set or {})
+    solver = solver or default_solver(methods.get(method))
     parts = {
         "task": settings.build(tasks.get(task), given.pop("task", {}), f"task {task}"),
         "method": settings.build(methods.get(method), given.pop("method", {}), f"method {method}"),
@@ -127,6 +128,12 @@ def make_cell(
         solver_settings=plain["solver"],
         budget=plain["budget"],
     )
+
+
+def default_solver(method: Any) -> str:
+    """The inner solver of a method for which none is chosen: its ``default_solver``, or "sgd"."""
+    name: str = getattr(method, "default_solver", "sgd")
+    return name
 
 
 def instances(cell: Cell) -> tuple[Any, Any, Any, Budget]:

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 from metabench import grads
 from metabench.cell import Budget
 from metabench.meter import Meter
-from metabench.problem import Batch, Episode, Params, Problem, Seeds
-from metabench.solver import Solver
+from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
+from metabench.solver import Solver, is_noisy
 
 _POOL = "episode-worker"
 
@@ -93,6 +93,21 @@ class Context:
             lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
         )[1]
 
+    def noise(self, episode: Episode, step: int, like: Params) -> Params:
+        """Standard normal draws for inner step ``step`` of an episode, in the shapes of ``like``
+        (the whole theta, or several stacked).
+
+        A pure function of the method's seed, the episode's index and the step: resumed and
+        recomputed steps see the same noise.
+        """
+        if episode.noise is not None:
+            return episode.noise[step]
+        gen = generator(self.seeds.method, "noise", episode.index, step)
+        return {
+            k: torch.randn(v.shape, generator=gen, dtype=v.dtype).to(v.device)
+            for k, v in like.items()
+        }
+
     def over_episodes(
         self,
         f: Callable[[Episode], Any],
@@ -137,19 +152,29 @@ class Context:
         fixed = not any(callable(e.inner) for e in episodes)
         inner = [_stack([e.batch(t) for e in episodes]) for t in range(1 if fixed else steps)]
         outer = _stack([e.outer for e in episodes])
+        noise = self._noise_ahead(episodes, steps) if is_noisy(self.solver) else []
 
-        def one(inner: list[Batch], outer: Batch) -> Any:
-            return f(Episode(inner[0] if fixed else inner.__getitem__, outer, -1))
+        def one(inner: list[Batch], outer: Batch, noise: list[Params]) -> Any:
+            batch = inner[0] if fixed else inner.__getitem__
+            return f(Episode(batch, outer, -1, noise or None))
 
         size = self.chunk or len(episodes)
         results: list[Any] = []
         for start in range(0, len(episodes), size):
             n = len(episodes[start : start + size])
-            cut = tree_map(lambda x, a=start, b=start + n: x[a:b], (inner, outer))
+            cut = tree_map(lambda x, a=start, b=start + n: x[a:b], (inner, outer, noise))
             with grads.functional(), self.meter.batch_of(n):
                 out = torch.func.vmap(one)(*cut)
             results += [tree_map(lambda x, i=i: x[i], out) for i in range(n)]
         return results
+
+    def _noise_ahead(self, episodes: Sequence[Episode], steps: int) -> list[Params]:
+        """The noise of every inner step, stacked over episodes: vmap cannot draw by address."""
+        with torch.no_grad():
+            lam = self.problem.init_outer()
+            like = [self.problem.init_inner(lam, e) for e in episodes]
+        each = list(zip(episodes, like, strict=True))
+        return [_stack([self.noise(e, t, x) for e, x in each]) for t in range(steps)]
 
 
 @lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from metabench import grads
-from metabench.cell import Budget
+from metabench.cell import Budget, default_solver
 from metabench.context import Context
 from metabench.method import State
 from metabench.problem import Params, Problem, Seeds
@@ -38,7 +38,7 @@ class Crossing:
         """As the harness makes it."""
         return Context(
             self.problem() if problem is None else problem,
-            solvers.get("sgd")(),
+            solvers.get(default_solver(self.method))(),
             self.seeds,
             self.task.offers,
             budget=Budget(outer_steps=STEPS),

@@ -44,10 +44,15 @@ class Meter:
         """Add to the named counts, times the size of the batch of episodes in progress."""
         if self.is_muted:
             return
-        weight = getattr(self._local, "weight", 1)
+        weight = self.weight
         with self._lock:
             for name, n in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + n * weight)
+
+    @property
+    def weight(self) -> int:
+        """What one count of this thread is worth just now."""
+        return int(getattr(self._local, "weight", 1))
 
     @property
     def is_muted(self) -> bool:
@@ -69,7 +74,8 @@ class Meter:
             self.mute(before)
 
     def batch_of(self, episodes: int) -> _Weight:
-        """Context: what this thread counts stands for ``episodes`` episodes at once."""
+        """Context: what this thread counts stands for ``episodes`` episodes (or chains) at once;
+        such contexts multiply."""
         return _Weight(self._local, episodes)
 
 
@@ -78,10 +84,11 @@ class _Weight:
         self.local, self.weight = local, weight
 
     def __enter__(self) -> None:
-        self.local.weight = self.weight
+        self.before = getattr(self.local, "weight", 1)
+        self.local.weight = self.before * self.weight
 
     def __exit__(self, *_: object) -> None:
-        self.local.weight = 1
+        self.local.weight = self.before
 
 
 COUNT_NAMES = tuple(f.name for f in fields(Counts))

@@ -17,7 +17,7 @@ from metabench.context import Context
 from metabench.errors import Diverged, UnknownName
 from metabench.problem import GRADIENTS, Episode, Params
 from metabench.registry import solvers
-from metabench.solver import Memory, Rate, Solver
+from metabench.solver import Memory, Rate, Solver, is_noisy
 
 __all__ = [
     "Context",
@@ -72,8 +72,9 @@ class Method(Protocol):
     """What is registered: a frozen dataclass of settings with three functions.
 
     Optional class attributes: ``packages`` (names that must be importable), ``reconstruction`` (a
-    sentence, where the source does not give all of the method), ``batched`` (False where episodes
-    cannot be worked through all at once with vmap).
+    sentence, where the source does not give all of the method; tables show it), ``batched`` (False
+    where episodes cannot be worked through all at once with vmap), ``default_solver`` (name of the
+    inner solver where none is chosen; without it "sgd").
     """
 
     registered_name: ClassVar[str]
@@ -123,15 +124,21 @@ def inner_loop(
 
     ``memory`` None starts the solver anew. With ``create_graph`` every step stays differentiable
     in lam, theta and lr; without it the gradients are constants (first order), though theta stays
-    connected to where it came from. ``only`` names the parameters that move (None: all).
+    connected to where it came from. ``only`` names the parameters that move (None: all). A noisy
+    solver gets the noise of the episode's step.
     """
+    solver = ctx.solver
     moving = theta if only is None else {k: theta[k] for k in only}
-    memory = ctx.solver.init(moving) if memory is None else memory
+    memory = solver.init(moving) if memory is None else memory
     for t in range(start, start + steps):
         g = ctx.inner_grad(
             lam, {**theta, **moving}, episode.batch(t), create_graph=create_graph, only=only
         )
-        moving, memory = ctx.solver.update(moving, g, memory, lr)
+        if is_noisy(solver):
+            noise = ctx.noise(episode, t, theta)
+            moving, memory = solver.update(moving, g, memory, lr, noise)
+        else:
+            moving, memory = solver.update(moving, g, memory, lr)
     return {**theta, **moving}, memory
 
 

@@ -168,6 +168,7 @@ def check_counts(at: Crossing) -> None:
     """
     problem = Counting(at.problem())
     ctx = at.context(problem.as_problem())
+    problem.meter = ctx.meter
     at.run(ctx)
     n, calls = ctx.meter.counts, problem.calls
     assert calls["inner_loss"] >= n.inner_gradients, (

@@ -39,7 +39,10 @@ MethodNames = Annotated[
     typer.Option("--method", metavar="NAME", help="... crossed with this method (repeatable) ..."),
 ]
 SolverName = Annotated[
-    str, typer.Option("--solver", metavar="NAME", help="... with this inner solver.")
+    str | None,
+    typer.Option(
+        "--solver", metavar="NAME", help="... with this inner solver; without, the method's own."
+    ),
 ]
 BudgetName = Annotated[
     str,
@@ -131,7 +134,7 @@ class Choice:
     store: Path | None
     tasks: Sequence[str] | None
     methods: Sequence[str] | None
-    solver: str
+    solver: str | None
     only: Sequence[str] | None = None
 
     def suites(self) -> list[Suite]:

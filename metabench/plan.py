@@ -244,7 +244,9 @@ def overrides(set: Iterable[str] | Mapping[str, Any]) -> list[Override]:
     return out
 
 
-def crossing(task_names: Sequence[str], method_names: Sequence[str], solver: str = "sgd") -> Suite:
+def crossing(
+    task_names: Sequence[str], method_names: Sequence[str], solver: str | None = None
+) -> Suite:
     """A suite of the given tasks and methods, each with its own defaults.
 
     Raises UnknownName; SuiteError where the tasks have no metric in common.
@@ -254,7 +256,8 @@ def crossing(task_names: Sequence[str], method_names: Sequence[str], solver: str
     classes = [tasks.get(name) for name in task_names]
     for name in method_names:
         methods.get(name)
-    solvers.get(solver)
+    if solver is not None:
+        solvers.get(solver)
     metrics = {(c.metric, c.goal) for c in classes}  # type: ignore[attr-defined]
     if len(metrics) > 1:
         told = ", ".join(f"{n}: {c.metric}" for n, c in zip(task_names, classes, strict=True))  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench.errors import MetabenchError
+from metabench.meter import Meter
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -133,20 +134,21 @@ class Watched:
 
 
 class Counting(Watched):
-    """How often each loss is evaluated."""
+    """How often each loss is evaluated; once on several episodes or chains is several times."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.calls: Counter[str] = Counter()
+        self.meter = Meter()
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G, counted."""
-        self.calls["inner_loss"] += 1
+        self.calls["inner_loss"] += self.meter.weight
         return self._problem.inner_loss(lam, theta, batch)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F, counted."""
-        self.calls["outer_loss"] += 1
+        self.calls["outer_loss"] += self.meter.weight
         return self._problem.outer_loss(lam, theta, batch)
 
 
@@ -183,9 +185,15 @@ def _through(function: type[torch.autograd.Function], params: Params) -> Params:
 class _Never(torch.autograd.Function):
     """The identity; going back through it is refused."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -195,9 +203,15 @@ class _Never(torch.autograd.Function):
 class _Once(torch.autograd.Function):
     """The identity; its gradient cannot be differentiated again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

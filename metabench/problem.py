@@ -84,6 +84,9 @@ class Episode:
     inner: Batch | Callable[[int], Batch]
     outer: Batch
     index: int = 0
+    noise: Sequence[Params] | None = None
+    """A noisy solver's draws by inner step, where several episodes at once need them ahead; None:
+    they are drawn when asked for (:meth:`metabench.context.Context.noise`)."""
 
     def batch(self, step: int) -> Batch:
         """The inner batch of inner step ``step``, counted from 0."""

@@ -131,7 +131,11 @@ def of_suite(suite: Suite, path: Path) -> Description:
     columns += [(c.id, c.task, _by_budget(c)) for c in suite.columns]
     rows: list[tuple[str, ...]] = [("row", "method", "settings")]
     rows += [
-        (r.id, r.method if r.solver == "sgd" else f"{r.method}, {r.solver}", _by_budget(r))
+        (
+            r.id,
+            r.method if r.solver in (None, "sgd") else f"{r.method}, {r.solver}",
+            _by_budget(r),
+        )
         for r in suite.rows
     ]
     budgets: list[tuple[str, ...]] = [("budget", "seeds", "limits")]

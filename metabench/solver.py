@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeGuard
 
 from torch import Tensor
 
@@ -31,6 +31,29 @@ class Solver(Protocol):
     ) -> tuple[Params, Memory]:
         """theta and memory after one step; differentiable in all four."""
         ...
+
+
+class NoisySolver(Solver, Protocol):
+    """A solver whose steps take noise: data like any other, drawn by :meth:`Context.noise`."""
+
+    noisy: ClassVar[bool]
+    """True."""
+
+    def update(
+        self,
+        theta: Params,
+        grad: Params,
+        memory: Memory,
+        lr: Rate,
+        noise: Params | None = None,
+    ) -> tuple[Params, Memory]:
+        """One step; ``noise`` holds standard normal draws of theta's shapes."""
+        ...
+
+
+def is_noisy(solver: Solver) -> TypeGuard[NoisySolver]:
+    """Whether a solver's steps take noise (class attribute ``noisy``)."""
+    return bool(getattr(solver, "noisy", False))
 
 
 def scaled(lr: Rate, name: str, step: Tensor) -> Tensor:

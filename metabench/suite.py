@@ -16,7 +16,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     [budgets.NAME]         seeds = [...], the fields of cell.Budget,
                            set.task.*, set.method.*, set.solver.* for every cell
     [[columns]]            id, label, task, set.{task,budget}.* for the column, and budgets.BUDGET.*
-    [[rows]]               id, label, method, solver = "sgd", set.{task,method,solver,budget}.*,
+    [[rows]]               id, label, method, solver (without: the method's own default),
+                           set.{task,method,solver,budget}.*,
                            columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,
                            with the same kind of tables, skip = ["column", ...] with skip_reason
     [[paper]]              row, column, value, pm, pm_meaning, source, label
@@ -77,7 +78,8 @@ class Row:
     id: str
     method: str
     label: str = ""
-    solver: str = "sgd"
+    solver: str | None = None
+    """None: the method's own default, mostly "sgd"."""
     set: Groups = field(default_factory=dict)
     columns: dict[str, Groups] = field(default_factory=dict)
     budgets: dict[str, Groups] = field(default_factory=dict)

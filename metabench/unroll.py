@@ -197,23 +197,10 @@ def forward(
 
     Memory does not grow with ``steps``; time grows with the number of scalars in lam.
     """
-    _load_forward_mode()
     path = Path(ctx, theta, episode, rate)
     lam = grads.detach(lam)
-    directions = _unit_directions(lam)
+    directions = unit_directions(lam)
     n = len(next(iter(directions.values())))
-
-    def along(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
-        """Values of f, and its derivatives along every stacked tangent."""
-
-        def one(*tangent: Any) -> Any:
-            return torch.func.jvp(f, primals, tangent)
-
-        with grads.functional():
-            values, slopes = torch.func.vmap(one)(*tangents)
-        # The values are the same along every tangent: a view n times over.
-        return tree_map(lambda x: x[0], values), slopes
-
     point, z = along(path.begin, (lam,), (directions,))
     for t in range(steps):
         point, z = along(
@@ -226,9 +213,28 @@ def forward(
         mixed_products=n * steps if "lam_in_inner_loss" in ctx.offers else 0,
     )
     ctx.notes["unroll"] = "forward"
-    parts = slopes.split([v.numel() for v in lam.values()])
-    g = {k: part.reshape(v.shape) for (k, v), part in zip(lam.items(), parts, strict=True)}
-    return Hypergradient(value, g, point[0])
+    return Hypergradient(value, from_slopes(slopes, lam), point[0])
+
+
+def along(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """Values of ``f`` at ``primals``, and its derivatives along every one of the stacked
+    ``tangents`` (nested as the primals, one more dimension in front)."""
+    _load_forward_mode()
+
+    def one(*tangent: Any) -> Any:
+        return torch.func.jvp(f, primals, tangent)
+
+    # Noise that a step draws by its address is the same along every tangent.
+    with grads.functional():
+        values, slopes = torch.func.vmap(one, randomness="same")(*tangents)
+    # The values are the same along every tangent: a view n times over.
+    return tree_map(lambda x: x[0], values), slopes
+
+
+def from_slopes(slopes: Tensor, lam: Params) -> Params:
+    """Derivatives along the unit directions [n] as a gradient in lam's names and shapes."""
+    parts = torch.split(slopes, [v.numel() for v in lam.values()])
+    return {k: part.reshape(v.shape) for (k, v), part in zip(lam.items(), parts, strict=True)}
 
 
 @functools.cache
@@ -243,7 +249,7 @@ def _load_forward_mode() -> None:
         torch.func.jvp(torch.sin, (zero,), (zero,))
 
 
-def _unit_directions(lam: Params) -> Params:
+def unit_directions(lam: Params) -> Params:
     """Unit vectors, stacked: name -> [n, *shape] with n the number of scalars in lam."""
     sizes = [v.numel() for v in lam.values()]
     return {

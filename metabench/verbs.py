@@ -39,7 +39,7 @@ def plan(
     only: Only = None,
     task: TaskNames = None,
     method: MethodNames = None,
-    solver: SolverName = "sgd",
+    solver: SolverName = None,
     store: StorePath = None,
     jobs: Jobs = None,
 ) -> None:
@@ -60,7 +60,7 @@ def run(
     only: Only = None,
     task: TaskNames = None,
     method: MethodNames = None,
-    solver: SolverName = "sgd",
+    solver: SolverName = None,
     store: StorePath = None,
     jobs: Jobs = None,
     device: Device = None,
@@ -85,7 +85,7 @@ def status(
     only: Only = None,
     task: TaskNames = None,
     method: MethodNames = None,
-    solver: SolverName = "sgd",
+    solver: SolverName = None,
     store: StorePath = None,
     tracebacks: Annotated[
         bool, typer.Option("--tracebacks", help="Show the whole tracebacks of failed cells.")
@@ -112,7 +112,7 @@ def table(
     seeds: Seeds = None,
     task: TaskNames = None,
     method: MethodNames = None,
-    solver: SolverName = "sgd",
+    solver: SolverName = None,
     store: StorePath = None,
     format: Annotated[
         str | None,
@@ -155,7 +155,7 @@ def plot(
     seeds: Seeds = None,
     task: TaskNames = None,
     method: MethodNames = None,
-    solver: SolverName = "sgd",
+    solver: SolverName = None,
     store: StorePath = None,
     kind: Annotated[
         list[str] | None,
@@ -182,7 +182,7 @@ def report(
     seeds: Seeds = None,
     task: TaskNames = None,
     method: MethodNames = None,
-    solver: SolverName = "sgd",
+    solver: SolverName = None,
     store: StorePath = None,
     out: OutFolder = None,
 ) -> None:
@@ -202,7 +202,7 @@ def reproduce(
     only: Only = None,
     task: TaskNames = None,
     method: MethodNames = None,
-    solver: SolverName = "sgd",
+    solver: SolverName = None,
     store: StorePath = None,
     jobs: Jobs = None,
     device: Device = None,
