@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metabench import grads, unroll
+from metabench.comoment import Comoment
 from metabench.errors import SettingError
 from metabench.method import Context, GradientMethod, Hypergradient, State
 from metabench.problem import GRADIENTS, Episode, Params
@@ -266,16 +267,17 @@ class Sums:
         """One more sample: its F, and grad_lam F + h."""
         self.value, self.kept = self.value + value, self.kept + 1
         if not self.total:
-            self.total = {k: v + self.h[k] for k, v in direct.items()}
-            return
-        for k, v in self.total.items():
-            v.add_(direct[k]).add_(self.h[k])
+            self.total = {k: v.clone() for k, v in direct.items()}
+        else:
+            for k, v in self.total.items():
+                v.add_(direct[k])
+        for k, v in self.h.items():
+            self.total[k].add_(v)
 
     def means(self) -> tuple[Tensor, Params]:
         """Of F and of the hypergradient."""
-        return torch.as_tensor(self.value / self.kept), {
-            k: v / self.kept for k, v in self.total.items()
-        }
+        mean = {k: v / self.kept for k, v in self.total.items()}
+        return torch.as_tensor(self.value / self.kept), mean
 
 
 def covariance(at: Chains, theta: Params | None) -> Hypergradient:
@@ -294,49 +296,20 @@ def covariance(at: Chains, theta: Params | None) -> Hypergradient:
         value, back = grads.pullback(lambda p: at.judge(p, theta), lam)
         return at.moved(theta, g, noise), (value, back(torch.ones_like(value))[0], in_lam)
 
-    theta, found = at.begin(theta), Comoment()
+    theta, samples, sums = at.begin(theta), Comoment(), Sums()
     for t in range(method.inner_steps):
         theta, kept = at.each(partial(one, t=t), theta, at.noise(t, theta))
         if kept:
+            value, direct, in_lam = kept
+            sums.keep(*at.mean((value, direct)))
             several = method.chains > 1
-            found.add(*(kept if several else tree_map(lambda x: x.unsqueeze(0), kept)))
-    heat = temperature(ctx)
-    g = {k: found.direct[k] - v / heat for k, v in found.covariance().items()}
-    return Hypergradient(found.value, g, theta)
-
-
-class Comoment:
-    """Means and the covariance of F with grad_lam G over samples that come in groups, without
-    cancellation (Chan, Golub, LeVeque 1983)."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.value = torch.zeros(())
-        self.direct: Params = {}
-        self.slope: Params = {}
-        self.co: Params = {}
-
-    def add(self, value: Tensor, direct: Params, slope: Params) -> None:
-        """A group of m samples: F [m], grad_lam F and grad_lam G name -> [m, *shape]."""
-        m, n, mean = len(value), self.n, value.mean()
-        own = {k: v.mean(0) for k, v in slope.items()}
-        within = {k: torch.tensordot(value - mean, v - own[k], 1) for k, v in slope.items()}
-        if not n:
-            self.value, self.slope, self.co = mean, own, within
-            self.direct = {k: v.mean(0) for k, v in direct.items()}
-        else:
-            part, gap = m / (n + m), mean - self.value
-            for k, v in own.items():
-                apart = v - self.slope[k]
-                self.co[k] = self.co[k] + within[k] + n * part * gap * apart
-                self.slope[k] = self.slope[k] + part * apart
-                self.direct[k] = self.direct[k] + part * (direct[k].mean(0) - self.direct[k])
-            self.value = self.value + part * gap
-        self.n = n + m
-
-    def covariance(self) -> Params:
-        """Unbiased where samples are independent."""
-        return {k: v / (self.n - 1) for k, v in self.co.items()}
+            samples.add(
+                value if several else value[None],
+                in_lam if several else {k: v[None] for k, v in in_lam.items()},
+            )
+    value, direct = sums.means()
+    cov, heat = samples.covariance(), temperature(ctx)
+    return Hypergradient(value, {k: v - cov[k] / heat for k, v in direct.items()}, theta)
 
 
 def temperature(ctx: Context) -> float:

@@ -20,6 +20,7 @@ PARTS = sorted(
 CONTRACT = {
     "blocks",
     "cell",
+    "comoment",
     "context",
     "convolution",
     "data",
@@ -31,6 +32,7 @@ CONTRACT = {
     "method",
     "problem",
     "registry",
+    "search",
     "settings",
     "solver",
     "unroll",
