@@ -26,6 +26,7 @@ TASKS = {
     ],
     "pbgd_toy": [{"starts": 10}, {"starts": 20, "carried": False}],
     "omniglot": [FEW_SHOT, REPRESENTATION],
+    "two_minima": [{}, {"carried": False}],
 }
 METHODS = {
     "bilevel": [{}, {"mode": "forward", "learn_rate": True}, {"truncate": 2, "memory": "states"}],
@@ -35,6 +36,9 @@ METHODS = {
     "maml_learn2learn": [{}, {"order": "first"}],
     "pbgd": [{}, {"penalty": "gradient"},
              {"gamma_first": 1.0, "ramp_steps": 2, "inner_steps": 30, "ahead": 40}],
+    "sgld": [{"inner_steps": 4}, {"inner_steps": 4, "estimator": "forward"},
+             {"inner_steps": 4, "estimator": "covariance"}],
+    "optuna_tpe": [{"inner_steps": 10, "startup": 1}],
 }  # fmt: skip
 
 
