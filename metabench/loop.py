@@ -85,6 +85,9 @@ class Loop:
             engine=engine,
             workers=options.workers if spread and not cuda else 1,
         )
+        reconstruction = getattr(self.method, "reconstruction", "")
+        if reconstruction:
+            self.ctx.notes["reconstruction"] = reconstruction
         self.made_with = {
             **environment.versions(),
             "contract": self.cell.contract,

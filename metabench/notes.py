@@ -70,6 +70,21 @@ def hole_notes(crossing: Crossing, missing: list[tuple[str, str, int]]) -> list[
     return out
 
 
+def reconstruction_notes(results: Results) -> list[Note]:
+    """What of the methods shown is a reconstruction, by their finished records: a sentence each."""
+    rows: dict[str, list[str]] = {}
+    for row in results.rows:
+        for column in results.columns:
+            for record in results.crossings[row.id, column.id].done:
+                said, label = record.notes.get("reconstruction"), row.label or row.id
+                if said and label not in rows.setdefault(str(said), []):
+                    rows[str(said)].append(label)
+    return [
+        Note(f"Reconstructed in part ({listed(labels)}): {one_line(said).rstrip('.')}.")
+        for said, labels in rows.items()
+    ]
+
+
 def shortened(reason: str) -> str:
     """A reason in one line of at most ``LONGEST`` characters, without its full stop."""
     reason = one_line(reason).rstrip(".")

@@ -11,7 +11,14 @@ from metabench import formats, long
 from metabench.entries import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
 from metabench.errors import UnknownName
 from metabench.formats import Grid, Item, Note
-from metabench.notes import Marks, budget_notes, hole_notes, human, listed
+from metabench.notes import (
+    Marks,
+    budget_notes,
+    hole_notes,
+    human,
+    listed,
+    reconstruction_notes,
+)
 from metabench.results import Crossing, Results
 from metabench.settings import typed
 from metabench.suite import LABELS, Published
@@ -138,6 +145,7 @@ def main_grid(results: Results) -> Grid:
         *_meaning(entries),
         *_tests(results, entries),
         *notes,
+        *reconstruction_notes(results),
         *(() if published else (Note("No paper reports this table."),)),
     ]
     general += [Note(text, mark) for mark, text in sources.items()]
@@ -336,6 +344,7 @@ def cost_grid(results: Results) -> Grid:
     ]
     if zero and seen:
         notes.append(Note(f"Zero everywhere: {listed(zero)}."))
+    notes += reconstruction_notes(results)
     return Grid(
         f"Cost of a run: {results.suite.title} (budget {results.budget})",
         [("", 3 + len(names))],

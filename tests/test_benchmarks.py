@@ -88,3 +88,18 @@ def test_rows_of_the_penalty_benchmark():
         "linear-1", "linear-5", "mlp-1", "mlp-5",
     ]  # fmt: skip
     assert run("--rows", "nothing", module="penalty").returncode == 2
+
+
+def test_a_tiny_row_of_sgld(tmp_path):
+    out = tmp_path / "sgld.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.sgld", "--rows", "*-every*", "--examples", "20",
+         "--repeats", "1", "--block", "5", "--json", str(out)],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr  # 1: a target missed, as on so small a case
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 8
+    for row in rows:
+        assert row["agrees"] and row["error_float64"] < 1e-10 and row["ratio"] > 0
+    assert "plain steps, target at most 3" in done.stdout

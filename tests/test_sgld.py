@@ -8,10 +8,12 @@ import torch
 from oracles import F64, context, given, hypergradient
 
 from metabench import settings
+from metabench.cell import make_cell
 from metabench.errors import Diverged, SettingError
 from metabench.meter import Counts
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.registry import methods, solvers, tasks
+from metabench.runner import run_cell
 from metabench.testing import method_checks
 
 SGLD = methods.get("sgld")
@@ -394,3 +396,15 @@ def test_carried_chains_go_on_each_from_its_own_end():
 def test_several_chains_keep_the_contract(estimator):
     for _, check in method_checks(SGLD(estimator=estimator, chains=3, inner_steps=4, thin=2)):
         check()
+
+
+def test_a_cell_has_the_method_s_own_solver_and_its_record_says_what_is_reconstructed():
+    budget = {"outer_steps": 2, "eval_every": 2, "test_episodes": 1, "valid_episodes": 1}
+    cell = make_cell("two_minima", "sgld", set={"budget": budget})
+    assert cell.solver == "langevin" and cell.solver_settings["noise"] == 1.0
+    assert make_cell("two_minima", "bilevel", set={"budget": budget}).solver == "sgd"
+    assert make_cell("two_minima", "sgld", solver="sgd", set={"budget": budget}).solver == "sgd"
+    record = run_cell(cell)
+    assert record.status == "done", record.reason
+    assert record.notes["reconstruction"] == SGLD.reconstruction
+    assert record.metrics["test"]["expected_loss"].mean > 0

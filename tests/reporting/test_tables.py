@@ -257,3 +257,13 @@ def test_rows_and_columns_with_other_budgets_are_told_together(helpers):
         "outer_steps = 3, eval_every = 1; Reptile and No outer learning: outer_steps = 0; "
         "Reptile and No outer learning in 5-way 5-shot: eval_every = 1."
     )
+
+
+def test_reconstructions_are_marked_below_every_table(suite, helpers):
+    store = helpers.Fake()
+    for place in suite.cells("laptop"):
+        said = {"reconstruction": "its recurrence was not found."} if place.row == "anil" else {}
+        store.add(place, notes=said)
+    results = collect(suite, "laptop", store)
+    for text in (tables.table(results), tables.cost_table(results)):
+        assert text.count("Reconstructed in part (ANIL): its recurrence was not found.") == 1
