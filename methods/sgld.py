@@ -216,7 +216,7 @@ def forward(at: Chains, theta: Params | None) -> Hypergradient:
 
 
 def first_order(at: Chains, theta: Params | None) -> Hypergradient:
-    """h in the place of J' s. With ``thin`` above 1 the product of a block's last step stands for
+    """h in the place of J' s, from 0: what theta_0 owes to lam is left out. With ``thin`` above 1 the product of a block's last step stands for
     all of its steps: h <- kappa^m h - lr (1 + kappa + ... + kappa^(m-1)) grad_lam <g, s>."""
     ctx, method, lam = at.ctx, at.method, at.lam
 
