@@ -216,8 +216,11 @@ def forward(at: Chains, theta: Params | None) -> Hypergradient:
 
 
 def first_order(at: Chains, theta: Params | None) -> Hypergradient:
-    """h in the place of J' s, from 0: what theta_0 owes to lam is left out. With ``thin`` above 1 the product of a block's last step stands for
-    all of its steps: h <- kappa^m h - lr (1 + kappa + ... + kappa^(m-1)) grad_lam <g, s>."""
+    """h in the place of J' s, from 0: what theta_0 owes to lam is left out.
+
+    With ``thin`` above 1 the product of a block's last step stands for all of its steps:
+    h <- kappa^m h - lr (1 + kappa + ... + kappa^(m-1)) grad_lam <g, s>.
+    """
     ctx, method, lam = at.ctx, at.method, at.lam
 
     def one(theta: Params, noise: Params, t: int) -> Any:
