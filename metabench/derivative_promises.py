@@ -85,6 +85,33 @@ def check_second_order(task: Any) -> None:
             )
 
 
+def check_split(task: Any) -> None:
+    """Where the inner loss names a penalty or its own Hessian, both are what they say."""
+    problem = build(task)
+    lam, theta, episode = start(problem)
+    theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
+    allowed = tolerance(theta)
+    penalty = problem.diagonal_penalty(lam)
+    rest = problem.unpenalised_loss(lam, theta, batch)
+    added = [0.5 * (c * theta[k].square()).sum() for k, c in (penalty or {}).items()]
+    whole, parts = problem.inner_loss(lam, theta, batch), sum(added, start=rest)
+    gap = float(abs(whole - parts) / (1 + abs(whole)))
+    assert gap <= allowed, f"the inner loss is {gap:.1e} away from its parts, penalty and the rest"
+    closed = problem.inner_hessian(lam, theta, batch)
+    if closed is None:
+        return
+    v = {k: torch.cos(torch.arange(x.numel()).to(x)).view(x.shape) for k, x in theta.items()}
+    loss = problem.unpenalised_loss
+    _, (back,) = grads.pullbacks(
+        lambda t: grads.grad(lambda p: loss(lam, p, batch), t, create_graph=True)[1], theta
+    )
+    expected, found = back(v), closed(v)
+    assert list(found) == list(expected), f"inner_hessian gives {list(found)}"
+    for k, value in expected.items():
+        gap = float((found[k] - value).abs().max() / (1 + value.abs().max()))
+        assert gap <= allowed, f"inner_hessian in {k} is {gap:.1e} away from differentiation"
+
+
 def check_batched(task: Any) -> None:
     """Inner gradients of several episodes at once (vmap) are those of one after another."""
     if not {"episodes", "second_order"} <= task.offers:

@@ -6,6 +6,7 @@ Autograd is the fast path on a CPU (and the one that Python threads can share). 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -108,10 +109,58 @@ def pullback(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any],
     return tree_unflatten([x.detach() for x in outputs], out_spec), back
 
 
+def pullbacks(f: Callable[..., Any], *primals: Any) -> tuple[Any, tuple[Callable[[Any], Any], ...]]:
+    """As :func:`pullback`, with one map for each primal, which may be used any number of times.
+
+    By autograd the graph is built once, here; primals that are leaves already stay themselves, so
+    ``f`` may close over what was computed of them. By torch.func it is built once a map: at once
+    for the last primal, for another when its map is first used.
+    """
+    if is_functional():
+        outputs, last = _vjp_at(f, primals, len(primals) - 1)
+
+        def lazy(i: int) -> Callable[[Any], Any]:
+            built = functools.cache(lambda: _vjp_at(f, primals, i)[1])
+            return lambda cotangents: built()(cotangents)[0]
+
+        return outputs, (*map(lazy, range(len(primals) - 1)), lambda c: last(c)[0])
+
+    def own(x: Tensor) -> Tensor:
+        return x if x.requires_grad and x.is_leaf else x.detach().requires_grad_()
+
+    at = tree_map(own, primals)
+    with torch.enable_grad():
+        outputs, _ = tree_flatten(held := f(*at))
+
+    def to(primal: Any) -> Callable[[Any], Any]:
+        leaves, spec = tree_flatten(primal)
+
+        def back(cotangents: Any) -> Any:
+            given = tree_flatten(cotangents)[0]
+            return tree_unflatten(_backward(outputs, leaves, given, False, keep=True), spec)
+
+        return back
+
+    return detach_tree(held), tuple(map(to, at))
+
+
+def _vjp_at(f: Callable[..., Any], primals: tuple[Any, ...], i: int) -> Any:
+    before, after = primals[:i], primals[i + 1 :]
+    return torch.func.vjp(lambda x: f(*before, x, *after), primals[i])
+
+
 def _backward(
-    outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor] | None, again: bool
+    outputs: list[Tensor],
+    inputs: list[Tensor],
+    cotangents: list[Tensor] | None,
+    again: bool,
+    *,
+    keep: bool = False,
 ) -> list[Tensor]:
-    """Vector-Jacobian products, zero where nothing depends on an input; ``again`` keeps a graph."""
+    """Vector-Jacobian products, zero where nothing depends on an input.
+
+    ``again`` makes them differentiable; ``keep`` leaves the graph for another use.
+    """
     live = [i for i, x in enumerate(outputs) if x.requires_grad]
     if not live:
         return [torch.zeros_like(x) for x in inputs]
@@ -121,6 +170,7 @@ def _backward(
             inputs,
             None if cotangents is None else [cotangents[i] for i in live],
             create_graph=again,
+            retain_graph=keep or again,
             allow_unused=True,
             materialize_grads=True,
         )
@@ -135,6 +185,17 @@ def axpy(a: float | Tensor, x: Params, y: Params) -> Params:
 def dot(x: Params, y: Params) -> Tensor:
     """Sum of elementwise products over all names."""
     return torch.stack([(x[k] * y[k]).sum() for k in x]).sum()
+
+
+def flatten(x: Params) -> Tensor:
+    """All entries as one vector [n], in the order of the names."""
+    return torch.cat([v.reshape(-1) for v in x.values()])
+
+
+def unflatten(flat: Tensor, like: Params) -> Params:
+    """Views of a vector [n] with the names and shapes of ``like``."""
+    parts = flat.split([v.numel() for v in like.values()])
+    return {k: part.view(v.shape) for (k, v), part in zip(like.items(), parts, strict=True)}
 
 
 def norm(x: Params) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -61,11 +61,16 @@ class State:
 
 
 class Hypergradient(NamedTuple):
-    """What one episode says: its outer loss, the gradient in lam, and the adapted theta."""
+    """What one episode says: its outer loss, the gradient in lam, and the adapted theta.
+
+    ``watched``: scalars by name that tell how far to trust it, larger is worse; the worst of a
+    step's episodes goes to :meth:`GradientMethod.trust` and to the learning curve.
+    """
 
     value: Tensor
     grad: Params
     theta: Params
+    watched: Params = {}  # noqa: RUF012
 
 
 class Method(Protocol):
@@ -215,6 +220,14 @@ class GradientMethod(InnerTraining):
     def settle(self, ctx: Context, state: State, episode: Episode) -> None:
         """Make the choices, and note them, that all episodes of the run share."""
 
+    @property
+    def inner_batches(self) -> int:
+        """How many inner batches of an episode a hypergradient may ask for."""
+        return self.inner_steps
+
+    def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
+        """Raise :class:`Diverged`, with the reason, where what was watched says so."""
+
     def init_lam(self, ctx: Context) -> Params:
         """The first outer variable; methods that learn more than lam add names to it."""
         return ctx.problem.init_outer()
@@ -249,8 +262,10 @@ class GradientMethod(InnerTraining):
         found = ctx.over_episodes(
             lambda e: self.hypergradient(ctx, state.lam, state.theta, e),
             episodes,
-            steps=self.inner_steps,
+            steps=self.inner_batches,
         )
+        watched = worst([h.watched for h in found])
+        self.trust(ctx, watched)
         g = grads.mean(h.grad for h in found)
         value = sum(float(h.value) for h in found) / len(found)
         size = check_hypergradient(
@@ -263,7 +278,16 @@ class GradientMethod(InnerTraining):
         )
         theta = grads.detach(found[-1].theta) if ctx.problem.carried else None
         new = State(self.project(ctx, lam), theta, {**state.memory, "outer": memory})
-        return new, {"outer_loss": value, "hypergradient_norm": size}
+        return new, {"outer_loss": value, "hypergradient_norm": size, **watched}
+
+
+def worst(watched: Sequence[Params]) -> dict[str, float]:
+    """The largest of each scalar, brought from the device in one piece; NaN where one is."""
+    names = list(watched[0])
+    if not names:
+        return {}
+    every = torch.stack([torch.stack([one[k] for k in names]) for one in watched])
+    return dict(zip(names, every.amax(0).tolist(), strict=True))
 
 
 def outer_rate(lr: float, decay: str, ctx: Context) -> float:

@@ -146,6 +146,11 @@ class Counting(Watched):
         self.calls["inner_loss"] += self.meter.weight
         return self._problem.inner_loss(lam, theta, batch)
 
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G without its diagonal penalty, counted as G."""
+        self.calls["inner_loss"] += 1
+        return self._problem.unpenalised_loss(lam, theta, batch)
+
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F, counted."""
         self.calls["outer_loss"] += self.meter.weight
@@ -167,9 +172,16 @@ class Limited(Watched):
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G, whose gradient has no derivative unless second derivatives are needed."""
-        if "second_order" not in self._needs:
-            lam, theta = _through(_Once, lam), _through(_Once, theta)
-        return self._problem.inner_loss(lam, theta, batch)
+        return self._problem.inner_loss(*self._once(lam, theta), batch)
+
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G without its diagonal penalty; likewise."""
+        return self._problem.unpenalised_loss(*self._once(lam, theta), batch)
+
+    def _once(self, lam: Params, theta: Params) -> tuple[Params, Params]:
+        if "second_order" in self._needs:
+            return lam, theta
+        return _through(_Once, lam), _through(_Once, theta)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F, which has no derivative unless one is needed."""

@@ -170,6 +170,25 @@ class Problem(ABC):
         """
         return episode
 
+    def diagonal_penalty(self, lam: Params) -> Params | None:
+        """c(lam), where G = :meth:`unpenalised_loss` + 1/2 sum c theta^2; None: not split so.
+
+        For names of theta that have a penalty, each c of a shape that broadcasts to theta's.
+        Optional: implicit methods then take this part of every Hessian product by hand, exactly.
+        """
+        return None
+
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """G without the term of :meth:`diagonal_penalty`."""
+        return self.inner_loss(lam, theta, batch)
+
+    def inner_hessian(
+        self, lam: Params, theta: Params, batch: Batch
+    ) -> Callable[[Params], Params] | None:
+        """v -> H v for the Hessian H of :meth:`unpenalised_loss` in theta, in closed form; None:
+        it is left to differentiation. Optional; must work under vmap where episodes do."""
+        return None
+
     def count(self, split: str) -> int | None:
         """Number of different episodes of a split; None where they never end."""
         return 1 if self.carried else None

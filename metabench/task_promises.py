@@ -16,6 +16,7 @@ from metabench.derivative_promises import (
     check_batched,
     check_derivatives,
     check_second_order,
+    check_split,
     splits,
     start,
 )
@@ -217,6 +218,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_losses,
     check_derivatives,
     check_second_order,
+    check_split,
     check_initialisation,
     check_hypers,
     check_project,

@@ -89,11 +89,19 @@ class RidgeProblem(Problem):
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |Xw - y|^2 + 1/2 sum e^lam w^2."""
         penalty = (lam["log_penalty"].exp() * theta["w"].square()).sum()
-        return 0.5 * ((batch["x"] @ theta["w"] - batch["y"]).square().sum() + penalty)
+        return self.unpenalised_loss(lam, theta, batch) + 0.5 * penalty
+
+    def diagonal_penalty(self, lam: Params) -> Params:
+        """e^lam, a coefficient for every weight."""
+        return {"w": lam["log_penalty"].exp()}
+
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """1/2 |Xw - y|^2."""
+        return 0.5 * (batch["x"] @ theta["w"] - batch["y"]).square().sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |Xw - y|^2."""
-        return 0.5 * (batch["x"] @ theta["w"] - batch["y"]).square().sum()
+        return self.unpenalised_loss(lam, theta, batch)
 
     def solve(self, lam: Params) -> Tensor:
         """The exact inner minimiser w*(lam) [features]."""

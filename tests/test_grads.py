@@ -90,6 +90,46 @@ def test_pullback_of_what_depends_on_nothing(way):
     assert list(bar) == list(X) and not any(v.any() for v in bar.values())
 
 
+def test_pullbacks_can_be_used_again_one_primal_at_a_time(way):
+    def f(x, s):
+        return {"y": x["a"] * s, "same": x["b"] ** 2}
+
+    s = torch.tensor(3.0, dtype=F64)
+    out, (to_x, to_s) = grads.pullbacks(f, X, s)
+    assert torch.equal(out["y"], 3 * X["a"]) and not out["y"].requires_grad
+    one, two = torch.ones(2, dtype=F64), torch.tensor(2.0, dtype=F64)
+    for scale in (1.0, 2.0, -1.0):
+        given = {"y": scale * one, "same": two}
+        bar = to_x(given)
+        assert torch.equal(bar["a"], 3 * scale * one) and bar["b"] == 2.0
+        assert to_s(given) == -scale and not bar["a"].requires_grad
+
+
+def test_pullbacks_of_what_depends_on_nothing(way):
+    _, (to_x, to_y) = grads.pullbacks(lambda x, y: {"y": 2 * y["a"]}, X, dict(X))
+    given = {"y": torch.ones(2, dtype=F64)}
+    assert not any(v.any() for v in to_x(given).values())
+    assert torch.equal(to_y(given)["a"], torch.full((2,), 2.0, dtype=F64))
+
+
+def test_pullbacks_reach_a_leaf_through_what_was_computed_of_it():
+    x = grads.leaf(X)
+    made = x["a"] ** 2
+    _, (to_x,) = grads.pullbacks(lambda p: (p["b"] * made).sum(), x)
+    for _ in range(2):
+        bar = to_x(torch.tensor(1.0, dtype=F64))
+        assert torch.equal(bar["a"], X["a"]) and bar["b"] == 5.0
+
+
+def test_flat_and_back():
+    flat = grads.flatten(X)
+    assert torch.equal(flat, torch.tensor([1.0, -2.0, 0.5], dtype=F64))
+    again = grads.unflatten(flat, X)
+    assert list(again) == list(X) and again["b"].shape == () and torch.equal(again["a"], X["a"])
+    flat.zero_()
+    assert not again["a"].any()
+
+
 def test_cotangents_in_another_order_are_refused():
     _, back = grads.pullback(lambda x: dict(x), X)
     with pytest.raises(ValueError, match="cotangents are"):

@@ -1,0 +1,276 @@
+"""Implicit differentiation: what the inner problem's second derivatives at one point say of lam.
+
+With H the Hessian of G in theta at a minimiser theta of G(lam, .),
+
+    hypergradient = grad_lam F - (d2 G / dlam dtheta) H^-1 grad_theta F .
+
+Lorraine, Vicol, Duvenaud, AISTATS 2020, arXiv 1911.02590, algorithms 2 and 3 (Neumann series);
+Pedregosa, ICML 2016 (conjugate gradient). The inner gradient is built once with its graph; a
+Hessian product is one backward pass through it, the mixed product one more. Solvers work on one
+flat vector, in place: their memory does not grow with the number of terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metabench import grads
+from metabench.context import Context
+from metabench.errors import Diverged
+from metabench.problem import Episode, Params
+
+CHECK_EVERY = 5
+"""Terms between two looks at a tolerance: each makes a GPU wait."""
+
+AtNegativeCurvature = Literal["stop", "truncate"]
+"""End the run, or keep what conjugate gradient has found before it."""
+
+Product = Callable[[Tensor], Tensor]
+"""A symmetric matrix [n, n] as a function of a vector [n]. The next call may overwrite what comes
+back."""
+
+
+class Solved(NamedTuple):
+    """An approximate solution [n], and scalars that tell how far to trust it."""
+
+    x: Tensor
+    watched: Params
+
+
+@dataclass(frozen=True)
+class Point:
+    """F and G of one episode around (lam, theta); nothing in it has a graph.
+
+    ``value`` F; ``direct`` grad_lam F; ``v`` [n] grad_theta F, flat; ``product`` [n] -> [n] the
+    (damped) Hessian product; ``mixed`` [n] -> lam's names, (d2 G / dlam dtheta) x.
+    """
+
+    value: Tensor
+    direct: Params
+    v: Tensor
+    product: Product
+    mixed: Callable[[Tensor], Params]
+
+
+def prepared(ctx: Context, lam: Params, episode: Episode) -> tuple[Params, Episode]:
+    """lam to differentiate in, and the episode with what its steps share computed once from it."""
+    lam = grads.detach(lam) if grads.is_functional() else grads.leaf(lam)
+    with torch.enable_grad():
+        return lam, ctx.problem.prepare(lam, episode)
+
+
+def linearise(
+    ctx: Context,
+    lam: Params,
+    theta: Params,
+    episode: Episode,
+    ready: Episode,
+    *,
+    batch: int,
+    damping: float = 0.0,
+) -> Point:
+    """The point (lam, theta), with the Hessian H + damping I of G on inner batch number ``batch``.
+
+    ``lam`` and ``ready`` come from :func:`prepared`. Costs one outer and one inner gradient, then
+    one Hessian product for each call of ``product`` and one mixed product for each of ``mixed``.
+    """
+    problem, theta = ctx.problem, grads.detach(theta)
+
+    def at(p: Params) -> Episode:
+        return problem.prepare(p, episode) if grads.is_functional() else ready
+
+    ctx.meter.add(outer_gradients=1)
+    value, (to_lam, to_theta) = grads.pullbacks(
+        lambda p, y: problem.outer_loss(p, y, at(p).outer), lam, theta
+    )
+    one = torch.ones_like(value)
+    direct, v = to_lam(one), grads.flatten(to_theta(one))
+    curvature, mixed = _derivatives(ctx, lam, theta, at, batch)
+
+    penalty = problem.diagonal_penalty(grads.detach(lam))
+    diagonal = None if penalty is None else _spread(penalty, theta) + damping
+    buffer = None if grads.is_functional() else torch.empty_like(v)
+
+    def product(u: Tensor) -> Tensor:
+        ctx.meter.add(hvps=1)
+        parts = [x.reshape(-1) for x in curvature(grads.unflatten(u, theta)).values()]
+        hu = torch.cat(parts, out=buffer)
+        if diagonal is not None:
+            return _add(hu, u, diagonal)
+        return _add(hu, u, damping) if damping else hu
+
+    def shrink(p: Params) -> Params:
+        return {k: c * theta[k] for k, c in (problem.diagonal_penalty(p) or {}).items()}
+
+    def both(x: Tensor) -> Params:
+        ctx.meter.add(mixed_products=1)
+        u = grads.unflatten(x, theta)
+        found = mixed(u)
+        if penalty is None:
+            return found
+        _, back = grads.pullback(shrink, lam)
+        return grads.axpy(1.0, back({k: u[k] for k in penalty})[0], found)
+
+    return Point(value, direct, v, product, both)
+
+
+def _derivatives(
+    ctx: Context, lam: Params, theta: Params, at: Callable[[Params], Episode], batch: int
+) -> tuple[Callable[[Params], Params], Callable[[Params], Params]]:
+    """Hessian and mixed products of the unpenalised G; the task's own Hessian where it has one."""
+    problem = ctx.problem
+
+    def loss(p: Params, y: Params) -> Tensor:
+        return problem.unpenalised_loss(p, y, at(p).batch(batch))
+
+    def gradient(p: Params, y: Params) -> Params:
+        return grads.grad(lambda t: loss(p, t), y, create_graph=True)[1]
+
+    here = grads.detach(at(lam).batch(batch))
+    closed = problem.inner_hessian(grads.detach(lam), theta, here)
+    if closed is None:
+        ctx.meter.add(inner_gradients=1)
+        _, (to_lam, to_theta) = grads.pullbacks(gradient, lam, theta)
+        return to_theta, to_lam
+
+    def mixed(u: Params) -> Params:
+        live = []
+
+        def probe(p: Params) -> Tensor:
+            value = loss(p, theta)
+            live.append(value.requires_grad)
+            return value
+
+        ctx.meter.add(function_evaluations=1)
+        grads.pullbacks(probe, lam)
+        if not live[0]:  # lam acts through the penalty alone
+            return {k: torch.zeros_like(x) for k, x in lam.items()}
+        ctx.meter.add(inner_gradients=1)
+        _, (to_lam, _) = grads.pullbacks(gradient, lam, theta)
+        found: Params = to_lam(u)
+        return found
+
+    return closed, mixed
+
+
+def _spread(penalty: Params, theta: Params) -> Tensor:
+    """The penalty's coefficients [n], zero where theta has none."""
+    zero = next(iter(theta.values())).new_zeros(())
+    return grads.flatten({k: penalty.get(k, zero).expand_as(v) for k, v in theta.items()})
+
+
+def neumann(
+    product: Product, v: Tensor, *, alpha: float, terms: int, tolerance: float | None = None
+) -> Solved:
+    """alpha sum_{j=0}^{terms} (I - alpha H)^j v, in the limit H^-1 v where |1 - alpha mu| < 1 for
+    every eigenvalue mu of H.
+
+    ``terms`` Hessian products, fewer where |(I - alpha H)^j v| falls to ``tolerance`` |v|. Watched:
+    ``growth``, the last of these over the first; it is the relative residual of the term before,
+    and above 1 only where some |1 - alpha mu| is.
+    """
+    first = _norm(v)
+    v = v.clone()
+    total = v.clone()
+    for j in range(terms):
+        if tolerance is not None and _is_small(j, _norm(v), tolerance, first):
+            break
+        v = _add(v, product(v), -alpha)
+        total = _add(total, v, 1.0)
+    return Solved(alpha * total, {"growth": _ratio(_norm(v), first)})
+
+
+def conjugate_gradient(
+    product: Product, v: Tensor, *, terms: int, tolerance: float | None = None
+) -> Solved:
+    """H^-1 v by conjugate gradient from zero, for a positive definite H.
+
+    ``terms`` Hessian products, fewer where the residual falls to ``tolerance`` |v|. From a
+    direction of no positive curvature on nothing is changed (Steihaug's rule). Watched:
+    ``residual`` over |v|, and ``negative_curvature``, the largest -p'Hp / (|p| |Hp|) beyond
+    rounding, else 0.
+    """
+    x, r, p = torch.zeros_like(v), v.clone(), v.clone()
+    rs = first = torch.dot(r, r)
+    alive, bend = first > 0, torch.zeros_like(first)
+    noise = 100 * torch.finfo(v.dtype).eps
+    for j in range(terms):
+        if tolerance is not None and _is_small(j, rs.sqrt(), tolerance, first.sqrt()):
+            break
+        hp = product(p)
+        curvature = torch.dot(p, hp)
+        cosine = _ratio(curvature, _norm(p) * _norm(hp))
+        bend = torch.maximum(bend, torch.where(alive & (cosine < -noise), -cosine, 0.0))
+        alive = alive & (curvature > 0)
+        step = torch.where(alive, rs / torch.where(alive, curvature, 1.0), 0.0)
+        x = _add(x, p, step)
+        r = _add(r, hp, -step)
+        before, rs = rs, torch.dot(r, r)
+        p = _add(_scale(p, _ratio(rs, before)), r, 1.0)
+    return Solved(x, {"residual": _ratio(rs, first).sqrt(), "negative_curvature": bend})
+
+
+def check_solution(
+    ctx: Context,
+    watched: Mapping[str, float],
+    *,
+    growth_limit: float = math.inf,
+    indefinite: AtNegativeCurvature = "stop",
+) -> None:
+    """Note a series that grows and negative curvature; raise Diverged where they go too far.
+
+    ``watched`` as the solvers give it, the worst of an outer step.
+    """
+    growth, bend = watched.get("growth", 0.0), watched.get("negative_curvature", 0.0)
+    bad = [name for name, value in watched.items() if not math.isfinite(value)]
+    if bad:
+        raise Diverged(
+            f"the solve with the inner Hessian gives no number at outer step {ctx.step} "
+            f"({', '.join(bad)})"
+        )
+    if growth > growth_limit:
+        raise Diverged(
+            f"the Neumann series grows: its last term at outer step {ctx.step} is {growth:.3g} "
+            "times the first. The Hessian is indefinite, or alpha is above 2 / its largest "
+            "eigenvalue; a smaller alpha, damping, fewer terms or more inner steps may help"
+        )
+    if bend > 0 and indefinite == "stop":
+        raise Diverged(
+            f"the Hessian is indefinite at outer step {ctx.step}: conjugate gradient met a "
+            f"direction of negative curvature (cosine -{bend:.3g}). Damping or more inner steps "
+            'may help; indefinite = "truncate" goes on with what was found before it'
+        )
+    if growth > 1:
+        ctx.notes.setdefault("series_first_grew_at_outer_step", ctx.step)
+    if bend > 0:
+        ctx.notes.setdefault("first_negative_curvature_at_outer_step", ctx.step)
+
+
+def _add(y: Tensor, x: Tensor, a: float | Tensor) -> Tensor:
+    """y + a x, in the place of y but under vmap, where y may lack the dimension that x has."""
+    if grads.is_functional():
+        return y + a * x
+    return y.addcmul_(x, a) if isinstance(a, Tensor) else y.add_(x, alpha=a)
+
+
+def _scale(y: Tensor, a: Tensor) -> Tensor:
+    return y * a if grads.is_functional() else y.mul_(a)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, 0 where b is 0."""
+    return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
+
+
+def _is_small(j: int, size: Tensor, tolerance: float, first: Tensor) -> bool:
+    return j % CHECK_EVERY == 0 and bool(size <= tolerance * first)

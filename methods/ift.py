@@ -1,0 +1,97 @@
+"""Implicit differentiation: the hypergradient at the end of inner training, none through it.
+
+Lorraine, Vicol, Duvenaud: Optimizing Millions of Hyperparameters by Implicit Differentiation,
+AISTATS 2020, arXiv 1911.02590 (Neumann series, warm-started inner steps). Other inverses of the
+Hessian: conjugate gradient (Pedregosa, ICML 2016, arXiv 1602.02355), and the identity (T1-T2:
+Luketina, Berglund, Greff, Raiko, ICML 2016, arXiv 1511.06727). Differs: the outer loss's own
+gradient in lam is always there; the inner solver starts each outer step without memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from metabench import grads, implicit
+from metabench.method import Context, GradientMethod, Hypergradient, Positive, Steps, inner_loop
+from metabench.problem import GRADIENTS, Episode, Params
+from metabench.registry import methods
+
+
+@methods.register("ift")
+@dataclass(frozen=True)
+class IFT(GradientMethod):
+    """Implicit differentiation (Lorraine 2019): Neumann series, conjugate gradient, or T1-T2."""
+
+    inverse: Literal["neumann", "cg", "identity"] = "neumann"
+    terms: Steps = 20
+    """Hessian products of a hypergradient; none for the identity."""
+    alpha: Positive | None = None
+    """Step of the series; None: ``inner_lr``. The identity is multiplied by it; None: by 1."""
+    damping: Annotated[float, Field(ge=0)] = 0.0
+    """Added to every eigenvalue of the Hessian."""
+    tolerance: Positive | None = None
+    """Stop before ``terms`` where the relative residual is as small; looked at every few terms."""
+    growth_limit: Positive = 10.0
+    """The run ends where the series' last term is this many times its first."""
+    indefinite: implicit.AtNegativeCurvature = "stop"
+    """At negative curvature conjugate gradient ends the run, or keeps what it has so far."""
+
+    def __post_init__(self) -> None:
+        if self.inverse == "identity" and self.tolerance is not None:
+            raise ValueError("the identity has no terms to stop before: leave tolerance unset")
+        if self.inverse == "cg" and self.alpha is not None:
+            raise ValueError("conjugate gradient finds its own steps: leave alpha unset")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """lam must enter the inner loss: through where training starts, or how, nothing is seen."""
+        return GRADIENTS | {"lam_in_inner_loss"}
+
+    @property
+    def batched(self) -> bool:
+        """Episodes that stop each at its own term cannot be worked through at once."""
+        return self.tolerance is None
+
+    @property
+    def inner_batches(self) -> int:
+        """One for every inner step, and one for the Hessian."""
+        return self.inner_steps + 1
+
+    def hypergradient(
+        self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
+    ) -> Hypergradient:
+        """grad_lam F - (d2 G / dlam dtheta) H^-1 grad_theta F, after ``inner_steps``."""
+        lam, ready = implicit.prepared(ctx, lam, episode)
+        start = ctx.problem.init_inner(lam, episode) if theta is None else theta
+        end, _ = inner_loop(
+            ctx, lam, grads.detach(start), ready, steps=self.inner_steps, lr=self.inner_lr
+        )
+        at = implicit.linearise(
+            ctx, lam, end, episode, ready, batch=self.inner_steps, damping=self.damping
+        )
+        x, watched = self.inverse_of(at)
+        g = grads.axpy(-1.0, at.mixed(x), at.direct)
+        return Hypergradient(at.value, g, grads.detach(end), watched)
+
+    def inverse_of(self, at: implicit.Point) -> implicit.Solved:
+        """H^-1 grad_theta F, by the inverse that is set."""
+        if self.inverse == "identity":
+            return implicit.Solved((self.alpha or 1.0) * at.v, {})
+        if self.inverse == "cg":
+            return implicit.conjugate_gradient(
+                at.product, at.v, terms=self.terms, tolerance=self.tolerance
+            )
+        alpha = self.inner_lr if self.alpha is None else self.alpha
+        return implicit.neumann(
+            at.product, at.v, alpha=alpha, terms=self.terms, tolerance=self.tolerance
+        )
+
+    def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
+        """A series that grows and negative curvature are noted, or end the run."""
+        implicit.check_solution(
+            ctx, watched, growth_limit=self.growth_limit, indefinite=self.indefinite
+        )
