@@ -4,8 +4,8 @@ With H the Hessian of G in theta at a minimiser theta of G(lam, .),
 
     hypergradient = grad_lam F - (d2 G / dlam dtheta) H^-1 grad_theta F .
 
-Lorraine, Vicol, Duvenaud, AISTATS 2020, arXiv 1911.02590, algorithms 2 and 3 (Neumann series);
-Pedregosa, ICML 2016 (conjugate gradient). The inner gradient is built once with its graph; a
+Lorraine, Vicol, Duvenaud, AISTATS 2020, arXiv 1911.02590 (Neumann series); Pedregosa, ICML 2016,
+arXiv 1602.02355 (conjugate gradient). The inner gradient is built once with its graph; a
 Hessian product is one backward pass through it, the mixed product one more. Solvers work on one
 flat vector, in place: their memory does not grow with the number of terms.
 """
@@ -22,11 +22,14 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.context import Context
-from metabench.errors import Diverged
+from metabench.errors import Diverged, SettingError
 from metabench.problem import Episode, Params
 
 CHECK_EVERY = 5
 """Terms between two looks at a tolerance: each makes a GPU wait."""
+
+DENSE_LIMIT = 5000
+"""Numbers in theta up to which a whole Hessian is built."""
 
 AtNegativeCurvature = Literal["stop", "truncate"]
 """End the run, or keep what conjugate gradient has found before it."""
@@ -214,6 +217,21 @@ def conjugate_gradient(
         before, rs = rs, torch.dot(r, r)
         p = _add(_scale(p, _ratio(rs, before)), r, 1.0)
     return Solved(x, {"residual": _ratio(rs, first).sqrt(), "negative_curvature": bend})
+
+
+def dense_inverse(product: Product, v: Tensor) -> Solved:
+    """H^+ v with the pseudo-inverse of the whole matrix: n products for v of n entries.
+
+    Raises SettingError where n is above ``DENSE_LIMIT``.
+    """
+    if len(v) > DENSE_LIMIT:
+        raise SettingError(
+            f'inverse = "exact" builds the whole Hessian: theta has {len(v)} numbers, at most '
+            f"{DENSE_LIMIT} are allowed"
+        )
+    eye = torch.eye(len(v), dtype=v.dtype, device=v.device)
+    h = torch.stack([product(column).clone() for column in eye])
+    return Solved(torch.linalg.pinv((h + h.t()) / 2, hermitian=True) @ v, {})
 
 
 def check_solution(

@@ -26,9 +26,10 @@ from metabench.registry import methods
 class IFT(GradientMethod):
     """Implicit differentiation (Lorraine 2019): Neumann series, conjugate gradient, or T1-T2."""
 
-    inverse: Literal["neumann", "cg", "identity"] = "neumann"
+    inverse: Literal["neumann", "cg", "identity", "exact"] = "neumann"
+    """"exact": pseudo-inverse of the whole Hessian, for a small theta."""
     terms: Steps = 20
-    """Hessian products of a hypergradient; none for the identity."""
+    """Hessian products of a hypergradient (series, conjugate gradient)."""
     alpha: Positive | None = None
     """Step of the series; None: ``inner_lr``. The identity is multiplied by it; None: by 1."""
     damping: Annotated[float, Field(ge=0)] = 0.0
@@ -41,10 +42,10 @@ class IFT(GradientMethod):
     """At negative curvature conjugate gradient ends the run, or keeps what it has so far."""
 
     def __post_init__(self) -> None:
-        if self.inverse == "identity" and self.tolerance is not None:
-            raise ValueError("the identity has no terms to stop before: leave tolerance unset")
-        if self.inverse == "cg" and self.alpha is not None:
-            raise ValueError("conjugate gradient finds its own steps: leave alpha unset")
+        if self.inverse not in ("neumann", "cg") and self.tolerance is not None:
+            raise ValueError(f"{self.inverse} has no terms to stop before: leave tolerance unset")
+        if self.inverse in ("cg", "exact") and self.alpha is not None:
+            raise ValueError(f"{self.inverse} has no step to set: leave alpha unset")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -81,6 +82,8 @@ class IFT(GradientMethod):
         """H^-1 grad_theta F, by the inverse that is set."""
         if self.inverse == "identity":
             return implicit.Solved((self.alpha or 1.0) * at.v, {})
+        if self.inverse == "exact":
+            return implicit.dense_inverse(at.product, at.v)
         if self.inverse == "cg":
             return implicit.conjugate_gradient(
                 at.product, at.v, terms=self.terms, tolerance=self.tolerance

@@ -39,6 +39,18 @@ def test_rows_and_unknown_rows():
     assert run("--rows", "nothing").returncode == 2
 
 
+@pytest.mark.parametrize("row", ["logistic-generic", "logistic-closed-form", "mlp-l2-a-weight"])
+def test_a_tiny_row_of_the_implicit_benchmark(tmp_path, row):
+    out = tmp_path / "speed.json"
+    size = ("--examples", "30", "--terms", "3", "--pixels", "20", "--repeats", "1")
+    done = run("--rows", row, "--only", "metabench", *size, "--json", str(out), module="implicit")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(out.read_text())["rows"]
+    own = found["implementations"]["metabench"]
+    assert own["agrees"] and 0 < own["error_float32"] < 1e-3
+    assert len(own["wall"]) == 1 and row in done.stdout
+
+
 @pytest.fixture
 def few_shot(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
@@ -57,7 +69,7 @@ def measured(own, peer, *, agrees=True):
 
 def test_a_target_needs_the_ratio_and_the_gate(few_shot):
     def first(result):
-        return few_shot.verdicts(result, "wall")[0]
+        return few_shot._turns.verdicts(few_shot.BENCHMARK, result, "wall")[0]
 
     assert first(measured(1.0, 2.5))["met"] is True
     assert first(measured(1.0, 1.5))["met"] is False
@@ -65,7 +77,7 @@ def test_a_target_needs_the_ratio_and_the_gate(few_shot):
 
 
 def test_a_missing_peer_is_a_hole(few_shot):
-    lines = few_shot.verdicts(measured(1.0, 2.5), "wall")
+    lines = few_shot._turns.verdicts(few_shot.BENCHMARK, measured(1.0, 2.5), "wall")
     higher = next(line for line in lines if line["peer"] == "higher")
     assert higher["ratio"] is None and higher["met"] is None
 

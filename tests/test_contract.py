@@ -25,6 +25,11 @@ TASKS = {
         {**CLEANING, "carried": False},
     ],
     "pbgd_toy": [{"starts": 10}, {"starts": 20, "carried": False}],
+    "weight_decay": [
+        {"shrink": 4, "n_test": 40, "dtype": "float64"},
+        {"shrink": 4, "n_test": 40, "network": "mlp", "hidden": 8},
+        {"shrink": 4, "n_test": 40, "carried": False, "dtype": "float64"},
+    ],
     "omniglot": [FEW_SHOT, REPRESENTATION],
     "two_minima": [{}, {"carried": False}],
 }

@@ -133,6 +133,34 @@ def test_conjugate_gradient_stops_at_negative_curvature_and_says_so():
     close(watched["negative_curvature"], torch.tensor(1.0, dtype=F64))
 
 
+# The whole matrix.
+
+
+def test_dense_inverse():
+    h, _, _, v = system()
+    product = Times(h)
+    close(implicit.dense_inverse(product, v).x, torch.linalg.solve(h, v))
+    assert product.calls == 8
+    h, _, q, _ = system(5, 0.0, 2.0)
+    x = implicit.dense_inverse(Times(h), q.sum(1)).x
+    close(h @ x, q[:, 1:].sum(1))
+    assert abs(float(q[:, 0] @ x)) < 1e-8
+
+
+def test_dense_inverse_of_too_much(monkeypatch):
+    monkeypatch.setattr(implicit, "DENSE_LIMIT", 4)
+    with pytest.raises(SettingError, match="theta has 5 numbers, at most 4"):
+        implicit.dense_inverse(Times(torch.eye(5)), torch.ones(5))
+
+
+def test_exact_is_what_conjugate_gradient_ends_at():
+    set_ = {"damping": 2.0, "inner_steps": 2, "inner_lr": 0.1}
+    ctx = given(Decayed("penalty"), *INNER)
+    exact = hypergradient(ctx, "ift", inverse="exact", **set_)
+    assert ctx.meter.counts.hvps == 20
+    equal(exact, hypergradient(ctx, "ift", inverse="cg", terms=30, **set_))
+
+
 # The series.
 
 
@@ -635,8 +663,9 @@ def test_the_worst_episode_is_what_is_judged():
 def test_settings_that_say_nothing_are_refused():
     with pytest.raises(SettingError, match="leave tolerance unset"):
         build(IFT, {"inverse": "identity", "tolerance": 1e-3}, "method ift")
-    with pytest.raises(SettingError, match="leave alpha unset"):
-        build(IFT, {"inverse": "cg", "alpha": 0.1}, "method ift")
+    for inverse in ("cg", "exact"):
+        with pytest.raises(SettingError, match=f"{inverse} has no step .* leave alpha unset"):
+            build(IFT, {"inverse": inverse, "alpha": 0.1}, "method ift")
     assert IFT().batched and not IFT(tolerance=1e-3).batched
 
 

@@ -1,0 +1,48 @@
+"""Softmax regression: the product with the Hessian of its mean cross-entropy, in closed form.
+
+With p = softmax(x W' + b) and a direction v of (W, b), z = x v_W' + v_b:
+
+    s = p (z - sum_c p_c z_c) ,   (H v)_W = s' x / n ,   (H v)_b = sum_i s_i / n .
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metabench.problem import Params
+
+BLOCK_BYTES = 2**20
+"""Rows are worked through in blocks of about this size: each is read from memory once a product."""
+
+
+@dataclass(frozen=True)
+class SoftmaxHessian:
+    """v -> H v for directions {weight: [classes, d], bias: [classes]} (the bias may be absent).
+
+    ``x`` [n, d], ``p`` [n, classes] the probabilities at the weights; ``weight`` and ``bias`` are
+    the names to read and to answer in.
+    """
+
+    x: Tensor
+    p: Tensor
+    weight: str = "weight"
+    bias: str = "bias"
+
+    def __call__(self, v: Params) -> Params:
+        """H v, in the order of v's names."""
+        n, d = self.x.shape
+        rows = max(1, BLOCK_BYTES // (d * self.x.element_size()))
+        w, b = v[self.weight], v.get(self.bias)
+        out = {k: torch.zeros_like(u) for k, u in v.items()}
+        for x, p in zip(self.x.split(rows), self.p.split(rows), strict=True):
+            pz = p * F.linear(x, w, b)
+            s = pz - p * pz.sum(1, keepdim=True)
+            # Not in place: under vmap only some of these have the dimension of the episodes.
+            out[self.weight] = torch.addmm(out[self.weight], s.t(), x)
+            if b is not None:
+                out[self.bias] = out[self.bias] + s.sum(0)
+        return {k: u / n for k, u in out.items()}
