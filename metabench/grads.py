@@ -194,7 +194,7 @@ def flatten(x: Params) -> Tensor:
 
 def unflatten(flat: Tensor, like: Params) -> Params:
     """Views of a vector [n] with the names and shapes of ``like``."""
-    parts = flat.split([v.numel() for v in like.values()])
+    parts = torch.split(flat, [v.numel() for v in like.values()])
     return {k: part.view(v.shape) for (k, v), part in zip(like.items(), parts, strict=True)}
 
 

@@ -282,7 +282,8 @@ def _scale(y: Tensor, a: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x)
+    norm: Tensor = torch.linalg.vector_norm(x)
+    return norm
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class SoftmaxHessian:
         rows = max(1, BLOCK_BYTES // (d * self.x.element_size()))
         w, b = v[self.weight], v.get(self.bias)
         out = {k: torch.zeros_like(u) for k, u in v.items()}
-        for x, p in zip(self.x.split(rows), self.p.split(rows), strict=True):
+        for x, p in zip(torch.split(self.x, rows), torch.split(self.p, rows), strict=True):
             pz = p * F.linear(x, w, b)
             s = pz - p * pz.sum(1, keepdim=True)
             # Not in place: under vmap only some of these have the dimension of the episodes.
