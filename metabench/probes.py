@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench.errors import MetabenchError
+from metabench.gated import Gated
 from metabench.meter import Meter
 from metabench.problem import (
     GRADIENTS,
@@ -148,8 +149,15 @@ class Counting(Watched):
 
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G without its diagonal penalty, counted as G."""
-        self.calls["inner_loss"] += 1
+        self.calls["inner_loss"] += self.meter.weight
         return self._problem.unpenalised_loss(lam, theta, batch)
+
+    def loss_of_prediction(
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+    ) -> Tensor:
+        """G of a given prediction, counted as G."""
+        self.calls["inner_loss"] += self.meter.weight
+        return self._problem.loss_of_prediction(lam, theta, prediction, batch)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F, counted."""
@@ -165,7 +173,13 @@ class Limited(Watched):
         self._needs = needs
 
     def __getattr__(self, name: str) -> Any:
-        guarded = {"head": {"head"}, "module": {"module"}, "hypers": {"search_space", "small_lam"}}
+        guarded = {
+            "head": {"head"},
+            "module": {"module"},
+            "hypers": {"search_space", "small_lam"},
+            "predict": {"prediction"},
+            "loss_of_prediction": {"prediction"},
+        }
         if name in guarded and not guarded[name] & self._needs:
             raise Undeclared(f"it reads problem.{name} and does not need {sorted(guarded[name])}")
         return super().__getattr__(name)
@@ -191,7 +205,10 @@ class Limited(Watched):
 
 
 def _through(function: type[torch.autograd.Function], params: Params) -> Params:
-    return {k: function.apply(v) for k, v in params.items()}
+    return {
+        k: v.through(function.apply) if isinstance(v, Gated) else function.apply(v)
+        for k, v in params.items()
+    }
 
 
 class _Never(torch.autograd.Function):

@@ -34,6 +34,8 @@ CAPABILITIES = {
     "search_space": "bounds on lam to search in",
     "module": "a torch module with separate inputs and targets (Problem.module)",
     "per_example_lam": "a lam that can differ from example to example",
+    "best_response": "one inner problem, the same at every step, whose solution depends on lam",
+    "prediction": "an inner loss of what a model predicts (Problem.predict)",
     "policy": "a policy to sample from and rewards for its samples",
 }
 """What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
@@ -115,6 +117,11 @@ class Problem(ABC):
     """A task made ready: data in memory, seeds fixed, on one device.
 
     Subclasses give the first five functions and override the rest where the defaults are wrong.
+
+    Under the capability ``per_example_lam`` every tensor of a batch has the examples first, both
+    losses are means over them, and a lam whose tensors have one more dimension in front, [n, *shape]
+    for a batch of n, gives each example its own. theta may then hold gated tensors
+    (:class:`metabench.gated.Gated`): its tensors go into linear and convolution operations only.
     """
 
     carried: bool = False
@@ -148,6 +155,23 @@ class Problem(ABC):
     @abstractmethod
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G(lam, theta) on an inner batch: a scalar tensor."""
+
+    def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """What the model says of an inner batch, before the loss (capability ``prediction``).
+
+        inner_loss(lam, theta, batch) is then :meth:`loss_of_prediction` of it: for methods that
+        linearise the model and not the loss.
+        """
+        raise NotImplementedError
+
+    def loss_of_prediction(
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+    ) -> Tensor:
+        """G of what :meth:`predict` gives: a scalar tensor.
+
+        theta is for terms that are no function of the prediction, such as penalties.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:

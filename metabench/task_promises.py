@@ -20,6 +20,7 @@ from metabench.derivative_promises import (
     splits,
     start,
 )
+from metabench.gated import Gated
 from metabench.problem import Episode, count_numbers
 from metabench.registry import methods
 
@@ -166,6 +167,63 @@ def check_parts(task: Any) -> None:
         assert not contradicts, f"it offers {word!r} and carries one theta along"
 
 
+def check_prediction(task: Any) -> None:
+    """The inner loss is the loss of the model's prediction."""
+    if "prediction" not in task.offers:
+        return
+    problem = build(task)
+    lam, theta, episode = start(problem)
+    batch = episode.batch(0)
+    whole = problem.inner_loss(lam, theta, batch)
+    made = problem.loss_of_prediction(lam, theta, problem.predict(lam, theta, batch), batch)
+    gap = float((whole - made).abs() / (1 + whole.abs()))
+    assert gap <= tolerance(theta), f"the loss of the prediction is {gap:.1e} from the inner loss"
+
+
+def check_best_response(task: Any) -> None:
+    """A task with one minimiser to learn has one inner problem."""
+    if "best_response" not in task.offers:
+        return
+    problem = build(task)
+    n, m = problem.count("train"), problem.episodes_per_step
+    assert (n, m) == (1, 1), (
+        f"it offers a best response to learn, with {n or 'endless'} training episodes, {m} a step"
+    )
+
+
+def check_per_example(task: Any) -> None:
+    """Both losses are means over examples, each with its own lam; so may theta's rows differ."""
+    if "per_example_lam" not in task.offers:
+        return
+    problem = build(task)
+    lam, theta, episode = start(problem)
+    gen = torch.Generator().manual_seed(0)
+    n, allowed = 4, tolerance(theta)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=gen, dtype=torch.float64)
+
+    lams = [problem.project({k: v + 0.1 * drawn(*v.shape).to(v) for k, v in lam.items()})
+            for _ in range(n)]  # fmt: skip
+    each = {k: torch.stack([one[k] for one in lams]) for k in lam}
+    gated = {
+        k: Gated(v, torch.ones_like(v), 0.1 * drawn(n, len(v)).to(v)) for k, v in theta.items()
+    }
+    for name, loss, batch in (
+        ("inner_loss", problem.inner_loss, episode.batch(0)),
+        ("outer_loss", problem.outer_loss, episode.outer),
+    ):
+        batch = {k: v[:n] for k, v in batch.items()}
+        one_by_one = [
+            loss(lams[i], {k: v.of(i) for k, v in gated.items()},
+                 {k: v[i : i + 1] for k, v in batch.items()})
+            for i in range(n)
+        ]  # fmt: skip
+        expected = torch.stack(one_by_one).mean()
+        gap = float((loss(each, gated, batch) - expected).abs() / (1 + expected.abs()))
+        assert gap <= allowed, f"{name} with a lam an example is {gap:.1e} from one after another"
+
+
 def check_metrics(task: Any) -> None:
     """Every evaluation gives the task's metric, and nothing but finite numbers."""
     problem = build(task)
@@ -223,6 +281,9 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_hypers,
     check_project,
     check_parts,
+    check_prediction,
+    check_best_response,
+    check_per_example,
     check_metrics,
     check_prepare,
     check_batched,

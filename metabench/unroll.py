@@ -219,7 +219,7 @@ def forward(
 def along(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
     """Values of ``f`` at ``primals``, and its derivatives along every one of the stacked
     ``tangents`` (nested as the primals, one more dimension in front)."""
-    _load_forward_mode()
+    load_forward_mode()
 
     def one(*tangent: Any) -> Any:
         return torch.func.jvp(f, primals, tangent)
@@ -238,7 +238,7 @@ def from_slopes(slopes: Tensor, lam: Params) -> Params:
 
 
 @functools.cache
-def _load_forward_mode() -> None:
+def load_forward_mode() -> None:
     """torch compiles rules of forward mode when it is first used, and warns of its own doing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\.script. is deprecated", FutureWarning)

@@ -56,12 +56,14 @@ class Quadratic:
     @property
     def offers(self) -> frozenset[str]:
         """Everything but a network; lam is small up to 16 dimensions."""
-        own = {"lam_is_initialisation"} if self.formulation == "init" else {"lam_in_inner_loss"}
+        own = {"lam_in_inner_loss", "best_response"}
+        if self.formulation == "init":
+            own = {"lam_is_initialisation"}
         if not self.carried:
             own.add("episodes")
         if self.dim <= 16:
             own |= {"small_lam", "search_space"}
-        return GRADIENTS | own
+        return GRADIENTS | own | {"prediction"}
 
     def build(self, seeds: Seeds, device: torch.device) -> QuadraticProblem:
         """Draw A, B and c (more than one dimension) and fix the start."""
@@ -111,7 +113,17 @@ class QuadraticProblem(Problem):
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 (w - B lam)' A (w - B lam)."""
-        gap = theta["w"] - self.target(lam)
+        return self.loss_of_prediction(lam, theta, theta["w"], batch)
+
+    def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """w itself [d]."""
+        return theta["w"]
+
+    def loss_of_prediction(
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+    ) -> Tensor:
+        """1/2 (w - B lam)' A (w - B lam) of w [d]."""
+        gap = prediction - self.target(lam)
         return 0.5 * (gap * (self.A @ gap)).sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:

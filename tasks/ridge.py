@@ -46,7 +46,7 @@ class Ridge:
     @property
     def offers(self) -> frozenset[str]:
         """A small, bounded lam in the inner loss."""
-        own = {"lam_in_inner_loss", "search_space"}
+        own = {"lam_in_inner_loss", "search_space", "best_response", "prediction"}
         if self.features <= 16:
             own.add("small_lam")
         if not self.carried:
@@ -115,6 +115,17 @@ class RidgeProblem(Problem):
         w, penalty = self.solve(lam), lam["log_penalty"].exp()
         hessian = x.T @ x + torch.diag(penalty)
         return -penalty * w * torch.linalg.solve(hessian, xv.T @ (xv @ w - yv))
+
+    def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Xw [rows]."""
+        return batch["x"] @ theta["w"]
+
+    def loss_of_prediction(
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+    ) -> Tensor:
+        """1/2 |prediction - y|^2 + 1/2 sum e^lam w^2."""
+        penalty = (lam["log_penalty"].exp() * theta["w"].square()).sum()
+        return 0.5 * ((prediction - batch["y"]).square().sum() + penalty)
 
     def episode(self, split: str, index: int) -> Episode:
         """Full batches; the outer batch of training is the validation part."""

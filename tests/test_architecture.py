@@ -18,6 +18,7 @@ PARTS = sorted(
     for file in (ROOT / folder).glob("*.py")
 )
 CONTRACT = {
+    "best_response",
     "blocks",
     "cell",
     "comoment",
@@ -27,6 +28,7 @@ CONTRACT = {
     "errors",
     "first_block",
     "fused",
+    "gated",
     "grads",
     "meter",
     "method",

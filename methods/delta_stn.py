@@ -1,0 +1,85 @@
+"""Delta-STN: a self-tuning network centred on the current hyperparameters, trained linearised.
+
+Bae, Grosse: Delta-STN: Efficient Bilevel Optimization for Neural Networks using Structured Response
+Jacobians, NeurIPS 2020, arXiv 2010.13514. The response is theta0 + diag(V d) theta1 with d the
+distance from the current u, and
+
+    value     min over theta0          G(r(u), theta0)
+    response  min over V, theta1  E_eps  l(r(u + eps), f + J diag(V eps) theta1)
+
+with f the model's predictions at theta0 under the regulariser r(u + eps), J their derivative in theta
+(one forward-mode product) and l the inner loss of predictions. Terms of the inner loss that are no
+function of the predictions see theta0 + diag(V eps) theta1. Value and response have a solver each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metabench import grads
+from metabench.best_response import VALUE, Moment, SelfTuning, part, respond
+from metabench.method import Context
+from metabench.problem import Batch, Params
+from metabench.registry import methods
+from metabench.unroll import load_forward_mode
+
+
+@methods.register("delta_stn")
+@dataclass(frozen=True)
+class DeltaSTN(SelfTuning):
+    """Delta-STN (Bae 2020): the value trained as usual, the response on linearised predictions."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `stn` needs, and a model whose predictions can be seen."""
+        return super().needs | {"prediction"}
+
+    def centre(self, u: Tensor) -> Tensor:
+        """u itself, as a constant: the gates see eps."""
+        return u.detach()
+
+    def solver_memory(self, ctx: Context, phi: Params) -> Any:
+        """One for the value, one for the response."""
+        return {name: ctx.solver.init(group) for name, group in groups(phi).items()}
+
+    def loss(self, at: Moment, phi: Params, noise: Tensor, batch: Batch) -> Tensor:
+        """l(r(u + eps), f + J diag(V eps) theta1); noise [n] or [examples, n]."""
+        load_forward_mode()
+        problem, lam = at.ctx.problem, at.coordinates.lam(at.u + noise)
+        f, change = torch.func.jvp(
+            lambda s: problem.predict(lam, respond(phi, s * noise), batch),
+            (noise.new_zeros(()),),
+            (noise.new_ones(()),),
+        )
+        return problem.loss_of_prediction(lam, respond(phi, noise), f + change, batch)
+
+    def train(self, at: Moment, phi: Params, memory: Any, t: int) -> tuple[Params, Any]:
+        """A step of each from the same point."""
+        ctx, batch, parts = at.ctx, at.episode.batch(t), groups(phi)
+        slope = ctx.inner_grad(
+            at.coordinates.lam(at.u), part(phi, VALUE), batch, create_graph=False
+        )
+        draws = at.draws("inner", batch, self.samples, t)
+        ctx.meter.add(inner_gradients=len(draws))
+        _, g = grads.grad(
+            lambda p: torch.stack(
+                [self.loss(at, parts["value"] | p, at.scale * e, batch) for e in draws]
+            ).mean(),
+            parts["response"],
+        )
+        found = {"value": {VALUE + k: v for k, v in slope.items()}, "response": g}
+        ends, memory = {}, dict(memory)
+        for name, group in parts.items():
+            end, memory[name] = ctx.solver.update(group, found[name], memory[name], self.inner_lr)
+            ends |= end
+        return ends, memory
+
+
+def groups(phi: Params) -> dict[str, Params]:
+    """theta0, and all that answers u."""
+    value = {k: v for k, v in phi.items() if k.startswith(VALUE)}
+    return {"value": value, "response": {k: v for k, v in phi.items() if k not in value}}

@@ -1,0 +1,54 @@
+"""Self-tuning networks: a network that answers hyperparameters, trained while they are tuned.
+
+MacKay, Vicol, Lorraine, Duvenaud, Grosse: Self-Tuning Networks: Bilevel Optimization of
+Hyperparameters using Structured Best-Response Functions, ICLR 2019, arXiv 1903.03088.
+
+    training  min over phi   E_eps  G(r(u + eps), theta_phi(u + eps)),       eps ~ N(0, diag sigma^2)
+    tuning    min over u, sigma  E_eps F(r(u), theta_phi(u + eps)) - tau H[N(u, diag sigma^2)]
+
+The gradient in u flows through the response alone (and through an F that names lam), never through
+the regulariser, which may be discrete. Differs from the authors' code: step sizes do not fall, and
+sigma's update rule is u's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metabench import grads
+from metabench.best_response import Moment, SelfTuning, respond
+from metabench.problem import Batch, Params
+from metabench.registry import methods
+
+
+@methods.register("stn")
+@dataclass(frozen=True)
+class STN(SelfTuning):
+    """Self-tuning network (MacKay 2019): rows of theta gated by lam, trained under noise on lam."""
+
+    gates: ClassVar[float] = 0.01
+
+    def centre(self, u: Tensor) -> Tensor:
+        """Nothing: the gates see u + eps."""
+        return torch.zeros_like(u)
+
+    def loss(self, at: Moment, phi: Params, noise: Tensor, batch: Batch) -> Tensor:
+        """G(r(u + eps), theta(u + eps)); noise [n], or [examples, n] with a lam an example."""
+        there = at.u + noise
+        theta = respond(phi, there)
+        return at.ctx.problem.inner_loss(at.coordinates.lam(there), theta, batch)
+
+    def train(self, at: Moment, phi: Params, memory: Any, t: int) -> tuple[Params, Any]:
+        """A step of the inner solver on value and response together."""
+        batch = at.episode.batch(t)
+        draws = at.draws("inner", batch, self.samples, t)
+        at.ctx.meter.add(inner_gradients=len(draws))
+        _, g = grads.grad(
+            lambda p: torch.stack([self.loss(at, p, at.scale * e, batch) for e in draws]).mean(),
+            phi,
+        )
+        return at.ctx.solver.update(phi, g, memory, self.inner_lr)
