@@ -272,16 +272,10 @@ class SelfTuning:
         at.ctx.meter.add(outer_gradients=len(draws))
 
         def objective(x: Params) -> tuple[Tensor, Tensor]:
-            u, centre = x["u"], self.centre(at.u)
-            lam, scale = at.coordinates.lam(u), self.deviations(x)
-            losses = [
-                at.ctx.problem.outer_loss(
-                    lam,
-                    respond(phi, (u if e is None else u + scale * e) - centre),
-                    at.episode.outer,
-                )
-                for e in draws
-            ]
+            lam, scale = at.coordinates.lam(x["u"]), self.deviations(x)
+            seen = x["u"] - self.centre(at.u)
+            thetas = (respond(phi, seen if e is None else seen + scale * e) for e in draws)
+            losses = [at.ctx.problem.outer_loss(lam, t, at.episode.outer) for t in thetas]
             loss = torch.stack(losses).mean()
             free = self.entropy * entropy(scale) if "scale" in x else 0.0
             return loss - free, loss

@@ -79,10 +79,12 @@ class Gated(Tensor):
 
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-_QUESTIONS = tuple(
-    getattr(Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "layout")
-) + (Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point)
+_QUESTIONS = (
+    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad")),
+    Tensor.dim,
+    Tensor.size,
+    Tensor.numel,
+)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

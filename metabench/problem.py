@@ -119,8 +119,8 @@ class Problem(ABC):
     Subclasses give the first five functions and override the rest where the defaults are wrong.
 
     Under the capability ``per_example_lam`` every tensor of a batch has the examples first, both
-    losses are means over them, and a lam whose tensors have one more dimension in front, [n, *shape]
-    for a batch of n, gives each example its own. theta may then hold gated tensors
+    losses are means over them, and a lam whose tensors have the n examples of the batch in front,
+    [n, *shape], gives each its own. theta may then hold gated tensors
     (:class:`metabench.gated.Gated`): its tensors go into linear and convolution operations only.
     """
 

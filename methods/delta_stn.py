@@ -7,9 +7,10 @@ distance from the current u, and
     value     min over theta0          G(r(u), theta0)
     response  min over V, theta1  E_eps  l(r(u + eps), f + J diag(V eps) theta1)
 
-with f the model's predictions at theta0 under the regulariser r(u + eps), J their derivative in theta
-(one forward-mode product) and l the inner loss of predictions. Terms of the inner loss that are no
-function of the predictions see theta0 + diag(V eps) theta1. Value and response have a solver each.
+with f the model's predictions at theta0 under the regulariser r(u + eps), J their derivative in
+theta (one forward-mode product) and l the inner loss of predictions. Terms of the inner loss that
+are no function of the predictions see theta0 + diag(V eps) theta1. Value and response have a solver
+each.
 """
 
 from __future__ import annotations

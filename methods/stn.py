@@ -3,7 +3,7 @@
 MacKay, Vicol, Lorraine, Duvenaud, Grosse: Self-Tuning Networks: Bilevel Optimization of
 Hyperparameters using Structured Best-Response Functions, ICLR 2019, arXiv 1903.03088.
 
-    training  min over phi   E_eps  G(r(u + eps), theta_phi(u + eps)),       eps ~ N(0, diag sigma^2)
+    training  min over phi       E_eps G(r(u + eps), theta_phi(u + eps)),  eps ~ N(0, diag sigma^2)
     tuning    min over u, sigma  E_eps F(r(u), theta_phi(u + eps)) - tau H[N(u, diag sigma^2)]
 
 The gradient in u flows through the response alone (and through an F that names lam), never through

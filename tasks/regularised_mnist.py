@@ -1,12 +1,12 @@
 """MNIST with few training images: dropout rates and augmentation strengths to be tuned.
 
-After MacKay et al.: Self-Tuning Networks, ICLR 2019, and Bae, Grosse: Delta-STN, NeurIPS 2020, whose
-data sets, networks and tuned values are larger. Inner loss: cross-entropy of the regularised
+After MacKay et al.: Self-Tuning Networks, ICLR 2019, and Bae, Grosse: Delta-STN, NeurIPS 2020,
+whose data sets, networks and tuned values are larger. Inner loss: cross-entropy of the regularised
 network on training images; outer loss: cross-entropy of the plain network on validation images.
 
 Uniform and normal numbers for masks and augmentations are tensors of the batch, one set an image,
-so every image can have a lam of its own. A dropout mask is 1[number >= rate] / (1 - rate), which has
-no derivative worth having: the task then offers none in lam. ``masks = "concrete"`` smooths it
+so every image can have a lam of its own. A dropout mask is 1[number >= rate] / (1 - rate), which
+has no derivative worth having: the task then offers none in lam. ``masks = "concrete"`` smooths it
 (Gal, Hron, Kendall 2017), and leaves out the side of the erased square, a whole number of pixels.
 """
 
