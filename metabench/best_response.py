@@ -182,8 +182,8 @@ class SelfTuning:
     steps too."""
     scale_lr: Positive | None = None
     """None: as ``outer_lr``."""
-    entropy: Annotated[float, Field(ge=0)] = 1e-3
-    """Weight of the entropy of the perturbations."""
+    entropy_weight: Annotated[float, Field(ge=0)] = 1e-3
+    """What the entropy of the perturbations counts beside the outer loss (tau)."""
     squash: bool = True
     """lam = r(u) within its bounds, as in the papers; False: lam is u, projected."""
     samples: Annotated[int, Field(ge=1)] = 1
@@ -277,7 +277,7 @@ class SelfTuning:
             thetas = (respond(phi, seen if e is None else seen + scale * e) for e in draws)
             losses = [at.ctx.problem.outer_loss(lam, t, at.episode.outer) for t in thetas]
             loss = torch.stack(losses).mean()
-            free = self.entropy * entropy(scale) if "scale" in x else 0.0
+            free = self.entropy_weight * entropy(scale) if "scale" in x else 0.0
             return loss - free, loss
 
         _, g, loss = grads.grad_and_rest(objective, moved)

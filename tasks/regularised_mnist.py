@@ -152,11 +152,12 @@ class RegularisedMNISTProblem(Problem):
 
     def cut(self, images: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Batch]:
         """Training and validation part of the shuffled training images; the first test images."""
-        task, (x, y) = self.task, images["train"]
-        if task.n_train + task.n_valid > len(x) or task.n_test > len(images["test"][0]):
+        task, (x, y), (test_x, test_y) = self.task, images["train"], images["test"]
+        wanted = task.n_train + task.n_valid
+        if wanted > len(x) or task.n_test > len(test_x):
             raise SettingError(
-                f"n_train + n_valid = {task.n_train + task.n_valid} of {len(x)} images, "
-                f"n_test = {task.n_test} of {len(images['test'][0])}"
+                f"n_train + n_valid = {wanted} of {len(x)} training images, "
+                f"n_test = {task.n_test} of {len(test_x)} test images"
             )
         order = torch.randperm(len(x), generator=generator(self.seeds.data, "regularised_mnist"))
         train, valid = order.split([task.n_train, len(x) - task.n_train])
@@ -164,7 +165,7 @@ class RegularisedMNISTProblem(Problem):
         chosen = {
             "train": (x[train], y[train]),
             "valid": (x[valid], y[valid]),
-            "test": tuple(part[: task.n_test] for part in images["test"]),
+            "test": (test_x[: task.n_test], test_y[: task.n_test]),
         }
         return {
             split: {"x": a.to(self.device, self.dtype), "y": b.to(self.device)}

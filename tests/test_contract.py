@@ -9,6 +9,7 @@ from metabench.problem import Seeds
 from metabench.testing import method_checks, subject, task_checks
 
 FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
+FEW_IMAGES = {"n_train": 40, "n_valid": 40, "n_test": 40, "batch": 8, "width": 6}
 REPRESENTATION = {**FEW_SHOT, "formulation": "representation", "dtype": "float64"}
 CLEANING = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "hidden": 5}
 TASKS = {
@@ -32,6 +33,12 @@ TASKS = {
     ],
     "omniglot": [FEW_SHOT, REPRESENTATION],
     "two_minima": [{}, {"carried": False}],
+    "shrinkage": [{}, {"carried": True}],
+    "regularised_mnist": [
+        {**FEW_IMAGES, "dtype": "float64"},
+        {**FEW_IMAGES, "network": "cnn", "tune": "all", "width": 2},
+        {**FEW_IMAGES, "tune": "all", "masks": "concrete", "dtype": "float64"},
+    ],
 }
 METHODS = {
     "bilevel": [{}, {"mode": "forward", "learn_rate": True}, {"truncate": 2, "memory": "states"}],
@@ -43,6 +50,8 @@ METHODS = {
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],
+    "stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False, "warmup": 1}],
+    "delta_stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False}],
     "maml_learn2learn": [{}, {"order": "first"}],
     "pbgd": [{}, {"penalty": "gradient"},
              {"gamma_first": 1.0, "ramp_steps": 2, "inner_steps": 30, "ahead": 40}],
