@@ -148,7 +148,7 @@ def test_there_must_be_one_solution_that_depends_on_lam(name, task, set_):
 @pytest.mark.parametrize("name", ["stn", "delta_stn"])
 def test_a_long_lam_goes_down_by_a_few_projections(name):
     ctx = context(tasks.get("quadratic")(dim=20))
-    method = methods.get(name)(rank=8, squash=False, inner_steps=20, outer_lr=0.02)
+    method = methods.get(name)(rank=8, squash=False, inner_steps=20, inner_lr=0.02, outer_lr=0.02)
     state, values = method.init(ctx), []
     exact = ctx.problem.exact_hypergradient
     for _ in range(60):
