@@ -219,7 +219,8 @@ def plot(
 ) -> list[Path]:
     """Draw into the folder ``out``; the paths of what was drawn.
 
-    ``kind``: of :data:`metabench.plots.KINDS`, None for all; ``cost``: the cost that an axis shows.
+    ``kind``: of :data:`metabench.plots.KINDS`, None for the suite's own; ``cost``: the cost that an
+    axis shows.
     """
     store = open_store(store)
     return _draw(results(suite, store=store, **which), store, Path(out), kind, cost)
@@ -230,9 +231,8 @@ def _draw(
 ) -> list[Path]:
     from metabench import plots
 
-    axis = {} if cost is None else {"cost": cost}
     with _told(out):
-        return plots.draw(found, store, kind or plots.KINDS, made(out), **axis)
+        return plots.draw(found, store, kind, made(out), cost)
 
 
 def report(

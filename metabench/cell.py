@@ -44,6 +44,9 @@ class Budget:
     test_episodes: Count = 600
     select: Literal["best_valid", "last"] = "best_valid"
     """Which state is tested: the best on the validation split, or the last."""
+    measure_memory: Literal[True] | None = None
+    """Repeat the first outer step at the end, uncounted, for the cost ``peak_tensor_bytes``: the
+    most bytes of tensors that it holds at once (:mod:`metabench.footprint`)."""
 
     LIMITS = (
         "outer_steps",

@@ -50,7 +50,7 @@ def exact(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Kno
 
     best = minimiser(at, grads.flatten(theta))
     end = grads.unflatten(best, theta)
-    factor, info = torch.linalg.cholesky_ex(torch.func.hessian(at)(best))
+    factor, info = torch.linalg.cholesky_ex(_hessian(at)(best))
     if int(info):
         raise Diverged("the inner problem has no strict minimum where Newton's method ended")
 
@@ -74,7 +74,7 @@ def minimiser(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Newton's method with the absolute eigenvalues of an indefinite Hessian and halved steps. Raises
     Diverged where it does not arrive.
     """
-    slope, hessian = torch.func.grad(f), torch.func.hessian(f)
+    slope, hessian = torch.func.grad(f), _hessian(f)
     g = slope(x)
     for _ in range(MOST_STEPS):
         if float(g.norm()) <= TOLERANCE:
@@ -93,6 +93,11 @@ def minimiser(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         f"Newton's method has not arrived after {MOST_STEPS} steps: the inner gradient is "
         f"{float(g.norm()):.3g}"
     )
+
+
+def _hessian(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    rows: Callable[[Tensor], Tensor] = torch.func.jacrev(torch.func.grad(f))
+    return rows
 
 
 def _downhill(h: Tensor, g: Tensor) -> Tensor:

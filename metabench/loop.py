@@ -19,6 +19,7 @@ from metabench.claim import Claim
 from metabench.errors import Diverged, Held, Stopped, StoreError, TimedOut, UnknownName
 from metabench.evaluation import Metrics, Stopwatch, evaluate
 from metabench.events import Listener, Progress, SetAside, Started
+from metabench.footprint import Footprint
 from metabench.meter import COUNT_NAMES, Counts, Meter
 from metabench.method import Context, State
 from metabench.problem import Params, Seeds
@@ -61,6 +62,7 @@ class Loop:
         self._peak_before: dict[str, float] = {}
         self._saved = self._told = self._begun = time.monotonic()
         self._judged: tuple[State, Metrics] | None = None
+        self._footprint: dict[str, float] = {}
 
     def prepare(self) -> None:
         """Build the problem; go on from a checkpoint, or start."""
@@ -183,6 +185,22 @@ class Loop:
                     metrics = {**self.boundary.metrics, split + suffix: found}
                     self.at = replace(self.boundary, metrics=metrics)
                     self.offer()
+        if self.budget.measure_memory:
+            self._footprint = {"peak_tensor_bytes": self.footprint()}
+
+    def footprint(self) -> int:
+        """Bytes of tensors that the first outer step holds at most: taken again, one episode after
+        another, and forgotten."""
+        ctx = replace(
+            self.ctx, meter=Meter(), notes=dict(self.ctx.notes), step=0, engine="loop", workers=1
+        )
+        environment.seed_globals(self.seeds.method, self.options.device)
+        with self.evaluating:
+            state = _detached(self.method.init(ctx))
+            environment.seed_globals(self.seeds.method + 1, self.options.device)
+            with Footprint() as held:
+                self.method.step(ctx, state)
+        return held.peak
 
     def evaluate(self, method: Any, state: State, split: str) -> Metrics:
         """On as many episodes as the budget says. Raises Diverged."""
@@ -288,6 +306,7 @@ class Loop:
             "seconds": self.training.seconds,
             "evaluation_seconds": self.evaluating.seconds,
             **self.peak(),
+            **self._footprint,
         }
 
     def environment(self) -> dict[str, Any]:

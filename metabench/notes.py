@@ -178,10 +178,12 @@ def _plain(value: Any) -> str:
 
 
 def human(name: str, value: float) -> str:
-    """A cost with its unit: bytes as MiB or GiB, seconds or ms to three digits, counts with commas
+    """A cost with its unit: bytes as KiB, MiB or GiB, seconds or ms to three digits, counts with commas
     or as k, M, G."""
     if name.endswith("_bytes"):
         size = value / 2**20
+        if size < 10:
+            return f"{size:.3g} MiB" if size >= 1 else f"{1024 * size:.3g} KiB"
         return f"{size:,.0f} MiB" if size < 10240 else f"{size / 1024:,.1f} GiB"
     if name.endswith("seconds"):
         if 0 < value < 1:

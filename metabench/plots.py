@@ -1,4 +1,4 @@
-"""The plots of a suite as PNG and PDF: learning, cost, trajectories, ranking, profile.
+"""The plots of a suite as PNG and PDF: learning, cost, trajectories, ranking, profile, frontier.
 
 Colours are Okabe and Ito's, which the colour-blind can tell apart; methods also differ by marker.
 Only finished runs are drawn. Figures say in words what their shades are and what they lack.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.diagrams import profile_figure, ranking
+from metabench.frontier import costs_known, frontier
 from metabench.notes import listed
 from metabench.panels import (
     GREY,
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-KINDS = ("learning", "cost", "trajectories", "ranking", "profile")
+USUAL = ("learning", "cost", "trajectories", "ranking", "profile")
+"""What is drawn of a suite that does not say."""
+KINDS = (*USUAL, "frontier")
+DEFAULT_COST = "inner_gradients"
 MOST_PARTS = 10
 """Lines of a trajectory that are drawn; those that move most are kept."""
 
@@ -39,14 +43,15 @@ MOST_PARTS = 10
 def draw(
     results: Results,
     store: Records,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | None = None,
     out_dir: str | Path = ".",
-    cost: str = "inner_gradients",
+    cost: str | None = None,
 ) -> list[Path]:
     """Write every figure of these kinds as PNG and PDF into ``out_dir``; returns the paths.
 
-    ``cost`` is the cost axis: a count, or "seconds". Raises UnknownName for a kind that there is
-    not or a cost that no curve has.
+    ``kinds`` None: the suite's own. ``cost`` is the cost axis: a count, or "seconds"; None: the
+    suite's own, a figure each, or inner gradients. Raises UnknownName for a kind that there is not
+    or a cost that nothing has.
     """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,11 +68,20 @@ def draw(
 def figures(
     results: Results,
     store: Records,
-    kinds: Sequence[str] = KINDS,
-    cost: str = "inner_gradients",
+    kinds: Sequence[str] | None = None,
+    cost: str | None = None,
 ) -> dict[str, Figure]:
     """File name without suffix to figure; as :func:`draw`. Trajectories are one a column."""
-    return figures_of(results, read_curves(results, store)[0], kinds, cost)
+    curves = read_curves(results, store)[0]
+    out: dict[str, Figure] = {}
+    for each in [cost] if cost else results.suite.costs or [DEFAULT_COST]:
+        out |= figures_of(results, curves, kinds_of(results) if kinds is None else kinds, each)
+    return out
+
+
+def kinds_of(results: Results) -> Sequence[str]:
+    """The kinds of plots that a suite asks for."""
+    return results.suite.plots or USUAL
 
 
 def figures_of(
@@ -90,6 +104,9 @@ def figures_of(
                         out[f"trajectories-{_slug(column.id)}"] = figure
             elif kind == "ranking":
                 out[kind] = ranking(results)
+            elif kind == "frontier":
+                check_names("cost called", [cost], costs_known(results) or [cost])
+                out[f"{kind}-{cost}"] = frontier(results, cost)
             else:
                 out[kind] = profile_figure(results)
     return out

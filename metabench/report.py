@@ -31,16 +31,18 @@ TITLES = {
     "trajectories": "Hyperparameter trajectories",
     "ranking": "Ranking",
     "profile": "Performance profile",
+    "frontier": "Result against cost",
 }
 DEFAULT_COSTS = ("inner_gradients", "seconds")
 
 
 def report(
-    results: Results, store: Records, path: str | Path, *, costs: Sequence[str] = DEFAULT_COSTS
+    results: Results, store: Records, path: str | Path, *, costs: Sequence[str] | None = None
 ) -> Path:
     """Write the report to ``path`` (a file, or a folder for ``report.html``); returns the file.
 
-    ``costs`` are the cost axes to plot; those that no curve has are left out.
+    ``costs`` are the cost axes to plot, None: the suite's own, or ``DEFAULT_COSTS``; those that no
+    curve has are left out.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
@@ -50,7 +52,7 @@ def report(
     return path
 
 
-def render(results: Results, store: Records, *, costs: Sequence[str] = DEFAULT_COSTS) -> str:
+def render(results: Results, store: Records, *, costs: Sequence[str] | None = None) -> str:
     """The report as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -101,15 +103,17 @@ def anchor(run: Run) -> str:
 
 
 def _plots(
-    results: Results, curves: dict[str, Curve], costs: Sequence[str]
+    results: Results, curves: dict[str, Curve], costs: Sequence[str] | None
 ) -> list[tuple[str, str, str]]:
     """(title, name, SVG) of every plot; titles are empty after the first of a kind."""
-    from metabench.plots import KINDS, costs_of, figures_of
+    from metabench.frontier import costs_known
+    from metabench.plots import costs_of, figures_of, kinds_of
 
-    known = costs_of(curves)
+    costs = costs or results.suite.costs or DEFAULT_COSTS
+    known = {"cost": costs_of(curves), "frontier": costs_known(results)}
     out = []
-    for kind in KINDS:
-        chosen = [c for c in costs if c in known] if kind == "cost" else [""]
+    for kind in kinds_of(results):
+        chosen = [c for c in costs if c in known[kind]] if kind in known else [""]
         title = TITLES[kind]
         for cost in chosen:
             for name, figure in figures_of(results, curves, [kind], cost or "seconds").items():

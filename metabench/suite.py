@@ -10,6 +10,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     floor                  a metric that needs no learning, shown as a row of its own; optional
     floor_label            that row's label
     command                the command that reproduces the table
+    plots                  kinds of plots to draw; without, those of learning curves and rankings
+    costs                  costs that they show, in the report and in files; optional
     extends                a suite in the same folder that gives every key which this one does not:
                            another metric of the same cells
 
@@ -17,6 +19,7 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            set.task.*, set.method.*, set.solver.* for every cell
     [[columns]]            id, label, task, set.{task,budget}.* for the column, and budgets.BUDGET.*
     [[rows]]               id, label, method, solver (without: the method's own default),
+                           series: the line of the plot "frontier" that the row is a point of,
                            set.{task,method,solver,budget}.*,
                            columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,
                            with the same kind of tables, skip = ["column", ...] with skip_reason
@@ -78,6 +81,8 @@ class Row:
     id: str
     method: str
     label: str = ""
+    series: str = ""
+    """Label of the line that this row is a point of where results are drawn against cost."""
     solver: str | None = None
     """None: the method's own default, mostly "sgd"."""
     set: Groups = field(default_factory=dict)
@@ -143,6 +148,10 @@ class Suite:
     command: str = ""
     floor: str = ""
     floor_label: str = ""
+    plots: list[str] = field(default_factory=list)
+    """Kinds of plots (``metabench.plots.KINDS``); empty: ``metabench.plots.USUAL``."""
+    costs: list[str] = field(default_factory=list)
+    """Costs that plots show; empty: their own choice."""
     paper: list[Published] = field(default_factory=list)
     paper_rows: list[PaperRow] = field(default_factory=list)
 

@@ -308,8 +308,11 @@ COSTS = {
     "evaluation_seconds": "evaluation time",
     "peak_memory_bytes": "peak memory",
     "peak_device_memory_bytes": "peak device memory",
+    "peak_tensor_bytes": "tensors held at once",
 }
 """Costs that the harness knows, in the table's order, in words."""
+SELDOM = ("steps", "peak_device_memory_bytes", "peak_tensor_bytes")
+"""Costs that not every run has, of whose absence a table says nothing."""
 
 
 def cost_grid(results: Results) -> Grid:
@@ -335,7 +338,7 @@ def cost_grid(results: Results) -> Grid:
                 for name in names
             ]
             rows.append(line)
-    zero = [w for n, w in COSTS.items() if n not in seen and "device" not in n and n != "steps"]
+    zero = [w for n, w in COSTS.items() if n not in seen and n not in SELDOM]
     notes = [
         Note(
             "Mean over finished seeds. Counts are for one episode's batch each; evaluation is not "

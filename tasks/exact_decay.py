@@ -48,7 +48,9 @@ class ExactDecay:
     n_valid: Part = 100
     decays: Literal["unit", "weight"] = "unit"
     """A log decay for every output unit of every layer (its bias included), or every weight."""
-    first_log_decay: float = -3.0
+    first_log_decay: float = -4.0
+    spread: Annotated[float, Field(ge=0)] = 0.0
+    """Deviation of the first lam's entries from that."""
     start: Literal["fresh", "warm"] = "fresh"
     """Where theta starts: random weights; or the minimiser for a lam nearby, as it is from the
     second outer step of a run on."""
@@ -88,9 +90,7 @@ class ExactDecayProblem(Problem):
         sizes = [task.n_train, task.n_valid]
         order = torch.randperm(len(x), generator=generator(seeds.data, "exact_decay"))
         self.parts: dict[str, Batch] = {}
-        for split, chosen in zip(
-            ("train", "valid"), order[: sum(sizes)].split(sizes), strict=True
-        ):
+        for split, chosen in zip(("train", "valid"), order[: sum(sizes)].split(sizes), strict=True):
             small = F.avg_pool2d(x[chosen].double(), task.shrink)
             self.parts[split] = {"x": small.flatten(1).to(device), "y": y[chosen].to(device)}
         self.fresh = self._fresh(self.parts["train"]["x"].shape[1], device)
@@ -113,13 +113,18 @@ class ExactDecayProblem(Problem):
         return out
 
     def init_outer(self) -> Params:
-        """The same log decay everywhere."""
-        first = self.task.first_log_decay
-        if self.task.decays == "weight":
-            return {DECAY + k: torch.full_like(v, first) for k, v in self.fresh.items()}
-        biases = {k: v for k, v in self.fresh.items() if k.endswith("bias")}
+        """A log decay for every unit or weight."""
+        like = {DECAY + k: v for k, v in self.fresh.items()}
+        if self.task.decays == "unit":
+            like = {k.removesuffix(".bias"): v for k, v in like.items() if k.endswith(".bias")}
+        first = {k: torch.full_like(v, self.task.first_log_decay) for k, v in like.items()}
+        return self._shifted(first, "spread", self.task.spread)
+
+    def _shifted(self, lam: Params, address: str, size: float) -> Params:
+        gen = generator(self.seeds.init, address)
         return {
-            DECAY + k.removesuffix(".bias"): torch.full_like(v, first) for k, v in biases.items()
+            k: v + size * torch.randn(v.shape, generator=gen, dtype=v.dtype).to(v)
+            for k, v in lam.items()
         }
 
     @cached_property
@@ -127,11 +132,7 @@ class ExactDecayProblem(Problem):
         """Where theta starts."""
         if self.task.start == "fresh":
             return self.fresh
-        gen = generator(self.seeds.init, "nearby")
-        lam = {
-            k: v + self.task.nearby * torch.randn(v.shape, generator=gen, dtype=v.dtype).to(v)
-            for k, v in self.init_outer().items()
-        }
+        lam = self._shifted(self.init_outer(), "nearby", self.task.nearby)
         return fidelity.exact(self, lam, self.fresh, self.episode("train", 0)).theta
 
     @cached_property
