@@ -1,0 +1,146 @@
+"""Where each method's settings end: the table's metric against what a whole run cost.
+
+Rows of a suite that share a ``series`` are the points of one line, joined in the suite's order: one
+method with a growing inner budget. Axes are logarithmic where values differ much.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from metabench import stats
+from metabench.notes import human, listed
+from metabench.panels import GREY, PANEL, axis_label, empty, finish, look_of, panels, scale_of
+from metabench.record import Record
+from metabench.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from matplotlib.figure import Figure
+
+DERIVATIVES = ("inner_gradients", "outer_gradients", "hvps", "mixed_products")
+"""What the cost "derivatives" is the sum of."""
+WORDS = {
+    "derivatives": "gradients and products in all",
+    "hvps": "Hessian products",
+    "mixed_products": "mixed products",
+    "seconds": "seconds",
+    "peak_tensor_bytes": "tensors held at once",
+    "peak_memory_bytes": "peak memory of the process",
+}
+WIDE = 30.0
+"""Largest value over smallest from which on an axis is logarithmic."""
+HEIGHT = 1.35
+
+
+class Point(NamedTuple):
+    """Means over finished seeds of cost and metric, and the metric's least and greatest seed."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    seeds: int
+
+
+def cost_of(record: Record, name: str) -> float | None:
+    """A cost of a run; "derivatives" is the sum of ``DERIVATIVES``."""
+    if name == "derivatives":
+        found = [record.cost.get(n) for n in DERIVATIVES]
+        return sum(n for n in found if n is not None) if any(found) else None
+    return record.cost.get(name)
+
+
+def costs_known(results: Results) -> list[str]:
+    """Costs that some finished run has, above 0."""
+    done = [r for crossing in results.crossings.values() for r in crossing.done]
+    names = {name for record in done for name, value in record.cost.items() if value}
+    return sorted(names | ({"derivatives"} if names & {*DERIVATIVES} else set()))
+
+
+def lines(results: Results, column: str, cost: str) -> dict[str, list[Point]]:
+    """Label of a series (or of a row that is in none) to its points, in the suite's order."""
+    evaluation, metric = results.metric
+    out: dict[str, list[Point]] = {}
+    for row in results.rows:
+        crossing = results.crossings[row.id, column]
+        found = crossing.estimates(evaluation, metric)
+        spent = [cost_of(r, cost) for r in crossing.done if r.cell.seed in found]
+        known = [v for v in spent if v is not None]
+        points = out.setdefault(row.series or row.label or row.id, [])
+        if known and found:
+            ys = [e.mean for e in found.values()]
+            points.append(
+                Point(stats.mean(known), stats.mean(ys), min(ys), max(ys), len(crossing.done))
+            )
+    return out
+
+
+def frontier(results: Results, cost: str) -> Figure:
+    """The table's metric of every row against its cost, a line a series, a panel a column."""
+    words = WORDS.get(cost, cost.replace("_", " "))
+    found = {column.id: lines(results, column.id, cost) for column in results.columns}
+    drawn = [p for known in found.values() for points in known.values() for p in points]
+    if not drawn:
+        return empty(words.capitalize(), "No run with this metric and this cost has finished yet.")
+    figure, axes = panels([column.label or column.id for column in results.columns])
+    figure.set_figheight(figure.get_figheight() * HEIGHT)
+    scale = scale_of(results)
+    handles: dict[str, Any] = {}
+    for column, axis in zip(results.columns, axes, strict=True):
+        known = found[column.id]
+        for number, (label, points) in enumerate(known.items()):
+            if not points:
+                continue
+            look = look_of(number)
+            xs, ys = [p.x for p in points], [p.y * scale for p in points]
+            axis.vlines(
+                xs,
+                [p.low * scale for p in points],
+                [p.high * scale for p in points],
+                color=look["color"],
+                lw=0.8,
+                alpha=0.6,
+            )
+            (handle,) = axis.plot(xs, ys, **look | {"lw": 1.1, "ms": 3.6})
+            handles.setdefault(label, handle)
+        _scaled(axis, [p for points in known.values() for p in points], cost)
+        axis.set_xlabel(words)
+    for axis in axes[:: min(2, len(axes))]:
+        axis.set_ylabel(axis_label(results, results.suite.evaluation))
+    several = any(p.seeds > 1 for p in drawn)
+    notes = [
+        "Each line: one method, its inner budget growing from point to point in the table's order; "
+        + ("mean over finished seeds, stroke from the least to the greatest." if several else
+           "one finished seed.")
+    ]  # fmt: skip
+    for column in results.columns:
+        lost = [
+            results.row_label(row.id)
+            for row in results.rows
+            if (states := results.crossings[row.id, column.id].states).keys() - {"done"}
+            and not states.keys() <= {"not applicable", "skipped"}
+        ]
+        if lost:
+            notes.append(f"{column.label or column.id}: not all seeds of {listed(lost)}.")
+    return finish(figure, notes, handles)
+
+
+def _scaled(axis: Axes, points: list[Point], cost: str) -> None:
+    """Log axes where values differ much; a cost of 0 keeps its place at the left."""
+    if not points:
+        axis.text(0.5, 0.5, "no runs", transform=axis.transAxes, ha="center", color=GREY)
+        return
+    xs = [p.x for p in points if p.x > 0]
+    if xs and max(xs) > WIDE * min(xs):
+        if len(xs) < len(points):
+            axis.set_xscale("symlog", linthresh=min(xs), linscale=0.4)
+            axis.set_xlim(left=-0.15 * min(xs))
+        else:
+            axis.set_xscale("log")
+    if cost.endswith("_bytes"):
+        axis.xaxis.set_major_formatter(lambda value, _: human(cost, value))
+    ys = [p.y for p in points]
+    if min(ys) > 0 and max(ys) > WIDE * min(ys):
+        axis.set_yscale("log")
