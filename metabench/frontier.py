@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metabench import stats
 from metabench.notes import human, listed
-from metabench.panels import GREY, PANEL, axis_label, empty, finish, look_of, panels, scale_of
+from metabench.panels import GREY, axis_label, empty, finish, look_of, panels, scale_of
 from metabench.record import Record
 from metabench.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
     from matplotlib.figure import Figure
 
 DERIVATIVES = ("inner_gradients", "outer_gradients", "hvps", "mixed_products")

@@ -178,8 +178,8 @@ def _plain(value: Any) -> str:
 
 
 def human(name: str, value: float) -> str:
-    """A cost with its unit: bytes as KiB, MiB or GiB, seconds or ms to three digits, counts with commas
-    or as k, M, G."""
+    """A cost with its unit: bytes as KiB, MiB or GiB, seconds or ms to three digits, counts with
+    commas or as k, M, G."""
     if name.endswith("_bytes"):
         size = value / 2**20
         if size < 10:

@@ -63,6 +63,14 @@ class ExactDecay:
     data: ClassVar[tuple[str, ...]] = ("mnist",)
 
     @property
+    def lacks(self) -> dict[str, str]:
+        """Why some needs are not met, in words."""
+        return {
+            "small_lam": "a decay for every weight is not few scalars (decays = 'weight')",
+            "search_space": "the decays have no bounds to search between",
+        }
+
+    @property
     def offers(self) -> frozenset[str]:
         """All that a smooth inner problem with one minimum has; few decays where a unit has one."""
         own = {"lam_in_inner_loss", "best_response", "prediction"}
