@@ -106,7 +106,8 @@ def _downhill(h: Tensor, g: Tensor) -> Tensor:
         return torch.cholesky_solve(g[:, None], factor)[:, 0]
     values, vectors = torch.linalg.eigh(h)
     size = values.abs()
-    return vectors @ ((vectors.T @ g) / size.clamp(min=1e-6 * float(size.max())))
+    step: Tensor = vectors @ ((vectors.T @ g) / size.clamp(min=1e-6 * float(size.max())))
+    return step
 
 
 def compare(found: Params, true: Params) -> dict[str, float]:

@@ -7,21 +7,21 @@ gigabytes. What an operation allocates and frees within itself is not seen.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
-class Footprint(TorchDispatchMode):
+class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context: ``peak`` is the most bytes alive at once of storages made inside, by this thread
     and by the backward passes that it starts on a CPU; ``now`` those alive at present."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(
@@ -32,11 +32,13 @@ class Footprint(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the operation; count what it has made."""
-        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _is_tensor(x)}
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if _is_tensor(x) and id(x.untyped_storage()) not in given:
-                self._count(x.untyped_storage())
+        kwargs = kwargs or {}
+        given = {id(x.untyped_storage()) for x in _tensors((args, kwargs.values()))}
+        out = func(*args, **kwargs)
+        for x in _tensors((out,)):
+            storage = x.untyped_storage()
+            if id(storage) not in given:  # else a view, or changed in place
+                self._count(storage)
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -53,5 +55,10 @@ class Footprint(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _is_tensor(x: Any) -> bool:
-    return isinstance(x, torch.Tensor)
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Those in nested lists and tuples: all that an operation takes and gives."""
+    for x in values:
+        if isinstance(x, torch.Tensor):
+            yield x
+        elif isinstance(x, list | tuple | ValuesView):
+            yield from _tensors(x)

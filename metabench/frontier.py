@@ -6,6 +6,7 @@ method with a growing inner budget. Axes are logarithmic where values differ muc
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metabench import stats
@@ -107,23 +108,30 @@ def frontier(results: Results, cost: str) -> Figure:
         _scaled(axis, [p for points in known.values() for p in points], cost)
         axis.set_xlabel(words)
     for axis in axes[:: min(2, len(axes))]:
-        axis.set_ylabel(axis_label(results, results.suite.evaluation))
+        axis.set_ylabel(axis_label(results, "").strip())
     several = any(p.seeds > 1 for p in drawn)
     notes = [
         "Each line: one method, its inner budget growing from point to point in the table's order; "
         + ("mean over finished seeds, stroke from the least to the greatest." if several else
            "one finished seed.")
     ]  # fmt: skip
+    return finish(figure, notes + _incomplete(results), handles)
+
+
+def _incomplete(results: Results) -> list[str]:
+    """Of which points of which lines seeds are missing that there should be."""
+    notes = []
     for column in results.columns:
-        lost = [
-            results.row_label(row.id)
-            for row in results.rows
-            if (states := results.crossings[row.id, column.id].states).keys() - {"done"}
-            and not states.keys() <= {"not applicable", "skipped"}
-        ]
+        lost: dict[str, int] = {}
+        for row in results.rows:
+            states = results.crossings[row.id, column.id].states
+            if states.keys() - {"done", "not applicable", "skipped"}:
+                label = row.series or row.label or row.id
+                lost[label] = lost.get(label, 0) + 1
         if lost:
-            notes.append(f"{column.label or column.id}: not all seeds of {listed(lost)}.")
-    return finish(figure, notes, handles)
+            points = listed(f"{n} of {label}" for label, n in lost.items())
+            notes.append(f"{column.label or column.id}: points that lack seeds: {points}.")
+    return notes
 
 
 def _scaled(axis: Axes, points: list[Point], cost: str) -> None:
@@ -131,15 +139,17 @@ def _scaled(axis: Axes, points: list[Point], cost: str) -> None:
     if not points:
         axis.text(0.5, 0.5, "no runs", transform=axis.transAxes, ha="center", color=GREY)
         return
-    xs = [p.x for p in points if p.x > 0]
-    if xs and max(xs) > WIDE * min(xs):
-        if len(xs) < len(points):
-            axis.set_xscale("symlog", linthresh=min(xs), linscale=0.4)
-            axis.set_xlim(left=-0.15 * min(xs))
-        else:
-            axis.set_xscale("log")
-    if cost.endswith("_bytes"):
-        axis.xaxis.set_major_formatter(lambda value, _: human(cost, value))
-    ys = [p.y for p in points]
+    xs, ys = [p.x for p in points if p.x > 0], [p.y for p in points]
     if min(ys) > 0 and max(ys) > WIDE * min(ys):
         axis.set_yscale("log")
+    if cost.endswith("_bytes"):
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda value, _: human(cost, value))
+    elif xs and max(xs) > WIDE * min(xs):
+        if len(xs) == len(points):
+            axis.set_xscale("log")
+            return
+        axis.set_xscale("symlog", linthresh=min(xs), linscale=0.4)
+        axis.set_xlim(left=-0.15 * min(xs))
+        decades = range(math.ceil(math.log10(min(xs))), math.floor(math.log10(max(xs))) + 1)
+        axis.set_xticks([0, *(10.0**n for n in decades)])

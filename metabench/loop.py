@@ -200,7 +200,8 @@ class Loop:
             environment.seed_globals(self.seeds.method + 1, self.options.device)
             with Footprint() as held:
                 self.method.step(ctx, state)
-        return held.peak
+        peak: int = held.peak
+        return peak
 
     def evaluate(self, method: Any, state: State, split: str) -> Metrics:
         """On as many episodes as the budget says. Raises Diverged."""

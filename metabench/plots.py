@@ -27,14 +27,15 @@ from metabench.panels import (
 from metabench.record import Curve
 from metabench.results import Records, Results, check_names, read_curves
 from metabench.series import Line, line, spaced, trajectory
+from metabench.suite import PLOTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-USUAL = ("learning", "cost", "trajectories", "ranking", "profile")
+KINDS = PLOTS
+USUAL = tuple(kind for kind in KINDS if kind != "frontier")
 """What is drawn of a suite that does not say."""
-KINDS = (*USUAL, "frontier")
 DEFAULT_COST = "inner_gradients"
 MOST_PARTS = 10
 """Lines of a trajectory that are drawn; those that move most are kept."""

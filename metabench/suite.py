@@ -49,6 +49,8 @@ Settings = dict[str, Any]
 Groups = dict[Literal["task", "method", "solver", "budget"], Settings]
 BUDGETS = ("smoke", "laptop", "paper")
 GROUPS = ("task", "method", "solver", "budget")
+PLOTS = ("learning", "cost", "trajectories", "ranking", "profile", "frontier")
+"""Every kind of plot."""
 LABELS = {
     "repo": "read in the official repository",
     "text": "read in a full text of the paper",
@@ -149,7 +151,7 @@ class Suite:
     floor: str = ""
     floor_label: str = ""
     plots: list[str] = field(default_factory=list)
-    """Kinds of plots (``metabench.plots.KINDS``); empty: ``metabench.plots.USUAL``."""
+    """Kinds of plots, of ``PLOTS``; empty: all but "frontier"."""
     costs: list[str] = field(default_factory=list)
     """Costs that plots show; empty: their own choice."""
     paper: list[Published] = field(default_factory=list)
@@ -374,6 +376,9 @@ def _check(suite: Suite, path: Path) -> None:
                 raise SuiteError(f"{path}: a {kind} cannot be called {name!r}")
     if not suite.name or {"/", "\\"} & {*suite.name}:  # it names a folder of results
         raise SuiteError(f"{path}: a suite cannot be called {suite.name!r}")
+    for kind in suite.plots:
+        if kind not in PLOTS:
+            raise SuiteError(f"{path}: {UnknownName('kind of plot', kind, PLOTS)}")
     for name, budget in suite.budgets.items():
         if len(set(budget.seeds)) < len(budget.seeds):
             raise SuiteError(f"{path}: budgets.{name}.seeds: a seed stands there twice")

@@ -102,6 +102,7 @@ class ExactDecayProblem(Problem):
             small = F.avg_pool2d(x[chosen].double(), task.shrink)
             self.parts[split] = {"x": small.flatten(1).to(device), "y": y[chosen].to(device)}
         self.fresh = self._fresh(self.parts["train"]["x"].shape[1], device)
+        self.begin = self._first()
         self.hypers = tuple(
             Hyper(k, tuple(v.shape), meaning="log of a decay") for k, v in self.init_outer().items()
         )
@@ -135,9 +136,7 @@ class ExactDecayProblem(Problem):
             for k, v in lam.items()
         }
 
-    @cached_property
-    def begin(self) -> Params:
-        """Where theta starts."""
+    def _first(self) -> Params:
         if self.task.start == "fresh":
             return self.fresh
         lam = self._shifted(self.init_outer(), "nearby", self.task.nearby)

@@ -26,6 +26,7 @@ CONTRACT = {
     "convolution",
     "data",
     "errors",
+    "fidelity",
     "first_block",
     "fused",
     "gated",
@@ -49,6 +50,7 @@ REPORTS = [
     "notes",
     "tables",
     "plots",
+    "frontier",
     "report",
 ]
 LIGHT = [

@@ -12,6 +12,8 @@ FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
 FEW_IMAGES = {"n_train": 40, "n_valid": 40, "n_test": 40, "batch": 8, "width": 6}
 REPRESENTATION = {**FEW_SHOT, "formulation": "representation", "dtype": "float64"}
 CLEANING = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "hidden": 5}
+EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
+EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
     "ridge": [{}, {"carried": True}],
@@ -32,6 +34,12 @@ TASKS = {
         {"shrink": 4, "n_test": 40, "carried": False, "dtype": "float64"},
     ],
     "omniglot": [FEW_SHOT, REPRESENTATION],
+    "exact_decay": [
+        {"n_train": 30, "n_valid": 30},
+        {**EXACT, "network": "mlp", "start": "warm"},
+        {**EXACT, "decays": "weight"},
+    ],
+    "exact_representation": [EXACT_HEADS, {**EXACT_HEADS, "images": "glyphs"}],
     "two_minima": [{}, {"carried": False}],
     "shrinkage": [{}, {"carried": True}],
     "regularised_mnist": [
