@@ -7,11 +7,12 @@ test episodes of that one run, which holds neither.
 Which are bold: the best mean of a column, and every method that is not significantly worse at 5 %.
 Methods are paired by seed, since a seed fixes the data split, the first values and the test
 episodes for all of them. The test is the paired t-test over seeds with Holm's correction
-within the column. Wilcoxon's signed-rank test would assume less, but with n seeds its p is
-never below 2^(1 - n): with fewer than six it can tell nothing apart. Where two methods share fewer
-than three seeds, the paired test has next to no power, and unfinished rows would all be bold;
-Welch's unpaired t-test over the test episodes of the common seeds stands in. It leaves out that
-the episodes are the same (so it is cautious) and says nothing of other seeds. A method that
+within the column, on logarithms where the suite says so. Wilcoxon's signed-rank test would
+assume less, but with n seeds its p is never below 2^(1 - n): with fewer than six it can tell
+nothing apart. Where two methods share fewer than three seeds, the paired test has next to no
+power, and unfinished rows would all be bold; Welch's unpaired t-test over the test episodes of the
+common seeds stands in. It leaves out that the episodes are the same (so it is cautious) and says
+nothing of other seeds. A method that
 cannot be tested against the best (one episode, or no common seed) is bold only where its mean is
 the best one to four digits.
 """
@@ -31,7 +32,7 @@ ALPHA = 0.05
 FEWEST = 3
 """Common seeds from which on methods are paired by seed."""
 Over = Literal["seeds", "episodes", "nothing"]
-Test = Literal["paired", "welch", "none"]
+Test = Literal["paired", "paired logs", "welch", "none"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,11 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
         return {}
     sign = 1 if results.suite.goal == "max" else -1
     best = max(found, key=lambda row: sign * found[row].mean)
-    tested = {row: compare(estimates[best], estimates[row]) for row in found if row != best}
+    tested = {
+        row: compare(estimates[best], estimates[row], logs=results.suite.logs)
+        for row in found
+        if row != best
+    }
     with_p = [row for row, (p, _) in tested.items() if p is not None]
     corrected = dict(
         zip(with_p, stats.holm([tested[row][0] or 0.0 for row in with_p]), strict=True)
@@ -98,11 +103,19 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     return out
 
 
-def compare(a: Mapping[int, Estimate], b: Mapping[int, Estimate]) -> tuple[float | None, Test]:
-    """Two-sided p that two methods differ, from per-seed estimates, and the test that gave it."""
+def compare(
+    a: Mapping[int, Estimate], b: Mapping[int, Estimate], *, logs: bool = False
+) -> tuple[float | None, Test]:
+    """Two-sided p that two methods differ, from per-seed estimates, and the test that gave it.
+
+    With ``logs`` methods are paired by the logarithms of their numbers, where all are positive.
+    """
     common = [seed for seed in a if seed in b]
     if len(common) >= FEWEST:
-        return stats.paired_t([a[s].mean for s in common], [b[s].mean for s in common]), "paired"
+        one, two = [a[s].mean for s in common], [b[s].mean for s in common]
+        if logs and min(one + two) > 0:
+            return stats.paired_t([*map(math.log, one)], [*map(math.log, two)]), "paired logs"
+        return stats.paired_t(one, two), "paired"
     if not common:
         return None, "none"
     p = stats.welch(pooled([a[s] for s in common]), pooled([b[s] for s in common]))

@@ -7,6 +7,7 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     goal                   "max" or "min"
     evaluation             named evaluation of the table ("test")
     percent                true: numbers are shown times 100
+    logs                   true: numbers span powers of ten, so methods are compared by logarithms
     floor                  a metric that needs no learning, shown as a row of its own; optional
     floor_label            that row's label
     command                the command that reproduces the table
@@ -147,6 +148,7 @@ class Suite:
     goal: Literal["max", "min"] = "max"
     evaluation: str = "test"
     percent: bool = False
+    logs: bool = False
     description: str = ""
     command: str = ""
     floor: str = ""

@@ -250,13 +250,17 @@ def _tests(results: Results, entries: dict[str, dict[str, Entry]]) -> list[Note]
         return []
     level = f"{100 * ALPHA:.0f} %"
     out = "Bold: best of ours in the column"
-    if used & {"paired", "welch"}:
+    paired = bool(used & {"paired", "paired logs"})
+    if paired or "welch" in used:
         out += f", and every method that is not significantly worse at {level}"
     tests = []
-    if "paired" in used:
+    if paired:
+        kind = ""
+        if "paired logs" in used:
+            kind = " of logarithms" + (" where all are above 0" if "paired" in used else "")
         tests.append(
-            "paired t-test over common seeds (a seed fixes data, first values and test episodes; "
-            "with fewer than 6 seeds a Wilcoxon test cannot reach 5 %)"
+            f"paired t-test{kind} over common seeds (a seed fixes data, first values and test "
+            "episodes; with fewer than 6 seeds a Wilcoxon test cannot reach 5 %)"
         )
     if "welch" in used:
         tests.append(
@@ -272,7 +276,7 @@ def _tests(results: Results, entries: dict[str, dict[str, Entry]]) -> list[Note]
             "means that are the best to four digits are bold"
         )
     few = [len(e.seeds) for column in entries.values() for e in column.values()]
-    if "paired" in used and max(few) < 5:
+    if paired and max(few) < 5:
         out += f". With {max(few)} seeds only large differences are significant"
     return [Note(out + ".")]
 

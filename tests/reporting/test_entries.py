@@ -38,6 +38,18 @@ def test_from_three_common_seeds_on_methods_are_paired():
     assert p < 1e-5
 
 
+def test_numbers_over_powers_of_ten_are_compared_by_logarithms():
+    """Beside errors near 1, one of 1e-9 that varies tenfold is nothing but the logarithms'."""
+    a, b = seeds(1e-9, 1e-8, 1e-10), seeds(0.9, 0.1, 0.5)
+    p, test = entries.compare(a, b)
+    assert test == "paired"
+    assert p > 0.05
+    p, test = entries.compare(a, b, logs=True)
+    assert test == "paired logs"
+    assert p < 0.01
+    assert entries.compare(seeds(0.0, 1.0, 2.0), b, logs=True)[1] == "paired"
+
+
 def test_fewer_common_seeds_are_compared_over_episodes():
     a, b = seeds(0.9, 0.91, 0.92), {1: Estimate(0.8, 600, 0.1), 9: Estimate(0.99, 600, 0.1)}
     p, test = entries.compare(a, b)
