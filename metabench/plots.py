@@ -40,6 +40,8 @@ USUAL = tuple(kind for kind in KINDS if kind != "frontier")
 DEFAULT_COST = "inner_gradients"
 MOST_PARTS = 10
 """Lines of a trajectory that are drawn; those that move most are kept."""
+UNEVEN = 30
+"""From which ratio of the largest line to the smallest on a trajectory's axis is logarithmic."""
 
 
 def draw(
@@ -275,6 +277,7 @@ def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Fi
             x, y = part.line.x, part.line.y
             axis.plot(x, y, color=colour, lw=1.2)
             axis.fill_between(x, part.line.low, part.line.high, color=colour, alpha=0.12, lw=0)
+        _scaled(axis, [p.line for p in kept])
         _end_labels(axis, [(p.label, p.line) for p in kept], colours)
         axis.set_xlabel("outer steps")
     for axis in axes[:: min(2, len(axes))]:
@@ -282,18 +285,30 @@ def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Fi
     return finish(figure, notes)
 
 
+def _scaled(axis: Axes, lines: Sequence[Line]) -> None:
+    """Logarithmic, through 0, where one entry would hide another: a rotation a dropout rate."""
+    sizes = [size for line in lines if (size := max(map(abs, [*line.low, *line.high]))) > 0]
+    if sizes and max(sizes) > UNEVEN * min(sizes):
+        axis.set_yscale("symlog", linthresh=min(sizes), linscale=0.5)
+
+
 def _end_labels(axis: Axes, lines: Sequence[tuple[str, Line]], colours: Any) -> None:
     """Names to the right of where lines end, moved apart where they would touch."""
-    low, high = axis.get_ylim()
+
+    def height(y: float) -> float:
+        return float(axis.transScale.transform((0.0, y))[1])
+
+    low, high = map(height, axis.get_ylim())
     right = max(found.x[-1] for _, found in lines)
-    places = spaced([found.y[-1] for _, found in lines], 0.085 * (high - low), low, high)
-    for i, ((label, found), place) in enumerate(zip(lines, places, strict=True)):
+    ends = [height(found.y[-1]) for _, found in lines]
+    places = spaced(ends, 0.085 * (high - low), low, high)
+    for i, ((label, found), end, place) in enumerate(zip(lines, ends, places, strict=True)):
         colour = colours(0.82 * i / max(1, len(lines) - 1))
         short = label if len(label) <= 16 else "…" + label[-15:]
         axis.annotate(
             plain(short),
             (right, found.y[-1]),
-            (6, (place - found.y[-1]) / (high - low) * 120),
+            (6, (place - end) / (high - low) * 120),
             textcoords="offset points",
             fontsize=6.5,
             color=colour,

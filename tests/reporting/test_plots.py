@@ -122,6 +122,25 @@ def test_a_large_lam_is_drawn_by_its_parts_that_move_most(suite, helpers):
     assert "there are 14 of MAML" in text
 
 
+@pytest.mark.parametrize(("size", "scale"), [(2.0, "linear"), (1000.0, "symlog")])
+def test_a_small_entry_of_lam_is_seen_beside_a_large_one(suite, helpers, size, scale):
+    store = helpers.fill(suite, "laptop")
+    for curve in store.curves.values():
+        for name in [name for name in curve if name.startswith("lam/")]:
+            del curve[name]
+        curve["lam/rate"] = [0.01 * i for i in range(len(curve["step"]))]
+        curve["lam/angle"] = [0.01 * size * i for i in range(len(curve["step"]))]
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    figure = plots.figures(results, store, ["trajectories"])["trajectories-5w1s"]
+    axis = figure.axes[0]
+    assert axis.get_yscale() == scale
+    heights = axis.transAxes.inverted().transform(
+        [axis.transData.transform((0, line.get_ydata()[-1])) for line in axis.lines[:2]]
+    )[:, 1]
+    assert 0.1 < min(heights) < max(heights)  # not on the floor
+    assert {"rate", "angle"} <= set(names(figure).split())
+
+
 def test_names_are_no_mathematics_and_no_hidden_entries(helpers, tmp_path):
     rows = [
         {
