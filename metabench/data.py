@@ -55,17 +55,30 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Files without a checksum that anybody publishes: a pattern below the data set's folder, and
+    how many there are (None: at least one)."""
+
+    pattern: str
+    count: int | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way in which a data set lies on a disk, in a folder called ``folder``.
 
-    ``homes`` are folders to look in besides the usual ones: where another library keeps it.
+    ``groups`` can only be counted; the task that reads them checks what is inside. ``homes`` are
+    folders to look in besides the usual ones: where another library keeps it. ``hub`` is a name to
+    fetch through the package ``datasets``, whose own form is then kept.
     """
 
     name: str
     folder: str
     files: tuple[File, ...] = ()
     archives: tuple[Archive, ...] = ()
+    groups: tuple[Group, ...] = ()
     homes: tuple[str, ...] = ()
+    hub: str = ""
 
     def places(self) -> list[Path]:
         """Folders to look in, in order."""
@@ -74,14 +87,20 @@ class Layout:
     @property
     def has_address(self) -> bool:
         """Whether it can be downloaded."""
-        return bool(self.archives) or any(file.urls for file in self.files)
+        return bool(self.archives or self.hub) or any(file.urls for file in self.files)
 
     def lacks(self, folder: Path) -> list[str]:
         """What is needed and not in ``folder``, by name."""
         files = [file.path for file in self.files if file.needed]
-        return [path for path in files if not (folder / path).is_file()] + [
-            archive.folder for archive in self.archives if not (folder / archive.folder).is_dir()
-        ]
+        return (
+            [path for path in files if not (folder / path).is_file()]
+            + [
+                archive.folder
+                for archive in self.archives
+                if not (folder / archive.folder).is_dir()
+            ]
+            + [x.pattern for x in self.groups if next(folder.glob(x.pattern), None) is None]
+        )
 
 
 @dataclass(frozen=True)
@@ -190,6 +209,14 @@ _CIFAR10 = Archive(
     "_batch*",
 )
 
+_CIFAR100 = Archive(
+    ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+    "md5:eb9058c3a382ffc7106e4002c42a8d85",
+    ".",
+    3,
+    "[tm][er]*",  # train, test, meta
+)
+
 DATASETS = {
     d.name: d
     for d in (
@@ -278,6 +305,110 @@ DATASETS = {
             ),
             offline="copy the folder cifar-10-batches-py into a folder that METABENCH_DATA names "
             "on that machine",
+        ),
+        DataSet(
+            name="cifar100",
+            title="CIFAR-100: 60,000 photographs of a hundred kinds of things, 32x32; also read as "
+            "CIFAR-FS and FC100",
+            origin="https://www.cs.toronto.edu/~kriz/cifar.html",
+            licence="none stated (cite)",
+            cite="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+            layouts=(
+                Layout("torchvision", "cifar-100-python", archives=(_CIFAR100,)),
+                # 160 of the 600 images of each class.
+                Layout(
+                    "metabench",
+                    "cifar100",
+                    files=(
+                        File(
+                            "cifar100_160pc.npz",
+                            44751003,
+                            "a1af79237b0363793314d9251c5c22e854ae44d1ea6525d3ea35ac0130a0eaa2",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder cifar-100-python (or cifar100, the arrays of 160 images a "
+            "class) into a folder that METABENCH_DATA names on that machine",
+        ),
+        DataSet(
+            name="caltech101_fs",
+            title="Caltech-101 few-shot: 100 classes of 30 photographs, 64x64, split 64 / 16 / 20",
+            origin="https://data.caltech.edu/records/mzrjq-6wc02, resized and split by metabench",
+            licence="CC BY 4.0",
+            cite="L. Fei-Fei, R. Fergus, P. Perona, CVPR workshop on generative-model based "
+            "vision, 2004",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "caltech101_fs",
+                    files=(
+                        File(
+                            "caltech101_fs64.npz",
+                            27997533,
+                            "6ea412e515a6438992aad47d7badb5519f9ac05bc195cca3465d61549e744a8a",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder caltech101_fs into a folder that METABENCH_DATA names on that "
+            "machine",
+        ),
+        DataSet(
+            name="miniimagenet",
+            title="miniImageNet, split of Ravi and Larochelle: 100 classes of 600 photographs, "
+            "64 / 16 / 20",
+            origin="https://image-net.org (images), "
+            "https://github.com/twitter-research/meta-learning-lstm (the three CSV files)",
+            licence="ImageNet's terms: non-commercial research, no redistribution",
+            cite="O. Vinyals et al., NeurIPS 2016; S. Ravi, H. Larochelle, ICLR 2017; "
+            "O. Russakovsky et al., IJCV 115, 2015",
+            layouts=(
+                Layout(
+                    "csv",
+                    "miniimagenet",
+                    groups=(
+                        *(Group(f"{part}.csv", 1) for part in ("train", "val", "test")),
+                        Group("**/*.[jJ][pP]*[gG]", 60000),
+                    ),
+                ),
+                Layout(
+                    "cache",
+                    "miniimagenet",
+                    groups=tuple(
+                        Group(f"mini-imagenet-cache-{part}.pkl", 1)
+                        for part in ("train", "val*", "test")
+                    ),
+                ),
+                Layout(
+                    "category_split",
+                    "miniimagenet",
+                    groups=tuple(
+                        Group(f"miniImageNet_category_split_{part}.pickle", 1)
+                        for part in ("train_phase_train", "val", "test")
+                    ),
+                ),
+                Layout(
+                    "datasets",
+                    "miniimagenet-datasets",
+                    groups=(
+                        Group("dataset_dict.json", 1),
+                        *(Group(f"{part}/*.arrow") for part in ("train", "validation", "test")),
+                    ),
+                    hub="GATE-engine/mini_imagenet",
+                ),
+                Layout(
+                    "parquet",
+                    "miniimagenet",
+                    groups=tuple(
+                        Group(f"**/{part}-*.parquet") for part in ("train", "validation", "test")
+                    ),
+                ),
+            ),
+            offline="copy into a folder that METABENCH_DATA names on that machine: miniimagenet "
+            "(train.csv, val.csv, test.csv and the images; or mini-imagenet-cache-*.pkl; or "
+            "miniImageNet_category_split_*.pickle; or *.parquet), or miniimagenet-datasets, what "
+            "the package datasets saves",
         ),
         DataSet(
             name="omniglot",
@@ -425,6 +556,12 @@ def verify(name: str) -> list[Verdict]:
         else:
             note = "counted only: it was not unpacked by metabench"
         out.append(Verdict(path, wrong, note))
+    for group in found.layout.groups:
+        n = sum(1 for _ in found.path.glob(group.pattern))
+        short = group.count is not None and n != group.count
+        wrong = f"{n:,} files instead of {group.count:,}" if short else ""
+        note = f"counted only ({n:,}): nobody publishes a checksum"
+        out.append(Verdict(found.path / group.pattern, wrong, note))
     return out
 
 
@@ -475,12 +612,34 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
                 download(archive.urls, path, archive.checksum, progress)
                 _unpack(path, folder, archive)
                 path.unlink()
+        if layout.hub and layout.lacks(folder):
+            _fetch_hub(layout.hub, folder)
     except MetabenchError as error:
         raise MetabenchError(f"{error}; by hand: {known.offline}") from None
     except OSError as error:
         where = error.filename or folder
         raise MetabenchError(f"cannot write {where}: {error.strerror}") from None
     return folder
+
+
+def _fetch_hub(name: str, folder: Path) -> None:
+    """Download a data set of the hub and keep it as the package ``datasets`` saves it.
+
+    Raises MetabenchError, OSError where the folder cannot be written.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = load_dataset(name)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise MetabenchError(f"datasets cannot load {name}: {error}") from error
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        held.save_to_disk(str(Path(temporary) / "new"))
+        if folder.exists():
+            os.replace(folder, Path(temporary) / "old")
+        os.replace(Path(temporary) / "new", folder)
 
 
 def _fetch_file(folder: Path, file: File, progress: Progress | None) -> None:

@@ -6,7 +6,6 @@ LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009. Nothing is normalised or a
 from __future__ import annotations
 
 import gzip
-import pickle
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from metabench import data
 from metabench.errors import MetabenchError
+
+from . import _pickles
 
 Images = dict[str, tuple[Tensor, Tensor]]
 """Split to images, float32 [n, channels, height, width] in 0..1, and labels, int64 [n]."""
@@ -83,21 +84,8 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """One of CIFAR-10's pickled batches: uint8 [n, 3, 32, 32] and [n]."""
     if not path.is_file():
         raise MetabenchError(f"{path} is missing; mend: metabench data fetch cifar10")
-    with path.open("rb") as file:
-        held = _ArraysOnly(file, encoding="bytes").load()
-    return held[b"data"].reshape(-1, 3, 32, 32), np.asarray(held[b"labels"], np.uint8)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy's arrays and refuses whatever else a pickle could call."""
-
-    def find_class(self, module: str, name: str) -> object:
-        """Numpy's own way of rebuilding arrays, under its old and its new address."""
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise MetabenchError(f"a batch of CIFAR-10 asks for {module}.{name}: not its own file")
+    held = _pickles.load(path)
+    return held["data"].reshape(-1, 3, 32, 32), np.asarray(held["labels"], np.uint8)
 
 
 def _idx(folder: Path, name: str) -> np.ndarray:

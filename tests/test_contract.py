@@ -11,6 +11,8 @@ from metabench.testing import method_checks, subject, task_checks
 FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
 FEW_IMAGES = {"n_train": 40, "n_valid": 40, "n_test": 40, "batch": 8, "width": 6}
 REPRESENTATION = {**FEW_SHOT, "formulation": "representation", "dtype": "float64"}
+PHOTOGRAPHS = {**FEW_SHOT, "source": "metabench"}
+RESIDUAL = {**PHOTOGRAPHS, "network": "resnet12", "filters": 2, "ways": 2, "dtype": "float64"}
 CLEANING = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "hidden": 5}
 EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
 EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
@@ -40,6 +42,10 @@ TASKS = {
         {**EXACT, "decays": "weight"},
     ],
     "exact_representation": [EXACT_HEADS, {**EXACT_HEADS, "images": "glyphs"}],
+    "cifar_fs": [PHOTOGRAPHS, {**PHOTOGRAPHS, "formulation": "representation"}, RESIDUAL],
+    "fc100": [PHOTOGRAPHS],
+    "caltech101_fs": [FEW_SHOT],
+    "miniimagenet": [FEW_SHOT],
     "two_minima": [{}, {"carried": False}],
     "shrinkage": [{}, {"carried": True}],
     "regularised_mnist": [
