@@ -109,7 +109,7 @@ def _read(folder: Path, source: Source) -> Tensor:
 
 
 def _arrays(folder: Path) -> np.ndarray:
-    with np.load(folder / "cifar100_160pc.npz") as file:
+    with (folder / "cifar100_160pc.npz").open("rb") as whole, np.load(whole) as file:
         if file["class_names"].tolist() != NAMES:
             raise ValueError("its classes are not those of CIFAR-100")
         joined = np.concatenate([file["train_images"], file["test_images"]], axis=1)
