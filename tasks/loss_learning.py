@@ -17,7 +17,6 @@ too: ``effective_step`` reports it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -32,11 +31,11 @@ from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds,
 from metabench.registry import tasks
 
 from . import _losses
+from ._classifier import Classifier, Kind
 from ._images import CLASSES, load
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-KINDS = ("weight", "bias")
 
 
 @tasks.register("loss_learning")
@@ -58,7 +57,7 @@ class LossLearning:
     train_on: Literal["noisy", "right", "valid"] = "noisy"
     """The training part as it is, only those of it whose labels are right (perfect cleaning), or
     the validation part in its place (no noisy data at all)."""
-    network: Literal["linear", "mlp", "cnn"] = "mlp"
+    network: Kind = "mlp"
     """Linear; one hidden ReLU layer of ``width``; or two 3x3 convolutions of ``width`` and twice
     that, each pooled, with ReLU."""
     width: Count = 64
@@ -151,7 +150,11 @@ class LossLearningProblem(Problem):
         self.size = n if task.batch is None else min(task.batch, n)
         self.learned = _losses.of_classes(task.form, n=n, classes=CLASSES, q=task.q)
         self.hypers = self.learned.hypers
-        self.shapes = self.layers()
+        c, h, w = self.parts["train"]["x"].shape[1:]
+        try:
+            self.model = Classifier(task.network, (c, h, w), task.width, CLASSES)
+        except ValueError as error:
+            raise SettingError(f"task loss_learning: {error}") from None
 
     def cut(self, images: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Parts in an order of the data's seed, the validation part balanced between classes."""
@@ -216,43 +219,19 @@ class LossLearningProblem(Problem):
         part["index"] = torch.arange(len(part["y"]), device=self.device)
         self.parts["train"], self.wrong = part, self.wrong[mask]
 
-    def layers(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each weight."""
-        (c, h, w), n = self.parts["train"]["x"].shape[1:], self.task.width
-        if self.task.network == "linear":
-            return {"head": (CLASSES, c * h * w)}
-        if self.task.network == "mlp":
-            return {"layer0": (n, c * h * w), "head": (CLASSES, n)}
-        if min(h, w) < 4:
-            raise SettingError(f"task loss_learning: {h}x{w} pixels cannot be pooled twice")
-        left = (h // 4) * (w // 4)
-        return {"layer0": (n, c, 3, 3), "layer1": (2 * n, n, 3, 3), "head": (CLASSES, 2 * n * left)}
-
     def init_outer(self) -> Params:
         """The form's first values."""
         first = self.learned.first(generator(self.seeds.init, "loss_learning", "lam"))
         return {k: v.to(self.device, self.dtype) for k, v in first.items()}
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
-        """Uniform within 1 / sqrt(inputs), the same every time."""
-        gen, theta = generator(self.seeds.init, "loss_learning"), Params()
-        for name, shape in self.shapes.items():
-            for kind, of in zip(KINDS, (shape, shape[:1]), strict=True):
-                draw = 2 * torch.rand(of, generator=gen, dtype=torch.float64) - 1
-                bound = math.prod(shape[1:]) ** -0.5
-                theta[f"{name}.{kind}"] = (draw * bound).to(self.device, self.dtype)
-        return theta
+        """The same first weights every time."""
+        first = self.model.draw(generator(self.seeds.init, "loss_learning"))
+        return {k: v.to(self.device, self.dtype) for k, v in first.items()}
 
     def logits(self, theta: Params, x: Tensor) -> Tensor:
         """[n, 10] of images [n, channels, height, width]."""
-        for name in self.shapes:
-            w, b = theta[f"{name}.weight"], theta[f"{name}.bias"]
-            if w.dim() == 4:
-                x = F.max_pool2d(F.conv2d(x, w, b, padding=1), 2).relu()
-            else:
-                x = F.linear(x.flatten(1), w, b)
-                x = x if name == "head" else x.relu()
-        return x
+        return self.model.logits(theta, x)
 
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Logits [n, 10]."""
@@ -264,7 +243,7 @@ class LossLearningProblem(Problem):
         """Mean learned loss, and l2 / 2 |theta|^2."""
         value = self.learned.loss(lam, prediction, batch["y"], batch["index"]).mean()
         if self.task.l2:
-            norms = [theta[f"{k}.{kind}"].square().sum() for k in self.shapes for kind in KINDS]
+            norms = [theta[k].square().sum() for k in self.model.names]
             value = value + 0.5 * self.task.l2 * torch.stack(norms).sum()
         return value
 

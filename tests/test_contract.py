@@ -16,6 +16,7 @@ RESIDUAL = {**PHOTOGRAPHS, "network": "resnet12", "filters": 2, "ways": 2, "dtyp
 CLEANING = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "hidden": 5}
 EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
 EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
+AUGMENT = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 8}
 LOSSES = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 20}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
@@ -35,6 +36,11 @@ TASKS = {
         {"shrink": 4, "n_test": 40, "dtype": "float64"},
         {"shrink": 4, "n_test": 40, "network": "mlp", "hidden": 8},
         {"shrink": 4, "n_test": 40, "carried": False, "dtype": "float64"},
+    ],
+    "augmentation": [
+        {**AUGMENT, "dtype": "float64"},
+        {**AUGMENT, "form": "randaugment", "network": "cnn", "width": 2, "dtype": "float64"},
+        {**AUGMENT, "form": "network", "filters": 2, "hidden": 4, "dtype": "float64"},
     ],
     "loss_learning": [
         {**LOSSES, "dtype": "float64"},
