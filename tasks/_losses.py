@@ -150,7 +150,7 @@ def growth(z: Tensor) -> Tensor:
     """(e^z - 1) / z, 1 at 0, with derivatives there."""
     small = z.abs() < 1e-3
     safe = torch.where(small, torch.ones_like(z), z)
-    series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4))
+    series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5)))
     return torch.where(small, series, safe.expm1() / safe)
 
 

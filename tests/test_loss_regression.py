@@ -109,7 +109,7 @@ def test_two_clusters_whose_mean_is_wanted():
     clean = torch.zeros(4, 1, dtype=F64), torch.zeros(4, dtype=F64)
     ctx = context(of_parts((x, y), clean, form="examples"))
     is_dirty = torch.arange(n) < dirty
-    lam = {"logit": torch.where(is_dirty, 0.4, -0.3).to(F64)}
+    lam = {"logit": torch.tensor([0.4] * dirty + [-0.3] * (n - dirty), dtype=F64)}
     s_d, s_c = (float(torch.tensor(v, dtype=F64).sigmoid()) for v in (0.4, -0.3))
     whole = (1 - p) * s_c + p * s_d
     best = p * s_d * far / whole
