@@ -471,6 +471,69 @@ DATASETS = {
             offline="fetch it on another machine, copy the folder omniglot-py (or omniglot, the "
             "arrays) from there, and set METABENCH_DATA to the folder that holds the copy",
         ),
+        DataSet(
+            name="squad",
+            title="SQuAD: 2,266 passages with questions, as SEAL cuts them",
+            origin="https://github.com/Continual-Intelligence/SEAL",
+            licence="CC BY-SA 4.0",
+            cite="P. Rajpurkar, J. Zhang, K. Lopyrev, P. Liang, EMNLP 2016",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "squad",
+                    files=(
+                        File(
+                            "squad_seal.parquet",
+                            903335,
+                            "1f39be2e9d04e4b2c441855ac8d45bdf9cd36e5adea2568d2c9c9a5690fd7ab1",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder squad into a folder that METABENCH_DATA names on that machine",
+        ),
+        DataSet(
+            name="tinylm_260k",
+            title="stories260K: a language model of 260,032 weights, for tests",
+            origin="https://huggingface.co/karpathy/tinyllamas",
+            licence="MIT",
+            cite="A. Karpathy, llama2.c, 2023",
+            layouts=(
+                Layout(
+                    "transformers",
+                    "tinylm_260k",
+                    files=(
+                        File(
+                            "model.safetensors",
+                            1044992,
+                            "407a7c581bdd66972383ce9ad24857713fb98786d06ea564a2fe9b34ebe77dfd",
+                        ),
+                        File(
+                            "tokenizer.json",
+                            19572,
+                            "d9bbb431a9cdb30aa643ed6afb4fc7e5c747a009b973e1cad334478358c0089a",
+                        ),
+                        File(
+                            "config.json",
+                            712,
+                            "055e562ff750aa24d70704d64de4b936bb2c47671de6e62f9ba23110c5b9e8bb",
+                        ),
+                        File(
+                            "generation_config.json",
+                            216,
+                            "e9c42bd8c4e08af12d7090aa6d4ad66489ade8373cd9b7d49f651c60103ce14c",
+                        ),
+                        File(
+                            "tokenizer_config.json",
+                            171,
+                            "07710a0331fa76a43df18a54750c6fdb632c78bcad6425409bd8bea74e80b636",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder tinylm_260k into a folder that METABENCH_DATA names on that "
+            "machine",
+        ),
     )
 }
 
