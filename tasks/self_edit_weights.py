@@ -119,7 +119,7 @@ class SelfEditWeightsProblem(SelfEditProblem):
         return Episode(dict(self._edits[passage]), self.questions(passage), index)
 
     def edits(self, passage: Passage) -> Batch:
-        """``ids`` and ``mask`` [kinds, edit_tokens], ``features`` [kinds, edit_tokens, features]."""
+        """Batches [kinds, edit_tokens]: ``ids``, ``mask``, and ``features`` [..., features]."""
         task = self.task
         texts = [self.candidate(passage, kind) for kind in task.edits]
         ids, mask = self.rows(texts, len(texts), task.edit_tokens)

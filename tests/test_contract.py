@@ -72,6 +72,17 @@ TASKS = {
         {**FEW_IMAGES, "tune": "all", "masks": "concrete", "dtype": "float64"},
     ],
 }
+SELF_EDIT = {"rank": 1, "targets": ("v",), "questions": 2, "question_tokens": 24, "edit_tokens": 16}
+TASKS |= {
+    "recipe_bandit": [{}, {"reward": "success", "spread": 0.0}],
+    "self_edit_weights": [
+        {**SELF_EDIT, "edits": ("passage", "other"), "dtype": "float64"},
+        {**SELF_EDIT, "edits": ("passage", "rewrite"), "formulation": "init"},
+    ],
+    "self_edit_policy": [
+        {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_steps": 2, "policy_rank": 1}
+    ],
+}
 METHODS = {
     "bilevel": [{}, {"mode": "forward", "learn_rate": True}, {"truncate": 2, "memory": "states"}],
     "maml": [{"inner_steps": 3}, {"order": "first"}, {"anil": True, "memory": "checkpoints"},
@@ -90,6 +101,7 @@ METHODS = {
     "sgld": [{"inner_steps": 4}, {"inner_steps": 4, "estimator": "forward"},
              {"inner_steps": 4, "estimator": "covariance"}],
     "optuna_tpe": [{"inner_steps": 10, "startup": 1}],
+    "restem": [{}, {"select": "above", "threshold": -0.1, "samples": 3, "batch": 2}],
 }  # fmt: skip
 
 
@@ -115,6 +127,9 @@ def with_settings(kind, chosen):
 
 @pytest.mark.parametrize("task", with_settings("task", TASKS))
 def test_a_task_keeps_the_contract(task):
+    for package in getattr(task, "packages", ()):
+        if not packages.here(package):
+            pytest.skip(f"{package} is not installed: {' && '.join(packages.recipe(package))}")
     try:
         task.build(Seeds.of(0), torch.device("cpu"))
     except DataMissing as missing:
