@@ -18,21 +18,17 @@ Problem = importlib.import_module("metabench.tasks.augmentation").AugmentationPr
 aug = importlib.import_module("metabench.tasks._augment")
 
 
-def bars(n, seed):
-    """Ten classes of 12x12 images: a bar from the middle outwards, 36 degrees from class to class,
-    smoothed."""
+def blots(n, seed):
+    """Ten classes of 12x12 images: a smooth pattern each, none like another one turned, and noise."""
+    patterns = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+    patterns = torch.nn.functional.interpolate(patterns, size=12, mode="bilinear")
     gen = torch.Generator().manual_seed(seed)
     y = torch.randint(10, (n,), generator=gen)
-    angle = y * (torch.pi / 5)
-    at = torch.linspace(-1, 1, 12)
-    right, down = at[None, None, :], at[None, :, None]
-    along = angle.cos()[:, None, None] * right + angle.sin()[:, None, None] * down
-    across = -angle.sin()[:, None, None] * right + angle.cos()[:, None, None] * down
-    x = torch.exp(-8 * across**2) * torch.sigmoid(8 * along) * (along**2 + across**2 < 1)
-    return (x[:, None] + 0.1 * torch.rand(n, 1, 12, 12, generator=gen)).clamp(0, 1), y
+    x = patterns[y] + 0.1 * torch.randn(n, 1, 12, 12, generator=gen)
+    return x.clamp(0, 1), y
 
 
-IMAGES = {"train": bars(600, 0), "test": bars(200, 1)}
+IMAGES = {"train": blots(600, 0), "test": blots(200, 1)}
 SMALL = {"n_train": 200, "n_valid": 200, "n_test": 200, "batch": 50, "width": 16,
          "dtype": "float64"}  # fmt: skip
 
@@ -155,8 +151,9 @@ def test_hypergradients_in_the_ranges_against_differences():
             at = {k: v - 0.2 * g[k] for k, v in at.items()}
         return ctx.problem.outer_loss(p, at, episode.outer)
 
-    for k, g in differences(after, lam, h=1e-6).items():
-        close(found[k], g, 1e-5)
+    # Bilinear reading has a kink where a place crosses a pixel's middle: a longer step meets some.
+    for k, g in differences(after, lam, h=1e-7).items():
+        close(found[k], g, 1e-7)
 
 
 def test_a_learned_range_grows_towards_the_law_and_stays_small_without_one():

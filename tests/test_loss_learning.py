@@ -141,10 +141,15 @@ def after(method, steps, **set_):
 LEARN = {"inner_steps": 1, "inner_lr": 0.5, "outer_lr": 0.03}
 
 
-@pytest.mark.parametrize("form", ["weight_net", "examples", "transition", "gce"])
-def test_a_learned_loss_trusts_right_labels_more(form):
+# A weight net learns at its paper's 1e-3: faster, V rises to 1 for everything.
+@pytest.mark.parametrize(
+    ("form", "outer_lr"),
+    [("weight_net", 0.001), ("examples", 0.03), ("transition", 0.03), ("gce", 0.03)],
+)
+def test_a_learned_loss_trusts_right_labels_more(form, outer_lr):
     set_ = {"noise": "flip", "rate": 0.3, "network": "mlp", "width": 16}
-    found = after(methods.get("one_step")(**LEARN), 300, form=form, **set_)
+    learner = methods.get("one_step")(**{**LEARN, "outer_lr": outer_lr})
+    found = after(learner, 300, form=form, **set_)
     assert found["weight_right"] > 1.1 * found["weight_wrong"]
     plain = after(methods.get("fixed")(inner_steps=1, inner_lr=0.5), 300, form="gce", **set_)
     assert plain["weight_right"] == pytest.approx(1.0) == plain["effective_step"]
