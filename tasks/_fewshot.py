@@ -137,9 +137,14 @@ class FewShot:
             self.ways,
             filters=self.filters,
             downsample=self.downsample,
-            reduce="mean" if self.formulation == "init" else "flatten",
+            reduce=self.reduce,
             dtype=getattr(torch, self.dtype),
         )
+
+    @property
+    def reduce(self) -> Literal["mean", "flatten"] | None:
+        """How maps become features; None: as the way of downsampling has it."""
+        return "mean" if self.formulation == "init" else "flatten"
 
     def build(self, seeds: Seeds, device: torch.device) -> FewShotProblem:
         """Load the images of every split. Raises SettingError where a split has too few classes."""

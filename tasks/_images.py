@@ -6,8 +6,10 @@ LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009. Nothing is normalised or a
 from __future__ import annotations
 
 import gzip
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +34,32 @@ SIZES = {
 """Data set and layout to training images, test images, and the shape of one."""
 
 CLASSES = 10
+
+
+@dataclass(frozen=True)
+class OfImages:
+    """Settings of every task that can be had on any of the three."""
+
+    dataset: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist"
+    source: Literal["auto", "metabench", "torchvision", "debian"] = "auto"
+    """The layout to read. CIFAR-10 comes in two sizes and must be told: "torchvision" has all
+    50,000 training images, "metabench" 8,000 of them."""
+
+    def __post_init__(self) -> None:
+        if self.dataset == "cifar10" and self.source == "auto":
+            raise ValueError(
+                "CIFAR-10 comes in two sizes: set source to torchvision (50,000 training images) "
+                "or metabench (8,000)"
+            )
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The one that is set."""
+        return (self.dataset,)
+
+    def images(self) -> Images:
+        """The splits "train" and "test". Raises DataMissing."""
+        return load(self.dataset, None if self.source == "auto" else self.source)
 
 
 def load(name: str, layout: str | None = None) -> Images:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from ._fewshot import Count, FewShot
-from ._networks import ConvNet, Network, ResNet12
+from ._networks import Network, ResNet12
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,12 @@ class Photographs(FewShot):
 
     def network_for(self, channels: int, size: int) -> Network:
         """Four blocks or ResNet-12, for images [n, channels, size, size]."""
-        dtype = getattr(torch, self.dtype)
-        if self.network == "resnet12":
-            widths = tuple(self.filters * n // 2 for n in (2, 5, 10, 20))
-            return ResNet12(channels, size, self.ways, widths=widths, dtype=dtype)
-        return ConvNet(
-            channels,
-            size,
-            self.ways,
-            filters=self.filters,
-            downsample=self.downsample,
-            reduce="flatten" if self.formulation == "representation" else None,
-            dtype=dtype,
-        )
+        if self.network == "conv":
+            return super().network_for(channels, size)
+        widths = tuple(self.filters * n // 2 for n in (2, 5, 10, 20))
+        return ResNet12(channels, size, self.ways, widths=widths, dtype=getattr(torch, self.dtype))
+
+    @property
+    def reduce(self) -> Literal["mean", "flatten"] | None:
+        """Flattened for a representation, else as the way of downsampling has it."""
+        return "flatten" if self.formulation == "representation" else None

@@ -33,7 +33,7 @@ from metabench.registry import tasks
 
 from ._augment import Strengths, augment, warped
 from ._classifier import Classifier, Kind
-from ._images import CLASSES, load
+from ._images import CLASSES, OfImages
 
 Count = Annotated[int, Field(ge=1)]
 FIRST = {
@@ -62,13 +62,9 @@ CELLS = 4  # a transformer sees the image as so many squares a side
 
 @tasks.register("augmentation")
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(OfImages):
     """Learning an augmentation: its ranges, or every weight of a network that augments."""
 
-    dataset: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist"
-    source: Literal["auto", "metabench", "torchvision", "debian"] = "auto"
-    """The layout to read. CIFAR-10 comes in two sizes and must be told: "torchvision" has all
-    50,000 training images, "metabench" 8,000 of them."""
     form: Literal["ranges", "network", "randaugment"] = "ranges"
     tune: Literal["rotation", "geometry", "all"] = "all"
     """The ranges that lam has; the others are 0."""
@@ -104,19 +100,10 @@ class Augmentation:
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "rotation", "rotation_gap")
 
     def __post_init__(self) -> None:
-        if self.dataset == "cifar10" and self.source == "auto":
-            raise ValueError(
-                "CIFAR-10 comes in two sizes: set source to torchvision (50,000 training images) "
-                "or metabench (8,000)"
-            )
+        super().__post_init__()
         least = min(self.n_train, self.n_valid)
         if self.batch > least:
             raise ValueError(f"batch = {self.batch} of {least} images: take at most {least}")
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """The one that is set."""
-        return (self.dataset,)
 
     @property
     def offers(self) -> frozenset[str]:
@@ -139,8 +126,7 @@ class Augmentation:
 
     def build(self, seeds: Seeds, device: torch.device) -> AugmentationProblem:
         """Cut the parts, turn the images by the law. Raises DataMissing, SettingError."""
-        images = load(self.dataset, None if self.source == "auto" else self.source)
-        return AugmentationProblem(self, seeds, device, images)
+        return AugmentationProblem(self, seeds, device, self.images())
 
 
 class AugmentationProblem(Problem):

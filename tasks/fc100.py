@@ -11,27 +11,13 @@ from typing import ClassVar
 
 from metabench.registry import tasks
 
-from . import _cifar100 as cifar
-from ._fewshot import Classes
-from ._photographs import Photographs
+from ._cifar100 import FC100 as CLASSES
+from ._cifar100_fewshot import Cifar100
 
 
 @tasks.register("fc100")
 @dataclass(frozen=True)
-class FC100(Photographs):
+class FC100(Cifar100):
     """FC100, 32x32 photographs, 60 / 20 / 20 classes of CIFAR-100 by superclass, N-way K-shot."""
 
-    source: cifar.Source = "torchvision"
-    """All 600 images of a class, or the 160 that the layout "metabench" has of each. Results of
-    the two are not comparable, so nothing is chosen unasked."""
-
-    data: ClassVar[tuple[str, ...]] = ("cifar100",)
-
-    @property
-    def images_per_class(self) -> int:
-        """Depends on the layout."""
-        return cifar.IMAGES[self.source]
-
-    def classes(self, split: str) -> Classes:
-        """uint8 [classes, images, 3, 32, 32]."""
-        return Classes(cifar.images(self.source, cifar.FC100, split))
+    split: ClassVar[dict[str, list[str]]] = CLASSES

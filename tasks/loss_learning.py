@@ -17,7 +17,6 @@ too: ``effective_step`` reports it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -27,12 +26,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.errors import SettingError
-from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
+from metabench.problem import Batch, Episode, Params, Seeds, generator
 from metabench.registry import tasks
 
 from . import _losses
 from ._classifier import Classifier, Kind
-from ._images import CLASSES, load
+from ._images import CLASSES, OfImages
+from ._learning import Learning, LearningProblem
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -40,13 +40,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @tasks.register("loss_learning")
 @dataclass(frozen=True)
-class LossLearning:
+class LossLearning(OfImages, Learning):
     """Learning a loss: images with wrong labels to train on, clean ones for the outer loss."""
 
-    dataset: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist"
-    source: Literal["auto", "metabench", "torchvision", "debian"] = "auto"
-    """The layout to read. CIFAR-10 comes in two sizes and must be told: "torchvision" has all
-    50,000 training images, "metabench" 8,000 of them."""
     form: _losses.ClassForm = "taylor"
     """What lam is; "examples" has a logit for every training image."""
     q: Share = 0.0
@@ -79,53 +75,34 @@ class LossLearning:
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    evaluations: ClassVar[tuple[str, ...]] = ("test",)
 
     def __post_init__(self) -> None:
-        if self.dataset == "cifar10" and self.source == "auto":
-            raise ValueError(
-                "CIFAR-10 comes in two sizes: set source to torchvision (50,000 training images) "
-                "or metabench (8,000)"
-            )
+        super().__post_init__()
         if self.valid_batch is not None and self.valid_batch > self.n_valid:
             raise ValueError(f"valid_batch = {self.valid_batch} of {self.n_valid} images")
 
     @property
-    def data(self) -> tuple[str, ...]:
-        """The one that is set."""
-        return (self.dataset,)
-
-    @property
-    def offers(self) -> frozenset[str]:
-        """Derivatives, a head, the prediction; where lam is a few scalars, bounds to search in."""
-        own = {"lam_in_inner_loss", "head", "prediction"}
-        if self.form in _losses.SEARCHABLE:
-            own |= {"small_lam", "search_space"}
-        if self.carried or self.batch is None:
-            own.add("best_response")
-        return GRADIENTS | (own if self.carried else own | {"episodes"})
-
-    @property
-    def lacks(self) -> dict[str, str]:
-        """Why some needs are not met, in words."""
-        long = f"lam is a whole {self.form.replace('_', ' ')}: too many scalars to search in"
-        return {
-            **dict.fromkeys(("small_lam", "search_space"), long),
-            "per_example_lam": "all training examples share one loss",
-        }
+    def metrics(self) -> tuple[str, ...]:
+        """A transition matrix has its error too."""
+        own = ("transition_error",) if self.form == "transition" else ()
+        return (
+            "accuracy", "loss", "fitted_wrong", "effective_step", "weight_right", "weight_wrong",
+            *own,
+        )  # fmt: skip
 
     def build(self, seeds: Seeds, device: torch.device) -> LossLearningProblem:
         """Cut the parts, redraw labels. Raises DataMissing, SettingError."""
-        images = load(self.dataset, None if self.source == "auto" else self.source)
-        return LossLearningProblem(self, seeds, device, images)
+        return LossLearningProblem(self, seeds, device, self.images())
 
 
-class LossLearningProblem(Problem):
+class LossLearningProblem(LearningProblem):
     """``parts``: split to images "x" [n, channels, height, width] in 0..1, labels "y" int64 [n] and
     places "index" [n]; ``wrong`` bool, which training labels are not the image's; ``transition``
     [10, 10], the probability of a label (column) for each class. theta: weights and biases of
     ``head`` and ``layer0``, ``layer1``, as the network has them."""
 
-    head = ("head.weight", "head.bias")
+    name = "loss_learning"
 
     def __init__(
         self,
@@ -137,7 +114,7 @@ class LossLearningProblem(Problem):
         """``images``: split to images [n, channels, height, width] and labels [n]; training and
         validation parts are cut from "train", the test part from "test"."""
         self.task, self.seeds, self.carried, self.device = task, seeds, task.carried, device
-        self.dtype: torch.dtype = getattr(torch, task.dtype)
+        self.dtype, self.l2 = getattr(torch, task.dtype), task.l2
         self.parts: dict[str, Batch] = {}
         self.cut(images)
         self.pollute()
@@ -219,11 +196,6 @@ class LossLearningProblem(Problem):
         part["index"] = torch.arange(len(part["y"]), device=self.device)
         self.parts["train"], self.wrong = part, self.wrong[mask]
 
-    def init_outer(self) -> Params:
-        """The form's first values."""
-        first = self.learned.first(generator(self.seeds.init, "loss_learning", "lam"))
-        return {k: v.to(self.device, self.dtype) for k, v in first.items()}
-
     def init_inner(self, lam: Params, episode: Episode) -> Params:
         """The same first weights every time."""
         first = self.model.draw(generator(self.seeds.init, "loss_learning"))
@@ -237,20 +209,6 @@ class LossLearningProblem(Problem):
         """Logits [n, 10]."""
         return self.logits(theta, batch["x"])
 
-    def loss_of_prediction(
-        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
-    ) -> Tensor:
-        """Mean learned loss, and l2 / 2 |theta|^2."""
-        value = self.learned.loss(lam, prediction, batch["y"], batch["index"]).mean()
-        if self.task.l2:
-            norms = [theta[k].square().sum() for k in self.model.names]
-            value = value + 0.5 * self.task.l2 * torch.stack(norms).sum()
-        return value
-
-    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Mean learned loss on labels as they are."""
-        return self.loss_of_prediction(lam, theta, self.predict(lam, theta, batch), batch)
-
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on right labels."""
         return _losses.cross_entropy(self.logits(theta, batch["x"]), batch["y"]).mean()
@@ -258,27 +216,16 @@ class LossLearningProblem(Problem):
     def episode(self, split: str, index: int) -> Episode:
         """Inner batches from the training part; the outer one from the validation part in training,
         else the whole part."""
-        inner: Batch | Callable[[int], Batch] = self.parts["train"]
-        if self.size < len(self.wrong):
-
-            def inner(t: int) -> Batch:
-                return self.some("train", self.size, split, index, t)
-
+        inner = self.batches(split, index)
         if split == "train" and (size := self.task.valid_batch) is not None:
             return Episode(inner, self.some("valid", size, "outer", index), index)
         return Episode(inner, self.parts["valid" if split == "train" else split], index)
 
-    def some(self, split: str, size: int, *address: int | str) -> Batch:
-        """Different images of a part."""
-        part = self.parts[split]
-        gen = generator(self.seeds.batches, *address)
-        chosen = torch.randperm(len(part["y"]), generator=gen)[:size].to(self.device)
-        return {k: v[chosen] for k, v in part.items()}
-
     def count(self, split: str) -> int | None:
         """One; where training starts anew with other batches, training episodes never end."""
-        endless = self.size < len(self.wrong) or self.task.valid_batch is not None
-        return None if split == "train" and endless and not self.carried else 1
+        if split == "train" and self.task.valid_batch is not None and not self.carried:
+            return None
+        return super().count(split)
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """accuracy and loss on the split; on the training part ``effective_step``, ``weight_right``

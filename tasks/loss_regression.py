@@ -14,7 +14,6 @@ rows, targets by the validation rows, which have no outliers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -24,10 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.errors import SettingError
-from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
+from metabench.problem import Batch, Episode, Params, Seeds, generator
 from metabench.registry import tasks
 
 from . import _losses
+from ._learning import Learning, LearningProblem
 from ._tables import load
 
 Count = Annotated[int, Field(ge=1)]
@@ -38,7 +38,7 @@ KINDS = ("weight", "bias")
 
 @tasks.register("loss_regression")
 @dataclass(frozen=True)
-class LossRegression:
+class LossRegression(Learning):
     """Learning a loss for regression: targets with outliers to train on, clean rows to judge."""
 
     dataset: Literal["yacht", "energy", "concrete", "kin8nm", "power"] = "energy"
@@ -89,25 +89,6 @@ class LossRegression:
         "weight_wrong",
     )
 
-    @property
-    def offers(self) -> frozenset[str]:
-        """Derivatives, a head, the prediction; where lam is a few scalars, bounds to search in."""
-        own = {"lam_in_inner_loss", "head", "prediction"}
-        if self.form in _losses.SEARCHABLE:
-            own |= {"small_lam", "search_space"}
-        if self.carried or self.batch is None:
-            own.add("best_response")
-        return GRADIENTS | (own if self.carried else own | {"episodes"})
-
-    @property
-    def lacks(self) -> dict[str, str]:
-        """Why some needs are not met, in words."""
-        long = f"lam is a whole {self.form.replace('_', ' ')}: too many scalars to search in"
-        return {
-            **dict.fromkeys(("small_lam", "search_space"), long),
-            "per_example_lam": "all training examples share one loss",
-        }
-
     def build(self, seeds: Seeds, device: torch.device) -> LossRegressionProblem:
         """Cut the parts, move targets. Raises DataMissing, SettingError."""
         parts, wrong = self.parts(seeds, *load(self.dataset))
@@ -150,11 +131,11 @@ def standard(x: Tensor, by: Tensor) -> Tensor:
     return (x - by.mean(0)) / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-class LossRegressionProblem(Problem):
+class LossRegressionProblem(LearningProblem):
     """``parts``: split to "x" [n, d], "y" [n] and places "index" [n]; ``wrong`` bool [n_train].
     theta: weights and biases of ``head`` and, for the MLP, ``hidden``."""
 
-    head = ("head.weight", "head.bias")
+    name = "loss_regression"
 
     def __init__(
         self,
@@ -166,7 +147,7 @@ class LossRegressionProblem(Problem):
     ) -> None:
         """``parts``: "train", "valid" and "test", each "x" [n, d] and "y" [n]."""
         self.task, self.seeds, self.carried, self.device = task, seeds, task.carried, device
-        self.dtype: torch.dtype = getattr(torch, task.dtype)
+        self.dtype, self.l2 = getattr(torch, task.dtype), task.l2
         self.wrong = wrong.to(device)
         self.parts = {
             split: {
@@ -186,11 +167,6 @@ class LossRegressionProblem(Problem):
         mlp = task.network == "mlp"
         self.shapes = {"hidden": (m, d), "head": (1, m)} if mlp else {"head": (1, d)}
 
-    def init_outer(self) -> Params:
-        """The form's first values."""
-        first = self.learned.first(generator(self.seeds.init, "loss_regression", "lam"))
-        return {k: v.to(self.device, self.dtype) for k, v in first.items()}
-
     def init_inner(self, lam: Params, episode: Episode) -> Params:
         """Uniform within 1 / sqrt(inputs), the same every time."""
         gen, theta = generator(self.seeds.init, "loss_regression"), Params()
@@ -207,20 +183,6 @@ class LossRegressionProblem(Problem):
             x = F.linear(x, theta["hidden.weight"], theta["hidden.bias"]).tanh()
         return F.linear(x, theta["head.weight"], theta["head.bias"]).squeeze(1)
 
-    def loss_of_prediction(
-        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
-    ) -> Tensor:
-        """Mean learned loss, and l2 / 2 |theta|^2."""
-        value = self.learned.loss(lam, prediction, batch["y"], batch["index"]).mean()
-        if self.task.l2:
-            norms = [theta[f"{k}.{kind}"].square().sum() for k in self.shapes for kind in KINDS]
-            value = value + 0.5 * self.task.l2 * torch.stack(norms).sum()
-        return value
-
-    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Mean learned loss on targets as they are."""
-        return self.loss_of_prediction(lam, theta, self.predict(lam, theta, batch), batch)
-
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Half the mean squared error."""
         return 0.5 * _losses.squared(self.predict(lam, theta, batch), batch["y"]).mean()
@@ -228,21 +190,8 @@ class LossRegressionProblem(Problem):
     def episode(self, split: str, index: int) -> Episode:
         """Inner batches from the training part; the outer one is the validation part in training,
         else the whole part."""
-        inner: Batch | Callable[[int], Batch] = self.parts["train"]
-        if self.size < len(self.wrong):
-
-            def inner(t: int) -> Batch:
-                gen = generator(self.seeds.batches, split, index, t)
-                order = torch.randperm(len(self.wrong), generator=gen)
-                chosen = order[: self.size].to(self.device)
-                return {k: v[chosen] for k, v in self.parts["train"].items()}
-
-        return Episode(inner, self.parts["valid" if split == "train" else split], index)
-
-    def count(self, split: str) -> int | None:
-        """One; where training starts anew with other batches, training episodes never end."""
-        endless = self.size < len(self.wrong) and not self.carried
-        return None if split == "train" and endless else 1
+        outer = self.parts["valid" if split == "train" else split]
+        return Episode(self.batches(split, index), outer, index)
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """rmse, mae and loss on the split, in deviations of the clean targets; on the training part

@@ -19,7 +19,7 @@ aug = importlib.import_module("metabench.tasks._augment")
 
 
 def blots(n, seed):
-    """Ten classes of 12x12 images: a smooth pattern each, none like another one turned, and noise."""
+    """Ten classes of 12x12 images: a smooth pattern each, none another one turned, and noise."""
     patterns = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(9))
     patterns = torch.nn.functional.interpolate(patterns, size=12, mode="bilinear")
     gen = torch.Generator().manual_seed(seed)
