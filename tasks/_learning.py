@@ -37,6 +37,7 @@ class Learning:
         return {
             **dict.fromkeys(("small_lam", "search_space"), long),
             "per_example_lam": "all training examples share one loss",
+            "lam_is_initialisation": "lam is a loss, not the initial value of theta",
         }
 
 

@@ -116,10 +116,11 @@ class Augmentation(OfImages):
     @property
     def lacks(self) -> dict[str, str]:
         """Why some needs are not met, in words."""
+        own = {"lam_is_initialisation": "lam augments images: it is not the initial value of theta"}
         if self.form != "network":
-            return {}
+            return own
         long = "lam is a whole network: too many scalars to search in"
-        return {
+        return own | {
             **dict.fromkeys(("small_lam", "search_space"), long),
             "per_example_lam": "one network augments all examples",
         }

@@ -65,6 +65,22 @@ class SelfEditWeights(SelfEdit):
             return GRADIENTS | {"lam_is_initialisation", "episodes"}
         return GRADIENTS | {"lam_in_inner_loss", "small_lam", "search_space", "episodes"}
 
+    @property
+    def lacks(self) -> dict[str, str]:
+        """Why some needs are not met, in words."""
+        here = f"(formulation = {self.formulation!r})"
+        if self.formulation == "init":
+            deltas = (
+                f"lam is a whole delta here {here}: neither few scalars nor bounds to search in"
+            )
+            return {
+                **dict.fromkeys(("small_lam", "search_space"), deltas),
+                "lam_in_inner_loss": f"lam is where theta starts here {here}: the inner loss does "
+                "not have it",
+            }
+        why = f"lam weighs texts and tokens here {here}, it is not the initial value of theta"
+        return {"lam_is_initialisation": why}
+
     def build(self, seeds: Seeds, device: torch.device) -> SelfEditWeightsProblem:
         """Load model and passages. Raises DataMissing."""
         return SelfEditWeightsProblem(self, seeds, device)
