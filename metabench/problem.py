@@ -213,6 +213,28 @@ class Problem(ABC):
         it is left to differentiation. Optional; must work under vmap where episodes do."""
         return None
 
+    def sample(self, lam: Params, episode: Episode, n: int, generator: torch.Generator) -> Batch:
+        """n actions of the policy lam for an episode (capability ``policy``), [n, ...] in every
+        name; random by ``generator`` alone.
+        """
+        raise NotImplementedError
+
+    def log_likelihood(self, lam: Params, episode: Episode, actions: Batch) -> Tensor:
+        """log p of each action under the policy [n], differentiable in lam."""
+        raise NotImplementedError
+
+    def adapted(self, lam: Params, episode: Episode, actions: Batch) -> Params:
+        """theta after the training that each action calls for, [n, ...] in every name; no graph."""
+        raise NotImplementedError
+
+    def rewards(self, lam: Params, episode: Episode, actions: Batch) -> Tensor:
+        """What each action is worth [n], more is better: theta trained as it says and judged, on
+        average over ``trainings_per_reward`` trainings; no graph."""
+        raise NotImplementedError
+
+    trainings_per_reward: int = 1
+    """How many trainings a reward is the mean of (capability ``policy``)."""
+
     def count(self, split: str) -> int | None:
         """Number of different episodes of a split; None where they never end."""
         return 1 if self.carried else None

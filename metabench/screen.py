@@ -257,7 +257,7 @@ def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
         if verdict.wrong:
             _line(out, f"WRONG  {verdict.path}: {verdict.wrong}", "red")
         else:
-            _line(out, f"ok     {verdict.path}")
+            _line(out, f"ok     {verdict.path}" + (f": {verdict.note}" if verdict.note else ""))
     if not verdicts:
         _line(out, "no data sets here: nothing to verify")
 

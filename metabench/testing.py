@@ -101,7 +101,9 @@ def subject(kind: str, given: Any) -> Any:
 
 def kit_tasks(method: Any) -> list[Any]:
     """The small tasks of the kit that a method can be run on."""
-    quadratic, ridge = (registry.tasks.get(name) for name in ("quadratic", "ridge"))
+    quadratic, ridge, bandit = (
+        registry.tasks.get(name) for name in ("quadratic", "ridge", "recipe_bandit")
+    )
     known = [
         quadratic(),
         quadratic(formulation="init"),
@@ -109,6 +111,7 @@ def kit_tasks(method: Any) -> list[Any]:
         ridge(features=4),
         Sample(batches=True),
         Sample("representation"),
+        bandit(),
     ]
     return [task for task in known if why_not(task, method) is None]
 

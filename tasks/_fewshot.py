@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from metabench.errors import SettingError, UnknownName
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 
-from ._networks import ConvNet
+from ._networks import ConvNet, Network
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -80,8 +80,11 @@ class FewShot:
     goal: ClassVar[Literal["max", "min"]] = "max"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "nearest_neighbour")
     data: ClassVar[tuple[str, ...]] = ()
-    images_per_class: ClassVar[int]
-    """Images of every class of the data set."""
+
+    @property
+    def images_per_class(self) -> int:
+        """Images of every class of the data set; a class attribute where settings do not matter."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         support = max(self.shots, self.train_shots or 0)
@@ -126,6 +129,23 @@ class FewShot:
         """Further evaluations by name, their episodes fixed by the data set's authors."""
         return {}
 
+    def network_for(self, channels: int, size: int) -> Network:
+        """The network, for images [n, channels, size, size]."""
+        return ConvNet(
+            channels,
+            size,
+            self.ways,
+            filters=self.filters,
+            downsample=self.downsample,
+            reduce=self.reduce,
+            dtype=getattr(torch, self.dtype),
+        )
+
+    @property
+    def reduce(self) -> Literal["mean", "flatten"] | None:
+        """How maps become features; None: as the way of downsampling has it."""
+        return "mean" if self.formulation == "init" else "flatten"
+
     def build(self, seeds: Seeds, device: torch.device) -> FewShotProblem:
         """Load the images of every split. Raises SettingError where a split has too few classes."""
         splits = {split: self.classes(split) for split in ("train", "valid", "test")}
@@ -152,15 +172,7 @@ class FewShotProblem(Problem):
         self.dtype: torch.dtype = getattr(torch, task.dtype)
         self.episodes_per_step = task.meta_batch
         channels, size = splits["train"].images.shape[2], splits["train"].images.shape[-1]
-        self.net = ConvNet(
-            channels,
-            size,
-            task.ways,
-            filters=task.filters,
-            downsample=task.downsample,
-            reduce="mean" if task.formulation == "init" else "flatten",
-            dtype=self.dtype,
-        ).to(device)
+        self.net = task.network_for(channels, size).to(device)
         self.given = task.given()
         self.evaluations = ("test", *self.given)
         self.module = self.net

@@ -6,9 +6,10 @@ LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009. Nothing is normalised or a
 from __future__ import annotations
 
 import gzip
-import pickle
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from metabench import data
 from metabench.errors import MetabenchError
+
+from . import _pickles
 
 Images = dict[str, tuple[Tensor, Tensor]]
 """Split to images, float32 [n, channels, height, width] in 0..1, and labels, int64 [n]."""
@@ -31,6 +34,32 @@ SIZES = {
 """Data set and layout to training images, test images, and the shape of one."""
 
 CLASSES = 10
+
+
+@dataclass(frozen=True)
+class OfImages:
+    """Settings of every task that can be had on any of the three."""
+
+    dataset: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist"
+    source: Literal["auto", "metabench", "torchvision", "debian"] = "auto"
+    """The layout to read. CIFAR-10 comes in two sizes and must be told: "torchvision" has all
+    50,000 training images, "metabench" 8,000 of them."""
+
+    def __post_init__(self) -> None:
+        if self.dataset == "cifar10" and self.source == "auto":
+            raise ValueError(
+                "CIFAR-10 comes in two sizes: set source to torchvision (50,000 training images) "
+                "or metabench (8,000)"
+            )
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The one that is set."""
+        return (self.dataset,)
+
+    def images(self) -> Images:
+        """The splits "train" and "test". Raises DataMissing."""
+        return load(self.dataset, None if self.source == "auto" else self.source)
 
 
 def load(name: str, layout: str | None = None) -> Images:
@@ -83,21 +112,8 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """One of CIFAR-10's pickled batches: uint8 [n, 3, 32, 32] and [n]."""
     if not path.is_file():
         raise MetabenchError(f"{path} is missing; mend: metabench data fetch cifar10")
-    with path.open("rb") as file:
-        held = _ArraysOnly(file, encoding="bytes").load()
-    return held[b"data"].reshape(-1, 3, 32, 32), np.asarray(held[b"labels"], np.uint8)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy's arrays and refuses whatever else a pickle could call."""
-
-    def find_class(self, module: str, name: str) -> object:
-        """Numpy's own way of rebuilding arrays, under its old and its new address."""
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise MetabenchError(f"a batch of CIFAR-10 asks for {module}.{name}: not its own file")
+    held = _pickles.load(path)
+    return held["data"].reshape(-1, 3, 32, 32), np.asarray(held["labels"], np.uint8)
 
 
 def _idx(folder: Path, name: str) -> np.ndarray:

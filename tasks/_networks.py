@@ -1,4 +1,4 @@
-"""The four-block convolutional network of the few-shot papers, as a pure function of parameters.
+"""The networks of the few-shot papers, as pure functions of parameters: four blocks, ResNet-12.
 
 Finn, Abbeel, Levine: Model-Agnostic Meta-Learning, ICML 2017, section 5.2 and the authors' code;
 Vinyals et al. 2016 for the pooled form. A block is a 3x3 convolution, batch norm, ReLU. Batch norm
@@ -9,11 +9,17 @@ away exactly, so that its gradient is zero; scale and shift both learned and ada
 
 Two ways to the same numbers: :mod:`metabench.fused` on a CPU, and elementary operations that
 torch.func can transform, right in second order under vmap, for everything else.
+
+ResNet-12 as in Lee, Maji, Ravichandran, Soatto: Meta-Learning with Differentiable Convex
+Optimization, CVPR 2019, after Mishra et al. 2018 and Oreshkin et al. 2018. Differs from theirs: no
+DropBlock, and batch statistics at all times, as above; it is written in elementary operations.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -27,7 +33,62 @@ from metabench.convolution import Form
 from metabench.problem import Params
 
 
-class ConvNet(nn.Module):
+class Network(nn.Module):
+    """A body and a linear head: a module, and pure functions of named parameters.
+
+    ``names`` lists the parameters, the last two ``head.weight`` [classes, feature_size] and
+    ``head.bias`` [classes].
+    """
+
+    names: list[str]
+    feature_size: int
+
+    def close(self, features: int, classes: int, dtype: torch.dtype) -> None:
+        """Add the head, and fill in the values of seed 0."""
+        self.feature_size = features
+        self.add_module("head", skip_init(nn.Linear, features, classes, dtype=dtype))
+        self.names = [name for name, _ in self.named_parameters()]
+        self.load_state_dict(self.init_params(torch.Generator().manual_seed(0)))
+
+    def init_params(self, generator: torch.Generator) -> Params:
+        """Weights drawn by :meth:`draw`, scales one, shifts and bias zero.
+
+        Drawn on the generator's device; the same generator state gives the same values.
+        """
+        params: Params = {}
+        for name, value in self.named_parameters():
+            new = torch.zeros(value.shape, dtype=value.dtype, device=generator.device)
+            if "norm" in name and name.endswith("weight"):
+                new.fill_(1.0)
+            elif name.endswith("weight"):
+                self.draw(new, generator)
+            if new.dim() == 4:
+                new = new.contiguous(memory_format=torch.channels_last)
+            params[name] = new
+        return params
+
+    def draw(self, weight: Tensor, generator: torch.Generator) -> None:
+        """Fill a weight: Glorot-uniform, as in the MAML paper's code."""
+        nn.init.xavier_uniform_(weight, generator=generator)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [n, classes] of images [n, channels, size, size] under its own parameters."""
+        return self.apply_params(dict(self.named_parameters()), images)
+
+    def apply_params(self, params: Params, images: Tensor) -> Tensor:
+        """Logits [n, classes] of images [n, channels, size, size]."""
+        return F.linear(self.features(params, images), params["head.weight"], params["head.bias"])
+
+    def loss(self, params: Params, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy; the cheapest way to it, where second derivatives are wanted too."""
+        return F.cross_entropy(self.apply_params(params, images), labels)
+
+    @abstractmethod
+    def features(self, params: Params, images: Tensor) -> Tensor:
+        """What the head sees, [n, feature_size]; the head's parameters need not be given."""
+
+
+class ConvNet(Network):
     """3x3 convolutions with batch norm and ReLU, then a linear head.
 
     ``downsample`` "stride": stride 2 and a mean over space at the end (MAML's Omniglot network).
@@ -68,42 +129,14 @@ class ConvNet(nn.Module):
             size = math.ceil(size / 2) if downsample == "stride" else size // 2
         if size < 1:
             raise ValueError(f"the images are too small for {blocks} blocks of pooling")
-        self.feature_size = filters if self.mean else filters * size * size
-        self.add_module("head", skip_init(nn.Linear, self.feature_size, classes, dtype=dtype))
-        self.names = [name for name, _ in self.named_parameters()]
-        self.load_state_dict(self.init_params(torch.Generator().manual_seed(0)))
-
-    def init_params(self, generator: torch.Generator) -> Params:
-        """Glorot-uniform weights as in the MAML paper's code, scales one, shifts and bias zero.
-
-        Drawn on the generator's device; the same generator state gives the same values.
-        """
-        params: Params = {}
-        for name, value in self.named_parameters():
-            new = torch.zeros(value.shape, dtype=value.dtype, device=generator.device)
-            if name.startswith("norm") and name.endswith("weight"):
-                new.fill_(1.0)
-            elif name.endswith("weight"):
-                nn.init.xavier_uniform_(new, generator=generator)
-            if new.dim() == 4:
-                new = new.contiguous(memory_format=torch.channels_last)
-            params[name] = new
-        return params
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [n, classes] of images [n, channels, size, size] under its own parameters."""
-        return self.apply_params(dict(self.named_parameters()), images)
-
-    def apply_params(self, params: Params, images: Tensor) -> Tensor:
-        """Logits [n, classes] of images [n, channels, size, size]."""
-        return F.linear(self.features(params, images), params["head.weight"], params["head.bias"])
+        self.close(filters if self.mean else filters * size * size, classes, dtype)
 
     def loss(self, params: Params, images: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy; the cheapest way to it, where second derivatives are wanted too."""
         weights = [params[name] for name in self.names]
         if not self.elementary and fused.applies(images, weights):
             return fused.loss(images, labels, weights, self.form)
-        return F.cross_entropy(self.apply_params(params, images), labels)
+        return super().loss(params, images, labels)
 
     def features(self, params: Params, images: Tensor) -> Tensor:
         """What the head sees, [n, feature_size]; the head's parameters need not be given."""
@@ -118,6 +151,81 @@ class ConvNet(nn.Module):
                 x = F.max_pool2d(x, 2)  # before ReLU: the same values from a quarter of the data
             x = F.relu(x)
         return x.mean(dim=(2, 3)) if self.mean else x.flatten(1)
+
+
+class ResNet12(Network):
+    """Four residual blocks of three 3x3 convolutions, a mean over space, a linear head.
+
+    ``widths`` are the filters of the blocks. A block ends with a 2x2 max-pool; leaky ReLU of slope
+    0.1. Parameters: for each block ``block{i}.conv{j}.weight``, ``block{i}.norm{j}.weight`` and
+    ``.bias`` for j from 1 to 3, and ``block{i}.skip.weight``, a 1x1 convolution of its input, with
+    ``block{i}.skip_norm``.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        size: int,
+        classes: int,
+        *,
+        widths: tuple[int, ...] = (64, 160, 320, 640),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if size < 2 ** len(widths):
+            raise ValueError(f"the images are too small for {len(widths)} blocks of pooling")
+        self.blocks = len(widths)
+        for i, (inputs, width) in enumerate(pairwise((channels_in, *widths)), 1):
+            self.add_module(f"block{i}", _residual(inputs, width, dtype))
+        self.close(widths[-1], classes, dtype)
+
+    def draw(self, weight: Tensor, generator: torch.Generator) -> None:
+        """He-normal by fan-out for convolutions; the head Glorot-uniform."""
+        if weight.dim() == 4:
+            nn.init.kaiming_normal_(weight, mode="fan_out", generator=generator)
+        else:
+            super().draw(weight, generator)
+
+    def features(self, params: Params, images: Tensor) -> Tensor:
+        """What the head sees, [n, widths[-1]]; the head's parameters need not be given."""
+        x = images
+        for i in range(1, self.blocks + 1):
+            p = {k: params[f"block{i}.{k}"] for k in _BLOCK}
+            y = x
+            for j in (1, 2, 3):
+                y = F.conv2d(y, p[f"conv{j}.weight"], padding=1)
+                y = batch_norm(y, p[f"norm{j}.weight"], p[f"norm{j}.bias"])
+                y = F.leaky_relu(y, _SLOPE) if j < 3 else y
+            skip = F.conv2d(x, p["skip.weight"])
+            y = y + batch_norm(skip, p["skip_norm.weight"], p["skip_norm.bias"])
+            x = F.leaky_relu(F.max_pool2d(y, 2), _SLOPE)  # the same values from a quarter of them
+        return x.mean(dim=(2, 3))
+
+
+_SLOPE = 0.1
+
+
+def _residual(inputs: int, width: int, dtype: torch.dtype) -> nn.Module:
+    """The parameters of a block."""
+    block = nn.Module()
+    for j in (1, 2, 3):
+        conv = skip_init(
+            nn.Conv2d, inputs if j == 1 else width, width, 3, padding=1, bias=False, dtype=dtype
+        )
+        block.add_module(f"conv{j}", conv)
+        block.add_module(f"norm{j}", _norm(width, dtype))
+    skip = skip_init(nn.Conv2d, inputs, width, 1, bias=False, dtype=dtype)
+    block.add_module("skip", skip)
+    block.add_module("skip_norm", _norm(width, dtype))
+    return block
+
+
+def _norm(width: int, dtype: torch.dtype) -> nn.Module:
+    norm: nn.Module = skip_init(nn.BatchNorm2d, width, EPS, track_running_stats=False, dtype=dtype)
+    return norm
+
+
+_BLOCK = [name for name, _ in _residual(1, 1, torch.float32).named_parameters()]
 
 
 def batch_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

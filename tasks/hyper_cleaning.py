@@ -37,7 +37,7 @@ from metabench.problem import (
 )
 from metabench.registry import tasks
 
-from ._images import CLASSES, load
+from ._images import CLASSES, OfImages
 
 SURE = 40.0
 """A logit whose sigmoid is 1 (or, negated, nearly 0) in float32."""
@@ -47,13 +47,9 @@ Count = Annotated[int, Field(ge=1)]
 
 @tasks.register("hyper_cleaning")
 @dataclass(frozen=True)
-class HyperCleaning:
+class HyperCleaning(OfImages):
     """Data hyper-cleaning: one weight a training example, half of whose labels were redrawn."""
 
-    dataset: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist"
-    source: Literal["auto", "metabench", "torchvision", "debian"] = "auto"
-    """The layout to read. CIFAR-10 comes in two sizes and must be told: "torchvision" has all
-    50,000 training images, "metabench" 8,000 of them."""
     network: Literal["linear", "mlp"] = "linear"
     hidden: Count = 300
     """Units of the MLP's one sigmoid layer."""
@@ -87,18 +83,9 @@ class HyperCleaning:
     }
 
     def __post_init__(self) -> None:
-        if self.dataset == "cifar10" and self.source == "auto":
-            raise ValueError(
-                "CIFAR-10 comes in two sizes: set source to torchvision (50,000 training images) "
-                "or metabench (8,000)"
-            )
+        super().__post_init__()
         if self.batch is not None and self.batch > self.n_train:
             raise ValueError(f"a batch of {self.batch} from {self.n_train} training examples")
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """The one that is set."""
-        return (self.dataset,)
 
     @property
     def offers(self) -> frozenset[str]:
@@ -108,9 +95,7 @@ class HyperCleaning:
 
     def build(self, seeds: Seeds, device: torch.device) -> HyperCleaningProblem:
         """Draw the parts, redraw labels, draw the first weights."""
-        source = None if self.source == "auto" else self.source
-        images = load(self.dataset, source)["train"]
-        return HyperCleaningProblem(self, seeds, device, images)
+        return HyperCleaningProblem(self, seeds, device, self.images()["train"])
 
 
 class HyperCleaningProblem(Problem):

@@ -41,7 +41,7 @@ from metabench.problem import (
 from metabench.registry import tasks
 from metabench.softmax import SoftmaxHessian
 
-from ._images import CLASSES, load
+from ._images import CLASSES, OfImages
 
 DECAY = "log_decay."
 """Prefix of a decay's name before that of the weights it is for."""
@@ -54,13 +54,9 @@ Count = Annotated[int, Field(ge=1)]
 
 @tasks.register("weight_decay")
 @dataclass(frozen=True)
-class WeightDecay:
+class WeightDecay(OfImages):
     """Over-fitting a validation set: one weight decay for every weight, on a few images."""
 
-    dataset: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist"
-    source: Literal["auto", "metabench", "torchvision", "debian"] = "auto"
-    """The layout to read. CIFAR-10 comes in two sizes and must be told: "torchvision" has all
-    50,000 training images, "metabench" 8,000 of them."""
     network: Literal["linear", "mlp"] = "linear"
     hidden: Count = 50
     """Units of the MLP's one tanh layer."""
@@ -83,18 +79,6 @@ class WeightDecay:
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
 
-    def __post_init__(self) -> None:
-        if self.dataset == "cifar10" and self.source == "auto":
-            raise ValueError(
-                "CIFAR-10 comes in two sizes: set source to torchvision (50,000 training images) "
-                "or metabench (8,000)"
-            )
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """The one that is set."""
-        return (self.dataset,)
-
     @property
     def offers(self) -> frozenset[str]:
         """Derivatives, a network with a head, and episodes where theta starts anew."""
@@ -103,8 +87,7 @@ class WeightDecay:
 
     def build(self, seeds: Seeds, device: torch.device) -> WeightDecayProblem:
         """Draw the parts and the first weights."""
-        images = load(self.dataset, None if self.source == "auto" else self.source)
-        return WeightDecayProblem(self, seeds, device, images)
+        return WeightDecayProblem(self, seeds, device, self.images())
 
 
 class WeightDecayProblem(Problem):

@@ -32,6 +32,7 @@ CONTRACT = {
     "gated",
     "grads",
     "implicit",
+    "lora",
     "meter",
     "method",
     "problem",

@@ -11,9 +11,13 @@ from metabench.testing import method_checks, subject, task_checks
 FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
 FEW_IMAGES = {"n_train": 40, "n_valid": 40, "n_test": 40, "batch": 8, "width": 6}
 REPRESENTATION = {**FEW_SHOT, "formulation": "representation", "dtype": "float64"}
+PHOTOGRAPHS = {**FEW_SHOT, "source": "metabench"}
+RESIDUAL = {**PHOTOGRAPHS, "network": "resnet12", "filters": 2, "ways": 2, "dtype": "float64"}
 CLEANING = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "hidden": 5}
 EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
 EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
+AUGMENT = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 8}
+LOSSES = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 20}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
     "ridge": [{}, {"carried": True}],
@@ -33,6 +37,22 @@ TASKS = {
         {"shrink": 4, "n_test": 40, "network": "mlp", "hidden": 8},
         {"shrink": 4, "n_test": 40, "carried": False, "dtype": "float64"},
     ],
+    "augmentation": [
+        {**AUGMENT, "dtype": "float64"},
+        {**AUGMENT, "form": "randaugment", "network": "cnn", "width": 2, "dtype": "float64"},
+        {**AUGMENT, "form": "network", "filters": 2, "hidden": 4, "dtype": "float64"},
+    ],
+    "loss_learning": [
+        {**LOSSES, "dtype": "float64"},
+        {**LOSSES, "form": "weight_net", "dtype": "float64", "valid_batch": 10},
+        {**LOSSES, "form": "network", "network": "cnn", "width": 2, "carried": False},
+        {**LOSSES, "form": "transition", "network": "linear", "batch": None, "l2": 0.01},
+    ],
+    "loss_regression": [
+        {"n_train": 40, "width": 4},
+        {"n_train": 40, "form": "taylor", "batch": 16, "carried": False, "width": 4},
+        {"n_train": 40, "form": "examples", "network": "linear", "dtype": "float32"},
+    ],
     "omniglot": [FEW_SHOT, REPRESENTATION],
     "exact_decay": [
         {"n_train": 30, "n_valid": 30},
@@ -40,12 +60,27 @@ TASKS = {
         {**EXACT, "decays": "weight"},
     ],
     "exact_representation": [EXACT_HEADS, {**EXACT_HEADS, "images": "glyphs"}],
+    "cifar_fs": [PHOTOGRAPHS, {**PHOTOGRAPHS, "formulation": "representation"}, RESIDUAL],
+    "fc100": [PHOTOGRAPHS],
+    "caltech101_fs": [FEW_SHOT],
+    "miniimagenet": [FEW_SHOT],
     "two_minima": [{}, {"carried": False}],
     "shrinkage": [{}, {"carried": True}],
     "regularised_mnist": [
         {**FEW_IMAGES, "dtype": "float64"},
         {**FEW_IMAGES, "network": "cnn", "tune": "all", "width": 2},
         {**FEW_IMAGES, "tune": "all", "masks": "concrete", "dtype": "float64"},
+    ],
+}
+SELF_EDIT = {"rank": 1, "targets": ("v",), "questions": 2, "question_tokens": 24, "edit_tokens": 16}
+TASKS |= {
+    "recipe_bandit": [{}, {"reward": "success", "spread": 0.0}],
+    "self_edit_weights": [
+        {**SELF_EDIT, "edits": ("passage", "other"), "dtype": "float64", "meta_batch": 1},
+        {**SELF_EDIT, "edits": ("passage", "rewrite"), "formulation": "init"},
+    ],
+    "self_edit_policy": [
+        {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_steps": 2, "policy_rank": 1}
     ],
 }
 METHODS = {
@@ -66,6 +101,7 @@ METHODS = {
     "sgld": [{"inner_steps": 4}, {"inner_steps": 4, "estimator": "forward"},
              {"inner_steps": 4, "estimator": "covariance"}],
     "optuna_tpe": [{"inner_steps": 10, "startup": 1}],
+    "restem": [{}, {"select": "above", "threshold": -0.1, "samples": 3, "batch": 2}],
 }  # fmt: skip
 
 
@@ -91,6 +127,9 @@ def with_settings(kind, chosen):
 
 @pytest.mark.parametrize("task", with_settings("task", TASKS))
 def test_a_task_keeps_the_contract(task):
+    for package in getattr(task, "packages", ()):
+        if not packages.here(package):
+            pytest.skip(f"{package} is not installed: {' && '.join(packages.recipe(package))}")
     try:
         task.build(Seeds.of(0), torch.device("cpu"))
     except DataMissing as missing:

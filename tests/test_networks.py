@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from metabench.tasks._networks import ConvNet
+from metabench.tasks._networks import ConvNet, ResNet12
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -38,7 +38,7 @@ def params_of(net):
     """Initial values moved off the ones and zeros that hide faults."""
     params = net.init_params(torch.Generator().manual_seed(3))
     for i, (name, value) in enumerate(params.items()):
-        if name.startswith("norm"):
+        if "norm" in name:
             params[name] = value + 0.5 * draw(*value.shape, seed=i)
     return params
 
@@ -90,10 +90,13 @@ def test_meta_gradient_equals_that_of_a_torch_nn_network(downsample, size, chann
             assert float((got - want).abs().max()) < EXACT * max(1.0, float(want.abs().max()))
 
 
-@pytest.mark.parametrize("downsample", ["stride", "pool"])
-def test_batched_over_tasks_equals_looped(downsample):
+@pytest.mark.parametrize("kind", ["stride", "pool", "resnet12"])
+def test_batched_over_tasks_equals_looped(kind):
     """vmap around an outer and an inner gradient: where the library's batch norm is wrong."""
-    net = ConvNet(1, 16, 3, filters=4, blocks=3, downsample=downsample, dtype=torch.float64)
+    if kind == "resnet12":
+        net = ResNet12(1, 16, 3, widths=(2, 3, 4, 5), dtype=torch.float64)
+    else:
+        net = ConvNet(1, 16, 3, filters=4, blocks=3, downsample=kind, dtype=torch.float64)
     start = params_of(net)
     x, y = draw(4, 6, 1, 16, 16), torch.arange(6).remainder(3).expand(4, 6)
     q = draw(4, 9, 1, 16, 16, seed=1)
@@ -156,3 +159,73 @@ def test_initial_values():
     before = torch.random.get_rng_state()
     ConvNet(1, 28, 5)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+# --- ResNet-12 -----------------------------------------------------------------------------------
+
+WIDTHS = (2, 3, 4, 5)
+
+
+class LibraryBlock(nn.Module):
+    """A residual block as a stranger would write it: activation, then pool."""
+
+    def __init__(self, inputs, width):
+        super().__init__()
+        for j in (1, 2, 3):
+            conv = nn.Conv2d(inputs if j == 1 else width, width, 3, padding=1, bias=False)
+            self.add_module(f"conv{j}", conv)
+            self.add_module(f"norm{j}", nn.BatchNorm2d(width, track_running_stats=False))
+        self.skip = nn.Conv2d(inputs, width, 1, bias=False)
+        self.skip_norm = nn.BatchNorm2d(width, track_running_stats=False)
+
+    def forward(self, x):
+        y = F.leaky_relu(self.norm1(self.conv1(x)), 0.1)
+        y = F.leaky_relu(self.norm2(self.conv2(y)), 0.1)
+        y = self.norm3(self.conv3(y)) + self.skip_norm(self.skip(x))
+        return F.max_pool2d(F.leaky_relu(y, 0.1), 2)
+
+
+class LibraryResNet(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        for i, (inputs, width) in enumerate(zip((channels, *WIDTHS), WIDTHS, strict=False), 1):
+            self.add_module(f"block{i}", LibraryBlock(inputs, width))
+        self.head = nn.Linear(WIDTHS[-1], classes)
+
+    def forward(self, x):
+        for i in range(1, 5):
+            x = self.get_submodule(f"block{i}")(x)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_meta_gradient_of_resnet12_equals_that_of_a_torch_nn_network():
+    net = ResNet12(3, 18, 5, widths=WIDTHS, dtype=torch.float64)
+    library = LibraryResNet(3, 5).double()
+    start = params_of(net)
+    assert {k: v.shape for k, v in library.named_parameters()} == {
+        k: v.shape for k, v in start.items()
+    }
+    support = draw(5, 3, 18, 18, seed=1), torch.arange(5)
+    query = draw(10, 3, 18, 18, seed=2), torch.arange(10) % 5
+    found = []
+    for loss in (net.loss, lambda p, x, y: F.cross_entropy(functional_call(library, p, (x,)), y)):
+        lam = {k: v.clone().requires_grad_() for k, v in start.items()}
+        value = unrolled(loss, lam, support, query, 2, lr=0.05)
+        found.append([value.detach(), *torch.autograd.grad(value, list(lam.values()))])
+    for got, want in zip(*found, strict=True):
+        assert float((got - want).abs().max()) < EXACT * max(1.0, float(want.abs().max()))
+
+
+def test_resnet12_as_in_its_paper():
+    net = ResNet12(3, 84, 5)
+    assert net.feature_size == 640
+    assert sum(v.numel() for v in net.parameters()) == 12_424_320 + 640 * 5 + 5
+    assert net.names[-2:] == ["head.weight", "head.bias"]
+    params = net.init_params(torch.Generator().manual_seed(0))
+    fan_out = 160 * 9
+    spread = float(params["block2.conv2.weight"].std())
+    assert spread == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)  # He
+    assert bool((params["block3.skip_norm.weight"] == 1).all())
+    assert not params["block3.skip_norm.bias"].any()
+    with pytest.raises(ValueError, match="too small for 4 blocks"):
+        ResNet12(3, 15, 5)

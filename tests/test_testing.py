@@ -62,10 +62,10 @@ def test_a_crossing_that_the_theory_does_not_allow():
 def test_needs_that_no_task_of_the_kit_meets():
     @dataclass(frozen=True)
     class Policy(Bilevel):
-        """Needs a policy."""
+        """Needs a policy and a module: the kit has a task for each, none for both."""
 
         registered_name: ClassVar[str] = "policy"
-        needs: ClassVar[frozenset[str]] = frozenset({"policy"})
+        needs: ClassVar[frozenset[str]] = frozenset({"policy", "module"})
 
     assert kit_tasks(Policy()) == []
     with pytest.raises(ContractError, match=r"policy: applicable: .*give tasks="):

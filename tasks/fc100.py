@@ -1,0 +1,23 @@
+"""FC100: CIFAR-100 as few-shot episodes, no superclass in two splits: 60 / 20 / 20 classes.
+
+Oreshkin, Rodriguez, Lacoste: TADAM, NeurIPS 2018. Harder than CIFAR-FS, whose test classes have
+relatives among the training classes. Images of 32x32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from metabench.registry import tasks
+
+from ._cifar100 import FC100 as CLASSES
+from ._cifar100_fewshot import Cifar100
+
+
+@tasks.register("fc100")
+@dataclass(frozen=True)
+class FC100(Cifar100):
+    """FC100, 32x32 photographs, 60 / 20 / 20 classes of CIFAR-100 by superclass, N-way K-shot."""
+
+    split: ClassVar[dict[str, list[str]]] = CLASSES

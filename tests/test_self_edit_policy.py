@@ -1,0 +1,152 @@
+"""SEAL's loop on a language model: samples, likelihoods, batched rewards, a round, contract."""
+
+import pytest
+import torch
+from oracles import F64, context
+
+from metabench import grads, lora
+from metabench.method import State, inner_loop
+from metabench.problem import generator
+from metabench.registry import methods, tasks
+from metabench.testing import task_checks
+
+pytest.importorskip("transformers", reason="needs the extra llm: transformers")
+from self_edits import write_model, write_squad
+
+Task, ReSTEM = tasks.get("self_edit_policy"), methods.get("restem")
+SIZES = {"rank": 1, "policy_rank": 2, "targets": ("q", "down"), "question_tokens": 40,
+         "edit_tokens": 40, "questions": 2, "sample_tokens": 12, "documents": 3,
+         "adapt_steps": 3, "adapt_lr": 0.05}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_squad(folder)
+    write_model(folder / "model")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("METABENCH_DATA", str(folder))
+    patch.setenv("METABENCH_CACHE", str(folder))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield str(folder / "model")
+    torch.set_num_threads(before)
+    patch.undo()
+
+
+def small(world, **more):
+    return Task(**{**SIZES, "model": world, "dtype": "float64", **more})
+
+
+def moved(problem, seed=0):
+    gen = generator("moved", seed)
+    return {k: v + 0.1 * torch.randn(v.shape, generator=gen, dtype=F64)
+            for k, v in problem.init_outer().items()}  # fmt: skip
+
+
+def test_likelihoods_are_those_of_the_tokens_that_were_sampled(world):
+    problem = context(small(world)).problem
+    lam, episode = moved(problem), problem.episode("train", 0)
+    actions = problem.sample(lam, episode, 4, generator("edits"))
+    found = problem.log_likelihood(lam, episode, actions)
+    prompt = problem.prompt(problem.passage_of(episode), "implications")
+    for i in range(4):
+        text, total = list(prompt), 0.0
+        for token, counts in zip(actions["ids"][i].tolist(), actions["mask"][i], strict=True):
+            logits = problem.lm.decoder.logits(torch.tensor([text]), [problem.writer(lam)])
+            total += float(counts * logits[0, -1].log_softmax(-1)[token])
+            text.append(token)
+        assert float(found[i]) == pytest.approx(total, rel=1e-10)
+    first = problem.log_likelihood(problem.init_outer(), episode, actions)
+    assert not torch.allclose(first, found)
+
+
+def test_texts_to_train_on_are_the_passage_and_the_lines_with_their_title(world):
+    problem = context(small(world, edit_tokens=200)).problem
+    passage = problem.passage("train", 0)
+    ids, mask = problem.training_texts(passage, "one\n\n  two \nthree")
+    texts = [problem.lm.decode(row.tolist()) for row in ids]
+    title = passage.title
+    assert texts == [f"{title}\n{passage.context}", f"{title}\none", f"{title}\ntwo"]
+    assert mask[:, 0].tolist() == [0.0] * 3
+    assert mask.sum(1).tolist() == [len(text.encode()) for text in texts]
+
+
+@pytest.mark.parametrize("at_once", [16, 4])
+def test_rewards_of_a_batch_are_those_of_one_training_after_another(world, at_once):
+    """Inner steps by the harness's own loop, judged by hand: the mean of two repetitions."""
+    ctx = context(small(world, repeats=2, at_once=at_once), "adam")
+    problem = ctx.problem
+    lam, episode = moved(problem), problem.episode("train", 1)
+    actions = problem.sample(lam, episode, 3, generator("edits"))
+    found = problem.rewards(lam, episode, actions)
+    thetas = problem.adapted(lam, episode, actions)
+    ids, mask = problem.edits(episode, actions)
+    for i in range(3):
+        expected = []
+        for r in range(2):
+            texts = type(episode)({"ids": ids[i], "mask": mask[i]}, episode.outer)
+            start = problem.fresh(r)
+            theta, _ = inner_loop(ctx, lam, start, texts, steps=3, lr=0.05)
+            expected.append(problem.metrics(lam, theta, episode)["log_likelihood"])
+            if r == 0:
+                for k, v in theta.items():
+                    torch.testing.assert_close(thetas[k][i], v.detach(), rtol=1e-10, atol=1e-10)
+                assert float(grads.norm(grads.axpy(-1.0, start, theta))) > 1e-2
+        assert float(found[i]) == pytest.approx(sum(expected) / 2, rel=1e-10)
+    assert len({round(x, 8) for x in found.tolist()}) == 3
+
+
+def test_exact_match_is_a_reward_too(world):
+    problem = context(small(world, reward="exact_match")).problem
+    lam, episode = moved(problem), problem.episode("train", 1)
+    actions = problem.sample(lam, episode, 2, generator("edits"))
+    assert problem.rewards(lam, episode, actions).tolist() == [0.0, 0.0]
+
+
+def test_a_round_makes_the_best_edits_likelier(world):
+    ctx = context(small(world, meta_batch=3))
+    method = ReSTEM(samples=3, outer_lr=1e-2, epochs=3)
+    first = method.init(ctx)
+    episodes = ctx.training_episodes()
+    kept = []
+    for e in episodes:
+        actions, rewards = method.explore(ctx, first.lam, e)
+        best = method.chosen(rewards)[0]
+        assert float(rewards[best]) == float(rewards.max())
+        kept.append((e, {k: v[best : best + 1] for k, v in actions.items()}))
+    before = ctx.meter.counts.trainings
+    state, log = method.step(ctx, first)
+    assert ctx.meter.counts.trainings - before == 9 and log["kept"] == 3
+    problem = ctx.problem
+    for pair in kept:
+        gain = problem.log_likelihood(state.lam, *pair) - problem.log_likelihood(first.lam, *pair)
+        assert float(gain) > 0.1
+    theta = method.adapt(ctx, State(state.lam), problem.episode("test", 0))
+    assert {k: v.shape for k, v in theta.items()} == {k: v.shape for k, v in problem.start.items()}
+
+
+def test_training_on_the_passage_lowers_its_loss(world):
+    ctx = context(small(world), "adam")
+    episode, lam = ctx.problem.episode("test", 0), ctx.problem.init_outer()
+    start = ctx.problem.init_inner(lam, episode)
+    theta, _ = inner_loop(ctx, lam, start, episode, steps=5, lr=0.05)
+    losses = [float(ctx.problem.inner_loss(lam, t, episode.batch(0))) for t in (start, theta)]
+    assert losses[1] < losses[0] - 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_it_keeps_the_contract(world, dtype):
+    task = small(world, dtype=dtype, edit_tokens=16, question_tokens=16, targets=("v",),
+                 sample_tokens=6, documents=2, adapt_steps=2)  # fmt: skip
+    for _, check in task_checks(task, methods=[ReSTEM(samples=2), methods.get("fixed")()]):
+        check()
+
+
+def test_the_base_is_never_moved(world):
+    ctx = context(small(world))
+    held = {k: v.clone() for k, v in ctx.problem.lm.decoder.weights.items()}
+    method = ReSTEM(samples=2)
+    method.step(ctx, method.init(ctx))
+    assert all(torch.equal(v, held[k]) for k, v in ctx.problem.lm.decoder.weights.items())
+    assert not any(v.requires_grad for v in held.values()) and lora.ARCHITECTURES[0] == "llama"
