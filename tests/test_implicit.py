@@ -363,7 +363,8 @@ class PenaltyOnly(Decayed):
 @pytest.mark.parametrize("kind", [Decayed, PenaltyOnly])
 @pytest.mark.parametrize("inverse", ["neumann", "cg", "identity"])
 def test_hints_change_no_hypergradient(kind, inverse):
-    set_ = {"inverse": inverse, "terms": 8, "inner_steps": 3, "damping": 2.0}
+    damping = 0.0 if inverse == "identity" else 2.0
+    set_ = {"inverse": inverse, "terms": 8, "inner_steps": 3, "damping": damping}
     found = [
         hypergradient(given(kind(h), *INNER), "ift", **set_) for h in ("none", "penalty", "hessian")
     ]
@@ -383,7 +384,8 @@ def test_costs(kind, hints, more, inverse, hvps):
     for engine in ("loop", "vmap"):
         problem = Counting(kind(hints))
         ctx = given(problem, *INNER, engine=engine)
-        method = IFT(inverse=inverse, terms=7, inner_steps=3, damping=2.0)
+        damping = 2.0 if hvps else 0.0
+        method = IFT(inverse=inverse, terms=7, inner_steps=3, damping=damping)
         lam = problem.init_outer()
         ctx.over_episodes(
             lambda e, m=method, c=ctx, p=lam: m.hypergradient(c, p, None, e),
@@ -509,6 +511,7 @@ def test_features_are_computed_once():
 
 ENGINES = [
     ("ift", {}), ("ift", {"inverse": "cg", "damping": 1.0}), ("ift", {"inverse": "identity"}),
+    ("ift", {"inverse": "exact", "damping": 2.0}),
     ("one_step", {"inner_steps": 3}), ("one_step", {"mixed": "differences"}),
 ]  # fmt: skip
 
@@ -641,7 +644,7 @@ def test_imaml_below_minus_mu():
     assert one_step_of(IMAML(mu=1.0, inner_steps=0, indefinite="stop"), 1.0, -0.5)[1] == {}
 
 
-@pytest.mark.parametrize("set_", [{}, {"inverse": "cg"}, {"inverse": "identity"}])
+@pytest.mark.parametrize("set_", [{}, *({"inverse": i} for i in ("cg", "identity", "exact"))])
 def test_what_is_no_number_ends_the_run(set_):
     for bad in (math.nan, math.inf):
         with pytest.raises(Diverged, match="outer step 0"):
@@ -667,6 +670,12 @@ def test_settings_that_say_nothing_are_refused():
     for inverse in ("cg", "exact"):
         with pytest.raises(SettingError, match=f"{inverse} has no step .* leave alpha unset"):
             build(IFT, {"inverse": inverse, "alpha": 0.1}, "method ift")
+    with pytest.raises(SettingError, match="leave damping at 0"):
+        build(IFT, {"inverse": "identity", "damping": 0.5}, "method ift")
+    with pytest.raises(SettingError, match="needs a term at least"):
+        build(IFT, {"inverse": "cg", "terms": 0}, "method ift")
+    with pytest.raises(SettingError, match="terms cannot be 0"):
+        build(IMAML, {"terms": 0}, "method imaml")
     assert IFT().batched and not IFT(tolerance=1e-3).batched
 
 
