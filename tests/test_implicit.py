@@ -447,6 +447,61 @@ def test_memory_does_not_grow_with_the_number_of_terms(inverse, hints):
     assert many == few > 0
 
 
+class Wide(Problem):
+    """G = 1/2 sum (w - 1)^2 + e^lam w^2, F = 1/2 sum w^2: n weights, a decay each, float32."""
+
+    carried = True
+
+    def __init__(self, n):
+        self.n = n
+
+    def init_outer(self):
+        return {"log_decay": torch.linspace(-2, 0, self.n)}
+
+    def init_inner(self, lam, episode):
+        return {"w": torch.linspace(0.5, 1, self.n)}
+
+    def diagonal_penalty(self, lam):
+        return {"w": lam["log_decay"].exp()}
+
+    def unpenalised_loss(self, lam, theta, batch):
+        return 0.5 * (theta["w"] - 1).square().sum()
+
+    def inner_loss(self, lam, theta, batch):
+        penalty = lam["log_decay"].exp() * theta["w"].square()
+        return self.unpenalised_loss(lam, theta, batch) + 0.5 * penalty.sum()
+
+    def outer_loss(self, lam, theta, batch):
+        return 0.5 * theta["w"].square().sum()
+
+    def episode(self, split, index):
+        return Episode({}, {}, index)
+
+
+@pytest.mark.parametrize("n", [1, 1000, pytest.param(10**7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inverse", ["neumann", "cg"])
+def test_from_one_to_ten_million_hyperparameters_in_flat_memory(inverse, n):
+    """-e^lam w q(mu) w with mu = 1 + e^lam and q the series' sum, or 1 / mu after enough terms of
+    conjugate gradient; a whole outer step."""
+    peaks = []
+    for terms in (4, 16):
+        method = IFT(inverse=inverse, terms=terms, inner_lr=0.4, inner_steps=2, outer_solver="sgd",
+                     outer_lr=1.0)  # fmt: skip
+        ctx = given(Wide(n), *INNER)
+        state = method.init(ctx)
+        with Live() as live:
+            new, _ = method.step(ctx, state)
+        peaks.append(live.most)
+        lam, w = (x.double() for x in (state.lam["log_decay"], new.theta["w"]))
+        mu = 1 + lam.exp()
+        q = (1 - (1 - 0.4 * mu) ** (terms + 1)) / mu if inverse == "neumann" else 1 / mu
+        found = (state.lam["log_decay"] - new.lam["log_decay"]).double()
+        # Curvatures lie in [1.1, 2]: four terms of conjugate gradient leave less than 1e-3.
+        allowed = 1e-2 if inverse == "cg" and terms == 4 else 1e-4
+        torch.testing.assert_close(found, -lam.exp() * w * q * w, rtol=allowed, atol=1e-6)
+    assert peaks[0] == peaks[1] <= 24 * 4 * n + 10_000
+
+
 def test_the_memory_test_sees_what_is_kept():
     kept = []
     with Live() as live:
