@@ -35,12 +35,15 @@ from metabench.method import (
     outer_solver,
 )
 from metabench.problem import Batch, Episode, Hyper, Params, Problem, generator
+from metabench.solver import Solver, why_no_noise
 
 VALUE, SLOPE, GATE, PROJECTION = "value/", "slope/", "gate/", "projection"
 """Names of theta0, theta1 and V in a response's parameters: prefix and theta's name."""
 
 MOVED: tuple[str, ...] = ("u", "scale")
 """What the outer solver moves."""
+UNTUNED = "warming_up"
+"""A note that a record keeps where the budget ended before the first step of u."""
 MARGIN = 1e-3
 """How near to a bound, as a part of the range, u can start: on the bound it would be infinite."""
 
@@ -204,6 +207,10 @@ class SelfTuning:
             own.add("search_space")
         return frozenset(own)
 
+    def refuses(self, solver: Solver) -> str | None:
+        """The noise of training is on lam."""
+        return why_no_noise(solver, "a self-tuning network")
+
     gates: ClassVar[float] = 0.0
     """Deviation of V's first entries."""
 
@@ -248,7 +255,10 @@ class SelfTuning:
             phi, solver = self.train(at, phi, solver, t)
         held |= {"response": phi, "solver": solver}
         log: dict[str, float] = {}
-        if ctx.step >= self.warmup:
+        if ctx.step < self.warmup:
+            ctx.notes[UNTUNED] = f"lam has not moved yet: {self.warmup} outer steps of warm-up"
+        else:
+            ctx.notes.pop(UNTUNED, None)
             moved: Params = {k: held[k] for k in MOVED if k in held}
             loss, g = self.tune(at, phi, moved)
             log = {

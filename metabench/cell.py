@@ -166,27 +166,32 @@ def seed_for(seed: int, stream: str) -> int:
 STREAMS = ("data", "init", "batches", "method", "evaluation")
 
 
-def why_not(task: Any, method: Any) -> str | None:
+def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     """Why the theory does not allow this crossing, in words, or None where it does.
 
-    Looks at the declarations only (``method.needs``, ``task.offers``): nothing is built or run.
+    Looks at the declarations only (``method.needs``, ``task.offers``, and ``method.refuses`` of an
+    inner solver): nothing is built or run.
     """
     from metabench.problem import CAPABILITIES
 
     missing = [need for need in sorted(method.needs) if need not in task.offers]
+    refuses = getattr(method, "refuses", None)
+    refused = refuses(solver) if refuses is not None and solver is not None else None
     if not missing:
-        return None
+        return refused
     own: dict[str, str] = getattr(task, "lacks", {})
     reasons = [own[need] for need in missing if need in own]
     if plain := [CAPABILITIES[need] for need in missing if need not in own]:
         who, what = method.registered_name, task.registered_name
         reasons.append(f"{who} needs {', and '.join(plain)}, which {what} does not offer")
+    if refused:
+        reasons.append(refused)
     # A task may give one reason for several needs.
     return "; ".join(dict.fromkeys(reasons))
 
 
-def check_applicable(task: Any, method: Any) -> None:
+def check_applicable(task: Any, method: Any, solver: Any = None) -> None:
     """Raise :class:`NotApplicable` with the reason where :func:`why_not` has one."""
-    reason = why_not(task, method)
+    reason = why_not(task, method, solver)
     if reason:
         raise NotApplicable(reason)

@@ -79,7 +79,10 @@ class Method(Protocol):
     Optional class attributes: ``packages`` (names that must be importable), ``reconstruction`` (a
     sentence, where the source does not give all of the method; tables show it), ``batched`` (False
     where episodes cannot be worked through all at once with vmap), ``default_solver`` (name of the
-    inner solver where none is chosen; without it "sgd").
+    inner solver where none is chosen; without it "sgd"), and a function ``refuses(solver)``: why
+    it cannot take an inner solver, in words, or None. One that has ``hypergradient`` may have
+    ``exact_with``, settings under which its theory promises the exact derivative on a quadratic
+    inner problem: the conformance kit then holds it to that.
     """
 
     registered_name: ClassVar[str]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from metabench import grads
 from metabench.cell import check_applicable
 from metabench.crossing import (
     STEPS,
@@ -26,6 +27,7 @@ from metabench.evaluation import evaluate
 from metabench.meter import Counts, Meter
 from metabench.method import State
 from metabench.probes import Counting, Limited, Undeclared
+from metabench.problem import Params
 
 
 def check_state(at: Crossing) -> None:
@@ -222,6 +224,41 @@ def check_improves(at: Crossing) -> None:
     assert after < before, f"50 outer steps bring the test loss from {before:g} to {after:g}"
 
 
+def check_exact(at: Crossing) -> None:
+    """On the closed-form problem the hypergradient is the derivative of the outer loss at the theta
+    that comes with it, under the settings for which the method's theory says so (``exact_with``).
+
+    Along three ways through lam, against central differences: a method that can never be exact has
+    no ``exact_with``, and nothing is checked.
+    """
+    promised = getattr(at.method, "exact_with", None)
+    if promised is None or at.task.registered_name != "quadratic":
+        return
+    ctx, method = at.context(), replace(at.method, **promised)
+    state, episode = method.init(ctx), ctx.training_episodes()[0]
+    lam = state.lam
+    found = method.hypergradient(ctx, lam, state.theta, episode).grad
+    gen = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        way = {
+            k: torch.randn(v.shape, generator=gen, dtype=torch.float64).to(v)
+            for k, v in lam.items()
+        }
+
+        def judged(size: float, way: Params = way) -> float:
+            there = grads.axpy(size, way, lam)
+            end = method.hypergradient(ctx, there, state.theta, episode).theta
+            return float(ctx.problem.outer_loss(there, end, episode.outer))
+
+        h = 1e-4
+        slope = 8 * (judged(h) - judged(-h)) - (judged(2 * h) - judged(-2 * h))
+        expected, given = slope / (12 * h), float(grads.dot(found, way))
+        assert abs(given - expected) <= 1e-8 * (1 + abs(expected)), (
+            f"with {promised} the hypergradient should be exact: along one way through lam it says "
+            f"{given:.10g}, differences {expected:.10g}"
+        )
+
+
 CHECKS: tuple[Callable[[Crossing], None], ...] = (
     check_state,
     check_log,
@@ -237,6 +274,7 @@ CHECKS: tuple[Callable[[Crossing], None], ...] = (
     check_needs,
     check_refused,
     check_improves,
+    check_exact,
 )
 
 

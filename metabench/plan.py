@@ -78,7 +78,7 @@ def _stand(item: SuiteCell, store: Store, record: Record | None) -> Planned:
     if item.skip is not None:
         return planned("skipped", item.skip)
     task, method, solver, _ = instances(cell)
-    reason = why_not(task, method)
+    reason = why_not(task, method, solver)
     if reason:
         return planned("not applicable", reason)
     if record is not None and record.status == "done":

@@ -256,7 +256,7 @@ def _run(place: SuiteCell, store: Records, reasons: Reasons, refused: str | None
 def _declared(cell: Cell) -> str | None:
     from metabench.cell import instances, why_not
 
-    return why_not(*instances(cell)[:2])
+    return why_not(*instances(cell)[:3])
 
 
 def read_curves(results: Results, store: Records) -> tuple[dict[str, Curve], list[str]]:

@@ -45,7 +45,7 @@ def run_cell(
     as for KeyboardInterrupt), and, once the record is kept, what ``listener`` raised.
     """
     parts = instances(cell)
-    check_applicable(*parts[:2])
+    check_applicable(*parts[:3])
     tell = _Teller(listener or ignore)
     loop = Loop(
         cell,

@@ -181,6 +181,13 @@ def print_mends(out: Console, planned: Iterable[Planned]) -> None:
         _line(out, f"{state} ({n} cells): {reason}; mend it with: {mend}", "yellow")
 
 
+def print_refusals(out: Console, planned: Iterable[Planned]) -> None:
+    """Each reason for a cell that is never run, once."""
+    never = [p for p in planned if p.state in ("not applicable", "skipped")]
+    for (state, reason), n in Counter((p.state, p.reason) for p in never).items():
+        _line(out, f"{state} ({n} cells): {reason}", "yellow")
+
+
 def print_status(out: Console, title: str, status: Status, tracebacks: bool = False) -> None:
     """Counts, then every cell that did not end well with its reason, then bad files."""
     if status.planned:

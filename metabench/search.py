@@ -13,6 +13,7 @@ from metabench import grads
 from metabench.context import Context
 from metabench.method import InnerTraining, State, Steps, inner_loop
 from metabench.problem import Episode, Hyper, Params
+from metabench.record import LARGEST
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Search(InnerTraining):
 
         found = ctx.over_episodes(trained, ctx.training_episodes(), steps=self.inner_steps)
         loss = sum(float(value) for value, _ in found) / len(found)
-        # A training that diverged is infinitely bad; it has been paid for, and is not kept.
-        finite = math.isfinite(loss)
+        # A training that ran away is infinitely bad; it has been paid for, and is not kept.
+        finite = abs(loss) < LARGEST
         memory = self.tell(state, point, loss if finite else math.inf)
         log = {"outer_loss": loss} if finite else {}
         if not finite or loss >= state.memory["best"]:

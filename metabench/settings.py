@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -35,9 +36,8 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
             raise UnknownName(f"setting of {owner} called", name, known)
         if not _finite(values[name]):
             raise SettingError(f"{owner}: setting {name} cannot be {values[name]!r}: not finite")
-    checked = with_config(ConfigDict(arbitrary_types_allowed=True))(cls)
     try:
-        made = TypeAdapter(checked).validate_python(dict(values))
+        made: T = _adapter(cast(Any, cls)).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # raised by the settings as a whole
@@ -53,6 +53,12 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
                 f"{owner}: setting {name} cannot be {value}: true or false is no number"
             )
     return made
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    """Made once a class: it takes longer than all else of a cell, and suites have hundreds."""
+    return TypeAdapter(with_config(ConfigDict(arbitrary_types_allowed=True))(cls))
 
 
 def _finite(value: Value) -> bool:

@@ -56,6 +56,13 @@ def is_noisy(solver: Solver) -> TypeGuard[NoisySolver]:
     return bool(getattr(solver, "noisy", False))
 
 
+def why_no_noise(solver: Solver, who: str) -> str | None:
+    """Why a method that takes steps of its own has no use for a noisy solver; None for others."""
+    if not is_noisy(solver):
+        return None
+    return f"{who} takes inner steps of its own, without noise: {solver.registered_name} adds some"
+
+
 def scaled(lr: Rate, name: str, step: Tensor) -> Tensor:
     """The step of one parameter times its step size."""
     if isinstance(lr, dict):

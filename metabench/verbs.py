@@ -273,6 +273,7 @@ def _run(
     screen.print_mends(err, planned)
     code = int(any(p.state == "missing data" for p in planned))
     if not todo:
+        screen.print_refusals(err, planned)
         return code
     with view(todo, jobs) as listener:
         summary = api.run_planned(

@@ -8,7 +8,7 @@ forward mode for few scalars. As in the authors' code the inner step size can be
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ class Bilevel(unroll.Unrolling):
     """Differentiate the last K inner steps only (biased); reverse mode."""
     learn_rate: bool = False
     """Learn the inner step size too, from ``inner_lr`` on; it is kept at 0 or above."""
+
+    exact_with: ClassVar[dict[str, Any]] = {"truncate": None}
 
     def __post_init__(self) -> None:
         if self.mode == "forward" and self.truncate is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,7 +41,16 @@ class IFT(GradientMethod):
     indefinite: implicit.AtNegativeCurvature = "stop"
     """At negative curvature conjugate gradient ends the run, or keeps what it has so far."""
 
+    exact_with: ClassVar[dict[str, Any]] = {
+        "inverse": "neumann", "alpha": None, "terms": 400, "damping": 0.0, "tolerance": None,
+        "inner_steps": 400, "inner_lr": 0.2,
+    }  # fmt: skip
+
     def __post_init__(self) -> None:
+        if self.inverse == "identity" and self.damping:
+            raise ValueError("the identity has no eigenvalues to damp: leave damping at 0")
+        if self.inverse == "cg" and not self.terms:
+            raise ValueError("conjugate gradient starts at zero: it needs a term at least")
         if self.inverse not in ("neumann", "cg") and self.tolerance is not None:
             raise ValueError(f"{self.inverse} has no terms to stop before: leave tolerance unset")
         if self.inverse in ("cg", "exact") and self.alpha is not None:

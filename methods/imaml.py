@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from metabench import grads, implicit
 from metabench.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
 from metabench.problem import GRADIENTS, Episode, Params
 from metabench.registry import methods
+from metabench.solver import Solver, why_no_noise
 
 
 @methods.register("imaml")
@@ -31,12 +32,16 @@ class IMAML(GradientMethod):
     inner_steps: Steps = 16
     mu: Positive = 2.0
     """Strength of the pull towards the initial weights."""
-    terms: Steps = 5
+    terms: Annotated[int, Field(ge=1)] = 5
     """Steps of conjugate gradient."""
     damping: Annotated[float, Field(ge=0)] = 0.0
     """Added to mu in the solve; 1 in the authors' example. The result is then not exact."""
     indefinite: implicit.AtNegativeCurvature = "truncate"
     """At a curvature below -mu: end the run, or keep what conjugate gradient has so far."""
+
+    exact_with: ClassVar[dict[str, Any]] = {
+        "mu": 2.0, "damping": 0.0, "terms": 20, "inner_steps": 400, "inner_lr": 0.1
+    }  # fmt: skip
 
     @property
     def needs(self) -> frozenset[str]:
@@ -47,6 +52,10 @@ class IMAML(GradientMethod):
     def inner_batches(self) -> int:
         """One for every inner step, and one for the Hessian."""
         return self.inner_steps + 1
+
+    def refuses(self, solver: Solver) -> str | None:
+        """The proximal minimiser is sought, no sample."""
+        return why_no_noise(solver, "imaml")
 
     def adapted(
         self, ctx: Context, lam: Params, centre: Params, start: Params, episode: Episode, steps: int

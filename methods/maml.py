@@ -8,7 +8,7 @@ al. 2020, arXiv 1909.09157: inner steps move the head only), Meta-SGD (Li et al.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -33,6 +33,8 @@ class MAML(unroll.Unrolling):
     """Inner steps move the head only."""
     meta_sgd: bool = False
     """Learn a step size for every weight that moves, from ``inner_lr`` on."""
+
+    exact_with: ClassVar[dict[str, Any]] = {"order": "second"}
 
     @property
     def needs(self) -> frozenset[str]:

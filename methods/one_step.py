@@ -9,7 +9,7 @@ takes, and any inner solver can take it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from metabench import grads, unroll
 from metabench.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
 from metabench.problem import GRADIENTS, Episode, Params
 from metabench.registry import methods
+from metabench.solver import Solver, why_no_noise
 
 
 @methods.register("one_step")
@@ -34,11 +35,17 @@ class OneStep(GradientMethod):
     epsilon: Positive = 0.01
     """Length of each difference's half step, in theta."""
 
+    exact_with: ClassVar[dict[str, Any]] = {"inner_steps": 1}
+
     @property
     def needs(self) -> frozenset[str]:
         """lam in the inner loss; differences take first derivatives only."""
         own = {"outer_gradient", "lam_in_inner_loss"}
         return frozenset(own) if self.mixed == "differences" else GRADIENTS | own
+
+    def refuses(self, solver: Solver) -> str | None:
+        """Differences look through a step of their own."""
+        return why_no_noise(solver, "one_step by differences") if self.mixed != "exact" else None
 
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode

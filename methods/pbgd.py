@@ -44,7 +44,7 @@ from metabench.method import (
 )
 from metabench.problem import Episode, Params
 from metabench.registry import methods
-from metabench.solver import Memory
+from metabench.solver import Memory, Solver, why_no_noise
 
 
 class Follower(NamedTuple):
@@ -96,6 +96,17 @@ class PBGD(InnerTraining):
         """
         second = {"second_order"} if self.penalty == "gradient" else set()
         return frozenset({"outer_gradient", "lam_in_inner_loss"} | second)
+
+    def __post_init__(self) -> None:
+        if self.gamma_first > self.gamma_max:
+            raise ValueError(
+                f"the penalty constant rises: gamma_first = {self.gamma_first:g} is above "
+                f"gamma_max = {self.gamma_max:g}"
+            )
+
+    def refuses(self, solver: Solver) -> str | None:
+        """theta descends the penalised loss."""
+        return why_no_noise(solver, "pbgd")
 
     def gamma(self, step: int) -> float:
         """The penalty constant of an outer step."""

@@ -28,11 +28,10 @@ from torch.utils._pytree import tree_map
 
 from metabench import grads, unroll
 from metabench.comoment import Comoment
-from metabench.errors import SettingError
 from metabench.method import Context, GradientMethod, Hypergradient, State
 from metabench.problem import GRADIENTS, Episode, Params
 from metabench.registry import methods
-from metabench.solver import is_noisy
+from metabench.solver import Solver, is_noisy
 
 CHAINS = "chains"  # in the method's memory: every chain's theta, where one is carried
 
@@ -55,6 +54,9 @@ class SGLD(GradientMethod):
     kappa: Annotated[float, Field(gt=0, le=1)] = 1.0
     """What I - lr H is replaced by in ``first_order``; 1 is the purely first-order choice."""
 
+    exact_with: ClassVar[dict[str, Any]] = {
+        "estimator": "forward", "chains": 1, "inner_steps": 7, "thin": 7, "burn_in": 0.0
+    }  # fmt: skip
     default_solver: ClassVar[str] = "langevin"
     reconstruction: ClassVar[str] = (
         "the paper's first-order recurrence and settings were not found: estimators first_order "
@@ -82,13 +84,26 @@ class SGLD(GradientMethod):
         """Episodes all at once only where chains are not."""
         return self.chains == 1
 
-    def init(self, ctx: Context) -> State:
-        """As every gradient method; a carried theta once for every chain.
+    def refuses(self, solver: Solver) -> str | None:
+        """One that the estimator is not true for."""
+        if solver.init({"theta": torch.zeros(())}):
+            return (
+                "sgld moves theta along the gradient itself; solver "
+                f"{solver.registered_name} keeps a memory: use langevin, or sgd for no noise"
+            )
+        if self.estimator == "covariance" and temperature(solver) == 0.0:
+            return (
+                "sgld's estimator covariance divides by the temperature, which solver "
+                f"{solver.registered_name} lacks: use langevin with temperature and noise above 0"
+            )
+        return None
 
-        Raises SettingError for an inner solver that is no plain gradient step.
-        """
+    def init(self, ctx: Context) -> State:
+        """As every gradient method; a carried theta once for every chain."""
         state = super().init(ctx)
-        check_solver(ctx, state.lam, self.estimator)
+        if temperature(ctx.solver) == 0.0:
+            name = type(ctx.solver).registered_name
+            ctx.notes["langevin_noise"] = f"none: inner solver {name}"
         if state.theta is None or self.chains == 1:
             return state
         return replace(state, memory={**state.memory, CHAINS: self.stacked(state.theta)})
@@ -311,28 +326,11 @@ def covariance(at: Chains, theta: Params | None) -> Hypergradient:
                 in_lam if several else {k: v[None] for k, v in in_lam.items()},
             )
     value, direct = sums.means()
-    cov, heat = samples.covariance(), temperature(ctx)
+    cov, heat = samples.covariance(), temperature(ctx.solver)
     return Hypergradient(value, {k: v - cov[k] / heat for k, v in direct.items()}, theta)
 
 
-def temperature(ctx: Context) -> float:
+def temperature(solver: Solver) -> float:
     """Of what the inner solver samples; 0 where it adds no noise."""
-    found: float = getattr(ctx.solver, "sampled_temperature", 0.0)
+    found: float = getattr(solver, "sampled_temperature", 0.0)
     return found
-
-
-def check_solver(ctx: Context, lam: Params, estimator: str) -> None:
-    """Raise SettingError for an inner solver that the estimator is not true for; note no noise."""
-    name = type(ctx.solver).registered_name
-    if ctx.solver.init(lam):
-        raise SettingError(
-            f"sgld moves theta along the gradient itself; solver {name} keeps a memory: "
-            "use langevin, or sgd for no noise"
-        )
-    if temperature(ctx) == 0.0:
-        if estimator == "covariance":
-            raise SettingError(
-                f"sgld's estimator covariance divides by the temperature, and solver {name} has "
-                "none: use langevin with temperature and noise above 0"
-            )
-        ctx.notes["langevin_noise"] = f"none: inner solver {name}"

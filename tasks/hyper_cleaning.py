@@ -79,6 +79,7 @@ class HyperCleaning(OfImages):
             ("small_lam", "search_space"),
             "lam has a weight for every training example: too many scalars to search in",
         ),
+        "best_response": "with minibatches every training episode is another inner problem",
         "per_example_lam": "an example has a weight of its own already: it cannot see another lam",
     }
 
@@ -91,6 +92,8 @@ class HyperCleaning(OfImages):
     def offers(self) -> frozenset[str]:
         """Derivatives, a network with a head, and episodes where theta starts anew."""
         own = {"lam_in_inner_loss", "head", "module"}
+        if self.batch is None:
+            own.add("best_response")
         return GRADIENTS | (own if self.carried else own | {"episodes"})
 
     def build(self, seeds: Seeds, device: torch.device) -> HyperCleaningProblem:

@@ -54,6 +54,10 @@ class TwoMinima:
     goal: ClassVar[Literal["max", "min"]] = "min"
     data: ClassVar[tuple[str, ...]] = ()
 
+    lacks: ClassVar[dict[str, str]] = {
+        "best_response": "there are two inner minima: which one theta is in is no function of lam"
+    }
+
     @property
     def offers(self) -> frozenset[str]:
         """One bounded scalar in the inner loss."""

@@ -78,11 +78,14 @@ class WeightDecay(OfImages):
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    lacks: ClassVar[dict[str, str]] = {
+        "small_lam": "lam has a decay for every weight: too many scalars to search in"
+    }
 
     @property
     def offers(self) -> frozenset[str]:
         """Derivatives, a network with a head, and episodes where theta starts anew."""
-        own = {"lam_in_inner_loss", "head", "module"}
+        own = {"lam_in_inner_loss", "best_response", "search_space", "head", "module"}
         return GRADIENTS | (own if self.carried else own | {"episodes"})
 
     def build(self, seeds: Seeds, device: torch.device) -> WeightDecayProblem:

@@ -7,7 +7,7 @@ import torch
 from oracles import F64, context
 
 from metabench.best_response import MARGIN, Coordinates, begin, entropy, respond
-from metabench.cell import check_applicable
+from metabench.cell import check_applicable, why_not
 from metabench.errors import NotApplicable
 from metabench.gated import Gated
 from metabench.problem import Hyper
@@ -133,6 +133,19 @@ def test_a_long_lam_needs_gates_of_low_rank(name):
     with pytest.raises(NotApplicable, match="bounds on lam"):
         check_applicable(long, method(rank=3))
     check_applicable(long, method(rank=3, squash=False))
+
+
+@pytest.mark.parametrize(("task", "set_"), [
+    ("hyper_cleaning", {"squash": False}), ("weight_decay", {}), ("weight_decay", {"squash": False})
+])  # fmt: skip
+def test_a_weight_an_example_or_a_decay_a_weight_goes_through_gates_of_low_rank(task, set_):
+    made, stn = tasks.get(task)(), methods.get("stn")
+    assert "too many scalars" in why_not(made, stn()) and "one inner" not in why_not(made, stn())
+    check_applicable(made, stn(rank=4, **set_))
+
+
+def test_two_inner_minima_are_no_function_of_lam():
+    assert "two inner minima" in why_not(tasks.get("two_minima")(), methods.get("stn")())
 
 
 @pytest.mark.parametrize("name", ["stn", "delta_stn"])

@@ -218,6 +218,17 @@ def test_plan_is_a_dry_run(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["small.toml"]
 
 
+def test_a_run_of_nothing_says_why(folder: Path) -> None:
+    typed = metabench("run", "small.toml", "--only", "maml")
+    assert typed.code == 0 and "4 not applicable" in typed.err
+    assert "not applicable (4 cells): maml needs a lam that is the initial value" in typed.err
+    noisy = ["--task", "ridge", "--method", "pbgd", "--solver", "langevin", "--budget", "smoke"]
+    for verb in ("plan", "run"):
+        typed = metabench(verb, *noisy)
+        assert "without noise: langevin adds some" in typed.out + typed.err
+    assert not (folder / "results").exists()
+
+
 def test_from_run_to_report(folder: Path) -> None:
     first = metabench("run", "small.toml", "--budget", "smoke")
     assert first.code == 0, first.err

@@ -92,7 +92,7 @@ METHODS = {
             {"inverse": "cg", "tolerance": 1e-3, "indefinite": "truncate"}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
-    "random": [{"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],
+    "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],
     "stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False, "warmup": 1}],
     "delta_stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False}],
     "maml_learn2learn": [{}, {"order": "first"}],

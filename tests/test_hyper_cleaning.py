@@ -13,6 +13,7 @@ from metabench.cell import make_cell, why_not
 from metabench.crossing import Crossing
 from metabench.errors import DataMissing, SettingError
 from metabench.registry import methods, tasks
+from metabench.testing import method_checks
 
 cleaning = importlib.import_module("metabench.tasks.hyper_cleaning")
 images = importlib.import_module("metabench.tasks._images")
@@ -243,6 +244,13 @@ def test_it_keeps_the_contract_on_the_small_images():
     for set_ in ({}, {"network": "mlp", "hidden": 5, "batch": 20}, {"carried": False}):
         for _, check in task_checks(Task(**{**TINY, "dtype": "float64", **set_})):
             check()
+
+
+@pytest.mark.parametrize("set_", [{}, {"network": "mlp", "hidden": 5, "carried": False}])
+def test_a_self_tuning_network_of_low_rank_keeps_the_contract(set_):
+    method = methods.get("stn")(rank=3, squash=False)
+    for _, check in method_checks(method, [Task(**{**TINY, "dtype": "float64", **set_})]):
+        check()
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])

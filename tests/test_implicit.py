@@ -363,7 +363,8 @@ class PenaltyOnly(Decayed):
 @pytest.mark.parametrize("kind", [Decayed, PenaltyOnly])
 @pytest.mark.parametrize("inverse", ["neumann", "cg", "identity"])
 def test_hints_change_no_hypergradient(kind, inverse):
-    set_ = {"inverse": inverse, "terms": 8, "inner_steps": 3, "damping": 2.0}
+    damping = 0.0 if inverse == "identity" else 2.0
+    set_ = {"inverse": inverse, "terms": 8, "inner_steps": 3, "damping": damping}
     found = [
         hypergradient(given(kind(h), *INNER), "ift", **set_) for h in ("none", "penalty", "hessian")
     ]
@@ -383,7 +384,8 @@ def test_costs(kind, hints, more, inverse, hvps):
     for engine in ("loop", "vmap"):
         problem = Counting(kind(hints))
         ctx = given(problem, *INNER, engine=engine)
-        method = IFT(inverse=inverse, terms=7, inner_steps=3, damping=2.0)
+        damping = 2.0 if hvps else 0.0
+        method = IFT(inverse=inverse, terms=7, inner_steps=3, damping=damping)
         lam = problem.init_outer()
         ctx.over_episodes(
             lambda e, m=method, c=ctx, p=lam: m.hypergradient(c, p, None, e),
@@ -443,6 +445,61 @@ def most_bytes(hints, **set_):
 def test_memory_does_not_grow_with_the_number_of_terms(inverse, hints):
     few, many = (most_bytes(hints, inverse=inverse, terms=k) for k in (3, 60))
     assert many == few > 0
+
+
+class Wide(Problem):
+    """G = 1/2 sum (w - 1)^2 + e^lam w^2, F = 1/2 sum w^2: n weights, a decay each, float32."""
+
+    carried = True
+
+    def __init__(self, n):
+        self.n = n
+
+    def init_outer(self):
+        return {"log_decay": torch.linspace(-2, 0, self.n)}
+
+    def init_inner(self, lam, episode):
+        return {"w": torch.linspace(0.5, 1, self.n)}
+
+    def diagonal_penalty(self, lam):
+        return {"w": lam["log_decay"].exp()}
+
+    def unpenalised_loss(self, lam, theta, batch):
+        return 0.5 * (theta["w"] - 1).square().sum()
+
+    def inner_loss(self, lam, theta, batch):
+        penalty = lam["log_decay"].exp() * theta["w"].square()
+        return self.unpenalised_loss(lam, theta, batch) + 0.5 * penalty.sum()
+
+    def outer_loss(self, lam, theta, batch):
+        return 0.5 * theta["w"].square().sum()
+
+    def episode(self, split, index):
+        return Episode({}, {}, index)
+
+
+@pytest.mark.parametrize("n", [1, 1000, pytest.param(10**7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inverse", ["neumann", "cg"])
+def test_from_one_to_ten_million_hyperparameters_in_flat_memory(inverse, n):
+    """-e^lam w q(mu) w with mu = 1 + e^lam and q the series' sum, or 1 / mu after enough terms of
+    conjugate gradient; a whole outer step."""
+    peaks = []
+    for terms in (4, 16):
+        method = IFT(inverse=inverse, terms=terms, inner_lr=0.4, inner_steps=2, outer_solver="sgd",
+                     outer_lr=1.0)  # fmt: skip
+        ctx = given(Wide(n), *INNER)
+        state = method.init(ctx)
+        with Live() as live:
+            new, _ = method.step(ctx, state)
+        peaks.append(live.most)
+        lam, w = (x.double() for x in (state.lam["log_decay"], new.theta["w"]))
+        mu = 1 + lam.exp()
+        q = (1 - (1 - 0.4 * mu) ** (terms + 1)) / mu if inverse == "neumann" else 1 / mu
+        found = (state.lam["log_decay"] - new.lam["log_decay"]).double()
+        # Curvatures lie in [1.1, 2]: four terms of conjugate gradient leave less than 1e-3.
+        allowed = 1e-2 if inverse == "cg" and terms == 4 else 1e-4
+        torch.testing.assert_close(found, -lam.exp() * w * q * w, rtol=allowed, atol=1e-6)
+    assert peaks[0] == peaks[1] <= 24 * 4 * n + 10_000
 
 
 def test_the_memory_test_sees_what_is_kept():
@@ -509,6 +566,7 @@ def test_features_are_computed_once():
 
 ENGINES = [
     ("ift", {}), ("ift", {"inverse": "cg", "damping": 1.0}), ("ift", {"inverse": "identity"}),
+    ("ift", {"inverse": "exact", "damping": 2.0}),
     ("one_step", {"inner_steps": 3}), ("one_step", {"mixed": "differences"}),
 ]  # fmt: skip
 
@@ -641,7 +699,7 @@ def test_imaml_below_minus_mu():
     assert one_step_of(IMAML(mu=1.0, inner_steps=0, indefinite="stop"), 1.0, -0.5)[1] == {}
 
 
-@pytest.mark.parametrize("set_", [{}, {"inverse": "cg"}, {"inverse": "identity"}])
+@pytest.mark.parametrize("set_", [{}, *({"inverse": i} for i in ("cg", "identity", "exact"))])
 def test_what_is_no_number_ends_the_run(set_):
     for bad in (math.nan, math.inf):
         with pytest.raises(Diverged, match="outer step 0"):
@@ -667,6 +725,12 @@ def test_settings_that_say_nothing_are_refused():
     for inverse in ("cg", "exact"):
         with pytest.raises(SettingError, match=f"{inverse} has no step .* leave alpha unset"):
             build(IFT, {"inverse": inverse, "alpha": 0.1}, "method ift")
+    with pytest.raises(SettingError, match="leave damping at 0"):
+        build(IFT, {"inverse": "identity", "damping": 0.5}, "method ift")
+    with pytest.raises(SettingError, match="needs a term at least"):
+        build(IFT, {"inverse": "cg", "terms": 0}, "method ift")
+    with pytest.raises(SettingError, match="terms cannot be 0"):
+        build(IMAML, {"terms": 0}, "method imaml")
     assert IFT().batched and not IFT(tolerance=1e-3).batched
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from oracles import F64, LinearEpisodes, SmallNet, context, differences, given, hypergradient
 
+from metabench.cell import why_not
 from metabench.crossing import Crossing, snapshot, unchanged
 from metabench.method import inner_loop
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem
-from metabench.registry import methods, solvers
+from metabench.registry import methods, solvers, tasks
 
 Langevin = solvers.get("langevin")
 OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")
@@ -129,6 +130,20 @@ def test_stationary_mean_and_variance(lr):
     assert 4 * math.sqrt(variance / n) < 0.01 * 0.6
     assert float(theta["w"].var()) == pytest.approx(variance, rel=3 * math.sqrt(2 / n))
     assert 3 * math.sqrt(2 / n) < 0.01
+
+
+# Methods that take steps of their own.
+
+
+@pytest.mark.parametrize(("name", "task", "set_"), [
+    ("imaml", {"formulation": "init"}, {}), ("one_step", {}, {"mixed": "differences"}),
+    ("pbgd", {}, {}), ("stn", {}, {}), ("delta_stn", {}, {}),
+])  # fmt: skip
+def test_methods_with_steps_of_their_own_refuse_noise_when_planned(name, task, set_):
+    made, method = tasks.get("quadratic")(**task), methods.get(name)(**set_)
+    assert "without noise: langevin adds some" in why_not(made, method, Langevin())
+    assert why_not(made, method, solvers.get("momentum")()) is None
+    assert why_not(made, method) is None
 
 
 # Noise is data.

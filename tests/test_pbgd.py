@@ -6,10 +6,11 @@ from oracles import F64, context, differences, given
 from oracles import hypergradient as of_method
 
 from metabench.cell import why_not
-from metabench.errors import Diverged
+from metabench.errors import Diverged, SettingError
 from metabench.meter import Counts
 from metabench.problem import GRADIENTS, Episode, Problem
 from metabench.registry import methods, solvers, tasks
+from metabench.settings import build
 
 PBGD = methods.get("pbgd")
 Quadratic = tasks.get("quadratic")
@@ -211,6 +212,12 @@ def test_nothing_flows_through_omega():
         h=1e-3,
     )
     close(found["x"], expected["x"], 1e-9)
+
+
+def test_a_constant_that_would_fall_is_refused():
+    with pytest.raises(SettingError, match="gamma_first = 50 is above gamma_max = 10"):
+        build(PBGD, {"gamma_first": 50.0}, "method pbgd")
+    assert PBGD(gamma_first=10.0).gamma(0) == PBGD(ramp_steps=0).gamma(0) == 10.0
 
 
 def test_lam_is_projected_by_the_task():

@@ -38,6 +38,18 @@ def test_a_missing_package_says_how_to_install_it():
     assert any("hpo" in line or "optuna" in line for line in packages.recipe("optuna"))
 
 
+@pytest.mark.parametrize("wild", [1e120, math.inf, math.nan])
+def test_a_training_that_ran_away_is_never_the_best(wild):
+    """Also where its loss is a number still: evaluation would end the run on it."""
+    ctx = context("quadratic")
+    ctx.problem.outer_loss = lambda lam, theta, batch: theta["w"].sum() * 0 + wild
+    method = methods.get("random")(inner_steps=2)
+    first = method.init(ctx)
+    state, log = method.step(ctx, first)
+    assert state.lam is first.lam and state.memory["best"] == math.inf and log == {}
+    assert ctx.meter.counts.trainings == 1
+
+
 def searched(steps, ctx=None, state=None, **set_):
     ctx = ctx or context("quadratic")
     method = methods.get("optuna_tpe")(inner_steps=60, inner_lr=0.2, **set_)

@@ -8,8 +8,8 @@ import torch
 from oracles import F64, context, given, hypergradient
 
 from metabench import settings
-from metabench.cell import make_cell
-from metabench.errors import SettingError
+from metabench.cell import make_cell, why_not
+from metabench.errors import NotApplicable, SettingError
 from metabench.meter import Counts
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.registry import methods, solvers, tasks
@@ -369,10 +369,19 @@ def test_settings_that_cannot_be():
     with pytest.raises(SettingError, match="covariance needs two samples"):
         build(SGLD, {"estimator": "covariance", "thin": 20}, "method sgld")
     build(SGLD, {"estimator": "covariance", "thin": 20, "chains": 2}, "method sgld")
-    with pytest.raises(SettingError, match="solver momentum keeps a memory: use langevin"):
-        SGLD().init(context("quadratic", "momentum"))
-    with pytest.raises(SettingError, match="divides by the temperature, and solver sgd has none"):
-        SGLD(estimator="covariance").init(context("quadratic"))
+
+
+def test_solvers_that_an_estimator_is_not_true_for_are_refused_before_anything_runs():
+    task, covariance = Quadratic(), SGLD(estimator="covariance")
+    for name in ("momentum", "adam"):
+        reason = why_not(task, SGLD(), solvers.get(name)())
+        assert f"solver {name} keeps a memory: use langevin" in reason
+    for cold in (solvers.get("sgd")(), Langevin(temperature=0.0), Langevin(noise=0.0)):
+        assert "divides by the temperature" in why_not(task, covariance, cold)
+        assert why_not(task, SGLD(), cold) is None
+    assert why_not(task, covariance, Langevin()) is None
+    with pytest.raises(NotApplicable, match="keeps a memory"):
+        run_cell(make_cell("quadratic", "sgld", solver="adam", set={"budget": {"outer_steps": 1}}))
 
 
 def test_needs_by_estimator():

@@ -316,6 +316,18 @@ def test_built_in_suites_are_whole(name: str, budget: str) -> None:
             assert task.goal == suite.goal
 
 
+@pytest.mark.parametrize("budget", suites.BUDGETS)
+@pytest.mark.parametrize(("companion", "name"), [
+    ("pbgd-hypercleaning-f1", "pbgd-hypercleaning"),
+    ("ift-inverse-hessian-distance", "ift-inverse-hessian"),
+    ("ift-overfit-validation-test", "ift-overfit-validation"),
+    ("hypergradient-fidelity-direction", "hypergradient-fidelity"),
+])  # fmt: skip
+def test_suites_that_say_so_show_the_same_cells(companion: str, name: str, budget: str) -> None:
+    one, two = (suites.load(n).cells(budget, seeds=[0]) for n in (companion, name))
+    assert [c.cell.key for c in one] == [c.cell.key for c in two]
+
+
 def test_what_differs_by_row_budget_and_column_wins_over_both() -> None:
     cells = {"laptop": {"four": {"method": {"inner_steps": 9}}}}
     suite = from_dict(changed(rows__0__cells=cells), HERE)

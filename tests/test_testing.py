@@ -251,6 +251,15 @@ class Uphill(GradientMethod):
 
 
 @broken_method()
+class Shortened(Bilevel):
+    """Goes the right way, and half as far."""
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        found = super().hypergradient(ctx, lam, theta, episode)
+        return found._replace(grad={k: v / 2 for k, v in found.grad.items()})
+
+
+@broken_method()
 class TouchedByEvaluation(Bilevel):
     """An evaluation moves what the next step sees."""
 
@@ -283,6 +292,7 @@ BROKEN_METHODS = {
     LoopsAndBatchesDiffer: "batched.*: the batched run's lam is",
     ThreadsDiffer: "threads.*: threads change the result",
     Uphill: "improves.*: 50 outer steps bring",
+    Shortened: "exact.*: with .* the hypergradient should be exact: .* differences",
     TouchedByEvaluation: "undisturbed.*: evaluation changes the run",
 }
 
@@ -290,7 +300,7 @@ BROKEN_METHODS = {
 @pytest.mark.parametrize("method", BROKEN_METHODS, ids=lambda m: m.__name__)
 def test_a_broken_method_is_found(method):
     with pytest.raises(ContractError, match=BROKEN_METHODS[method]):
-        check_method(method, None if method is Uphill else [SAMPLE])
+        check_method(method, None if method in (Uphill, Shortened) else [SAMPLE])
 
 
 # Tasks, each with one promise broken in its problem.
