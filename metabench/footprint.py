@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Footprint(TorchDispatchMode):
     """Context: ``peak`` is the most bytes alive at once of storages made inside, by this thread
     and by the backward passes that it starts on a CPU; ``now`` those alive at present."""
 

@@ -51,7 +51,7 @@ class DeltaSTN(SelfTuning):
         """l(r(u + eps), f + J diag(V eps) theta1); noise [n] or [examples, n]."""
         load_forward_mode()
         problem, lam = at.ctx.problem, at.coordinates.lam(at.u + noise)
-        f, change = torch.func.jvp(
+        f, change = torch.func.jvp(  # type: ignore[misc]
             lambda s: problem.predict(lam, respond(phi, s * noise), batch),
             (noise.new_zeros(()),),
             (noise.new_ones(()),),
@@ -73,7 +73,8 @@ class DeltaSTN(SelfTuning):
             parts["response"],
         )
         found = {"value": {VALUE + k: v for k, v in slope.items()}, "response": g}
-        ends, memory = {}, dict(memory)
+        ends: Params = {}
+        memory = dict(memory)
         for name, group in parts.items():
             end, memory[name] = ctx.solver.update(group, found[name], memory[name], self.inner_lr)
             ends |= end

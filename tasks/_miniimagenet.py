@@ -97,7 +97,8 @@ def _images(layout: str, folder: Path, part: str) -> np.ndarray:
     kept = data.cache() / "decoded" / f"miniimagenet-{part}-{held.stamp[:16]}.npy"
     if not kept.is_file():
         _keep(kept, shape, held)
-    return np.load(kept, mmap_mode="c")  # writable in memory alone: torch wants it so
+    images: np.ndarray = np.load(kept, mmap_mode="c")  # writable in memory: torch wants it so
+    return images
 
 
 def check(folder: Path, part: str, members: Mapping[str, Sequence[Any]]) -> None:

@@ -245,10 +245,9 @@ class AugmentationProblem(Problem):
         if self.task.form == "randaugment":
             strongest = torch.tensor(STRONGEST, dtype=way.dtype, device=way.device)
             # By the sign of its number an operation goes one way or the other, at full strength.
-            full = (batch["chosen"] * way.sign() * strongest * lam["magnitude"][..., None]).unbind(
-                1
-            )
-            return Strengths(*full[:5], full[5].abs())
+            full = batch["chosen"] * way.sign() * strongest * lam["magnitude"][..., None]
+            angle, right, down, scale, brightness, cut = full.unbind(1)
+            return Strengths(angle, right, down, scale, brightness, cut.abs())
         zero = way.new_zeros(())
         far = {k: most * lam.get(k, zero) for k, most in MOST.items()}
         return Strengths(
@@ -267,7 +266,8 @@ class AugmentationProblem(Problem):
         z = torch.cat([seen, batch["noise"]], 1)
         z = F.linear(z, lam["transformer.hidden.weight"], lam["transformer.hidden.bias"]).tanh()
         added = F.linear(z, lam["transformer.end.weight"], lam["transformer.end.bias"])
-        return torch.eye(2, 3, dtype=x.dtype, device=x.device) + added.unflatten(1, (2, 3))
+        identity = torch.eye(2, 3, dtype=x.dtype, device=x.device)
+        return identity + added.view(-1, 2, 3)
 
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Logits [n, 10] of augmented images."""

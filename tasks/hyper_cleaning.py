@@ -145,7 +145,7 @@ class HyperCleaningProblem(Problem):
             layers["squash"] = nn.Sigmoid()
         width = task.hidden if task.network == "mlp" else pixels
         layers["head"] = nn.Linear(width, CLASSES, dtype=dtype, device=device)
-        self.module = nn.Sequential(layers)
+        self.module: nn.Sequential = nn.Sequential(layers)
         self.start = self._first_weights(dtype)
         self.module.load_state_dict(self.start)
         self.hypers = (

@@ -90,7 +90,8 @@ class RecipeBanditProblem(Problem):
     def losses(self, episode: Episode) -> Tensor:
         """The loss after each recipe [recipes]."""
         a, (rate, n) = episode.outer["a"], self.recipes.T
-        return 0.5 * a * ((1 - rate * a) ** n).square()
+        after: Tensor = 0.5 * a * ((1 - rate * a) ** n).square()
+        return after
 
     def table(self, episode: Episode) -> Tensor:
         """The reward of each recipe [recipes]."""

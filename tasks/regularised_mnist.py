@@ -134,7 +134,7 @@ class RegularisedMNISTProblem(Problem):
         n = task.width
         if task.network == "mlp":
             self.units: tuple[tuple[int, ...], ...] = ((n,), (n,))
-            shapes = [(n, SIZE * SIZE), (n, n), (CLASSES, n)]
+            shapes: list[tuple[int, ...]] = [(n, SIZE * SIZE), (n, n), (CLASSES, n)]
         else:
             self.units = ((n, SIZE // 2, SIZE // 2), (2 * n, SIZE // 4, SIZE // 4))
             shapes = [(n, 1, 3, 3), (2 * n, n, 3, 3), (CLASSES, math.prod(self.units[1]))]

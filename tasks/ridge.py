@@ -108,7 +108,8 @@ class RidgeProblem(Problem):
     def solve(self, lam: Params) -> Tensor:
         """The exact inner minimiser w*(lam) [features]."""
         x, y = self.parts["train"]["x"], self.parts["train"]["y"]
-        return torch.linalg.solve(x.T @ x + torch.diag(lam["log_penalty"].exp()), x.T @ y)
+        w: Tensor = torch.linalg.solve(x.T @ x + torch.diag(lam["log_penalty"].exp()), x.T @ y)
+        return w
 
     def exact_hypergradient(self, lam: Params) -> Tensor:
         """The hypergradient at the exact minimiser [features]."""
@@ -116,7 +117,8 @@ class RidgeProblem(Problem):
         xv, yv = self.parts["valid"]["x"], self.parts["valid"]["y"]
         w, penalty = self.solve(lam), lam["log_penalty"].exp()
         hessian = x.T @ x + torch.diag(penalty)
-        return -penalty * w * torch.linalg.solve(hessian, xv.T @ (xv @ w - yv))
+        g: Tensor = -penalty * w * torch.linalg.solve(hessian, xv.T @ (xv @ w - yv))
+        return g
 
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Xw [rows]."""

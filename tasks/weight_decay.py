@@ -137,7 +137,7 @@ class WeightDecayProblem(Problem):
             layers["squash"] = nn.Tanh()
         width = task.hidden if task.network == "mlp" else pixels
         layers["head"] = nn.Linear(width, CLASSES, dtype=dtype, device=device)
-        self.module = nn.Sequential(layers)
+        self.module: nn.Sequential = nn.Sequential(layers)
         self.start = self._first_weights()
         self.module.load_state_dict(self.start)
         self.begin = self._trained()
