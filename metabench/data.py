@@ -190,6 +190,14 @@ _CIFAR10 = Archive(
     "_batch*",
 )
 
+_CIFAR100 = Archive(
+    ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+    "md5:eb9058c3a382ffc7106e4002c42a8d85",
+    ".",
+    3,
+    "[tm][er]*",  # train, test, meta
+)
+
 DATASETS = {
     d.name: d
     for d in (
@@ -278,6 +286,54 @@ DATASETS = {
             ),
             offline="copy the folder cifar-10-batches-py into a folder that METABENCH_DATA names "
             "on that machine",
+        ),
+        DataSet(
+            name="cifar100",
+            title="CIFAR-100: 60,000 photographs of a hundred kinds of things, 32x32; also read as "
+            "CIFAR-FS and FC100",
+            origin="https://www.cs.toronto.edu/~kriz/cifar.html",
+            licence="none stated (cite)",
+            cite="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+            layouts=(
+                Layout("torchvision", "cifar-100-python", archives=(_CIFAR100,)),
+                # 160 of the 600 images of each class.
+                Layout(
+                    "metabench",
+                    "cifar100",
+                    files=(
+                        File(
+                            "cifar100_160pc.npz",
+                            44751003,
+                            "a1af79237b0363793314d9251c5c22e854ae44d1ea6525d3ea35ac0130a0eaa2",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder cifar-100-python (or cifar100, the arrays of 160 images a "
+            "class) into a folder that METABENCH_DATA names on that machine",
+        ),
+        DataSet(
+            name="mitbih",
+            title="MIT-BIH arrhythmia: 48 half-hour ECGs of two leads, 109,494 beats, at 100 Hz",
+            origin="https://physionet.org/content/mitdb/1.0.0/, resampled by metabench",
+            licence="ODC-BY 1.0",
+            cite="G. B. Moody, R. G. Mark, IEEE Engineering in Medicine and Biology 20(3), 2001; "
+            "A. L. Goldberger et al., Circulation 101(23), 2000",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "mitbih",
+                    files=(
+                        File(
+                            "mitbih_100hz.npz",
+                            17597863,
+                            "94c4a06547cd53c6b49a451740fc8dc120ce1a531c17c4b7349b25fb4d42e0f6",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder mitbih into a folder that METABENCH_DATA names on that "
+            "machine",
         ),
         DataSet(
             name="omniglot",
