@@ -36,6 +36,8 @@ class PretrainSynthetic(WeighedTasks):
     n_tasks: Annotated[int, Field(ge=2)] = 20
     useless: Share = 0.5
     """Part of the tasks whose labels are coins."""
+    spread: Share = 0.25
+    """Phases of useful tasks lie within this part of a half turn from the fine-tuned one's."""
     inputs: Annotated[int, Field(ge=2)] = 16
     hidden: Count = 32
     features: Count = 8
@@ -66,7 +68,9 @@ class PretrainSyntheticProblem(WeighedTasksProblem):
         self.feature_size = task.features
         gen = generator(seeds.data, "pretrain_synthetic")
         plane = torch.linalg.qr(torch.randn(task.inputs, 2, generator=gen, dtype=torch.float64))[0]
-        phases = 2 * math.pi * torch.rand(task.n_tasks + 1, generator=gen, dtype=torch.float64)
+        off = 2 * torch.rand(task.n_tasks + 1, generator=gen, dtype=torch.float64) - 1
+        off[-1] = 0
+        phases = math.pi * task.spread * off
 
         def draw(n: int) -> tuple[Tensor, Tensor]:
             """Inputs [n, inputs] and the labels [n, tasks + 1] of useful tasks."""
