@@ -72,6 +72,10 @@ class PretrainECG(TwoStage):
     projection: Count = 32
     """Width of what the contrast is taken of."""
 
+    tune_lr: Positive = 0.1
+    final_lr: Positive = 0.1
+    final_steps: Count = 200
+
     data: ClassVar[tuple[str, ...]] = ("mitbih",)
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.errors import SettingError
+from metabench.method import Positive
 from metabench.problem import Batch, Params, Seeds, generator
 from metabench.registry import tasks
 
@@ -62,6 +63,10 @@ class PretrainMultitask(WeighedTasks):
     blocks: Count = 1
     shrink: Count = 1
     """Images are averaged over squares of this many pixels a side."""
+
+    tune_lr: Positive = 0.1
+    final_lr: Positive = 0.1
+    final_steps: Count = 200
 
     data: ClassVar[tuple[str, ...]] = ("cifar100",)
 
