@@ -53,8 +53,7 @@ TASKS = {
     "pretrain_synthetic": [
         {**COINS, "dtype": "float64"},
         {**COINS, "batch": 10, "transfer": "full", "final": "full", "dtype": "float64"},
-        {**COINS, "head": "warm", "outer_batch": 4},
-        {**COINS, "head": "warm", "carried": False, "tune_rule": "adam"},
+        {**COINS, "head": "warm", "outer_batch": 4, "tune_rule": "adam"},
         {**COINS, "head": "cotrained", "carried": False, "dtype": "float64"},
     ],
     "pretrain_multitask": [SUPERCLASSES],

@@ -558,9 +558,12 @@ def test_too_many_images_are_refused(photographs):
         superclasses(n_test=8)
 
 
+SOME = ("fixed", "ift", "bilevel", "random")
+
+
 @pytest.mark.parametrize("set_", [{}, {"unseen": True, "head": "warm", "dtype": "float32"}])
 def test_superclasses_keep_the_contract(photographs, set_):
-    for _, check in task_checks(tasks.get("pretrain_multitask")(**{**FEW, **set_})):
+    for _, check in task_checks(tasks.get("pretrain_multitask")(**{**FEW, **set_}), SOME):
         check()
 
 
@@ -730,7 +733,8 @@ def test_the_hypergradient_of_the_warp_against_differences(recordings):
     ],
 )
 def test_hearts_keep_the_contract(recordings, set_):
-    for _, check in task_checks(tasks.get("pretrain_ecg")(**{**ECG, **set_})):
+    some = SOME if set_.get("strength") != "network" else SOME[:3]
+    for _, check in task_checks(tasks.get("pretrain_ecg")(**{**ECG, **set_}), some):
         check()
 
 
