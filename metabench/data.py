@@ -435,6 +435,29 @@ DATASETS = {
             "[n] of uci_regression.npz, into a folder that METABENCH_DATA names on that machine",
         ),
         DataSet(
+            name="mitbih",
+            title="MIT-BIH arrhythmia: 48 half-hour ECGs of two leads, 109,494 beats, at 100 Hz",
+            origin="https://physionet.org/content/mitdb/1.0.0/, resampled by metabench",
+            licence="ODC-BY 1.0",
+            cite="G. B. Moody, R. G. Mark, IEEE Engineering in Medicine and Biology 20(3), 2001; "
+            "A. L. Goldberger et al., Circulation 101(23), 2000",
+            layouts=(
+                Layout(
+                    "metabench",
+                    "mitbih",
+                    files=(
+                        File(
+                            "mitbih_100hz.npz",
+                            17597863,
+                            "94c4a06547cd53c6b49a451740fc8dc120ce1a531c17c4b7349b25fb4d42e0f6",
+                        ),
+                    ),
+                ),
+            ),
+            offline="copy the folder mitbih into a folder that METABENCH_DATA names on that "
+            "machine",
+        ),
+        DataSet(
             name="omniglot",
             title="Omniglot: 50 alphabets, 1,623 characters, 20 drawings of each",
             origin="https://github.com/brendenlake/omniglot",

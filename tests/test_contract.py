@@ -18,6 +18,16 @@ EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
 EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
 AUGMENT = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 8}
 LOSSES = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 20}
+TWO_STAGES = {"tune_steps": 2, "final_steps": 3}
+SUPERCLASSES = {
+    **TWO_STAGES, "source": "metabench", "n_tasks": 3, "n_pretrain": 8, "n_tune": 2, "n_valid": 2,
+    "n_test": 4, "batch": 2, "width": 4, "stages": 2, "shrink": 2,
+}  # fmt: skip
+BEATS = {
+    **TWO_STAGES, "batch": 4, "n_tune": 8, "n_valid": 8, "n_test": 100, "window": 32, "width": 4,
+    "stages": 2, "projection": 4,
+}  # fmt: skip
+COINS = {**TWO_STAGES, "n_tasks": 4, "hidden": 6, "features": 4, "n_pretrain": 30, "n_test": 40}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
     "ridge": [{}, {"carried": True}],
@@ -64,6 +74,14 @@ TASKS = {
     "fc100": [PHOTOGRAPHS],
     "caltech101_fs": [FEW_SHOT],
     "miniimagenet": [FEW_SHOT],
+    "pretrain_synthetic": [
+        {**COINS, "dtype": "float64"},
+        {**COINS, "batch": 10, "transfer": "full", "final": "full", "dtype": "float64"},
+        {**COINS, "head": "warm", "outer_batch": 4, "tune_rule": "adam"},
+        {**COINS, "head": "cotrained", "carried": False, "dtype": "float64"},
+    ],
+    "pretrain_multitask": [SUPERCLASSES],
+    "pretrain_ecg": [BEATS, {**BEATS, "strength": "network", "dtype": "float64"}],
     "two_minima": [{}, {"carried": False}],
     "shrinkage": [{}, {"carried": True}],
     "regularised_mnist": [

@@ -1,0 +1,39 @@
+"""Area under the ROC curve: how well scores rank positives above negatives."""
+
+from __future__ import annotations
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float:
+    """The chance that a positive scores above a negative, ties counting half; 0.5 for scores that
+    say nothing.
+
+    ``scores`` [n], ``positive`` bool [n]. Raises ValueError where all are of one kind.
+    """
+    n = int(positive.sum())
+    others = len(positive) - n
+    if n == 0 or others == 0:
+        raise ValueError(f"no ROC curve: {n} positives and {others} negatives")
+    ranks = torch.from_numpy(rankdata(scores.double().cpu().numpy()))
+    above = float(ranks[positive.cpu()].sum()) - n * (n + 1) / 2
+    return above / (n * others)
+
+
+def macro_auroc(logits: Tensor, labels: Tensor) -> float:
+    """Mean over classes of :func:`auroc`, each class's probability against all others.
+
+    ``logits`` [n, classes], ``labels`` int64 [n]. Classes that no label, or every label, is of have
+    no curve and are left out. Raises ValueError where that leaves none.
+    """
+    chances = logits.double().softmax(1)
+    found = [
+        auroc(chances[:, k], labels == k)
+        for k in range(logits.shape[1])
+        if 0 < int((labels == k).sum()) < len(labels)
+    ]
+    if not found:
+        raise ValueError("no ROC curve: all labels are of one class")
+    return sum(found) / len(found)
