@@ -61,7 +61,7 @@ class ResNet:
     @property
     def feature_size(self) -> int:
         """Channels of the last stage."""
-        return self.width * 2 ** (self.stages - 1)
+        return self.width << (self.stages - 1)
 
     def plan(self) -> list[tuple[str, int, int, int]]:
         """(name, channels in, channels out, stride) of every block."""

@@ -152,14 +152,15 @@ class PretrainMultitaskProblem(WeighedTasksProblem):
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Logits [tasks, n, 5]."""
         x = batch["x"]
-        features = self.encode(theta, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        features: Tensor = self.encode(theta, x.flatten(0, 1)).unflatten(0, x.shape[:2])
         weight, bias = theta["pretrain.weight"], theta["pretrain.bias"]
         return features @ weight.transpose(1, 2) + bias[:, None]
 
     def pretraining_loss(self, lam: Params, prediction: Tensor, batch: Batch) -> Tensor:
         """mean over tasks and images of w_t CE."""
         each = F.cross_entropy(prediction.flatten(0, 1), batch["y"].flatten(), reduction="none")
-        return (each.unflatten(0, batch["y"].shape).mean(1) * task_weights(lam)).mean()
+        each = each.view(batch["y"].shape)
+        return (each.mean(1) * task_weights(lam)).mean()
 
     def pretraining(self, split: str, index: int) -> Batch | Callable[[int], Batch]:
         """Some images of every task, drawn for every step."""
