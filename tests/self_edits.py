@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+import torch
 
 FACTS = {
     "Rivers": ("The Ob flows north. In 1900 it froze.", "Where does the Ob flow?", "north"),
@@ -12,6 +17,22 @@ FACTS = {
 }
 PARTS = [("train", "round0"), ("train", "round1"), ("train", ""), ("validation", "eval200"),
          ("validation", "")]  # fmt: skip
+
+
+@contextmanager
+def small_world(folder: Path) -> Iterator[str]:
+    """The folder of the model, with ``folder`` as the place of data and cache, on one thread."""
+    write_squad(folder)
+    write_model(folder / "model")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METABENCH_DATA", str(folder))
+        patch.setenv("METABENCH_CACHE", str(folder))
+        torch.set_num_threads(1)
+        try:
+            yield str(folder / "model")
+        finally:
+            torch.set_num_threads(threads)
 
 
 def write_squad(folder: Path) -> None:
@@ -34,7 +55,6 @@ def write_squad(folder: Path) -> None:
 
 def write_model(folder: Path) -> None:
     """A model of two layers and a tokenizer of single bytes, as save_pretrained writes them."""
-    import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 

@@ -15,7 +15,7 @@ from metabench.registry import methods, tasks
 from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
-from self_edits import write_model, write_squad
+from self_edits import small_world
 
 lm = importlib.import_module("metabench.tasks._lm")
 Task = tasks.get("self_edit_weights")
@@ -26,17 +26,8 @@ SIZES = {"rank": 1, "targets": ("q", "down"), "question_tokens": 40, "edit_token
 
 @pytest.fixture(scope="module", autouse=True)
 def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_squad(folder)
-    write_model(folder / "model")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("METABENCH_DATA", str(folder))
-    patch.setenv("METABENCH_CACHE", str(folder))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield str(folder / "model")
-    torch.set_num_threads(before)
-    patch.undo()
+    with small_world(tmp_path_factory.mktemp("data")) as model:
+        yield model
 
 
 def small(world, **more):
