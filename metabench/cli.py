@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from metabench import verbs
+from metabench.cluster import verbs as cluster
 from metabench.options import StorePath
 
 PLUGIN = "--plugin"
@@ -137,6 +138,10 @@ for verb in (
     verbs.plot,
     verbs.report,
     verbs.reproduce,
+    cluster.submit,
+    cluster.retry,
+    cluster.cancel,
+    cluster.logs,
 ):
     app.command()(verb)
 

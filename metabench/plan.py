@@ -31,6 +31,15 @@ State = Literal[
     "missing data",
     "missing package",
     "skipped",
+    "pending",
+    "held",
+    "cancelled",
+    "out of memory",
+    "out of time",
+    "node failure",
+    "pre-empted",
+    "crashed",
+    "lost",
 ]
 STATES: tuple[State, ...] = get_args(State)
 TO_RUN = frozenset({"open", "failed", "diverged", "timeout", "running"})
@@ -39,7 +48,7 @@ TO_RUN = frozenset({"open", "failed", "diverged", "timeout", "running"})
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell of a suite, how it stands, why, and what to type where something is missing.
+    """A cell of a suite, how it stands (from "pending" on only where a cluster was asked), why, and what to type where something is missing.
 
     ``estimated_seconds``: of training and evaluation, from ``similar`` finished cells of the same
     task and method; None where there are none, or where there is nothing left to run.

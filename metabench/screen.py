@@ -36,6 +36,15 @@ STYLES = {
     "not applicable": "dim",
     "skipped": "dim",
     "note": "",
+    "pending": "cyan",
+    "held": "yellow",
+    "cancelled": "yellow",
+    "out of memory": "red",
+    "out of time": "yellow",
+    "node failure": "yellow",
+    "pre-empted": "yellow",
+    "crashed": "red",
+    "lost": "red",
 }
 
 

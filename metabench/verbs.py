@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metabench.cluster.verbs import with_cluster
 from metabench.options import (
     BudgetName,
     CheckpointEvery,
@@ -102,7 +104,8 @@ def status(
         return
     for each in choice.suites():
         found = api.status(each, only=only or (), **choice.words())
-        screen.print_status(out, _title(each, budget), found, tracebacks)
+        planned = with_cluster(found.planned, choice.open_store(), out)
+        screen.print_status(out, _title(each, budget), replace(found, planned=planned), tracebacks)
 
 
 def table(
