@@ -48,8 +48,9 @@ TO_RUN = frozenset({"open", "failed", "diverged", "timeout", "running"})
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell of a suite, how it stands (from "pending" on only where a cluster was asked), why, and what to type where something is missing.
+    """A cell of a suite, how it stands, why, and what to type where something is missing.
 
+    States from "pending" on are known only where a cluster was asked.
     ``estimated_seconds``: of training and evaluation, from ``similar`` finished cells of the same
     task and method; None where there are none, or where there is nothing left to run.
     """

@@ -400,7 +400,7 @@ def say(text: str) -> None:
 
 
 def main(jobs: str, run: str, number: str) -> None:
-    """What the batch script starts: through submitit's pickle, or without it where it never came."""
+    """What the batch script starts: submitit's pickle, or the same call where it never came."""
     from submitit.core import job_environment, submission
 
     os.environ["SUBMITIT_FOLDER"] = jobs

@@ -1,4 +1,4 @@
-"""Slurm's commands: each asked with a time limit, in an environment without the launcher's own job."""
+"""Slurm's commands: each with a time limit, in an environment free of the launcher's own job."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Draft:
         part, profile = self.parts[at], self.profile
         bundle = self.bundles[part.bundle]
         words = [str(self.jobs_folder(at)), str(self.folder), str(part.bundle)]
-        command = f"{profile.command()} -u -m metabench.cluster.element {shlex.join(words)}"
+        command = f"{profile.command()} -P -u -m metabench.cluster.element {shlex.join(words)}"
         # The pickle may be late or never come; our own entry knows what to do without it.
         kind = type(
             "Executor",
