@@ -147,13 +147,21 @@ for verb in (
 
 
 @app.command()
-def doctor(ctx: typer.Context, store: StorePath = None) -> None:
-    """Versions, devices, data; what is missing, and the command that mends it."""
+def doctor(
+    ctx: typer.Context, store: StorePath = None, profile: cluster.MaybeCluster = None
+) -> None:
+    """Versions, devices, data, a cluster; what is missing, and the command that mends it."""
     from metabench import screen
     from metabench.doctor import examine
     from metabench.store import Store
 
-    findings = examine(Store(store), ctx.obj)
+    if profile is not None:
+        from metabench.cluster import probe
+        from metabench.cluster.profile import load
+
+        findings = probe.examine(load(profile), Store(store))
+    else:
+        findings = examine(Store(store), ctx.obj)
     screen.print_findings(screen.console(), findings)
     raise typer.Exit(int(any(f.bad for f in findings)))
 

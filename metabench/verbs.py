@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cluster.verbs import with_cluster
+from metabench.cluster.verbs import MaybeCluster, profiled, run_on_cluster, with_cluster
 from metabench.options import (
     BudgetName,
     CheckpointEvery,
@@ -212,15 +212,21 @@ def reproduce(
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
     out: OutFolder = None,
+    cluster: MaybeCluster = None,
 ) -> None:
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
     from metabench import api
 
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
+    cells, profile = (set, None) if cluster is None else profiled(cluster, set)
+    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
     code = 0
     for each, planned in choice.planned():
         folder = api.made(_folder(choice, each, out))  # before hours of running
-        code = max(code, _run(choice, each, planned, jobs, device, time_limit, checkpoint_every))
+        if profile is not None:
+            ran = run_on_cluster(choice, each, planned, profile)
+        else:
+            ran = _run(choice, each, planned, jobs, device, time_limit, checkpoint_every)
+        code = max(code, ran)
         if code == 130:
             break
         shown = api.publish(each, out=folder, **choice.words())

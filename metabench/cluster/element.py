@@ -48,6 +48,7 @@ TERM_SECONDS = 20.0
 """What SIGTERM leaves before SIGKILL, on most sites thirty."""
 SPARE_SECONDS = 15.0
 """Kept back from the warning time, for requeueing."""
+FOUND = "found in the store"
 REFUSED = 3
 """Exit code of an element that must not be tried again."""
 
@@ -272,8 +273,11 @@ class _Work:
             self.tell(event.cell.key, step=event.step)
         elif isinstance(event, Interrupted):
             self.tell(event.cell.key, what=f"stopped at step {event.step}")
-        elif isinstance(event, Finished) and event.unsaved:
-            self.unsaved[event.record.key] = event.unsaved
+        elif isinstance(event, Finished):
+            if event.reused:
+                self.tell(event.record.key, what=FOUND)
+            if event.unsaved:
+                self.unsaved[event.record.key] = event.unsaved
         text = describe(event)
         if text:
             say(text)

@@ -8,6 +8,7 @@ or an entry point comes from do not: their versions are in the records.
 from __future__ import annotations
 
 import base64
+import compileall
 import hashlib
 import importlib.util
 import json
@@ -71,6 +72,8 @@ def take(folder: Path) -> str:
         archive.extractall(draft)
     note = {"sha256": sha, **git()}
     (draft / "metabench" / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+    # Once here, and not by every job.
+    compileall.compile_dir(draft, quiet=2, force=True)
     os.replace(draft, folder / "code")
     for path in plugins():
         target = folder / "plugins" / path.name
@@ -126,8 +129,6 @@ def check(sha256: str) -> None:
 def job_environment(folder: Path) -> dict[str, str]:
     """Variables that make a job run the snapshot in ``folder``."""
     out = {"PYTHONPATH": str(folder / "code"), "PYTHONSAFEPATH": "1"}
-    # Sixty jobs would write the same bytecode at once.
-    out["PYTHONDONTWRITEBYTECODE"] = "1"
     found = sorted((folder / "plugins").glob("*.py"))
     if found:
         out["METABENCH_PLUGINS"] = os.pathsep.join(map(str, found))

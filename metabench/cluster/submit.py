@@ -98,41 +98,67 @@ class Draft:
 
     def executor(self, at: int) -> Any:
         """A submitit executor for one part."""
-        import submitit
-
         part, profile = self.parts[at], self.profile
-        bundle = self.bundles[part.bundle]
+        needs = self.bundles[part.bundle].needs
         words = [str(self.jobs_folder(at)), str(self.folder), str(part.bundle)]
+        # -P: a checkout in the folder that jobs start in is not the code that was submitted.
         command = f"{profile.command()} -P -u -m metabench.cluster.element {shlex.join(words)}"
-        # The pickle may be late or never come; our own entry knows what to do without it.
-        kind = type(
-            "Executor",
-            (submitit.SlurmExecutor,),
-            {
-                "_submitit_command_str": property(lambda _: command),
-                "affinity": classmethod(lambda _: 2),
-            },
+        return executor(
+            profile,
+            command,
+            self.jobs_folder(at),
+            self.name(at),
+            needs.minutes,
+            needs.memory_gb,
+            part.parallel,
+            _teardown(self.folder),
+            f"metabench {self.suite} {self.budget}",
         )
-        executor = kind(self.jobs_folder(at), max_num_timeout=10**6, python=profile.command())
-        extra = {"requeue" if profile.requeue else "no-requeue": True, **profile.extra}
-        named = ("partition", "account", "qos", "constraint", "gres")
-        executor.update_parameters(
-            job_name=self.name(at),
-            time=bundle.needs.minutes,
-            mem=f"{round(bundle.needs.memory_gb * 1024)}M",
-            cpus_per_task=profile.cpus,
-            signal_delay_s=profile.signal_seconds,
-            array_parallelism=part.parallel,
-            setup=profile.setup or None,
-            teardown=_teardown(self.folder),
-            # From 22.05 to 23.11 srun does not inherit it from sbatch.
-            srun_args=[f"--cpus-per-task={profile.cpus}", *profile.srun_args],
-            additional_parameters=extra,
-            comment=f"metabench {self.suite} {self.budget}",
-            **{name: value for name in named if (value := getattr(profile, name))},
-            **({"gpus_per_node": profile.gpus} if profile.gpus else {}),
-        )
-        return executor
+
+
+def executor(
+    profile: Profile,
+    command: str,
+    folder: Path,
+    name: str,
+    minutes: int,
+    memory_gb: float,
+    parallel: int,
+    teardown: list[str],
+    comment: str,
+) -> Any:
+    """A submitit executor that asks for what a profile says and runs ``command``."""
+    import submitit
+
+    # submitit's own entry waits for a pickle that may never come; ours knows what to do then.
+    kind = type(
+        "Executor",
+        (submitit.SlurmExecutor,),
+        {
+            "_submitit_command_str": property(lambda _: command),
+            "affinity": classmethod(lambda _: 2),
+        },
+    )
+    made = kind(folder, max_num_timeout=10**6, python=profile.command())
+    extra = {"requeue" if profile.requeue else "no-requeue": True, **profile.extra}
+    named = ("partition", "account", "qos", "constraint", "gres")
+    made.update_parameters(
+        job_name=name,
+        time=minutes,
+        mem=f"{round(memory_gb * 1024)}M",
+        cpus_per_task=profile.cpus,
+        signal_delay_s=profile.signal_seconds,
+        array_parallelism=parallel,
+        setup=profile.setup or None,
+        teardown=teardown or None,
+        # From 22.05 to 23.11 srun does not inherit it from sbatch.
+        srun_args=[f"--cpus-per-task={profile.cpus}", *profile.srun_args],
+        additional_parameters=extra,
+        comment=comment,
+        **{key: value for key in named if (value := getattr(profile, key))},
+        **({"gpus_per_node": profile.gpus} if profile.gpus else {}),
+    )
+    return made
 
 
 def _teardown(folder: Path) -> list[str]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from metabench.cluster.submit import Draft
     from metabench.plan import Planned
     from metabench.store import Store
+    from metabench.suite import Suite, SuiteCell
 
 
 def _profile_names(incomplete: str) -> list[str]:
@@ -76,7 +77,7 @@ def submit(
     """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too."""
     from metabench.cluster.submit import TAKEN
 
-    cells, profile = _profile(cluster, set)
+    cells, profile = profiled(cluster, set)
     choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
     raise typer.Exit(_submit(choice, profile, TAKEN, dry_run))
 
@@ -100,7 +101,7 @@ def retry(
     """Queue again what was lost, with --failed also what failed; more memory or time each time."""
     from metabench.cluster.submit import TAKEN
 
-    cells, profile = _profile(cluster, set)
+    cells, profile = profiled(cluster, set)
     choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
     states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
     raise typer.Exit(_submit(choice, profile, states, dry_run))
@@ -176,7 +177,7 @@ def logs(
         typer.echo("\n".join(text[-lines:]))
 
 
-def _profile(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
+def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
     """The settings that are about cells, and the profile with those that are about it."""
     from metabench.cluster.profile import load, split_set
 
@@ -329,3 +330,58 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
         elif answer.accounting is False:
             out.print("no accounting: jobs that squeue has forgotten cannot be told of")
     return planned
+
+
+POLL_SECONDS = 2.0
+LEAST_LOOK = 5.0
+"""Between two looks at the store while somebody waits."""
+ROUNDS = 3
+"""How often cells that no job is left for are queued again."""
+
+
+def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile: Profile) -> int:
+    """Submit a suite's cells and wait for their records; the exit code. Interrupted, the jobs go on
+    and the same command waits again."""
+    import time
+
+    from metabench import screen
+    from metabench.cluster import submit as module
+    from metabench.plan import plan
+
+    err = screen.console(stderr=True)
+    store = choice.open_store()
+    items = [p for p in planned if p.state not in ("skipped", "not applicable")]
+    rounds, told = 0, ""
+    while True:
+        made, slurm = drafted(choice, suite.name, planned, profile, module.TAKEN)
+        if made.cells and rounds < ROUNDS:
+            describe(err, made, planned)
+            queue(err, made, slurm, planned)
+            rounds += 1
+        elif not made.left_out:
+            break
+        while True:
+            time.sleep(max(POLL_SECONDS, min(LEAST_LOOK, profile.query_seconds)))
+            answer = module.look(slurm, store)
+            busy = module.busy(store, answer)
+            open_ = [p for p in items if (r := store.get(p.cell.key)) is None or r.status != "done"]
+            text = f"{len(items) - len(open_)} of {len(items)} cells done"
+            if text != told:
+                err.print(text, markup=False, highlight=False)
+                told = text
+            if not any(p.cell.key in busy for p in open_):
+                break
+        planned = plan([_again(p) for p in planned], store)
+        items = [p for p in planned if p.state not in ("skipped", "not applicable")]
+        if all(p.state not in module.TAKEN for p in items):
+            break
+    for p in items:
+        if p.state != "done":
+            err.print(f"{p.cell}: {p.state}: {p.reason}", markup=False, soft_wrap=True)
+    return int(any(p.state != "done" for p in items))
+
+
+def _again(p: Planned) -> SuiteCell:
+    from metabench.suite import SuiteCell
+
+    return SuiteCell(p.row, p.column, p.cell, p.reason if p.state == "skipped" else None)
