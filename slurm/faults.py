@@ -238,6 +238,7 @@ class Stage:
             self.until("the end of all jobs", lambda: not self.live(), 40)
 
     def final(self, cell: Cell) -> bool:
+        """Whether a cell is done."""
         record = self.store.get(cell.key)
         return record is not None and record.status == "done"
 
@@ -319,10 +320,11 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(how: str, *, accounting_only: bool = False, root: bool = False) -> Callable[[Act], Act]:
-    """Enter a function under its name."""
+def fault(*, accounting_only: bool = False, root: bool = False) -> Callable[[Act], Act]:
+    """Enter a function under its name; its docstring says what it does."""
 
     def enter(act: Act) -> Act:
+        how = (act.__doc__ or "").strip().rstrip(".")
         FAULTS[act.__name__] = Fault(act.__name__, how, act, accounting_only, root)
         return act
 
@@ -350,30 +352,34 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@fault("none: the undisturbed case")
+@fault()
 def nothing(stage: Stage) -> None:
+    """None: the undisturbed case."""
     stage.submit(pause=0.05)
     stage.finish()
 
 
-@fault("kill -9 of the process that runs a cell")
+@fault()
 def worker_killed(stage: Stage) -> None:
+    """Kill -9 of the process that runs a cell."""
     submission = stage.submit()
     _, attempt = stage.at_work(submission)
     kill(attempt.pid)
     stage.finish()
 
 
-@fault("kill -9 of the job's own process, its workers left")
+@fault()
 def element_killed(stage: Stage) -> None:
+    """Kill -9 of the job's own process, its workers left."""
     submission = stage.submit()
     element, _ = stage.at_work(submission)
     kill(element.pid)
     stage.finish()
 
 
-@fault("kill -9 of slurmstepd, the step's processes orphaned")
+@fault()
 def step_killed(stage: Stage) -> None:
+    """Kill -9 of slurmstepd, the step's processes orphaned."""
     submission = stage.submit()
     element, _ = stage.at_work(submission)
     step = parent(element.pid)
@@ -382,8 +388,9 @@ def step_killed(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("the warning signal, once to each job")
+@fault()
 def signalled(stage: Stage) -> None:
+    """The warning signal, once to each job."""
     submission = stage.submit()
     stage.at_work(submission)
     for array in submission.arrays:
@@ -391,8 +398,9 @@ def signalled(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("the warning signal, five times")
+@fault()
 def signalled_often(stage: Stage) -> None:
+    """The warning signal, five times."""
     submission = stage.submit(seeds=2, pause=0.6, parallel=1)
     for _ in range(5):
         element, _ = stage.at_work(submission, step=1)
@@ -406,8 +414,9 @@ def signalled_often(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("the warning signal while files are being written (every write takes 1.5 s)")
+@fault()
 def signalled_in_writing(stage: Stage) -> None:
+    """The warning signal while files are being written (every write takes 1.5 s)."""
     os.environ[SLOW] = "1.5"
     submission = stage.submit(seeds=3, pause=0.1, checkpoint_seconds=0.2)
     for _ in range(3):
@@ -417,8 +426,9 @@ def signalled_in_writing(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("a stale file of submitit's, then the signal")
+@fault()
 def stale_draft(stage: Stage) -> None:
+    """A stale file of submitit's, then the signal."""
     submission = stage.submit()
     element, _ = stage.at_work(submission)
     jobs = next((submission.folder / "jobs").iterdir())
@@ -428,8 +438,9 @@ def stale_draft(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("a step that never ends and is deaf to signals, then the warning")
+@fault()
 def deaf(stage: Stage) -> None:
+    """A step that never ends and is deaf to signals, then the warning."""
     stage.tell(0, "hang")
     submission = stage.submit(seeds=3, parallel=1)
 
@@ -443,16 +454,18 @@ def deaf(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("scontrol requeue")
+@fault()
 def requeued(stage: Stage) -> None:
+    """``scontrol`` requeue."""
     submission = stage.submit()
     element, _ = stage.at_work(submission)
     stage.ask("scontrol", "requeue", element.job)
     stage.finish()
 
 
-@fault("a job of higher priority takes the node (GraceTime 5 s)")
+@fault()
 def preempted(stage: Stage) -> None:
+    """A job of higher priority takes the node (GraceTime 5 s)."""
     extra = {"nodelist": "n2", "exclusive": True}
     submission = stage.submit(partition="low", parallel=1, extra=extra)
     stage.at_work(submission)
@@ -462,8 +475,9 @@ def preempted(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("the administrator sets the node down; it comes back after 15 s")
+@fault()
 def node_down(stage: Stage) -> None:
+    """The administrator sets the node down; it comes back after 15 s."""
     submission = stage.submit(extra={"nodelist": "n3"})
     element, _ = stage.at_work(submission)
     stage.ask("scontrol", "update", f"nodename={element.node}", "state=down", "reason=test")
@@ -472,8 +486,9 @@ def node_down(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("power loss of a node: kill -9 of slurmd and everything under it")
+@fault()
 def node_lost(stage: Stage) -> None:
+    """Power loss of a node: kill -9 of slurmd and everything under it."""
     submission = stage.submit(extra={"exclude": "n1,n2"}, parallel=1)
     element, _ = stage.at_work(submission)
     daemon = stage.cluster.daemon(f"slurmd-{element.node}").pid()
@@ -493,8 +508,9 @@ def node_lost(stage: Stage) -> None:
         stage.cluster.up()
 
 
-@fault("scontrol suspend for 8 s, then resume")
+@fault()
 def suspended(stage: Stage) -> None:
+    """``scontrol`` suspend for 8 s, then resume."""
     submission = stage.submit()
     element, _ = stage.at_work(submission)
     stage.ask("scontrol", "suspend", element.job)
@@ -506,8 +522,9 @@ def suspended(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("metabench cancel of all, then a new submission")
+@fault()
 def cancelled(stage: Stage) -> None:
+    """Metabench cancel of all, then a new submission."""
     submission = stage.submit()
     stage.at_work(submission)
     there = slurm.Slurm(stage.profile())
@@ -519,8 +536,9 @@ def cancelled(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("scancel of a part of the array")
+@fault()
 def partly_cancelled(stage: Stage) -> None:
+    """Scancel of a part of the array."""
     submission = stage.submit(seeds=5)
     element, _ = stage.at_work(submission)
     job = submission.arrays[0].job
@@ -529,8 +547,9 @@ def partly_cancelled(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("kill -9 of slurmctld under running jobs; it comes back after 6 s")
+@fault()
 def controller_killed(stage: Stage) -> None:
+    """Kill -9 of slurmctld under running jobs; it comes back after 6 s."""
     submission = stage.submit(pause=0.8)
     stage.at_work(submission)
     # Its state is saved every few seconds.
@@ -543,8 +562,9 @@ def controller_killed(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("slurmctld away at submission: refused, nothing queued; then submitted again")
+@fault()
 def controller_away(stage: Stage) -> None:
+    """Slurmctld away at submission: refused, nothing queued; then submitted again."""
     stage.seeds = [0]
     kill(stage.cluster.daemon("slurmctld").pid() or 0)
     try:
@@ -559,8 +579,9 @@ def controller_away(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("slurmdbd stopped under running jobs", accounting_only=True)
+@fault(accounting_only=True)
 def database_away(stage: Stage) -> None:
+    """Slurmdbd stopped under running jobs."""
     submission = stage.submit()
     stage.at_work(submission)
     stage.cluster.daemon("slurmdbd").stop()
@@ -570,8 +591,9 @@ def database_away(stage: Stage) -> None:
         stage.cluster.up()
 
 
-@fault("the launcher dies between sbatch and submitit's last rename")
+@fault()
 def launcher_killed(stage: Stage) -> None:
+    """The launcher dies between sbatch and submitit's last rename."""
     stage.seeds = list(range(4))
     os.environ[PAUSE] = "0.1"
     path = wrapped_sbatch(stage, 'out=$("$real" "$@"); code=$?; echo "$out"; kill -9 $PPID')
@@ -582,8 +604,9 @@ def launcher_killed(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("sbatch says that it timed out, though the job was accepted")
+@fault()
 def accepted_unseen(stage: Stage) -> None:
+    """Sbatch says that it timed out, though the job was accepted."""
     stage.seeds = list(range(4))
     os.environ[PAUSE] = "0.1"
     words = '"$real" "$@" > /dev/null; echo "sbatch: error: Socket timed out" >&2; exit 1'
@@ -609,14 +632,16 @@ def wrapped_sbatch(stage: Stage, words: str) -> str:
     )
     script = place / "sbatch"
     script.write_text(
-        f'#!/bin/bash\nreal={real}\ncase "$*" in *--test-only*) exec "$real" "$@" ;; esac\n{words}\n'
+        f"#!/bin/bash\nreal={real}\n"
+        f'case "$*" in *--test-only*) exec "$real" "$@" ;; esac\n{words}\n'
     )
     script.chmod(0o755)
     return f"{place}{os.pathsep}{os.environ['PATH']}"
 
 
-@fault("two launchers submit the same cells at the same moment")
+@fault()
 def two_launchers(stage: Stage) -> None:
+    """Two launchers submit the same cells at the same moment."""
     stage.seeds = list(range(6))
     os.environ[PAUSE] = "0.1"
     launchers = [stage.command("submit", "--cluster", "local") for _ in range(2)]
@@ -627,8 +652,9 @@ def two_launchers(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("Python is not there when the jobs start; put back, then retry")
+@fault()
 def python_gone(stage: Stage) -> None:
+    """Python is not there when the jobs start; put back, then retry."""
     link = stage.home / "python"
     link.symlink_to(sys.executable)
     submission = stage.submit(seeds=2, pause=0.05, python=str(link), extra={"begin": "now+4"})
@@ -643,8 +669,9 @@ def python_gone(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("code and plug-in edited while the jobs wait")
+@fault()
 def code_edited(stage: Stage) -> None:
+    """Code and plug-in edited while the jobs wait."""
     submission = stage.submit(pause=0.05, extra={"begin": "now+4"})
     before = stage.plugin.read_text()
     stage.plugin.write_text("raise SystemExit('edited')\n")
@@ -658,8 +685,9 @@ def code_edited(stage: Stage) -> None:
             raise Lost("a record does not name the code that was submitted")
 
 
-@fault("the snapshot itself is tampered with: refused; then submitted again")
+@fault()
 def snapshot_edited(stage: Stage) -> None:
+    """The snapshot itself is tampered with: refused; then submitted again."""
     submission = stage.submit(seeds=2, pause=0.05, extra={"begin": "now+4"})
     with (submission.folder / "code" / "metabench" / "loop.py").open("a") as file:
         file.write("\n# edited\n")
@@ -670,8 +698,9 @@ def snapshot_edited(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("submitted from within an array job, whose variables leak")
+@fault()
 def nested(stage: Stage) -> None:
+    """Submitted from within an array job, whose variables leak."""
     stage.seeds = list(range(3))
     os.environ[PAUSE] = "0.05"
     launcher = stage.command("submit", "--cluster", "local")
@@ -688,8 +717,9 @@ def nested(stage: Stage) -> None:
     stage.finish()
 
 
-@fault("a full disk under the store; then room, and retry --failed", root=True)
+@fault(root=True)
 def disk_full(stage: Stage) -> None:
+    """A full disk under the store; then room, and retry --failed."""
     stage.store.root.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(stage.store.root)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
@@ -713,8 +743,9 @@ def disk_full(stage: Stage) -> None:
         subprocess.run(["umount", "-l", str(stage.store.root)], check=False)
 
 
-@fault("a cell dies each time: failed with the reason, the others done")
+@fault()
 def dies_always(stage: Stage) -> None:
+    """A cell dies each time: failed with the reason, the others done."""
     stage.tell(1, "die always")
     stage.submit(seeds=3, pause=0.05)
 
