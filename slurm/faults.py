@@ -281,7 +281,7 @@ class Stage:
         for cell in cells:
             for s in folder.submissions(self.store):
                 for a in folder.attempts(s.folder, cell.key):
-                    real = a.end == "recorded" and a.what != "found in the store"
+                    real = a.end == "recorded" and a.what == "done"
                     done[cell.key] = done.get(cell.key, 0) + real
         doubled = sum(n > 1 for n in done.values())
         return Verdict(len(cells), lost, doubled, identical, left, sum(map(len, histories)))
@@ -899,8 +899,18 @@ def main(words: list[str] | None = None) -> int:
 
 
 def write(out: Path, rows: list[Row]) -> None:
-    """faults.json and faults.md."""
+    """faults.json and faults.md; rows of other faults that are there already stay."""
     out.mkdir(parents=True, exist_ok=True)
+    known: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((out / "faults.json").read_text())["rows"]
+    merged = {(r["accounting"], r["fault"]): Row(**r) for r in known}
+    merged |= {(r.accounting, r.fault): r for r in rows}
+    order = [*FAULTS]
+    rows = sorted(
+        (r for r in merged.values() if r.fault in FAULTS),
+        key=lambda r: (r.accounting, order.index(r.fault)),
+    )
     about = {
         "command": "python -m metabench.clusters.faults --out FOLDER",
         "python": platform.python_version(),

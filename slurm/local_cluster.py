@@ -90,6 +90,10 @@ HELP = {
 }
 
 
+CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
+"""Daemons that this process has started itself, by pid: to be waited for when they end."""
+
+
 class Daemon:
     """A process of the cluster, known by its pid together with its start time."""
 
@@ -111,6 +115,7 @@ class Daemon:
         """Start it in a session of its own, unless it runs."""
         if self.pid() is not None:
             return
+        self.reap()
         with self.output.open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -121,7 +126,15 @@ class Daemon:
                 cwd="/",
                 start_new_session=True,
             )
+        CHILDREN[process.pid] = process
         self.note.write_text(json.dumps({"pid": process.pid, "started": started(process.pid)}))
+
+    def reap(self) -> None:
+        """Wait for the process that this one started and somebody ended."""
+        with contextlib.suppress(OSError, ValueError):
+            process = CHILDREN.pop(json.loads(self.note.read_text())["pid"], None)
+            if process is not None:
+                process.wait()
 
     def stop(self, seconds: float = 15.0) -> None:
         """End it by its pid, gently first."""
@@ -130,11 +143,10 @@ class Daemon:
             os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + seconds
             while self.pid() is not None and time.monotonic() < deadline:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
                 time.sleep(0.05)
             if self.pid() is not None:
                 os.kill(pid, signal.SIGKILL)
+        self.reap()
         self.note.unlink(missing_ok=True)
 
     def last_words(self) -> str:

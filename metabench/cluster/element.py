@@ -274,8 +274,7 @@ class _Work:
         elif isinstance(event, Interrupted):
             self.tell(event.cell.key, what=f"stopped at step {event.step}")
         elif isinstance(event, Finished):
-            if event.reused:
-                self.tell(event.record.key, what=FOUND)
+            self.tell(event.record.key, what=FOUND if event.reused else event.record.status)
             if event.unsaved:
                 self.unsaved[event.record.key] = event.unsaved
         text = describe(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_twenty_cells_four_at_a_time_in_arrays_of_eight_one_of_them_failing(stag
     assert sorted({p.state for p in planned}) == ["done", "failed"]
     said = subprocess.run(
         [sys.executable, "-m", "metabench", "logs", failed[0].key[:12]],
-        env={**__import__("os").environ, "METABENCH_STORE": str(stage.store.root)},
+        env={**os.environ, "METABENCH_STORE": str(stage.store.root)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -104,13 +105,8 @@ def test_the_cluster_tells_what_it_has(stage: Stage) -> None:
     assert main.gres == {"gpu": 2, "gpu:fake": 2, "shard": 8, "shard:fake": 8}
     assert {p.name for p in others} == {"low", "high"}
     assert beyond(stage.profile(gres="gpu:fake:1"), [main]) == []
-    assert (
-        beyond(stage.profile(gres="gpu:a100:1"), [main])
-        == [
-            "gpu 1: a node of partition main has 2 (in all: gpu 2, gpu:fake 2, shard 8, shard:fake 8)"
-        ]
-        or "gpu:a100" in beyond(stage.profile(gres="gpu:a100:1"), [main])[0]
-    )
+    (reason,) = beyond(stage.profile(gres="gpu:a100:1"), [main])
+    assert reason.startswith("gpu:a100 1: a node of partition main has 0 (in all: gpu 2, ")
 
 
 def test_a_controller_that_is_away_is_no_verdict_about_cells(
