@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -35,9 +36,8 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
             raise UnknownName(f"setting of {owner} called", name, known)
         if not _finite(values[name]):
             raise SettingError(f"{owner}: setting {name} cannot be {values[name]!r}: not finite")
-    checked = with_config(ConfigDict(arbitrary_types_allowed=True))(cls)
     try:
-        made = TypeAdapter(checked).validate_python(dict(values))
+        made: T = _adapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # raised by the settings as a whole
@@ -53,6 +53,12 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
                 f"{owner}: setting {name} cannot be {value}: true or false is no number"
             )
     return made
+
+
+@functools.lru_cache(maxsize=256)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """Made once for a class: a plan of thousands of cells asks for the same ones."""
+    return TypeAdapter(with_config(ConfigDict(arbitrary_types_allowed=True))(cls))
 
 
 def _finite(value: Value) -> bool:

@@ -255,6 +255,12 @@ class Stage:
         """A Slurm command."""
         return self.cluster.ask(*command).stdout
 
+    def warn(self) -> None:
+        """Send the warning to every running job; scancel would go on trying at waiting ones."""
+        for job in self.live():
+            if job.state == "RUNNING":
+                self.ask("scancel", "--signal=USR2", job.id)
+
     # the judge
 
     def judge(self) -> Verdict:
@@ -393,24 +399,23 @@ def signalled(stage: Stage) -> None:
     """The warning signal, once to each job."""
     submission = stage.submit()
     stage.at_work(submission)
-    for array in submission.arrays:
-        stage.ask("scancel", "--signal=USR2", array.job)
+    stage.warn()
     stage.finish()
 
 
 @fault()
 def signalled_often(stage: Stage) -> None:
     """The warning signal, five times."""
-    submission = stage.submit(seeds=2, pause=0.6, parallel=1)
+    submission = stage.submit(seeds=1, pause=2.0)
     for _ in range(5):
         element, _ = stage.at_work(submission, step=1)
         stage.ask("scancel", "--signal=USR2", element.job)
-        stage.until(
-            "a new start",
-            lambda e=element: (
-                folder.elements(submission.folder)[e.job].restart > e.restart or not stage.live()
-            ),
-        )
+        before = element.restart
+
+        def again(job: str = element.job, before: int = before) -> bool:
+            return folder.elements(submission.folder)[job].restart > before
+
+        stage.until("a new start", again)
     stage.finish()
 
 
@@ -449,8 +454,7 @@ def deaf(stage: Stage) -> None:
 
     stage.until("a cell that hangs", hangs)
     time.sleep(1.0)
-    for array in submission.arrays:
-        stage.ask("scancel", "--signal=USR2", array.job)
+    stage.warn()
     stage.finish()
 
 

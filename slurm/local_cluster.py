@@ -229,15 +229,18 @@ class Cluster:
         return any(d.pid() is not None for d in self.daemons())
 
     def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A Slurm command on this cluster, never for ever."""
-        return subprocess.run(
-            [program(command[0]), *command[1:]],
-            env=self.env,
-            text=True,
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
+        """A Slurm command on this cluster; raises ClusterError after a minute without an answer."""
+        try:
+            return subprocess.run(
+                [program(command[0]), *command[1:]],
+                env=self.env,
+                text=True,
+                capture_output=True,
+                check=False,
+                timeout=60,
+            )
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"{' '.join(command)} gave no answer in a minute") from None
 
     # what it is made of
 
@@ -515,7 +518,7 @@ class Cluster:
     def down(self) -> None:
         """Cancel every job, then stop every daemon, by pid."""
         if self.daemon("slurmctld").pid() is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(ClusterError):
                 self.ask("scancel", "--full", "-u", getpass.getuser())
                 deadline = time.monotonic() + 12
                 while time.monotonic() < deadline and self.ask("squeue", "-h").stdout.strip():

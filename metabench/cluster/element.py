@@ -49,6 +49,8 @@ TERM_SECONDS = 20.0
 SPARE_SECONDS = 15.0
 """Kept back from the warning time, for requeueing."""
 FOUND = "found in the store"
+NOT_BEGUN = "not begun"
+"""How an attempt ended that was stopped before the cell was taken up."""
 REFUSED = 3
 """Exit code of an element that must not be tried again."""
 
@@ -303,6 +305,9 @@ class _Work:
         key = worker.cell.key
         self._news = True
         self.running.pop(key, None)
+        if self.stopping() and worker.process.exitcode == 0:
+            self.tell(key, end=NOT_BEGUN)
+            return
         self.tell(key, what=how)
         say(describe(Retried(worker.cell, how)))
 

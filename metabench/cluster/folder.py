@@ -215,7 +215,7 @@ def fruitless(history: Iterable[Attempt]) -> int:
     """How many of the last attempts were cut off without getting further than the one before."""
     furthest, count = -1, 0
     for attempt in history:
-        if attempt.end in ("held", "recorded", "refused", "unsaved"):
+        if attempt.end in ("held", "recorded", "refused", "unsaved", "not begun"):
             continue
         step = -1 if attempt.step is None else attempt.step
         count = 1 if step > furthest else count + 1

@@ -70,7 +70,7 @@ def take(folder: Path) -> str:
     draft = folder / f".code.{os.getpid()}.tmp"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(draft)
-    note = {"sha256": sha, **git()}
+    note = {**git(), "sha256": sha}
     (draft / "metabench" / NOTE).write_text(json.dumps(note, indent=1) + "\n")
     # Once here, and not by every job.
     compileall.compile_dir(draft, quiet=2, force=True)
