@@ -69,9 +69,11 @@ class Registry:
         return sorted(self._files() | self._points().keys() | self._classes.keys())
 
     def __contains__(self, name: str) -> bool:
-        if name in self._classes or name in self._points():
+        if name in self._classes:
             return True
-        return not name.startswith("_") and (self._folder() / f"{name}.py").is_file()
+        if not name.startswith("_") and (self._folder() / f"{name}.py").is_file():
+            return True
+        return name in self._points()
 
     def entries(self) -> list[Entry]:
         """Name, origin and one-line summary of each, sorted by name; imports no built-in."""

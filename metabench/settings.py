@@ -7,7 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -37,7 +37,7 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
         if not _finite(values[name]):
             raise SettingError(f"{owner}: setting {name} cannot be {values[name]!r}: not finite")
     try:
-        made: T = _adapter(cls).validate_python(dict(values))
+        made: T = _adapter(cast(Any, cls)).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # raised by the settings as a whole

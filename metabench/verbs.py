@@ -237,6 +237,32 @@ def reproduce(
     raise typer.Exit(code)
 
 
+def cost(
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = None,
+    store: StorePath = None,
+) -> None:
+    """Hours that runs took, by method; what is left; and how good past estimates were."""
+    from metabench import costs, screen
+    from metabench.plan import TO_RUN
+
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
+    out, kept = screen.console(), choice.open_store()
+    if suite is None and not (task or method):
+        screen.print_costs(out, f"{kept.root}", costs.by_method(kept.records()))
+    else:
+        for each, planned in choice.planned():
+            rows = costs.by_row(planned, kept, TO_RUN)
+            screen.print_costs(out, _title(each, budget), rows)
+    screen.print_estimates(out, costs.estimates(kept))
+
+
 def _screen_format() -> str:
     return "rich" if sys.stdout.isatty() else "text"
 

@@ -447,7 +447,7 @@ def stale_draft(stage: Stage) -> None:
 def deaf(stage: Stage) -> None:
     """A step that never ends and is deaf to signals, then the warning."""
     stage.tell(0, "hang")
-    submission = stage.submit(seeds=3, parallel=1)
+    stage.submit(seeds=3, parallel=1)
 
     def hangs() -> bool:
         return not (stage.home / f"do-{seed_for(0, 'init')}").exists()
