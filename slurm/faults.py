@@ -206,8 +206,10 @@ class Stage:
             for element in folder.elements(submission.folder).values():
                 for key, at in element.running.items():
                     history = folder.attempts(submission.folder, key)
-                    if not element.ended and at.step >= step and history and not history[-1].end:
-                        return element, history[-1]
+                    last = history[-1] if history else None
+                    begun = last is not None and last.step is not None and not last.end
+                    if last is not None and begun and not element.ended and at.step >= step:
+                        return element, last
             return None
 
         found: tuple[folder.Element, Attempt] = self.until("a cell at work", find)
@@ -406,9 +408,9 @@ def signalled(stage: Stage) -> None:
 @fault()
 def signalled_often(stage: Stage) -> None:
     """The warning signal, five times."""
-    submission = stage.submit(seeds=1, pause=2.0)
+    submission = stage.submit(seeds=1, pause=1.0)
     for _ in range(5):
-        element, _ = stage.at_work(submission, step=1)
+        element, _ = stage.at_work(submission, step=0)
         stage.ask("scancel", "--signal=USR2", element.job)
         before = element.restart
 

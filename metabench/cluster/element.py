@@ -262,6 +262,8 @@ class _Work:
         if isinstance(event, Progress):
             key = event.cell.key
             if key in self.running:
+                # That a cell has got going is worth telling at once, how far it is now and then.
+                self._news = self._news or self.running[key].phase == "starting"
                 self.running[key] = replace(
                     self.running[key],
                     step=event.step,
