@@ -117,6 +117,25 @@ def holder(path: Path, *, lease: float = LEASE) -> Holder | None:
 
 
 @dataclass(frozen=True)
+class Pulse:
+    """A claim at one moment: two that differ are of a holder that lives."""
+
+    nonce: str
+    touched: float
+    sure: bool
+    """The holder is a live process of this machine."""
+
+
+def pulse(path: Path, *, lease: float = LEASE) -> Pulse | None:
+    """The claim at ``path`` now; None where nobody alive holds it. Changes nothing."""
+    seen = _read(path)
+    if seen is None or not _alive(seen, lease):
+        return None
+    who = seen.holder
+    return Pulse(who.nonce if who else "", seen.touched, who is not None and who.place == _place())
+
+
+@dataclass(frozen=True)
 class _Seen:
     data: bytes
     holder: Holder | None

@@ -750,6 +750,31 @@ def disk_full(stage: Stage) -> None:
 
 
 @fault()
+def ghost(stage: Stage) -> None:
+    """A claim of another machine that went down 95 s ago: waited for until its lease is over."""
+    stage.seeds = [0, 1]
+    (first, _) = stage.cells()
+    place = stage.store.folder(first.key)
+    place.mkdir(parents=True)
+    away = {"host": "gone", "place": "gone/boot/space", "pid": 1, "started": "1", "nonce": "n"}
+    (place / CLAIM).write_text(json.dumps({**away, "since": time.time() - 200}))
+    # The plan would leave it to its holder, so it is made first.
+    os.utime(place / CLAIM, (time.time() - 1000, time.time() - 1000))
+    stage.submit(seeds=2, pause=0.05, extra={"begin": "now+3"})
+    os.utime(place / CLAIM, (time.time() - 95, time.time() - 95))
+    stage.finish()
+
+
+@fault()
+def two_at_once(stage: Stage) -> None:
+    """Two cells beside each other in each job, and one of them killed."""
+    submission = stage.submit(seeds=5, at_once=2, parallel=1)
+    _, attempt = stage.at_work(submission)
+    kill(attempt.pid)
+    stage.finish()
+
+
+@fault()
 def dies_always(stage: Stage) -> None:
     """A cell dies each time: failed with the reason, the others done."""
     stage.tell(1, "die always")

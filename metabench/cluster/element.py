@@ -21,6 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from metabench import claim
 from metabench.cluster import folder as folders
 from metabench.cluster import snapshot
 from metabench.cluster.folder import Element, Member, Running
@@ -30,7 +31,7 @@ from metabench.launch import failed_record
 from metabench.machine import cores, gpus
 from metabench.progress import describe
 from metabench.record import Status
-from metabench.store import Store
+from metabench.store import CLAIM, Store
 from metabench.worker import Ended, Options, Worker
 
 PICKLE_SECONDS = 15.0
@@ -89,6 +90,8 @@ class _Work:
         self.attempt: dict[str, str] = {}
         """The attempt at each cell in hand."""
         self.running: dict[str, Running] = {}
+        self.pulses: dict[str, claim.Pulse | None] = {}
+        """Claims of others when they were first looked at closely."""
         self.done = 0
         self.unsaved: dict[str, str] = {}
         self.too_long = False
@@ -170,6 +173,10 @@ class _Work:
                         started += 1
                     self.begin(member, worker)
                 if not any(w.cell is not None for w in workers):
+                    if self.doubtful():
+                        time.sleep(LOOK_AGAIN_SECONDS)
+                        self.note()
+                        continue
                     return
                 self.listen(workers)
                 self.note()
@@ -212,6 +219,23 @@ class _Work:
             self.first = place
             return member
         return None
+
+    def doubtful(self) -> bool:
+        """Whether a cell that somebody else holds may yet come free by itself: its claim has not
+        been seen to beat, as that of a job that died with its node would not be."""
+        out = False
+        for member in self.members:
+            key = member.cell.key
+            if key in self.finished:
+                continue
+            now = claim.pulse(self.store.folder(key) / CLAIM)
+            before = self.pulses.setdefault(key, now)
+            if now is None:
+                # Free, unless it is too long for what is left of this job, or done by now.
+                out = out or self.later.pop(key, None) is not None
+            elif not now.sure and now == before:
+                out = True
+        return out
 
     def fits(self, member: Member) -> bool:
         """Whether to begin a cell: it will end in time, or needs more than one job anyway and half
@@ -323,16 +347,16 @@ class _Work:
         reason = f"cut off {len(last)} times without getting further, on {hosts}: {how}"
         self.finished.add(member.cell.key)
         try:
-            claim = self.store.claim(member.cell.key)
-            if claim is None:
+            mine = self.store.claim(member.cell.key)
+            if mine is None:
                 return
-            with claim:
+            with mine:
                 if self.final(member):
                     return
                 known = self.store.get(member.cell.key)
                 tries = known.attempts + 1 if known is not None else 1
                 record = failed_record(member.cell, status, reason, tries)
-                self.store.write(record, claim=claim)
+                self.store.write(record, claim=mine)
         except StoreError as error:
             self.unsaved[member.cell.key] = str(error)
         say(f"{member.cell}: {reason}")

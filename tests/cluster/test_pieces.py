@@ -151,3 +151,47 @@ def test_the_switch_turns_a_skip_into_a_failure(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv(kit.REQUIRE)
     with pytest.raises(pytest.skip.Exception, match="no Slurm: munge not installed"):
         kit.absent("munge not installed")
+
+
+def test_a_claim_from_elsewhere_is_doubted_until_it_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "claim.json"
+    away = {"host": "h", "place": "h/b/s", "pid": 1, "started": "1", "nonce": "n", "since": 0.0}
+    path.write_text(json.dumps(away))
+    first = claim.pulse(path)
+    assert first is not None and not first.sure and claim.pulse(path) == first
+    os.utime(path, (first.touched + 10, first.touched + 10))
+    assert claim.pulse(path) != first, "it beats"
+    os.utime(path, (first.touched - 500, first.touched - 500))
+    assert claim.pulse(path) is None, "its lease is over"
+    path.unlink()
+    with cast(claim.Claim, claim.take(path)):
+        mine = claim.pulse(path)
+        assert mine is not None and mine.sure
+    assert claim.pulse(path) is None
+
+
+def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
+    from metabench.cluster import folder
+    from metabench.cluster.arrange import Setbacks
+    from metabench.cluster.snapshot import write_json
+    from metabench.record import Record
+
+    store = Store(tmp_path)
+    for at, (what, state) in enumerate(
+        [("SIGKILL; out of memory?", ""), ("", "OUT_OF_MEMORY"), ("", "TIMEOUT"), ("error", "")]
+    ):
+        place = folder.root(store) / f"run-{at}"
+        place.mkdir(parents=True)
+        folder.Submission(place, "s", "b", {"name": "p"}, "", "", float(at), 1).write()
+        for _ in range(2):
+            folder.note_attempt(
+                place, CELL.key, attempt=f"{_}", job="7_0", host="n", at=1.0, what=what
+            )
+        write_json(place / "ended.json", {"7_0": state})
+    assert submit.setbacks(store, {CELL.key}) == {CELL.key: Setbacks(memory=2, time=1)}
+    store.write(Record(key=CELL.key, cell=CELL, status="timeout"))
+    assert submit.setbacks(store, {CELL.key})[CELL.key].time == 2
+    made = submit.draft([Planned("r", "c", CELL, "timeout")], Profile(memory_gb=4), store, "s", "b")
+    assert made.bundles[0].needs.memory_gb == 16
