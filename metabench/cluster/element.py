@@ -367,7 +367,8 @@ class _Work:
             if worker.cell is None:
                 worker.send(None)
         for worker in workers:
-            worker.process.join(10.0 if worker.cell is None else 0)
+            # With a warning every second counts, and an idle worker has nothing to lose.
+            worker.process.join(10.0 if worker.cell is None and not self.signal else 0)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()

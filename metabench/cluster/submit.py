@@ -152,7 +152,9 @@ def executor(
         setup=profile.setup or None,
         teardown=teardown or None,
         # From 22.05 to 23.11 srun does not inherit it from sbatch.
-        srun_args=[f"--cpus-per-task={profile.cpus}", *profile.srun_args],
+        srun_args=["--ntasks=1", f"--cpus-per-task={profile.cpus}", *profile.srun_args],
+        # On a node of its own (exclusive) srun would start a task a core.
+        ntasks_per_node=1,
         additional_parameters=extra,
         comment=comment,
         **{key: value for key in named if (value := getattr(profile, key))},
