@@ -136,13 +136,14 @@ def parts(found: Sequence[Bundle], max_array: int, parallel: int) -> list[Part]:
             left -= max_array
     total = sum(size for _, size in sizes)
     shares = [max(1, parallel * size // max(1, total)) for _, size in sizes]
+    # Small arrays were given one more than is theirs; the largest pay for it.
+    while sum(shares) > max(parallel, len(sizes)):
+        shares[shares.index(max(shares))] -= 1
     spare = parallel - sum(shares)
     for place in sorted(range(len(sizes)), key=lambda i: -sizes[i][1]):
-        if spare <= 0:
-            break
-        more = min(spare, sizes[place][1] - shares[place])
-        shares[place] += max(0, more)
-        spare -= max(0, more)
+        more = max(0, min(spare, sizes[place][1] - shares[place]))
+        shares[place] += more
+        spare -= more
     return [
         Part(at, size, min(size, share)) for (at, size), share in zip(sizes, shares, strict=True)
     ]
