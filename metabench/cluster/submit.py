@@ -229,6 +229,38 @@ def draft(
     )
 
 
+def prepare(
+    suite: str,
+    budget: str,
+    planned: Sequence[Planned],
+    profile: Profile,
+    store: Store,
+    states: Iterable[str] = TAKEN,
+    dry_run: bool = False,
+) -> tuple[Draft, Slurm]:
+    """What would be submitted, and the cluster that it would go to; cells that live jobs have are
+    left out. Raises SlurmError where the cluster cannot be asked, unless it is a ``dry_run``.
+    """
+    slurm = Slurm(profile)
+    most, taken = profile.max_array, {}
+    try:
+        most = slurm.max_array()
+        taken = busy(store, look(slurm, store))
+    except SlurmError:
+        if not dry_run:
+            raise
+    made = draft(planned, profile, store, suite, budget, states=states, busy=taken, max_array=most)
+    return made, slurm
+
+
+def enqueue(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> Submission:
+    """Refuse, or queue; raises Refusal with every reason, SlurmError."""
+    against = refusals(made, slurm, planned)
+    if against:
+        raise Refusal("nothing was queued:" + "".join(f"\n  {r}" for r in against))
+    return submit(made, slurm)
+
+
 def setbacks(store: Store, keys: set[str]) -> dict[str, Setbacks]:
     """How often each cell ran out of memory or of time in earlier submissions."""
     out: dict[str, Setbacks] = {}

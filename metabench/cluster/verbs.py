@@ -187,12 +187,13 @@ def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
     from metabench import screen
-    from metabench.cluster.slurm import Slurm
+    from metabench.cluster import submit as module
 
     out = screen.console()
-    code = 0
     for suite, planned in choice.planned():
-        made, slurm = drafted(choice, suite.name, planned, profile, states, dry_run)
+        made, slurm = module.prepare(
+            suite.name, choice.budget, planned, profile, choice.open_store(), states, dry_run
+        )
         describe(out, made, planned)
         if not made.cells:
             continue
@@ -200,43 +201,8 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
             for script in made.scripts():
                 out.print(script, markup=False, highlight=False, soft_wrap=True)
             continue
-        assert isinstance(slurm, Slurm)
         queue(out, made, slurm, planned)
-    return code
-
-
-def drafted(
-    choice: Choice,
-    suite: str,
-    planned: list[Planned],
-    profile: Profile,
-    states: frozenset[str],
-    dry_run: bool = False,
-) -> tuple[Draft, Any]:
-    """What would be submitted, and the cluster it would go to; a dry run asks no cluster that is
-    not there."""
-    from metabench.cluster import submit as module
-    from metabench.cluster.slurm import Slurm, SlurmError
-
-    store, slurm = choice.open_store(), Slurm(profile)
-    most, busy = profile.max_array, {}
-    try:
-        most = slurm.max_array()
-        busy = module.busy(store, module.look(slurm, store))
-    except SlurmError:
-        if not dry_run:
-            raise
-    made = module.draft(
-        planned,
-        profile,
-        store,
-        suite,
-        choice.budget,
-        states=states,
-        busy=busy,
-        max_array=most,
-    )
-    return made, slurm
+    return 0
 
 
 def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
@@ -281,10 +247,7 @@ def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> 
     """Refuse or queue, and say so; raises Refusal."""
     from metabench.cluster import submit as module
 
-    against = module.refusals(made, slurm, planned)
-    if against:
-        raise module.Refusal("nothing was queued:" + "".join(f"\n  {r}" for r in against))
-    submission = module.submit(made, slurm)
+    submission = module.enqueue(made, slurm, planned)
     jobs = ", ".join(a.job for a in submission.arrays)
     out.print(
         f"queued as {jobs}; see: metabench status {made.suite} --budget {made.budget}\n"
@@ -353,7 +316,7 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
     items = [p for p in planned if p.state not in ("skipped", "not applicable")]
     rounds, told = 0, ""
     while True:
-        made, slurm = drafted(choice, suite.name, planned, profile, module.TAKEN)
+        made, slurm = module.prepare(suite.name, choice.budget, planned, profile, store)
         if made.cells and rounds < ROUNDS:
             describe(err, made, planned)
             queue(err, made, slurm, planned)
