@@ -199,20 +199,22 @@ class Stage:
             time.sleep(0.2)
         raise Lost(f"{what} did not come about")
 
-    def at_work(self, submission: Submission, step: int = 2) -> tuple[folder.Element, Attempt]:
-        """A job that has come to ``step`` in a cell, and its attempt at that cell."""
+    def at_work(self, submission: Submission) -> tuple[folder.Element, Attempt]:
+        """A job that is in the middle of a cell, and its attempt at that cell."""
 
         def find() -> tuple[folder.Element, Attempt] | None:
             for element in folder.elements(submission.folder).values():
                 for key, at in element.running.items():
                     history = folder.attempts(submission.folder, key)
                     last = history[-1] if history else None
-                    begun = last is not None and last.step is not None and not last.end
-                    if last is not None and begun and not element.ended and at.step >= step:
+                    if last is None or last.end or last.step is None or element.ended:
+                        continue
+                    if last.job == element.job and at.phase != "starting":
                         return element, last
             return None
 
         found: tuple[folder.Element, Attempt] = self.until("a cell at work", find)
+        time.sleep(0.5)
         return found
 
     def finish(self, *, resubmit: bool = False) -> None:
@@ -410,7 +412,7 @@ def signalled_often(stage: Stage) -> None:
     """The warning signal, five times."""
     submission = stage.submit(seeds=1, pause=1.0)
     for _ in range(5):
-        element, _ = stage.at_work(submission, step=0)
+        element, _ = stage.at_work(submission)
         stage.ask("scancel", "--signal=USR2", element.job)
         before = element.restart
 
@@ -427,7 +429,7 @@ def signalled_in_writing(stage: Stage) -> None:
     os.environ[SLOW] = "1.5"
     submission = stage.submit(seeds=3, pause=0.1, checkpoint_seconds=0.2)
     for _ in range(3):
-        element, _ = stage.at_work(submission, step=1)
+        element, _ = stage.at_work(submission)
         stage.ask("scancel", "--signal=USR2", element.job)
         time.sleep(3.0)
     stage.finish()
