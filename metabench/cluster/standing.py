@@ -119,7 +119,10 @@ def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
         return replace(p, state="held", reason=why, mend=mend)
     if live:
         return replace(p, state="pending", reason=_why_pending(live) + tried)
-    mend = "metabench retry SUITE"
+    sent = known.submission
+    mend = (
+        f"metabench retry {sent.suite} --budget {sent.budget} --cluster {sent.profile.get('name')}"
+    )
     if history:
         last = history[-1]
         # Slurm's word for a job that was cut off; else what its element or worker said.

@@ -22,6 +22,7 @@ from metabench.cluster.queue import Answer, ask
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
 from metabench.errors import MetabenchError, SettingError
 from metabench.plan import Planned
+from metabench.record import Record
 from metabench.store import Store, write_atomic
 
 TAKEN = frozenset({"open", "timeout"})
@@ -210,7 +211,7 @@ def draft(
         members.append(Member(p.row, p.column, p.cell, p.estimated_seconds, before))
     keys = {m.cell.key for m in members}
     found = arrange.bundles(
-        members, profile, arrange.peaks(records.values()), setbacks(store, keys)
+        members, profile, arrange.peaks(records.values()), setbacks(store, keys, records.values())
     )
     others: dict[str, int] = {}
     for p in planned:
@@ -261,8 +262,9 @@ def enqueue(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> Submission
     return submit(made, slurm)
 
 
-def setbacks(store: Store, keys: set[str]) -> dict[str, Setbacks]:
-    """How often each cell ran out of memory or of time in earlier submissions."""
+def setbacks(store: Store, keys: set[str], records: Iterable[Record]) -> dict[str, Setbacks]:
+    """How often each cell ran out of memory or of time in earlier submissions, and by its record
+    among ``records``."""
     out: dict[str, Setbacks] = {}
     for submission in folders.submissions(store):
         ends = ended_states(submission.folder)
@@ -277,7 +279,7 @@ def setbacks(store: Store, keys: set[str]) -> dict[str, Setbacks]:
                 late += state == "TIMEOUT"
             known = out.get(key, Setbacks())
             out[key] = Setbacks(known.memory + min(memory, 1), known.time + min(late, 1))
-    for record in store.records():
+    for record in records:
         if record.key in keys and record.status == "timeout":
             known = out.get(record.key, Setbacks())
             out[record.key] = Setbacks(known.memory, known.time + 1)

@@ -122,6 +122,7 @@ def cancel(
 
     if suite is None:
         raise SuiteError("name the suite whose jobs are to be cancelled, or 'all'")
+    suite = suite.removesuffix(".toml").rpartition("/")[2]
     kept = Store(store)
     known = [s for s in folder.submissions(kept) if s.cancelled is None]
     mine = [s for s in known if suite == "all" or (s.suite == suite and s.budget == budget)]

@@ -190,8 +190,8 @@ def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
                 place, CELL.key, attempt=f"{_}", job="7_0", host="n", at=1.0, what=what
             )
         write_json(place / "ended.json", {"7_0": state})
-    assert submit.setbacks(store, {CELL.key}) == {CELL.key: Setbacks(memory=2, time=1)}
+    assert submit.setbacks(store, {CELL.key}, []) == {CELL.key: Setbacks(memory=2, time=1)}
     store.write(Record(key=CELL.key, cell=CELL, status="timeout"))
-    assert submit.setbacks(store, {CELL.key})[CELL.key].time == 2
+    assert submit.setbacks(store, {CELL.key}, store.records())[CELL.key].time == 2
     made = submit.draft([Planned("r", "c", CELL, "timeout")], Profile(memory_gb=4), store, "s", "b")
     assert made.bundles[0].needs.memory_gb == 16
