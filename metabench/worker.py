@@ -39,6 +39,8 @@ class Options:
     """What CUDA_VISIBLE_DEVICES is set to; None: left as it is."""
     checkpoint_seconds: float = 60.0
     time_limit: float | None = None
+    cores: int | None = None
+    """All that the cells together may use; None: the usable ones."""
     memory_fraction: float | None = None
     """Part of the GPU's memory that a worker may take."""
     output: str | None = None
@@ -68,7 +70,7 @@ def run_one(cell: Cell, options: Options, listener: Listener, stop: Callable[[],
             listener=listener,
             checkpoint_seconds=options.checkpoint_seconds,
             time_limit=options.time_limit,
-            workers=max(1, cores() // options.share),
+            workers=max(1, (options.cores or cores()) // options.share),
             stop=stop,
         )
     except Held as error:

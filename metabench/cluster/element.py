@@ -152,6 +152,8 @@ class _Work:
         options = Options(
             str(self.store.root),
             self.group.at_once,
+            # Where nodes do not bind jobs to cores, more are usable than were asked for.
+            cores=min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK") or cores())),
             checkpoint_seconds=self.group.checkpoint_seconds,
             memory_fraction=self.group.memory_fraction,
             output=str(self.folder / "cells"),

@@ -464,29 +464,31 @@ def submit(made: Draft, slurm: Slurm) -> Submission:
     )
     submission.write()
     with environment(variables(made, slurm)):
-        for at, part in enumerate(made.parts):
+        for at in range(len(made.parts)):
             folder = made.jobs_folder(at)
             folder.mkdir(parents=True)
             write_atomic(folder / "sbatch.sh", made.script(at).encode())
-            slurm_test(made, slurm, at)
+        try:
+            for at in range(len(made.parts)):
+                slurm.run("sbatch", "--test-only", str(made.jobs_folder(at) / "sbatch.sh"))
+        except SlurmError as error:
+            shutil.rmtree(made.folder, ignore_errors=True)
+            raise SlurmError(f"nothing was queued: {error}") from None
+        for at, part in enumerate(made.parts):
             began = time.time()
-            job = _queue(made, slurm, at, part)
+            try:
+                job = _queue(made, slurm, at, part)
+            except SlurmError as error:
+                before = ", ".join(a.job for a in submission.arrays if a.job)
+                if not before:
+                    raise
+                mend = f"metabench cancel {made.suite} --budget {made.budget}"
+                raise SlurmError(f"{error}; queued before: {before}; to cancel: {mend}") from None
             arrays = list(submission.arrays)
             arrays[at] = replace(arrays[at], job=job, submitted=began)
             submission = replace(submission, arrays=arrays)
             submission.write()
     return submission
-
-
-def slurm_test(made: Draft, slurm: Slurm, at: int) -> None:
-    """Let Slurm itself check the sbatch file before it is queued; raises SlurmError."""
-    try:
-        slurm.run("sbatch", "--test-only", str(made.jobs_folder(at) / "sbatch.sh"))
-    except SlurmError as error:
-        if not _TRANSIENT.search(str(error)):
-            if at == 0:
-                shutil.rmtree(made.folder, ignore_errors=True)
-            raise SlurmError(f"nothing was queued: {error}") from None
 
 
 def _queue(made: Draft, slurm: Slurm, at: int, part: Part) -> str:
