@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,9 @@ from metabench.options import (
 if TYPE_CHECKING:
     from metabench.plan import Planned
     from metabench.suite import Suite
+
+
+WATCH_SECONDS = 10.0
 
 
 def plan(
@@ -92,8 +96,11 @@ def status(
     tracebacks: Annotated[
         bool, typer.Option("--tracebacks", help="Show the whole tracebacks of failed cells.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again and again, until nothing runs or waits.")
+    ] = False,
 ) -> None:
-    """What is finished, what failed and why, what is damaged; without a suite, all the store."""
+    """What is finished, what runs or waits, what failed and why; without a suite, all the store."""
     from metabench import api, screen
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
@@ -102,10 +109,19 @@ def status(
         kept = choice.open_store()
         screen.print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
         return
-    for each in choice.suites():
-        found = api.status(each, only=only or (), **choice.words())
-        planned = with_cluster(found.planned, choice.open_store(), out)
-        screen.print_status(out, _title(each, budget), replace(found, planned=planned), tracebacks)
+    while True:
+        if watch:
+            out.clear()
+        active = False
+        for each in choice.suites():
+            found = api.status(each, only=only or (), **choice.words())
+            planned = with_cluster(found.planned, choice.open_store(), out)
+            active = active or any(p.state in ("running", "pending", "held") for p in planned)
+            found = replace(found, planned=planned)
+            screen.print_status(out, _title(each, budget), found, tracebacks)
+        if not (watch and active):
+            return
+        time.sleep(WATCH_SECONDS)
 
 
 def table(

@@ -76,3 +76,26 @@ def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: i
     assert done.exit_code == 0 and done.output.strip() == "1 copied"
     done = type_("store", "merge", str(tmp_path / "none"), "--into", str(tmp_path / "other"))
     assert done.exit_code == 1 and "there is no store" in done.output
+
+
+def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-def]
+    type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metabench import verbs
+    from metabench.suite import load
+
+    (item, *_) = load("quickstart").cells("smoke")
+    held = Store(tmp_path / "runs").claim(item.cell.key)
+    assert held is not None
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 2:
+            held.release()
+
+    monkeypatch.setattr(verbs.time, "sleep", nap)
+    done = type_("status", "quickstart", "--budget", "smoke", "--watch")
+    assert done.exit_code == 0, done.output
+    assert naps == [verbs.WATCH_SECONDS] * 2
+    assert done.output.count("1 running, 9 open") == 2 and done.output.count("10 open") == 1
