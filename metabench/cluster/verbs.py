@@ -141,9 +141,11 @@ def cancel(
 def _of(submissions: Sequence[Submission], name: str) -> Profile:
     """The profile that a submission was made with."""
     from metabench.cluster.profile import Profile
+    from metabench.settings import fields
 
     found = next(s for s in reversed(submissions) if s.profile["name"] == name)
-    return Profile(**found.profile)
+    # It may have been made by another version, with other settings.
+    return Profile(**{k: v for k, v in found.profile.items() if k in fields(Profile)})
 
 
 def logs(
