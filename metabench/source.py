@@ -38,7 +38,7 @@ def git() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     # A file that git does not track: an installed copy inside somebody else's checkout.
-    if ask("ls-files", "--error-unmatch", "environment.py") is None:
+    if ask("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {}
     changed = ask("status", "--porcelain", "--", ".", "../tasks", "../methods")
     return {"commit": ask("rev-parse", "HEAD") or "", "dirty": bool(changed)}
