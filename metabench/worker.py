@@ -122,7 +122,8 @@ def main(connection: Connection, options: Options) -> None:
             torch.cuda.set_per_process_memory_fraction(options.memory_fraction)
     while not stop.is_set() and (cell := cells.get()) is not None:
         if options.output is not None:
-            _print_to(Path(options.output, f"{cell.key}.log"))
+            with contextlib.suppress(OSError):  # a full disk costs what is printed, no more
+                _print_to(Path(options.output, f"{cell.key}.log"))
         send(run_one(cell, options, send, stop.is_set))
 
 

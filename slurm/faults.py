@@ -729,7 +729,7 @@ def nested(stage: Stage) -> None:
 def disk_full(stage: Stage) -> None:
     """A full disk under the store; then room, and retry --failed."""
     stage.store.root.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(stage.store.root)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(stage.store.root)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         raise Lost("cannot mount a small file system here")
     try:
@@ -830,6 +830,8 @@ def perform(one: Fault, cluster: Cluster, home: Path, reference: Store) -> Row:
         one.act(stage)
     except (Lost, MetabenchError, ClusterError) as error:
         said = str(error)
+    except Exception as error:  # a fault of the fault: the others go on
+        said = f"{type(error).__name__}: {error}"
     finally:
         for job in {j.id.partition("_")[0] for j in live_or_none(stage)}:
             stage.ask("scancel", job)

@@ -90,6 +90,7 @@ class _Work:
         self.attempt: dict[str, str] = {}
         """The attempt at each cell in hand."""
         self.running: dict[str, Running] = {}
+        self.deaths: dict[str, int] = {}
         self.pulses: dict[str, claim.Pulse | None] = {}
         """Claims of others when they were first looked at closely."""
         self.done = 0
@@ -338,6 +339,10 @@ class _Work:
             return
         self.tell(key, what=how)
         say(describe(Retried(worker.cell, how)))
+        # The history may be on a full disk: it is not the only count.
+        self.deaths[key] = self.deaths.get(key, 0) + 1
+        if self.deaths[key] > TRIES:
+            self.finished.add(key)
 
     def give_up(self, member: Member, history: list[folders.Attempt]) -> None:
         """A record for a cell that is cut off again and again; its checkpoint stays."""

@@ -20,7 +20,7 @@ from metabench.cluster.folder import Array, Group, Member, Submission
 from metabench.cluster.profile import Profile
 from metabench.cluster.queue import Answer, ask
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
-from metabench.errors import MetabenchError, SettingError
+from metabench.errors import MetabenchError, SettingError, StoreError
 from metabench.plan import Planned
 from metabench.record import Record
 from metabench.store import Store, write_atomic
@@ -427,28 +427,11 @@ def submit(made: Draft, slurm: Slurm) -> Submission:
     """
     if not made.cells:
         raise SettingError("nothing to submit")
-    made.folder.mkdir(parents=True)
-    for name in ("elements", "cells"):
-        (made.folder / name).mkdir()
-    sha = snapshot.take(made.folder)
-    for at, bundle in enumerate(made.bundles):
-        profile = made.profile
-        Group(
-            bundle.members,
-            bundle.needs.minutes,
-            bundle.needs.memory_gb,
-            str(made.store.root),
-            sha,
-            profile.at_once,
-            profile.signal_seconds,
-            profile.checkpoint_seconds,
-            profile.requeue,
-            profile.memory_fraction,
-            bundle.elements,
-        ).write(made.folder / f"group-{at}.json")
-    snapshot.write_json(
-        made.folder / "keys.json", sorted(m.cell.key for b in made.bundles for m in b.members)
-    )
+    try:
+        sha = _write_folder(made)
+    except OSError as error:
+        shutil.rmtree(made.folder, ignore_errors=True)
+        raise StoreError(f"cannot write {made.folder}: {error.strerror}") from None
     seconds, known = made.estimate
     submission = Submission(
         made.folder,
@@ -489,6 +472,33 @@ def submit(made: Draft, slurm: Slurm) -> Submission:
             submission = replace(submission, arrays=arrays)
             submission.write()
     return submission
+
+
+def _write_folder(made: Draft) -> str:
+    """What jobs need: the code, of which the sha256 is given, and their cells."""
+    made.folder.mkdir(parents=True)
+    for name in ("elements", "cells"):
+        (made.folder / name).mkdir()
+    sha = snapshot.take(made.folder)
+    for at, bundle in enumerate(made.bundles):
+        profile = made.profile
+        Group(
+            bundle.members,
+            bundle.needs.minutes,
+            bundle.needs.memory_gb,
+            str(made.store.root),
+            sha,
+            profile.at_once,
+            profile.signal_seconds,
+            profile.checkpoint_seconds,
+            profile.requeue,
+            profile.memory_fraction,
+            bundle.elements,
+        ).write(made.folder / f"group-{at}.json")
+    snapshot.write_json(
+        made.folder / "keys.json", sorted(m.cell.key for b in made.bundles for m in b.members)
+    )
+    return sha
 
 
 def _queue(made: Draft, slurm: Slurm, at: int, part: Part) -> str:
