@@ -39,7 +39,7 @@ from metabench.registry import load_plugin
 from metabench.store import CHECKPOINT, CLAIM, Store
 
 PAUSE, FOLDER, SLOW = (f"METABENCH_TEST_{name}" for name in ("PAUSE", "FOLDER", "SLOW"))
-SECONDS = 240.0
+SECONDS = 420.0
 """How long the cells of one fault may take."""
 STEPS = 16
 
@@ -189,7 +189,7 @@ class Stage:
 
     # waiting
 
-    def until(self, what: str, done: Callable[[], Any], seconds: float = 90.0) -> Any:
+    def until(self, what: str, done: Callable[[], Any], seconds: float = 180.0) -> Any:
         """The first true answer; raises Lost."""
         end = min(self.deadline, time.monotonic() + seconds)
         while time.monotonic() < end:
@@ -606,7 +606,7 @@ def launcher_killed(stage: Stage) -> None:
     os.environ[PAUSE] = "0.1"
     path = wrapped_sbatch(stage, 'out=$("$real" "$@"); code=$?; echo "$out"; kill -9 $PPID')
     launcher = stage.command("submit", "--cluster", "local", PATH=path)
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=150)
     if launcher.returncode != -signal.SIGKILL:
         raise Lost(f"the launcher was not killed: {launcher.returncode}")
     stage.finish()
@@ -619,7 +619,7 @@ def accepted_unseen(stage: Stage) -> None:
     os.environ[PAUSE] = "0.1"
     words = '"$real" "$@" > /dev/null; echo "sbatch: error: Socket timed out" >&2; exit 1'
     launcher = stage.command("submit", "--cluster", "local", PATH=wrapped_sbatch(stage, words))
-    said, _ = launcher.communicate(timeout=90)
+    said, _ = launcher.communicate(timeout=150)
     if launcher.returncode:
         raise Lost(f"the submission failed: {said}")
     stage.finish()
@@ -654,7 +654,7 @@ def two_launchers(stage: Stage) -> None:
     os.environ[PAUSE] = "0.1"
     launchers = [stage.command("submit", "--cluster", "local") for _ in range(2)]
     for launcher in launchers:
-        said, _ = launcher.communicate(timeout=90)
+        said, _ = launcher.communicate(timeout=150)
         if launcher.returncode:
             raise Lost(f"a submission failed: {said}")
     stage.finish()
