@@ -26,7 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from metabench.clusters.local_cluster import Cluster, ClusterError, Options, missing_packages
+from metabench.clusters.local_cluster import (
+    Cluster,
+    ClusterError,
+    Options,
+    missing_packages,
+    program,
+)
 
 from metabench import plan
 from metabench.cell import Cell, seed_for
@@ -963,7 +969,9 @@ def write(out: Path, rows: list[Row]) -> None:
 
 def slurm_version() -> str:
     """Of the commands here."""
-    done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False)
+    # Unlike sinfo it answers without a configuration.
+    command = [program("slurmctld"), "-V"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(r"[\d.]+", done.stdout)
     return found.group() if found else "unknown"
 
