@@ -23,6 +23,7 @@ from metabench.suite import Suite
 
 if TYPE_CHECKING:
     from metabench import data
+    from metabench.cluster.folder import Submission
     from metabench.doctor import Finding
     from metabench.events import Listener
     from metabench.launch import Summary
@@ -208,6 +209,34 @@ def check_device(device: str | None) -> None:
         raise SettingError(
             f"device cannot be {device!r}: torch finds {torch.cuda.device_count()} GPUs here"
         )
+
+
+def submit(
+    suite: str | Path | Suite,
+    *,
+    cluster: str | Path,
+    budget: str = DEFAULT_BUDGET,
+    set: Iterable[str] = (),
+    seeds: Sequence[int] | None = None,
+    only: Iterable[str] = (),
+    store: str | Path | Store | None = None,
+    failed: bool = False,
+) -> Submission | None:
+    """Queue a suite's missing cells on a cluster and return at once; None where there is nothing to
+    queue. ``set`` takes "slurm.time=60" too; ``failed``: what has failed is tried again.
+
+    Raises Refusal (nothing was queued, each reason on a line) and SlurmError, both MetabenchError.
+    """
+    from metabench.cluster import profile
+    from metabench.cluster import submit as module
+
+    cells, own = profile.split_set(set)
+    site = profile.load(cluster, own)
+    suite, store = load(suite), open_store(store)
+    planned = plan(suite, budget=budget, set=cells, seeds=seeds, only=only, store=store)
+    states = module.TAKEN | ({"failed", "diverged"} if failed else frozenset())
+    made, slurm = module.prepare(suite.name, budget, planned, site, store, states)
+    return module.enqueue(made, slurm, planned) if made.cells else None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from metabench import verbs
+from metabench.cluster import verbs as cluster
 from metabench.options import StorePath
 
 PLUGIN = "--plugin"
@@ -67,6 +68,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(no_args_is_help=True)
+store_app = typer.Typer(no_args_is_help=True)
+app.add_typer(store_app, name="store", help="Stores of records: merge them.")
 app.add_typer(data_app, name="data", help="Data sets: where they are, fetch them, verify them.")
 
 
@@ -137,18 +140,31 @@ for verb in (
     verbs.plot,
     verbs.report,
     verbs.reproduce,
+    verbs.cost,
+    cluster.submit,
+    cluster.retry,
+    cluster.cancel,
+    cluster.logs,
 ):
     app.command()(verb)
 
 
 @app.command()
-def doctor(ctx: typer.Context, store: StorePath = None) -> None:
-    """Versions, devices, data; what is missing, and the command that mends it."""
+def doctor(
+    ctx: typer.Context, store: StorePath = None, profile: cluster.MaybeCluster = None
+) -> None:
+    """Versions, devices, data, a cluster; what is missing, and the command that mends it."""
     from metabench import screen
     from metabench.doctor import examine
     from metabench.store import Store
 
-    findings = examine(Store(store), ctx.obj)
+    if profile is not None:
+        from metabench.cluster import probe
+        from metabench.cluster.profile import load
+
+        findings = probe.examine(load(profile), Store(store))
+    else:
+        findings = examine(Store(store), ctx.obj)
     screen.print_findings(screen.console(), findings)
     raise typer.Exit(int(any(f.bad for f in findings)))
 
@@ -220,3 +236,21 @@ def data_verify(
     verdicts = api.data_verify(name)
     screen.print_verdicts(screen.console(), verdicts)
     raise typer.Exit(int(any(v.wrong for v in verdicts)))
+
+
+@store_app.command("merge")
+def store_merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Folders of stores.")],
+    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="The store to add to.")],
+) -> None:
+    """Copy what one store lacks from others; results that differ are told, and not copied."""
+    from metabench.merge import merge
+    from metabench.store import Store
+
+    merged = merge([Store(path) for path in sources], Store(into))
+    for text in (*merged.conflicts, *merged.bad):
+        typer.secho(str(text), fg=typer.colors.RED, err=True)
+    for text in merged.running:
+        typer.echo(f"{text}: is being run, left alone")
+    typer.echo(str(merged))
+    raise typer.Exit(int(bool(merged.conflicts or merged.bad)))

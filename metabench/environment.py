@@ -7,7 +7,6 @@ import functools
 import os
 import platform
 import random
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,10 +18,22 @@ import numpy as np
 import torch
 
 from metabench.machine import cores
+from metabench.source import git
 
 THREADS = "METABENCH_THREADS"
 """Intra-op threads of a run on the CPU where it has no episodes to spread: 1 unless this says
 otherwise, because sums split over threads differ in their last bits."""
+
+
+SLURM = {
+    "SLURM_JOB_ID": "job",
+    "SLURM_ARRAY_JOB_ID": "array",
+    "SLURM_ARRAY_TASK_ID": "index",
+    "SLURM_RESTART_COUNT": "restarts",
+    "SLURMD_NODENAME": "node",
+    "SLURM_JOB_PARTITION": "partition",
+}
+"""Variables of a Slurm job that a record keeps, and under which name."""
 
 
 @functools.cache
@@ -54,32 +65,6 @@ def packages(*parts: Any) -> dict[str, str]:
     return out
 
 
-def git() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout that metabench is imported from; empty where it is
-    installed apart from one."""
-    folder = Path(__file__).parent
-
-    def ask(*command: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *command],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # A file that git does not track: an installed copy inside somebody else's checkout.
-    if ask("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return {}
-    changed = ask("status", "--porcelain", "--", ".", "../tasks", "../methods")
-    return {"commit": ask("rev-parse", "HEAD") or "", "dirty": bool(changed)}
-
-
 def machine() -> dict[str, Any]:
     """Host, processor, cores, memory in bytes, operating system, GPUs."""
     out: dict[str, Any] = {
@@ -90,6 +75,13 @@ def machine() -> dict[str, Any]:
         "usable_cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
+    if hasattr(os, "sched_getaffinity"):
+        out["affinity"] = sorted(os.sched_getaffinity(0))
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        out["visible_gpus"] = os.environ["CUDA_VISIBLE_DEVICES"]
+    job = {word: os.environ[name] for name, word in SLURM.items() if name in os.environ}
+    if job:
+        out["slurm"] = job
     if torch.cuda.is_available():
         out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         out["cuda"] = torch.version.cuda

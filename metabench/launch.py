@@ -307,7 +307,7 @@ class _Launch:
         elif ended.how == "refused":
             self.tell(Refused(cell, ended.what))
         elif ended.how == "unsaved":
-            record = _failed(cell, "failed", ended.what, 1)
+            record = failed_record(cell, "failed", ended.what, 1)
             self.tell(Finished(record, unsaved=ended.what))
 
     def died(self, cell: Cell, how: str) -> None:
@@ -325,7 +325,7 @@ class _Launch:
 
     def fail(self, cell: Cell, status: Status, reason: str) -> None:
         """Write a record for a cell whose worker could not; its checkpoint stays."""
-        record, unsaved = _failed(cell, status, reason, 1), ""
+        record, unsaved = failed_record(cell, status, reason, 1), ""
         try:
             claim = self.store.claim(cell.key)
             if claim is None:
@@ -375,7 +375,7 @@ class _Launch:
                 signal.signal(number, handler)
 
 
-def _failed(cell: Cell, status: Status, reason: str, attempts: int) -> Record:
+def failed_record(cell: Cell, status: Status, reason: str, attempts: int) -> Record:
     """A record of a cell whose process cannot write one; needs no torch."""
     return Record(
         key=cell.key,

@@ -37,7 +37,7 @@ __all__ = [
 
 
 def _known_solver(name: str) -> str:
-    if name not in solvers.names():
+    if name not in solvers:
         raise UnknownName("solver", name, solvers.names())
     return name
 

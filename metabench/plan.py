@@ -31,6 +31,15 @@ State = Literal[
     "missing data",
     "missing package",
     "skipped",
+    "pending",
+    "held",
+    "cancelled",
+    "out of memory",
+    "out of time",
+    "node failure",
+    "pre-empted",
+    "crashed",
+    "lost",
 ]
 STATES: tuple[State, ...] = get_args(State)
 TO_RUN = frozenset({"open", "failed", "diverged", "timeout", "running"})
@@ -41,6 +50,7 @@ TO_RUN = frozenset({"open", "failed", "diverged", "timeout", "running"})
 class Planned:
     """A cell of a suite, how it stands, why, and what to type where something is missing.
 
+    States from "pending" on are known only where a cluster was asked.
     ``estimated_seconds``: of training and evaluation, from ``similar`` finished cells of the same
     task and method; None where there are none, or where there is nothing left to run.
     """

@@ -68,6 +68,13 @@ class Registry:
         """Every name that can be asked for, sorted; imports nothing."""
         return sorted(self._files() | self._points().keys() | self._classes.keys())
 
+    def __contains__(self, name: str) -> bool:
+        if name in self._classes:
+            return True
+        if not name.startswith("_") and (self._folder() / f"{name}.py").is_file():
+            return True
+        return name in self._points()
+
     def entries(self) -> list[Entry]:
         """Name, origin and one-line summary of each, sorted by name; imports no built-in."""
         files, points = self._files(), self._points()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from metabench.api import Status
+    from metabench.costs import Cost, Estimated
     from metabench.data import Status as Data
     from metabench.data import Verdict
     from metabench.doctor import Finding
@@ -36,6 +37,15 @@ STYLES = {
     "not applicable": "dim",
     "skipped": "dim",
     "note": "",
+    "pending": "cyan",
+    "held": "yellow",
+    "cancelled": "yellow",
+    "out of memory": "red",
+    "out of time": "yellow",
+    "node failure": "yellow",
+    "pre-empted": "yellow",
+    "crashed": "red",
+    "lost": "red",
 }
 
 
@@ -267,6 +277,42 @@ def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
             _line(out, f"ok     {verdict.path}" + (f": {verdict.note}" if verdict.note else ""))
     if not verdicts:
         _line(out, "no data sets here: nothing to verify")
+
+
+def print_costs(out: Console, title: str, found: Sequence[Cost]) -> None:
+    """Hours by method or row, and all together."""
+    from metabench.costs import total
+
+    _heading(out, title)
+    if not found:
+        _line(out, "no records")
+        return
+    rows = []
+    for c in [*found, total(found)]:
+        left = f"{c.left_hours:.3g} h" if c.left_hours is not None else "unknown"
+        rows.append(
+            (
+                c.name,
+                str(c.cells),
+                f"{c.gpu_hours:.3g}",
+                f"{c.cpu_hours:.3g}",
+                str(c.attempts),
+                f"{c.left_cells} cells, {left}" if c.left_cells else "",
+            )
+        )
+    grid(out, ("what", "records", "GPU h", "CPU h", "attempts", "left to run"), rows)
+
+
+def print_estimates(out: Console, found: Sequence[Estimated]) -> None:
+    """Measured over estimated seconds of past submissions."""
+    if not found:
+        return
+    _heading(out, "past estimates: measured / estimated")
+    rows = [
+        (e.submission, str(e.cells), f"{e.median:.2f}", f"{e.low:.2f} to {e.high:.2f}")
+        for e in found
+    ]
+    grid(out, ("submission", "cells", "median", "most of them"), rows)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ RECORD, CURVE, LAM, CHECKPOINT, CLAIM = (
 )
 KNOWN = frozenset({RECORD, CURVE, LAM, CHECKPOINT, CLAIM})
 SET_ASIDE = "set-aside"
+CLUSTER = "cluster"
+"""Where submissions to a cluster keep what they need (:mod:`metabench.cluster.folder`)."""
 LARGEST_LAM = 2_000_000
 """Numbers of lam up to which all of it is kept; above, the record has summaries and the hash."""
 
@@ -238,7 +240,7 @@ class Store:
         folders: list[Path] = []
         bad: list[BadFile] = []
         for entry in _entries(self.root):
-            if entry.name == SET_ASIDE:
+            if entry.name in (SET_ASIDE, CLUSTER):
                 continue
             if not (_PREFIX.fullmatch(entry.name) and entry.is_dir()):
                 bad.append(BadFile(entry, "does not belong in a store"))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metabench.cluster.verbs import MaybeCluster, profiled, run_on_cluster, with_cluster
 from metabench.options import (
     BudgetName,
     CheckpointEvery,
@@ -29,6 +32,9 @@ from metabench.options import (
 if TYPE_CHECKING:
     from metabench.plan import Planned
     from metabench.suite import Suite
+
+
+WATCH_SECONDS = 10.0
 
 
 def plan(
@@ -90,8 +96,11 @@ def status(
     tracebacks: Annotated[
         bool, typer.Option("--tracebacks", help="Show the whole tracebacks of failed cells.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again and again, until nothing runs or waits.")
+    ] = False,
 ) -> None:
-    """What is finished, what failed and why, what is damaged; without a suite, all the store."""
+    """What is finished, what runs or waits, what failed and why; without a suite, all the store."""
     from metabench import api, screen
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
@@ -100,9 +109,19 @@ def status(
         kept = choice.open_store()
         screen.print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
         return
-    for each in choice.suites():
-        found = api.status(each, only=only or (), **choice.words())
-        screen.print_status(out, _title(each, budget), found, tracebacks)
+    while True:
+        if watch:
+            out.clear()
+        active = False
+        for each in choice.suites():
+            found = api.status(each, only=only or (), **choice.words())
+            planned = with_cluster(found.planned, choice.open_store(), out)
+            active = active or any(p.state in ("running", "pending", "held") for p in planned)
+            found = replace(found, planned=planned)
+            screen.print_status(out, _title(each, budget), found, tracebacks)
+        if not (watch and active):
+            return
+        time.sleep(WATCH_SECONDS)
 
 
 def table(
@@ -209,15 +228,21 @@ def reproduce(
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
     out: OutFolder = None,
+    cluster: MaybeCluster = None,
 ) -> None:
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
     from metabench import api
 
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
+    cells, profile = (set, None) if cluster is None else profiled(cluster, set)
+    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
     code = 0
     for each, planned in choice.planned():
         folder = api.made(_folder(choice, each, out))  # before hours of running
-        code = max(code, _run(choice, each, planned, jobs, device, time_limit, checkpoint_every))
+        if profile is not None:
+            ran = run_on_cluster(choice, each, planned, profile)
+        else:
+            ran = _run(choice, each, planned, jobs, device, time_limit, checkpoint_every)
+        code = max(code, ran)
         if code == 130:
             break
         shown = api.publish(each, out=folder, **choice.words())
@@ -226,6 +251,32 @@ def reproduce(
         typer.echo(f"{len(others)} files of tables and plots in {page.parent}")
         typer.echo(f"report: {page}")
     raise typer.Exit(code)
+
+
+def cost(
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = None,
+    store: StorePath = None,
+) -> None:
+    """Hours that runs took, by method; what is left; and how good past estimates were."""
+    from metabench import costs, screen
+    from metabench.plan import TO_RUN
+
+    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
+    out, kept = screen.console(), choice.open_store()
+    if suite is None and not (task or method):
+        screen.print_costs(out, f"{kept.root}", costs.by_method(kept.records()))
+    else:
+        for each, planned in choice.planned():
+            rows = costs.by_row(planned, kept, TO_RUN)
+            screen.print_costs(out, _title(each, budget), rows)
+    screen.print_estimates(out, costs.estimates(kept))
 
 
 def _screen_format() -> str:

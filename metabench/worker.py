@@ -11,10 +11,12 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Literal
 
 from metabench.cell import Cell
@@ -37,6 +39,12 @@ class Options:
     """What CUDA_VISIBLE_DEVICES is set to; None: left as it is."""
     checkpoint_seconds: float = 60.0
     time_limit: float | None = None
+    cores: int | None = None
+    """All that the cells together may use; None: the usable ones."""
+    memory_fraction: float | None = None
+    """Part of the GPU's memory that a worker may take."""
+    output: str | None = None
+    """A folder: what a cell prints goes to KEY.log there."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def run_one(cell: Cell, options: Options, listener: Listener, stop: Callable[[],
             listener=listener,
             checkpoint_seconds=options.checkpoint_seconds,
             time_limit=options.time_limit,
-            workers=max(1, cores() // options.share),
+            workers=max(1, (options.cores or cores()) // options.share),
             stop=stop,
         )
     except Held as error:
@@ -107,8 +115,27 @@ def main(connection: Connection, options: Options) -> None:
     from metabench.registry import load_plugins
 
     load_plugins()
+    if options.memory_fraction is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(options.memory_fraction)
     while not stop.is_set() and (cell := cells.get()) is not None:
+        if options.output is not None:
+            with contextlib.suppress(OSError):  # a full disk costs what is printed, no more
+                _print_to(Path(options.output, f"{cell.key}.log"))
         send(run_one(cell, options, send, stop.is_set))
+
+
+def _print_to(path: Path) -> None:
+    """Send what this process prints, its libraries too, to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
 
 
 class Worker:

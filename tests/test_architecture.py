@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = sorted((ROOT / "metabench").glob("*.py"))
+CORE = sorted(f for at in (".", "cluster") for f in (ROOT / "metabench" / at).glob("*.py"))
 PARTS = sorted(
     file
     for folder in ("tasks", "methods", "metabench/solvers")
@@ -80,6 +80,19 @@ LIGHT = [
     "screen",
     "doctor",
     "new",
+    "merge",
+    "costs",
+    "cluster.profile",
+    "cluster.slurm",
+    "cluster.snapshot",
+    "cluster.folder",
+    "cluster.arrange",
+    "cluster.queue",
+    "cluster.submit",
+    "cluster.standing",
+    "cluster.element",
+    "cluster.probe",
+    "cluster.verbs",
 ]
 
 

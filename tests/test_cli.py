@@ -157,6 +157,12 @@ def test_help_names_every_verb() -> None:
         "data",
         "doctor",
         "new",
+        "submit",
+        "retry",
+        "cancel",
+        "logs",
+        "cost",
+        "store",
     ):
         assert re.search(rf"\b{verb}\b", text), verb
         assert metabench(verb, "--help").code == 0

@@ -1,6 +1,7 @@
 """Running one cell: loop, budget, selection, evaluation, guards, checkpoints."""
 
 import errno
+import json
 import math
 import os
 import re
@@ -15,7 +16,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from metabench import checkpoint, environment, loop, registry, trajectory
+from metabench import checkpoint, environment, loop, registry, source, trajectory
 from metabench.cell import Cell, make_cell
 from metabench.errors import Diverged, Held, NotApplicable, Stopped
 from metabench.evaluation import estimate
@@ -360,8 +361,11 @@ def test_the_record_says_what_it_ran_on(store: Store) -> None:
 def test_git_state_is_of_the_checkout_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
-    assert environment.git() == {}
+    monkeypatch.setattr(source, "__file__", str(tmp_path / "source.py"))
+    assert source.git() == {}
+    note = {"sha256": "of a snapshot", "commit": "abc", "dirty": False}
+    (tmp_path / source.NOTE).write_text(json.dumps(note))
+    assert source.git() == note
 
 
 # Independence of everything but the cell

@@ -1,0 +1,203 @@
+"""Slurm's commands: each with a time limit, in an environment free of the launcher's own job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metabench.cluster.profile import Profile, minutes
+from metabench.errors import MetabenchError
+
+SECONDS = 60.0
+"""How long a command may take."""
+_KEPT = ("SLURM_CONF",)
+_DROPPED = re.compile(
+    r"(SLURM|SLURMD|SUBMITIT|SBATCH|SRUN|SALLOC|PMI|PMIX|OMP|GOMP|KMP|MKL|OPENBLAS|NUMEXPR|VECLIB|"
+    r"CUDA|NVIDIA|HIP|ROCR|NCCL|GLOO|TORCHINDUCTOR|TRITON|TORCHELASTIC|MASTER)_.*"
+    r"|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GPU_DEVICE_ORDINAL|PYTHONPATH|PYTHONSTARTUP"
+)
+_SECRET = re.compile(r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY)", re.IGNORECASE)
+
+
+class SlurmError(MetabenchError):
+    """What a Slurm command refused, in its own words."""
+
+
+def scrubbed(environ: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str, str]:
+    """An environment without the launcher's Slurm job, GPUs, thread counts, ranks and secrets.
+
+    SLURM_CONF stays: some clusters have their configuration in no usual place.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in _KEPT
+        or name in keep
+        or not (_DROPPED.fullmatch(name) or _SECRET.fullmatch(name))
+    }
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Inside, the process has exactly this environment: what it starts inherits it."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What nodes of a partition have at most."""
+
+    name: str
+    cpus: int
+    memory_gb: float
+    gres: dict[str, int]
+    """"gpu", "gpu:TYPE", "shard" ... to how many one node has."""
+    minutes: int | None
+    """None: unlimited."""
+    up: bool
+
+
+class Slurm:
+    """The cluster that a profile means."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.env = scrubbed(os.environ, profile.keep_env)
+        if "SLURM_CONF" not in self.env and profile.slurm_conf:
+            given = Path(os.path.expandvars(profile.slurm_conf)).expanduser()
+            if given.is_file():
+                self.env["SLURM_CONF"] = str(given)
+
+    def run(self, *command: str, seconds: float = SECONDS) -> str:
+        """What a command prints; raises SlurmError with what it said instead."""
+        program = shutil.which(command[0], path=self.env.get("PATH"))
+        if program is None:
+            hint = ""
+            if self.profile.name == "local":
+                hint = "; start the one-machine cluster: python -m metabench.clusters.local_cluster"
+            raise SlurmError(f"{command[0]} is not here: is this a login node of a cluster?{hint}")
+        try:
+            done = subprocess.run(
+                [program, *command[1:]],
+                env=self.env,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise SlurmError(f"{command[0]} said nothing for {seconds:g} s") from None
+        if done.returncode:
+            said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+            raise SlurmError(f"{command[0]}: {said.splitlines()[-1]}")
+        return done.stdout
+
+    def config(self) -> dict[str, str]:
+        """The cluster's configuration as the controller tells it."""
+        out = {}
+        for line in self.run("scontrol", "show", "config").splitlines():
+            name, equals, value = line.partition("=")
+            if equals:
+                out[name.strip()] = value.strip()
+        return out
+
+    def max_array(self) -> int:
+        """Most elements of an array."""
+        if self.profile.max_array is not None:
+            return self.profile.max_array
+        # The key is one more than the highest index, and indices begin at 0.
+        return max(1, int(self.config().get("MaxArraySize", "1001")))
+
+    def partitions(self) -> list[Partition]:
+        """Every partition, nodes of different kinds taken together by their largest."""
+        out: dict[str, Partition] = {}
+        default = ""
+        for line in self.run("sinfo", "-h", "-e", "-o", "%P|%c|%m|%G|%l|%a").splitlines():
+            name, cpus, memory, gres, limit, up = line.split("|")
+            if name.endswith("*"):
+                name = default = name[:-1]
+            new = Partition(
+                name,
+                int(cpus.rstrip("+")),
+                int(memory.rstrip("+")) / 1024,
+                _gres(gres),
+                None if limit == "infinite" else minutes(limit),
+                up == "up",
+            )
+            old = out.get(name)
+            if old is not None:
+                most = {g: max(old.gres.get(g, 0), n) for g, n in new.gres.items()}
+                new = Partition(
+                    name,
+                    max(old.cpus, new.cpus),
+                    max(old.memory_gb, new.memory_gb),
+                    {**old.gres, **most},
+                    new.minutes,
+                    new.up,
+                )
+            out[name] = new
+        first = [out.pop(default)] if default in out else []
+        return [*first, *out.values()]
+
+    def named(self, name: str) -> dict[str, str]:
+        """Jobs of mine called ``name``, array ids alone, to when they were submitted."""
+        said = self.run("squeue", "--me", "-h", "--states=all", f"--name={name}", "-o", "%F|%V")
+        return dict(line.split("|", 1) for line in said.splitlines() if line)
+
+
+def _gres(text: str) -> dict[str, int]:
+    """ "gpu:a100:4(S:0-1),shard:8" as counts by name, and by name and type."""
+    out: dict[str, int] = {}
+    for part in re.sub(r"\([^)]*\)", "", text).split(","):
+        words = part.split(":")
+        if len(words) < 2 or not words[-1].isdecimal():
+            continue
+        n = int(words[-1])
+        out[words[0]] = out.get(words[0], 0) + n
+        if len(words) == 3:
+            kind = f"{words[0]}:{words[1]}"
+            out[kind] = out.get(kind, 0) + n
+    return out
+
+
+def beyond(profile: Profile, partitions: Sequence[Partition]) -> list[str]:
+    """What a profile asks for and its partition does not have, in words."""
+    if profile.partition:
+        found = next((p for p in partitions if p.name == profile.partition), None)
+        if found is None:
+            known = ", ".join(p.name for p in partitions)
+            return [f"no partition {profile.partition!r}; the cluster has {known}"]
+    elif partitions:
+        found = partitions[0]
+    else:
+        return ["the cluster shows no partition"]
+    where = f"a node of partition {found.name}"
+    out = []
+    if not found.up:
+        out.append(f"partition {found.name} is down")
+    if profile.cpus > found.cpus:
+        out.append(f"cpus {profile.cpus}: {where} has {found.cpus}")
+    if profile.memory_gb > found.memory_gb:
+        out.append(f"memory_gb {profile.memory_gb:g}: {where} has {found.memory_gb:.1f}")
+    if found.minutes is not None and profile.minutes > found.minutes:
+        out.append(f"time {profile.minutes} min: partition {found.name} allows {found.minutes}")
+    wanted = _gres(profile.gres) if profile.gres else {"gpu": profile.gpus}
+    for name, n in wanted.items():
+        has = found.gres.get(name, 0)
+        if n > has:
+            kinds = ", ".join(f"{g} {m}" for g, m in sorted(found.gres.items())) or "none"
+            out.append(f"{name} {n}: {where} has {has} (in all: {kinds})")
+    return out

@@ -1,0 +1,182 @@
+"""How each cell stands: what the store says, and for open ones what Slurm says of those who might
+still work on them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metabench.cluster import folder as folders
+from metabench.cluster.folder import Attempt, Element, Submission
+from metabench.cluster.queue import Answer, Job
+from metabench.cluster.submit import ended_states
+from metabench.plan import Planned, State
+from metabench.progress import duration
+
+ENDS: dict[str, tuple[State, str]] = {
+    "OUT_OF_MEMORY": ("out of memory", "its job ran out of memory"),
+    "TIMEOUT": ("out of time", "its job came to its time limit"),
+    "DEADLINE": ("out of time", "its job came to its deadline"),
+    "NODE_FAIL": ("node failure", "the node of its job failed"),
+    "BOOT_FAIL": ("node failure", "the node of its job did not boot"),
+    "PREEMPTED": ("pre-empted", "its job had to make room, and was not queued again"),
+    "CANCELLED": ("cancelled", "its job was cancelled"),
+    "FAILED": ("crashed", "its job failed"),
+}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of one submission, read once for all of its cells."""
+
+    submission: Submission
+    keys: set[str]
+    jobs: list[Job]
+    elements: dict[str, Element]
+    ends: dict[str, str]
+
+
+def standings(
+    planned: Sequence[Planned], submissions: Sequence[Submission], answer: Answer
+) -> list[Planned]:
+    """The plan, with what is known of open and running cells that were submitted."""
+    known = [
+        _Known(
+            s,
+            folders.keys(s),
+            [j for a in s.arrays for j in answer.elements(a)],
+            folders.elements(s.folder),
+            ended_states(s.folder),
+        )
+        for s in reversed(submissions)
+    ]
+    out = []
+    for p in planned:
+        mine = next((k for k in known if p.cell.key in k.keys), None)
+        if mine is None or p.state not in ("open", "running", "failed", "timeout"):
+            out.append(p)
+        elif p.state == "running":
+            out.append(_running(p, mine))
+        elif p.state in ("failed", "timeout"):
+            out.append(_again(p, mine))
+        else:
+            out.append(_open(p, mine, answer))
+    return out
+
+
+def _running(p: Planned, known: _Known) -> Planned:
+    key = p.cell.key
+    for element in known.elements.values():
+        at = element.running.get(key)
+        if at is None or element.ended:
+            continue
+        parts = [f"job {element.job} on {element.node or element.host}"]
+        parts.append(f"step {at.step}/{at.horizon}" if at.horizon else f"step {at.step}")
+        parts.append(f"{at.phase}, {at.fraction:.0%}")
+        spent = element.beat - at.since
+        if at.fraction > 0.02:
+            left = spent * (1 - at.fraction) / at.fraction - (time.time() - element.beat)
+            parts.append(f"about {duration(max(0.0, left))} left")
+        state = next((j.state for j in known.jobs if j.id == element.job), "")
+        if state == "SUSPENDED":
+            parts.append("suspended")
+        return replace(p, reason=", ".join(parts))
+    return p
+
+
+def _again(p: Planned, known: _Known) -> Planned:
+    """A cell that has failed: with jobs of a later submission on their way to it, pending."""
+    live = [j for j in known.jobs if j.live]
+    if not live:
+        return p
+    for group in folders.groups(known.submission):
+        for m in group.members:
+            if m.cell.key == p.cell.key:
+                # Its record is the one that it had when it was submitted.
+                if m.before is not None and m.before[0] >= _tries(known, p, m.before[0]):
+                    return replace(p, state="pending", reason=_why_pending(live))
+                return p
+    return p
+
+
+def _tries(known: _Known, p: Planned, before: int) -> int:
+    ended = [a for a in folders.attempts(known.submission.folder, p.cell.key) if a.end]
+    return before + sum(a.end == "recorded" for a in ended)
+
+
+def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
+    history = folders.attempts(known.submission.folder, p.cell.key)
+    tried = f"; tried {len(history)} times" if len(history) > 1 else ""
+    if known.submission.cancelled is not None:
+        return replace(p, state="cancelled", reason=f"with {known.submission.name}{tried}")
+    live = [j for j in known.jobs if j.live]
+    if live and all(j.held for j in live):
+        mend = f"scontrol release {' '.join(sorted({j.id.partition('_')[0] for j in live}))}"
+        why = f"every job that could run it is held: {live[0].reason}{tried}"
+        return replace(p, state="held", reason=why, mend=mend)
+    if live:
+        return replace(p, state="pending", reason=_why_pending(live) + tried)
+    sent = known.submission
+    mend = (
+        f"metabench retry {sent.suite} --budget {sent.budget} --cluster {sent.profile.get('name')}"
+    )
+    if history:
+        last = history[-1]
+        # Slurm's word for a job that was cut off; else what its element or worker said.
+        state = known.ends.get(last.job) or _state(known.jobs, last)
+        if state in ENDS:
+            name, why = ENDS[state]
+            said = f"{why} ({last.job} on {last.host}){tried}"
+            return replace(p, state=name, reason=said, mend=mend)
+    states = Counter(known.ends.get(j.id) or j.state for j in known.jobs)
+    gone = [s for s in states if s in ENDS]
+    if len(gone) == 1 and not history:
+        name, why = ENDS[gone[0]]
+        return replace(p, state=name, reason=f"{why} before it came to this cell", mend=mend)
+    why = "no job of its submission is left"
+    unknown = states.get("UNKNOWN", 0)
+    if unknown:
+        why += f", and Slurm no longer knows {unknown} of {len(known.jobs)}"
+        if answer.accounting is False:
+            why += f" (no accounting: {answer.problem})"
+    if history and history[-1].what:
+        why += f"; last: {history[-1].what}"
+    return replace(p, state="lost", reason=why + tried, mend=mend)
+
+
+def _state(jobs: Iterable[Job], attempt: Attempt) -> str:
+    return next((j.state for j in jobs if j.id == attempt.job), "")
+
+
+def _why_pending(live: Sequence[Job]) -> str:
+    """How many of the jobs that will come to a cell run, and why the others do not."""
+    running = sum(j.state in ("RUNNING", "COMPLETING") for j in live)
+    suspended = sum(j.state == "SUSPENDED" for j in live)
+    waiting = Counter(
+        j.reason or "no reason told" for j in live if j.state in ("PENDING", "CONFIGURING")
+    )
+    parts = []
+    if running:
+        parts.append(f"next in line of {running} running jobs")
+    if suspended:
+        parts.append(f"{suspended} suspended")
+    parts += [f"{n} waiting: {reason}" for reason, n in waiting.most_common(3)]
+    return ", ".join(parts)
+
+
+def logs(submissions: Sequence[Submission], key: str) -> list[tuple[str, Path]]:
+    """Where to read of a cell: what it printed, and the logs of the jobs that had it."""
+    out: list[tuple[str, Path]] = []
+    for submission in submissions:
+        printed = submission.folder / "cells" / f"{key}.log"
+        if printed.exists():
+            out.append((f"printed by the cell in {submission.name}", printed))
+        jobs = list(dict.fromkeys(a.job for a in folders.attempts(submission.folder, key)))
+        for job in jobs:
+            for path in sorted(submission.folder.glob(f"jobs/*/{job}_0_log.*")):
+                if path.stat().st_size:
+                    out.append((f"job {job}, {path.suffix.removeprefix('.')}", path))
+    return out

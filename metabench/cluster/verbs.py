@@ -1,0 +1,353 @@
+"""The commands about a cluster: submit, logs, cancel, retry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metabench.options import (
+    BudgetName,
+    Choice,
+    MethodNames,
+    Only,
+    Seeds,
+    Set,
+    SolverName,
+    StorePath,
+    SuiteName,
+    TaskNames,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from metabench.cluster.folder import Submission
+    from metabench.cluster.profile import Profile
+    from metabench.cluster.submit import Draft
+    from metabench.plan import Planned
+    from metabench.store import Store
+    from metabench.suite import Suite, SuiteCell
+
+
+def _profile_names(incomplete: str) -> list[str]:
+    from metabench.cluster.profile import names
+
+    return [n for n in names() if n.startswith(incomplete)]
+
+
+ClusterName = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="PROFILE",
+        autocompletion=_profile_names,
+        help="A cluster profile, or the path of its .toml file.",
+    ),
+]
+MaybeCluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="PROFILE",
+        autocompletion=_profile_names,
+        show_default=False,
+        help="A cluster profile, or the path of its .toml file.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the sbatch files and queue nothing.")
+]
+
+
+def submit(
+    cluster: ClusterName,
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = None,
+    store: StorePath = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too."""
+    from metabench.cluster.submit import TAKEN
+
+    cells, profile = profiled(cluster, set)
+    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
+    raise typer.Exit(_submit(choice, profile, TAKEN, dry_run))
+
+
+def retry(
+    cluster: ClusterName,
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    set: Set = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    task: TaskNames = None,
+    method: MethodNames = None,
+    solver: SolverName = None,
+    store: StorePath = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Cells with a record that is not done, too.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Queue again what was lost, with --failed also what failed; more memory or time each time."""
+    from metabench.cluster.submit import TAKEN
+
+    cells, profile = profiled(cluster, set)
+    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
+    states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
+    raise typer.Exit(_submit(choice, profile, states, dry_run))
+
+
+def cancel(
+    suite: SuiteName = None,
+    budget: BudgetName = "laptop",
+    store: StorePath = None,
+    cluster: MaybeCluster = None,
+) -> None:
+    """Cancel the jobs of a suite; what they had in hand keeps its checkpoint."""
+    from metabench.cluster import folder, slurm
+    from metabench.cluster import submit as module
+    from metabench.cluster.profile import load
+    from metabench.errors import SuiteError, UnknownName
+    from metabench.store import Store
+
+    if suite is None:
+        raise SuiteError("name the suite whose jobs are to be cancelled, or 'all'")
+    suite = suite.removesuffix(".toml").rpartition("/")[2]
+    kept = Store(store)
+    known = [s for s in folder.submissions(kept) if s.cancelled is None]
+    mine = [s for s in known if suite == "all" or (s.suite == suite and s.budget == budget)]
+    if not mine:
+        names = {f"{s.suite} --budget {s.budget}" for s in known}
+        raise UnknownName("submission of suite", f"{suite} --budget {budget}", names)
+    for name in dict.fromkeys(cluster or str(s.profile["name"]) for s in mine):
+        there = slurm.Slurm(_of(mine, name) if cluster is None else load(cluster))
+        answer = module.look(there, kept, seconds=0)
+        group = [s for s in mine if cluster or s.profile["name"] == name]
+        jobs = module.cancel(there, group, answer)
+        what = f"jobs {', '.join(jobs)}" if jobs else "no job was waiting or running"
+        typer.echo(f"cancelled on {name}: {what}")
+
+
+def _of(submissions: Sequence[Submission], name: str) -> Profile:
+    """The profile that a submission was made with."""
+    from metabench.cluster.profile import Profile
+    from metabench.settings import fields
+
+    found = next(s for s in reversed(submissions) if s.profile["name"] == name)
+    # It may have been made by another version, with other settings.
+    return Profile(**{k: v for k, v in found.profile.items() if k in fields(Profile)})
+
+
+def logs(
+    cell: Annotated[str, typer.Argument(help="The beginning of a cell's key, as in status.")],
+    store: StorePath = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Of each log.")] = 40,
+) -> None:
+    """What a cell printed, and the logs of the jobs that had it."""
+    from metabench.cluster import folder, standing
+    from metabench.errors import UnknownName
+    from metabench.store import Store
+
+    kept = Store(store)
+    known = folder.submissions(kept)
+    keys = sorted({k for s in known for k in folder.keys(s) if k.startswith(cell)})
+    if len(keys) != 1:
+        every = [k[:10] for s in known for k in folder.keys(s)]
+        raise UnknownName(
+            "one submitted cell whose key begins with", cell, [k[:16] for k in keys] or every[:20]
+        )
+    record = kept.get(keys[0])
+    if record is not None:
+        typer.echo(f"{record.cell}: {record.status}{f': {record.reason}' * bool(record.reason)}")
+        if record.traceback:
+            typer.echo(record.traceback.rstrip())
+    for attempt in (a for s in known for a in folder.attempts(s.folder, keys[0])):
+        how = attempt.end or "cut off, or at work"
+        typer.echo(f"job {attempt.job} on {attempt.host}: {how} {attempt.what}".rstrip())
+    for title, path in standing.logs(known, keys[0]):
+        typer.echo(f"\n--- {title}: {path}")
+        text = path.read_text(errors="replace").splitlines()
+        typer.echo("\n".join(text[-lines:]))
+
+
+def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
+    """The settings that are about cells, and the profile with those that are about it."""
+    from metabench.cluster.profile import load, split_set
+
+    cells, own = split_set(set or ())
+    return cells, load(name, own)
+
+
+def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
+    from metabench import screen
+    from metabench.cluster import submit as module
+
+    out = screen.console()
+    for suite, planned in choice.planned():
+        made, slurm = module.prepare(
+            suite.name, choice.budget, planned, profile, choice.open_store(), states, dry_run
+        )
+        describe(out, made, planned)
+        if not made.cells:
+            continue
+        if dry_run:
+            for script in made.scripts():
+                out.print(script, markup=False, highlight=False, soft_wrap=True)
+            continue
+        queue(out, made, slurm, planned)
+    return 0
+
+
+def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
+    """What would be queued, in words."""
+    from metabench.progress import duration
+
+    def line(text: str) -> None:
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    jobs = sum(p.size for p in made.parts)
+    line(f"{made.suite} (budget {made.budget}) on {made.profile.name}: {len(planned)} cells")
+    if made.others:
+        line("  not to run: " + ", ".join(f"{n} {state}" for state, n in made.others.items()))
+    if made.left_out:
+        names = ", ".join(sorted({*made.left_out.values()}))
+        line(f"  {len(made.left_out)} cells have live jobs already ({names})")
+    if not made.cells:
+        line("  nothing to submit")
+        return
+    line(f"  {made.cells} cells in {len(made.parts)} arrays of {jobs} jobs in all")
+    for part in made.parts:
+        needs = made.bundles[part.bundle].needs
+        count = len(made.bundles[part.bundle].members)
+        line(
+            f"  array of {part.size} jobs, {part.parallel} at a time, for {count} cells: "
+            f"{needs.minutes} min, {needs.memory_gb:g} GB, {made.profile.cpus} cores"
+            + (f", {made.profile.gpus} GPUs" if made.profile.gpus else "")
+            + (f", {made.profile.gres}" if made.profile.gres else "")
+        )
+    seconds, known = made.estimate
+    if known:
+        what = "GPU time" if made.profile.wants_gpu else "job time"
+        line(
+            f"  estimate: {duration(seconds / made.profile.at_once)} of {what} for {known} cells "
+            f"by similar finished ones; {made.cells - known} of unknown cost"
+        )
+    else:
+        line("  no estimate: no similar cell is finished")
+
+
+def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> Submission:
+    """Refuse or queue, and say so; raises Refusal."""
+    from metabench.cluster import submit as module
+
+    submission = module.enqueue(made, slurm, planned)
+    jobs = ", ".join(a.job for a in submission.arrays)
+    out.print(
+        f"queued as {jobs}; see: metabench status {made.suite} --budget {made.budget}\n"
+        f"folder: {submission.folder}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return submission
+
+
+def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Planned]:
+    """The plan with what clusters say of submitted cells; how old the answer is, and what could not
+    be learnt, is printed."""
+    import time
+
+    from metabench.cluster import folder, standing
+    from metabench.cluster import submit as module
+    from metabench.cluster.slurm import Slurm
+
+    known = folder.submissions(store)
+    keys = {p.cell.key for p in planned}
+    mine = [s for s in known if folder.keys(s) & keys]
+    for name in dict.fromkeys(str(s.profile["name"]) for s in mine):
+        group = [s for s in mine if s.profile["name"] == name]
+        answer = module.look(Slurm(_of(group, name)), store)
+        planned = standing.standings(planned, group, answer)
+        jobs = [j for s in group for j in answer.live(s)]
+        counts: dict[str, int] = {}
+        for job in jobs:
+            counts[job.state.lower()] = counts.get(job.state.lower(), 0) + 1
+        told = ", ".join(f"{n} {state}" for state, n in counts.items()) or "none live"
+        age = f"as of {max(0.0, time.time() - answer.at):.0f} s ago" if answer.at else "never asked"
+        out.print(f"\ncluster {name}: jobs {told}; {age}", markup=False, highlight=False)
+        if answer.problem:
+            out.print(
+                f"what cannot be known now: {answer.problem}",
+                style="yellow",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        elif answer.accounting is False:
+            out.print("no accounting: jobs that squeue has forgotten cannot be told of")
+    return planned
+
+
+POLL_SECONDS = 2.0
+LEAST_LOOK = 5.0
+"""Between two looks at the store while somebody waits."""
+ROUNDS = 3
+"""How often cells that no job is left for are queued again."""
+
+
+def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile: Profile) -> int:
+    """Submit a suite's cells and wait for their records; the exit code. Interrupted, the jobs go on
+    and the same command waits again."""
+    import time
+
+    from metabench import screen
+    from metabench.cluster import submit as module
+    from metabench.plan import plan
+
+    err = screen.console(stderr=True)
+    store = choice.open_store()
+    items = [p for p in planned if p.state not in ("skipped", "not applicable")]
+    rounds, told = 0, ""
+    while True:
+        made, slurm = module.prepare(suite.name, choice.budget, planned, profile, store)
+        if made.cells and rounds < ROUNDS:
+            describe(err, made, planned)
+            queue(err, made, slurm, planned)
+            rounds += 1
+        elif not made.left_out:
+            break
+        while True:
+            time.sleep(max(POLL_SECONDS, min(LEAST_LOOK, profile.query_seconds)))
+            answer = module.look(slurm, store)
+            busy = module.busy(store, answer)
+            open_ = [p for p in items if (r := store.get(p.cell.key)) is None or r.status != "done"]
+            text = f"{len(items) - len(open_)} of {len(items)} cells done"
+            if text != told:
+                err.print(text, markup=False, highlight=False)
+                told = text
+            if not any(p.cell.key in busy for p in open_):
+                break
+        planned = plan([_again(p) for p in planned], store)
+        items = [p for p in planned if p.state not in ("skipped", "not applicable")]
+        if all(p.state not in module.TAKEN for p in items):
+            break
+    for p in items:
+        if p.state != "done":
+            err.print(f"{p.cell}: {p.state}: {p.reason}", markup=False, soft_wrap=True)
+    return int(any(p.state != "done" for p in items))
+
+
+def _again(p: Planned) -> SuiteCell:
+    from metabench.suite import SuiteCell
+
+    return SuiteCell(p.row, p.column, p.cell, p.reason if p.state == "skipped" else None)

@@ -1,0 +1,1 @@
+"""Cluster profiles, one TOML each, and a Slurm for machines that have none."""

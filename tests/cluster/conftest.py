@@ -1,0 +1,56 @@
+"""A real Slurm for the tests, where its packages are; otherwise they skip and say so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from metabench.clusters import faults
+from metabench.clusters.local_cluster import Cluster, ClusterError, Options, missing_packages
+
+from metabench.store import Store
+
+REQUIRE = "METABENCH_REQUIRE_SLURM"
+
+
+def absent(reason: str) -> None:
+    """Skip for want of Slurm, or fail where it is required."""
+    if os.environ.get(REQUIRE) == "1":
+        pytest.fail(f"{reason}, and {REQUIRE}=1")
+    pytest.skip(f"no Slurm: {reason}")
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster without accounting, up for the session."""
+    if missing := missing_packages(False):
+        absent(f"{', '.join(missing)} not installed")
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"), Options(base_port=21817))
+    try:
+        cluster.up()
+    except ClusterError as error:
+        cluster.down()
+        absent(str(error))
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture
+def stage(
+    slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[faults.Stage]:
+    """Makes a stage on the cluster: a store and the paced method; cancels what is left of it."""
+    for name in ("SLURM_CONF", faults.PAUSE, faults.FOLDER, "METABENCH_PLUGINS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv(faults.SLOW, raising=False)
+    made = faults.Stage(slurm_cluster, tmp_path, Store(tmp_path / "reference"))
+    made.plugin.write_text(faults.PLUGIN)
+    os.environ["METABENCH_PLUGINS"] = str(made.plugin)
+    faults.forget_plugin()
+    faults.load_plugin(made.plugin)
+    yield made
+    for job in {j.id.partition("_")[0] for j in faults.live_or_none(made)}:
+        made.ask("scancel", job)
+    faults.forget_plugin()

@@ -1,0 +1,101 @@
+"""The commands, where there is no cluster."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from metabench.cli import app
+from metabench.store import Store
+
+
+@pytest.fixture
+def type_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("METABENCH_STORE", str(tmp_path / "runs"))
+    monkeypatch.setenv("METABENCH_CLUSTERS", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("METABENCH_PLUGINS", raising=False)
+
+    def typed(*words: str) -> Result:
+        return CliRunner().invoke(app, words, terminal_width=200)
+
+    return typed
+
+
+WORDS = ("quickstart", "--budget", "smoke", "--cluster", "cpu")
+
+
+def test_a_dry_run_needs_no_cluster_and_leaves_nothing(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = type_("submit", *WORDS, "--dry-run", "--set", "slurm.time=1:00:00", "--seeds", "0-3")
+    assert done.exit_code == 0, done.output
+    assert "40 cells in 1 arrays of 5 jobs" in done.output, "eight cells at once"
+    for line in ("--array=0-4%5", "--time=60", "--cpus-per-task=8", "--ntasks-per-node=1"):
+        assert f"#SBATCH {line}\n" in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_cluster_nothing_is_submitted(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = type_("submit", *WORDS)
+    assert done.exit_code == 1 and "scontrol is not here" in done.output
+    done = type_("doctor", "--cluster", "cpu")
+    assert done.exit_code == 1 and "sinfo is not here" in re.sub(r"\s+", " ", done.output)
+    assert not list((tmp_path / "runs").glob("cluster/2*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("submit", "quickstart", "--cluster", "gpuu"), "no cluster profile 'gpuu'; near: gpu"),
+        (("submit", *WORDS, "--set", "slurm.tme=60"), "called 'tme'; near: time"),
+        (("submit", *WORDS, "--set", "slurm.time=5"), "give 11 or more"),
+        (("retry", "quickstrt", "--cluster", "cpu"), "no suite 'quickstrt'; near: quickstart"),
+        (("cancel", "quickstart"), "no submission of suite 'quickstart --budget laptop'"),
+        (("cancel",), "name the suite"),
+        (("logs", "abc"), "no one submitted cell whose key begins with 'abc'"),
+    ],
+)
+def test_wrong_words_are_told_the_right_ones(  # type: ignore[no-untyped-def]
+    type_, words: tuple[str, ...], message: str
+) -> None:
+    done = type_(*words)
+    assert done.exit_code == 2
+    assert message in re.sub(r"\s+", " ", done.output)
+
+
+def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from test_costs import record  # type: ignore[import-not-found]
+
+    Store(tmp_path / "runs").write(record(0, "bilevel", 3000.0, "cuda:0"))
+    done = type_("cost")
+    assert done.exit_code == 0 and re.search(r"bilevel on ridge +1 +1 +0 +1", done.output)
+    assert type_("cost", "quickstart", "--budget", "smoke").exit_code == 0
+    done = type_("store", "merge", str(tmp_path / "runs"), "--into", str(tmp_path / "other"))
+    assert done.exit_code == 0 and done.output.strip() == "1 copied"
+    done = type_("store", "merge", str(tmp_path / "none"), "--into", str(tmp_path / "other"))
+    assert done.exit_code == 1 and "there is no store" in done.output
+
+
+def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-def]
+    type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metabench import verbs
+    from metabench.suite import load
+
+    (item, *_) = load("quickstart").cells("smoke")
+    held = Store(tmp_path / "runs").claim(item.cell.key)
+    assert held is not None
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 2:
+            held.release()
+
+    monkeypatch.setattr(verbs.time, "sleep", nap)
+    done = type_("status", "quickstart", "--budget", "smoke", "--watch")
+    assert done.exit_code == 0, done.output
+    assert naps == [verbs.WATCH_SECONDS] * 2
+    assert done.output.count("1 running, 9 open") == 2 and done.output.count("10 open") == 1

@@ -1,0 +1,197 @@
+"""What needs no cluster: refusals, claims on a forgetful server, the one-machine Slurm's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from metabench.clusters import local_cluster
+
+from metabench import claim
+from metabench.cell import Cell
+from metabench.cluster import submit
+from metabench.cluster.folder import Group, Member, read_group
+from metabench.cluster.profile import Profile
+from metabench.cluster.slurm import Partition, Slurm
+from metabench.errors import MetabenchError
+from metabench.plan import Planned
+from metabench.store import Store
+
+CELL = Cell("ridge", "bilevel", "sgd", 0)
+ROOT = Path(__file__).parents[2]
+
+
+def refused(tmp_path: Path, state: str = "open", mend: str = "", **settings: Any) -> list[str]:
+    profile = Profile(**{"shared": [str(tmp_path)], "cpus": 1, "memory_gb": 1, **settings})
+    planned = [Planned("r", "c", CELL, state, "omniglot not found", mend)]  # type: ignore[arg-type]
+    made = submit.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
+    nodes = [Partition("main", 4, 4.0, {"gpu": 2}, 60 * 24, True)]
+    return submit.refusals(made, cast(Slurm, SimpleNamespace(partitions=lambda: nodes)), planned)
+
+
+def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path) -> None:
+    assert refused(tmp_path) == []
+    (said,) = refused(tmp_path, "missing data", "metabench data fetch omniglot")
+    assert "1 cells lack" in said and "metabench data fetch omniglot" in said
+    (said,) = refused(tmp_path, data="/no/such/folder")
+    assert "data '/no/such/folder'" in said
+    (said,) = refused(tmp_path, python="nopython3")
+    assert "'nopython3': there is no such program" in said
+    (said,) = refused(tmp_path, cpus=9)
+    assert said == "cpus 9: a node of partition main has 4"
+    assert any("allows 1440" in r for r in refused(tmp_path, time="3-00:00:00"))
+
+
+def test_a_store_that_nodes_cannot_see_is_refused(tmp_path: Path) -> None:
+    (said,) = submit.place_refusals(Path("/dev/shm/runs"), Profile())
+    assert "which nodes do not see" in said
+    assert submit.place_refusals(Path("/tmp/runs"), Profile())
+    assert submit.place_refusals(tmp_path, Profile(shared=[str(tmp_path)])) == []
+    (tmp_path / "file").write_text("")
+    (said,) = submit.place_refusals(tmp_path / "file", Profile(shared=["/"]))
+    assert "cannot be written" in said
+
+
+def test_groups_are_plain_data(tmp_path: Path) -> None:
+    group = Group([Member("r", "c", CELL, 3.5, (2, "then"))], 60, 8.0, "/store", "sha")
+    group.write(tmp_path / "group-0.json")
+    assert read_group(tmp_path / "group-0.json") == group
+    (tmp_path / "group-0.json").write_text("{}")
+    with pytest.raises(MetabenchError, match="cannot be read"):
+        read_group(tmp_path / "group-0.json")
+
+
+def test_a_link_that_was_made_although_the_server_says_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def repeated(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr(os, "link", repeated)
+    held = claim.take(tmp_path / "claim.json")
+    assert held is not None and held.held()
+    monkeypatch.setattr(os, "link", link)
+    assert claim.take(tmp_path / "claim.json") is None
+    held.release()
+
+
+def test_sbatch_is_not_tried_again_before_the_queue_was_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = [Planned("r", "c", CELL, "open")]
+    made = submit.draft(planned, Profile(name="x"), Store(tmp_path), "suite", "smoke")
+    asked: list[str] = []
+
+    class Executor:
+        def map_array(self, *_: object) -> list[object]:
+            asked.append("sbatch")
+            raise RuntimeError("sbatch: error: Socket timed out on send/recv operation")
+
+    monkeypatch.setattr(submit.Draft, "executor", lambda *_: Executor())
+    monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.0)
+    answers = iter([{}, {"41": "now"}])
+    slurm = cast(Slurm, SimpleNamespace(named=lambda name: asked.append(name) or next(answers)))
+    assert submit._queue(made, slurm, 0, made.parts[0]) == "41"
+    assert asked == ["sbatch", made.name(0), "sbatch", made.name(0)]
+
+
+def test_a_home_remembers_its_options_and_never_changes_under_a_running_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = local_cluster.Options(nodes=2, gpus=1, accounting=True, base_port=30000)
+    cluster = local_cluster.Cluster(tmp_path, options)
+    for name in ("etc", "run", "dev"):
+        (tmp_path / name).mkdir()
+    cluster.write_configuration()
+    conf = (tmp_path / "etc" / "slurm.conf").read_text()
+    assert "NodeName=n2 " in conf and "Gres=gpu:fake:1,shard:4 " in conf
+    assert f"AccountingStoragePass={tmp_path}/run/munge.socket" in conf
+    assert "gpu0" in (tmp_path / "etc" / "gres.conf").read_text()
+    assert (tmp_path / "etc" / "slurmdbd.conf").stat().st_mode & 0o777 == 0o600
+    again = local_cluster.Cluster(tmp_path)
+    assert again.options == options
+    words = vars(local_cluster.parser().parse_args(["up", "--cpus", "9"]))
+    assert local_cluster.chosen(again, words).cpus == 9
+    note = {"pid": os.getpid(), "started": local_cluster.started(os.getpid())}
+    (tmp_path / "run" / "slurmctld.json").write_text(json.dumps(note))
+    with pytest.raises(local_cluster.ClusterError, match="down first"):
+        local_cluster.chosen(again, words)
+    # A reused pid is another process.
+    (tmp_path / "run" / "slurmctld.json").write_text(json.dumps({**note, "started": "1"}))
+    assert again.daemon("slurmctld").pid() is None
+
+
+def test_the_one_machine_slurm_needs_nothing_but_python() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(ROOT / "slurm" / "local_cluster.py"), "--help"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "--accounting" in done.stdout
+
+
+def test_the_switch_turns_a_skip_into_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("kit", Path(__file__).with_name("conftest.py"))
+    assert spec is not None and spec.loader is not None
+    kit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kit)
+    monkeypatch.setenv(kit.REQUIRE, "1")
+    with pytest.raises(pytest.fail.Exception, match="munge not installed"):
+        kit.absent("munge not installed")
+    monkeypatch.delenv(kit.REQUIRE)
+    with pytest.raises(pytest.skip.Exception, match="no Slurm: munge not installed"):
+        kit.absent("munge not installed")
+
+
+def test_a_claim_from_elsewhere_is_doubted_until_it_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "claim.json"
+    away = {"host": "h", "place": "h/b/s", "pid": 1, "started": "1", "nonce": "n", "since": 0.0}
+    path.write_text(json.dumps(away))
+    first = claim.pulse(path)
+    assert first is not None and not first.sure and claim.pulse(path) == first
+    os.utime(path, (first.touched + 10, first.touched + 10))
+    assert claim.pulse(path) != first, "it beats"
+    os.utime(path, (first.touched - 500, first.touched - 500))
+    assert claim.pulse(path) is None, "its lease is over"
+    path.unlink()
+    with cast(claim.Claim, claim.take(path)):
+        mine = claim.pulse(path)
+        assert mine is not None and mine.sure
+    assert claim.pulse(path) is None
+
+
+def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
+    from metabench.cluster import folder
+    from metabench.cluster.arrange import Setbacks
+    from metabench.cluster.snapshot import write_json
+    from metabench.record import Record
+
+    store = Store(tmp_path)
+    for at, (what, state) in enumerate(
+        [("SIGKILL; out of memory?", ""), ("", "OUT_OF_MEMORY"), ("", "TIMEOUT"), ("error", "")]
+    ):
+        place = folder.root(store) / f"run-{at}"
+        place.mkdir(parents=True)
+        folder.Submission(place, "s", "b", {"name": "p"}, "", "", float(at), 1).write()
+        for _ in range(2):
+            folder.note_attempt(
+                place, CELL.key, attempt=f"{_}", job="7_0", host="n", at=1.0, what=what
+            )
+        write_json(place / "ended.json", {"7_0": state})
+    assert submit.setbacks(store, {CELL.key}, []) == {CELL.key: Setbacks(memory=2, time=1)}
+    store.write(Record(key=CELL.key, cell=CELL, status="timeout"))
+    assert submit.setbacks(store, {CELL.key}, store.records())[CELL.key].time == 2
+    made = submit.draft([Planned("r", "c", CELL, "timeout")], Profile(memory_gb=4), store, "s", "b")
+    assert made.bundles[0].needs.memory_gb == 16
