@@ -32,6 +32,7 @@ from metabench.method import (
     State,
     Steps,
     check_hypergradient,
+    level,
     outer_solver,
 )
 from metabench.problem import Batch, Episode, Hyper, Params, Problem, generator
@@ -263,7 +264,9 @@ class SelfTuning:
             loss, g = self.tune(at, phi, moved)
             log = {
                 "outer_loss": float(loss),
-                "hypergradient_norm": check_hypergradient({"u": g["u"]}, ctx.step),
+                "hypergradient_norm": check_hypergradient(
+                    {"u": g["u"]}, ctx.step, lambda: self.arrived(at, phi)
+                ),
                 "scale": float(at.scale.mean()),
             }
             rate = {"u": self.outer_lr, "scale": self.scale_lr or self.outer_lr}
@@ -294,6 +297,11 @@ class SelfTuning:
 
         _, g, loss = grads.grad_and_rest(objective, moved)
         return loss, g
+
+    def arrived(self, at: Moment, phi: Params) -> bool:
+        """Whether a hypergradient of zero is right: the outer loss is level at the response too."""
+        theta = respond(phi, at.u - self.centre(at.u))
+        return level(at.ctx, at.coordinates.lam(at.u), theta, at.episode)
 
     def deviations(self, held: Mapping[str, Tensor]) -> Tensor:
         """Standard deviation of each entry of the perturbations [n]."""

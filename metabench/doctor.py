@@ -42,12 +42,14 @@ try:
     out["torchvision"] = torchvision.__version__
 except BaseException as error:
     out["torchvision_error"] = f"{type(error).__name__}: {error}"
-import importlib.util
-if importlib.util.find_spec("learn2learn"):
+import importlib, importlib.util
+for name in sys.argv[1:]:
+    module = name.replace("-", "_")
     try:
-        import learn2learn
+        if importlib.util.find_spec(module):
+            importlib.import_module(module)
     except BaseException as error:
-        out["learn2learn_error"] = f"{type(error).__name__}: {error}"
+        out[f"{name}_error"] = f"{type(error).__name__}: {error}"
 print("\\n" + json.dumps(out))
 """
 
@@ -84,11 +86,15 @@ def examine(store: Store | None = None, plugins: Iterable[str | Path] = ()) -> l
 
 
 def probe_torch(python: str = sys.executable) -> dict[str, Any]:
-    """What importing torch and torchvision gives, tried in a process of its own: a broken pair
-    can take the process with it."""
+    """What importing torch, torchvision and the optional packages gives, tried in a process of
+    its own: a broken pair can take the process with it."""
     try:
         done = subprocess.run(
-            [python, "-c", _PROBE], capture_output=True, text=True, timeout=300, check=False
+            [python, "-c", _PROBE, *_wanted()],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {key: "import took more than 300 s" for key in ("torch_error", "torchvision_error")}
@@ -247,7 +253,8 @@ def _data() -> Iterator[Finding]:
             yield Finding("data", name, "ok", detail)
 
 
-def _optional(probe: dict[str, Any]) -> Iterator[Finding]:
+def _wanted() -> dict[str, str]:
+    """Optional packages: name to the extra, or what else, that asks for it."""
     wanted: dict[str, str] = {}
     for extra, requirements in packages.extras().items():
         if extra in ("dev", "bench"):
@@ -257,7 +264,11 @@ def _optional(probe: dict[str, Any]) -> Iterator[Finding]:
             if name not in packages.base():
                 wanted.setdefault(name, extra)
     wanted["learn2learn"] = "the reference row maml_learn2learn"
-    for name, purpose in wanted.items():
+    return wanted
+
+
+def _optional(probe: dict[str, Any]) -> Iterator[Finding]:
+    for name, purpose in _wanted().items():
         try:
             version = metadata.version(name)
             error = probe.get(f"{name}_error")

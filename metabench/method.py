@@ -252,10 +252,7 @@ class GradientMethod(InnerTraining):
         too, so that there is nothing left to pass back. Not counted as cost."""
         if "outer_gradient" not in self.needs:
             return False
-        return all(
-            float(grads.norm(grads.grad(partial(_judged, ctx, lam, e), h.theta)[1])) == 0.0
-            for e, h in zip(episodes, found, strict=True)
-        )
+        return all(level(ctx, lam, h.theta, e) for e, h in zip(episodes, found, strict=True))
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Average, guard, update, project."""
@@ -304,8 +301,10 @@ def outer_rate(lr: float, decay: str, ctx: Context) -> float:
     return lr * (1.0 - progress)
 
 
-def _judged(ctx: Context, lam: Params, episode: Episode, theta: Params) -> Tensor:
-    return ctx.problem.outer_loss(lam, theta, episode.outer)
+def level(ctx: Context, lam: Params, theta: Params, episode: Episode) -> bool:
+    """Whether the outer loss has a gradient of exactly zero in theta. Not counted as cost."""
+    judged = partial(ctx.problem.outer_loss, lam, batch=episode.outer)
+    return float(grads.norm(grads.grad(judged, theta)[1])) == 0.0
 
 
 def check_hypergradient(g: Params, step: int, arrived: Callable[[], bool] = lambda: False) -> float:

@@ -53,14 +53,17 @@ class PBGDToy:
     goal: ClassVar[Literal["max", "min"]] = "min"
     data: ClassVar[tuple[str, ...]] = ()
 
+    lacks: ClassVar[dict[str, str]] = {
+        "small_lam": "every start is a scalar of its own: few are up to 16 (task.starts)"
+    }
+
     @property
     def offers(self) -> frozenset[str]:
-        """A bounded lam in the inner loss; small up to 16 starts."""
+        """A bounded lam in the inner loss; small up to 16 starts. Carried, one y = -x to learn."""
         own = {"lam_in_inner_loss", "search_space"}
         if self.starts <= 16:
             own.add("small_lam")
-        if not self.carried:
-            own.add("episodes")
+        own.add("best_response" if self.carried else "episodes")
         return GRADIENTS | own
 
     def build(self, seeds: Seeds, device: torch.device) -> PBGDToyProblem:

@@ -230,3 +230,13 @@ def test_equal_commands_are_told_once() -> None:
     assert buffer.getvalue().count("do this") == 1
     assert "a, b (needed):" in buffer.getvalue()
     assert sys.version_info >= doctor.LOWEST_PYTHON
+
+
+def test_an_optional_package_is_imported_not_only_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed and broken is not "ok"."""
+    (tmp_path / "half_there.py").write_text("raise OSError('its library is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(packages, "extras", lambda: {"hpo": ["half-there>=1"]})
+    assert probe_torch()["half-there_error"] == "OSError: its library is missing"

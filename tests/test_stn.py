@@ -421,6 +421,15 @@ def test_a_response_that_never_answers_is_no_hypergradient():
         method.step(ctx, state)
 
 
+def test_a_response_at_the_optimum_has_not_diverged():
+    ctx = context(Quadratic(b=1.0, c=0.5, lam=0.5, w0=0.5, carried=True))
+    method = DeltaSTN(scale=0.3, **RAW)
+    before = ctx.meter.counts.outer_gradients
+    state, log = method.step(ctx, method.init(ctx))
+    assert log["hypergradient_norm"] == 0.0 and float(state.lam["lam"]) == 0.5
+    assert ctx.meter.counts.outer_gradients == before + 1, "looking is not counted"
+
+
 @pytest.mark.parametrize("cls", [STN, DeltaSTN])
 def test_the_best_penalty_of_one_weight_is_found_online(cls):
     ctx = context(Shrinkage(target=0.3, carried=True))
