@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # Before torch: as many workers as cores, a thread each.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 from metabench import registry
 
 

@@ -27,7 +27,8 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     """A cluster without accounting, up for the session."""
     if missing := missing_packages(False):
         absent(f"{', '.join(missing)} not installed")
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"), Options(base_port=21817))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"), Options(base_port=21817 + 100 * worker))
     try:
         cluster.up()
     except ClusterError as error:
