@@ -52,9 +52,7 @@ def mismatch(expected: str, printed: str, *, relative: float = 0.05) -> str:
     may be of any length; numbers may be ``relative`` apart.
     """
     lines = [plain(line) for line in expected.splitlines()]
-    pattern = "".join(
-        r"(?:.*\n)*?" if line == "..." else "(?m:^)" + wildcard(line) + r"\n" for line in lines
-    )
+    pattern = "".join(r"(?:.*\n)*?" if line == "..." else wildcard(line) + r"\n" for line in lines)
     there = "".join(plain(line) + "\n" for line in printed.strip("\n").splitlines())
     match = re.fullmatch(pattern, there)
     if match is None:
