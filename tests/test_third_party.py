@@ -4,13 +4,12 @@ import importlib.util
 import json
 import os
 import shutil
-import site
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
+from environments import environment
 
 PACKAGE = Path(__file__).parent / "third_party"
 
@@ -22,16 +21,11 @@ def python(tmp_path_factory):
     if importlib.util.find_spec("pip") is None:
         pytest.skip("pip is not installed in this environment")
     folder = tmp_path_factory.mktemp("third party")
-    source, home = folder / "source", folder / "venv"
+    source, python = folder / "source", environment(folder / "venv")
     shutil.copytree(PACKAGE, source)
-    venv.create(home, with_pip=False, symlinks=os.name != "nt")
-    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    here = [p for p in [*site.getsitepackages(), *sys.path] if p.endswith("site-packages")]
-    packages = output([python, "-c", "import site; print(site.getsitepackages()[0])"]).strip()
-    lines = [f"import site; site.addsitedir({path!r})\n" for path in dict.fromkeys(here)]
-    Path(packages, "here.pth").write_text("".join(lines), encoding="utf-8")
     install = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", source]
     output([sys.executable, "-m", "pip", "--python", python, *install])
+    packages = output([python, "-c", "import site; print(site.getsitepackages()[0])"]).strip()
     assert Path(packages, "hypercleaning").is_dir()
     return python
 
