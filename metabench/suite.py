@@ -14,7 +14,7 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     plots                  kinds of plots to draw; without, those of learning curves and rankings
     costs                  costs that they show, in the report and in files; optional
     extends                a suite in the same folder that gives every key which this one does not:
-                           another metric of the same cells
+                           another metric of the same cells; columns = ["ID", ...] keeps some of its
 
     [budgets.NAME]         seeds = [...], the fields of cell.Budget,
                            set.task.*, set.method.*, set.solver.* for every cell
@@ -353,8 +353,41 @@ def load(name: str | Path) -> Suite:
         given = _read(base) if base.is_file() else {"extends": ""}
         if "extends" in given:
             raise SuiteError(f"{path}: extends {base.stem!r}: no whole suite beside it")
+        if _are_names(data.get("columns")):
+            from_dict(given, base)
+            given = _narrowed(given, data.pop("columns"), path)
         data = {**given, **data}
     return from_dict(data, path)
+
+
+def _are_names(columns: Any) -> bool:
+    return isinstance(columns, list) and any(isinstance(c, str) for c in columns)
+
+
+def _narrowed(suite: dict[str, Any], columns: list[str], path: Path) -> dict[str, Any]:
+    """A whole suite with no more than the named columns of it."""
+    there = [c["id"] for c in suite["columns"]]
+    if strange := [c for c in columns if c not in there]:
+        unknown = UnknownName("column", str(strange[0]), there)
+        raise SuiteError(f"{path}: {unknown}")
+
+    def kept(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in table.items() if k in columns}
+
+    rows = []
+    for row in suite["rows"]:
+        own = {"columns": kept(row.get("columns", {}))} if "columns" in row else {}
+        if "skip" in row:
+            own["skip"] = [c for c in row["skip"] if c in columns]
+        if "cells" in row:
+            own["cells"] = {budget: kept(at) for budget, at in row["cells"].items()}
+        rows.append({**row, **own})
+    return {
+        **suite,
+        "columns": [c for c in suite["columns"] if c["id"] in columns],
+        "rows": rows,
+        "paper": [n for n in suite.get("paper", []) if n["column"] in columns],
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -354,6 +354,17 @@ def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> No
     one, two = suites.load(tmp_path / "small.toml"), suites.load(other)
     assert (two.name, two.title, two.metric, two.paper) == ("other", "Other", "residual", [])
     assert [c.cell.key for c in one.cells("laptop")] == [c.cell.key for c in two.cells("laptop")]
+    first = one.columns[0].id
+    other.write_text(f'extends = "small"\ncolumns = ["{first}"]\n')
+    narrow = suites.load(other)
+    assert [c.id for c in narrow.columns] == [first] and len(one.columns) > 1
+    assert {c.cell.key for c in narrow.cells("laptop")} == {
+        c.cell.key for c in one.cells("laptop") if c.column == first
+    }
+    assert {n.column for n in narrow.paper} <= {first}
+    other.write_text(f'extends = "small"\ncolumns = ["{first}x"]\n')
+    with pytest.raises(SuiteError, match=f"no column '{first}x'; near: {first}"):
+        suites.load(other)
     for missing in ("none", "other"):
         other.write_text(f'extends = "{missing}"\n')
         with pytest.raises(SuiteError, match=f"extends '{missing}': no whole suite"):

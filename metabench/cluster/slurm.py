@@ -178,7 +178,7 @@ def beyond(profile: Profile, partitions: Sequence[Partition]) -> list[str]:
     if profile.partition:
         found = next((p for p in partitions if p.name == profile.partition), None)
         if found is None:
-            known = ", ".join(p.name for p in partitions)
+            known = ", ".join(sorted(p.name for p in partitions))
             return [f"no partition {profile.partition!r}; the cluster has {known}"]
     elif partitions:
         found = partitions[0]

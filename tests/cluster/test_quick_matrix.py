@@ -68,7 +68,7 @@ def test_twenty_cells_four_at_a_time_in_arrays_of_eight_one_of_them_failing(stag
 def test_what_the_partition_does_not_have_is_refused(stage: Stage) -> None:
     with pytest.raises(Refusal, match="gpu 9: a node of partition main has 2"):
         stage.submit(seeds=1, gpus=9)
-    with pytest.raises(Refusal, match="no partition 'gpu'; the cluster has main, high, low"):
+    with pytest.raises(Refusal, match="no partition 'gpu'; the cluster has high, low, main"):
         stage.submit(seeds=1, partition="gpu")
     with pytest.raises(Refusal, match="time 90 min: partition main allows 60"):
         stage.submit(seeds=1, time=90)
