@@ -2,8 +2,8 @@
 
 Xu, Hu, Leskovec, Jegelka: How Powerful are Graph Neural Networks?, ICLR 2019; with edges' kinds
 beside the neighbours' features, and the centre's features beside the mean over nodes, as in Hu et
-al.: Strategies for Pre-training Graph Neural Networks, ICLR 2020. Differs: graph norm (Cai et al.,
-ICML 2021) for batch norm, so that a graph's features do not depend on the others.
+al.: Strategies for Pre-training Graph Neural Networks, ICLR 2020. Differs: layer norm (Ba, Kiros,
+Hinton, 2016) for batch norm, so that a graph's features do not depend on the others.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class GIN:
             at = f"layer{i}."
             out |= {f"{at}edge.weight": (d, self.kinds + 1), f"{at}edge.bias": (d,)}
             out |= {f"{at}wide.weight": (2 * d, 2 * d), f"{at}wide.bias": (2 * d,)}
-            out |= {f"{at}norm.{k}": (2 * d,) for k in ("mean_scale", "scale", "shift")}
+            out |= {f"{at}norm.{k}": (2 * d,) for k in ("scale", "shift")}
             out |= {f"{at}narrow.weight": (d, 2 * d), f"{at}narrow.bias": (d,)}
         return out
 
@@ -81,8 +81,8 @@ class GIN:
             along = F.linear(edges, p[f"{at}edge.weight"]) + degree * p[f"{at}edge.bias"]
             wide = torch.cat([near, along], 1)
             wide = F.linear(wide, p[f"{at}wide.weight"], p[f"{at}wide.bias"])
-            norm = (p[f"{at}norm.{k}"] for k in ("mean_scale", "scale", "shift"))
-            wide = F.relu(graph_norm(wide, cut, *norm))
+            norm = (p[f"{at}norm.scale"], p[f"{at}norm.shift"])
+            wide = F.relu(F.layer_norm(wide, wide.shape[1:], *norm))
             h = F.linear(wide, p[f"{at}narrow.weight"], p[f"{at}narrow.bias"])
             if i < self.layers - 1:
                 h = F.relu(h)
@@ -95,10 +95,3 @@ def means(h: Tensor, cut: Cut) -> Tensor:
     """[graphs, d]: mean over each graph's nodes of h [nodes, d]."""
     total = h.new_zeros(len(cut.size), h.shape[1]).index_add(0, cut.graph, h)
     return total / cut.size[:, None]
-
-
-def graph_norm(h: Tensor, cut: Cut, mean_scale: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """h [nodes, d] less a learned share of its mean over the graph, with deviation 1 about that."""
-    h = h - mean_scale * means(h, cut)[cut.graph]
-    deviation = (means(h.square(), cut) + 1e-5).sqrt()
-    return h / deviation[cut.graph] * scale + shift

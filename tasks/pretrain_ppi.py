@@ -3,7 +3,7 @@
 Raghu et al.: Meta-learning to Improve Pre-training, NeurIPS 2021, arXiv 2111.01754, section 4, on
 the protein graphs of Hu et al., ICLR 2020. Graphs of seven species are pre-trained and fine-tuned
 on, human ones tested; half of the human ones (the "easy" half) are pre-trained on too. Differs:
-graph norm for batch norm (see ``_gin.py``), no dropout in fine-tuning, splits drawn anew for each
+layer norm for batch norm (see ``_gin.py``), no dropout in fine-tuning, splits drawn anew for each
 seed, and on test graphs the head is trained on the validation graphs too.
 
 Graphs are addressed: an example x is the number of a graph, which ``encode`` looks up. A batch of
@@ -112,7 +112,7 @@ class PretrainPPIProblem(TwoStageProblem):
         self.task, self.graphs = task, graphs
         self.final_batch, self.final_rule = task.final_batch, task.final_rule
         self.classes = graphs.downstream.shape[1]
-        self.tasks = min(task.n_tasks, graphs.pretrain.shape[1])
+        self.n_tasks = min(task.n_tasks, graphs.pretrain.shape[1])
         self.encoder = GIN(ppi.KINDS, task.width, task.layers)
         self.feature_size = self.encoder.feature_size
         gen = generator(seeds.data, "pretrain_ppi")
@@ -140,7 +140,7 @@ class PretrainPPIProblem(TwoStageProblem):
             parts = (self.labelled(part, asked) for part in (tune, valid, test))
             self.roles["test"] = three_roles(*parts)["test"]
         meaning = "logit of a task's weight"
-        self.hypers = (Hyper("logit", (self.tasks,), -LIMIT, LIMIT, meaning=meaning),)
+        self.hypers = (Hyper("logit", (self.n_tasks,), -LIMIT, LIMIT, meaning=meaning),)
 
     def labelled(self, chosen: Tensor, asked: Tensor | None) -> Batch:
         """Numbers and functions of graphs [n]; ``asked`` bool [40], None: all."""
@@ -151,14 +151,14 @@ class PretrainPPIProblem(TwoStageProblem):
 
     def init_outer(self) -> Params:
         """Zero: every weight one."""
-        return {"logit": torch.zeros(self.tasks, dtype=self.dtype, device=self.device)}
+        return {"logit": torch.zeros(self.n_tasks, dtype=self.dtype, device=self.device)}
 
     def first_weights(self) -> Params:
         """An encoder, and a head ``pretrain.weight`` [tasks, features], ``bias`` [tasks]."""
         gen = generator(self.seeds.init, "pretrain_ppi")
         shapes = {f"{ENCODER}{k}": shape for k, shape in self.encoder.shapes().items()}
-        shapes |= {"pretrain.weight": (self.tasks, self.feature_size)}
-        shapes |= {"pretrain.bias": (self.tasks,)}
+        shapes |= {"pretrain.weight": (self.n_tasks, self.feature_size)}
+        shapes |= {"pretrain.bias": (self.n_tasks,)}
         return {k: v.to(self.device) for k, v in first_values(shapes, gen, self.dtype).items()}
 
     def features(self, theta: Params, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -187,7 +187,7 @@ class PretrainPPIProblem(TwoStageProblem):
         def drawn(t: int) -> Batch:
             gen = generator(self.seeds.batches, split, index, t)
             chosen = self.pretrained[torch.randint(n, (task.batch,), generator=gen)]
-            y = self.graphs.pretrain[chosen, : self.tasks]
+            y = self.graphs.pretrain[chosen, : self.n_tasks]
             batch = {"x": chosen.to(self.device), "y": y.to(self.device, self.dtype)}
             if task.dropout:
                 shape = (task.layers, self.graphs.nodes(chosen), task.width)

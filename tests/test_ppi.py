@@ -218,8 +218,8 @@ def by_hand(p, graph, layers, keep=None):
         for (a, b), kinds in zip(graph["edge_index"].T.tolist(), graph["edge_attr"], strict=True):
             sums[b] = sums[b] + torch.cat([h[a], along(kinds[:8].double())])
         wide = torch.stack([p[at + "wide.weight"] @ s + p[at + "wide.bias"] for s in sums])
-        wide = wide - p[at + "norm.mean_scale"] * wide.mean(0)
-        wide = wide / (wide.square().mean(0) + 1e-5).sqrt()
+        wide = wide - wide.mean(1, keepdim=True)
+        wide = wide / (wide.square().mean(1, keepdim=True) + 1e-5).sqrt()
         wide = (wide * p[at + "norm.scale"] + p[at + "norm.shift"]).clamp(min=0)
         new = wide @ p[at + "narrow.weight"].T + p[at + "narrow.bias"]
         new = new if i == layers - 1 else new.clamp(min=0)

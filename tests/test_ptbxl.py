@@ -298,7 +298,7 @@ def test_the_hypergradient_of_the_warp_against_differences(signal, set_):
     [
         {},
         {"strength": "network", "dtype": "float32", "split": "pooled", "final_batch": 4},
-        {"head": "warm", "carried": False, "crop": False},
+        {"head": "warm", "carried": False, "crop": False, "dtype": "float32"},
     ],
 )
 def test_hearts_keep_the_contract(signal, set_):
