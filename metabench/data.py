@@ -56,11 +56,20 @@ class Archive:
 
 @dataclass(frozen=True)
 class Group:
-    """Files without a checksum that anybody publishes: a pattern below the data set's folder, and
-    how many there are (None: at least one)."""
+    """Files that metabench knows no checksum of: a pattern below the data set's folder, and how
+    many there are (None: at least one; several numbers: one of them, by the version)."""
 
     pattern: str
-    count: int | None = None
+    count: int | tuple[int, ...] | None = None
+    note: str = "nobody publishes a checksum"
+    """Why they are counted only."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers that it can have; none: any."""
+        if self.count is None:
+            return ()
+        return (self.count,) if isinstance(self.count, int) else self.count
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,8 @@ class DataSet:
     layouts: tuple[Layout, ...]
     offline: str = ""
     """What to copy to a machine without network."""
+    by_hand: str = ""
+    """How to get what metabench does not fetch: a command or an address."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +227,8 @@ _CIFAR100 = Archive(
     3,
     "[tm][er]*",  # train, test, meta
 )
+
+_BY_PHYSIONET = "PhysioNet's SHA256SUMS.txt lies beside them, each header has its signals' sums"
 
 DATASETS = {
     d.name: d
@@ -458,6 +471,69 @@ DATASETS = {
             "machine",
         ),
         DataSet(
+            name="ptbxl",
+            title="PTB-XL: 21,799 ECGs of ten seconds and twelve leads, five diagnoses "
+            "(version 1.0.3; 21,837 in 1.0.1)",
+            origin="https://physionet.org/content/ptb-xl/",
+            licence="CC BY 4.0",
+            cite="P. Wagner et al., Scientific Data 7, 2020; A. L. Goldberger et al., Circulation "
+            "101(23), 2000",
+            # Its own name, or that of the folder in PhysioNet's zip files.
+            layouts=tuple(
+                Layout(
+                    name,
+                    folder,
+                    groups=(
+                        Group("ptbxl_database.csv", 1, _BY_PHYSIONET),
+                        Group("scp_statements.csv", 1, _BY_PHYSIONET),
+                        Group("records100/*/*_lr.hea", counts, _BY_PHYSIONET),
+                        Group("records100/*/*_lr.dat", counts, _BY_PHYSIONET),
+                    ),
+                )
+                for name, folder, counts in (
+                    ("wfdb", "ptbxl", (21799, 21801, 21837)),
+                    *(
+                        (
+                            version,
+                            "ptb-xl-a-large-publicly-available-electrocardiography-dataset-"
+                            + version,
+                            (count,),
+                        )
+                        for version, count in (
+                            ("1.0.3", 21799),
+                            ("1.0.2", 21801),
+                            ("1.0.1", 21837),
+                        )
+                    ),
+                )
+            ),
+            offline="copy the folder with ptbxl_database.csv, scp_statements.csv and records100 "
+            "as ptbxl into a folder that METABENCH_DATA names on that machine",
+            by_hand="wget -r -N -c -np -nH --cut-dirs=3 -X /files/ptb-xl/1.0.3/records500 -P ptbxl "
+            "https://physionet.org/files/ptb-xl/1.0.3/ (the paper's version is 1.0.1)",
+        ),
+        DataSet(
+            name="ppi_bio",
+            title="Protein interactions: the neighbourhoods of proteins of eight species as "
+            "graphs, 5,000 functions to pre-train on and 40 to fine-tune on",
+            origin="http://snap.stanford.edu/gnn-pretrain, code at "
+            "https://github.com/snap-stanford/pretrain-gnns",
+            licence="none stated for the data; its code is MIT",
+            cite="W. Hu et al., Strategies for Pre-training Graph Neural Networks, ICLR 2020; "
+            "M. Zitnik et al., PNAS 116(10), 2019",
+            layouts=(
+                Layout(
+                    "pretrain_gnns",
+                    "bio/dataset",
+                    groups=(Group("supervised/processed/geometric_data_processed.pt", 1),),
+                ),
+            ),
+            offline="copy the folder bio/dataset/supervised into a folder that METABENCH_DATA "
+            "names on that machine",
+            by_hand="wget http://snap.stanford.edu/gnn-pretrain/data/bio_dataset.zip && unzip "
+            "bio_dataset.zip -d bio (2 GB)",
+        ),
+        DataSet(
             name="omniglot",
             title="Omniglot: 50 alphabets, 1,623 characters, 20 drawings of each",
             origin="https://github.com/brendenlake/omniglot",
@@ -588,6 +664,7 @@ def locate(name: str, layout: str | None = None) -> Found:
     """
     known = dataset(name).layouts
     chosen = [x for x in known if layout in (None, x.name)]
+    by_hand = dataset(name).by_hand
     if not chosen:
         raise UnknownName(f"layout of {name}", str(layout), [x.name for x in known])
     looked: list[str] = []
@@ -602,6 +679,7 @@ def locate(name: str, layout: str | None = None) -> Found:
                 looked.append(told)
     fetched = any(x.has_address for x in chosen)
     mend = f"metabench data fetch {name}, or set" if fetched else "set"
+    mend = f"{by_hand}; then {mend}" if by_hand else mend
     names = " or ".join(dict.fromkeys(x.folder for x in chosen))
     raise DataMissing(name, looked, f"{mend} METABENCH_DATA to the folder that holds {names}")
 
@@ -668,9 +746,10 @@ def verify(name: str) -> list[Verdict]:
         out.append(Verdict(path, wrong, note))
     for group in found.layout.groups:
         n = sum(1 for _ in found.path.glob(group.pattern))
-        short = group.count is not None and n != group.count
-        wrong = f"{n:,} files instead of {group.count:,}" if short else ""
-        note = f"counted only ({n:,}): nobody publishes a checksum"
+        short = group.counts and n not in group.counts
+        right = " or ".join(f"{count:,}" for count in group.counts)
+        wrong = f"{n:,} files instead of {right}" if short else ""
+        note = f"counted only ({n:,}): {group.note}"
         out.append(Verdict(found.path / group.pattern, wrong, note))
     return out
 
@@ -706,6 +785,10 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
     known = dataset(name)
     layout = next((x for x in known.layouts if x.has_address), None)
     if layout is None:
+        if known.by_hand:
+            raise MetabenchError(
+                f"metabench does not fetch {name}; by hand: {known.by_hand}; {known.offline}"
+            )
         raise MetabenchError(f"{name} has no public address to fetch from; {known.offline}")
     folder = (to or cache()) / layout.folder
     try:

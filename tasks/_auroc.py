@@ -28,12 +28,23 @@ def macro_auroc(logits: Tensor, labels: Tensor) -> float:
     ``logits`` [n, classes], ``labels`` int64 [n]. Classes that no label, or every label, is of have
     no curve and are left out. Raises ValueError where that leaves none.
     """
-    chances = logits.double().softmax(1)
-    found = [
-        auroc(chances[:, k], labels == k)
-        for k in range(logits.shape[1])
-        if 0 < int((labels == k).sum()) < len(labels)
-    ]
+    every = torch.arange(logits.shape[1], device=labels.device)
+    one_hot = (labels[:, None] == every).double()
+    return multilabel_auroc(logits.double().softmax(1), one_hot)
+
+
+def multilabel_auroc(scores: Tensor, labels: Tensor) -> float:
+    """Mean over classes of :func:`auroc`, each class by itself.
+
+    ``scores`` [n, classes], ``labels`` [n, classes]: 1, 0 or, where it is not known, NaN. Classes
+    without a positive or without a negative are left out. Raises ValueError where that leaves none.
+    """
+    found = []
+    for score, label in zip(scores.unbind(1), labels.unbind(1), strict=True):
+        known = ~label.isnan()
+        positive = label[known] > 0
+        if 0 < int(positive.sum()) < len(positive):
+            found.append(auroc(score[known], positive))
     if not found:
         raise ValueError("no ROC curve: all labels are of one class")
     return sum(found) / len(found)

@@ -57,6 +57,8 @@ class ResNet:
     width: int = 16
     stages: int = 3
     blocks: int = 1
+    kernel: int | None = None
+    """Width of every convolution, odd; None: 3, and over signals 7 for the first."""
 
     @property
     def feature_size(self) -> int:
@@ -77,8 +79,8 @@ class ResNet:
     def shapes(self) -> Shapes:
         """``first.*`` and ``stage{i}.block{j}.*``: convolutions without bias, norms' scale and
         shift, a 1-wide ``skip`` where a block changes the map."""
-        kernel = (7,) if self.space == 1 else (3, 3)
-        small, point = (3,) * self.space, (1,) * self.space
+        kernel = (self.kernel or (7 if self.space == 1 else 3),) * self.space
+        small, point = (self.kernel or 3,) * self.space, (1,) * self.space
         out: Shapes = {"first.conv": (self.width, self.channels, *kernel)}
         out |= {f"first.{k}": (self.width,) for k in ("scale", "shift")}
         for name, n, m, stride in self.plan():

@@ -17,7 +17,7 @@ the inner problem).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -31,7 +31,7 @@ from metabench.method import Positive
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 from metabench.registry import solvers
 
-from ._auroc import macro_auroc
+from ._auroc import macro_auroc, multilabel_auroc
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -109,10 +109,19 @@ class TwoStageProblem(Problem):
     along, the head [classes, features] and [classes].
 
     Subclasses fill ``roles``: split to (fine-tuning examples, examples that judge), each ``x``
-    [n, ...] and ``y`` int64 [n]. The outer batch has them as ``support_x``, ``support_y``, ``x``
-    and ``y``; inner batches have ``support_*`` too where the head is trained along.
+    [n, ...] and ``y`` int64 [n] or, with ``multilabel``, [n, classes]. The outer batch has them as
+    ``support_x``, ``support_y``, ``x`` and ``y``; inner batches have ``support_*`` too where the
+    head is trained along.
     """
 
+    multilabel = False
+    """Whether every class is a question of its own: y is 1, 0 or, where not asked, NaN."""
+    chunk = CHUNK
+    """Examples that evaluation encodes at once."""
+    final_batch: int | None = None
+    """Examples of a step of the final fine-tuning; None: all."""
+    final_rule: Rule | None = None
+    """How the final fine-tuning steps; None: as the unrolled one does."""
     classes: int
     feature_size: int
     roles: dict[str, tuple[Batch, Batch]]
@@ -166,7 +175,16 @@ class TwoStageProblem(Problem):
         features = self.encode(theta, batch["support_x"])
         if self.settings.head == "warm":
             features = features.detach()
-        return value + F.cross_entropy(classify(theta, features), batch["support_y"])
+        return value + self.head_loss(classify(theta, features), batch["support_y"])
+
+    def head_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of logits [n, classes]; with ``multilabel`` binary, mean over the labels
+        that are there."""
+        if not self.multilabel:
+            return F.cross_entropy(logits, y)
+        asked = ~y.isnan()
+        each = F.binary_cross_entropy_with_logits(logits, y.nan_to_num(), reduction="none")
+        return (each * asked).sum() / asked.sum()
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Of the prediction."""
@@ -180,7 +198,7 @@ class TwoStageProblem(Problem):
         tuned = self.tuned(
             theta, batch, task.transfer, task.tune_steps, task.tune_lr, create_graph=asked
         )
-        return F.cross_entropy(classify(tuned, self.encode(tuned, batch["x"])), batch["y"])
+        return self.head_loss(classify(tuned, self.encode(tuned, batch["x"])), batch["y"])
 
     def tuned(
         self,
@@ -194,19 +212,55 @@ class TwoStageProblem(Problem):
     ) -> Params:
         """theta with psi after ``steps`` fine-tuning steps in it."""
         x, y = batch["support_x"], batch["support_y"]
-        psi = {k: theta[k] for k in (WEIGHT, BIAS)} if WEIGHT in theta else self.zero_head()
-        whole = transfer == "full"
-        if whole:
-            psi |= {k: v for k, v in theta.items() if k.startswith(ENCODER)}
-        features = None if whole else self.encode(theta, x)
+        psi = self.first_head(theta, transfer)
+        features = None if transfer == "full" else self.encode(theta, x)
 
         def loss(psi: Params) -> Tensor:
             seen = self.encode(psi, x) if features is None else features
-            return F.cross_entropy(classify(psi, seen), y)
+            return self.head_loss(classify(psi, seen), y)
 
         rule = self.settings.tune_rule
         end = fine_tune(loss, psi, steps=steps, lr=lr, rule=rule, create_graph=create_graph)
         return {**theta, **end}
+
+    def first_head(self, theta: Params, transfer: Transfer) -> Params:
+        """psi_0: the head, and with full transfer the encoder."""
+        psi = {k: theta[k] for k in (WEIGHT, BIAS)} if WEIGHT in theta else self.zero_head()
+        if transfer == "full":
+            psi |= {k: v for k, v in theta.items() if k.startswith(ENCODER)}
+        return psi
+
+    def finally_tuned(self, theta: Params, batch: Batch) -> Params:
+        """theta with psi after the final fine-tuning in it: on all examples at once, or in every
+        step on ``final_batch`` others, drawn anew after each pass over all."""
+        task, size, rule = self.settings, self.final_batch, self.final_rule
+        if size is None and rule is None:
+            return self.tuned(
+                theta, batch, task.final, task.final_steps, task.final_lr, create_graph=False
+            )
+        x, y = batch["support_x"], batch["support_y"]
+        features = None if task.final == "full" else self.encode_all(theta, x)
+        drawn = rows(len(y), size or len(y), generator(self.seeds.batches, "final"))
+
+        def loss(psi: Params) -> Tensor:
+            chosen = next(drawn).to(y.device)
+            seen = self.encode(psi, x[chosen]) if features is None else features[chosen]
+            return self.head_loss(classify(psi, seen), y[chosen])
+
+        end = fine_tune(
+            loss,
+            self.first_head(theta, task.final),
+            steps=task.final_steps,
+            lr=task.final_lr,
+            rule=rule or task.tune_rule,
+            create_graph=False,
+        )
+        return {**theta, **end}
+
+    def encode_all(self, theta: Params, x: Tensor) -> Tensor:
+        """Features of many examples, without a graph."""
+        with torch.no_grad():
+            return torch.cat([self.encode(theta, part) for part in x.split(self.chunk)])
 
     def episode(self, split: str, index: int) -> Episode:
         """Pre-training batches, and the roles of the split; in training ``outer_batch`` of each."""
@@ -237,17 +291,17 @@ class TwoStageProblem(Problem):
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """Of theta after the final fine-tuning on the split's examples: macro AUROC, accuracy and
         cross-entropy; and what is to be said of lam."""
-        task, batch = self.settings, episode.outer
-        tuned = self.tuned(
-            theta, batch, task.final, task.final_steps, task.final_lr, create_graph=False
-        )
+        tuned, y = self.finally_tuned(theta, episode.outer), episode.outer["y"]
         with torch.no_grad():
-            parts = [classify(tuned, self.encode(tuned, x)) for x in batch["x"].split(CHUNK)]
-        logits, y = torch.cat(parts), batch["y"]
+            logits = classify(tuned, self.encode_all(tuned, episode.outer["x"]))
+        if self.multilabel:
+            score, right = multilabel_auroc(logits, y), ((logits > 0) == (y > 0))[~y.isnan()]
+        else:
+            score, right = macro_auroc(logits, y), logits.argmax(1) == y
         return {
-            "auroc": macro_auroc(logits, y),
-            "accuracy": float((logits.argmax(1) == y).double().mean()),
-            "loss": float(F.cross_entropy(logits, y)),
+            "auroc": score,
+            "accuracy": float(right.double().mean()),
+            "loss": float(self.head_loss(logits, y)),
             **self.judge(lam),
         }
 
@@ -260,6 +314,13 @@ def classify(psi: Params, features: Tensor) -> Tensor:
 def as_support(part: Batch) -> Batch:
     """Examples under the names that fine-tuning reads."""
     return {"support_x": part["x"], "support_y": part["y"]}
+
+
+def rows(n: int, size: int, gen: torch.Generator) -> Iterator[Tensor]:
+    """Numbers of ``size`` of n examples without end, in an order drawn anew for every pass; the
+    last of a pass are fewer."""
+    while True:
+        yield from torch.randperm(n, generator=gen).split(size)
 
 
 def some(part: Batch, size: int | None, gen: torch.Generator) -> Batch:

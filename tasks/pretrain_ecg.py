@@ -1,119 +1,64 @@
 """Contrastive pre-training on ECGs with a learned warp, judged on few labels and unseen patients.
 
-After Raghu et al.: Meta-learning to Improve Pre-training, NeurIPS 2021, arXiv 2111.01754, section
-5: SimCLR (Chen, Kornblith, Norouzi, Hinton, ICML 2020) whose two views of a signal are warped in
-time by a smooth random curve. Its strength, 2 sigmoid(.) times a learned scale, is lam: free
-numbers, or the output of a small network of the signal (:class:`Strength`). Differs: beats of
-MIT-BIH (two leads, AAMI classes N, S, V, F, patients of DS1 and DS2) for ten seconds of PTB-XL
-(twelve leads, five diagnoses); the curve's form, a sum of sines, is this project's, and so is the
-white noise that both views have besides.
+After Raghu et al.: Meta-learning to Improve Pre-training, NeurIPS 2021, arXiv 2111.01754, section 5
+(see ``_warped_views.py``). Differs: beats of MIT-BIH (two leads, AAMI classes N, S, V, F, patients
+of DS1 and DS2) for ten seconds of PTB-XL (twelve leads, five diagnoses), which are the task
+``pretrain_ptbxl``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from metabench.errors import SettingError
-from metabench.method import Positive
-from metabench.problem import Batch, Hyper, Params, Seeds, generator
+from metabench.problem import Batch, Seeds, generator
 from metabench.registry import tasks
 
 from . import _ecg as ecg
-from ._encoders import MLP, ResNet, first_values
-from ._finetune import ENCODER, Count, TwoStage, TwoStageProblem, three_roles
+from ._encoders import ResNet
+from ._finetune import three_roles
+from ._warped_views import WarpedViews, WarpedViewsProblem
 
 LEADS = 2
-VIEWS = ("one", "two")
-LIMIT = 6.0
-"""Bound of a free strength's logit."""
-WIDEST = 0.25
-"""Largest scale of the warp, as a part of the window."""
-COARSE = 16
-"""Points a lead that the network of strengths sees."""
 
 
 @tasks.register("pretrain_ecg")
 @dataclass(frozen=True)
-class PretrainECG(TwoStage):
+class PretrainECG(WarpedViews):
     """Contrastive pre-training on ECG beats with a learned warp: few labels, unseen patients."""
 
-    strength: Literal["numbers", "network"] = "numbers"
-    """What lam is: a strength for each band of the warp, or a network that gives them for each
-    example."""
-    bands: Count = 4
-    """Half waves in the window of the fastest part of the warp."""
-    first_scale: Annotated[float, Field(ge=0, le=WIDEST)] = 0.02
-    """The first scale of the warp, as a part of the window."""
-    jitter: Annotated[float, Field(ge=0)] = 0.1
-    """Deviation of the white noise on each view, in deviations of the lead."""
-    temperature: Positive = 0.5
     window: Annotated[int, Field(ge=16)] = 128
     """Samples around a beat, 100 a second."""
-    batch: Annotated[int, Field(ge=2)] = 64
-    """Beats of an inner step."""
     n_tune: Annotated[int, Field(ge=8)] = 100
     """Beats of DS1 to fine-tune on, as many of each class."""
     n_valid: Annotated[int, Field(ge=8)] = 200
     """Other beats of DS1 for the outer loss, as many of each class."""
     n_test: Annotated[int, Field(ge=8)] | None = None
     """Beats of DS2 to test on, every so manieth of each class; None: all."""
-    width: Count = 16
-    stages: Count = 3
-    blocks: Count = 1
-    """Four stages of two blocks, 64 wide, are a ResNet-18."""
-    projection: Count = 32
-    """Width of what the contrast is taken of."""
-
-    tune_lr: Positive = 0.1
-    final_lr: Positive = 0.1
-    final_steps: Count = 200
 
     data: ClassVar[tuple[str, ...]] = ("mitbih",)
-
-    @property
-    def offers(self) -> frozenset[str]:
-        """A few numbers can be searched too."""
-        few = {"small_lam", "search_space"} if self.strength == "numbers" else set()
-        return super().offers | few
-
-    @property
-    def lacks(self) -> dict[str, str]:
-        """Why some needs are not met, in words."""
-        if self.strength == "numbers":
-            return {}
-        why = "lam has every weight of the network of strengths: too many scalars to search in"
-        return dict.fromkeys(("small_lam", "search_space"), why)
 
     def build(self, seeds: Seeds, device: torch.device) -> PretrainECGProblem:
         """Draw beats. Raises DataMissing, SettingError."""
         return PretrainECGProblem(self, seeds, device, ecg.load())
 
 
-class PretrainECGProblem(TwoStageProblem):
-    """Pre-training batches: ``x`` [n, 2, window] and, of each view, normal ``warp_*`` [n, bands]
-    and ``jitter_*`` [n, 2, window].
-
-    lam: ``scale`` [] and ``logit`` [bands], or ``strength.*`` of the network.
-    """
+class PretrainECGProblem(WarpedViewsProblem):
+    """Windows of two leads with a beat in the middle."""
 
     classes = len(ecg.CLASSES)
 
     def __init__(
         self, task: PretrainECG, seeds: Seeds, device: torch.device, beats: ecg.Beats
     ) -> None:
-        super().__init__(task, seeds, device)
-        self.task, self.beats = task, beats
-        self.encoder = ResNet(1, LEADS, task.width, task.stages, task.blocks)
-        self.feature_size = self.encoder.feature_size
-        self.network = MLP(LEADS * COARSE, (16, task.bands))
+        encoder = ResNet(1, LEADS, task.width, task.stages, task.blocks)
+        super().__init__(task, seeds, device, encoder, task.window, ecg.RATE)
+        self.beats = beats
         whole = beats.whole(task.window)
         self.unlabelled = ((beats.part == 1) & whole).nonzero()[:, 0]
         gen = generator(seeds.data, "pretrain_ecg")
@@ -135,119 +80,11 @@ class PretrainECGProblem(TwoStageProblem):
             every = max(1, sum(map(len, test)) // task.n_test)
             test = [found[:: min(every, len(found))] for found in test]
         self.roles = three_roles(*(self.labelled(torch.cat(x)) for x in (tune, valid, test)))
-        named = [Hyper("scale", (), 0.0, WIDEST, meaning="warp, as a part of the window")]
-        if task.strength == "numbers":
-            meaning = "logit of the strength of each band of the warp"
-            named.append(Hyper("logit", (task.bands,), -LIMIT, LIMIT, meaning=meaning))
-        self.hypers = tuple(named)
 
     def windows(self, chosen: Tensor) -> Tensor:
         """[n, 2, window] of beats [n]."""
-        return self.beats.windows(chosen, self.task.window).to(self.device, self.dtype)
+        return self.beats.windows(chosen, self.size).to(self.device, self.dtype)
 
     def labelled(self, chosen: Tensor) -> Batch:
         """Windows and classes of beats [n]."""
         return {"x": self.windows(chosen), "y": self.beats.label[chosen].to(self.device)}
-
-    def init_outer(self) -> Params:
-        """The first scale, every strength half of its range."""
-        first = torch.tensor(self.task.first_scale, dtype=self.dtype, device=self.device)
-        lam = {"scale": first}
-        if self.task.strength == "numbers":
-            return lam | {"logit": first.new_zeros(self.task.bands)}
-        gen = generator(self.seeds.init, "strength")
-        drawn = first_values(self.network.shapes(), gen, self.dtype)
-        return lam | {f"strength.{k}": v.to(self.device) for k, v in drawn.items()}
-
-    def first_weights(self) -> Params:
-        """An encoder, and two layers ``pretrain.layer{0,1}`` to what the contrast is taken of."""
-        gen = generator(self.seeds.init, "pretrain_ecg")
-        n, m = self.feature_size, self.task.projection
-        shapes = {f"{ENCODER}{k}": shape for k, shape in self.encoder.shapes().items()}
-        shapes |= {"pretrain.layer0.weight": (n, n), "pretrain.layer0.bias": (n,)}
-        shapes |= {"pretrain.layer1.weight": (m, n), "pretrain.layer1.bias": (m,)}
-        return {k: v.to(self.device) for k, v in first_values(shapes, gen, self.dtype).items()}
-
-    def encode(self, theta: Params, x: Tensor) -> Tensor:
-        """[n, features] of windows [n, 2, window]."""
-        return self.encoder.features(theta, x, ENCODER)
-
-    def amplitude(self, lam: Params, x: Tensor) -> Tensor:
-        """2 sigmoid(strength) times the scale, [bands] or, by the network, [n, bands]."""
-        if self.task.strength == "numbers":
-            logit = lam["logit"]
-        else:
-            seen = F.adaptive_avg_pool1d(x, COARSE).flatten(1)
-            logit = self.network.features(lam, seen, "strength.")
-        return 2 * logit.sigmoid() * lam["scale"]
-
-    def view(self, lam: Params, batch: Batch, which: str) -> Tensor:
-        """One warped and noisy view [n, 2, window]."""
-        x = batch["x"]
-        moved = warp(x, self.amplitude(lam, x) * batch[f"warp_{which}"])
-        return moved + self.task.jitter * batch[f"jitter_{which}"]
-
-    def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Projections of both views, [2n, projection]."""
-        x = torch.cat([self.view(lam, batch, which) for which in VIEWS])
-        at = "pretrain.layer"
-        x = F.relu(F.linear(self.encode(theta, x), theta[f"{at}0.weight"], theta[f"{at}0.bias"]))
-        return F.linear(x, theta[f"{at}1.weight"], theta[f"{at}1.bias"])
-
-    def pretraining_loss(self, lam: Params, prediction: Tensor, batch: Batch) -> Tensor:
-        """Each view against its twin and all others."""
-        return contrast(prediction, self.task.temperature)
-
-    def pretraining(self, split: str, index: int) -> Batch | Callable[[int], Batch]:
-        """Beats of DS1 and the noise of both views, drawn for every step."""
-        task = self.task
-
-        def drawn(t: int) -> Batch:
-            gen = generator(self.seeds.batches, split, index, t)
-            chosen = torch.randint(len(self.unlabelled), (task.batch,), generator=gen)
-            batch = {"x": self.windows(self.unlabelled[chosen])}
-            for which in VIEWS:
-                for name, shape in (("warp", (task.bands,)), ("jitter", (LEADS, task.window))):
-                    noise = torch.randn(task.batch, *shape, generator=gen, dtype=torch.float64)
-                    batch[f"{name}_{which}"] = noise.to(self.device, self.dtype)
-            return batch
-
-        return drawn
-
-    def judge(self, lam: Params) -> dict[str, float]:
-        """Root mean square of the warp of the validation windows' middle half, in milliseconds."""
-        x = self.roles["valid"][1]["x"]
-        size = self.amplitude(lam, x).expand(len(x), self.task.bands)
-        curves = sines(self.task.bands, self.task.window, x)
-        rms = (size.square() @ curves.square()).mean().sqrt()
-        return {"warp_ms": 1000 * float(rms) * (self.task.window - 1) / ecg.RATE}
-
-
-def sines(bands: int, size: int, like: Tensor) -> Tensor:
-    """sin(pi k t) / k at ``size`` points t from 0 to 1, [bands, size]: still at both ends."""
-    k = torch.arange(1, bands + 1, dtype=like.dtype, device=like.device)[:, None]
-    t = torch.linspace(0, 1, size, dtype=like.dtype, device=like.device)
-    return torch.sin(math.pi * k * t) / k
-
-
-def warp(x: Tensor, weights: Tensor) -> Tensor:
-    """x [n, channels, size] read at t + sum_k weights[:, k] sin(pi k t) / k, t in parts of the
-    signal, linear between samples; ``weights`` [n, bands]."""
-    n, channels, size = x.shape
-    curve = weights @ sines(weights.shape[1], size, x)
-    at = torch.arange(size, dtype=x.dtype, device=x.device) + (size - 1) * curve
-    at = at.clamp(0, size - 1)
-    low = at.detach().floor().clamp(max=size - 2)
-    index = low.long()[:, None].expand(n, channels, size)
-    before, after = x.gather(2, index), x.gather(2, index + 1)
-    return before + (at - low)[:, None] * (after - before)
-
-
-def contrast(z: Tensor, temperature: float) -> Tensor:
-    """NT-Xent (Chen et al. 2020, equation 1) of projections [2n, d], twins n rows apart."""
-    n = len(z) // 2
-    z = F.normalize(z, dim=1)
-    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
-    near = (z @ z.t() / temperature).masked_fill(itself, -1e9)
-    twin = torch.arange(2 * n, device=z.device).roll(n)
-    return F.cross_entropy(near, twin)

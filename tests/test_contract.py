@@ -82,6 +82,21 @@ TASKS = {
     ],
     "pretrain_multitask": [SUPERCLASSES],
     "pretrain_ecg": [BEATS, {**BEATS, "strength": "network", "dtype": "float64"}],
+    "pretrain_ptbxl": [{**BEATS, "kernel": 5}],
+    "pretrain_ppi": [
+        {
+            **TWO_STAGES,
+            "n_tasks": 20,
+            "batch": 4,
+            "outer_batch": 8,
+            "n_pretrain": 50,
+            "n_tune": 20,
+            "n_valid": 20,
+            "n_test": 100,
+            "width": 4,
+            "layers": 2,
+        },
+    ],
     "two_minima": [{}, {"carried": False}],
     "shrinkage": [{}, {"carried": True}],
     "regularised_mnist": [

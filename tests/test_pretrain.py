@@ -19,7 +19,7 @@ finetune = importlib.import_module("metabench.tasks._finetune")
 curves = importlib.import_module("metabench.tasks._auroc")
 encoders = importlib.import_module("metabench.tasks._encoders")
 ecg = importlib.import_module("metabench.tasks._ecg")
-pretrain_ecg = importlib.import_module("metabench.tasks.pretrain_ecg")
+views = importlib.import_module("metabench.tasks._warped_views")
 
 TINY = {
     "n_tasks": 4, "inputs": 4, "hidden": 5, "features": 3, "n_pretrain": 30, "n_tune": 8,
@@ -659,10 +659,10 @@ def test_labels_are_few_and_test_patients_unseen(recordings):
 def test_a_warp_moves_along_its_curve():
     gen = torch.Generator().manual_seed(0)
     x = torch.randn(3, 2, 40, generator=gen, dtype=F64)
-    still = pretrain_ecg.warp(x, torch.zeros(3, 4, dtype=F64))
+    still = views.warp(x, torch.zeros(3, 4, dtype=F64))
     close(still, x)
     weights = 0.03 * torch.randn(3, 4, generator=gen, dtype=F64)
-    found = pretrain_ecg.warp(x, weights)
+    found = views.warp(x, weights)
     grid = np.arange(40)
     for i in range(3):
         curve = sum(
@@ -673,8 +673,8 @@ def test_a_warp_moves_along_its_curve():
     assert torch.equal(found[..., 0], x[..., 0])
     close(found[..., -1], x[..., -1])
     point = {"w": weights}
-    slope = grads.grad(lambda p: pretrain_ecg.warp(x, p["w"]).square().sum(), point)[1]
-    expected = differences(lambda p: pretrain_ecg.warp(x, p["w"]).square().sum(), point, 1e-7)
+    slope = grads.grad(lambda p: views.warp(x, p["w"]).square().sum(), point)[1]
+    expected = differences(lambda p: views.warp(x, p["w"]).square().sum(), point, 1e-7)
     close(slope["w"], expected["w"], 1e-5)
 
 
@@ -687,7 +687,7 @@ def test_the_contrast_by_hand():
         others = [j for j in range(6) if j != i]
         near = torch.exp(unit[others] @ unit[i] / 0.5)
         total += -torch.log(torch.exp(unit[(i + 3) % 6] @ unit[i] / 0.5) / near.sum()) / 6
-    close(pretrain_ecg.contrast(z, 0.5), total)
+    close(views.contrast(z, 0.5), total)
 
 
 @pytest.mark.parametrize("strength", ["numbers", "network"])
