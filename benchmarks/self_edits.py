@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from metabench import lora
+from metabench.causal import TARGETS
 from metabench.problem import Params
 from metabench.registry import solvers
 
@@ -42,10 +43,9 @@ def main() -> int:
     load = importlib.import_module("metabench.tasks._lm").load
     decoder: lora.Decoder = load(given.model, given.dtype, device).decoder
     gen = torch.Generator().manual_seed(0)
-    vocabulary = decoder.weights["model.embed_tokens.weight"].shape[0]
     shape = (given.edits, given.documents, given.tokens)
-    ids = torch.randint(vocabulary, shape, generator=gen).to(device)
-    starts = [decoder.deltas(given.rank, list(lora.TARGETS), gen) for _ in range(given.edits)]
+    ids = torch.randint(decoder.vocabulary, shape, generator=gen).to(device)
+    starts = [decoder.deltas(given.rank, list(TARGETS), gen) for _ in range(given.edits)]
 
     def adapted(at_once: int) -> Params:
         parts = []

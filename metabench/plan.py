@@ -101,7 +101,7 @@ def _stand(item: SuiteCell, store: Store, record: Record | None) -> Planned:
             if not packages.here(name):
                 mend = " && ".join(packages.recipe(name))
                 return planned("missing package", f"{name} is not installed", mend)
-    missing = _missing_data(task)
+    missing = _missing_data(task) or getattr(task, "missing", None)
     if missing is not None:
         return planned("missing data", *missing)
     if record is not None:

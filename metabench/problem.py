@@ -235,6 +235,11 @@ class Problem(ABC):
     trainings_per_reward: int = 1
     """How many trainings a reward is the mean of (capability ``policy``)."""
 
+    def evaluations_per_reward(self, episode: Episode) -> int:
+        """How many function evaluations a reward takes apart from its trainings, such as the
+        verdicts of a model that grades (capability ``policy``)."""
+        return 0
+
     def count(self, split: str) -> int | None:
         """Number of different episodes of a split; None where they never end."""
         return 1 if self.carried else None
@@ -263,7 +268,8 @@ class Task(Protocol):
     Optional: a setting ``source``, the name of the layout that the data is read from, or "auto";
     ``metrics`` and ``evaluations`` (tuples of str), the keys of ``Problem.metrics`` and
     ``Problem.evaluations`` under these settings: a suite that asks for another is refused before
-    anything runs.
+    anything runs; ``packages``, what it imports; ``missing``, what else is not on this machine and
+    the command that mends it, or None.
     """
 
     registered_name: ClassVar[str]

@@ -69,11 +69,15 @@ class ReSTEM:
         return State(lam), {k: float(v) for k, v in log.items()} | {"kept": float(len(kept))}
 
     def explore(self, ctx: Context, lam: Params, episode: Episode) -> tuple[Batch, Tensor]:
-        """m actions and their rewards [m]; each training is counted."""
+        """m actions and their rewards [m]; each training is counted, and what grades it."""
         gen = generator(ctx.seeds.method, "actions", episode.index)
         actions = ctx.problem.sample(lam, episode, self.samples, gen)
-        ctx.meter.add(trainings=self.samples * ctx.problem.trainings_per_reward)
-        return actions, ctx.problem.rewards(lam, episode, actions)
+        problem, m = ctx.problem, self.samples
+        ctx.meter.add(
+            trainings=m * problem.trainings_per_reward,
+            function_evaluations=m * problem.evaluations_per_reward(episode),
+        )
+        return actions, problem.rewards(lam, episode, actions)
 
     def chosen(self, rewards: Tensor) -> list[int]:
         """Numbers of the actions to keep."""

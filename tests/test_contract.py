@@ -115,6 +115,18 @@ TASKS |= {
     "self_edit_policy": [
         {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_steps": 2, "policy_rank": 1}
     ],
+    "self_edit_recipe": [
+        {**SELF_EDIT, "documents": 2, "rates": (0.01,), "epochs": (1, 2)},
+        {
+            **SELF_EDIT,
+            "documents": 2,
+            "epochs": (1,),
+            "reward": "grader",
+            "grader": "tinylm_260k",
+            "answer_tokens": 4,
+            "grader_prompt": "{question}{gold}{answer}",
+        },
+    ],
 }
 METHODS = {
     "bilevel": [{}, {"mode": "forward", "learn_rate": True}, {"truncate": 2, "memory": "states"}],

@@ -201,3 +201,59 @@ def test_samples_follow_the_model_and_end_at_the_stop():
 def test_other_architectures_are_refused_by_name():
     with pytest.raises(MetabenchError, match=r"type 'mistral'.* llama, qwen2"):
         tiny(kind="mistral")
+
+
+def test_continuations_of_prompts_of_other_lengths_are_those_of_each_alone():
+    decoder = tiny()
+    prompts = [tokens(n, seed=n).tolist() for n in (3, 8, 5)]
+    deltas = [moved(decoder, seed=s, targets=("v", "down")) for s in range(2)]
+    many = [lora.Adapter(lora.stacked(deltas), 2.0)]
+    found, counts = decoder.continued(prompts, 6, adapters=many)
+    stop = int(found[0, 0, 2])
+    stopped, kept = decoder.continued(prompts, 6, adapters=many, stops=[stop])
+    assert found.shape == (2, 3, 6) and bool(counts.all())
+    for j, delta in enumerate(deltas):
+        for i, prompt in enumerate(prompts):
+            alone, _ = decoder.sample(prompt, 1, 6, torch.Generator(), temperature=0,
+                                      adapters=[lora.Adapter(delta, 2.0)])  # fmt: skip
+            expected = alone[0].tolist()
+            assert found[j, i].tolist() == expected
+            end = expected.index(stop) + 1 if stop in expected else 6
+            assert kept[j, i].tolist() == [1.0] * end + [0.0] * (6 - end)
+            assert stopped[j, i].tolist() == expected[:end] + [0] * (6 - end)
+
+
+def test_what_is_not_asked_for_is_left_out_and_the_rest_is_the_same():
+    decoder, ids = tiny(), tokens(2, 3, 9)
+    delta = lora.stacked([moved(decoder, seed=s) for s in range(2)])
+    wanted = (torch.rand(3, 8, generator=torch.Generator().manual_seed(1)) > 0.6).double()
+    whole, likeliest = decoder.read(ids, [lora.Adapter(delta, 1.0)])
+    torch.testing.assert_close(whole, lora.surprise(decoder.logits(ids, [lora.Adapter(delta, 1.0)]),
+                                                    ids), rtol=1e-10, atol=1e-10)  # fmt: skip
+    found, right = decoder.read(ids, [lora.Adapter(delta, 1.0)], wanted)
+    torch.testing.assert_close(found, whole * wanted, rtol=1e-10, atol=1e-10)
+    assert torch.equal(right, likeliest & (wanted > 0)) and 0 < float(wanted.sum()) < 24
+
+    def slope(mask):
+        def loss(t):
+            return (decoder.surprise(ids, [lora.Adapter(t, 1.0)], mask) * wanted).sum()
+
+        return grads.grad(loss, delta)[1]
+
+    for k, expected in slope(None).items():
+        torch.testing.assert_close(slope(wanted)[k], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_loss_in_terms_is_trained_on_as_their_sum():
+    decoder, ids = tiny(), tokens(2, 4, 8)
+    start = lora.stacked([moved(decoder, seed=s) for s in range(2)])
+
+    def part(ids):
+        return lambda t: decoder.surprise(ids, [lora.Adapter(t, 1.0)]).sum((-2, -1))
+
+    adam = solvers.get("adam")()
+    whole = lora.adapt(part(ids), start, steps=3, lr=0.05, solver=adam)
+    terms = lora.adapt([part(x) for x in ids.split([1, 3], 1)], start, steps=3, lr=0.05,
+                       solver=adam)  # fmt: skip
+    for k, expected in whole.items():
+        torch.testing.assert_close(terms[k], expected, rtol=1e-10, atol=1e-10)

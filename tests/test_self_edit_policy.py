@@ -5,6 +5,7 @@ import torch
 from oracles import F64, context
 
 from metabench import grads, lora
+from metabench.errors import MetabenchError
 from metabench.method import State, inner_loop
 from metabench.problem import generator
 from metabench.registry import methods, tasks
@@ -141,3 +142,35 @@ def test_the_base_is_never_moved(world):
     method.step(ctx, method.init(ctx))
     assert all(torch.equal(v, held[k]) for k, v in ctx.problem.lm.decoder.weights.items())
     assert not any(v.requires_grad for v in held.values()) and lora.ARCHITECTURES[0] == "llama"
+
+
+def test_under_peft_rewards_and_trainings_are_the_same(world):
+    pytest.importorskip("peft", reason="needs the extra llm: peft")
+    found = []
+    for adapter in ("functional", "peft"):
+        task = small(world, dtype="float32", adapter=adapter, at_once=2, adapt_solver="sgd")
+        problem = context(task).problem
+        lam = {k: v.float() for k, v in moved(problem).items()}
+        episode = problem.episode("train", 1)
+        actions = problem.sample(lam, episode, 3, generator("edits"))
+        thetas = problem.adapted(lam, episode, actions)
+        likely = problem.log_likelihood(lam, episode, actions)
+        found.append((actions, likely, thetas, problem.rewards(lam, episode, actions)))
+    for ours, its in zip(*found, strict=True):
+        torch.testing.assert_close(its, ours, rtol=1e-4, atol=1e-4)
+    with pytest.raises(MetabenchError, match="no vmap"), grads.functional():
+        problem.inner_loss(lam, problem.start, episode.batch(0))
+
+
+def test_documents_in_passes_of_any_size_are_trained_on_alike(world):
+    ends = []
+    for documents_at_once in (1, 8):
+        problem = context(small(world, documents_at_once=documents_at_once)).problem
+        lam, episode = moved(problem), problem.episode("train", 1)
+        text = "one\ntwo two\nthree"
+        ids, mask = problem.training_texts(problem.passage_of(episode), text)
+        assert len(problem.terms(lam, ids, mask)) == (3 if documents_at_once == 1 else 2)
+        start = lora.stacked([problem.start])
+        ends.append(problem.trained(lam, ids[None], mask[None], start, 3, 0.05))
+    for k, v in ends[0].items():
+        torch.testing.assert_close(ends[1][k], v, rtol=1e-10, atol=1e-10)
