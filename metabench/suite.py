@@ -376,7 +376,9 @@ def _narrowed(suite: dict[str, Any], columns: list[str], path: Path) -> dict[str
 
     rows = []
     for row in suite["rows"]:
-        own = {"columns": kept(row.get("columns", {}))} if "columns" in row else {}
+        own: dict[str, Any] = {}
+        if "columns" in row:
+            own["columns"] = kept(row["columns"])
         if "skip" in row:
             own["skip"] = [c for c in row["skip"] if c in columns]
         if "cells" in row:

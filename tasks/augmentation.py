@@ -236,7 +236,7 @@ class AugmentationProblem(Problem):
             x = warped(x, self.transform(lam, batch))
             both = torch.cat([x, batch["grain"]], 1)
             inner = convolved(lam, "residual.hidden", both).relu()
-            return x + convolved(lam, "residual.end", inner)
+            return x + convolved(lam, "residual.end", inner).tanh()
         return augment(x, self.strengths(lam, batch), batch["corner"])
 
     def strengths(self, lam: Params, batch: Batch) -> Strengths:
@@ -260,12 +260,14 @@ class AugmentationProblem(Problem):
         )
 
     def transform(self, lam: Params, batch: Batch) -> Tensor:
-        """The transformer's affine maps [n, 2, 3]: the identity and what it adds."""
+        """The transformer's affine maps [n, 2, 3]: the identity and what it adds, at most 1 each:
+        without a bound training can end in empty or glaring images, from which nothing comes back.
+        """
         x, (_, h, w) = batch["x"], self.image
         seen = F.avg_pool2d(x, (max(1, h // CELLS), max(1, w // CELLS))).flatten(1)
         z = torch.cat([seen, batch["noise"]], 1)
         z = F.linear(z, lam["transformer.hidden.weight"], lam["transformer.hidden.bias"]).tanh()
-        added = F.linear(z, lam["transformer.end.weight"], lam["transformer.end.bias"])
+        added = F.linear(z, lam["transformer.end.weight"], lam["transformer.end.bias"]).tanh()
         identity = torch.eye(2, 3, dtype=x.dtype, device=x.device)
         return identity + added.view(-1, 2, 3)
 
