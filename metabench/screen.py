@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from metabench.registry import Entry
     from metabench.show import Description
 
+LONGEST_DEFAULT = 60
+"""Characters of a default that `show` prints."""
+
 STYLES = {
     "done": "green",
     "ok": "green",
@@ -112,12 +115,17 @@ def print_descriptions(out: Console, descriptions: Iterable[Description]) -> Non
             _text(out, f"{name}: {text}")
         if d.settings:
             _heading(out, "settings")
-            rows = [(s.name, s.default, s.type, s.doc) for s in d.settings]
+            rows = [(s.name, _short(s.default), s.type, s.doc) for s in d.settings]
             grid(out, ("name", "default", "type", "meaning"), rows)
         for title, (header, *table) in d.tables:
             _heading(out, title.lower())
             grid(out, header, table)
         _line(out, f"\nsource: {d.source}")
+
+
+def _short(default: str) -> str:
+    """A default that is a page of its own (a prompt), by its beginning."""
+    return default if len(default) <= LONGEST_DEFAULT else default[: LONGEST_DEFAULT - 4].rstrip() + " ..."
 
 
 def cells_of(planned: Iterable[Planned]) -> str:

@@ -207,6 +207,8 @@ def test_show_finds_every_kind(folder: Path) -> None:
     shown = re.search(r"settings of a budget\n(.*\n)*?eval_every +100 +int, at least 1", small)
     assert shown, "what --set budget.NAME=VALUE may set"
     assert metabench("show", "omniglot", "--kind", "method").code == 2
+    prompt = next(r for r in metabench("show", "self_edit_policy").rows if "grader_prompt" in r)
+    assert len(prompt[1]) <= 60 and prompt[1].endswith("..."), "a page of a default is cut"
     for entries in listing().values():
         for entry in entries:
             assert metabench("show", entry.name).code == 0, entry
