@@ -125,7 +125,9 @@ def print_descriptions(out: Console, descriptions: Iterable[Description]) -> Non
 
 def _short(default: str) -> str:
     """A default that is a page of its own (a prompt), by its beginning."""
-    return default if len(default) <= LONGEST_DEFAULT else default[: LONGEST_DEFAULT - 4].rstrip() + " ..."
+    if len(default) <= LONGEST_DEFAULT:
+        return default
+    return default[: LONGEST_DEFAULT - 4].rstrip() + " ..."
 
 
 def cells_of(planned: Iterable[Planned]) -> str:
