@@ -18,6 +18,7 @@ from metabench.cluster.standing import standings
 from metabench.cluster.submit import Refusal
 
 
+@pytest.mark.slow
 def test_twenty_cells_four_at_a_time_in_arrays_of_eight_one_of_them_failing(stage: Stage) -> None:
     stage.tell(3, "fail always")
     submission = stage.submit(seeds=20, pause=0.0, parallel=4, max_array=8)
