@@ -13,7 +13,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +39,7 @@ COARSE = 16
 class WarpedViews(TwoStage):
     """Settings of tasks that pre-train on warped views."""
 
+    registered_name: ClassVar[str]
     strength: Literal["numbers", "network"] = "numbers"
     """What lam is: a strength for each band of the warp, or a network that gives them for each
     example."""

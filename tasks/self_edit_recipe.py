@@ -155,7 +155,8 @@ class SelfEditRecipeProblem(RewardedProblem):
         self, lam: Params, episode: Episode, rows: list[tuple[int, ...]]
     ) -> dict[tuple[int, ...], Params]:
         """theta of different recipes; those of equal length are trained at once."""
-        passage, out = self.passage_of(episode), {}
+        passage = self.passage_of(episode)
+        out: dict[tuple[int, ...], Params] = {}
         recipes = {row: self.recipe(row) for row in rows}
         for epochs in sorted({r.epochs for r in recipes.values()}):
             same = [row for row in rows if recipes[row].epochs == epochs]
@@ -173,7 +174,8 @@ class SelfEditRecipeProblem(RewardedProblem):
     def rewards(self, lam: Params, episode: Episode, actions: Batch) -> Tensor:
         """The reward that is set [n]; a recipe that is drawn again is not trained again."""
         rows = [tuple(row) for row in actions["choices"].tolist()]
-        different, known = list(dict.fromkeys(rows)), {}
+        different = list(dict.fromkeys(rows))
+        known: dict[tuple[int, ...], float] = {}
         for at in range(0, len(different), self.task.at_once):
             some = different[at : at + self.task.at_once]
             trained = self.trained_by(lam, episode, some)
