@@ -172,6 +172,7 @@ def run_planned(
     time_limit: float | None = None,
     checkpoint_seconds: float = 60.0,
     listener: Listener | None = None,
+    ranks: int = 1,
 ) -> Summary:
     """Launch the cells of a plan, finished ones included (they are read, not run).
 
@@ -191,6 +192,7 @@ def run_planned(
         time_limit=time_limit,
         checkpoint_seconds=checkpoint_seconds,
         listener=listener,
+        ranks=ranks,
     )
 
 

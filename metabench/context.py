@@ -17,6 +17,7 @@ from metabench import grads
 from metabench.cell import Budget
 from metabench.meter import Meter
 from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
+from metabench.ranks import Ranks
 from metabench.solver import Solver, is_noisy
 
 _POOL = "episode-worker"
@@ -42,6 +43,8 @@ class Context:
     engine: Literal["loop", "vmap"] = "loop"
     workers: int = 1
     chunk: int | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that share the episodes of a step with this one."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Choices made along the way that a reader of the record should know (memory mode ...); kept in
     checkpoints. Plain JSON values."""
@@ -123,13 +126,42 @@ class Context:
         steps: int = 1,
         threads: bool = True,
     ) -> list[Any]:
-        """f of every episode, in order; f returns nested dicts or named tuples of tensors.
+        """f of every episode, in order; f returns nested dicts or named tuples of tensors, without
+        a graph (between ranks it is lost).
 
         Under the "vmap" engine f runs once on all episodes, with torch.func derivatives;
         ``steps`` says how many inner batches of each it may ask for. Otherwise it runs once an
         episode, on Python threads where there are several workers: results do not depend on how
-        many.
+        many, nor on how many ranks share the episodes.
         """
+        return self.share(f, episodes, lambda f, some: self._worked(f, some, steps, threads))
+
+    def share(
+        self,
+        f: Callable[[Any], Any],
+        items: Sequence[Any],
+        work: Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]] | None = None,
+    ) -> list[Any]:
+        """f of every item, in order, the ranks taking turns; costs and notes are those of one
+        process. ``work`` goes through the items of a rank (None: one after another)."""
+        work = work or (lambda f, some: [f(item) for item in some])
+        if not self.ranks.divides(items):
+            return work(f, items)
+        counts, notes = self.meter.counts.as_dict(), dict(self.notes)
+
+        def also() -> tuple[dict[str, int], dict[str, Any]]:
+            new = {k: v for k, v in self.notes.items() if k not in notes or notes[k] != v}
+            return self.meter.counts.as_dict(), new
+
+        found, more = self.ranks.share(work, f, items, also)
+        self.meter.grow(counts, [after for after, _ in more])
+        for _, new in more:
+            self.notes.update(new)
+        return found
+
+    def _worked(
+        self, f: Callable[[Episode], Any], episodes: Sequence[Episode], steps: int, threads: bool
+    ) -> list[Any]:
         if self.engine == "vmap" and len(episodes) > 1:
             return self._batched(f, episodes, steps)
         inside = threading.current_thread().name.startswith(_POOL)  # its pool would wait for itself

@@ -66,5 +66,10 @@ class Stopped(Exception):
     """A run that was asked to stop; its checkpoint says where to go on."""
 
 
+class RankLost(Exception):
+    """Another process of the same cell cannot be reached any more; a checkpoint says where to go
+    on."""
+
+
 class Held(MetabenchError):
     """A cell that another live process is running."""

@@ -37,7 +37,9 @@ def evaluate(
     there = ctx.problem.count(split)
     n = episodes if there is None else min(episodes, there)
     values: dict[str, list[float]] = {}
-    part = max(PART, ctx.workers) if ctx.engine == "loop" else ctx.problem.episodes_per_step
+    world = ctx.ranks.world
+    each = ctx.workers if ctx.engine == "loop" else ctx.problem.episodes_per_step
+    part = max(PART, each * world) if ctx.engine == "loop" else each * world
     with ctx.uncounted():
         for start in range(0, n, part):
             check()

@@ -118,6 +118,7 @@ def launch(
     checkpoint_seconds: float = 60.0,
     device: str | None = None,
     wait_elsewhere: bool = True,
+    ranks: int = 1,
 ) -> Summary:
     """Run every cell that has no finished record, at most ``jobs`` at a time.
 
@@ -126,6 +127,8 @@ def launch(
     launcher runs is left to it and looked at again at the end, until it has a record or is free
     (``wait_elsewhere``). The first SIGINT or SIGTERM lets every running cell write a checkpoint at
     its next step and ends the launch; the second ends it at once. ``time_limit``: seconds a cell.
+    ``ranks``: processes that share the episodes of one cell, each with a GPU of its own where there
+    are enough; they change no result.
 
     Raises StoreError where the store cannot be read or mended.
     """
@@ -135,6 +138,7 @@ def launch(
         device,
         checkpoint_seconds=checkpoint_seconds,
         time_limit=time_limit,
+        ranks=ranks,
     )
     return _Launch(store, jobs, listener or ignore, wait_elsewhere, options).run(cells)
 
@@ -161,7 +165,7 @@ class _Launch:
         unique = {cell.key: cell for cell in cells}
         self.open.extend(cell for cell in unique.values() if not self.recorded(cell))
         with self.counting_signals(), contextlib.suppress(KeyboardInterrupt):
-            if self.jobs <= 1:
+            if self.jobs <= 1 and self.options.ranks == 1:
                 self.alone()
             else:
                 self.together()
@@ -246,8 +250,7 @@ class _Launch:
                         break
                     worker = next((w for w in workers if w.cell is None), None)
                     if worker is None:
-                        gpu = devices[started % len(devices)] if devices else None
-                        worker = Worker(replace(self.options, gpu=gpu))
+                        worker = Worker(self.pinned(devices, started))
                         workers.append(worker)
                         started += 1
                     worker.send(cell)
@@ -261,6 +264,14 @@ class _Launch:
                 self.listen(workers)
         finally:
             self.end(workers)
+
+    def pinned(self, devices: list[str], started: int) -> Options:
+        """The options of the next worker: its ranks take turns on the GPUs with all others."""
+        if not devices:
+            return self.options
+        n = self.options.ranks
+        mine, *others = (devices[(started * n + i) % len(devices)] for i in range(n))
+        return replace(self.options, gpu=mine, rank_gpus=tuple(others))
 
     def listen(self, workers: list[Worker]) -> None:
         """Take what workers say; drop those that have died."""
@@ -304,6 +315,8 @@ class _Launch:
             if cell.key not in self.elsewhere:
                 self.tell(Elsewhere(cell, ended.what))
             self.elsewhere[cell.key] = cell
+        elif ended.how == "cut off":
+            self.died(cell, ended.what)
         elif ended.how == "refused":
             self.tell(Refused(cell, ended.what))
         elif ended.how == "unsaved":

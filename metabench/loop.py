@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +17,22 @@ from metabench import checkpoint, environment, trajectory
 from metabench.cell import Budget, Cell
 from metabench.checkpoint import Boundary
 from metabench.claim import Claim
-from metabench.errors import Diverged, Held, Stopped, StoreError, TimedOut, UnknownName
+from metabench.errors import (
+    Diverged,
+    Held,
+    SettingError,
+    Stopped,
+    StoreError,
+    TimedOut,
+    UnknownName,
+)
 from metabench.evaluation import Metrics, Stopwatch, evaluate
 from metabench.events import Listener, Progress, SetAside, Started
 from metabench.footprint import Footprint
 from metabench.meter import COUNT_NAMES, Counts, Meter
 from metabench.method import Context, State
 from metabench.problem import Params, Seeds
+from metabench.ranks import Ranks
 from metabench.record import RUNAWAY
 from metabench.store import CHECKPOINT, BadFile, Store
 
@@ -47,7 +57,10 @@ class Options:
 
 class Loop:
     """One attempt at a cell. :meth:`prepare`, :meth:`train`, :meth:`judge` in this order; ``at``
-    always is the last step boundary, from which :meth:`save` makes a checkpoint."""
+    always is the last step boundary, from which :meth:`save` makes a checkpoint.
+
+    With several ``ranks`` each of them has one, and goes through the same steps; the store, the
+    claim, the listener and the clock that counts are rank 0's."""
 
     def __init__(self, cell: Cell, parts: tuple[Any, Any, Any, Budget], options: Options) -> None:
         self.cell, self.options = cell, options
@@ -55,6 +68,8 @@ class Loop:
         self.seeds = Seeds.of(cell.seed)
         self.store: Store | None = None
         self.claim: Claim | None = None
+        self.ranks = Ranks()
+        self.hosts: list[str] = []
         self.attempts = 1
         self.at: Boundary | None = None
         self.resumed: list[dict[str, Any]] = []
@@ -68,6 +83,7 @@ class Loop:
     def prepare(self) -> None:
         """Build the problem; go on from a checkpoint, or start."""
         options, device = self.options, self.options.device
+        ranks = self.ranks
         self.problem = self.task.build(self.seeds, device)
         spread = self.problem.episodes_per_step > 1
         self.threads = environment.intra_op_threads(spread)
@@ -86,7 +102,8 @@ class Loop:
             budget=self.budget,
             device=device,
             engine=engine,
-            workers=options.workers if spread and not cuda else 1,
+            workers=ranks.agree(options.workers if spread and not cuda else 1),
+            ranks=ranks,
         )
         reconstruction = getattr(self.method, "reconstruction", "")
         if reconstruction:
@@ -99,12 +116,34 @@ class Loop:
             "engine": engine,
             "threads": self.threads,
         }
+        if engine == "vmap" and ranks.world > 1:  # other batches may have other last bits
+            self.made_with["ranks"] = ranks.world
+        self.compare()
         if not self.resume():
             environment.seed_globals(self.seeds.method, device)
             with self.training:
                 state = self.method.init(self.ctx)
-            self.at = Boundary(_detached(state), counts=self.ctx.meter.counts.as_dict())
+            state = self.told(_detached(state))
+            self.at = Boundary(state, counts=self.ctx.meter.counts.as_dict())
         options.listener(Started(self.cell, self.boundary.step))
+
+    def compare(self) -> None:
+        """Raise SettingError where ranks differ in what changes results."""
+        if self.ranks.world == 1:
+            return
+        found = self.ranks.exchange((platform.node(), self.made_with))
+        self.hosts = [host for host, _ in found]
+        for rank, (host, other) in enumerate(found):
+            for name, value in found[0][1].items():
+                if other.get(name) != value:
+                    raise SettingError(
+                        f"rank {rank} on {host} has {name} {other.get(name)}, rank 0 has {value}"
+                    )
+
+    def told(self, value: Any) -> Any:
+        """A value and the training clock as rank 0 has them."""
+        value, self.training.seconds = self.ranks.agree((value, self.training.seconds))
+        return value
 
     def train(self) -> None:
         """Outer steps until a limit of the budget is reached."""
@@ -132,7 +171,8 @@ class Loop:
         environment.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         with self.training:
             new, log = self.method.step(self.ctx, at.state)
-        state = at.state if new is at.state else _detached(new)
+        moved, log = self.told((None if new is at.state else _detached(new), log))
+        state = at.state if moved is None else moved
         _guard(at.step, log, state.lam)
         logs = dict(at.logs)
         for name, value in log.items():
@@ -192,15 +232,14 @@ class Loop:
                             )
                     self.at = replace(self.boundary, metrics=metrics)
                     self.offer()
-        if self.budget.measure_memory:
+        if self.budget.measure_memory and self.ranks.rank == 0:
             self._footprint = {"peak_tensor_bytes": self.footprint()}
 
     def footprint(self) -> int:
         """Bytes of tensors that the first outer step holds at most: taken again, one episode after
         another, and forgotten."""
-        ctx = replace(
-            self.ctx, meter=Meter(), notes=dict(self.ctx.notes), step=0, engine="loop", workers=1
-        )
+        alone = replace(self.ctx, engine="loop", workers=1, ranks=Ranks())
+        ctx = replace(alone, meter=Meter(), notes=dict(self.ctx.notes), step=0)
         environment.seed_globals(self.seeds.method, self.options.device)
         with self.evaluating:
             state = _detached(self.method.init(ctx))
@@ -234,7 +273,10 @@ class Loop:
         return max(parts)
 
     def check(self) -> None:
-        """Raise Stopped, TimedOut or Held where the run must not go on."""
+        """Raise Stopped, TimedOut or Held where the run must not go on; rank 0 decides."""
+        self.ranks.together(self._check)
+
+    def _check(self) -> None:
         limit = self.options.time_limit
         if self.options.stop():
             raise Stopped(str(self.cell))
@@ -280,14 +322,7 @@ class Loop:
 
     def resume(self) -> bool:
         """Go on from the checkpoint, where there is one that can be trusted."""
-        if self.store is None:
-            return False
-        try:
-            data = checkpoint.load(self.path(), self.made_with)
-        except checkpoint.Damaged as damage:
-            bad = self.store.set_aside(BadFile(self.path(), str(damage)))
-            self.options.listener(SetAside(bad))
-            return False
+        data = self.ranks.agree(self._checkpoint())
         if data is None:
             return False
         at = self.at = Boundary.unpack(data["boundary"])
@@ -300,6 +335,17 @@ class Loop:
         commit = environment.facts()["git"].get("commit", "")
         self.resumed.append({"step": at.step, "at": stamp(), "commit": commit})
         return True
+
+    def _checkpoint(self) -> dict[str, Any] | None:
+        """What the store has; what cannot be trusted is set aside."""
+        if self.store is None:
+            return None
+        try:
+            return checkpoint.load(self.path(), self.made_with)
+        except checkpoint.Damaged as damage:
+            bad = self.store.set_aside(BadFile(self.path(), str(damage)))
+            self.options.listener(SetAside(bad))
+            return None
 
     def peak(self) -> dict[str, float]:
         """Peak memory over this attempt and those it went on from."""
@@ -327,7 +373,19 @@ class Loop:
             "resumed": self.resumed,
         }
         if self.at is not None:
-            out |= {"engine": self.ctx.engine, "threads": self.threads, "workers": self.ctx.workers}
+            out |= {
+                "engine": self.ctx.engine,
+                "threads": self.threads,
+                "workers": self.ctx.workers,
+                "ranks": self.ranks.world,
+            }
+        if self.hosts:
+            out["rank_hosts"] = self.hosts
+            if self.problem.episodes_per_step == 1:
+                out["ranks_note"] = (
+                    "a step has one episode, which one rank works on: the others only helped with "
+                    "evaluation"
+                )
         return out
 
     def path(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
@@ -48,6 +48,13 @@ class Meter:
         with self._lock:
             for name, n in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + n * weight)
+
+    def grow(self, before: dict[str, int], after: Sequence[dict[str, int]]) -> None:
+        """Set to ``before`` and what each of ``after`` has more: one count of several processes
+        that have gone on from ``before``."""
+        with self._lock:
+            grown = {k: n + sum(more[k] - n for more in after) for k, n in before.items()}
+            self.counts = Counts(**grown)
 
     @property
     def weight(self) -> int:

@@ -100,6 +100,16 @@ Jobs = Annotated[
         help="Cells at a time.",
     ),
 ]
+RanksEach = Annotated[
+    int,
+    typer.Option(
+        "--ranks",
+        min=1,
+        metavar="N",
+        help="Processes that share the episodes of one cell, each with a GPU where there are "
+        "several; for cells too large for one.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

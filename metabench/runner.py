@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 
 import torch
 
 from metabench import environment, trajectory
 from metabench.cell import Cell, check_applicable, instances
-from metabench.errors import Diverged, Held, Stopped, StoreError, TimedOut
+from metabench.crew import Crew
+from metabench.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
 from metabench.events import Event, Finished, Interrupted, Listener, SetAside, ignore
 from metabench.loop import Engine, Loop, Options, stamp
 from metabench.machine import cores
 from metabench.problem import Params
+from metabench.ranks import Ranks
 from metabench.record import Curve, Record, Status
 from metabench.store import CHECKPOINT, Store
+
+Joined = Callable[[], AbstractContextManager[Ranks]]
+"""What gathers the ranks of a run."""
 
 
 def run_cell(
@@ -30,6 +37,7 @@ def run_cell(
     workers: int | None = None,
     engine: Engine = "auto",
     stop: Callable[[], bool] | None = None,
+    crew: Crew | None = None,
 ) -> Record:
     """Run a cell to its record, and keep it where there is a store.
 
@@ -37,33 +45,57 @@ def run_cell(
     checkpoint is gone on from. Checkpoints are at least ``checkpoint_seconds`` apart (0: every
     outer step). ``time_limit`` in seconds of this call. ``workers``: threads for the episodes of a
     step (default: the usable cores); they change no result. ``engine`` "auto": batched episodes on
-    a GPU, one after another on a CPU. ``stop`` is asked between steps.
+    a GPU, one after another on a CPU. ``stop`` is asked between steps. ``crew``: other processes
+    that share the episodes; they change no result either.
 
     What goes wrong while running becomes a record (diverged, timeout, failed). Raises
     NotApplicable, UnknownName, SettingError (nothing is run), StoreError (the cell cannot be
     claimed), Held (another live process has it), Stopped (``stop`` said so; a checkpoint is kept,
-    as for KeyboardInterrupt), and, once the record is kept, what ``listener`` raised.
+    as for KeyboardInterrupt), RankLost (one of the crew is gone; likewise), and, once the record is
+    kept, what ``listener`` raised.
     """
     parts = instances(cell)
     check_applicable(*parts[:3])
     tell = _Teller(listener or ignore)
-    loop = Loop(
-        cell,
-        parts,
-        Options(
-            torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-            tell,
-            checkpoint_seconds,
-            time_limit,
-            workers or cores(),
-            engine,
-            stop or (lambda: False),
-        ),
+    options = Options(
+        torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        tell,
+        checkpoint_seconds,
+        time_limit,
+        workers or cores(),
+        engine,
+        stop or (lambda: False),
     )
-    record = _claimed(loop, store) if store is not None else _finished(loop, _run(loop)[0])
+    loop = Loop(cell, parts, options)
+
+    def joined() -> AbstractContextManager[Ranks]:
+        if crew is None:
+            return nullcontext(Ranks())
+        return crew.gathered(cell, options.device, engine, options.stop)
+
+    if store is not None:
+        record = _claimed(loop, store, joined)
+    else:
+        record = _finished(loop, _run(loop, joined)[0])
     if tell.error is not None:
         raise tell.error
     return record
+
+
+def follow(cell: Cell, ranks: Ranks, engine: Engine) -> None:
+    """Take part in a cell that rank 0 runs, as another rank of it; raises what that raises."""
+    options = Options(ranks.device, ignore, math.inf, None, 1, engine, lambda: False)
+
+    def begun() -> Loop:
+        loop = Loop(cell, instances(cell), options)
+        loop.ranks = ranks
+        loop.prepare()
+        return loop
+
+    with environment.fixed(ranks.device):
+        loop = ranks.together(begun)
+        ranks.together(loop.train)
+        ranks.together(loop.judge)
 
 
 class _Teller:
@@ -86,7 +118,7 @@ def _finished(loop: Loop, record: Record, unsaved: str = "") -> Record:
     return record
 
 
-def _claimed(loop: Loop, store: Store) -> Record:
+def _claimed(loop: Loop, store: Store, joined: Joined) -> Record:
     """The stored record of a finished cell, or a run under a claim."""
     cell, tell = loop.cell, loop.options.listener
     claim = store.claim(cell.key)
@@ -101,10 +133,10 @@ def _claimed(loop: Loop, store: Store) -> Record:
             return known
         loop.store, loop.claim = store, claim
         loop.attempts = known.attempts + 1 if known is not None else 1
-        return _keep(store, loop)
+        return _keep(store, loop, joined)
 
 
-def _run(loop: Loop) -> tuple[Record, Curve, Params | None]:
+def _run(loop: Loop, joined: Joined) -> tuple[Record, Curve, Params | None]:
     """The record, its curve, and the tested lam where the run is done."""
     started = stamp()
     status: Status = "done"
@@ -112,10 +144,12 @@ def _run(loop: Loop) -> tuple[Record, Curve, Params | None]:
     environment.facts()  # of the code that runs now, not of edits made meanwhile
     with environment.fixed(loop.options.device):
         try:
-            loop.prepare()
-            loop.train()
-            loop.judge()
-        except (Stopped, KeyboardInterrupt, SystemExit):
+            with joined() as ranks:
+                loop.ranks = ranks
+                ranks.together(loop.prepare)
+                ranks.together(loop.train)
+                ranks.together(loop.judge)
+        except (Stopped, RankLost, KeyboardInterrupt, SystemExit):
             # Where the disk refuses, the older checkpoint stays.
             loop.save(quietly=True)
             if loop.at is not None:
@@ -159,12 +193,12 @@ def _run(loop: Loop) -> tuple[Record, Curve, Params | None]:
     return record, at.curve, at.best.lam
 
 
-def _keep(store: Store, loop: Loop) -> Record:
+def _keep(store: Store, loop: Loop, joined: Joined) -> Record:
     """Run, and write the record. Where the disk refuses, the cell has failed and says so if it can;
     its checkpoint stays, for a rerun to go on from."""
     unsaved = ""
     try:
-        record, curve, lam = _run(loop)
+        record, curve, lam = _run(loop, joined)
         arrays = trajectory.arrays(lam) if lam is not None else None
         record = store.write(record, curve, arrays, claim=loop.claim)
         if record.status != "timeout":

@@ -20,6 +20,7 @@ from metabench.options import (
     MethodNames,
     Only,
     OutFolder,
+    RanksEach,
     Seeds,
     Set,
     SolverName,
@@ -72,12 +73,15 @@ def run(
     device: Device = None,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
+    ranks: RanksEach = 1,
 ) -> None:
     """Run every cell that has no finished record; stop and start it as you like."""
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     code = 0
     for each, planned in choice.planned():
-        code = max(code, _run(choice, each, planned, jobs, device, time_limit, checkpoint_every))
+        code = max(
+            code, _run(choice, each, planned, jobs, device, time_limit, checkpoint_every, ranks)
+        )
         if code == 130:
             break
     raise typer.Exit(code)
@@ -227,6 +231,7 @@ def reproduce(
     device: Device = None,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
+    ranks: RanksEach = 1,
     out: OutFolder = None,
     cluster: MaybeCluster = None,
 ) -> None:
@@ -241,7 +246,7 @@ def reproduce(
         if profile is not None:
             ran = run_on_cluster(choice, each, planned, profile)
         else:
-            ran = _run(choice, each, planned, jobs, device, time_limit, checkpoint_every)
+            ran = _run(choice, each, planned, jobs, device, time_limit, checkpoint_every, ranks)
         code = max(code, ran)
         if code == 130:
             break
@@ -307,6 +312,7 @@ def _run(
     device: str | None,
     time_limit: float | None,
     checkpoint_every: float,
+    ranks: int,
 ) -> int:
     """Run a plan in sight of the user; the exit code."""
     from metabench import api, screen
@@ -317,7 +323,7 @@ def _run(
     api.check_device(device)
     err = screen.console(stderr=True)
     todo = sum(p.state in TO_RUN for p in planned)
-    jobs = jobs or max(1, min(default_jobs(), todo))
+    jobs = jobs or max(1, min(default_jobs() // ranks, todo))
     err.print(
         f"{_title(suite, choice.budget)}: {screen.cells_of(planned)}", markup=False, soft_wrap=True
     )
@@ -335,6 +341,7 @@ def _run(
             time_limit=time_limit,
             checkpoint_seconds=checkpoint_every,
             listener=listener,
+            ranks=ranks,
         )
     if summary.exit_code:
         err.print(str(summary), markup=False, soft_wrap=True)

@@ -16,15 +16,20 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from metabench.cell import Cell
-from metabench.errors import Held, MetabenchError, NotApplicable, Stopped
+from metabench.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
 from metabench.events import Event, Listener
 
-Ending = Literal["recorded", "held", "stopped", "refused", "unsaved"]
-"""unsaved: there is no record, because the store cannot keep one or the cell cannot be built."""
+if TYPE_CHECKING:
+    from metabench.crew import Crew
+
+Ending = Literal["recorded", "held", "stopped", "refused", "unsaved", "cut off"]
+"""cut off: another process of the cell is gone, and the cell is open again; unsaved: there is no
+record, because the store cannot keep one or the cell cannot be built."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ class Options:
     """All that the cells together may use; None: the usable ones."""
     memory_fraction: float | None = None
     """Part of the GPU's memory that a worker may take."""
+    ranks: int = 1
+    """Processes for one cell: this one, and others that it starts, or that come to ``meet``."""
+    rank_gpus: tuple[str, ...] = ()
+    """As ``gpu``, of each rank after the first."""
+    meet: str | None = None
+    """A file that tells ranks on other nodes where to come (:func:`metabench.crew.attend`)."""
     output: str | None = None
     """A folder: what a cell prints goes to KEY.log there."""
 
@@ -56,12 +67,19 @@ class Ended:
     what: str = ""
 
 
-def run_one(cell: Cell, options: Options, listener: Listener, stop: Callable[[], bool]) -> Ended:
+def run_one(
+    cell: Cell,
+    options: Options,
+    listener: Listener,
+    stop: Callable[[], bool],
+    crew: Crew | None = None,
+) -> Ended:
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
     from metabench.machine import cores
     from metabench.runner import run_cell
     from metabench.store import Store
 
+    sharing = options.share * (options.ranks if options.meet is None else 1)
     try:
         run_cell(
             cell,
@@ -70,13 +88,16 @@ def run_one(cell: Cell, options: Options, listener: Listener, stop: Callable[[],
             listener=listener,
             checkpoint_seconds=options.checkpoint_seconds,
             time_limit=options.time_limit,
-            workers=max(1, (options.cores or cores()) // options.share),
+            workers=max(1, (options.cores or cores()) // sharing),
             stop=stop,
+            crew=crew,
         )
     except Held as error:
         return Ended(cell, "held", str(error))
     except Stopped:
         return Ended(cell, "stopped")
+    except RankLost as error:
+        return Ended(cell, "cut off", str(error))
     except NotApplicable as error:
         return Ended(cell, "refused", str(error))
     except MetabenchError as error:
@@ -115,16 +136,31 @@ def main(connection: Connection, options: Options) -> None:
     from metabench.registry import load_plugins
 
     load_plugins()
-    if options.memory_fraction is not None:
+    limit_memory(options.memory_fraction)
+    with _crew(options) as crew:
+        while not stop.is_set() and (cell := cells.get()) is not None:
+            if options.output is not None:
+                with contextlib.suppress(OSError):  # a full disk costs what is printed, no more
+                    _print_to(Path(options.output, f"{cell.key}.log"))
+            send(run_one(cell, options, send, stop.is_set, crew))
+
+
+def limit_memory(fraction: float | None) -> None:
+    """Take no more than a part of the GPU's memory from now on."""
+    if fraction is not None:
         import torch
 
         if torch.cuda.is_available():
-            torch.cuda.set_per_process_memory_fraction(options.memory_fraction)
-    while not stop.is_set() and (cell := cells.get()) is not None:
-        if options.output is not None:
-            with contextlib.suppress(OSError):  # a full disk costs what is printed, no more
-                _print_to(Path(options.output, f"{cell.key}.log"))
-        send(run_one(cell, options, send, stop.is_set))
+            torch.cuda.set_per_process_memory_fraction(fraction)
+
+
+def _crew(options: Options) -> contextlib.AbstractContextManager[Crew | None]:
+    if options.ranks == 1:
+        return contextlib.nullcontext()
+    from metabench.crew import Crew
+
+    meet = Path(options.meet) if options.meet is not None else None
+    return Crew(options.ranks - 1, options.rank_gpus, meet)
 
 
 def _print_to(path: Path) -> None:
@@ -146,7 +182,7 @@ class Worker:
         self.connection, theirs = context.Pipe()
         # Not a daemon: a task may want processes of its own, to load data.
         self.process = context.Process(target=main, args=(theirs, options))
-        with _interrupts_ignored():  # from its first moment: the launcher decides
+        with interrupts_ignored():  # from its first moment: the launcher decides
             self.process.start()
         theirs.close()
         self.cell: Cell | None = None
@@ -172,21 +208,26 @@ class Worker:
 
     def death(self) -> str:
         """How the process ended, in words."""
-        self.process.join()
-        code = self.process.exitcode or 0
-        if code >= 0:
-            return (
-                f"its process ended with exit code {code} (what it printed says why; a script that "
-                'runs several jobs needs if __name__ == "__main__":)'
-            )
-        name = f"signal {-code}"
-        with contextlib.suppress(ValueError):
-            name += f", {signal.Signals(-code).name}"
-        return f"its process died ({name}{'; out of memory?' if code == -signal.SIGKILL else ''})"
+        return death(self.process)
+
+
+def death(process: BaseProcess) -> str:
+    """How a process ended, in words; waits until it has."""
+    process.join()
+    code = process.exitcode or 0
+    if code >= 0:
+        return (
+            f"its process ended with exit code {code} (what it printed says why; a script that "
+            'runs several jobs needs if __name__ == "__main__":)'
+        )
+    name = f"signal {-code}"
+    with contextlib.suppress(ValueError):
+        name += f", {signal.Signals(-code).name}"
+    return f"its process died ({name}{'; out of memory?' if code == -signal.SIGKILL else ''})"
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def interrupts_ignored() -> Iterator[None]:
     """A process started inside ignores SIGINT from the start."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -11,6 +11,7 @@ solver that starts anew.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -95,7 +96,7 @@ class ReSTEM:
             order = torch.randperm(len(kept), generator=gen).tolist()
             for start in range(0, len(kept), self.batch):
                 some = [kept[i] for i in order[start : start + self.batch]]
-                g = grads.mean(self.slope(ctx, lam, pair) for pair in some)
+                g = grads.mean(ctx.share(partial(self.slope, ctx, lam), some))
                 lam, memory = solver.update(lam, g, memory, self.outer_lr)
                 lam = ctx.problem.project(lam)
         return lam

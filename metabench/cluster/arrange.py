@@ -68,7 +68,7 @@ def needs(member: Member, profile: Profile, peak_gb: float, setbacks: Setbacks) 
     Time limits are the profile's divided by a power of two, so that few groups are made.
     """
     memory = profile.memory_gb
-    wanted = MEMORY_MARGIN * peak_gb * profile.at_once
+    wanted = MEMORY_MARGIN * peak_gb * profile.at_once * profile.tasks
     while memory < wanted and memory < profile.most_memory:
         memory *= max(profile.growth, 1.1)
     memory = min(memory * profile.growth**setbacks.memory, profile.most_memory)

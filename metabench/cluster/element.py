@@ -21,7 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from metabench import claim
+from metabench import claim, crew
 from metabench.cluster import folder as folders
 from metabench.cluster import snapshot
 from metabench.cluster.folder import Element, Member, Running
@@ -32,7 +32,7 @@ from metabench.machine import cores, gpus
 from metabench.progress import describe
 from metabench.record import Status
 from metabench.store import CLAIM, Store
-from metabench.worker import Ended, Options, Worker
+from metabench.worker import Ended, Options, Worker, limit_memory
 
 PICKLE_SECONDS = 15.0
 """How long an element waits for submitit's pickle before it goes on without: the launcher may have
@@ -54,16 +54,48 @@ NOT_BEGUN = "not begun"
 """How an attempt ended that was stopped before the cell was taken up."""
 REFUSED = 3
 """Exit code of an element that must not be tried again."""
+RANK_LOST = 5
+"""Exit code of an element that has lost a rank: its job is started again."""
 
 
 def work(run: str, number: int) -> dict[str, Any]:
     """Work on a group of a submission until nothing is open or time is up; what was done, as plain
     data. It is a hint: what counts is in the store."""
     try:
-        return _Work(Path(run), number).run()
+        made = _Work(Path(run), number)
+        try:
+            return made.run()
+        finally:
+            if made.group.ranks > 1:
+                crew.over(meeting_place(made.folder))
     except MetabenchError as error:
         print(f"error: {error}", flush=True)
         raise SystemExit(REFUSED) from None
+
+
+def attend(run: str, number: int, rank: int) -> None:
+    """Be another rank of the cells that the first task of this job claims, until it is done."""
+    # The first task acts on warnings, at a step boundary that all ranks come to.
+    for warning in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(warning, signal.SIG_IGN)
+    try:
+        group = folders.read_group(Path(run) / f"group-{number}.json")
+        snapshot.check(group.code)
+        devices = gpus()
+        if devices:
+            local = int(os.environ.get("SLURM_LOCALID") or 0)
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices[local % len(devices)]
+        limit_memory(group.memory_fraction)
+        say(f"job {job_id()} on {platform.node()}: rank {rank}, {cores()} cores")
+        crew.attend(meeting_place(Path(run)), rank)
+    except MetabenchError as error:
+        print(f"error: {error}", flush=True)
+        raise SystemExit(REFUSED) from None
+
+
+def meeting_place(run: Path) -> Path:
+    """The file in which the first task of this job tells the others where to come."""
+    return run / "ranks" / f"{job_id()}-{os.environ.get('SLURM_RESTART_COUNT') or 0}.json"
 
 
 def job_id() -> str:
@@ -96,6 +128,7 @@ class _Work:
         self.done = 0
         self.unsaved: dict[str, str] = {}
         self.too_long = False
+        self.rank_lost = ""
         self._noted = 0.0
         self._news = True
         members = self.group.members
@@ -120,6 +153,9 @@ class _Work:
         )
         self.note(force=True)
         self.loop()
+        if self.rank_lost:
+            self.note(ended=self.rank_lost, force=True)
+            raise SystemExit(RANK_LOST)
         # Those that it stopped itself are free by now.
         self.later.clear()
         left = self.next(ignore_time=True) is not None
@@ -149,7 +185,7 @@ class _Work:
 
     def loop(self) -> None:
         devices = gpus()
-        share = len(devices) > 1
+        share, several = len(devices) > 1, self.group.ranks > 1
         options = Options(
             str(self.store.root),
             self.group.at_once,
@@ -158,18 +194,21 @@ class _Work:
             checkpoint_seconds=self.group.checkpoint_seconds,
             memory_fraction=self.group.memory_fraction,
             output=str(self.folder / "cells"),
+            ranks=self.group.ranks,
+            meet=str(meeting_place(self.folder)) if several else None,
         )
         workers: list[Worker] = []
         started = 0
         try:
-            while not self.stopping():
+            while not (self.stopping() or self.rank_lost):
                 while sum(w.cell is not None for w in workers) < self.group.at_once:
                     member = self.next()
                     if member is None:
                         break
                     worker = next((w for w in workers if w.cell is None), None)
                     if worker is None:
-                        gpu = devices[started % len(devices)] if share else None
+                        # The first of several ranks is the first of its node.
+                        gpu = devices[0 if several else started % len(devices)] if share else None
                         with _warnings_held():
                             worker = Worker(replace(options, gpu=gpu))
                         workers.append(worker)
@@ -183,7 +222,7 @@ class _Work:
                     return
                 self.listen(workers)
                 self.note()
-            say(f"stopping: {self.signal or 'out of time'}")
+            say(f"stopping: {self.rank_lost or self.signal or 'out of time'}")
             for worker in workers:
                 worker.send(None)
             grace = min(
@@ -316,6 +355,11 @@ class _Work:
         key = ended.cell.key
         self._news = True
         self.running.pop(key, None)
+        if ended.how == "cut off":
+            self.rank_lost = ended.what
+            self.tell(key, what=ended.what)
+            say(describe(Retried(ended.cell, ended.what)))
+            return
         self.tell(key, end=ended.how, **({"what": ended.what} if ended.what else {}))
         if ended.how == "held":
             self.later[key] = time.monotonic() + LOOK_AGAIN_SECONDS
@@ -443,6 +487,10 @@ def say(text: str) -> None:
 
 def main(jobs: str, run: str, number: str) -> None:
     """What the batch script starts: submitit's pickle, or the same call where it never came."""
+    rank = int(os.environ.get("SLURM_PROCID") or 0)
+    if rank:
+        attend(run, int(number), rank)
+        return
     from submitit.core import job_environment, submission
 
     os.environ["SUBMITIT_FOLDER"] = jobs

@@ -104,6 +104,8 @@ class Group:
     requeue: bool = True
     memory_fraction: float | None = None
     elements: int = 1
+    ranks: int = 1
+    """Tasks of a job, which share the episodes of one cell."""
 
     def write(self, path: Path) -> None:
         """Keep it."""

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,9 @@ def _ask_node(
     (folder / TOKEN).write_text(token)
     name = f"mb-{folder.name}"
     command = f"{profile.command()} -P -u -m metabench.cluster.probe {shlex.quote(str(folder))}"
+    one = replace(profile, ranks=1, nodes=1)
     executor = submitting.executor(
-        profile, command, folder, name, SHORTEST, profile.memory_gb, 1, [], "metabench doctor"
+        one, command, folder, name, SHORTEST, profile.memory_gb, 1, [], "metabench doctor"
     )
     before = time.time()
     snapshot.take(folder)

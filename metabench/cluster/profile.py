@@ -56,6 +56,11 @@ class Profile:
     """Instead of ``gpus``: "shard:1", "gpu:1g.10gb:1"."""
     at_once: Whole = 1
     """Cells that a job runs beside each other, each in a process of its own."""
+    ranks: Whole = 1
+    """Processes that share the episodes of one cell, for cells too large for one: tasks of the job,
+    each with ``cpus`` cores and one of the node's GPUs, spread evenly over ``nodes``."""
+    nodes: Whole = 1
+    """Nodes of a job; ``gpus`` (or ``gres``) and ``memory_gb`` are of each."""
     memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Of the GPU's memory, for each process."""
     parallel: Whole = 32
@@ -97,6 +102,15 @@ class Profile:
             raise ValueError(f"signal_seconds {self.signal_seconds} leaves no time to work")
         if self.gpus and self.gres:
             raise ValueError(f"give gpus ({self.gpus}) or gres ({self.gres!r}), not both")
+        if self.ranks % self.nodes:
+            raise ValueError(
+                f"ranks {self.ranks} on nodes {self.nodes}: give each node as many (ranks a "
+                "multiple of nodes)"
+            )
+        if self.ranks > 1 and self.at_once > 1:
+            raise ValueError(
+                f"at_once {self.at_once} with ranks {self.ranks}: ranks work on one cell at a time"
+            )
         wrong = sorted({"output", "error", "signal", "array"} & {*self.extra})
         if wrong:
             raise ValueError(f"extra cannot set {wrong[0]}: logs and requeueing depend on it")
@@ -115,6 +129,11 @@ class Profile:
     def most_memory(self) -> float:
         """GB up to where memory may grow."""
         return max(self.memory_gb, self.most_memory_gb or 4 * self.memory_gb)
+
+    @property
+    def tasks(self) -> int:
+        """Ranks on each node."""
+        return self.ranks // self.nodes
 
     @property
     def wants_gpu(self) -> bool:

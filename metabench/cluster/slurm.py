@@ -188,8 +188,9 @@ def beyond(profile: Profile, partitions: Sequence[Partition]) -> list[str]:
     out = []
     if not found.up:
         out.append(f"partition {found.name} is down")
-    if profile.cpus > found.cpus:
-        out.append(f"cpus {profile.cpus}: {where} has {found.cpus}")
+    if profile.cpus * profile.tasks > found.cpus:
+        each = f" for each of {profile.tasks} ranks" if profile.tasks > 1 else ""
+        out.append(f"cpus {profile.cpus}{each}: {where} has {found.cpus}")
     if profile.memory_gb > found.memory_gb:
         out.append(f"memory_gb {profile.memory_gb:g}: {where} has {found.memory_gb:.1f}")
     if found.minutes is not None and profile.minutes > found.minutes:

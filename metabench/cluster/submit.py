@@ -153,9 +153,17 @@ def executor(
         setup=profile.setup or None,
         teardown=teardown or None,
         # From 22.05 to 23.11 srun does not inherit it from sbatch.
-        srun_args=["--ntasks=1", f"--cpus-per-task={profile.cpus}", *profile.srun_args],
+        srun_args=[
+            f"--ntasks={profile.ranks}",
+            f"--cpus-per-task={profile.cpus}",
+            # Without one of its ranks a job can do nothing: it dies, and its batch script begins
+            # it again.
+            *(["--kill-on-bad-exit=1"] if profile.ranks > 1 else []),
+            *profile.srun_args,
+        ],
+        nodes=profile.nodes,
         # On a node of its own (exclusive) srun would start a task a core.
-        ntasks_per_node=1,
+        ntasks_per_node=profile.tasks,
         additional_parameters=extra,
         comment=comment,
         **{key: value for key in named if (value := getattr(profile, key))},
@@ -494,6 +502,7 @@ def _write_folder(made: Draft) -> str:
             profile.requeue,
             profile.memory_fraction,
             bundle.elements,
+            profile.ranks,
         ).write(made.folder / f"group-{at}.json")
     snapshot.write_json(
         made.folder / "keys.json", sorted(m.cell.key for b in made.bundles for m in b.members)
