@@ -181,8 +181,9 @@ def _teardown(folder: Path) -> list[str]:
         "case $code in 0|3|126|127) exit $code ;; esac",
         f"crashes={crashes}/"
         "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}.crashes",
-        'echo "$code on $SLURMD_NODENAME" >> "$crashes"',
-        f'if [ "$(wc -l < "$crashes")" -le {CRASHES} ] &&',
+        # What cannot be counted, on a full disk, is not tried again for ever.
+        'if echo "$code on $SLURMD_NODENAME" >> "$crashes" &&',
+        f'  [ "$(wc -l < "$crashes")" -le {CRASHES} ] &&',
         '  scontrol show job "$SLURM_JOB_ID" | grep -q "JobState=RUNNING"; then',
         '  scontrol requeue "$SLURM_JOB_ID"',
         "fi",
