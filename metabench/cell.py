@@ -6,7 +6,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -81,7 +81,9 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """sha256 of the canonical JSON, 64 hexadecimal digits."""
-        return hashlib.sha256(canonical(asdict(self)).encode()).hexdigest()
+        # asdict would copy every setting first, which thousands of cells feel.
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        return hashlib.sha256(canonical(data).encode()).hexdigest()
 
     def __hash__(self) -> int:
         return hash(self.key)
