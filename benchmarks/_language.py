@@ -192,16 +192,18 @@ class Pieces:
         """Ids."""
         return torch.zeros(*shape, dtype=torch.int64)
 
-    def written(self, n: int, prompt: int, tokens: int, adapters: Sequence[Adapter]) -> Cost:
-        """n continuations of a prompt: it is read once, then a token at a time; every token costs
-        what the one in the middle does."""
+    def written(
+        self, n: int, prompt: int, tokens: int, adapters: Sequence[Adapter], *, shared: bool
+    ) -> Cost:
+        """n continuations of a prompt that they share, and is read once, or of one each; then a
+        token at a time. Every token costs what the one in the middle does."""
         lm = self.lm
 
         @torch.no_grad()
         def read(length: int) -> list[Any]:
             cache: list[Any] = []
-            lm.head(lm.hidden(self.texts(1, length), adapters, cache)[:, -1])
-            return lm.repeated(cache, n)
+            lm.head(lm.hidden(self.texts(1 if shared else n, length), adapters, cache)[:, -1])
+            return lm.repeated(cache, n) if shared else cache
 
         @torch.no_grad()
         def write(cache: list[Any]) -> None:
@@ -300,7 +302,10 @@ def _rewarded(cell: Cell, task: Any, method: Any, budget: Any) -> Counted:
 
     judged = at.judged(task.questions, task.question_tokens, both)
     if task.grader is not None:
-        graded = at.written(1, task.question_tokens, task.answer_tokens, both) * task.questions
+        alone = [*own, at.lm.adapter(deltas(at.known, task.rank, task.targets), 1.0)]
+        graded = at.written(
+            task.questions, task.question_tokens, task.answer_tokens, alone, shared=False
+        )
         judge = _pieces(task.grader, task.grader_dtype, "peft")
         graded += judge.judged(task.questions, GRADED, [], read=1)
         judged = judged + graded
@@ -309,7 +314,7 @@ def _rewarded(cell: Cell, task: Any, method: Any, budget: Any) -> Counted:
     step, fixed = Cost(), 0.0
     if budget.outer_steps:
         if writes:
-            step += at.written(method.samples, prompt, task.sample_tokens, own)
+            step += at.written(method.samples, prompt, task.sample_tokens, own, shared=True)
         repeats = getattr(task, "repeats", 1)
         step += (training + judged) * (method.samples * repeats)
         if writes:
@@ -317,7 +322,7 @@ def _rewarded(cell: Cell, task: Any, method: Any, budget: Any) -> Counted:
         step = step * task.meta_batch
     evaluation = training + judged
     if writes and learns:
-        evaluation += at.written(1, prompt, task.sample_tokens, own)
+        evaluation += at.written(1, prompt, task.sample_tokens, own, shared=True)
     looks = 1 + -(-budget.outer_steps // budget.eval_every)
     evaluations = {
         "valid": (evaluation, float(looks * budget.valid_episodes)),

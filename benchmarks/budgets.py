@@ -231,6 +231,10 @@ class Same:
         return f"{self.suite}/{self.row}/{self.columns[0]}"
 
 
+NO_COST = ("noise", "prompt")
+"""Words among the settings that do not change what a cell costs."""
+
+
 def cost_key(cell: Cell) -> str:
     """Equal for cells that cost the same: step sizes and rates, all that is a fraction, do not
     matter; memory_budget_gb does."""
@@ -240,7 +244,7 @@ def cost_key(cell: Cell) -> str:
             data[group] = {
                 k: v
                 for k, v in values.items()
-                if not isinstance(v, float) or k == "memory_budget_gb"
+                if k == "memory_budget_gb" or not (isinstance(v, float) or k in NO_COST)
             }
     return canonical(data)
 
