@@ -143,7 +143,7 @@ def _long(cell: Cell) -> dict[str, tuple[int, int]]:
             continue
         few = FEW if group == "method" else FEW_FINAL
         if name == "inner_steps":  # what is done in its last part alone is whole in both runs
-            few = max(few, settings.get("truncate") or 0, 2 * (settings.get("thin") or 0))
+            few = max(few, 1 + (settings.get("truncate") or 0), 2 * (settings.get("thin") or 0))
         if all_ > 4 * few:
             out[name] = (few, all_)
     return out

@@ -35,6 +35,7 @@ from metabench.listing import suite_names
 from metabench.record import Record
 
 ROOT = Path(__file__).parents[1] / "results"
+DOCS = ROOT.parent / "docs" / "budgets.md"
 
 FAMILIES = {
     "few-shot images": ("omniglot", "few-shot-", "maml-", "quickstart"),
@@ -114,6 +115,10 @@ def measured(given: argparse.Namespace, command: str) -> int:
     totals = [{"family": f, **spent(families[f].values())} for f in order if f in families]
     write(given.out / "laptop.json", {"command": command, "families": totals, "suites": rows})
     heads = ["cells", "median s", "longest s", "core-hours", "steps/s", "peak MB", "tensors MB"]
+    families_table = markdown(
+        ["family", *heads], [[row["family"], *figures(row)] for row in totals]
+    )
+    shown(families_table, "laptop", given.out)
     lines = [
         f"`{command}`",
         "",
@@ -127,7 +132,7 @@ def measured(given: argparse.Namespace, command: str) -> int:
         "bytes of tensors of one outer step, where a suite counts them. Most suites ran two cells "
         "at a time beside other work: these seconds say what to expect, not how fast anything is.",
         "",
-        markdown(["family", *heads], [[row["family"], *figures(row)] for row in totals]),
+        families_table,
         "",
         markdown(
             ["family", "suite", *heads],
@@ -305,6 +310,8 @@ def estimated(given: argparse.Namespace, command: str) -> int:
     write(path, {**content, "not_counted": [same.id for same in left], "counts": counts})
     text = estimate(command, card, rows, left)
     (given.out / "paper.md").write_text(text, encoding="utf-8")
+    different = f"Counted so far: {len(rows)} of {len(plan)} different costs."
+    shown(f"{by_family(rows)}\n\n{different}", "paper", given.out)
     print(text)
     return 0
 
@@ -368,8 +375,6 @@ def estimate(command: str, card: Card, rows: list[dict[str, Any]], left: list[Sa
     """The Markdown of an estimate."""
     whole = [row for row in rows if "error" not in row]
     failed = [row for row in rows if "error" in row]
-    heads = ["cells", "PFLOP", "GPU hours", "longest cell h", "memory GB", "bound by"]
-    by_family = {f: [r for r in whole if r["family"] == f] for f in FAMILIES}
     by_suite: dict[str, list[dict[str, Any]]] = {}
     for row in whole:
         by_suite.setdefault(row["suite"], []).append(row)
@@ -406,15 +411,15 @@ def estimate(command: str, card: Card, rows: list[dict[str, Any]], left: list[Sa
         *[f"- {note}." for note in notes],
         *[f"- {name} is left out: {why}." for name, why in UNCOUNTED.items()],
         "",
-        markdown(["family", *heads], [[f, *sums(r)] for f, r in by_family.items() if r]),
+        by_family(rows),
         "",
         markdown(
-            ["family", "suite", *heads],
+            ["family", "suite", *PRICES],
             [[r[0]["family"], s, *sums(r)] for s, r in by_suite.items()],
         ),
         "",
         markdown(
-            ["suite", "row", "columns", *heads],
+            ["suite", "row", "columns", *PRICES],
             [[r["suite"], r["row"], ", ".join(r["columns"]), *sums([r])] for r in whole],
         ),
     ]
@@ -425,6 +430,18 @@ def estimate(command: str, card: Card, rows: list[dict[str, Any]], left: list[Sa
         lines += ["", "Not counted yet (the same command goes on):", ""]
         lines += [f"- {name}: {n} different cells" for name, n in waiting.items()]
     return "\n".join(lines) + "\n"
+
+
+PRICES = ("cells", "PFLOP", "GPU hours", "longest cell h", "memory GB", "bound by")
+
+
+def by_family(rows: list[dict[str, Any]]) -> str:
+    """The table of families."""
+    groups: dict[str, list[dict[str, Any]]] = {f: [] for f in FAMILIES}
+    for row in rows:
+        if "error" not in row:
+            groups[row["family"]].append(row)
+    return markdown(["family", *PRICES], [[f, *sums(r)] for f, r in groups.items() if r])
 
 
 def sums(rows: list[dict[str, Any]]) -> list[str]:
@@ -457,6 +474,17 @@ def markdown(heads: list[str], rows: Table) -> str:
     words = ("family", "suite", "row", "columns", "bound by")
     align = ["left" if head in words else "right" for head in heads]
     return tabulate(rows, heads, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def shown(table: str, name: str, out: Path) -> None:
+    """Put a table where docs/budgets.md has the last one, if it is the project's own."""
+    if out.resolve() != (ROOT / "budgets").resolve():
+        return
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+    DOCS.write_text(text, encoding="utf-8")
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
