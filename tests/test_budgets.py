@@ -120,7 +120,7 @@ def test_several_episodes_from_one_and_two():
 
     assert found.step.flops == spent("loop").flops
     together = spent("vmap")
-    assert found.step.ops == together.ops
+    assert found.step.ops == pytest.approx(together.ops, rel=0.1)
     assert found.step.peak == pytest.approx(together.peak, rel=0.3)
 
 
