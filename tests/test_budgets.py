@@ -1,0 +1,285 @@
+"""Counts of FLOPs and operations against hand counts; tables of what was and would be spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import F64
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from metabench import api
+from metabench.cell import make_cell
+from metabench.context import Context
+from metabench.listing import suite_names
+from metabench.problem import Seeds
+from metabench.registry import methods, solvers, tasks
+from metabench.store import Store
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import _counting, _language, _records, budgets
+
+CPU = torch.device("cpu")
+ROWS, INPUTS, OUTPUTS = 7, 5, 3
+BUDGET = {"outer_steps": 12, "eval_every": 5, "valid_episodes": 1, "test_episodes": 1}
+
+
+def both(work):
+    """FLOPs by our counter and by PyTorch's own."""
+    with _counting.Counter() as counter, FlopCounterMode(display=False) as flops:
+        work()
+    assert counter.cost.flops == flops.get_total_flops()
+    return counter.cost
+
+
+def test_a_linear_layer_forwards_backwards_and_its_hessian_product():
+    x, w = torch.randn(ROWS, INPUTS, dtype=F64), torch.randn(INPUTS, OUTPUTS, dtype=F64)
+    w.requires_grad_()
+    once = 2 * ROWS * INPUTS * OUTPUTS
+    forward = both(lambda: x @ w)
+    assert forward.flops == once
+    assert forward.traffic == 8 * (x.numel() + w.numel() + ROWS * OUTPUTS)
+    assert forward.peak == 8 * ROWS * OUTPUTS and forward.ops == 1
+    # The gradient in w alone: one more product.
+    assert both(lambda: torch.autograd.grad((x @ w).square().sum(), w)).flops == 2 * once
+    moved = x.clone().requires_grad_()
+    assert both(lambda: torch.autograd.grad((moved @ w).sum(), [w, moved])).flops == 3 * once
+
+    def product():
+        (g,) = torch.autograd.grad((x @ w).square().sum(), w, create_graph=True)
+        torch.autograd.grad(g, w, torch.ones_like(w))
+
+    # Back through g = 2 x' (x w): the product with x', then that with x.
+    assert both(product).flops == 4 * once
+
+
+def test_a_convolution_in_both_directions():
+    images, weights = torch.randn(2, 3, 8, 8, dtype=F64), torch.randn(4, 3, 3, 3, dtype=F64)
+    weights.requires_grad_()
+    once = 2 * 2 * 4 * 3 * 9 * 64
+    assert both(lambda: F.conv2d(images, weights, padding=1)).flops == once
+    work = both(lambda: torch.autograd.grad(F.conv2d(images, weights, padding=1).sum(), weights))
+    assert work.flops == 2 * once
+
+
+def cell(name="ridge", called="bilevel", **set_):
+    return make_cell(name, called, set={"budget": BUDGET, **set_})
+
+
+@pytest.mark.parametrize(
+    ("settings", "within"),
+    [
+        ({"inner_steps": 70}, 1e-9),
+        ({"inner_steps": 70, "truncate": 12}, 1e-9),
+        ({"inner_steps": 60, "mode": "forward"}, 1e-2),
+    ],
+)
+def test_a_long_loop_costs_what_two_short_ones_foretell(settings, within):
+    asked = cell(method=settings)
+    found, whole = _counting.counted(asked), _counting._run(asked)
+    assert _counting._long(asked)
+    for name in ("flops", "ops", "traffic"):
+        assert getattr(found.step, name) == pytest.approx(getattr(whole.step, name), rel=within)
+        for split, (cost, times) in whole.evaluations.items():
+            other, n = found.evaluations[split]
+            assert n == times
+            assert getattr(other, name) == pytest.approx(getattr(cost, name), rel=within)
+    assert found.step.peak == pytest.approx(whole.step.peak, rel=0.1)
+
+
+def test_two_long_loops_and_a_budget_of_gradients():
+    budget = {"inner_gradients": 4000, "eval_every": 5, "valid_episodes": 1, "test_episodes": 1}
+    settings = {"inner_steps": 60, "terms": 50, "inner_lr": 0.01}
+    asked = make_cell("ridge", "ift", set={"method": settings, "budget": budget})
+    found, whole = _counting.counted(asked), _counting._run(asked)
+    assert set(_counting._long(asked)) == {"inner_steps", "terms"}
+    assert found.steps == pytest.approx(whole.steps, rel=1e-9)
+    assert found.step.ops == pytest.approx(whole.step.ops, rel=1e-9)
+
+
+def test_several_episodes_from_one_and_two():
+    small = {"queries": 2, "filters": 4, "meta_batch": 4}
+    found = _counting._run(cell("glyphs", "maml", task=small))
+    task, method = tasks.get("glyphs")(**small), methods.get("maml")()
+
+    def spent(engine):
+        problem = task.build(Seeds.of(0), CPU)
+        ctx = Context(
+            problem, solvers.get("sgd")(), Seeds.of(0), task.offers, engine=engine, step=6
+        )
+        state = method.init(ctx)
+        with _counting.Counter() as counter:
+            method.step(ctx, state)
+        return counter.cost
+
+    assert found.step.flops == spent("loop").flops
+    together = spent("vmap")
+    assert found.step.ops == pytest.approx(together.ops, rel=0.1)
+    assert found.step.peak == pytest.approx(together.peak, rel=0.3)
+
+
+def test_the_budgets_evaluations_and_bytes_are_counted():
+    found = _counting._run(cell(method={"inner_steps": 3}))
+    assert found.steps == 12
+    assert found.evaluations["valid"][1] == 1 + 3 and found.evaluations["test"][1] == 1
+    assert found.state_bytes >= 8 * 10 and found.data_bytes > 0
+
+
+@pytest.mark.parametrize("form", ["functional", "peft"])
+@pytest.mark.parametrize("width", [16, 32])
+def test_a_language_model_by_formula(width, form):
+    pytest.importorskip("transformers")
+    if form == "peft":
+        pytest.importorskip("peft")
+    known = _language.Sizes("made up", 2, width, 3 * width, 4, 2, 100, tied=True)
+    every = list(known.maps)
+    with _language.traced():
+        lm = _language.built(known, torch.float32, form)
+        pieces = _language.Pieces(known, lm, torch.float32)
+        trained = pieces.trained(3, 20, None, _language.deltas(known, 4, every, 1))
+        judged = pieces.judged(2, 20, [], read=5)
+        writer = [lm.adapter(_language.deltas(known, 4, every), 1.0)]
+        written = pieces.written(2, 10, 4, writer, shared=True)
+        numbers = sum(lm.linear(i, name).numel() for i in range(2) for name in every)
+    assert trained.flops == 3 * known.flops(20, 19, rank=4, backward=True)
+    assert judged.flops == 2 * known.flops(20, 5)
+    token = known.flops(1, 1, before=12, rank=4)
+    assert written.flops == known.flops(10, 1, rank=4) + 4 * 2 * token
+    assert known.parameters == numbers + 5 * width + 100 * width
+
+
+def test_the_sizes_of_the_papers_models_come_to_their_names():
+    # 7.6 and 1.24 billion, as their cards say.
+    assert _language.sizes("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512
+    assert _language.sizes("meta-llama/Llama-3.2-1B").parameters == 1_235_814_400
+
+
+def test_every_suite_has_a_family_and_every_cost_its_place():
+    assert all(budgets.family(name) for name in suite_names())
+    with pytest.raises(KeyError, match="no family"):
+        budgets.family("other")
+    plan = budgets.planned()
+    assert len({same.id for same in plan}) == len(plan)
+    assert {same.suite for same in plan} >= {"seal-knowledge", "maml-miniimagenet", "pretrain-ppi"}
+    assert not {"crossing", "pbgd-hypercleaning-f1"} & {same.suite for same in plan}
+
+
+def test_what_cannot_change_a_cost_is_no_different_cost():
+    one, other = (cell(method={"inner_lr": lr}) for lr in (0.1, 0.2))
+    assert budgets.cost_key(one) == budgets.cost_key(other)
+    assert budgets.cost_key(one) != budgets.cost_key(cell(method={"inner_steps": 6}))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of a suite as they are committed: a report that holds its records."""
+    root = tmp_path_factory.mktemp("results")
+    store = Store(root / "runs")
+    api.run("closed-form", budget="smoke", only=["fixed", "truncated"], store=store)
+    api.report("closed-form", budget="smoke", store=store, out=root / "closed-form" / "laptop")
+    return root, store
+
+
+def test_records_in_each_of_three_forms(results, tmp_path):
+    root, store = results
+    records = {r.key: r for r in store.records()}
+    assert _records.committed(root / "closed-form" / "laptop") == records
+    lines, single = tmp_path / "lines", tmp_path / "single"
+    lines.mkdir()
+    with gzip.open(lines / "records.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(r.as_dict()) + "\n" for r in records.values())
+    assert _records.committed(lines) == records
+    for name, record in records.items():
+        (single / "records" / name).mkdir(parents=True)
+        (single / "records" / name / "record.json").write_text(json.dumps(record.as_dict()))
+    assert _records.committed(single) == records
+    assert _records.committed(tmp_path / "nothing") == {}
+    (lines / "records.jsonl.gz").unlink()
+    with gzip.open(lines / "records.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"cell": {}}) + "\n")
+    with pytest.raises(ValueError, match=r"records\.jsonl\.gz"):
+        _records.committed(lines)
+
+
+def test_the_laptop_table(results, tmp_path, capsys):
+    root, store = results
+    assert budgets.main(["laptop", "--results", str(root), "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "laptop.json").read_text())
+    (row,), (total,) = found["suites"], found["families"]
+    records = list(store.records())
+    assert row["cells"] == total["cells"] == len(records) == 6
+    seconds = [r.cost["seconds"] + r.cost["evaluation_seconds"] for r in records]
+    assert row["longest_seconds"] == max(seconds)
+    assert row["core_seconds"] == pytest.approx(sum(seconds))
+    assert row["peak_memory_bytes"] == max(r.cost["peak_memory_bytes"] for r in records)
+    rates = [r.steps / r.cost["seconds"] for r in records if r.steps]
+    assert min(rates) <= row["steps_a_second"] <= max(rates)
+    text = (tmp_path / "laptop.md").read_text()
+    assert text.startswith("`python -m benchmarks.budgets laptop") and "| mathematics" in text
+    assert "No records of: augmentation" in text and "closed-form." not in text
+
+
+def test_failed_cells_are_no_costs(results):
+    records = list(results[1].records())
+    failed = [dataclasses.replace(r, status="failed") for r in records]
+    found = budgets.spent([*records, *failed])
+    assert found == budgets.spent(records)
+    assert budgets.spent(failed)["median_seconds"] is None
+
+
+def test_the_paper_table_goes_on_and_is_priced_anew(tmp_path, monkeypatch, capsys):
+    plan = [s for s in budgets.planned() if s.suite == "closed-form" and s.columns == ("ridge",)]
+    monkeypatch.setattr(budgets, "planned", lambda: plan[:2])
+    out = ["--out", str(tmp_path)]
+    assert budgets.main(["paper", "--minutes", "0", *out]) == 0
+    assert "Not counted yet" in (tmp_path / "paper.md").read_text()
+    budgets.main(["paper", *out])
+    first = json.loads((tmp_path / "paper.json").read_text())
+    text = (tmp_path / "paper.md").read_text()
+    assert "ESTIMATE" in text and "Not counted yet" not in text and "10 microseconds" in text
+    monkeypatch.setattr(budgets, "count", lambda cell: pytest.fail("counted twice"))
+    budgets.main(["paper", "--op-us", "20", "--card", "another", *out])
+    second = json.loads((tmp_path / "paper.json").read_text())
+    assert first["counts"] == second["counts"]
+    for a, b in zip(first["rows"], second["rows"], strict=True):
+        assert a["bound"] == "launches" and b["hours"] == pytest.approx(2 * a["hours"])
+        assert a["cells"] == 10 and a["flops"] == b["flops"] and a["memory_bytes"] > 0
+
+
+def test_a_cell_that_cannot_be_counted_is_told(tmp_path, monkeypatch, capsys):
+    plan = [s for s in budgets.planned() if s.suite == "closed-form"][:1]
+    monkeypatch.setattr(budgets, "planned", lambda: plan)
+
+    def broken(cell):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(_counting, "counted", broken)
+    assert budgets.main(["paper", "--out", str(tmp_path)]) == 0
+    assert "RuntimeError: no such thing" in (tmp_path / "paper.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["miniimagenet", "cifar100", "ptbxl", "ppi_bio"])
+def test_stand_ins_have_the_readers_forms(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("METABENCH_CACHE", str(tmp_path))
+    small = {
+        "miniimagenet": ("miniimagenet", {"filters": 2}),
+        "cifar100": ("pretrain_multitask", {"source": "torchvision", "n_tasks": 2, "width": 2}),
+        "ptbxl": ("pretrain_ptbxl", {"window": 32, "width": 2, "n_test": 10}),
+        "ppi_bio": ("pretrain_ppi", {"width": 2, "layers": 1, "n_tune": 4, "n_valid": 4}),
+    }
+    called, settings = small[name]
+    task = tasks.get(called)(**settings)
+    assert _counting.absent(task) == [name]
+    with _counting.stand_ins([name]):
+        problem = task.build(Seeds.of(0), CPU)
+        lam = problem.init_outer()
+        episode = problem.episode("train", 0)
+        loss = problem.outer_loss(lam, problem.init_inner(lam, episode), episode.outer)
+    assert bool(torch.isfinite(loss))
