@@ -64,15 +64,6 @@ class OfImages:
         """The splits "train" and "test". Raises DataMissing."""
         return load(self.dataset, None if self.source == "auto" else self.source)
 
-    def enough(self, task: str, what: str, wanted: int, there: int) -> None:
-        """Raise SettingError where ``task`` wants more images (its setting ``what``) than are
-        there."""
-        if wanted > there:
-            raise SettingError(
-                f"task {task}: {what} is {wanted}; {self.dataset} has {there} images to take them "
-                "from"
-            )
-
 
 class DrawnProblem(Problem):
     """Training batches drawn anew for every step from ``parts`` (split to "x" and "y"), ``size``
@@ -106,8 +97,25 @@ class DrawnProblem(Problem):
         return Episode(inner, self.some("valid", gen), index)
 
 
+def enough(task: str, dataset: str, what: str, wanted: int, there: int) -> None:
+    """Raise SettingError where ``task`` wants more images (its setting ``what``) than there are."""
+    if wanted > there:
+        raise SettingError(
+            f"task {task}: {what} is {wanted}; {dataset} has {there} images to take them from"
+        )
+
+
 def shrunk(images: Tensor, side: int) -> Tensor:
-    """Means over squares of so many pixels a side, of images [n, channels, height, width]."""
+    """Means over squares of so many pixels a side, of images [n, channels, height, width].
+
+    Raises SettingError where a square is larger than an image.
+    """
+    if side > min(images.shape[-2:]):
+        height, width = images.shape[-2:]
+        raise SettingError(
+            f"shrink is {side}; an image has {height} x {width} pixels: take at most "
+            f"{min(height, width)}"
+        )
     return F.avg_pool2d(images, side) if side > 1 else images
 
 

@@ -31,7 +31,7 @@ from metabench.registry import tasks
 
 from . import _losses
 from ._classifier import Classifier, Kind
-from ._images import CLASSES, OfImages, shrunk
+from ._images import CLASSES, OfImages, enough, shrunk
 from ._learning import Learning, LearningProblem
 
 Count = Annotated[int, Field(ge=1)]
@@ -138,8 +138,8 @@ class LossLearningProblem(LearningProblem):
         task = self.task
         (x, y), test = images["train"], images["test"]
         wanted = task.n_train + task.n_valid
-        task.enough("loss_learning", "n_train + n_valid", wanted, len(x))
-        task.enough("loss_learning", "n_test", task.n_test, len(test[0]))
+        enough("loss_learning", task.dataset, "n_train + n_valid", wanted, len(x))
+        enough("loss_learning", task.dataset, "n_test", task.n_test, len(test[0]))
         order = torch.randperm(len(x), generator=generator(self.seeds.data, "loss_learning"))
         # The first image of each class, then the second of each, and so on.
         one_hot = F.one_hot(y[order], CLASSES)

@@ -40,7 +40,7 @@ from metabench.problem import (
 from metabench.registry import tasks
 from metabench.softmax import SoftmaxHessian
 
-from ._images import CLASSES, OfImages, shrunk
+from ._images import CLASSES, OfImages, enough, shrunk
 
 DECAY = "log_decay."
 """Prefix of a decay's name before that of the weights it is for."""
@@ -117,7 +117,7 @@ class WeightDecayProblem(Problem):
             x, y = images[source]
             wanted = [sizes[s] for s in splits]
             named = " + ".join(f"n_{s}" for s in splits)
-            task.enough("weight_decay", named, sum(wanted), len(x))
+            enough("weight_decay", task.dataset, named, sum(wanted), len(x))
             order = torch.randperm(len(x), generator=gen)[: sum(wanted)].split(wanted)
             for split, chosen in zip(splits, order, strict=True):
                 self.parts[split] = {
