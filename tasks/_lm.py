@@ -79,12 +79,17 @@ class LanguageModel:
         found = {i for i, text in zip(ids, texts, strict=True) if "\n" in text}
         return frozenset(found if self.end is None else found | {self.end})
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
     def chat(self, text: str) -> str:
         """A user's message as the model's own template writes it, up to where it answers.
 
         Raises MetabenchError where the tokenizer has no template.
         """
-        if not getattr(self.tokenizer, "chat_template", None):
+        if not self.has_chat:
             raise MetabenchError("the tokenizer has no chat template; set the template to 'plain'")
         said: str = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
