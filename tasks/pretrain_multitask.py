@@ -117,8 +117,8 @@ class PretrainMultitaskProblem(WeighedTasksProblem):
             members = [cifar.NAMES.index(member) for member in cifar.SUPERCLASSES[name].split()]
             picked = [images[c, torch.randperm(per_class, generator=gen)[:n]] for c in members]
             x = torch.stack(picked).to(self.dtype) / 127.5 - 1
-            x = shrunk(x.flatten(0, 1), task.shrink).unflatten(0, (WAYS, n))
-            return x.to(device)
+            small: Tensor = shrunk(x.flatten(0, 1), task.shrink).unflatten(0, (WAYS, n))
+            return small.to(device)
 
         self.x = torch.stack([drawn(s, task.n_pretrain).flatten(0, 1) for s in self.superclasses])
         true = torch.arange(WAYS, device=device).repeat_interleave(task.n_pretrain)
