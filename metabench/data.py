@@ -531,7 +531,7 @@ DATASETS = {
             offline="copy the folder bio/dataset/supervised into a folder that METABENCH_DATA "
             "names on that machine",
             by_hand="wget http://snap.stanford.edu/gnn-pretrain/data/bio_dataset.zip && unzip "
-            "bio_dataset.zip -d bio (2 GB)",
+            "bio_dataset.zip -d bio (2 GB; torch_geometric is not needed)",
         ),
         DataSet(
             name="omniglot",

@@ -1,7 +1,8 @@
 """The most bytes of tensors that a computation held at once, counted tensor by tensor.
 
-Unlike a process's peak, the same on every machine, and as fine for a few kilobytes as for
-gigabytes. What an operation allocates and frees within itself is not seen.
+Unlike a process's peak, the same on every machine with the same kind of device, and as fine for a
+few kilobytes as for gigabytes. What an operation allocates and frees within itself is not seen, nor
+what was there before: buffers that a thread keeps count in a new thread alone.
 """
 
 from __future__ import annotations

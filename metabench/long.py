@@ -112,8 +112,8 @@ def main_csv(results: Results) -> str:
                 "test": found.test if found else "",
                 "p_holm": "" if found is None or found.p is None else found.p,
                 "holes": "; ".join(
-                    f"{n} {state}: {reason}" if reason else f"{n} {state}"
-                    for state, reason, n in crossing.holes(*results.metric)
+                    f"{len(seeds)} {state}: {reason}" if reason else f"{len(seeds)} {state}"
+                    for state, reason, seeds in crossing.holes(*results.metric)
                 ),
                 "keys": " ".join(run.cell.key for run in crossing.runs),
             }

@@ -6,6 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -237,16 +238,29 @@ class Loop:
 
     def footprint(self) -> int:
         """Bytes of tensors that the first outer step holds at most: taken again, one episode after
-        another, and forgotten."""
+        another, and forgotten.
+
+        A thread of its own has none of the buffers that threads keep from step to step, so that
+        they count whatever ran before; a problem keeps what its first step made, so that after a
+        resumption this is made beforehand.
+        """
         alone = replace(self.ctx, engine="loop", workers=1, ranks=Ranks())
         ctx = replace(alone, meter=Meter(), notes=dict(self.ctx.notes), step=0)
         environment.seed_globals(self.seeds.method, self.options.device)
+        threads = torch.set_num_threads, (self.threads,)
         with self.evaluating:
             state = _detached(self.method.init(ctx))
-            environment.seed_globals(self.seeds.method + 1, self.options.device)
-            with Footprint() as held:
-                self.method.step(ctx, state)
-        peak: int = held.peak
+
+            def step() -> int:
+                environment.seed_globals(self.seeds.method + 1, self.options.device)
+                with Footprint() as held:
+                    self.method.step(ctx, state)
+                peak: int = held.peak
+                return peak
+
+            for _ in range(2 if self.resumed else 1):
+                with ThreadPoolExecutor(1, "footprint", *threads) as thread:
+                    peak = thread.submit(step).result()
         return peak
 
     def evaluate(self, method: Any, state: State, split: str) -> Metrics:

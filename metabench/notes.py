@@ -7,7 +7,7 @@ from typing import Any
 
 from metabench.cell import Budget
 from metabench.formats import Note, one_line
-from metabench.results import Crossing, Results
+from metabench.results import Crossing, Hole, Results
 from metabench.settings import fields
 from metabench.suite import Column, Row
 
@@ -52,11 +52,11 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
-def hole_notes(crossing: Crossing, missing: list[tuple[str, str, int]]) -> list[str]:
+def hole_notes(crossing: Crossing, missing: list[Hole]) -> list[str]:
     """One sentence a reason why cells of a crossing have no number; none for cells that simply
     have not been run."""
     out = []
-    for state, reason, n in missing:
+    for state, reason, chosen in missing:
         reason = shortened(reason)
         if state == "not applicable":
             out.append(f"n/a, not applicable: {reason}.")
@@ -65,7 +65,8 @@ def hole_notes(crossing: Crossing, missing: list[tuple[str, str, int]]) -> list[
         elif state == "open":
             out.append("Open: not run yet, or not to the end.")
         else:
-            seeds = "all seeds" if n == len(crossing.runs) else f"{n} of {len(crossing.runs)} seeds"
+            names = f"seed{'s'[: len(chosen) > 1]} {listed(map(str, chosen))}"
+            seeds = "all seeds" if len(chosen) == len(crossing.runs) else names
             out.append(f"{state.capitalize()} ({seeds}): {reason or 'no reason was recorded'}.")
     return out
 

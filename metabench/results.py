@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from metabench.cell import Cell
 from metabench.errors import StoreError, UnknownName
@@ -30,6 +31,26 @@ STATES = (
 
 Reasons = Mapping[str, tuple[str, str]]
 """Key of a cell to (state, reason in words), for cells that cannot run on this machine."""
+
+
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?(?!\w)|\b(?:nan|inf)\b")
+
+
+class Hole(NamedTuple):
+    """What some cells of a crossing have instead of a number."""
+
+    state: str
+    reason: str
+    seeds: tuple[int, ...]
+
+
+def joined(reasons: Sequence[str]) -> str:
+    """Reasons that differ in numbers alone, as one: every number that differs gives way to all of
+    them, in order ("step 225 / 613")."""
+    words = NUMBER.split(reasons[0])
+    columns = zip(*(NUMBER.findall(reason) for reason in reasons), strict=True)
+    numbers = [" / ".join(column if len({*column}) > 1 else column[:1]) for column in columns]
+    return "".join(a + b for a, b in zip(words, [*numbers, ""], strict=True))
 
 
 class Records(Protocol):
@@ -83,10 +104,10 @@ class Crossing:
                 out[record.cell.seed] = found
         return out
 
-    def holes(self, evaluation: str, metric: str) -> list[tuple[str, str, int]]:
-        """(state, reason, number of cells) of what is missing, the finished without this metric
-        among them."""
-        counted: dict[tuple[str, str], int] = {}
+    def holes(self, evaluation: str, metric: str) -> list[Hole]:
+        """What is missing, the finished without this metric among them. Reasons that differ in
+        numbers alone are one."""
+        found: dict[tuple[str, tuple[str, ...]], list[tuple[int, str]]] = {}
         for run in self.runs:
             state, reason = run.state, run.reason
             if state == "done":
@@ -96,8 +117,12 @@ class Crossing:
                 state = "done without the metric"
                 has = ", ".join(sorted(known)) or "none"
                 reason = f"no {metric!r} in {evaluation!r}; it has {has}"
-            counted[state, reason] = counted.get((state, reason), 0) + 1
-        return [(state, reason, n) for (state, reason), n in counted.items()]
+            alike = state, tuple(NUMBER.split(reason))
+            found.setdefault(alike, []).append((run.cell.seed, reason))
+        return [
+            Hole(state, joined([reason for _, reason in runs]), tuple(seed for seed, _ in runs))
+            for (state, _), runs in found.items()
+        ]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from metabench.notes import (
     reconstruction_notes,
 )
 from metabench.record import RUNAWAY
-from metabench.results import Crossing, Results
+from metabench.results import Crossing, Hole, Results
 from metabench.settings import typed
 from metabench.suite import LABELS, Published
 
@@ -206,10 +206,10 @@ def _our_item(results: Results, crossing: Crossing, found: Entry | None, holes: 
     return Item(text, found.best, marks, place)
 
 
-def _by_state(missing: list[tuple[str, str, int]]) -> dict[str, int]:
+def _by_state(missing: list[Hole]) -> dict[str, int]:
     out: dict[str, int] = {}
-    for state, _, n in missing:
-        out[state] = out.get(state, 0) + n
+    for state, _, seeds in missing:
+        out[state] = out.get(state, 0) + len(seeds)
     return out
 
 

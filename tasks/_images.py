@@ -6,6 +6,7 @@ LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009. Nothing is normalised or a
 from __future__ import annotations
 
 import gzip
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from metabench import data
-from metabench.errors import MetabenchError
+from metabench.errors import MetabenchError, SettingError
+from metabench.problem import Batch, Episode, Problem, Seeds, generator
 
 from . import _pickles
 
@@ -60,6 +63,60 @@ class OfImages:
     def images(self) -> Images:
         """The splits "train" and "test". Raises DataMissing."""
         return load(self.dataset, None if self.source == "auto" else self.source)
+
+
+class DrawnProblem(Problem):
+    """Training batches drawn anew for every step from ``parts`` (split to "x" and "y"), ``size``
+    images each. A subclass fills these in."""
+
+    seeds: Seeds
+    device: torch.device
+    parts: dict[str, Batch]
+    size: int
+
+    @abstractmethod
+    def draw(self, gen: torch.Generator) -> Batch:
+        """A training batch."""
+
+    def some(self, split: str, gen: torch.Generator) -> Batch:
+        """A batch of different images of a part."""
+        part = self.parts[split]
+        picked = torch.randperm(len(part["y"]), generator=gen)[: self.size].to(self.device)
+        return {k: v[picked] for k, v in part.items()}
+
+    def episode(self, split: str, index: int) -> Episode:
+        """Training batches drawn anew for every step; in training a validation batch for the outer
+        loss, else the whole validation or test part."""
+
+        def inner(step: int) -> Batch:
+            return self.draw(generator(self.seeds.batches, split, index, step))
+
+        if split != "train":
+            return Episode(inner, self.parts[split], index)
+        gen = generator(self.seeds.batches, "outer", index)
+        return Episode(inner, self.some("valid", gen), index)
+
+
+def enough(task: str, dataset: str, what: str, wanted: int, there: int) -> None:
+    """Raise SettingError where ``task`` wants more images (its setting ``what``) than there are."""
+    if wanted > there:
+        raise SettingError(
+            f"task {task}: {what} is {wanted}; {dataset} has {there} images to take them from"
+        )
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Means over squares of so many pixels a side, of images [n, channels, height, width].
+
+    Raises SettingError where a square is larger than an image.
+    """
+    if side > min(images.shape[-2:]):
+        height, width = images.shape[-2:]
+        raise SettingError(
+            f"shrink is {side}; an image has {height} x {width} pixels: take at most "
+            f"{min(height, width)}"
+        )
+    return F.avg_pool2d(images, side) if side > 1 else images
 
 
 def load(name: str, layout: str | None = None) -> Images:

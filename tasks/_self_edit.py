@@ -93,6 +93,8 @@ class SelfEdit:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets: name at least one linear map")
+        if twice := [x for x in self.targets if self.targets.count(x) > 1]:
+            raise ValueError(f"targets: {twice[0]!r} is named twice; name each linear map once")
 
     @property
     def metrics(self) -> tuple[str, ...]:

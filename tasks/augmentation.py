@@ -28,12 +28,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.errors import SettingError
-from metabench.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Seeds, generator
+from metabench.problem import GRADIENTS, Batch, Episode, Hyper, Params, Seeds, generator
 from metabench.registry import tasks
 
 from ._augment import Strengths, augment, warped
 from ._classifier import Classifier, Kind
-from ._images import CLASSES, OfImages
+from ._images import CLASSES, DrawnProblem, OfImages, shrunk
 
 Count = Annotated[int, Field(ge=1)]
 FIRST = {
@@ -130,7 +130,7 @@ class Augmentation(OfImages):
         return AugmentationProblem(self, seeds, device, self.images())
 
 
-class AugmentationProblem(Problem):
+class AugmentationProblem(DrawnProblem):
     """Training batches: ``x`` [n, channels, side, side] in 0..1, ``y`` [n], ``way`` [n, 6] even in
     -1..1, ``corner`` [n, 2] in 0..1; for RandAugment ``chosen`` [n, 6], how often each operation
     is; for a network ``noise`` [n, noises] and ``grain`` [n, 1, side, side], normal. Outer batches
@@ -150,7 +150,7 @@ class AugmentationProblem(Problem):
         validation parts are cut from "train", the test part from "test"."""
         self.task, self.seeds, self.device = task, seeds, device
         self.dtype: torch.dtype = getattr(torch, task.dtype)
-        self.parts = self.cut(images)
+        self.parts, self.size = self.cut(images), task.batch
         c, h, w = self.image = tuple(self.parts["train"]["x"].shape[1:])
         try:
             self.model = Classifier(task.network, (c, h, w), task.width, CLASSES)
@@ -185,9 +185,10 @@ class AugmentationProblem(Problem):
         for split, (a, b) in chosen.items():
             if split != "train" and task.law_rotation:
                 a = turned(a, task.law_rotation * (2 * torch.rand(len(a), generator=gen) - 1))
-            if task.shrink > 1:
-                a = F.avg_pool2d(a, task.shrink)
-            out[split] = {"x": a.to(self.device, self.dtype), "y": b.to(self.device)}
+            out[split] = {
+                "x": shrunk(a, task.shrink).to(self.device, self.dtype),
+                "y": b.to(self.device),
+            }
         return out
 
     def init_outer(self) -> Params:
@@ -289,24 +290,9 @@ class AugmentationProblem(Problem):
         """On images as they are: lam enters through theta alone."""
         return F.cross_entropy(self.model.logits(theta, batch["x"]), batch["y"])
 
-    def episode(self, split: str, index: int) -> Episode:
-        """Training batches drawn anew for every step; in training a validation batch for the outer
-        loss, else the whole validation or test part."""
-
-        def inner(step: int) -> Batch:
-            gen = generator(self.seeds.batches, split, index, step)
-            return self.with_numbers(self.some("train", gen), gen)
-
-        if split != "train":
-            return Episode(inner, self.parts[split], index)
-        gen = generator(self.seeds.batches, "outer", index)
-        return Episode(inner, self.some("valid", gen), index)
-
-    def some(self, split: str, gen: torch.Generator) -> Batch:
-        """A batch of different images of a part."""
-        part = self.parts[split]
-        picked = torch.randperm(len(part["y"]), generator=gen)[: self.task.batch].to(self.device)
-        return {k: v[picked] for k, v in part.items()}
+    def draw(self, gen: torch.Generator) -> Batch:
+        """A training batch with the numbers that its augmentation takes."""
+        return self.with_numbers(self.some("train", gen), gen)
 
     def with_numbers(self, batch: Batch, gen: torch.Generator) -> Batch:
         """The batch and the numbers that its augmentation takes."""

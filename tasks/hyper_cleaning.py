@@ -37,7 +37,7 @@ from metabench.problem import (
 )
 from metabench.registry import tasks
 
-from ._images import CLASSES, OfImages
+from ._images import CLASSES, OfImages, shrunk
 
 SURE = 40.0
 """A logit whose sigmoid is 1 (or, negated, nearly 0) in float32."""
@@ -125,10 +125,7 @@ class HyperCleaningProblem(Problem):
         order = torch.randperm(len(images), generator=gen)[: sum(sizes)].split(sizes)
         self.parts: dict[str, Batch] = {}
         for split, chosen in zip(("train", "valid", "test"), order, strict=True):
-            x = images[chosen]
-            if task.shrink > 1:
-                x = F.avg_pool2d(x, task.shrink)
-            x = x.flatten(1).to(device, dtype)
+            x = shrunk(images[chosen], task.shrink).flatten(1).to(device, dtype)
             self.parts[split] = {"x": x, "y": labels[chosen].to(device)}
 
         train = self.parts["train"]

@@ -31,7 +31,7 @@ from metabench.registry import tasks
 
 from . import _losses
 from ._classifier import Classifier, Kind
-from ._images import CLASSES, OfImages
+from ._images import CLASSES, OfImages, enough, shrunk
 from ._learning import Learning, LearningProblem
 
 Count = Annotated[int, Field(ge=1)]
@@ -138,15 +138,8 @@ class LossLearningProblem(LearningProblem):
         task = self.task
         (x, y), test = images["train"], images["test"]
         wanted = task.n_train + task.n_valid
-        for what, asked, there in (
-            ("n_train + n_valid", wanted, len(x)),
-            ("n_test", task.n_test, len(test[0])),
-        ):
-            if asked > there:
-                raise SettingError(
-                    f"task loss_learning: {what} is {asked}; {task.dataset} has {there} images to "
-                    "take them from"
-                )
+        enough("loss_learning", task.dataset, "n_train + n_valid", wanted, len(x))
+        enough("loss_learning", task.dataset, "n_test", task.n_test, len(test[0]))
         order = torch.randperm(len(x), generator=generator(self.seeds.data, "loss_learning"))
         # The first image of each class, then the second of each, and so on.
         one_hot = F.one_hot(y[order], CLASSES)
@@ -160,11 +153,8 @@ class LossLearningProblem(LearningProblem):
             "test": (*test, torch.arange(task.n_test)),
         }
         for split, (a, b, places) in chosen.items():
-            part = a[places]
-            if task.shrink > 1:
-                part = F.avg_pool2d(part, task.shrink)
             self.parts[split] = {
-                "x": part.to(self.device, self.dtype),
+                "x": shrunk(a[places], task.shrink).to(self.device, self.dtype),
                 "y": b[places].to(self.device),
                 "index": torch.arange(len(places), device=self.device),
             }

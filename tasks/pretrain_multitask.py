@@ -26,6 +26,7 @@ from metabench.registry import tasks
 from . import _cifar100 as cifar
 from ._encoders import ResNet, first_values
 from ._finetune import ENCODER, Count, Share, three_roles
+from ._images import shrunk
 from ._task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
 
 WAYS = 5
@@ -116,9 +117,8 @@ class PretrainMultitaskProblem(WeighedTasksProblem):
             members = [cifar.NAMES.index(member) for member in cifar.SUPERCLASSES[name].split()]
             picked = [images[c, torch.randperm(per_class, generator=gen)[:n]] for c in members]
             x = torch.stack(picked).to(self.dtype) / 127.5 - 1
-            if task.shrink > 1:
-                x = F.avg_pool2d(x.flatten(0, 1), task.shrink).unflatten(0, (WAYS, n))
-            return x.to(device)
+            small: Tensor = shrunk(x.flatten(0, 1), task.shrink).unflatten(0, (WAYS, n))
+            return small.to(device)
 
         self.x = torch.stack([drawn(s, task.n_pretrain).flatten(0, 1) for s in self.superclasses])
         true = torch.arange(WAYS, device=device).repeat_interleave(task.n_pretrain)

@@ -47,8 +47,10 @@ class RecipeBandit:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not self.rates or not self.epochs:
-            raise ValueError("rates and epochs: name at least one of each")
+        for name in ("rates", "epochs"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name}: name each choice once, and at least one")
 
     @property
     def offers(self) -> frozenset[str]:

@@ -29,13 +29,12 @@ from metabench.problem import (
     Episode,
     Hyper,
     Params,
-    Problem,
     Seeds,
     generator,
 )
 from metabench.registry import tasks
 
-from ._images import CLASSES, load
+from ._images import CLASSES, DrawnProblem, load
 
 Count = Annotated[int, Field(ge=1)]
 SIZE = 28
@@ -110,7 +109,7 @@ class RegularisedMNIST:
         return RegularisedMNISTProblem(self, images, seeds, device)
 
 
-class RegularisedMNISTProblem(Problem):
+class RegularisedMNISTProblem(DrawnProblem):
     """Training batches: ``x`` [n, 1, 28, 28] in [0, 1], ``y`` [n], uniform ``input`` like ``x`` and
     ``hidden0``, ``hidden1`` [n, *units] for masks, ``move`` [n, 3] and ``corner`` [n, 2] uniform,
     ``grain`` normal like ``x``; outer batches ``x`` and ``y`` alone.
@@ -130,7 +129,7 @@ class RegularisedMNISTProblem(Problem):
     ) -> None:
         self.task, self.seeds, self.device = task, seeds, device
         self.dtype: torch.dtype = getattr(torch, task.dtype)
-        self.parts = self.cut(images)
+        self.parts, self.size = self.cut(images), task.batch
         n = task.width
         if task.network == "mlp":
             self.units: tuple[tuple[int, ...], ...] = ((n,), (n,))
@@ -259,24 +258,6 @@ class RegularisedMNISTProblem(Problem):
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Of the plain network: lam enters through theta alone."""
         return F.cross_entropy(self.logits(theta, batch["x"], (None, None)), batch["y"])
-
-    def episode(self, split: str, index: int) -> Episode:
-        """Training batches drawn anew for every step; in training a validation batch for the outer
-        loss, else the whole validation or test part."""
-
-        def inner(step: int) -> Batch:
-            return self.draw(generator(self.seeds.batches, split, index, step))
-
-        if split != "train":
-            return Episode(inner, self.parts[split], index)
-        gen = generator(self.seeds.batches, "outer", index)
-        return Episode(inner, self.some("valid", gen), index)
-
-    def some(self, split: str, gen: torch.Generator) -> Batch:
-        """A batch of different images of a part."""
-        part = self.parts[split]
-        picked = torch.randperm(len(part["y"]), generator=gen)[: self.task.batch].to(self.device)
-        return {k: v[picked] for k, v in part.items()}
 
     def draw(self, gen: torch.Generator) -> Batch:
         """A training batch with the numbers that its regularisers take."""

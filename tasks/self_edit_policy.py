@@ -40,7 +40,8 @@ class SelfEditPolicy(RewardedEdit):
     """The form of self-edit that is asked for."""
     sample_tokens: Count = 96
     """Of a self-edit at most."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.001)] = 1.0
+    """Below its bound logits overflow, and samples would be no samples."""
     adapt_steps: Count = 10
     adapt_lr: Annotated[float, Field(gt=0)] = 1e-3
     repeats: Count = 1

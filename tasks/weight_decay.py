@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench import grads
-from metabench.errors import SettingError
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -41,7 +40,7 @@ from metabench.problem import (
 from metabench.registry import tasks
 from metabench.softmax import SoftmaxHessian
 
-from ._images import CLASSES, OfImages
+from ._images import CLASSES, OfImages, enough, shrunk
 
 DECAY = "log_decay."
 """Prefix of a decay's name before that of the weights it is for."""
@@ -117,18 +116,12 @@ class WeightDecayProblem(Problem):
         for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
             x, y = images[source]
             wanted = [sizes[s] for s in splits]
-            if sum(wanted) > len(x):
-                raise SettingError(
-                    f"task weight_decay: {' + '.join(f'n_{s}' for s in splits)} is {sum(wanted)}; "
-                    f"{task.dataset} has {len(x)} images to take them from"
-                )
+            named = " + ".join(f"n_{s}" for s in splits)
+            enough("weight_decay", task.dataset, named, sum(wanted), len(x))
             order = torch.randperm(len(x), generator=gen)[: sum(wanted)].split(wanted)
             for split, chosen in zip(splits, order, strict=True):
-                part = x[chosen]
-                if task.shrink > 1:
-                    part = F.avg_pool2d(part, task.shrink)
                 self.parts[split] = {
-                    "x": part.flatten(1).to(device, dtype),
+                    "x": shrunk(x[chosen], task.shrink).flatten(1).to(device, dtype),
                     "y": y[chosen].to(device),
                 }
         pixels, layers = self.parts["train"]["x"].shape[1], OrderedDict[str, nn.Module]()

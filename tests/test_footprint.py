@@ -5,7 +5,10 @@ import torch
 from oracles import context
 
 from metabench.cell import make_cell
+from metabench.convolution import buffer
+from metabench.errors import Stopped
 from metabench.footprint import Footprint
+from metabench.loop import Loop
 from metabench.registry import methods
 from metabench.runner import run_cell
 from metabench.store import Store
@@ -73,3 +76,32 @@ def test_a_run_measures_its_first_step_and_is_otherwise_the_same(tmp_path):
     assert same[0] == same[1]
     again = run_cell(measured, Store(tmp_path / "other"))
     assert again.cost["peak_tensor_bytes"] == found
+
+
+def test_the_number_does_not_depend_on_what_a_thread_or_a_problem_keeps(tmp_path, monkeypatch):
+    """Run again in one process, and gone on with from the end of training: the same."""
+    set_ = {"outer_steps": 2, "eval_every": 2, "test_episodes": 1, "measure_memory": True}
+    cell = make_cell("ridge", "bilevel", set={"budget": set_, "method": {"inner_steps": 5}})
+    kind = methods.get("bilevel")
+    step, judge = kind.step, Loop.judge
+
+    def keeping(self, ctx, state):
+        buffer("of this test", (50_000,), torch.zeros(1))
+        if not hasattr(ctx.problem, "kept_by_this_test"):
+            ctx.problem.kept_by_this_test = torch.ones(70_000)
+        return step(self, ctx, state)
+
+    def stopped(loop):
+        if loop.attempts == 1:
+            raise Stopped(str(cell))
+        judge(loop)
+
+    monkeypatch.setattr(kind, "step", keeping)
+    found = [run_cell(cell, Store(tmp_path / f"{i}")).cost["peak_tensor_bytes"] for i in range(2)]
+    assert 4 * 50_000 < found[0] < 4 * 70_000
+    monkeypatch.setattr(Loop, "judge", stopped)
+    with pytest.raises(Stopped):
+        run_cell(cell, Store(tmp_path / "stopped"))
+    again = run_cell(cell, Store(tmp_path / "stopped"))
+    assert again.attempts == 2
+    assert {*found, again.cost["peak_tensor_bytes"]} == {found[0]}

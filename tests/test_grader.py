@@ -195,6 +195,11 @@ def test_settings_that_cannot_be_are_refused(world):
     assert "peft" in build(adapter="peft").packages
 
 
+def test_a_grader_without_a_chat_template_is_refused_before_any_training(world):
+    with pytest.raises(SettingError, match=r"grader_template cannot be 'chat': .*set it to 'plain"):
+        context(Task(model=world, reward="grader", grader=world, grader_template="chat"))
+
+
 def test_a_grader_that_is_not_here_is_said_when_the_plan_is_made(world, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 

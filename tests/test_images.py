@@ -1,16 +1,20 @@
 """MNIST, Fashion-MNIST and CIFAR-10 in every layout: real files, and small ones like them."""
 
+import dataclasses
 import gzip
 import importlib
 import pickle
 import struct
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from metabench import data
-from metabench.errors import DataMissing, MetabenchError, UnknownName
+from metabench.errors import DataMissing, MetabenchError, SettingError, UnknownName
+from metabench.problem import Seeds
+from metabench.registry import tasks
 
 images = importlib.import_module("metabench.tasks._images")
 GEN = np.random.default_rng(0)
@@ -174,3 +178,18 @@ def test_the_real_data(name, layout):
         assert y[:10].tolist() == labels
     assert images.load(name, layout)["train"][0] is x  # one copy, shared
     assert not [v.path for v in data.verify(name) if v.wrong]
+
+
+@pytest.mark.parametrize("name", ["augmentation", "loss_learning", "weight_decay"])
+def test_parts_and_squares_that_are_too_large_are_refused(name):
+    """What a user sets against what the images are: said with the value and the nearest right."""
+    kind = tasks.get(name)
+    small = {"n_train": 10, "n_valid": 10, "n_test": 10, "shrink": 29}
+    task = kind(**small, **({"batch": 5} if name == "augmentation" else {}))
+    some = {k: (torch.rand(40, 1, 28, 28), torch.arange(40) % 10) for k in ("train", "test")}
+    problem = getattr(sys.modules[kind.__module__], f"{kind.__name__}Problem")
+    with pytest.raises(SettingError, match=r"shrink is 29; .* 28 x 28 pixels: take at most 28"):
+        problem(task, Seeds.of(0), torch.device("cpu"), some)
+    task = dataclasses.replace(task, shrink=1, n_train=50)
+    with pytest.raises(SettingError, match=rf"{name}: n_train . n_valid (is|=) 60.* 40 "):
+        problem(task, Seeds.of(0), torch.device("cpu"), some)

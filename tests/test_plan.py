@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -317,6 +318,22 @@ def test_recipes() -> None:
     assert packages.base()["torch"] == (2, 6)
     assert packages.version_tuple("2.15.0+cpu") == (2, 15, 0)
     assert "pytest" not in packages.base() and "gym==0.26.2" in packages.extras()["learn2learn"]
+
+
+def test_every_extra_is_for_something_that_asks_for_it() -> None:
+    """Else doctor would tell users to install what nothing of theirs imports."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    asked = {
+        package
+        for known in registry.REGISTRIES.values()
+        for name in known.names()
+        for package in getattr(known.get(name)(), "packages", ())
+    }
+    for extra, wanted in project["optional-dependencies"].items():
+        names = {re.split("[^A-Za-z0-9_-]", requirement)[0] for requirement in wanted}
+        assert extra in ("dev", "bench") or asked & {extra, *names}, extra
+    assert registry.tasks.get("pretrain_ppi")().data == ("ppi_bio",)
+    assert "torch_geometric" not in asked  # its file is read without it
 
 
 def test_looking_for_a_package_does_not_import_it() -> None:

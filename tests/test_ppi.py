@@ -138,7 +138,11 @@ def test_the_file_is_read_without_the_package_that_wrote_it(graphs, monkeypatch)
 
 def test_a_file_of_the_package_itself_is_read(folder):
     """torch_geometric 2 keeps tensors elsewhere, and later versions a dict."""
-    pytest.importorskip("torch_geometric", exc_type=ImportError)
+    pytest.importorskip(
+        "torch_geometric",
+        reason="not installed: pip install torch_geometric (the task itself does without it)",
+        exc_type=ImportError,
+    )
     from torch_geometric.data import Data as Real
     from torch_geometric.data import InMemoryDataset
 

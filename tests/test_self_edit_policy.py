@@ -5,10 +5,11 @@ import torch
 from oracles import F64, context
 
 from metabench import grads, lora
-from metabench.errors import MetabenchError
+from metabench.errors import MetabenchError, SettingError
 from metabench.method import State, inner_loop
 from metabench.problem import generator
 from metabench.registry import methods, tasks
+from metabench.settings import build
 from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
@@ -174,3 +175,12 @@ def test_documents_in_passes_of_any_size_are_trained_on_alike(world):
         ends.append(problem.trained(lam, ids[None], mask[None], start, 3, 0.05))
     for k, v in ends[0].items():
         torch.testing.assert_close(ends[1][k], v, rtol=1e-10, atol=1e-10)
+
+
+def test_choices_that_mean_nothing_are_refused():
+    """A temperature at which logits overflow; a recipe that is there twice."""
+    with pytest.raises(SettingError, match=r"temperature cannot be 1e-300: .* equal to 0.001"):
+        build(Task, {"temperature": 1e-300}, "task self_edit_policy")
+    for name, values in (("rates", [0.1, 0.1]), ("epochs", [])):
+        with pytest.raises(SettingError, match=f"{name}: name each choice once, and at least one"):
+            build(tasks.get("recipe_bandit"), {name: values}, "task recipe_bandit")

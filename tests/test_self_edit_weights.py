@@ -1,7 +1,10 @@
 """The continuous form of self-edits: losses by hand, hypergradients by differences, contract."""
 
 import importlib
+import json
 import os
+import re
+import shutil
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from metabench.registry import methods, tasks
 from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
-from self_edits import small_world
+from self_edits import small_world, write_squad
 
 lm = importlib.import_module("metabench.tasks._lm")
 Task = tasks.get("self_edit_weights")
@@ -222,3 +225,78 @@ def test_attention_is_never_fused(world):
         g = hypergradient(ctx, "bilevel", lam=lam, inner_steps=2)
     assert all(bool(torch.isfinite(v).all()) for v in g.values())
     assert float(grads.norm(g)) > 0 and data.find("squad").is_dir() and episode.index == 0
+
+
+def test_a_long_text_is_no_reason_to_warn(world, monkeypatch):
+    """Texts are cut after they have been encoded: the tokenizer's own length is not ours."""
+    import transformers
+
+    said = []
+    logger = transformers.utils.logging.get_logger("transformers.tokenization_utils_base")
+    monkeypatch.setattr(logger, "warning", lambda text, *more: said.append(text))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world)
+    tokenizer.model_max_length = 8
+    assert len(lm.LanguageModel(None, tokenizer).encode("a long text")) == 11
+    assert said == []
+    tokenizer.encode("a long text")
+    assert "longer than the specified maximum" in said[0]
+
+
+def without(*names):
+    def harm(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return harm
+
+
+def configured(**values):
+    def harm(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return harm
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+HALVES = [
+    (without("config.json"), "holds no language model .no config.json.; it holds generation_c"),
+    (without("model.safetensors"), "holds no weights .no model.safetensors.; it holds config.json"),
+    (without("tokenizer.json"), "holds no tokenizer .no tokenizer.json.; it holds config.json"),
+    (cut, "Error: .*header"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{}"), "KeyError: 'added_tokens'"),
+    (configured(hidden_size=32), "RuntimeError: "),
+    (configured(num_hidden_layers=3), "its files lack 9 of the weights, model.layers.2.input_lay"),
+]
+
+
+@pytest.mark.parametrize(("harm", "reason"), HALVES)
+def test_half_a_model_is_refused_by_name(world, tmp_path, harm, reason):
+    folder = tmp_path / "half"
+    shutil.copytree(world, folder)
+    harm(folder)
+    with pytest.raises(MetabenchError, match=rf"loaded from '.*half' \(.*{reason}"):
+        context(small(str(folder)))
+    if "holds no" in reason:
+        assert re.search(reason, small(str(folder)).missing[0])
+
+
+def test_a_name_that_is_nearly_one_is_told_the_right_one(world):
+    assert small("smolm2").missing[0].endswith("is not on this machine; near: smollm2")
+    assert "near" not in small("someone/thing").missing[0]
+    with pytest.raises(ValueError, match="'q' is named twice; name each linear map once"):
+        small(world, targets=("q", "v", "q"))
+
+
+@pytest.mark.parametrize("kept", [0, 200])
+def test_a_damaged_file_of_passages_is_said(world, tmp_path, monkeypatch, kept):
+    write_squad(tmp_path)
+    path = tmp_path / "squad" / "squad_seal.parquet"
+    path.write_bytes(path.read_bytes()[:kept])
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    with pytest.raises(MetabenchError, match=r"squad_seal.parquet cannot be read \(.+\); mend: "):
+        lm.passages()

@@ -6,6 +6,7 @@ import pytest
 from metabench.errors import StoreError, UnknownName
 from metabench.results import collect, read_curves
 from metabench.suite import parse_override
+from metabench.tables import table
 
 
 def test_an_empty_store_is_all_open(suite, helpers):
@@ -29,12 +30,31 @@ def test_every_hole_has_its_state_and_reason(holed):
     crossing = results.crossings["reptile", "5w5s"]
     assert crossing.states == {"diverged": 2, "timeout": 1}
     assert crossing.holes("test", "accuracy") == [
-        ("timeout", "60 s are used up at outer step 400", 1),
-        ("diverged", "loss on episode 3 of 'valid' is nan", 2),
+        ("timeout", "60 s are used up at outer step 400", (0,)),
+        ("diverged", "loss on episode 3 of 'valid' is nan", (1, 2)),
     ]
     assert results.bad_files == (
         "ab/cdef/record.json: cannot be read as a record: not a record <b>",
     )
+
+
+def test_a_reason_with_other_numbers_is_said_once(suite, helpers):
+    """Seeds diverge at steps of their own, for one and the same reason."""
+    store = helpers.fill(suite, "laptop")
+    places = [p for p in suite.cells("laptop") if (p.row, p.column) == ("maml", "5w1s")]
+    said = {0: (225, "61.3"), 2: (613, "nan")}
+    for place in places:
+        if place.cell.seed in said:
+            step, size = said[place.cell.seed]
+            reason = f"the series grows: term 20 at outer step {step} is {size} times the first"
+            store.add(place, **{**helpers.failure("diverged"), "reason": reason})
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    crossing = results.crossings["maml", "5w1s"]
+    told = "the series grows: term 20 at outer step 225 / 613 is 61.3 / nan times the first"
+    assert crossing.holes("test", "accuracy") == [("diverged", told, (0, 2))]
+    text = table(results, "text")
+    assert f"] Diverged (seeds 0 and 2): {told}.\n" in text
+    assert text.count("Diverged (") == 1
 
 
 def test_two_budgets_cannot_mix(suite, helpers):
@@ -119,7 +139,7 @@ def test_a_record_without_the_metric_is_a_hole(suite, helpers):
     assert hole == (
         "done without the metric",
         "no 'f1' in 'test'; it has accuracy, nearest_neighbour",
-        1,
+        (0,),
     )
 
 
