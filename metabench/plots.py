@@ -224,20 +224,23 @@ def _tracks(
     return finish(figure, notes, handles)
 
 
+def _far_apart(results: Results, curves: dict[str, Curve], x: str) -> bool:
+    """Whether some runs get so much further along x than others that these would be a blot."""
+    keys = {record.key for crossing in results.crossings.values() for record in crossing.done}
+    known = (curves.get(key, {}).get(x, []) for key in keys)
+    last = [max(v for v in values if v is not None) for values in known if any(values)]
+    return bool(last) and max(last) > 8 * min(last)
+
+
 def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
-    return _tracks(results, curves, "step", "outer steps", "without training", False)
+    logarithmic = _far_apart(results, curves, "step")
+    return _tracks(results, curves, "step", "outer steps", "without training", logarithmic)
 
 
 def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:
     """The validation metric against what has been spent; a log axis where spending differs much."""
     name = f"cost/{cost}"
-    keys = {record.key for crossing in results.crossings.values() for record in crossing.done}
-    last = [
-        max(v for v in curves[key][name] if v is not None)
-        for key in keys
-        if any(curves.get(key, {}).get(name, []))
-    ]
-    logarithmic = bool(last) and max(last) > 8 * min(last)
+    logarithmic = _far_apart(results, curves, name)
     words = "training seconds" if cost == "seconds" else cost.replace("_", " ")
     words = words.replace("hvps", "Hessian products")
     return _tracks(results, curves, name, words, "at no such cost (last value)", logarithmic)

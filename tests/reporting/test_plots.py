@@ -80,6 +80,21 @@ def test_the_cost_axis_can_be_chosen(full):
         plots.figures(*full, kinds=["cost"], cost="inner_gradient")
 
 
+def test_steps_are_logarithmic_where_one_row_takes_many_times_as_many(full):
+    results, store = full
+    assert plots.figures(results, store, ["learning"])["learning"].axes[0].get_xscale() == "linear"
+    longer = {r.key for r in results.crossings["maml", "5w1s"].done}
+
+    class Stretched:
+        def curve(self, record):
+            found = store.curve(record)
+            times = 10 if record.key in longer else 1
+            return found | {"step": [times * step for step in found["step"]]}
+
+    figure = plots.figures(results, Stretched(), ["learning"])["learning"]
+    assert {axis.get_xscale() for axis in figure.axes} == {"log"}
+
+
 def test_an_unknown_cost_is_refused_where_nothing_has_run_too(suite, helpers):
     results = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
     with pytest.raises(UnknownName, match="near: seconds"):
