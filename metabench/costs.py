@@ -14,7 +14,8 @@ from metabench.store import Store
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some cells together; hours of training and evaluation."""
+    """Of some cells together; hours of training and evaluation, of each rank where several share a
+    cell."""
 
     name: str
     cells: int
@@ -31,6 +32,11 @@ def seconds(record: Record) -> float:
     return record.cost.get("seconds", 0.0) + record.cost.get("evaluation_seconds", 0.0)
 
 
+def held(record: Record) -> float:
+    """Seconds that all ranks together were kept busy, or waiting for each other."""
+    return seconds(record) * int(record.environment.get("ranks") or 1)
+
+
 def on_gpu(record: Record) -> bool:
     """Whether a record was made on a GPU."""
     return str(record.environment.get("device", "")).startswith("cuda")
@@ -41,8 +47,8 @@ def _cost(name: str, records: Sequence[Record], left: Sequence[Planned] = ()) ->
     return Cost(
         name,
         len(records),
-        sum(seconds(r) for r in records if on_gpu(r)) / 3600,
-        sum(seconds(r) for r in records if not on_gpu(r)) / 3600,
+        sum(held(r) for r in records if on_gpu(r)) / 3600,
+        sum(held(r) for r in records if not on_gpu(r)) / 3600,
         sum(r.attempts for r in records),
         sum(known) / 3600 if known else None,
         len(left),

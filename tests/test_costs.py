@@ -40,6 +40,13 @@ def test_hours_by_method_and_by_row(tmp_path: Path) -> None:
     assert costs.total([dear]).left_hours is None
 
 
+def test_every_rank_of_a_cell_costs() -> None:
+    made = record(0, "a", 3000.0, "cuda:0")
+    made.environment["ranks"] = 4
+    (cost,) = costs.by_method([made])
+    assert (cost.gpu_hours, cost.cpu_hours) == (4.0, 0.0)
+
+
 def test_past_estimates_are_held_against_what_was_measured(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     folder = store.root / CLUSTER / "one"
