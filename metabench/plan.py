@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from metabench import packages
-from metabench.cell import CONTRACT, Cell, instances, why_not
+from metabench.cell import CONTRACT, Cell, canonical, instances, why_not
 from metabench.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.record import Record
 from metabench.registry import methods, solvers, tasks
@@ -137,12 +137,20 @@ class Estimates:
             # Those of another contract may have other budgets, and took other work.
             if record.status == "done" and record.cell.contract == CONTRACT:
                 self._finished[record.cell.task, record.cell.method].append(record)
+        self._found: dict[str, tuple[float | None, int]] = {}
 
     def of(self, cell: Cell) -> tuple[float | None, int]:
         """The median over similar cells, scaled by the work planned, and how many those are.
 
         Cells with equal settings are preferred, whatever their seed and budget.
         """
+        # Seeds are many, and cost the same.
+        key = canonical([cell.task, cell.method, *_settings(cell), cell.budget])
+        if key not in self._found:
+            self._found[key] = self._median(cell)
+        return self._found[key]
+
+    def _median(self, cell: Cell) -> tuple[float | None, int]:
         known = self._finished.get((cell.task, cell.method), [])
         equal = [r for r in known if _settings(r.cell) == _settings(cell)]
         for group in (equal, known):
