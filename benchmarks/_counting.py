@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -23,7 +23,7 @@ from metabench import data
 from metabench.cell import Budget, Cell, instances
 from metabench.errors import DataMissing
 from metabench.evaluation import evaluate
-from metabench.footprint import Footprint
+from metabench.footprint import Footprint, tensors
 from metabench.method import Context, State
 from metabench.problem import Seeds
 
@@ -79,23 +79,13 @@ class Counter(Footprint):
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         if not func.is_view:
-            self.traffic += sum(x.nbytes for x in _tensors((args, kwargs or {}, out)))
+            self.traffic += sum(x.nbytes for x in tensors((args, (kwargs or {}).values(), out)))
         return out
 
     @property
     def cost(self) -> Cost:
         """So far."""
         return Cost(self.flops, self.ops, self.traffic, self.peak)
-
-
-def _tensors(x: Any) -> Iterator[torch.Tensor]:
-    if isinstance(x, torch.Tensor):
-        yield x
-    elif isinstance(x, list | tuple):
-        for each in x:
-            yield from _tensors(each)
-    elif isinstance(x, dict):
-        yield from _tensors(list(x.values()))
 
 
 @dataclass(frozen=True)
@@ -291,33 +281,6 @@ def _bytes(x: Any) -> float:
     return float(sum(seen.values()))
 
 
-STAND_INS = {
-    "miniimagenet": "random images: 40 of the 600 of each class of miniImageNet",
-    "cifar100": "random images in the number and size of CIFAR-100's",
-    "ptbxl": "random signals in the number and size of PTB-XL's 21,837",
-    "ppi_bio": "4,000 random graphs of 40 proteins and 730 directed edges, the sizes from memory, "
-    "in place of some 88,000",
-}
-"""Data that the counts do without, and what stands in: costs do not depend on the contents."""
-
-
-@contextmanager
-def stand_ins(names: Sequence[str]) -> Iterator[None]:
-    """Inside, the readers of these data sets give random numbers in the real shapes."""
-    made = {
-        "miniimagenet": ("_miniimagenet", "images", _photographs),
-        "cifar100": ("_cifar100", "images", _small_photographs),
-        "ptbxl": ("_ptbxl", "load", _hearts),
-        "ppi_bio": ("_ppi", "load", _graphs),
-    }
-    with ExitStack() as stack:
-        for name in names:
-            module, function, maker = made[name]
-            where = importlib.import_module(f"metabench.tasks.{module}")
-            stack.enter_context(mock.patch.object(where, function, maker))
-        yield
-
-
 def _noise(*shape: int) -> torch.Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -360,6 +323,49 @@ def _graphs() -> Any:
         torch.rand(n, ppi.PRETRAIN, generator=gen) < 0.1,
         torch.rand(n, ppi.DOWNSTREAM, generator=gen) < 0.1,
     )
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """Random numbers in the real shapes, for data that is not there: costs do not depend on the
+    contents."""
+
+    said: str
+    module: str
+    reader: str
+    """The function of the module that ``made`` takes the place of."""
+    made: Callable[..., Any]
+
+
+STAND_INS = {
+    "miniimagenet": StandIn(
+        "random images: 40 of the 600 of each class of miniImageNet",
+        "_miniimagenet", "images", _photographs,
+    ),
+    "cifar100": StandIn(
+        "random images in the number and size of CIFAR-100's",
+        "_cifar100", "images", _small_photographs,
+    ),
+    "ptbxl": StandIn(
+        "random signals in the number and size of PTB-XL's 21,837", "_ptbxl", "load", _hearts
+    ),
+    "ppi_bio": StandIn(
+        "4,000 random graphs of 40 proteins and 730 directed edges, the sizes from memory, in "
+        "place of some 88,000",
+        "_ppi", "load", _graphs,
+    ),
+}  # fmt: skip
+"""By the name of the data set."""
+
+
+@contextmanager
+def stand_ins(names: Sequence[str]) -> Iterator[None]:
+    """Inside, the readers of these data sets give their stand-ins."""
+    with ExitStack() as stack:
+        for it in map(STAND_INS.__getitem__, names):
+            module = importlib.import_module(f"metabench.tasks.{it.module}")
+            stack.enter_context(mock.patch.object(module, it.reader, it.made))
+        yield
 
 
 def absent(task: Any) -> list[str]:

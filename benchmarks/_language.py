@@ -83,34 +83,6 @@ class Sizes:
         tables = 1 if self.tied else 2
         return self.layers * layer + tables * self.vocabulary * self.width + self.width
 
-    def flops(
-        self,
-        tokens: int,
-        read: int = 1,
-        *,
-        before: int = 0,
-        rank: int = 0,
-        backward: bool = False,
-    ) -> float:
-        """By hand: of one text of so many tokens after ``before`` others, the vocabulary gone
-        through for ``read`` of them; ``rank``: a delta beside every linear map; ``backward``: the
-        gradient in the deltas too.
-
-        The frozen maps are passed back through once, for what came in; a delta twice; of attention
-        each of two products twice. In the first layer nothing came in that has a derivative.
-        """
-        maps = self.maps.values()
-        frozen = 2 * tokens * sum(a * b for a, b in maps)
-        delta = 2 * tokens * rank * sum(a + b for a, b in maps)
-        attention = 4 * tokens * (before + tokens) * self.width
-        head = 2 * read * self.vocabulary * self.width
-        total = self.layers * (frozen + delta + attention) + head
-        if backward:
-            total += self.layers * (frozen + 2 * delta + 2 * attention) + head
-            first = [self.maps[name] for name in "qkv"]
-            total -= 2 * tokens * sum(a * b + rank * a for a, b in first)
-        return float(total)
-
 
 MODELS = {
     "Qwen/Qwen2.5-7B": Sizes(
@@ -311,7 +283,7 @@ def _rewarded(cell: Cell, task: Any, method: Any, budget: Any) -> Counted:
         judged = judged + graded
     prompt = INSTRUCTION + task.edit_tokens
 
-    step, fixed = Cost(), 0.0
+    step = Cost()
     if budget.outer_steps:
         if writes:
             step += at.written(method.samples, prompt, task.sample_tokens, own, shared=True)

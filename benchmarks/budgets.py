@@ -29,6 +29,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks._records import committed
+from metabench import costs
 from metabench import suite as suites
 from metabench.cell import Cell, canonical, instances, why_not
 from metabench.listing import suite_names
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb in (laptop, paper):
         verb.add_argument("--out", type=Path, default=ROOT / "budgets")
     given = parser.parse_args(arguments)
-    said = [a for a in (sys.argv[1:] if arguments is None else arguments)]
+    said = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "benchmarks.budgets", *said])
     given.out.mkdir(parents=True, exist_ok=True)
     return (measured if given.verb == "laptop" else estimated)(given, command)
@@ -151,7 +152,7 @@ def measured(given: argparse.Namespace, command: str) -> int:
 def spent(records: Iterable[Record]) -> dict[str, Any]:
     """What finished cells took together; None where nothing says."""
     done = [r for r in records if r.status == "done"]
-    both = [r.cost.get("seconds", 0.0) + r.cost.get("evaluation_seconds", 0.0) for r in done]
+    both = [costs.seconds(r) for r in done]
     cores = [
         s * max(r.environment.get("threads") or 1, r.environment.get("workers") or 1)
         for s, r in zip(both, done, strict=True)
@@ -334,7 +335,7 @@ def count(cell: Cell) -> dict[str, Any]:
                 found, notes = _counting.counted(cell), []
     except Exception as error:  # a hole with its reason, and the next cell
         return {"error": f"{type(error).__name__}: {error}"}
-    notes += [_counting.STAND_INS[name] for name in absent]
+    notes += [_counting.STAND_INS[name].said for name in absent]
     return {"dtype": dtype, "notes": notes, **found.as_dict()}
 
 

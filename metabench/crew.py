@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.cell import Cell
 from metabench.errors import RankLost, Stopped, StoreError
+from metabench.store import write_atomic
 from metabench.worker import death, interrupts_ignored
 
 if TYPE_CHECKING:
@@ -320,15 +321,11 @@ class _Reception:
 
 def _tell(place: Path, what: Any) -> None:
     """Write a file for this user's eyes."""
-    draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump(what, file)
-        os.replace(draft, place)
     except OSError as error:
         raise StoreError(f"cannot write {place}: {error.strerror}") from None
+    write_atomic(place, json.dumps(what).encode(), private=True)
 
 
 def over(place: Path) -> None:

@@ -34,9 +34,9 @@ class Footprint(TorchDispatchMode):
     ) -> Any:
         """Run the operation; count what it has made."""
         kwargs = kwargs or {}
-        given = {id(x.untyped_storage()) for x in _tensors((args, kwargs.values()))}
+        given = {id(x.untyped_storage()) for x in tensors((args, kwargs.values()))}
         out = func(*args, **kwargs)
-        for x in _tensors((out,)):
+        for x in tensors((out,)):
             storage = x.untyped_storage()
             if id(storage) not in given:  # else a view, or changed in place
                 self._count(storage)
@@ -56,10 +56,10 @@ class Footprint(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+def tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     """Those in nested lists and tuples: all that an operation takes and gives."""
     for x in values:
         if isinstance(x, torch.Tensor):
             yield x
         elif isinstance(x, list | tuple | ValuesView):
-            yield from _tensors(x)
+            yield from tensors(x)

@@ -247,7 +247,6 @@ class Loop:
         alone = replace(self.ctx, engine="loop", workers=1, ranks=Ranks())
         ctx = replace(alone, meter=Meter(), notes=dict(self.ctx.notes), step=0)
         environment.seed_globals(self.seeds.method, self.options.device)
-        threads = torch.set_num_threads, (self.threads,)
         with self.evaluating:
             state = _detached(self.method.init(ctx))
 
@@ -259,7 +258,9 @@ class Loop:
                 return peak
 
             for _ in range(2 if self.resumed else 1):
-                with ThreadPoolExecutor(1, "footprint", *threads) as thread:
+                with ThreadPoolExecutor(
+                    1, initializer=torch.set_num_threads, initargs=(self.threads,)
+                ) as thread:
                     peak = thread.submit(step).result()
         return peak
 

@@ -255,15 +255,17 @@ class Store:
         return folders, bad
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that a reader sees all of it or what was there before.
+def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Put ``data`` at ``path`` so that a reader sees all of it or what was there before; if
+    ``private``, only a reader who is this user.
 
     Raises StoreError where the disk refuses; no half-written file stays behind.
     """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         try:
-            with draft.open("xb") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with os.fdopen(os.open(draft, flags, 0o600 if private else 0o666), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

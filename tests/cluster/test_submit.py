@@ -26,7 +26,9 @@ def test_a_job_that_dies_is_started_again_a_few_times_or_not_where_that_cannot_b
     told = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "9"}
     env = {**told, "SLURMD_NODENAME": "n1", "PATH": f"{tmp_path}:/usr/bin:/bin"}
     for _ in range(5):
-        done = subprocess.run(["bash", str(script)], env=env, capture_output=True, check=False)
+        done = subprocess.run(
+            ["bash", str(script)], env=env, capture_output=True, check=False, timeout=30
+        )
         assert done.returncode == 9
     again = asked.read_text().splitlines() if asked.exists() else []
     assert again == (["requeue 9"] * submit.CRASHES if room else [])
