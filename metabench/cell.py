@@ -184,8 +184,9 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     own: dict[str, str] = getattr(task, "lacks", {})
     reasons = [own[need] for need in missing if need in own]
     if plain := [CAPABILITIES[need] for need in missing if need not in own]:
-        who, what = method.registered_name, task.registered_name
-        reasons.append(f"{who} needs {', and '.join(plain)}, which {what} does not offer")
+        # Tasks are not named, so that a table says it once of all that lack the same.
+        needed = f"{method.registered_name} needs {', and '.join(plain)}"
+        reasons.append(f"{needed}, which the task does not offer")
     if refused:
         reasons.append(refused)
     # A task may give one reason for several needs.

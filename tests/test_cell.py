@@ -152,7 +152,7 @@ def test_instances_are_what_the_cell_says() -> None:
 def test_a_crossing_is_refused_in_words() -> None:
     task, method, *_ = instances(make_cell("quadratic", "maml", set=SHORT))
     assert why_not(task, method) == (
-        "maml needs a lam that is the initial value of theta, which quadratic does not offer"
+        "maml needs a lam that is the initial value of theta, which the task does not offer"
     )
     with pytest.raises(NotApplicable, match="initial value of theta"):
         cells.check_applicable(task, method)
@@ -174,7 +174,7 @@ def test_a_task_can_say_why_in_its_own_words() -> None:
 
     assert why_not(Task(), Method()) == (
         "its network has no last layer; "
-        "m needs a policy to sample from and rewards for its samples, which t does not offer"
+        "m needs a policy to sample from and rewards for its samples, which the task does not offer"
     )
 
 
@@ -192,7 +192,7 @@ def test_a_reason_says_nothing_twice() -> None:
 
     assert why_not(Task(), Method()) == (
         "too many; m needs an inner loss that depends on lam, "
-        "and an inner loss with second derivatives, which t does not offer"
+        "and an inner loss with second derivatives, which the task does not offer"
     )
 
 

@@ -102,7 +102,7 @@ def test_what_the_theory_forbids_is_asked_of_the_declarations(suite, helpers):
     suite = helpers.make_suite(rows=[{"id": "maml", "method": "maml"}], paper=[], paper_rows=[])
     results = collect(suite, "smoke", helpers.Fake())
     assert results.states == {"not applicable": 2}
-    assert all("ridge" in run.reason for run in results.runs)
+    assert all("initial value of theta" in run.reason for run in results.runs)
 
 
 def test_a_skipped_crossing_keeps_the_suites_reason(suite, helpers):
