@@ -25,6 +25,9 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,
                            with the same kind of tables, skip = ["column", ...] with skip_reason
     [[paper]]              row, column, value, pm, pm_meaning, source, label
+    [[claims]]             better = ["row", ...], than = "row", source: what a paper says of these
+                           rows, tested on ours; or_equal = true: no worse; columns = [...]: of
+                           these alone
 
 Later settings win: column, budget, column's budget, row, row's budget, row's column, row's cells,
 command line.
@@ -126,6 +129,19 @@ class Published:
 
 @with_config(_strict)
 @dataclass(frozen=True)
+class Claim:
+    """Each of ``better`` is better than ``than`` by the table's metric, or no worse."""
+
+    better: Annotated[list[str], Field(min_length=1)]
+    than: str
+    source: str
+    or_equal: bool = False
+    columns: list[str] = field(default_factory=list)
+    """Empty: all."""
+
+
+@with_config(_strict)
+@dataclass(frozen=True)
 class SuiteBudget:
     """Seeds and limits of one budget; ``limits`` are fields of :class:`metabench.cell.Budget`."""
 
@@ -159,6 +175,7 @@ class Suite:
     """Costs that plots show; empty: their own choice."""
     paper: list[Published] = field(default_factory=list)
     paper_rows: list[PaperRow] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
 
     def budget(self, name: str) -> SuiteBudget:
         """The budget called ``name``; raises UnknownName."""
@@ -389,6 +406,11 @@ def _narrowed(suite: dict[str, Any], columns: list[str], path: Path) -> dict[str
         "columns": [c for c in suite["columns"] if c["id"] in columns],
         "rows": rows,
         "paper": [n for n in suite.get("paper", []) if n["column"] in columns],
+        "claims": [
+            {**claim, "columns": [c for c in claim.get("columns", []) if c in columns]}
+            for claim in suite.get("claims", [])
+            if not claim.get("columns") or {*claim["columns"]} & {*columns}
+        ],
     }
 
 
@@ -430,7 +452,8 @@ def _known(place: tuple[str | int, ...]) -> set[str]:
         return set(fields(Suite))
     if place[0] == "budgets":
         return {"seeds", "set"} | set(fields(Budget))
-    parts = {"columns": Column, "rows": Row, "paper": Published, "paper_rows": PaperRow}
+    parts = {"columns": Column, "rows": Row, "paper": Published, "paper_rows": PaperRow,
+             "claims": Claim}  # fmt: skip
     return set(fields(parts[str(place[0])]))
 
 
@@ -470,6 +493,20 @@ def _check(suite: Suite, path: Path) -> None:
                 f"{path}: paper number {number.row}/{number.column}: +- {number.pm} "
                 "of what? give pm_meaning"
             )
+    if suite.claims and suite.logs:
+        raise SuiteError(
+            f"{path}: claims are tested by differences; logs = true compares methods by logarithms"
+        )
+    for claim in suite.claims:
+        for kind, names, known in (
+            ("row", [*claim.better, claim.than], [r.id for r in suite.rows]),
+            ("column", claim.columns, columns),
+        ):
+            for name in names:
+                if name not in known:
+                    raise SuiteError(f"{path}: a claim: {UnknownName(kind, name, known)}")
+        if claim.than in claim.better:
+            raise SuiteError(f"{path}: a claim compares row {claim.than!r} with itself")
     places: list[Column | Row] = [*suite.columns, *suite.rows]
     for place in places:
         for name in [*place.budgets, *(place.cells if isinstance(place, Row) else ())]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 from metabench import formats, long
+from metabench.claims import claim_notes
 from metabench.entries import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
 from metabench.errors import UnknownName
 from metabench.formats import Grid, Item, Note
@@ -145,6 +146,7 @@ def main_grid(results: Results) -> Grid:
         *budget_notes(results),
         *_meaning(entries),
         *_tests(results, entries),
+        *claim_notes(results),
         *notes,
         *reconstruction_notes(results),
         *_runaways(results, entries),

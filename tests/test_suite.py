@@ -347,6 +347,28 @@ def test_what_differs_by_row_budget_and_column_wins_over_both() -> None:
         from_dict(changed(rows__0__cells={"lap": {}}), HERE)
 
 
+CLAIM = {"better": ["reverse"], "than": "heavy", "source": "A 2020"}
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"better": ["revers"]}, "a claim: no row 'revers'; near: reverse"),
+        ({"than": "hevy"}, "a claim: no row 'hevy'; near: heavy"),
+        ({"columns": ["fore"]}, "a claim: no column 'fore'; near: four"),
+        ({"than": "reverse"}, "a claim compares row 'reverse' with itself"),
+        ({"better": []}, "claims.0.better: .*at least 1"),
+        ({"or_eqal": True}, "or_eqal'; near: or_equal"),
+    ],
+)
+def test_claims_name_rows_that_are_run(claim: dict[str, Any], message: str) -> None:
+    from_dict(changed(claims=[CLAIM]), HERE)
+    with pytest.raises(SuiteError, match=message):
+        from_dict(changed(claims=[{**CLAIM, **claim}]), HERE)
+    with pytest.raises(SuiteError, match="claims are tested by differences"):
+        from_dict(changed(claims=[CLAIM], logs=True), HERE)
+
+
 def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(TEXT)
     other = tmp_path / "other.toml"
@@ -362,6 +384,15 @@ def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> No
         c.cell.key for c in one.cells("laptop") if c.column == first
     }
     assert {n.column for n in narrow.paper} <= {first}
+    claims = "".join(
+        f'[[claims]]\nbetter = ["reverse"]\nthan = "heavy"\nsource = "{name}"\ncolumns = {names}\n'
+        for name, names in {"all": [], "one": ["one"], "both": ["one", "four"]}.items()
+    )
+    (tmp_path / "small.toml").write_text(TEXT + claims)
+    other.write_text('extends = "small"\ncolumns = ["four"]\n')
+    narrow = suites.load(other)
+    assert [(c.source, c.columns) for c in narrow.claims] == [("all", []), ("both", ["four"])]
+    (tmp_path / "small.toml").write_text(TEXT)
     other.write_text(f'extends = "small"\ncolumns = ["{first}x"]\n')
     with pytest.raises(SuiteError, match=f"no column '{first}x'; near: {first}"):
         suites.load(other)

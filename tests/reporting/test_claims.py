@@ -1,0 +1,97 @@
+"""A claim's verdict is that of the paired t-interval, whatever the metric's direction and unit."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metabench.claims import claim_notes, verdicts
+from metabench.record import Estimate
+from metabench.results import collect
+from metabench.tables import main_grid
+
+T2 = 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))
+"""The 97.5 % quantile of Student's t with 2 degrees of freedom, in closed form."""
+
+
+def results(helpers, values, claims, **changes):
+    """``values``: row to the number of each seed, in the first column."""
+    suite = helpers.make_suite(claims=claims, **changes)
+    store = helpers.Fake()
+    for place in suite.cells("laptop"):
+        known = values.get(place.row, [])
+        if place.column == suite.columns[0].id and place.cell.seed < len(known):
+            found = {"test": {"accuracy": Estimate(known[place.cell.seed], 600, 0.1, 0.01)}}
+            store.add(place, metrics=found)
+    return collect(suite, "laptop", store, why_not=helpers.allowed)
+
+
+def claim(**changes):
+    return {"better": ["maml"], "than": "anil", "source": "A 2020", "columns": ["5w1s"], **changes}
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict", "or_equal"),
+    [
+        ([0.02, 0.03, 0.04], "holds", "holds"),
+        ([0.00, 0.03, 0.06], "not shown", "not contradicted"),
+        ([0.00, 0.00, 0.00], "not shown", "not contradicted"),
+        ([-0.02, -0.03, -0.04], "contradicted", "contradicted"),
+        ([0.01], "not tested", "not tested"),
+        ([], "not tested", "not tested"),
+    ],
+)
+def test_verdicts(helpers, gains, verdict, or_equal):
+    base = [0.5, 0.7, 0.6]
+    values = {"anil": base, "maml": [b + g for b, g in zip(base, gains, strict=False)]}
+    found = verdicts(results(helpers, values, [claim(), claim(or_equal=True)]))
+    assert [t.verdict for t in found] == [verdict, or_equal]
+    assert found[0].seeds == len(gains)
+    # Where less is better, what is gained is lost.
+    turned = {"holds": "contradicted", "contradicted": "holds"}
+    found = verdicts(results(helpers, values, [claim()], goal="min", percent=False))
+    assert found[0].verdict == turned.get(verdict, verdict)
+
+
+def test_the_interval_is_that_of_differences_of_common_seeds(helpers):
+    values = {"maml": [0.9, 0.6, 0.8], "anil": [0.85, 0.52, 0.69]}
+    (found,) = verdicts(results(helpers, values, [claim()]))
+    assert found.gain == pytest.approx(0.08, rel=1e-12)
+    assert found.pm == pytest.approx(T2 * 0.03 / math.sqrt(3), rel=1e-12)
+    values["anil"].pop()
+    assert verdicts(results(helpers, values, [claim()]))[0].seeds == 2
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=3))
+def test_a_claim_and_its_reverse_never_both_hold(helpers, pairs):
+    values = {"maml": [a for a, _ in pairs], "anil": [b for _, b in pairs]}
+    one, other = verdicts(results(helpers, values, [claim(), claim(better=["anil"], than="maml")]))
+    assert {one.verdict, other.verdict} in ({"holds", "contradicted"}, {"not shown"})
+
+
+def test_a_table_tells_each_claim_in_a_sentence(helpers):
+    values = {"maml": [0.91, 0.92, 0.93], "anil": [0.82, 0.8201, 0.84], "fixed": [0.9, 0.93, 0.94]}
+    rows = claim(better=["maml", "fixed"], columns=[])
+    known = results(helpers, values, [rows, claim(better=["fixed"], than="maml", or_equal=True)])
+    label = {r.id: r.label for r in known.rows}
+    texts = [n.text for n in claim_notes(known)]
+    assert texts[0] == (
+        "Claims: mean gain, in points, over common seeds ± half-width of its paired 95 % "
+        "t-interval. Holds: the interval lies above 0; not contradicted: 0 is inside, and no more "
+        "is claimed; not tested: fewer than two seeds that both have. Several claims are not "
+        "corrected for being several."
+    )
+    first, second = (c.label for c in known.columns)
+    assert texts[1] == (
+        f"Claim (A 2020): {label['maml']} better than {label['anil']}: holds ({first} 9.3 ± 1.4); "
+        f"not tested ({second} 0 common seeds)."
+    )
+    assert texts[3].startswith(f"Claim (A 2020): {label['fixed']} no worse than {label['maml']}")
+    shown = [n.text for n in main_grid(known).notes]
+    assert [t for t in shown if t in texts] == texts
+
+
+def test_no_claims_or_no_numbers_no_words(full, helpers):
+    assert claim_notes(full[0]) == []
+    assert claim_notes(results(helpers, {"maml": [0.5, 0.6, 0.7]}, [claim()])) == []
