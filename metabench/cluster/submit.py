@@ -146,7 +146,8 @@ def executor(
     made.update_parameters(
         job_name=name,
         time=minutes,
-        mem=f"{round(memory_gb * 1024)}M",
+        # To Slurm 0 means all that the node has.
+        mem=f"{max(1, round(memory_gb * 1024))}M",
         cpus_per_task=profile.cpus,
         signal_delay_s=profile.signal_seconds,
         array_parallelism=parallel,

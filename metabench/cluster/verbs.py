@@ -191,8 +191,14 @@ def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
     from metabench import screen
     from metabench.cluster import submit as module
+    from metabench.cluster.slurm import SlurmError
 
-    out = screen.console()
+    out, err = screen.console(), screen.console(stderr=True)
+    code = 0
+
+    def told(text: str) -> None:
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
+
     for suite, planned in choice.planned():
         made, slurm = module.prepare(
             suite.name, choice.budget, planned, profile, choice.open_store(), states, dry_run
@@ -203,9 +209,22 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
         if dry_run:
             for script in made.scripts():
                 out.print(script, markup=False, highlight=False, soft_wrap=True)
+            try:
+                against = module.refusals(made, slurm, planned)
+            except SlurmError as error:
+                told(f"not checked against the cluster: {error}")
+                continue
+            if against:
+                told(f"{suite.name} would be refused:" + "".join(f"\n  {r}" for r in against))
+                code = 1
             continue
-        queue(out, made, slurm, planned)
-    return 0
+        try:
+            queue(out, made, slurm, planned)
+        except module.Refusal as refusal:
+            # The other suites of "all" can do without it.
+            told(f"error: {suite.name}: {refusal}")
+            code = 1
+    return code
 
 
 def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:

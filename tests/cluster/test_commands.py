@@ -34,7 +34,30 @@ def test_a_dry_run_needs_no_cluster_and_leaves_nothing(type_, tmp_path: Path) ->
     assert "40 cells in 1 arrays of 5 jobs" in done.output, "eight cells at once"
     for line in ("--array=0-4%5", "--time=60", "--cpus-per-task=8", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}\n" in done.output
+    assert "not checked against the cluster: sinfo is not here" in done.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_others(  # type: ignore[no-untyped-def]
+    type_, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metabench.cluster import submit, verbs
+
+    monkeypatch.setattr(submit, "refusals", lambda made, *_: [f"no {made.suite}"])
+    done = type_("submit", *WORDS, "--dry-run")
+    assert done.exit_code == 1 and "quickstart would be refused:\n  no quickstart" in done.output
+    tried = []
+
+    def refuse(_out: object, made: submit.Draft, *_: object) -> None:
+        tried.append(made.suite)
+        raise submit.Refusal("nothing was queued:\n  no data")
+
+    monkeypatch.setattr(verbs, "queue", refuse)
+    prepare = submit.prepare
+    monkeypatch.setattr(submit, "prepare", lambda *a: prepare(*a[:6], True))
+    done = type_("submit", "all", "--budget", "smoke", "--cluster", "cpu")
+    assert done.exit_code == 1 and len(tried) > 2
+    assert "error: quickstart: nothing was queued:\n  no data" in done.output
 
 
 def test_without_a_cluster_nothing_is_submitted(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ from metabench.cell import Cell
 from metabench.cluster import submit
 from metabench.cluster.folder import Group, Member, read_group
 from metabench.cluster.profile import Profile
-from metabench.cluster.slurm import Partition, Slurm
+from metabench.cluster.slurm import Partition, Slurm, SlurmError
 from metabench.errors import MetabenchError
 from metabench.plan import Planned
 from metabench.store import Store
@@ -56,6 +56,34 @@ def test_a_store_that_nodes_cannot_see_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (said,) = submit.place_refusals(tmp_path / "file", Profile(shared=["/"]))
     assert "cannot be written" in said
+
+
+def test_slurm_errors_are_told_by_the_line_that_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(
+        "#!/bin/sh\necho \"/usr/bin/sbatch: unrecognized option '--foo'\" >&2\n"
+        "echo 'Try \"sbatch --help\" for more information' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_CONF", "")
+    with pytest.raises(SlurmError, match=r"^sbatch: unrecognized option '--foo'$"):
+        Slurm(Profile()).run("sbatch")
+    program.write_text("#!/bin/sh\necho 'sbatch: fatal: no configuration source' >&2\nexit 1\n")
+    with pytest.raises(SlurmError, match=r"source; slurm_conf '/none': there is no such file$"):
+        Slurm(Profile(slurm_conf="/none")).run("sbatch")
+    monkeypatch.setenv("SLURM_CONF", "/none")
+    with pytest.raises(SlurmError, match=r"^SLURM_CONF=/none: there is no such file$"):
+        Slurm(Profile()).run("sbatch")
+
+
+def test_a_job_never_asks_for_no_memory(tmp_path: Path) -> None:
+    profile = Profile(memory_gb=1e-4, cpus=1)
+    planned = [Planned("r", "c", CELL, "open")]
+    made = submit.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
+    assert "#SBATCH --mem=1M\n" in made.script(0), "0 means all of the node's"
 
 
 def test_groups_are_plain_data(tmp_path: Path) -> None:
