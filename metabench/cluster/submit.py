@@ -364,16 +364,21 @@ def refusals(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> list[str]
     data = Path(os.path.expandvars(profile.data)).expanduser() if profile.data else None
     if data is not None and not data.is_dir():
         out.append(f"data {profile.data!r}: there is no such folder")
-    lacking: dict[tuple[str, str], int] = {}
+    out += lacking(planned)
+    return list(dict.fromkeys(out))
+
+
+def lacking(planned: Sequence[Planned]) -> list[str]:
+    """What cells lack that nodes could not fetch, and how to mend it."""
+    found: dict[tuple[str, str], int] = {}
     for p in planned:
         if p.state in ("missing data", "missing package"):
-            lacking[p.reason, p.mend] = lacking.get((p.reason, p.mend), 0) + 1
-    for (reason, mend), n in lacking.items():
-        out.append(
-            f"{n} cells lack something that nodes could not fetch: {reason}; mend it with: {mend}, "
-            "or leave them out with --only"
-        )
-    return list(dict.fromkeys(out))
+            found[p.reason, p.mend] = found.get((p.reason, p.mend), 0) + 1
+    return [
+        f"{n} cells lack something that nodes could not fetch: {reason}; mend it with: {mend}, "
+        "or leave them out with --only"
+        for (reason, mend), n in found.items()
+    ]
 
 
 def place_refusals(root: Path, profile: Profile) -> list[str]:

@@ -205,6 +205,9 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
         )
         describe(out, made, planned)
         if not made.cells:
+            for reason in module.lacking(planned):
+                told(f"error: {suite.name}: {reason}")
+                code = 1
             continue
         if dry_run:
             for script in made.scripts():

@@ -60,6 +60,16 @@ def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_
     assert "error: quickstart: nothing was queued:\n  no data" in done.output
 
 
+def test_a_suite_without_its_data_is_no_success(  # type: ignore[no-untyped-def]
+    type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ("--budget", "smoke", "--cluster", "cpu", "--dry-run")
+    done = type_("submit", "maml-miniimagenet", *words)
+    assert done.exit_code == 1 and "metabench data fetch miniimagenet" in done.output
+
+
 def test_without_a_cluster_nothing_is_submitted(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = type_("submit", *WORDS)
     assert done.exit_code == 1 and "scontrol is not here" in done.output

@@ -167,6 +167,16 @@ def test_running_cells_are_told_how_far_they_are(submission: Submission) -> None
     answer = queue.Answer(now, {"mb-a-0/7_0": queue.Job("7_0", "RUNNING")})
     (first, *_) = standings(planned("running"), [submission], answer)
     assert first.reason == "job 7_0 on n1, step 20/80, training, 25%, about 2 min 30 s left"
+    # Another submission of the same cell is newer, and a job that was killed said it had it.
+    newer = replace(submission, folder=submission.folder.with_name("two"), submitted=now)
+    newer.folder.mkdir()
+    newer.write()
+    Group([Member("r", "c", CELLS[0])], 60, 8.0, "", "").write(newer.folder / "group-0.json")
+    folder.write_element(
+        newer.folder, Element("8_0", 0, "host", "n2", 1, 0.0, 9.0, now - 30, running=running)
+    )
+    (first, *_) = standings(planned("running"), [submission, newer], answer)
+    assert first.reason.startswith("job 7_0 on n1")
 
 
 def test_attempts_are_remembered_and_fruitless_ones_counted(tmp_path: Path) -> None:
