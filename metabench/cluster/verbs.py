@@ -114,6 +114,8 @@ def cancel(
     cluster: MaybeCluster = None,
 ) -> None:
     """Cancel the jobs of a suite; what they had in hand keeps its checkpoint."""
+    import time
+
     from metabench.cluster import folder, slurm
     from metabench.cluster import submit as module
     from metabench.cluster.profile import load
@@ -131,7 +133,10 @@ def cancel(
         raise UnknownName("submission of suite", f"{suite} --budget {budget}", names)
     for name in dict.fromkeys(cluster or str(s.profile["name"]) for s in mine):
         there = slurm.Slurm(_of(mine, name) if cluster is None else load(cluster))
+        began = time.time()
         answer = module.look(there, kept, seconds=0)
+        if answer.at < began:
+            raise slurm.SlurmError(f"nothing was cancelled on {name}: {answer.problem}")
         group = [s for s in mine if cluster or s.profile["name"] == name]
         jobs = module.cancel(there, group, answer)
         what = f"jobs {', '.join(jobs)}" if jobs else "no job was waiting or running"

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metabench.cli import app
+from metabench.cluster.folder import Array, Submission, submissions
 from metabench.store import Store
 
 
@@ -96,6 +97,19 @@ def test_wrong_words_are_told_the_right_ones(  # type: ignore[no-untyped-def]
     done = type_(*words)
     assert done.exit_code == 2
     assert message in re.sub(r"\s+", " ", done.output)
+
+
+def test_what_cannot_be_asked_is_not_called_cancelled(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    place = tmp_path / "runs" / "cluster" / "one"
+    place.mkdir(parents=True)
+    arrays = [Array("mb-a-0", 0, 2, "7", 1.0)]
+    made = Submission(place, "quickstart", "smoke", {"name": "site"}, "", "", 1.0, 2, None, arrays)
+    made.write()
+    done = type_("cancel", "quickstart", "--budget", "smoke")
+    assert done.exit_code == 1
+    assert "nothing was cancelled on site: squeue is not here" in done.output
+    (again,) = submissions(Store(tmp_path / "runs"))
+    assert again.cancelled is None
 
 
 def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
