@@ -301,10 +301,10 @@ def ended_states(folder: Path) -> dict[str, str]:
     import json
 
     try:
-        found: dict[str, str] = json.loads((folder / "ended.json").read_text())
+        found = json.loads((folder / "ended.json").read_text())
     except (OSError, ValueError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def keep_ended(submissions: Iterable[Submission], answer: Answer) -> None:

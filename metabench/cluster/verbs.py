@@ -126,6 +126,8 @@ def cancel(
         raise SuiteError("name the suite whose jobs are to be cancelled, or 'all'")
     suite = suite.removesuffix(".toml").rpartition("/")[2]
     kept = Store(store)
+    for text in folder.unreadable(kept):
+        typer.echo(text, err=True)
     known = [s for s in folder.submissions(kept) if s.cancelled is None]
     mine = [s for s in known if suite == "all" or (s.suite == suite and s.budget == budget)]
     if not mine:
@@ -195,6 +197,7 @@ def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
     from metabench import screen
+    from metabench.cluster import folder
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import SlurmError
 
@@ -204,6 +207,8 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
     def told(text: str) -> None:
         err.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    for text in folder.unreadable(choice.open_store()):
+        told(text)
     for suite, planned in choice.planned():
         made, slurm = module.prepare(
             suite.name, choice.budget, planned, profile, choice.open_store(), states, dry_run
@@ -298,6 +303,8 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import Slurm
 
+    for text in folder.unreadable(store):
+        out.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     known = folder.submissions(store)
     keys = {p.cell.key for p in planned}
     mine = [s for s in known if folder.keys(s) & keys]
