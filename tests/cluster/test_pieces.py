@@ -13,13 +13,13 @@ from typing import Any, cast
 import pytest
 from metabench.clusters import local_cluster
 
-from metabench import claim
+from metabench import claim, store
 from metabench.cell import Cell
-from metabench.cluster import submit
+from metabench.cluster import snapshot, submit
 from metabench.cluster.folder import Group, Member, read_group
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, Slurm, SlurmError
-from metabench.errors import MetabenchError
+from metabench.errors import MetabenchError, StoreError
 from metabench.plan import Planned
 from metabench.store import Store
 
@@ -84,6 +84,26 @@ def test_a_job_never_asks_for_no_memory(tmp_path: Path) -> None:
     planned = [Planned("r", "c", CELL, "open")]
     made = submit.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
     assert "#SBATCH --mem=1M\n" in made.script(0), "0 means all of the node's"
+
+
+@pytest.mark.parametrize("refused", ["group-0.json", "submission.json", "sbatch.sh"])
+def test_a_disk_that_is_full_is_left_with_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    write = store.write_atomic
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == refused:
+            raise StoreError(f"cannot write {path}: No space left on device")
+        write(path, data)
+
+    for module in (submit, snapshot):
+        monkeypatch.setattr(module, "write_atomic", full)
+    planned = [Planned("r", "c", CELL, "open")]
+    made = submit.draft(planned, Profile(), Store(tmp_path / "runs"), "suite", "smoke")
+    with pytest.raises(StoreError, match=f"nothing was queued: cannot write .*{refused}: No space"):
+        submit.submit(made, Slurm(Profile()))
+    assert list((tmp_path / "runs" / "cluster").iterdir()) == []
 
 
 def test_groups_are_plain_data(tmp_path: Path) -> None:
