@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,29 @@ def test_a_home_remembers_its_options_and_never_changes_under_a_running_cluster(
     # A reused pid is another process.
     (tmp_path / "run" / "slurmctld.json").write_text(json.dumps({**note, "started": "1"}))
     assert again.daemon("slurmctld").pid() is None
+
+
+def test_a_home_that_is_none_is_never_removed_and_a_taken_port_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis").write_text("")
+    home = f"--home={tmp_path}"
+    assert local_cluster.main(["purge", home]) == 1
+    assert "is no home of a cluster: nothing was removed" in capsys.readouterr().err
+    for name in local_cluster.FOLDERS:
+        (tmp_path / name).mkdir()
+    local_cluster.Cluster(tmp_path).write_configuration()
+    assert local_cluster.main(["purge", home]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis"], "a home shared with other things"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert local_cluster.main(["up", home, "--base-port", port]) == 1
+    assert f"port {port} is taken" in capsys.readouterr().err
+    assert local_cluster.main(["up", home, "--nodes", "-1"]) == 1
+    assert "--nodes cannot be -1: 1 or more" in capsys.readouterr().err
+    assert local_cluster.main(["up", f"--home={tmp_path}/thesis/home", "--base-port", port]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
 
 
 def test_the_one_machine_slurm_needs_nothing_but_python() -> None:
