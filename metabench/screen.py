@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LONGEST_DEFAULT = 60
 """Characters of a default that `show` prints."""
+MOST_KEYS = 3
+"""Of the cells that share a line of a status."""
 
 STYLES = {
     "done": "green",
@@ -140,6 +142,12 @@ def _seeds(group: Sequence[Planned]) -> str:
     return ", ".join(str(p.cell.seed) for p in group)
 
 
+def _keys(group: Sequence[Planned]) -> str:
+    """The beginning of the first keys, as ``metabench logs`` takes them."""
+    more = " ..." if len(group) > MOST_KEYS else ""
+    return ", ".join(p.cell.key[:10] for p in group[:MOST_KEYS]) + more
+
+
 def _grouped(planned: Iterable[Planned]) -> dict[tuple[str, ...], list[Planned]]:
     """Cells that differ in nothing but the seed, together."""
     groups: dict[tuple[str, ...], list[Planned]] = {}
@@ -214,12 +222,12 @@ def print_status(out: Console, title: str, status: Status, tracebacks: bool = Fa
         _heading(out, title)
         _line(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
         rows = [
-            (row, column, _seeds(group), state, "" if group[0].mend else reason)
+            (row, column, _seeds(group), _keys(group), state, "" if group[0].mend else reason)
             for (row, column, state, reason), group in _grouped(status.planned).items()
             if state not in ("done", "open") or reason
         ]
         if rows:
-            grid(out, ("row", "column", "seeds", "state", "why"), rows, whole=2)
+            grid(out, ("row", "column", "seeds", "key", "state", "why"), rows, whole=2)
         print_mends(out, status.planned)
     else:
         _heading(out, title)

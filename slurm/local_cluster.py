@@ -38,6 +38,9 @@ DEFAULT_HOME = Path(
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "metabench/local-cluster")
 )
 
+FOLDERS = ("etc", "run", "log", "state", "spool", "dev")
+"""Of a home; with accounting ``sql``, too."""
+
 
 class ClusterError(Exception):
     """What keeps the cluster from running, in words."""
@@ -89,6 +92,15 @@ HELP = {
     "accounting": "slurmdbd and MariaDB too, so that sacct answers",
 }
 
+LIMITS: dict[str, tuple[int, int | None]] = {
+    "gpu_nodes": (0, None),
+    "gpus": (0, None),
+    "grace": (0, None),
+    "requeue_wait": (5, None),
+    "base_port": (1024, 65000),
+    "accounting": (0, None),
+}
+"""Least and greatest value of an option; of others at least 1."""
 
 CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 """Daemons that this process has started itself, by pid: to be waited for when they end."""
@@ -246,11 +258,17 @@ class Cluster:
 
     def up(self) -> None:
         """Start whatever does not run, and wait until every node takes jobs."""
-        for name in ("etc", "run", "log", "state", "spool", "dev"):
-            folder = self.home / name
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o755)
-        self.write_configuration()
+        port = self.options.base_port
+        if self.daemon("slurmctld").pid() is None and listening(port):
+            raise ClusterError(f"port {port} is taken, by another cluster perhaps: --base-port")
+        try:
+            for name in FOLDERS:
+                folder = self.home / name
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o755)
+            self.write_configuration()
+        except OSError as error:
+            raise ClusterError(f"cannot write {error.filename}: {error.strerror}") from None
         self.start_munge()
         if self.options.accounting:
             self.start_accounting()
@@ -526,6 +544,17 @@ class Cluster:
         for daemon in self.daemons():
             daemon.stop()
 
+    def purge(self) -> None:
+        """Down, and remove what is this cluster's in its home; raises ClusterError for a folder
+        that is no home."""
+        if self.home.exists() and self.remembered() is None:
+            raise ClusterError(f"{self.home} is no home of a cluster: nothing was removed")
+        self.down()
+        for name in (*FOLDERS, "sql"):
+            shutil.rmtree(self.home / name, ignore_errors=True)
+        with contextlib.suppress(OSError):  # something else is in it
+            self.home.rmdir()
+
     def describe(self) -> Iterator[str]:
         """Daemons, nodes and jobs, a line each."""
         for daemon in self.daemons():
@@ -597,15 +626,21 @@ def main(words: list[str] | None = None) -> int:
             install(bool(given.accounting))
         elif given.command == "up":
             start = time.monotonic()
+            ran = cluster.running()
             cluster = Cluster(given.home, chosen(cluster, vars(given)))
-            cluster.up()
+            try:
+                cluster.up()
+            except ClusterError:
+                if not ran:
+                    cluster.down()
+                raise
             print(f"up in {time.monotonic() - start:.1f} s", file=sys.stderr)
         elif given.command == "status":
             print("\n".join(cluster.describe()).rstrip())
-        elif given.command in ("down", "purge"):
+        elif given.command == "down":
             cluster.down()
-            if given.command == "purge":
-                shutil.rmtree(cluster.home, ignore_errors=True)
+        elif given.command == "purge":
+            cluster.purge()
         if given.command in ("up", "env"):
             print(f"export SLURM_CONF={cluster.conf}")
     except ClusterError as error:
@@ -618,6 +653,12 @@ def chosen(cluster: Cluster, given: dict[str, Any]) -> Options:
     """The options typed, over those that the home remembers; raises ClusterError where a running
     cluster would have to change."""
     typed = {f.name: given[f.name] for f in fields(Options) if given[f.name] is not None}
+    for name, value in typed.items():
+        least, most = LIMITS.get(name, (1, None))
+        if value < least or (most is not None and value > most):
+            flag = "--" + name.replace("_", "-")
+            upto = f" to {most}" if most is not None else " or more"
+            raise ClusterError(f"{flag} cannot be {value}: {least}{upto}")
     options = Options(**{**asdict(cluster.remembered() or Options()), **typed})
     if cluster.running() and options != cluster.remembered():
         raise ClusterError(f"a cluster with other options runs in {cluster.home}: down first")

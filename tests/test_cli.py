@@ -450,6 +450,8 @@ def test_failed_cells_are_told_with_their_traceback(folder: Path) -> None:
     status = metabench("status", *words)
     assert "RuntimeError: no way" in status.out and "--tracebacks" in status.out
     assert "Traceback" not in status.out
+    keys = {r.key[:10] for r in Store(folder / "results" / "runs").records()}
+    assert sum(key in status.out for key in keys) == 1, "what logs is to be given"
     status = metabench("status", *words, "--tracebacks")
     assert "Traceback (most recent call last)" in status.out and "in step" in status.out
     everything = metabench("status", "--plugin", "bad.py")

@@ -23,6 +23,8 @@ from metabench.errors import MetabenchError
 from metabench.store import CLUSTER, Store
 
 SUBMISSION = "submission.json"
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError)
+"""What reading plain data raises that is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def read_group(path: Path) -> Group:
             for m in data.pop("members")
         ]
         return Group(members=members, **data)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except _DAMAGED as error:
         raise MetabenchError(f"{path} cannot be read: {error}") from None
 
 
@@ -137,14 +139,28 @@ def root(store: Store) -> Path:
 
 
 def submissions(store: Store) -> list[Submission]:
-    """Every submission to a store, oldest first."""
-    out = []
-    for path in sorted(root(store).glob(f"*/{SUBMISSION}")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            data = json.loads(path.read_text())
-            arrays = [Array(**a) for a in data.pop("arrays")]
-            out.append(Submission(folder=path.parent, arrays=arrays, **data))
-    return sorted(out, key=lambda s: s.submitted)
+    """Every submission to a store that can be read, oldest first."""
+    found = (_read(path) for path in root(store).glob(f"*/{SUBMISSION}"))
+    return sorted((s for s in found if s is not None), key=lambda s: (s.submitted, s.name))
+
+
+def unreadable(store: Store) -> list[str]:
+    """What to tell of submissions that cannot be read: nothing is known of their jobs."""
+    return [
+        f"{path} cannot be read: nothing is known of the jobs of that submission"
+        for path in sorted(root(store).glob(f"*/{SUBMISSION}"))
+        if _read(path) is None
+    ]
+
+
+def _read(path: Path) -> Submission | None:
+    with contextlib.suppress(*_DAMAGED):
+        data = json.loads(path.read_text())
+        arrays = [Array(**a) for a in data.pop("arrays")]
+        made = Submission(folder=path.parent, arrays=arrays, **data)
+        if isinstance(made.profile["name"], str):
+            return made
+    return None
 
 
 def groups(submission: Submission) -> Iterator[Group]:
@@ -156,9 +172,12 @@ def groups(submission: Submission) -> Iterator[Group]:
 def keys(submission: Submission) -> set[str]:
     """The cells of a submission; cheaper than its groups."""
     try:
-        return set(json.loads((submission.folder / "keys.json").read_text()))
+        found = json.loads((submission.folder / "keys.json").read_text())
     except (OSError, ValueError):
-        return {m.cell.key for g in groups(submission) for m in g.members}
+        found = None
+    if isinstance(found, list):
+        return {str(key) for key in found}
+    return {m.cell.key for g in groups(submission) for m in g.members}
 
 
 # attempts
@@ -270,7 +289,7 @@ def elements(folder: Path) -> dict[str, Element]:
     """The last word of every job of a submission that has said any, by id."""
     out = {}
     for path in (folder / "elements").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(*_DAMAGED):
             data = json.loads(path.read_text())
             running = {k: Running(**r) for k, r in data.pop("running").items()}
             out[path.stem] = Element(running=running, **data)

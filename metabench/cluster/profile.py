@@ -27,6 +27,25 @@ early."""
 Whole = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
+_NEEDED = frozenset({"output", "error", "signal", "array", "job-name", "open-mode", "comment"})
+"""sbatch keys that are no site's to set."""
+_SETTINGS = {
+    "time": "time",
+    "mem": "memory_gb",
+    "cpus-per-task": "cpus",
+    "gpus-per-node": "gpus",
+    "gres": "gres",
+    "nodes": "nodes",
+    "ntasks-per-node": "ranks",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "requeue": "requeue",
+    "no-requeue": "requeue",
+}
+"""sbatch keys to the settings that say the same, by which jobs are planned, too."""
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -49,7 +68,7 @@ class Profile:
     requeue: bool = True
     cpus: Whole = 4
     memory_gb: Positive = 16.0
-    most_memory_gb: float = 0.0
+    most_memory_gb: Annotated[float, Field(ge=0)] = 0.0
     """Up to where memory grows after an out-of-memory; 0: up to four times ``memory_gb``."""
     gpus: Annotated[int, Field(ge=0)] = 0
     gres: str = ""
@@ -111,9 +130,20 @@ class Profile:
             raise ValueError(
                 f"at_once {self.at_once} with ranks {self.ranks}: ranks work on one cell at a time"
             )
-        wrong = sorted({"output", "error", "signal", "array"} & {*self.extra})
-        if wrong:
-            raise ValueError(f"extra cannot set {wrong[0]}: logs and requeueing depend on it")
+        if self.most_time:
+            minutes(self.most_time, "most_time")
+        try:
+            words = shlex.split(self.command())
+        except ValueError as error:
+            raise ValueError(f"python {self.python!r}: {str(error).lower()}") from None
+        if not words:
+            raise ValueError(f"python {self.python!r}: there is no program in it")
+        for given in sorted(self.extra):
+            key = given.replace("_", "-")
+            if key in _NEEDED:
+                raise ValueError(f"extra cannot set {given}: logs and requeueing depend on it")
+            if key in _SETTINGS:
+                raise ValueError(f"extra cannot set {given}: it is the setting {_SETTINGS[key]}")
 
     @property
     def minutes(self) -> int:
@@ -145,15 +175,15 @@ class Profile:
         return self.python or shlex.quote(sys.executable)
 
 
-def minutes(time: int | str) -> int:
+def minutes(time: int | str, name: str = "time") -> int:
     """Minutes of a Slurm time: a number of minutes, "H:MM:SS", "D-H:MM:SS", "MM:SS" or "D-H".
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, which ``name`` names.
     """
     text = str(time).strip()
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
-        raise ValueError(f"time cannot be {time!r}; write minutes, H:MM:SS or D-H:MM:SS")
+        raise ValueError(f"{name} cannot be {time!r}; write minutes, H:MM:SS or D-H:MM:SS")
     days, *parts = match.groups()
     numbers = [int(p) for p in parts if p is not None]
     if days is not None:
@@ -197,9 +227,10 @@ def load(name: str | Path, set: Mapping[str, Any] | None = None) -> Profile:
     else:
         known = names()
         if str(name) not in known:
-            raise UnknownName(
-                "cluster profile", str(name), known, f"or write {own_folder() / str(name)}.toml"
-            )
+            hint = f"or write {own_folder() / str(name)}.toml"
+            if not re.fullmatch(r"[\w.+-]+", str(name)):
+                hint = f"or write one in {own_folder()}, or give the path of a .toml file"
+            raise UnknownName("cluster profile", str(name), known, hint)
         path = known[str(name)]
     values = _read(path, ())
     for place, value in (set or {}).items():
@@ -229,8 +260,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     known = {f.stem: f for f in built_in_folder().glob("*.toml")} | {
         f.stem: f for f in path.parent.glob("*.toml") if f != path
     }
-    if base not in known or known[base] in seen:
+    if not isinstance(base, str) or base not in known:
         raise SettingError(f"{path}: extends: {UnknownName('cluster profile', str(base), known)}")
+    if known[base] in seen:
+        raise SettingError(f"{path}: extends {base!r}, which extends this one")
     return {**_read(known[base], (*seen, path)), **data}
 
 

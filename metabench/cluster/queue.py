@@ -142,7 +142,7 @@ def _read(cache: Path) -> Answer | None:
         data = json.loads(cache.read_text())
         jobs = {k: Job(**j) for k, j in data.pop("jobs").items()}
         return Answer(jobs=jobs, **data)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

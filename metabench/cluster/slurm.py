@@ -76,19 +76,27 @@ class Slurm:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.env = scrubbed(os.environ, profile.keep_env)
-        if "SLURM_CONF" not in self.env and profile.slurm_conf:
+        self.absent = ""
+        """A slurm.conf that was named and is not there."""
+        if not self.env.get("SLURM_CONF") and profile.slurm_conf:
             given = Path(os.path.expandvars(profile.slurm_conf)).expanduser()
             if given.is_file():
                 self.env["SLURM_CONF"] = str(given)
+            else:
+                self.absent = f"slurm_conf {profile.slurm_conf!r}: there is no such file"
 
     def run(self, *command: str, seconds: float = SECONDS) -> str:
         """What a command prints; raises SlurmError with what it said instead."""
         program = shutil.which(command[0], path=self.env.get("PATH"))
+        hint = ""
+        if self.profile.name == "local":
+            hint = "; start the one-machine cluster: python -m metabench.clusters.local_cluster up"
         if program is None:
-            hint = ""
-            if self.profile.name == "local":
-                hint = "; start the one-machine cluster: python -m metabench.clusters.local_cluster"
             raise SlurmError(f"{command[0]} is not here: is this a login node of a cluster?{hint}")
+        conf = self.env.get("SLURM_CONF")
+        if conf and not Path(conf).is_file():
+            # Slurm's commands would look for it for a minute.
+            raise SlurmError(f"SLURM_CONF={conf}: there is no such file{hint}")
         try:
             done = subprocess.run(
                 [program, *command[1:]],
@@ -102,7 +110,10 @@ class Slurm:
             raise SlurmError(f"{command[0]} said nothing for {seconds:g} s") from None
         if done.returncode:
             said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-            raise SlurmError(f"{command[0]}: {said.splitlines()[-1]}")
+            text = f"{command[0]}: {_reason(said)}"
+            if self.absent and "configuration" in text:
+                text += f"; {self.absent}{hint}"
+            raise SlurmError(text)
         return done.stdout
 
     def config(self) -> dict[str, str]:
@@ -156,6 +167,12 @@ class Slurm:
         """Jobs of mine called ``name``, array ids alone, to when they were submitted."""
         said = self.run("squeue", "--me", "-h", "--states=all", f"--name={name}", "-o", "%F|%V")
         return dict(line.split("|", 1) for line in said.splitlines() if line)
+
+
+def _reason(said: str) -> str:
+    """The last line of what a command said that tells why, without the command's own name."""
+    lines = [line for line in said.splitlines() if not line.startswith("Try ")]
+    return re.sub(r"^\S*?\w+: (error: |fatal: )?", "", (lines or [said])[-1])
 
 
 def _gres(text: str) -> dict[str, int]:

@@ -55,11 +55,12 @@ def standings(
     ]
     out = []
     for p in planned:
-        mine = next((k for k in known if p.cell.key in k.keys), None)
+        having = [k for k in known if p.cell.key in k.keys]
+        mine = having[0] if having else None
         if mine is None or p.state not in ("open", "running", "failed", "timeout"):
             out.append(p)
         elif p.state == "running":
-            out.append(_running(p, mine))
+            out.append(_running(p, having))
         elif p.state in ("failed", "timeout"):
             out.append(_again(p, mine))
         else:
@@ -67,24 +68,26 @@ def standings(
     return out
 
 
-def _running(p: Planned, known: _Known) -> Planned:
+def _running(p: Planned, having: Sequence[_Known]) -> Planned:
+    """``having``: the submissions of the cell; a job of any of them may have it."""
     key = p.cell.key
-    for element in known.elements.values():
-        at = element.running.get(key)
-        if at is None or element.ended:
-            continue
-        parts = [f"job {element.job} on {element.node or element.host}"]
-        parts.append(f"step {at.step}/{at.horizon}" if at.horizon else f"step {at.step}")
-        parts.append(f"{at.phase}, {at.fraction:.0%}")
-        spent = element.beat - at.since
-        if at.fraction > 0.02:
-            left = spent * (1 - at.fraction) / at.fraction - (time.time() - element.beat)
-            parts.append(f"about {duration(max(0.0, left))} left")
-        state = next((j.state for j in known.jobs if j.id == element.job), "")
-        if state == "SUSPENDED":
-            parts.append("suspended")
-        return replace(p, reason=", ".join(parts))
-    return p
+    said = [(at, e, k) for k in having for e in k.elements.values()
+            if (at := e.running.get(key)) is not None and not e.ended]  # fmt: skip
+    if not said:
+        return p
+    # A job that was killed says so for ever: the latest word counts.
+    at, element, known = max(said, key=lambda s: s[1].beat)
+    parts = [f"job {element.job} on {element.node or element.host}"]
+    parts.append(f"step {at.step}/{at.horizon}" if at.horizon else f"step {at.step}")
+    parts.append(f"{at.phase}, {at.fraction:.0%}")
+    spent = element.beat - at.since
+    if at.fraction > 0.02:
+        left = spent * (1 - at.fraction) / at.fraction - (time.time() - element.beat)
+        parts.append(f"about {duration(max(0.0, left))} left")
+    state = next((j.state for j in known.jobs if j.id == element.job), "")
+    if state == "SUSPENDED":
+        parts.append("suspended")
+    return replace(p, reason=", ".join(parts))
 
 
 def _again(p: Planned, known: _Known) -> Planned:

@@ -146,7 +146,8 @@ def executor(
     made.update_parameters(
         job_name=name,
         time=minutes,
-        mem=f"{round(memory_gb * 1024)}M",
+        # To Slurm 0 means all that the node has.
+        mem=f"{max(1, round(memory_gb * 1024))}M",
         cpus_per_task=profile.cpus,
         signal_delay_s=profile.signal_seconds,
         array_parallelism=parallel,
@@ -300,10 +301,10 @@ def ended_states(folder: Path) -> dict[str, str]:
     import json
 
     try:
-        found: dict[str, str] = json.loads((folder / "ended.json").read_text())
+        found = json.loads((folder / "ended.json").read_text())
     except (OSError, ValueError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def keep_ended(submissions: Iterable[Submission], answer: Answer) -> None:
@@ -363,16 +364,21 @@ def refusals(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> list[str]
     data = Path(os.path.expandvars(profile.data)).expanduser() if profile.data else None
     if data is not None and not data.is_dir():
         out.append(f"data {profile.data!r}: there is no such folder")
-    lacking: dict[tuple[str, str], int] = {}
+    out += lacking(planned)
+    return list(dict.fromkeys(out))
+
+
+def lacking(planned: Sequence[Planned]) -> list[str]:
+    """What cells lack that nodes could not fetch, and how to mend it."""
+    found: dict[tuple[str, str], int] = {}
     for p in planned:
         if p.state in ("missing data", "missing package"):
-            lacking[p.reason, p.mend] = lacking.get((p.reason, p.mend), 0) + 1
-    for (reason, mend), n in lacking.items():
-        out.append(
-            f"{n} cells lack something that nodes could not fetch: {reason}; mend it with: {mend}, "
-            "or leave them out with --only"
-        )
-    return list(dict.fromkeys(out))
+            found[p.reason, p.mend] = found.get((p.reason, p.mend), 0) + 1
+    return [
+        f"{n} cells lack something that nodes could not fetch: {reason}; mend it with: {mend}, "
+        "or leave them out with --only"
+        for (reason, mend), n in found.items()
+    ]
 
 
 def place_refusals(root: Path, profile: Profile) -> list[str]:
@@ -437,54 +443,43 @@ def submit(made: Draft, slurm: Slurm) -> Submission:
     if not made.cells:
         raise SettingError("nothing to submit")
     try:
-        sha = _write_folder(made)
-    except OSError as error:
-        shutil.rmtree(made.folder, ignore_errors=True)
-        raise StoreError(f"cannot write {made.folder}: {error.strerror}") from None
-    seconds, known = made.estimate
-    submission = Submission(
-        made.folder,
-        made.suite,
-        made.budget,
-        asdict(made.profile),
-        str(made.store.root),
-        sha,
-        time.time(),
-        made.cells,
-        seconds if known else None,
-        [Array(made.name(i), p.bundle, p.size) for i, p in enumerate(made.parts)],
-    )
-    submission.write()
-    with environment(variables(made, slurm)):
-        for at in range(len(made.parts)):
-            folder = made.jobs_folder(at)
-            folder.mkdir(parents=True)
-            write_atomic(folder / "sbatch.sh", made.script(at).encode())
-        try:
+        submission = _write_folder(made)
+        values = variables(made, slurm)
+        with environment(values):
+            for at in range(len(made.parts)):
+                made.jobs_folder(at).mkdir(parents=True)
+                write_atomic(made.jobs_folder(at) / "sbatch.sh", made.script(at).encode())
             for at in range(len(made.parts)):
                 slurm.run("sbatch", "--test-only", str(made.jobs_folder(at) / "sbatch.sh"))
-        except SlurmError as error:
-            shutil.rmtree(made.folder, ignore_errors=True)
-            raise SlurmError(f"nothing was queued: {error}") from None
+    except (OSError, MetabenchError) as error:
+        # Nothing is left behind, least of all on a full disk.
+        shutil.rmtree(made.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            error = StoreError(f"cannot write {made.folder}: {error.strerror}")
+        raise type(error)(f"nothing was queued: {error}") from None
+    with environment(values):
         for at, part in enumerate(made.parts):
             began = time.time()
+            mend = f"metabench cancel {made.suite} --budget {made.budget}"
             try:
                 job = _queue(made, slurm, at, part)
             except SlurmError as error:
                 before = ", ".join(a.job for a in submission.arrays if a.job)
                 if not before:
                     raise
-                mend = f"metabench cancel {made.suite} --budget {made.budget}"
                 raise SlurmError(f"{error}; queued before: {before}; to cancel: {mend}") from None
             arrays = list(submission.arrays)
             arrays[at] = replace(arrays[at], job=job, submitted=began)
             submission = replace(submission, arrays=arrays)
-            submission.write()
+            try:
+                submission.write()
+            except StoreError as error:
+                raise StoreError(f"{error}; queued as {job}; to cancel: {mend}") from None
     return submission
 
 
-def _write_folder(made: Draft) -> str:
-    """What jobs need: the code, of which the sha256 is given, and their cells."""
+def _write_folder(made: Draft) -> Submission:
+    """What jobs need: the code, their cells, and a note of what is to be queued."""
     made.folder.mkdir(parents=True)
     for name in ("elements", "cells"):
         (made.folder / name).mkdir()
@@ -508,7 +503,21 @@ def _write_folder(made: Draft) -> str:
     snapshot.write_json(
         made.folder / "keys.json", sorted(m.cell.key for b in made.bundles for m in b.members)
     )
-    return sha
+    seconds, known = made.estimate
+    submission = Submission(
+        made.folder,
+        made.suite,
+        made.budget,
+        asdict(made.profile),
+        str(made.store.root),
+        sha,
+        time.time(),
+        made.cells,
+        seconds if known else None,
+        [Array(made.name(i), p.bundle, p.size) for i, p in enumerate(made.parts)],
+    )
+    submission.write()
+    return submission
 
 
 def _queue(made: Draft, slurm: Slurm, at: int, part: Part) -> str:

@@ -114,6 +114,8 @@ def cancel(
     cluster: MaybeCluster = None,
 ) -> None:
     """Cancel the jobs of a suite; what they had in hand keeps its checkpoint."""
+    import time
+
     from metabench.cluster import folder, slurm
     from metabench.cluster import submit as module
     from metabench.cluster.profile import load
@@ -124,6 +126,8 @@ def cancel(
         raise SuiteError("name the suite whose jobs are to be cancelled, or 'all'")
     suite = suite.removesuffix(".toml").rpartition("/")[2]
     kept = Store(store)
+    for text in folder.unreadable(kept):
+        typer.echo(text, err=True)
     known = [s for s in folder.submissions(kept) if s.cancelled is None]
     mine = [s for s in known if suite == "all" or (s.suite == suite and s.budget == budget)]
     if not mine:
@@ -131,7 +135,10 @@ def cancel(
         raise UnknownName("submission of suite", f"{suite} --budget {budget}", names)
     for name in dict.fromkeys(cluster or str(s.profile["name"]) for s in mine):
         there = slurm.Slurm(_of(mine, name) if cluster is None else load(cluster))
+        began = time.time()
         answer = module.look(there, kept, seconds=0)
+        if answer.at < began:
+            raise slurm.SlurmError(f"nothing was cancelled on {name}: {answer.problem}")
         group = [s for s in mine if cluster or s.profile["name"] == name]
         jobs = module.cancel(there, group, answer)
         what = f"jobs {', '.join(jobs)}" if jobs else "no job was waiting or running"
@@ -190,22 +197,47 @@ def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
     from metabench import screen
+    from metabench.cluster import folder
     from metabench.cluster import submit as module
+    from metabench.cluster.slurm import SlurmError
 
-    out = screen.console()
+    out, err = screen.console(), screen.console(stderr=True)
+    code = 0
+
+    def told(text: str) -> None:
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for text in folder.unreadable(choice.open_store()):
+        told(text)
     for suite, planned in choice.planned():
         made, slurm = module.prepare(
             suite.name, choice.budget, planned, profile, choice.open_store(), states, dry_run
         )
         describe(out, made, planned)
         if not made.cells:
+            for reason in module.lacking(planned):
+                told(f"error: {suite.name}: {reason}")
+                code = 1
             continue
         if dry_run:
             for script in made.scripts():
                 out.print(script, markup=False, highlight=False, soft_wrap=True)
+            try:
+                against = module.refusals(made, slurm, planned)
+            except SlurmError as error:
+                told(f"not checked against the cluster: {error}")
+                continue
+            if against:
+                told(f"{suite.name} would be refused:" + "".join(f"\n  {r}" for r in against))
+                code = 1
             continue
-        queue(out, made, slurm, planned)
-    return 0
+        try:
+            queue(out, made, slurm, planned)
+        except module.Refusal as refusal:
+            # The other suites of "all" can do without it.
+            told(f"error: {suite.name}: {refusal}")
+            code = 1
+    return code
 
 
 def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
@@ -271,6 +303,8 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import Slurm
 
+    for text in folder.unreadable(store):
+        out.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     known = folder.submissions(store)
     keys = {p.cell.key for p in planned}
     mine = [s for s in known if folder.keys(s) & keys]

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metabench.cli import app
+from metabench.cluster.folder import Array, Submission, submissions
 from metabench.store import Store
 
 
@@ -34,7 +35,40 @@ def test_a_dry_run_needs_no_cluster_and_leaves_nothing(type_, tmp_path: Path) ->
     assert "40 cells in 1 arrays of 5 jobs" in done.output, "eight cells at once"
     for line in ("--array=0-4%5", "--time=60", "--cpus-per-task=8", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}\n" in done.output
+    assert "not checked against the cluster: sinfo is not here" in done.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_others(  # type: ignore[no-untyped-def]
+    type_, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metabench.cluster import submit, verbs
+
+    monkeypatch.setattr(submit, "refusals", lambda made, *_: [f"no {made.suite}"])
+    done = type_("submit", *WORDS, "--dry-run")
+    assert done.exit_code == 1 and "quickstart would be refused:\n  no quickstart" in done.output
+    tried = []
+
+    def refuse(_out: object, made: submit.Draft, *_: object) -> None:
+        tried.append(made.suite)
+        raise submit.Refusal("nothing was queued:\n  no data")
+
+    monkeypatch.setattr(verbs, "queue", refuse)
+    prepare = submit.prepare
+    monkeypatch.setattr(submit, "prepare", lambda *a: prepare(*a[:6], True))
+    done = type_("submit", "all", "--budget", "smoke", "--cluster", "cpu")
+    assert done.exit_code == 1 and len(tried) > 2
+    assert "error: quickstart: nothing was queued:\n  no data" in done.output
+
+
+def test_a_suite_without_its_data_is_no_success(  # type: ignore[no-untyped-def]
+    type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ("--budget", "smoke", "--cluster", "cpu", "--dry-run")
+    done = type_("submit", "maml-miniimagenet", *words)
+    assert done.exit_code == 1 and "metabench data fetch miniimagenet" in done.output
 
 
 def test_without_a_cluster_nothing_is_submitted(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -63,6 +97,19 @@ def test_wrong_words_are_told_the_right_ones(  # type: ignore[no-untyped-def]
     done = type_(*words)
     assert done.exit_code == 2
     assert message in re.sub(r"\s+", " ", done.output)
+
+
+def test_what_cannot_be_asked_is_not_called_cancelled(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    place = tmp_path / "runs" / "cluster" / "one"
+    place.mkdir(parents=True)
+    arrays = [Array("mb-a-0", 0, 2, "7", 1.0)]
+    made = Submission(place, "quickstart", "smoke", {"name": "site"}, "", "", 1.0, 2, None, arrays)
+    made.write()
+    done = type_("cancel", "quickstart", "--budget", "smoke")
+    assert done.exit_code == 1
+    assert "nothing was cancelled on site: squeue is not here" in done.output
+    (again,) = submissions(Store(tmp_path / "runs"))
+    assert again.cancelled is None
 
 
 def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any, cast
 import pytest
 from metabench.clusters import local_cluster
 
-from metabench import claim
+from metabench import claim, store
 from metabench.cell import Cell
-from metabench.cluster import submit
+from metabench.cluster import snapshot, submit
 from metabench.cluster.folder import Group, Member, read_group
 from metabench.cluster.profile import Profile
-from metabench.cluster.slurm import Partition, Slurm
-from metabench.errors import MetabenchError
+from metabench.cluster.slurm import Partition, Slurm, SlurmError
+from metabench.errors import MetabenchError, StoreError
 from metabench.plan import Planned
 from metabench.store import Store
 
@@ -56,6 +57,54 @@ def test_a_store_that_nodes_cannot_see_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (said,) = submit.place_refusals(tmp_path / "file", Profile(shared=["/"]))
     assert "cannot be written" in said
+
+
+def test_slurm_errors_are_told_by_the_line_that_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(
+        "#!/bin/sh\necho \"/usr/bin/sbatch: unrecognized option '--foo'\" >&2\n"
+        "echo 'Try \"sbatch --help\" for more information' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_CONF", "")
+    with pytest.raises(SlurmError, match=r"^sbatch: unrecognized option '--foo'$"):
+        Slurm(Profile()).run("sbatch")
+    program.write_text("#!/bin/sh\necho 'sbatch: fatal: no configuration source' >&2\nexit 1\n")
+    with pytest.raises(SlurmError, match=r"source; slurm_conf '/none': there is no such file$"):
+        Slurm(Profile(slurm_conf="/none")).run("sbatch")
+    monkeypatch.setenv("SLURM_CONF", "/none")
+    with pytest.raises(SlurmError, match=r"^SLURM_CONF=/none: there is no such file$"):
+        Slurm(Profile()).run("sbatch")
+
+
+def test_a_job_never_asks_for_no_memory(tmp_path: Path) -> None:
+    profile = Profile(memory_gb=1e-4, cpus=1)
+    planned = [Planned("r", "c", CELL, "open")]
+    made = submit.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
+    assert "#SBATCH --mem=1M\n" in made.script(0), "0 means all of the node's"
+
+
+@pytest.mark.parametrize("refused", ["group-0.json", "submission.json", "sbatch.sh"])
+def test_a_disk_that_is_full_is_left_with_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    write = store.write_atomic
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == refused:
+            raise StoreError(f"cannot write {path}: No space left on device")
+        write(path, data)
+
+    for module in (submit, snapshot):
+        monkeypatch.setattr(module, "write_atomic", full)
+    planned = [Planned("r", "c", CELL, "open")]
+    made = submit.draft(planned, Profile(), Store(tmp_path / "runs"), "suite", "smoke")
+    with pytest.raises(StoreError, match=f"nothing was queued: cannot write .*{refused}: No space"):
+        submit.submit(made, Slurm(Profile()))
+    assert list((tmp_path / "runs" / "cluster").iterdir()) == []
 
 
 def test_groups_are_plain_data(tmp_path: Path) -> None:
@@ -128,6 +177,29 @@ def test_a_home_remembers_its_options_and_never_changes_under_a_running_cluster(
     # A reused pid is another process.
     (tmp_path / "run" / "slurmctld.json").write_text(json.dumps({**note, "started": "1"}))
     assert again.daemon("slurmctld").pid() is None
+
+
+def test_a_home_that_is_none_is_never_removed_and_a_taken_port_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis").write_text("")
+    home = f"--home={tmp_path}"
+    assert local_cluster.main(["purge", home]) == 1
+    assert "is no home of a cluster: nothing was removed" in capsys.readouterr().err
+    for name in local_cluster.FOLDERS:
+        (tmp_path / name).mkdir()
+    local_cluster.Cluster(tmp_path).write_configuration()
+    assert local_cluster.main(["purge", home]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis"], "a home shared with other things"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert local_cluster.main(["up", home, "--base-port", port]) == 1
+    assert f"port {port} is taken" in capsys.readouterr().err
+    assert local_cluster.main(["up", home, "--nodes", "-1"]) == 1
+    assert "--nodes cannot be -1: 1 or more" in capsys.readouterr().err
+    assert local_cluster.main(["up", f"--home={tmp_path}/thesis/home", "--base-port", port]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
 
 
 def test_the_one_machine_slurm_needs_nothing_but_python() -> None:

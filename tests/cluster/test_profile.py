@@ -58,11 +58,20 @@ def test_own_profiles_by_name_by_path_and_over_a_built_in(own: Path, tmp_path: P
         ("[extra]\nsignal = 1", "extra cannot set signal"),
         ("time = 20\nsignal_seconds = 600", "leaves no time to work"),
         ('extends = "gpuu"', "no cluster profile 'gpuu'; near: gpu"),
+        ("extends = ['gpu']", "extends: no cluster profile"),
+        ('extends = "other"', "extends 'site', which extends this one"),
         ("cpus =", "not TOML"),
+        ('most_time = "soon"', "most_time cannot be 'soon'"),
+        ("most_memory_gb = -4", "most_memory_gb cannot be -4"),
+        ("python = '\"my env/python'", "no closing quotation"),
+        ('python = " "', "there is no program in it"),
+        ("[extra]\njob_name = 'mine'", "extra cannot set job_name"),
+        ("[extra]\ntime = 1", "extra cannot set time: it is the setting time"),
     ],
 )
 def test_a_wrong_profile_is_told_what_is_wrong(own: Path, text: str, message: str) -> None:
     (own / "site.toml").write_text(text)
+    (own / "other.toml").write_text('extends = "site"')
     with pytest.raises((UnknownName, SettingError)) as error:
         profile.load("site")
     assert message in str(error.value)
@@ -71,6 +80,8 @@ def test_a_wrong_profile_is_told_what_is_wrong(own: Path, text: str, message: st
 def test_unknown_profiles_name_the_nearest(own: Path) -> None:
     with pytest.raises(UnknownName, match="near: local"):
         profile.load("locl")
+    with pytest.raises(UnknownName, match=r"or give the path of a \.toml file"):
+        profile.load("/tmp")
     with pytest.raises(SettingError, match="no profile file"):
         profile.load(own / "none.toml")
 

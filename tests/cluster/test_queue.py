@@ -17,6 +17,7 @@ from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Slurm, scrubbed
 from metabench.cluster.standing import logs, standings
 from metabench.plan import Planned
+from metabench.store import Store
 
 
 @pytest.fixture
@@ -152,8 +153,7 @@ def test_open_cells_without_a_job_are_told_how_the_last_one_ended(submission: Su
     unknown = stand(submission, accounting=False)[1]
     assert unknown.startswith("lost: ") and "Slurm no longer knows 2 of 2 (no accounting" in unknown
     replace(submission, cancelled=1.0).write()
-    (again,) = folder.submissions(__import__("metabench.store", fromlist=["Store"]).Store(
-        submission.store))  # fmt: skip
+    (again,) = folder.submissions(Store(submission.store))
     assert stand(again)[0].startswith("cancelled: with one")
 
 
@@ -167,6 +167,34 @@ def test_running_cells_are_told_how_far_they_are(submission: Submission) -> None
     answer = queue.Answer(now, {"mb-a-0/7_0": queue.Job("7_0", "RUNNING")})
     (first, *_) = standings(planned("running"), [submission], answer)
     assert first.reason == "job 7_0 on n1, step 20/80, training, 25%, about 2 min 30 s left"
+    # Another submission of the same cell is newer, and a job that was killed said it had it.
+    newer = replace(submission, folder=submission.folder.with_name("two"), submitted=now)
+    newer.folder.mkdir()
+    newer.write()
+    Group([Member("r", "c", CELLS[0])], 60, 8.0, "", "").write(newer.folder / "group-0.json")
+    folder.write_element(
+        newer.folder, Element("8_0", 0, "host", "n2", 1, 0.0, 9.0, now - 30, running=running)
+    )
+    (first, *_) = standings(planned("running"), [submission, newer], answer)
+    assert first.reason.startswith("job 7_0 on n1")
+
+
+@pytest.mark.parametrize("text", ["", "3", "[]", "{}", '{"running": 3, "jobs": 3, "arrays": [3]}'])
+def test_damaged_files_are_told_or_done_without(submission: Submission, text: str) -> None:
+    for name in ("keys.json", "ended.json", "elements/7_0.json", "../queue.json"):
+        path = submission.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    if text != "[]":
+        assert folder.keys(submission) == {cell.key for cell in CELLS}
+    assert len(stand(submission)) == 3 and folder.elements(submission.folder) == {}
+    assert queue._read(submission.folder.parent / "queue.json") is None
+    kept = Store(submission.store)
+    assert [s.name for s in folder.submissions(kept)] == ["one"] and not folder.unreadable(kept)
+    (submission.folder / folder.SUBMISSION).write_text(text)
+    assert folder.submissions(kept) == []
+    (said,) = folder.unreadable(kept)
+    assert "submission.json cannot be read" in said
 
 
 def test_attempts_are_remembered_and_fruitless_ones_counted(tmp_path: Path) -> None:
