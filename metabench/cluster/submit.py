@@ -456,7 +456,8 @@ def submit(made: Draft, slurm: Slurm) -> Submission:
         shutil.rmtree(made.folder, ignore_errors=True)
         if isinstance(error, OSError):
             error = StoreError(f"cannot write {made.folder}: {error.strerror}")
-        raise type(error)(f"nothing was queued: {error}") from None
+        kind = SlurmError if isinstance(error, SlurmError) else StoreError
+        raise kind(f"nothing was queued: {error}") from None
     with environment(values):
         for at, part in enumerate(made.parts):
             began = time.time()
