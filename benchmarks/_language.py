@@ -255,22 +255,28 @@ def _rewarded(cell: Cell, task: Any, method: Any, budget: Any) -> Counted:
     learns = cell.method == "restem"
 
     if writes:
-        longest, turns = task.sample_tokens, task.adapt_steps
+        longest, turns = task.sample_tokens, task.adapt_epochs
         drawn = longest
     else:
         turns = sum(task.epochs) / len(task.epochs)
         drawn = task.edit_tokens * len(task.augmentations)
     if not learns:
         turns, drawn = method.inner_steps, 0
-    one = at.trained(1, task.edit_tokens, policy, theta)
     lines = task.documents - 1 if drawn else 0
-    if lines:
-        length = min(task.edit_tokens, -(-drawn // lines) + LINE)
-        passes, rest = divmod(lines, task.documents_at_once)
-        one += at.trained(task.documents_at_once, length, policy, theta) * passes
-        if rest:
-            one += at.trained(rest, length, policy, theta)
-    training = one * turns if turns else Cost()
+    length = min(task.edit_tokens, -(-drawn // lines) + LINE) if lines else 0
+    epoch = Cost()
+    size = task.documents_a_step or 1 + lines
+    for first in range(0, 1 + lines, size):
+        rest = min(size, 1 + lines - first)
+        if not first:
+            epoch += at.trained(1, task.edit_tokens, policy, theta)
+            rest -= 1
+        passes, left = divmod(rest, task.documents_at_once)
+        if passes:
+            epoch += at.trained(task.documents_at_once, length, policy, theta) * passes
+        if left:
+            epoch += at.trained(left, length, policy, theta)
+    training = epoch * turns if turns else Cost()
 
     judged = at.judged(task.questions, task.question_tokens, both)
     if task.grader is not None:

@@ -9,7 +9,7 @@ differs from it by biases alone (Qwen2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,6 +191,17 @@ def stacked(deltas: Sequence[Params]) -> Params:
     return {k: torch.stack([d[k] for d in deltas]) for k in deltas[0]}
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step of several trainings descends on."""
+
+    terms: Sequence[Term]
+    """Losses [m] whose sum is taken of each; they are differentiated one by one, so that one graph
+    is held at a time."""
+    rows: Sequence[int] | None = None
+    """Which of the n trainings take this step, m of them: the others are over; None: all."""
+
+
 def adapt(
     loss: Term | Sequence[Term], start: Params, *, steps: int, lr: Rate, solver: Solver
 ) -> Params:
@@ -198,18 +209,38 @@ def adapt(
 
     A loss of stacked deltas has no terms that mix them, and solvers work entry by entry: what comes
     out is what n trainings one after another give, in one pass over the base a step. A loss given
-    as a sequence is their sum, differentiated term by term: one graph is held at a time.
+    as a sequence is their sum.
     """
     terms = [loss] if callable(loss) else list(loss)
+    return adapt_by([Step(terms)] * steps, start, lr=lr, solver=solver)
+
+
+def adapt_by(steps: Iterable[Step], start: Params, *, lr: Rate, solver: Solver) -> Params:
+    """As :func:`adapt`, with losses that differ from step to step. A training that has left out a
+    step must leave out all that follow: solvers count the steps of all together."""
     theta, memory = start, solver.init(start)
-    for _ in range(steps):
-        leaves = {k: v.detach().requires_grad_() for k, v in theta.items()}
+    for step in steps:
+        rows = None if step.rows is None else list(step.rows)
+        leaves = {
+            k: (v if rows is None else v[rows]).detach().requires_grad_() for k, v in theta.items()
+        }
         found: list[Tensor] = []
-        for term in terms:
+        for term in step.terms:
             with torch.enable_grad():
                 new = torch.autograd.grad(term(leaves).sum(), list(leaves.values()))
             found = [a + b for a, b in zip(found, new, strict=True)] if found else list(new)
-        theta, memory = solver.update(theta, dict(zip(leaves, found, strict=True)), memory, lr)
+        gradient = dict(zip(leaves, found, strict=True))
+        if rows is None:
+            theta, memory = solver.update(theta, gradient, memory, lr)
+            continue
+        whole = {k: torch.zeros_like(v) for k, v in theta.items()}
+        for k, v in gradient.items():
+            whole[k][rows] = v
+        moved, memory = solver.update(theta, whole, memory, lr)
+        # A solver with momentum would move what is over, too.
+        theta = {k: v.detach().clone() for k, v in theta.items()}
+        for k, v in moved.items():
+            theta[k][rows] = v[rows].detach()
     return {k: v.detach() for k, v in theta.items()}
 
 

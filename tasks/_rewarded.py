@@ -20,7 +20,7 @@ from metabench import grads, lora
 from metabench.causal import Adapter
 from metabench.errors import SettingError
 from metabench.method import SolverName
-from metabench.problem import Batch, Episode, Params, Seeds
+from metabench.problem import Batch, Episode, Params, Seeds, generator
 from metabench.registry import solvers
 from metabench.solver import Rate
 
@@ -41,10 +41,13 @@ class RewardedEdit(SelfEdit):
     adapt_solver: SolverName = "adam"
     documents: Count = 8
     """Texts of a training at most."""
+    documents_a_step: Count | None = None
+    """Texts that a step is taken on: an epoch takes all, in an order of its own; None: an epoch is
+    one step on all of them."""
     at_once: Count = 16
     """Deltas adapted in one batch."""
     documents_at_once: Count = 8
-    """Documents of each in one pass; a step adds up the gradients of its passes."""
+    """Documents of each training in one pass; a step adds up the gradients of its passes."""
     reward: Literal["log_likelihood", "exact_match", "grader"] = "log_likelihood"
     grader: str | None = None
     """The model that grades answers, named as ``model`` is; None: none does."""
@@ -167,12 +170,48 @@ class RewardedProblem(SelfEditProblem):
         return [partial(term, ids=i, mask=m) for i, m in parts]
 
     def trained(
-        self, lam: Params, ids: Tensor, mask: Tensor, starts: Params, steps: int, lr: Rate
-    ) -> Params:
-        """n deltas from ``starts`` after so many steps on documents, one batch a step."""
+        self, lam: Params, ids: Tensor, mask: Tensor, starts: Params, epochs: Sequence[int],
+        lr: Rate, numbers: Sequence[int] | None = None,
+    ) -> Params:  # fmt: skip
+        """n deltas from ``starts``, each after its epochs on its documents [n, documents,
+        edit_tokens]; ``numbers`` tell repetitions apart, whose orders differ (None: all 0)."""
         lam = {k: v.detach() for k, v in lam.items()}
         solver = solvers.get(self.rewarded.adapt_solver)()
-        return lora.adapt(self.terms(lam, ids, mask), starts, steps=steps, lr=lr, solver=solver)
+        there = (mask > 0).any(-1).tolist()
+        plans = [
+            self.order([i for i, is_there in enumerate(row) if is_there], n, number)
+            for row, n, number in zip(there, epochs, numbers or [0] * len(there), strict=True)
+        ]
+        steps = (self.step(lam, ids, mask, plans, t) for t in range(max(map(len, plans))))
+        return lora.adapt_by(steps, starts, lr=lr, solver=solver)
+
+    def order(self, documents: Sequence[int], epochs: int, number: int) -> list[list[int]]:
+        """The documents of each step of a training."""
+        size = self.rewarded.documents_a_step
+        if size is None:
+            return [list(documents)] * epochs
+        out = []
+        for epoch in range(epochs):
+            gen = generator(self.seeds.batches, "documents", number, epoch)
+            shuffled = torch.randperm(len(documents), generator=gen).tolist()
+            turns = [documents[i] for i in shuffled]
+            out += [turns[i : i + size] for i in range(0, len(turns), size)]
+        return out
+
+    def step(
+        self, lam: Params, ids: Tensor, mask: Tensor, plans: Sequence[list[list[int]]], t: int
+    ) -> lora.Step:
+        """Step t of all trainings that go on."""
+        if self.rewarded.documents_a_step is None and len({len(plan) for plan in plans}) == 1:
+            return lora.Step(self.terms(lam, ids, mask))
+        rows = [i for i, plan in enumerate(plans) if t < len(plan)]
+        taken = [plans[i][t] for i in rows]
+        most = max(map(len, taken))
+        at = ids.new_tensor([turn + turn[:1] * (most - len(turn)) for turn in taken])
+        real = mask.new_tensor([[1.0] * len(turn) + [0.0] * (most - len(turn)) for turn in taken])
+        which = ids.new_tensor(rows)[:, None]
+        terms = self.terms(lam, ids[which, at], mask[which, at] * real[..., None])
+        return lora.Step(terms, None if len(rows) == len(plans) else rows)
 
     def episode(self, split: str, index: int) -> Episode:
         """The passage to train on, and its questions."""

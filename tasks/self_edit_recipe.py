@@ -8,8 +8,8 @@ lam: a table of logits for each part of a recipe; a recipe's parts are drawn one
 
     p(recipe) = prod_part softmax(lam_part)[choice]
 
-Differs from the paper: the policy is that table, not the language model itself; an epoch is one
-step on all documents at once; the augmentations are of texts (documents made without a model):
+Differs from the paper: the policy is that table, not the language model itself; the augmentations
+are of texts (documents made without a model):
 
     sentences   each sentence of the passage by itself
     reordered   the passage with its sentences in another order
@@ -154,20 +154,20 @@ class SelfEditRecipeProblem(RewardedProblem):
     def trained_by(
         self, lam: Params, episode: Episode, rows: list[tuple[int, ...]]
     ) -> dict[tuple[int, ...], Params]:
-        """theta of different recipes; those of equal length are trained at once."""
+        """theta of different recipes."""
         passage = self.passage_of(episode)
         out: dict[tuple[int, ...], Params] = {}
-        recipes = {row: self.recipe(row) for row in rows}
-        for epochs in sorted({r.epochs for r in recipes.values()}):
-            same = [row for row in rows if recipes[row].epochs == epochs]
-            for at in range(0, len(same), self.task.at_once):
-                some = same[at : at + self.task.at_once]
-                texts = [self.documents(passage, recipes[row]) for row in some]
-                ids, mask = (torch.stack(x) for x in zip(*texts, strict=True))
-                rates = mask.new_tensor([recipes[row].rate for row in some])[:, None, None]
-                starts = lora.stacked([self.start] * len(some))
-                theta = self.trained(lam, ids, mask, starts, epochs, rates)
-                out |= {row: {k: v[i] for k, v in theta.items()} for i, row in enumerate(some)}
+        # Those of as many epochs come together: fewer steps are taken by some of a batch alone.
+        rows = sorted(rows, key=lambda row: self.recipe(row).epochs)
+        for at in range(0, len(rows), self.task.at_once):
+            some = rows[at : at + self.task.at_once]
+            recipes = [self.recipe(row) for row in some]
+            texts = [self.documents(passage, recipe) for recipe in recipes]
+            ids, mask = (torch.stack(x) for x in zip(*texts, strict=True))
+            rates = mask.new_tensor([recipe.rate for recipe in recipes])[:, None, None]
+            starts = lora.stacked([self.start] * len(some))
+            theta = self.trained(lam, ids, mask, starts, [r.epochs for r in recipes], rates)
+            out |= {row: {k: v[i] for k, v in theta.items()} for i, row in enumerate(some)}
         return out
 
     @torch.no_grad()

@@ -183,6 +183,25 @@ def test_a_language_model_by_formula(width, form):
     assert known.parameters == numbers + 5 * width + 100 * width
 
 
+def test_steps_on_one_document_cost_the_flops_of_a_step_on_all(monkeypatch):
+    pytest.importorskip("transformers")
+    known = _language.Sizes("made up", 1, 16, 48, 4, 2, 100, tied=True)
+    monkeypatch.setitem(_language.MODELS, "made up", known)
+    sizes = {"documents": 4, "documents_at_once": 3, "edit_tokens": 24, "sample_tokens": 12}
+
+    def cost(size):
+        cell = make_cell("self_edit_policy", "restem", set={
+            "task": {**sizes, "model": "made up", "documents_a_step": size},
+            "method": {"samples": 1}, "budget": {"outer_steps": 1},
+        })  # fmt: skip
+        return _language.counted(cell)[0].step
+
+    whole, one, two = cost(None), cost(1), cost(2)
+    # Solvers are not matrix products: what is left is the same work, in more pieces.
+    assert one.flops == two.flops == whole.flops > 0
+    assert one.ops > two.ops > whole.ops
+
+
 def test_the_sizes_of_the_papers_models_come_to_their_names():
     # 7.6 and 1.24 billion, as their cards say.
     assert _language.sizes("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512

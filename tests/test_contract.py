@@ -113,7 +113,7 @@ TASKS |= {
         {**SELF_EDIT, "edits": ("passage", "rewrite"), "formulation": "init"},
     ],
     "self_edit_policy": [
-        {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_steps": 2, "policy_rank": 1}
+        {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_epochs": 2, "policy_rank": 1}
     ],
     "self_edit_recipe": [
         {**SELF_EDIT, "documents": 2, "rates": (0.01,), "epochs": (1, 2)},

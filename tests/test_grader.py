@@ -23,7 +23,7 @@ Task, ReSTEM = tasks.get("self_edit_policy"), methods.get("restem")
 grading, models = (importlib.import_module(f"metabench.tasks.{m}") for m in ("_grader", "_lm"))
 SIZES = {"rank": 1, "policy_rank": 2, "targets": ("q", "down"), "question_tokens": 40,
          "edit_tokens": 40, "questions": 2, "sample_tokens": 12, "documents": 3,
-         "adapt_steps": 3, "adapt_lr": 0.05, "dtype": "float64", "answer_tokens": 6,
+         "adapt_epochs": 3, "adapt_lr": 0.05, "dtype": "float64", "answer_tokens": 6,
          "grader_prompt": "{question}|{gold}|{answer}|"}  # fmt: skip
 
 

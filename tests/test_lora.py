@@ -162,6 +162,34 @@ def test_a_batch_of_deltas_is_adapted_as_one_after_another(solver, same_text):
             torch.testing.assert_close(whole[k][i], expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("solver", ["sgd", "adam", "momentum"])
+def test_trainings_of_different_length_end_where_each_ends_alone(solver):
+    decoder, rule = tiny(), solvers.get(solver)()
+    ids, lengths = tokens(3, 4, 8), (4, 2, 3)
+    starts = [moved(decoder, i, ("q", "down")) for i in range(3)]
+
+    def term(rows, t):
+        def f(theta):
+            text = ids[rows, t].unsqueeze(-2)
+            return decoder.surprise(text, [lora.Adapter(theta, 1.5)]).mean((-2, -1))
+
+        return f
+
+    steps = []
+    for t in range(4):
+        rows = [i for i, n in enumerate(lengths) if t < n]
+        steps.append(lora.Step([term(rows, t)], None if len(rows) == 3 else rows))
+    whole = lora.adapt_by(steps, lora.stacked(starts), lr=0.05, solver=rule)
+    for i, (start, n) in enumerate(zip(starts, lengths, strict=True)):
+        alone = lora.adapt_by(
+            [lora.Step([term([i], t)]) for t in range(n)], lora.stacked([start]), lr=0.05,
+            solver=rule,
+        )  # fmt: skip
+        for k, expected in alone.items():
+            assert float((expected[0] - start[k]).abs().max()) > 1e-3
+            torch.testing.assert_close(whole[k][i], expected[0], rtol=1e-10, atol=1e-10)
+
+
 def test_vmap_over_deltas_gives_the_same():
     decoder, ids = tiny(), tokens(3, 2, 8)
     deltas = lora.stacked([moved(decoder, i) for i in range(3)])

@@ -115,7 +115,7 @@ BUDGET = {"outer_steps": 4, "eval_every": 2, "valid_episodes": 5, "test_episodes
 GLYPHS = {"filters": 4, "meta_batch": 4, "queries": 2}
 REPRESENTATION = {**GLYPHS, "formulation": "representation", "dtype": "float64"}
 POLICY = {"rank": 1, "policy_rank": 2, "targets": ("q",), "question_tokens": 24, "edit_tokens": 24,
-          "questions": 1, "sample_tokens": 8, "documents": 2, "adapt_steps": 2, "meta_batch": 3,
+          "questions": 1, "sample_tokens": 8, "documents": 2, "adapt_epochs": 2, "meta_batch": 3,
           "dtype": "float64"}  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """SEAL's loop on a language model: samples, likelihoods, batched rewards, a round, contract."""
 
+import itertools
+
 import pytest
 import torch
 from oracles import F64, context
@@ -18,7 +20,7 @@ from self_edits import small_world
 Task, ReSTEM = tasks.get("self_edit_policy"), methods.get("restem")
 SIZES = {"rank": 1, "policy_rank": 2, "targets": ("q", "down"), "question_tokens": 40,
          "edit_tokens": 40, "questions": 2, "sample_tokens": 12, "documents": 3,
-         "adapt_steps": 3, "adapt_lr": 0.05}  # fmt: skip
+         "adapt_epochs": 3, "adapt_lr": 0.05}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,6 +92,43 @@ def test_rewards_of_a_batch_are_those_of_one_training_after_another(world, at_on
     assert len({round(x, 8) for x in found.tolist()}) == 3
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_steps_on_some_of_the_documents_are_those_of_an_optimiser_alone(world, size):
+    """torch.optim.Adam, one training after another; they have 3, 2 and 1 documents."""
+    problem = context(small(world, documents_a_step=size, documents=3)).problem
+    lam, episode = moved(problem), problem.episode("train", 1)
+    passage = problem.passage_of(episode)
+    texts = [problem.training_texts(passage, edit) for edit in ("one\ntwo two", "three", "")]
+    ids, mask = (torch.stack(x) for x in zip(*texts, strict=True))
+    starts, numbers, epochs = [problem.fresh(r) for r in (0, 1, 0)], [0, 1, 0], [3, 3, 2]
+    found = problem.trained(lam, ids, mask, lora.stacked(starts), epochs, 0.05, numbers)
+    for i, (number, n) in enumerate(zip(numbers, epochs, strict=True)):
+        theta = {k: v.clone().requires_grad_() for k, v in starts[i].items()}
+        rule = torch.optim.Adam(theta.values(), lr=0.05)
+        plan = problem.order(range(3 - i), n, number)
+        assert len(plan) == n * -(-(3 - i) // size)
+        for turn in plan:
+            rule.zero_grad()
+            problem.inner_loss(lam, theta, {"ids": ids[i, turn], "mask": mask[i, turn]}).backward()
+            rule.step()
+        for k, v in theta.items():
+            torch.testing.assert_close(found[k][i], v.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_an_epoch_takes_every_document_once_in_an_order_of_its_own(world):
+    problem = context(small(world, documents_a_step=2)).problem
+    taken = [0, 1, 2, 4, 5, 7, 8]
+    plan = problem.order(taken, 3, 0)
+    assert [len(turn) for turn in plan] == [2, 2, 2, 1] * 3
+    plans = [*(plan[i : i + 4] for i in (0, 4, 8)), problem.order(taken, 1, 1)]
+    orders = [list(itertools.chain(*turns)) for turns in plans]
+    assert all(sorted(order) == taken for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert problem.order(taken, 3, 0) == plan
+    whole = context(small(world)).problem
+    assert whole.order(taken, 2, 0) == [taken, taken]
+
+
 def test_exact_match_is_a_reward_too(world):
     problem = context(small(world, reward="exact_match")).problem
     lam, episode = moved(problem), problem.episode("train", 1)
@@ -131,7 +170,7 @@ def test_training_on_the_passage_lowers_its_loss(world):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_it_keeps_the_contract(world, dtype):
     task = small(world, dtype=dtype, edit_tokens=16, question_tokens=16, targets=("v",),
-                 sample_tokens=6, documents=2, adapt_steps=2)  # fmt: skip
+                 sample_tokens=6, documents=2, adapt_epochs=2)  # fmt: skip
     for _, check in task_checks(task, methods=[ReSTEM(samples=2), methods.get("fixed")()]):
         check()
 
@@ -172,7 +211,7 @@ def test_documents_in_passes_of_any_size_are_trained_on_alike(world):
         ids, mask = problem.training_texts(problem.passage_of(episode), text)
         assert len(problem.terms(lam, ids, mask)) == (3 if documents_at_once == 1 else 2)
         start = lora.stacked([problem.start])
-        ends.append(problem.trained(lam, ids[None], mask[None], start, 3, 0.05))
+        ends.append(problem.trained(lam, ids[None], mask[None], start, [3], 0.05))
     for k, v in ends[0].items():
         torch.testing.assert_close(ends[1][k], v, rtol=1e-10, atol=1e-10)
 
