@@ -264,18 +264,15 @@ def _rewarded(cell: Cell, task: Any, method: Any, budget: Any) -> Counted:
         turns, drawn = method.inner_steps, 0
     lines = task.documents - 1 if drawn else 0
     length = min(task.edit_tokens, -(-drawn // lines) + LINE) if lines else 0
-    epoch = Cost()
     size = task.documents_a_step or 1 + lines
+    passes = [(1, task.edit_tokens)]  # documents and tokens of each in an epoch
     for first in range(0, 1 + lines, size):
-        rest = min(size, 1 + lines - first)
-        if not first:
-            epoch += at.trained(1, task.edit_tokens, policy, theta)
-            rest -= 1
-        passes, left = divmod(rest, task.documents_at_once)
-        if passes:
-            epoch += at.trained(task.documents_at_once, length, policy, theta) * passes
-        if left:
-            epoch += at.trained(left, length, policy, theta)
+        rest = min(size, 1 + lines - first) - (first == 0)
+        whole, left = divmod(rest, task.documents_at_once)
+        passes += [(task.documents_at_once, length)] * whole + [(left, length)] * bool(left)
+    epoch = Cost()
+    for some in dict.fromkeys(passes):
+        epoch += at.trained(*some, policy, theta) * passes.count(some)
     training = epoch * turns if turns else Cost()
 
     judged = at.judged(task.questions, task.question_tokens, both)
