@@ -15,6 +15,7 @@ import stat
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +52,19 @@ class Archive:
 
     def unpacked(self, folder: Path) -> list[Path]:
         """The files of this archive below ``folder``, sorted."""
-        found = (folder / self.folder).rglob(f"*{self.suffix}")
-        return sorted(f for f in found if not f.name.startswith("."))
+        return sorted(self._files(folder))
+
+    def begun(self, folder: Path) -> bool:
+        """Whether a file of it is below ``folder``; whether all are takes long to count, and is
+        what :func:`verify` tells."""
+        return next(self._files(folder), None) is not None
+
+    def _files(self, folder: Path) -> Iterator[Path]:
+        if not os.path.isdir(folder / self.folder):
+            return
+        for file in (folder / self.folder).rglob(f"*{self.suffix}"):
+            if not file.name.startswith("."):
+                yield file
 
 
 @dataclass(frozen=True)
@@ -106,9 +118,11 @@ class Layout:
         return (
             [path for path in files if not os.path.isfile(folder / path)]
             + [
-                archive.folder
+                f"*{archive.suffix} files in {archive.folder}"
+                if os.path.isdir(folder / archive.folder)
+                else archive.folder
                 for archive in self.archives
-                if not os.path.isdir(folder / archive.folder)
+                if not archive.begun(folder)
             ]
             + [
                 x.pattern

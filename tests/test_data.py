@@ -203,6 +203,26 @@ def put_arrays(root):
     return root / "toy"
 
 
+def put_pictures(root):
+    for name in NAMES:
+        path = root / "toy-py" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"contents of {name}")
+    return root / "toy-py"
+
+
+def test_an_empty_folder_is_no_data_set(toy, tmp_path, monkeypatch):
+    """As a copy that broke off leaves it: a plan must say so, not a run."""
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    place = put_pictures(tmp_path)
+    assert data.find("toy") == place
+    for path in place.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataMissing, match=r"toy-py \(lacks \*\.png files in inside\)") as caught:
+        data.find("toy")
+    assert caught.value.mend.startswith("metabench data fetch toy")
+
+
 def test_missing_says_where_it_looked_and_what_to_do(toy, tmp_path, monkeypatch):
     roots = [str(tmp_path / "one"), str(tmp_path / "two")]
     monkeypatch.setenv("METABENCH_DATA", os.pathsep.join(roots))
@@ -229,7 +249,7 @@ def test_roots_are_searched_in_order_the_better_layout_first(toy, tmp_path, monk
     cache, root, home = tmp_path / "cache", tmp_path / "root", tmp_path / "home" / "library"
     monkeypatch.setenv("METABENCH_DATA", str(root))
     for place in (home, cache, root):
-        (place / "toy-py" / "inside").mkdir(parents=True)
+        put_pictures(place)
         assert data.find("toy") == place / "toy-py"
     assert data.find("toy") == root / "toy-py"
     assert data.locate("toy").layout.name == "pictures"
