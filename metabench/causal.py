@@ -47,6 +47,8 @@ class CausalLM(ABC):
     """A frozen model: ids and adapters in, a distribution over the next token out."""
 
     layers: int
+    context: int | None = None
+    """Tokens of the longest text that it was made for; None: not known."""
 
     @property
     @abstractmethod

@@ -102,7 +102,8 @@ def claim_notes(results: Results) -> list[Note]:
 
 
 def _places(results: Results, some: list[Tested]) -> str:
-    """(column gain; column gain), the column left out where there is one alone."""
+    """(column gain; column gain), the column left out where there is one alone, and how many seeds
+    there are where they are not all."""
     scale, least = (100.0, 1) if results.suite.percent else (1.0, None)
     labels = {c.id: c.label or c.id for c in results.columns}
     words = []
@@ -111,5 +112,7 @@ def _places(results: Results, some: list[Tested]) -> str:
             gain = counted(t.seeds, "common seed")
         else:
             gain = with_pm(t.gain, t.pm, scale, least)
+            if t.seeds < (planned := len(results.crossings[t.better, t.column].runs)):
+                gain += f", n={t.seeds} of {planned}"  # a seed that diverged is no witness
         words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
     return f" ({'; '.join(words)})"

@@ -11,9 +11,11 @@ import gzip
 import hashlib
 import os
 import shutil
+import stat
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +52,19 @@ class Archive:
 
     def unpacked(self, folder: Path) -> list[Path]:
         """The files of this archive below ``folder``, sorted."""
-        found = (folder / self.folder).rglob(f"*{self.suffix}")
-        return sorted(f for f in found if not f.name.startswith("."))
+        return sorted(self._files(folder))
+
+    def begun(self, folder: Path) -> bool:
+        """Whether a file of it is below ``folder``; whether all are takes long to count, and is
+        what :func:`verify` tells."""
+        return next(self._files(folder), None) is not None
+
+    def _files(self, folder: Path) -> Iterator[Path]:
+        if not os.path.isdir(folder / self.folder):
+            return
+        for file in (folder / self.folder).rglob(f"*{self.suffix}"):
+            if not file.name.startswith("."):
+                yield file
 
 
 @dataclass(frozen=True)
@@ -101,14 +114,21 @@ class Layout:
     def lacks(self, folder: Path) -> list[str]:
         """What is needed and not in ``folder``, by name."""
         files = [file.path for file in self.files if file.needed]
+        # os.path: a folder of somebody else's is no error, there may be another to look in.
         return (
-            [path for path in files if not (folder / path).is_file()]
+            [path for path in files if not os.path.isfile(folder / path)]
             + [
-                archive.folder
+                f"*{archive.suffix} files in {archive.folder}"
+                if os.path.isdir(folder / archive.folder)
+                else archive.folder
                 for archive in self.archives
-                if not (folder / archive.folder).is_dir()
+                if not archive.begun(folder)
             ]
-            + [x.pattern for x in self.groups if next(folder.glob(x.pattern), None) is None]
+            + [
+                x.pattern
+                for x in self.groups
+                if not os.path.isdir(folder) or next(folder.glob(x.pattern), None) is None
+            ]
         )
 
 
@@ -648,13 +668,20 @@ def cache() -> Path:
     """Where downloads go."""
     own = os.environ.get("METABENCH_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(own) if own else Path(base) / "metabench"
+    return Path(os.path.expanduser(own)) if own else Path(base) / "metabench"
+
+
+def folders(text: str) -> list[Path]:
+    """The folders that a text names as METABENCH_DATA does: a list like PATH's, ~ for home.
+
+    A shell leaves ~ alone in quotes, and a batch script or a container may have no shell.
+    """
+    return [Path(os.path.expanduser(p)) for p in text.split(os.pathsep) if p]
 
 
 def roots() -> list[Path]:
     """Folders to look in, in order."""
-    named = [Path(p) for p in os.environ.get("METABENCH_DATA", "").split(os.pathsep) if p]
-    return [*named, cache()]
+    return [*folders(os.environ.get("METABENCH_DATA", "")), cache()]
 
 
 def locate(name: str, layout: str | None = None) -> Found:
@@ -674,7 +701,7 @@ def locate(name: str, layout: str | None = None) -> Found:
             lacks = form.lacks(folder)
             if not lacks:
                 return Found(form, folder)
-            told = f"{folder} (lacks {', '.join(lacks)})" if folder.is_dir() else str(folder)
+            told = f"{folder}{_why_not(folder, lacks)}"
             if told not in looked:
                 looked.append(told)
     fetched = any(x.has_address for x in chosen)
@@ -682,6 +709,19 @@ def locate(name: str, layout: str | None = None) -> Found:
     mend = f"{by_hand}; then {mend}" if by_hand else mend
     names = " or ".join(dict.fromkeys(x.folder for x in chosen))
     raise DataMissing(name, looked, f"{mend} METABENCH_DATA to the folder that holds {names}")
+
+
+def _why_not(folder: Path, lacks: list[str]) -> str:
+    """What is wrong with a folder that a data set is not in, in brackets; "" where none is."""
+    try:
+        there = stat.S_ISDIR(folder.stat().st_mode)
+    except PermissionError:
+        return " (permission denied)"
+    except OSError:
+        return ""
+    if there and not os.access(folder, os.R_OK | os.X_OK):
+        return " (permission denied)"
+    return f" (lacks {', '.join(lacks)})" if there else ""
 
 
 def find(name: str) -> Path:
@@ -708,7 +748,7 @@ def status() -> list[Status]:
         except DataMissing as error:
             out.append(Status(known, None, error.mend))
             continue
-        sizes = (f.stat().st_size for f in found.path.rglob("*") if f.is_file())
+        sizes = (os.path.getsize(f) for f in found.path.rglob("*") if os.path.isfile(f))
         out.append(Status(known, found, bytes=sum(sizes)))
     return out
 
@@ -738,11 +778,10 @@ def verify(name: str) -> list[Verdict]:
     for archive in found.layout.archives:
         path, files = found.path / archive.folder, archive.unpacked(found.path)
         wrong, note = _short(archive, files), ""
-        if (path / _MARK).is_file():
-            if not wrong and (path / _MARK).read_text().strip() != _digest_of_all(path, files):
-                wrong = "files have changed since they were unpacked"
-        else:
+        if not os.path.isfile(path / _MARK):
             note = "counted only: it was not unpacked by metabench"
+        elif not wrong:
+            wrong = _changed(path, files)
         out.append(Verdict(path, wrong, note))
     for group in found.layout.groups:
         n = sum(1 for _ in found.path.glob(group.pattern))
@@ -755,10 +794,26 @@ def verify(name: str) -> list[Verdict]:
 
 
 def _wrong(path: Path, file: File) -> str:
-    if path.stat().st_size != file.bytes:
-        return f"{path.stat().st_size} bytes instead of {file.bytes}"
-    got = digest(path, "sha256")
+    try:
+        if path.stat().st_size != file.bytes:
+            return f"{path.stat().st_size} bytes instead of {file.bytes}"
+        got = digest(path, "sha256")
+    except OSError as error:
+        return _unreadable(error)
     return "" if got == file.sha256 else f"sha256 {got[:16]}... instead of {file.sha256[:16]}..."
+
+
+def _changed(path: Path, files: list[Path]) -> str:
+    """What is wrong with an archive that metabench unpacked."""
+    try:
+        same = (path / _MARK).read_bytes().strip() == _digest_of_all(path, files).encode()
+    except OSError as error:
+        return f"{error.filename}: {_unreadable(error)}"
+    return "" if same else "files have changed since they were unpacked"
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read: {error.strerror}"
 
 
 def _short(archive: Archive, files: list[Path]) -> str:

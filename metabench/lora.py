@@ -42,6 +42,7 @@ class Decoder(CausalLM):
     eps: float
     frequencies: Tensor
     rotary_scale: float = 1.0
+    context: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -174,6 +175,7 @@ def decoder_of(model: Any, dtype: torch.dtype, device: torch.device) -> Decoder:
         config.rms_norm_eps,
         rotary.inv_freq.detach().to(device, precise),
         float(rotary.attention_scaling),
+        getattr(config, "max_position_embeddings", None),
     )
 
 

@@ -29,6 +29,7 @@ class PeftDecoder(CausalLM):
     def __init__(self, model: Any) -> None:
         self.model = model.requires_grad_(False).eval()
         self.layers = int(model.config.num_hidden_layers)
+        self.context = getattr(model.config, "max_position_embeddings", None)
         self._maps = dict(_named_maps(model))
         self._wrapped: Any = None
         self._names: dict[tuple[Any, ...], str] = {}

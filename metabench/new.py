@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import keyword
+import re
 from importlib import resources
 from pathlib import Path
 from string import Template
 
 from metabench.errors import MetabenchError, SettingError, UnknownName
 from metabench.registry import REGISTRIES
+from metabench.suite import GROUPS
 
 KINDS = ("method", "task")
 CHECK = {"method": "quadratic", "task": "bilevel"}
@@ -38,15 +40,24 @@ def new(kind: str, name: str, folder: str | Path = ".") -> Path:
     for other, registry in REGISTRIES.items():
         if name in registry.names():
             raise SettingError(f"there is a {other} called {name!r} already; near: my_{name}")
+    if name in GROUPS:  # a table's row or column could not be told from it
+        raise SettingError(
+            f"{name!r} cannot be the name of a {kind}: --set {name}.NAME=VALUE means all of them; "
+            f"near: my_{name}"
+        )
     path = Path(folder) / f"{name}.py"
     if not path.exists() and importlib.util.find_spec(name) is not None:
         raise SettingError(
             f"there is a Python module called {name!r} already, which the file would hide; "
             f"near: my_{name}"
         )
-    text = Template(
-        (resources.files("metabench") / "templates" / f"{kind}.py.txt").read_text(encoding="utf-8")
-    ).substitute(name=name, class_name=class_name(name))
+    template = (resources.files("metabench") / "templates" / f"{kind}.py.txt").read_text(
+        encoding="utf-8"
+    )
+    called = class_name(name)
+    if called in re.findall(r"\w+", template):  # it would hide what the file imports or defines
+        called += kind.capitalize()
+    text = Template(template).substitute(name=name, class_name=called)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

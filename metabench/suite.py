@@ -47,6 +47,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from metabench.cell import Budget, Cell, default_solver, make_cell
 from metabench.errors import SettingError, SuiteError, UnknownName
 from metabench.listing import suite_folder, suite_names
+from metabench.meter import Counts
 from metabench.registry import methods, solvers, tasks
 from metabench.settings import build, fields
 
@@ -56,6 +57,11 @@ BUDGETS = ("smoke", "laptop", "paper")
 GROUPS = ("task", "method", "solver", "budget")
 PLOTS = ("learning", "cost", "trajectories", "ranking", "profile", "frontier")
 """Every kind of plot."""
+COSTS = (
+    *fields(Counts), "derivatives", "seconds", "evaluation_seconds",
+    "peak_memory_bytes", "peak_device_memory_bytes", "peak_tensor_bytes",
+)  # fmt: skip
+"""Every cost that a plot can show."""
 LABELS = {
     "repo": "read in the official repository",
     "text": "read in a full text of the paper",
@@ -134,8 +140,8 @@ class Claim:
 
     better: Annotated[list[str], Field(min_length=1)]
     than: str
-    source: str
-    or_equal: bool = False
+    source: Annotated[str, Field(min_length=1)]
+    or_equal: Annotated[bool, Field(strict=True)] = False
     columns: list[str] = field(default_factory=list)
     """Empty: all."""
 
@@ -145,7 +151,7 @@ class Claim:
 class SuiteBudget:
     """Seeds and limits of one budget; ``limits`` are fields of :class:`metabench.cell.Budget`."""
 
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
     limits: Settings = field(default_factory=dict)
     set: Groups = field(default_factory=dict)
 
@@ -366,10 +372,12 @@ def load(name: str | Path) -> Suite:
         raise SuiteError(f"no suite file {str(path)!r}")
     data = _read(path)
     if "extends" in data:
-        base = path.with_name(f"{data.pop('extends')}.toml")
-        given = _read(base) if base.is_file() else {"extends": ""}
+        name = str(data.pop("extends"))
+        base = path.parent / f"{name}.toml"
+        beside = base.parent == path.parent and base.is_file()
+        given = _read(base) if beside else {"extends": ""}
         if "extends" in given:
-            raise SuiteError(f"{path}: extends {base.stem!r}: no whole suite beside it")
+            raise SuiteError(f"{path}: extends {name!r}: no whole suite beside it")
         if _are_names(data.get("columns")):
             from_dict(given, base)
             given = _narrowed(given, data.pop("columns"), path)
@@ -475,6 +483,9 @@ def _check(suite: Suite, path: Path) -> None:
     for kind in suite.plots:
         if kind not in PLOTS:
             raise SuiteError(f"{path}: {UnknownName('kind of plot', kind, PLOTS)}")
+    for cost in suite.costs:
+        if cost not in COSTS:
+            raise SuiteError(f"{path}: {UnknownName('cost', cost, COSTS)}")
     for name, budget in suite.budgets.items():
         if len(set(budget.seeds)) < len(budget.seeds):
             raise SuiteError(f"{path}: budgets.{name}.seeds: a seed stands there twice")
@@ -507,6 +518,9 @@ def _check(suite: Suite, path: Path) -> None:
                     raise SuiteError(f"{path}: a claim: {UnknownName(kind, name, known)}")
         if claim.than in claim.better:
             raise SuiteError(f"{path}: a claim compares row {claim.than!r} with itself")
+        for names in (claim.better, claim.columns):
+            if again := [name for name in names if names.count(name) > 1]:
+                raise SuiteError(f"{path}: a claim names {again[0]!r} twice")
     places: list[Column | Row] = [*suite.columns, *suite.rows]
     for place in places:
         for name in [*place.budgets, *(place.cells if isinstance(place, Row) else ())]:

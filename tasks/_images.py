@@ -6,6 +6,8 @@ LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009. Nothing is normalised or a
 from __future__ import annotations
 
 import gzip
+import zipfile
+import zlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -135,14 +137,20 @@ def load(name: str, layout: str | None = None) -> Images:
 
 @lru_cache(maxsize=2)
 def _load(name: str, layout: str, folder: Path) -> Images:
-    return _checked(name, layout, folder, _read(layout, folder))
+    try:
+        parts = _read(name, layout, folder)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise MetabenchError(
+            f"{folder} cannot be read ({error}); look with: metabench data verify {name}"
+        ) from error
+    return _checked(name, layout, folder, parts)
 
 
-def _read(layout: str, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _read(name: str, layout: str, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """uint8 images [n, channels, height, width] and labels [n] of each split."""
     if layout == "metabench":
-        (path,) = folder.glob("*.npz")
-        with np.load(path) as file:
+        (named,) = next(x.files for x in data.dataset(name).layouts if x.name == layout)
+        with (folder / named.path).open("rb") as whole, np.load(whole) as file:
             parts = {
                 split: (file[f"{split}_images"], file[f"{split}_labels"])
                 for split in ("train", "test")
@@ -170,7 +178,7 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise MetabenchError(f"{path} is missing; mend: metabench data fetch cifar10")
     held = _pickles.load(path)
-    return held["data"].reshape(-1, 3, 32, 32), np.asarray(held["labels"], np.uint8)
+    return np.asarray(held["data"]).reshape(-1, 3, 32, 32), np.asarray(held["labels"], np.uint8)
 
 
 def _idx(folder: Path, name: str) -> np.ndarray:
@@ -198,10 +206,11 @@ def _checked(
     out: Images = {}
     for split, n in (("train", train), ("test", test)):
         images, labels = parts[split]
-        if images.shape != (n, *shape) or labels.shape != (n,) or labels.max() >= CLASSES:
+        right = images.shape == (n, *shape) and labels.shape == (n,) and labels.max() < CLASSES
+        if not right or images.dtype != np.uint8:
             raise MetabenchError(
-                f"{folder} holds {split} images {list(images.shape)} and labels "
-                f"{list(labels.shape)} up to {labels.max()}; {name} has [{n}, "
+                f"{folder} holds {split} images {images.dtype} {list(images.shape)} and labels "
+                f"{list(labels.shape)} up to {labels.max(initial=0)}; {name} has uint8 [{n}, "
                 f"{', '.join(map(str, shape))}] and [{n}] up to {CLASSES - 1}"
             )
         out[split] = (

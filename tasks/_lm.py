@@ -38,6 +38,7 @@ PARTS = {
     "tokenizer (no tokenizer.json)": r"(tokenizer|spiece|vocab|.+\.tiktoken).*(?<!_config\.json)",
 }
 """What the folder of a model has, to the names of its files."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 COLUMNS = ("split", "subset", "title", "context", "questions", "answers")
 
 
@@ -127,14 +128,14 @@ def missing(*models: str) -> tuple[str, str] | None:
     for model in models:
         if model in (TINY, SMALL):
             continue
-        if Path(model).is_dir():
-            if lacks := _lacks(Path(model)):
+        folder = Path(os.path.expanduser(model))
+        if folder.is_dir():
+            if lacks := _lacks(folder):
                 return f"the folder {model!r} {lacks}", ""
             continue
         cache = _hub_cache() / f"models--{model.replace('/', '--')}" / "snapshots"
         if not any(cache.glob("*/config.json")):
-            parts = model.split("/")
-            mend = f"hf download {model}" if len(parts) <= 2 and all(parts) else ""
+            mend = f"hf download {model}" if HUB_NAME.fullmatch(model) else ""
             near = difflib.get_close_matches(model, (TINY, SMALL), 1, 0.5)
             hint = f"; near: {near[0]}" if near else ""
             return f"the language model {model!r} is not on this machine{hint}", mend
@@ -171,7 +172,7 @@ def load(
     callers. Raises DataMissing, and MetabenchError where nothing can be loaded by that name or its
     architecture has no functional form.
     """
-    where = str(data.find(TINY).resolve()) if model == TINY else model
+    where = str(data.find(TINY).resolve()) if model == TINY else os.path.expanduser(model)
     return _load(where, dtype, str(device), form, every_gpu)
 
 

@@ -20,11 +20,12 @@ names or labels, the images of a class in the order of the source: episodes of t
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +112,12 @@ def check(folder: Path, part: str, members: Mapping[str, Sequence[Any]]) -> None
             f"{folder}: the {part} part has {len(members)} classes of {of} images; miniImageNet "
             f"has {CLASSES[part]} of {PER_CLASS}"
         )
+    for name, each in members.items():
+        if len(set(each)) != PER_CLASS:
+            raise MetabenchError(
+                f"{folder}: class {name} of the {part} part has {len(set(each))} different images; "
+                f"miniImageNet has {PER_CLASS}"
+            )
     if not any(_is_wordnet(name) for name in members):
         return
     if strangers := sorted(set(members) - set(RAVI[part])):
@@ -128,15 +135,29 @@ def _csv(folder: Path, part: str) -> Part:
     name = {"valid": "val"}.get(part, part)
     members: dict[str, list[Path]] = {}
     stamp = hashlib.sha256()
-    with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if not {"filename", "label"} <= set(rows.fieldnames or ()):
-            raise MetabenchError(f"{file.name} has no columns filename and label")
-        for row in rows:
-            path = _find(folder, name, row["label"], row["filename"])
-            stamp.update(_said(path))
-            members.setdefault(row["label"], []).append(path)
+    for row in _rows_of(folder / f"{name}.csv"):
+        path = _find(folder, name, row["label"], row["filename"])
+        stamp.update(_said(path))
+        members.setdefault(row["label"], []).append(path)
     return Part(dict(sorted(members.items())), _open, stamp.hexdigest())
+
+
+def _rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with columns filename and label. Raises MetabenchError."""
+    try:
+        # Some editors put a byte order mark before the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            known = rows.fieldnames or ()
+            held = list(rows)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MetabenchError(f"{path} cannot be read ({error})") from error
+    if not {"filename", "label"} <= set(known):
+        raise MetabenchError(f"{path} has no columns filename and label")
+    for row in held:
+        if not (row["filename"] and row["label"]):
+            raise MetabenchError(f"{path} has a row without filename or label: {row}")
+    return held
 
 
 def _find(folder: Path, part: str, label: str, name: str) -> Path:
@@ -168,8 +189,9 @@ def _cache(folder: Path, part: str) -> Part:
     path = sorted(folder.glob(pattern))[0]
     held = _pickles.load(path)
     pictures = _array(path, held, "image_data")
-    classes = {_text(name): list(map(int, rows)) for name, rows in held["class_dict"].items()}
-    return Part(dict(sorted(classes.items())), pictures.__getitem__)
+    with _as_it_should_be(path, "class_dict"):
+        classes = {_text(name): list(map(int, rows)) for name, rows in held["class_dict"].items()}
+    return Part(dict(sorted(_within(path, classes, len(pictures)).items())), pictures.__getitem__)
 
 
 def _category_split(folder: Path, part: str) -> Part:
@@ -177,8 +199,30 @@ def _category_split(folder: Path, part: str) -> Part:
     path = folder / f"miniImageNet_category_split_{name}.pickle"
     held = _pickles.load(path)
     pictures = _array(path, held, "data")
-    names = {int(label): _text(name) for name, label in held.get("catname2label", {}).items()}
-    return Part(_by_label(held["labels"], names), pictures.__getitem__)
+    with _as_it_should_be(path, "catname2label"):
+        names = {int(label): _text(name) for name, label in held.get("catname2label", {}).items()}
+    with _as_it_should_be(path, "labels"):
+        classes = _by_label(held["labels"], names)
+    return Part(_within(path, classes, len(pictures)), pictures.__getitem__)
+
+
+@contextlib.contextmanager
+def _as_it_should_be(path: Path, key: str) -> Iterator[None]:
+    """Turn what goes wrong with an entry that has another form into MetabenchError."""
+    try:
+        yield
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise MetabenchError(
+            f"{path} has no {key!r} of this layout's form ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _within(path: Path, classes: dict[str, list[int]], n: int) -> dict[str, list[int]]:
+    """The classes, once all of their rows are found to be among n images."""
+    for name, rows in classes.items():
+        if beyond := [row for row in rows if not 0 <= row < n]:
+            raise MetabenchError(f"{path} names image {beyond[0]} for class {name}; it has {n}")
+    return classes
 
 
 def _array(path: Path, held: dict[str, Any], key: str) -> np.ndarray:

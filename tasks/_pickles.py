@@ -29,11 +29,11 @@ def load(path: Path) -> dict[str, Any]:
             held = ArraysOnly(file, encoding="latin1").load()
     except MetabenchError as error:
         raise MetabenchError(f"{path}: {error}") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        raise MetabenchError(f"{path} cannot be read ({error})") from error
+    except Exception as error:  # damaged bytes are instructions too: whatever they call may fail
+        raise MetabenchError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(held, dict):
         raise MetabenchError(f"{path} holds a {type(held).__name__}, not a dict of arrays")
-    return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in held.items()}
+    return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in held.items()}
 
 
 class ArraysOnly(pickle.Unpickler):

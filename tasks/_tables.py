@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,8 +37,13 @@ def load(name: str) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=8)
 def _load(name: str, path: Path) -> tuple[Tensor, Tensor]:
-    with np.load(path) as file:
-        x, y = file[f"{name}_x"], file[f"{name}_y"]
+    try:
+        with path.open("rb") as whole, np.load(whole) as file:
+            x, y = file[f"{name}_x"], file[f"{name}_y"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise MetabenchError(
+            f"{path} cannot be read ({error}); look with: metabench data verify uci_regression"
+        ) from error
     n, d = SIZES[name]
     if x.shape != (n, d) or y.shape != (n,):
         raise MetabenchError(

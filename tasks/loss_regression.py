@@ -100,9 +100,10 @@ class LossRegression(Learning):
         rest = len(x) - self.n_valid - self.n_test
         n = rest if self.n_train is None else self.n_train
         if not 1 <= n <= rest:
+            wanted = "" if self.n_train is None else f", n_train is {n}"
             raise SettingError(
                 f"task loss_regression: {self.dataset} has {len(x)} rows; n_valid = {self.n_valid} "
-                f"and n_test = {self.n_test} leave {max(rest, 0)} to train on, n_train is {n}"
+                f"and n_test = {self.n_test} leave {max(rest, 0)} to train on{wanted}"
             )
         gen = generator(seeds.data, "loss_regression")
         order = torch.randperm(len(x), generator=gen).split([self.n_valid, self.n_test, rest])

@@ -63,6 +63,8 @@ class SelfEditPolicyProblem(RewardedProblem):
         super().__init__(task, seeds, device)
         self.task = task
         self.trainings_per_reward = task.repeats
+        tokens = task.edit_tokens + task.sample_tokens
+        self.prompt_fits("edit_tokens + sample_tokens", task.prompt, tokens)
 
     def init_outer(self) -> Params:
         """A delta of zero effect."""

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.errors import SettingError
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -35,7 +36,7 @@ from metabench.problem import (
 from metabench.registry import tasks
 
 from ._lm import Passage
-from ._self_edit import SelfEdit, SelfEditProblem
+from ._self_edit import INSTRUCTIONS, SelfEdit, SelfEditProblem
 
 FEATURES = ("surprise", "place", "digit", "capital")
 Kind = Literal["passage", "other", "implications", "long", "very_long", "rewrite", "self_qa"]
@@ -93,6 +94,9 @@ class SelfEditWeightsProblem(SelfEditProblem):
         super().__init__(task, seeds, device)
         self.task = task
         self._edits: dict[Passage, Batch] = {}
+        for kind in task.edits:
+            if kind in INSTRUCTIONS:
+                self.prompt_fits("twice edit_tokens", kind, 2 * task.edit_tokens)
         if task.formulation == "weights":
             k, f = len(task.edits), len(FEATURES)
             self.hypers = (
@@ -139,6 +143,11 @@ class SelfEditWeightsProblem(SelfEditProblem):
         task = self.task
         texts = [self.candidate(passage, kind) for kind in task.edits]
         ids, mask = self.rows(texts, len(texts), task.edit_tokens)
+        if not bool(mask.any()):
+            raise SettingError(
+                f"edits = {list(task.edits)} leave nothing to learn for {passage.title!r}: 'other' "
+                "takes the training passages of other articles, and there are none"
+            )
         return {"ids": ids, "mask": mask, "features": self.features(ids) * mask[..., None]}
 
     def candidate(self, passage: Passage, kind: str) -> list[int]:

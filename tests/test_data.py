@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -202,6 +203,26 @@ def put_arrays(root):
     return root / "toy"
 
 
+def put_pictures(root):
+    for name in NAMES:
+        path = root / "toy-py" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"contents of {name}")
+    return root / "toy-py"
+
+
+def test_an_empty_folder_is_no_data_set(toy, tmp_path, monkeypatch):
+    """As a copy that broke off leaves it: a plan must say so, not a run."""
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    place = put_pictures(tmp_path)
+    assert data.find("toy") == place
+    for path in place.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataMissing, match=r"toy-py \(lacks \*\.png files in inside\)") as caught:
+        data.find("toy")
+    assert caught.value.mend.startswith("metabench data fetch toy")
+
+
 def test_missing_says_where_it_looked_and_what_to_do(toy, tmp_path, monkeypatch):
     roots = [str(tmp_path / "one"), str(tmp_path / "two")]
     monkeypatch.setenv("METABENCH_DATA", os.pathsep.join(roots))
@@ -228,7 +249,7 @@ def test_roots_are_searched_in_order_the_better_layout_first(toy, tmp_path, monk
     cache, root, home = tmp_path / "cache", tmp_path / "root", tmp_path / "home" / "library"
     monkeypatch.setenv("METABENCH_DATA", str(root))
     for place in (home, cache, root):
-        (place / "toy-py" / "inside").mkdir(parents=True)
+        put_pictures(place)
         assert data.find("toy") == place / "toy-py"
     assert data.find("toy") == root / "toy-py"
     assert data.locate("toy").layout.name == "pictures"
@@ -242,6 +263,44 @@ def test_the_cache_follows_the_users_folders(monkeypatch, tmp_path):
     assert data.cache() == tmp_path / "xdg" / "metabench"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert data.cache() == tmp_path / "home" / ".cache" / "metabench"
+
+
+def test_home_is_meant_by_a_tilde_though_no_shell_was_there(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("METABENCH_DATA", f"/nowhere{os.pathsep}~/sets")
+    monkeypatch.setenv("METABENCH_CACHE", "~/kept")
+    home = tmp_path / "home"
+    assert data.roots() == [Path("/nowhere"), home / "sets", home / "kept"]
+    assert data.folders("~no_such_user_here/x") == [Path("~no_such_user_here/x")]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_passed_over(toy, tmp_path, monkeypatch):
+    """Its error would hide the data that lies in the next one."""
+    put_arrays(tmp_path / "good")
+    too_long = "a" * 300
+    monkeypatch.setenv("METABENCH_DATA", os.pathsep.join([too_long, str(tmp_path / "good")]))
+    assert data.find("toy") == tmp_path / "good" / "toy"
+    [found] = [s for s in data.status() if s.dataset.name == "toy"]
+    assert found.bytes > 0
+
+
+def test_a_folder_without_permission_is_told_as_that(toy, tmp_path, monkeypatch):
+    (tmp_path / "toy").mkdir()
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    with pytest.raises(DataMissing, match=r"toy \(lacks "):
+        data.find("toy")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(DataMissing, match=r"toy \(permission denied\)"):
+        data.find("toy")
+
+
+def test_what_cannot_be_read_is_a_verdict(toy, tmp_path, monkeypatch):
+    def refuse(path, kind):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    put_arrays(tmp_path)
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    monkeypatch.setattr(data, "digest", refuse)
+    assert {v.wrong for v in data.verify("toy")} == {"cannot be read: Permission denied"}
 
 
 def test_files_are_verified_by_size_and_checksum(toy, tmp_path, monkeypatch):

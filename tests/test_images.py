@@ -129,7 +129,9 @@ def test_other_numbers_than_the_real_ones_are_refused(root, monkeypatch):
     made = small(monkeypatch, "mnist", "torchvision")
     monkeypatch.setitem(images.SIZES, ("mnist", "torchvision"), (60000, 10000, (1, 28, 28)))
     write_idx(root / "MNIST" / "raw", made)
-    with pytest.raises(MetabenchError, match=r"holds train images \[20, 1, 28, 28\].*\[60000, 1"):
+    with pytest.raises(
+        MetabenchError, match=r"holds train images uint8 \[20, 1, .*uint8 \[60000, 1"
+    ):
         images.load("mnist")
 
 
@@ -139,6 +141,82 @@ def test_what_is_no_idx_file_is_refused(raw, root, monkeypatch):
     (root / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(raw)
     with pytest.raises(MetabenchError, match="is no IDX file of unsigned bytes"):
         images.load("mnist")
+
+
+def write_arrays(root, made):
+    """MNIST as the layout "metabench" has it; its path."""
+    path = root / "mnist" / "mnist.npz"
+    path.parent.mkdir()
+    x, y = ({split: part[i] for split, part in made.items()} for i in (0, 1))
+    np.savez(
+        path,
+        train_images=x["train"][:, 0],
+        train_labels=y["train"],
+        test_images=x["test"][:, 0],
+        test_labels=y["test"],
+    )
+    return path
+
+
+def damaged(path, how):
+    """A file of a data folder after something went wrong with it."""
+    whole = path.read_bytes()
+    if how == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "a web page":
+        path.write_text("<html>not found</html>")
+    elif how == "another":
+        with path.open("wb") as file:
+            np.savez(file, a=np.zeros(3))
+    elif how == "objects":
+        with path.open("wb") as file:
+            np.savez(file, train_images=np.array([{}]), train_labels=np.zeros(20))
+    elif how == "scrambled":
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes(b ^ 255 for b in whole[middle : middle + 64]))
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "a web page", "another", "objects", "scrambled"])
+def test_damaged_arrays_are_told(how, root, monkeypatch):
+    made = small(monkeypatch, "mnist", "metabench")
+    damaged(write_arrays(root, made), how)
+    with pytest.raises(MetabenchError, match=r"cannot be read .*metabench data verify mnist"):
+        images.load("mnist")
+
+
+def test_a_second_file_of_arrays_does_no_harm(root, monkeypatch):
+    made = small(monkeypatch, "mnist", "metabench")
+    write_arrays(root, made)
+    np.savez(root / "mnist" / "another.npz", a=np.zeros(3))
+    same(images.load("mnist"), made)
+
+
+def test_images_of_another_type_are_refused(root, monkeypatch):
+    """Numbers in 0..1 would be divided by 255 once more."""
+    made = small(monkeypatch, "mnist", "metabench")
+    write_arrays(root, {split: (x / 255, y) for split, (x, y) in made.items()})
+    with pytest.raises(MetabenchError, match=r"holds train images float64 .*mnist has uint8"):
+        images.load("mnist")
+
+
+def test_damaged_packed_files_are_told(root, monkeypatch):
+    write_idx(
+        root / "fashion-mnist",
+        small(monkeypatch, "fashion_mnist", "debian"),
+        lambda raw: gzip.compress(raw)[:-20],
+        ".gz",
+    )
+    with pytest.raises(MetabenchError, match=r"cannot be read .*verify fashion_mnist"):
+        images.load("fashion_mnist")
+
+
+def test_a_batch_of_other_keys_is_told(root, monkeypatch):
+    write_batches(root / "cifar-10-batches-py", small(monkeypatch, "cifar10", "torchvision"))
+    (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps({"x": 1}))
+    with pytest.raises(MetabenchError, match=r"cannot be read \('data'\); .*verify cifar10"):
+        images.load("cifar10")
 
 
 def test_missing_data_and_unknown_names(root):

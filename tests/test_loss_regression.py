@@ -250,6 +250,10 @@ def test_tables_are_read_and_checked(a_table_of_our_own):
     assert found[0].tolist() == x.tolist() and found[1].tolist() == y.tolist()
     with pytest.raises(MetabenchError, match=r"energy as \[308, 6\] and \[308\] instead of \[768"):
         tables.load("energy")
+    for body in (file.read_bytes()[:500], b"", b"<html>not found</html>"):
+        file.write_bytes(body)
+        with pytest.raises(MetabenchError, match=r"cannot be read .*verify uci_regression"):
+            tables.load("concrete")
 
 
 @pytest.mark.parametrize("name", tables.SIZES)

@@ -263,6 +263,9 @@ def test_ravis_split_covers_100_classes_once():
     [
         (lambda f: next(f.glob("images/*")).unlink(), "lacks n.*jpg, which .*csv lists"),
         (lambda f: (f / "train.csv").write_text("a,b\n1,2\n"), "no columns filename and label"),
+        (lambda f: _edit(f, lambda t: t.encode("utf-16")), r"test\.csv cannot be read"),
+        (lambda f: _edit(f, lambda t: f"{t}alone\n".encode()), "a row without filename or label"),
+        (lambda f: _edit(f, _twice), "class n07613480 of the test part has 1 different images"),
         (lambda f: _cut(f), "cannot be read as an image"),
     ],
 )
@@ -271,6 +274,22 @@ def test_a_damaged_folder_is_told(root, damage, says):
     with pytest.raises(MetabenchError, match=says):
         for part in PARTS:
             mini.images("csv", part)
+
+
+def _edit(folder, change):
+    path = folder / "test.csv"
+    path.write_bytes(change(path.read_text()))
+
+
+def _twice(text):
+    """The second image of the first class replaced by its first."""
+    lines = text.splitlines()
+    return "\n".join([*lines[:2], lines[1], *lines[3:]]).encode()
+
+
+def test_a_byte_order_mark_does_no_harm(root):
+    _edit(write_csv(root), lambda text: b"\xef\xbb\xbf" + text.encode())
+    mini.images("csv", "test")
 
 
 def _cut(folder):
@@ -283,13 +302,48 @@ def _cut(folder):
     [
         ({"images": 0}, "has no array 'image_data' of bytes; it has images"),
         ({"image_data": np.zeros((3, 32, 32, 3), np.uint8)}, r"images \[3, 32, 32, 3\], not"),
+        ({}, "no 'class_dict' of this layout's form .KeyError"),
+        ({"class_dict": [1]}, "no 'class_dict' of this layout's form .AttributeError"),
+        ({"class_dict": {"a": 5}}, "no 'class_dict' of this layout's form .TypeError"),
+        ({"class_dict": {"a": [0, 1, 3]}}, "names image 3 for class a; it has 3"),
+        ({"class_dict": {"a": [0, 1, -1]}}, "names image -1 for class a; it has 3"),
     ],
 )
 def test_pickles_of_something_else_are_told(root, held, says):
     write_cache(root)
     path = root / "miniimagenet" / "mini-imagenet-cache-test.pkl"
+    if "images" not in held:
+        held = {"image_data": np.zeros((3, 84, 84, 3), np.uint8), **held}
     path.write_bytes(pickle.dumps(held))
     with pytest.raises(MetabenchError, match=says):
+        mini.images("cache", "test")
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        ({"labels": None}, "no 'labels' of this layout's form .TypeError"),
+        ({"labels": ["a", "b", "c"]}, "no 'labels' of this layout's form .ValueError"),
+        ({"labels": [0, 0, 0, 0]}, "names image 3 for class 0; it has 3"),
+        ({"labels": [0, 0, 0], "catname2label": ["a"]}, "no 'catname2label' of this layout's form"),
+    ],
+)
+def test_pickles_by_label_of_something_else_are_told(root, held, says):
+    write_category_split(root)
+    path = root / "miniimagenet" / "miniImageNet_category_split_test.pickle"
+    path.write_bytes(pickle.dumps({"data": np.zeros((3, 84, 84, 3), np.uint8), **held}))
+    with pytest.raises(MetabenchError, match=says):
+        mini.images("category_split", "test")
+
+
+def test_one_image_thrice_is_no_class_of_three(root):
+    write_cache(root)
+    path = root / "miniimagenet" / "mini-imagenet-cache-test.pkl"
+    held = pickle.loads(path.read_bytes())
+    name, rows = next(iter(held["class_dict"].items()))
+    held["class_dict"][name] = [rows[0]] * len(rows)
+    path.write_bytes(pickle.dumps(held))
+    with pytest.raises(MetabenchError, match=f"class {name} of the test part has 1 different"):
         mini.images("cache", "test")
 
 

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from metabench import registry
 from metabench.cli import app
 from metabench.errors import MetabenchError, SettingError, UnknownName
 from metabench.new import class_name, new, next_commands
+from metabench.problem import Seeds
 
 
 @pytest.mark.parametrize("name", ["", "1x", "a-b", "a b", "lambda", "größe", "x.py", "../x"])
@@ -52,6 +54,29 @@ def test_names_of_python_modules_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingError, match=rf"Python module called .* near: my_{name}$"):
         new("task", name, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["task", "method", "solver", "budget"])
+def test_names_of_groups_of_settings_are_refused(tmp_path: Path, name: str) -> None:
+    """--set task.rows=20 could not tell a task of that name from the group."""
+    with pytest.raises(SettingError, match=rf"{name}' cannot be .* near: my_{name}$"):
+        new("task", name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("task", "problem"), ("task", "hyper"), ("method", "gradient_method")]
+)
+def test_a_class_hides_nothing_that_its_file_needs(
+    plugins_forgotten: None, tmp_path: Path, kind: str, name: str
+) -> None:
+    path = new(kind, name, tmp_path)
+    assert f"class {class_name(name)}{kind.capitalize()}" in path.read_text()
+    registry.load_plugin(path)
+    made = registry.REGISTRIES[kind].get(name)()
+    if kind == "task":
+        problem = made.build(Seeds.of(0), torch.device("cpu"))
+        assert problem.episode("train", 0).index == 0 and not problem.carried
 
 
 def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:

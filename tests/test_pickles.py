@@ -38,6 +38,12 @@ def test_text_of_python_2_is_text(tmp_path):
         (b"", "x.pkl cannot be read"),
         (b"not a pickle", "x.pkl cannot be read"),
         (pickle.dumps([1, 2]), "holds a list, not a dict"),
+        (b"cnumpy.nosuch\nndarray\n.", "cannot be read .ModuleNotFoundError"),
+        (b"cnumpy.testing\nscalar\n.", "cannot be read .AttributeError"),
+        (b"cnumpy\nndarray\n(Vabc\ntR.", "cannot be read .TypeError"),
+        (b"c_codecs\nencode\n(V1\nVnosuchcodec\ntR.", "cannot be read .LookupError"),
+        (b"cnumpy\nndarray\n((I1000000000\nI1000000000\nttR.", "cannot be read .*MemoryError"),
+        (b"(dp0\n(lp1\nI1\ns.", "cannot be read .TypeError: unhashable"),
     ],
 )
 def test_anything_else_is_refused(tmp_path, body, says):

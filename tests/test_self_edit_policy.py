@@ -216,6 +216,15 @@ def test_documents_in_passes_of_any_size_are_trained_on_alike(world):
         torch.testing.assert_close(ends[1][k], v, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("adapter", ["functional", "peft"])
+def test_prompts_and_edits_longer_than_the_model_reads_are_refused(world, adapter):
+    if adapter == "peft":
+        pytest.importorskip("peft", reason="needs the extra llm: peft")
+    task = small(world, sample_tokens=400, adapter=adapter, dtype="float32")
+    with pytest.raises(SettingError, match=r"edit_tokens . sample_tokens, .*reads at most 512"):
+        context(task)
+
+
 def test_choices_that_mean_nothing_are_refused():
     """A temperature at which logits overflow; a recipe that is there twice."""
     with pytest.raises(SettingError, match=r"temperature cannot be 1e-300: .* equal to 0.001"):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_the_book_is_open_where_it_is_set(world):
 
 
 def test_candidates_are_the_passage_another_article_and_samples(world):
-    problem = context(small(world, edit_tokens=200)).problem
+    problem = context(small(world, edit_tokens=180)).problem
     passage = problem.passage("train", 0)
     own, sampled, again, other = (
         problem.lm.decode(problem.candidate(passage, kind)) for kind in problem.task.edits
@@ -227,6 +228,28 @@ def test_attention_is_never_fused(world):
     assert float(grads.norm(g)) > 0 and data.find("squad").is_dir() and episode.index == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"edit_tokens": 513}, "edit_tokens: a text of 513 tokens; .*model' reads at most 512"),
+        ({"question_tokens": 600}, "question_tokens: a text of 600 tokens"),
+        ({"edit_tokens": 256, "edits": ("passage", "long")}, "twice edit_tokens, with a prompt of"),
+    ],
+)
+def test_texts_longer_than_the_model_reads_are_refused(world, settings, says):
+    """Beyond them positions turn as they never did in training, and no error comes."""
+    with pytest.raises(SettingError, match=says):
+        context(small(world, **settings))
+    context(small(world, edit_tokens=256, edits=("passage",)))
+
+
+def test_edits_with_nothing_to_learn_from_are_refused(world):
+    """No other article: the loss would be 0 / 0."""
+    problem = context(small(world, edits=("other",), passages=1)).problem
+    with pytest.raises(SettingError, match=r"edits = \['other'\] leave nothing to learn for"):
+        problem.episode("train", 0)
+
+
 def test_a_long_text_is_no_reason_to_warn(world, monkeypatch):
     """Texts are cut after they have been encoded: the tokenizer's own length is not ours."""
     import transformers
@@ -288,8 +311,18 @@ def test_half_a_model_is_refused_by_name(world, tmp_path, harm, reason):
 def test_a_name_that_is_nearly_one_is_told_the_right_one(world):
     assert small("smolm2").missing[0].endswith("is not on this machine; near: smollm2")
     assert "near" not in small("someone/thing").missing[0]
+    assert small("someone/thing").missing[1] == "hf download someone/thing"
+    for path in ("~/models/thing", "./thing", "/models/thing", "a/b/c"):
+        assert small(path).missing[1] == "", "the hub has no such names"
     with pytest.raises(ValueError, match="'q' is named twice; name each linear map once"):
         small(world, targets=("q", "v", "q"))
+
+
+def test_a_model_can_be_in_the_home_folder(world, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(world).parent))
+    task = small(f"~/{Path(world).name}")
+    assert task.missing is None
+    assert context(task).problem.lm.decoder.layers == 2
 
 
 @pytest.mark.parametrize("kept", [0, 200])

@@ -347,6 +347,21 @@ def test_what_differs_by_row_budget_and_column_wins_over_both() -> None:
         from_dict(changed(rows__0__cells={"lap": {}}), HERE)
 
 
+@pytest.mark.parametrize("seed", ["-1", "true", '"0"', "0.0"])
+def test_seeds_are_numbers_from_0_on(seed: str) -> None:
+    """As on the command line."""
+    data = tomllib.loads(TEXT)
+    data["budgets"]["smoke"]["seeds"] = tomllib.loads(f"v = [{seed}]")["v"]
+    with pytest.raises(SuiteError, match=r"budgets\.smoke\.seeds\.0"):
+        from_dict(data, HERE)
+
+
+def test_costs_that_nothing_counts_are_refused_before_anything_runs() -> None:
+    from_dict(changed(costs=["hvps", "derivatives", "peak_tensor_bytes"]), HERE)
+    with pytest.raises(SuiteError, match="no cost 'hvp'; near: hvps"):
+        from_dict(changed(costs=["hvp"]), HERE)
+
+
 CLAIM = {"better": ["reverse"], "than": "heavy", "source": "A 2020"}
 
 
@@ -358,6 +373,10 @@ CLAIM = {"better": ["reverse"], "than": "heavy", "source": "A 2020"}
         ({"columns": ["fore"]}, "a claim: no column 'fore'; near: four"),
         ({"than": "reverse"}, "a claim compares row 'reverse' with itself"),
         ({"better": []}, "claims.0.better: .*at least 1"),
+        ({"better": ["reverse", "reverse"]}, "a claim names 'reverse' twice"),
+        ({"columns": ["four", "four"]}, "a claim names 'four' twice"),
+        ({"source": ""}, "claims.0.source: .*at least 1"),
+        ({"or_equal": "no"}, "claims.0.or_equal: .*boolean"),
         ({"or_eqal": True}, "or_eqal'; near: or_equal"),
     ],
 )
@@ -396,7 +415,9 @@ def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> No
     other.write_text(f'extends = "small"\ncolumns = ["{first}x"]\n')
     with pytest.raises(SuiteError, match=f"no column '{first}x'; near: {first}"):
         suites.load(other)
-    for missing in ("none", "other"):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "small.toml").write_text(TEXT)
+    for missing in ("none", "other", "below/small", str(tmp_path / "below" / "small")):
         other.write_text(f'extends = "{missing}"\n')
         with pytest.raises(SuiteError, match=f"extends '{missing}': no whole suite"):
             suites.load(other)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from metabench import data
 from metabench.cluster import folder as folders
 from metabench.cluster import snapshot
 from metabench.cluster import submit as submitting
@@ -53,7 +54,8 @@ def answer(folder: str) -> dict[str, Any]:
             out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except Exception as error:
         out["torch_error"] = f"{type(error).__name__}: {error}"
-    out["data_there"] = not out["data"] or Path(out["data"]).is_dir()
+    named = data.folders(out["data"])
+    out["data_there"] = not named or any(map(os.path.isdir, named))
     snapshot.write_json(place / ANSWER, out)
     return out
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from metabench import data
 from metabench.cluster import arrange, snapshot
 from metabench.cluster import folder as folders
 from metabench.cluster.arrange import Bundle, Part, Setbacks
@@ -361,9 +362,9 @@ def refusals(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> list[str]
         out.append(f"python {python!r}: there is no such program")
     elif os.sep not in python and not profile.setup and not shutil.which(python):
         out.append(f"python {python!r}: there is no such program, and no setup line brings one")
-    data = Path(os.path.expandvars(profile.data)).expanduser() if profile.data else None
-    if data is not None and not data.is_dir():
-        out.append(f"data {profile.data!r}: there is no such folder")
+    for folder in data.folders(os.path.expandvars(profile.data)):
+        if not folder.is_dir():
+            out.append(f"data {str(folder)!r}: there is no such folder")
     out += lacking(planned)
     return list(dict.fromkeys(out))
 
@@ -427,10 +428,9 @@ def _file_system(path: Path) -> str:
 def variables(made: Draft, slurm: Slurm) -> dict[str, str]:
     """The environment of sbatch, which is that of the jobs."""
     out = {**slurm.env, **snapshot.job_environment(made.folder)}
-    if made.profile.data:
-        out["METABENCH_DATA"] = str(Path(os.path.expandvars(made.profile.data)).expanduser())
-    elif "METABENCH_DATA" in out:
-        out["METABENCH_DATA"] = str(Path(out["METABENCH_DATA"]).absolute())
+    if named := os.path.expandvars(made.profile.data) or out.get("METABENCH_DATA"):
+        places = [str(folder.absolute()) for folder in data.folders(named)]
+        out["METABENCH_DATA"] = os.pathsep.join(places)
     return out
 
 

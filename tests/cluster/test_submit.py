@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from metabench.cluster import submit
+from metabench.cluster.profile import Profile
 
 
 @pytest.mark.parametrize("room", [True, False])
@@ -32,3 +35,17 @@ def test_a_job_that_dies_is_started_again_a_few_times_or_not_where_that_cannot_b
         assert done.returncode == 9
     again = asked.read_text().splitlines() if asked.exists() else []
     assert again == (["requeue 9"] * submit.CRASHES if room else [])
+
+
+def test_every_data_folder_travels_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job may start in another folder, and its shell knows nothing of ~ in a variable."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    slurm = SimpleNamespace(env={"METABENCH_DATA": "sets:~/more:/scratch/all"})
+
+    def told(named: str) -> str:
+        made = SimpleNamespace(profile=Profile(data=named), folder=tmp_path)
+        return submit.variables(cast(Any, made), cast(Any, slurm))["METABENCH_DATA"]
+
+    assert told("") == f"{tmp_path}/sets:/home/me/more:/scratch/all"
+    assert told("$HOME/a:~/b") == "/home/me/a:/home/me/b"

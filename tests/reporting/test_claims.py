@@ -92,6 +92,13 @@ def test_a_table_tells_each_claim_in_a_sentence(helpers):
     assert [t for t in shown if t in texts] == texts
 
 
+def test_a_claim_on_fewer_seeds_than_planned_says_so(helpers):
+    """Of a row that diverged on a seed the others alone are compared."""
+    values = {"maml": [0.91, 0.92], "anil": [0.82, 0.8201, 0.84]}
+    texts = [n.text for n in claim_notes(results(helpers, values, [claim()]))]
+    assert texts[1].endswith(": holds (5-way 1-shot 9.5 ± 6.3, n=2 of 3).")
+
+
 def test_no_claims_or_no_numbers_no_words(full, helpers):
     assert claim_notes(full[0]) == []
     assert claim_notes(results(helpers, {"maml": [0.5, 0.6, 0.7]}, [claim()])) == []
