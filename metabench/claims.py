@@ -26,6 +26,8 @@ VERDICTS: dict[Verdict, str] = {
     "not tested": "fewer than two seeds that both have",
 }
 """In the order in which a table tells them, and what each means."""
+ROUND_OFF = 1e-9
+"""The part of a metric that is no difference: without luck two right rows end there, not at 0."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,18 @@ def verdicts(results: Results) -> list[Tested]:
                 gains = [sign * (one[s].mean - other[s].mean) for s in one if s in other]
                 gain = stats.mean(gains) if gains else None
                 pm = stats.half_width(gains) if gains else None
-                verdict = _verdict(gain, pm, claim.or_equal)
+                sizes = [abs(e[s].mean) for e in (one, other) for s in e]
+                verdict = _verdict(gain, pm, ROUND_OFF * max(sizes, default=0.0), claim.or_equal)
                 out.append(Tested(claim, better, column, gain, pm, len(gains), verdict))
     return out
 
 
-def _verdict(gain: float | None, pm: float | None, or_equal: bool) -> Verdict:
+def _verdict(gain: float | None, pm: float | None, nothing: float, or_equal: bool) -> Verdict:
     if gain is None or pm is None:
         return "not tested"
-    if gain - pm > 0:
+    if gain - pm > nothing:
         return "holds"
-    if gain + pm < 0:
+    if gain + pm < -nothing:
         return "contradicted"
     return "not contradicted" if or_equal else "not shown"
 

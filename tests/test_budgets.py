@@ -218,6 +218,12 @@ def test_every_suite_has_a_family_and_every_cost_its_place():
     assert not {"crossing", "pbgd-hypercleaning-f1"} & {same.suite for same in plan}
 
 
+def test_a_suite_that_shows_anothers_cells_has_its_records():
+    left = budgets.without({"augmentation", "pretrain-synthetic"})
+    assert not {"augmentation", "augmentation-law", "pretrain-synthetic-weights"} & set(left)
+    assert {"loss-learning", "seal-knowledge-likelihood"} <= set(left)
+
+
 def test_what_cannot_change_a_cost_is_no_different_cost():
     one, other = (cell(method={"inner_lr": lr}) for lr in (0.1, 0.2))
     assert budgets.cost_key(one) == budgets.cost_key(other)

@@ -38,6 +38,8 @@ def claim(**changes):
         ([0.00, 0.03, 0.06], "not shown", "not contradicted"),
         ([0.00, 0.00, 0.00], "not shown", "not contradicted"),
         ([-0.02, -0.03, -0.04], "contradicted", "contradicted"),
+        ([-3e-12, -3e-12, -3e-12], "not shown", "not contradicted"),
+        ([-3e-8, -3e-8, -3e-8], "contradicted", "contradicted"),
         ([0.01], "not tested", "not tested"),
         ([], "not tested", "not tested"),
     ],
