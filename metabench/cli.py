@@ -67,10 +67,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(no_args_is_help=True)
+data_app = typer.Typer()
 store_app = typer.Typer(no_args_is_help=True)
 app.add_typer(store_app, name="store", help="Stores of records: merge them.")
-app.add_typer(data_app, name="data", help="Data sets: where they are, fetch them, verify them.")
+app.add_typer(
+    data_app,
+    name="data",
+    help="Data sets: where they are (without a command), fetch them, verify them.",
+)
 
 
 def _version(wanted: bool) -> None:
@@ -201,9 +205,16 @@ def new(
         typer.echo(f"    {command}")
 
 
+@data_app.callback(invoke_without_command=True)
+def _data(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        data_list()
+
+
 @data_app.command("list")
 def data_list() -> None:
-    """Every data set that is known: where it is, or what mends its absence."""
+    """Every data set that is known: where it is, or what mends its absence; source, licence, sizes,
+    checksums, and what to copy to a machine without network."""
     from metabench import data, screen
 
     screen.print_data(screen.console(), data.status())

@@ -77,6 +77,11 @@ class Group:
     note: str = "nobody publishes a checksum"
     """Why they are counted only."""
 
+    def __str__(self) -> str:
+        if self.counts == (1,):
+            return self.pattern
+        return f"{' or '.join(f'{n:,}' for n in self.counts)} {self.pattern}".strip()
+
     @property
     def counts(self) -> tuple[int, ...]:
         """The numbers that it can have; none: any."""
@@ -110,6 +115,22 @@ class Layout:
     def has_address(self) -> bool:
         """Whether it can be downloaded."""
         return bool(self.archives or self.hub) or any(file.urls for file in self.files)
+
+    def contents(self) -> list[str]:
+        """What lies in the folder, a part each: what it is, its size, what it is checked by."""
+        files = [
+            f"{file.path} ({megabytes(file.bytes)}, sha256 {file.sha256})" for file in self.files
+        ]
+        archives = [
+            f"{Path(archive.urls[0]).name} ({archive.checksum.replace(':', ' ')}), unpacked"
+            f"{'' if archive.folder == '.' else f' to {archive.folder}'}: {archive.count:,} files"
+            for archive in self.archives
+        ]
+        groups = []
+        for note in dict.fromkeys(group.note for group in self.groups):
+            some = [str(group) for group in self.groups if group.note == note]
+            groups.append(f"{', '.join(some)} ({note})")
+        return files + archives + groups
 
     def lacks(self, folder: Path) -> list[str]:
         """What is needed and not in ``folder``, by name."""
@@ -669,6 +690,11 @@ def cache() -> Path:
     own = os.environ.get("METABENCH_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.path.expanduser(own)) if own else Path(base) / "metabench"
+
+
+def megabytes(n: int) -> str:
+    """A size for people."""
+    return f"{n / 1e6:.1f} MB" if n >= 50_000 else f"{n / 1e3:.1f} kB"
 
 
 def folders(text: str) -> list[Path]:

@@ -274,16 +274,22 @@ def print_findings(out: Console, findings: Sequence[Finding]) -> None:
 
 
 def print_data(out: Console, statuses: Iterable[Data]) -> None:
-    """Where each data set is, and what it is."""
+    """Where each data set is, what it is, what is in it, and what another machine needs of it."""
+    from metabench.data import megabytes
+
     for status in statuses:
         known = status.dataset
         _heading(out, f"{known.name}: {known.title}")
         if status.found is None:
             _line(out, f"missing; mend it with: {status.mend}", "yellow")
         else:
-            size = f"{status.bytes / 1e6:.1f} MB"
+            size = megabytes(status.bytes)
             _line(out, f"in {status.found.path} ({status.found.layout.name}, {size})", "green")
         _text(out, f"source: {known.origin}; licence: {known.licence}; cite: {known.cite}")
+        for layout in known.layouts:
+            held = "; ".join(layout.contents())
+            _text(out, f"{layout.name}: folder {layout.folder} with {held}")
+        _text(out, f"without network: {known.offline}")
 
 
 def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:

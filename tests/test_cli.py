@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench import api, registry, screen
+from metabench import api, data, registry, screen
 from metabench.cli import app
 from metabench.errors import SettingError, UnknownName
 from metabench.listing import listing
@@ -640,6 +640,13 @@ def test_data_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = metabench("data", "list")
     assert typed.code == 0
     assert "omniglot: Omniglot" in typed.out and "metabench data fetch omniglot" in typed.out
+    assert metabench("data").out == typed.out
+    for known in data.DATASETS.values():
+        told = typed.out[typed.out.index(f"{known.name}: ") :].split("\n\n")[0]
+        assert known.origin in told and known.licence in told and known.offline in told
+        for layout in known.layouts:
+            assert all(file.sha256 in told for file in layout.files)
+            assert all(archive.checksum.split(":")[1] in told for archive in layout.archives)
     assert metabench("data", "verify").out == "no data sets here: nothing to verify\n"
     assert metabench("data", "verify", "omniglt").err.startswith(
         "error: no data set 'omniglt'; near: omniglot"
