@@ -177,17 +177,20 @@ def _lines(
                     (found.high, scale),
                 )
             )
-            if len(set(found.x)) < 2 or len(xs) < 2:
+            if len(set(found.x)) < 2:
                 value = found.y[-1] * scale
                 handle = axis.axhline(value, color=look["color"], linestyle=(0, (5, 2)), lw=1.2)
                 levels.append(label)
-            else:
+            else:  # a row that is looked at once, after its start, is a point with its interval
                 every = max(1, len(xs) // 6)
                 (handle,) = axis.plot(xs, ys, **look, markevery=(number % every, every))
                 if results.suite.percent:
                     lows = [max(0.0, v) for v in lows]
                     highs = [min(100.0, v) for v in highs]
-                axis.fill_between(xs, lows, highs, color=look["color"], alpha=0.15, lw=0)
+                if len(xs) > 1:
+                    axis.fill_between(xs, lows, highs, color=look["color"], alpha=0.15, lw=0)
+                else:
+                    axis.vlines(xs, lows, highs, color=look["color"], alpha=0.4, lw=1.2)
             if found.seeds < len(crossing.runs):
                 n = f"{found.seeds} of {len(crossing.runs)} seeds"
                 missing.append(f"{label} ({column.label or column.id}: {n})")

@@ -95,6 +95,28 @@ def test_steps_are_logarithmic_where_one_row_takes_many_times_as_many(full):
     assert {axis.get_xscale() for axis in figure.axes} == {"log"}
 
 
+def test_a_row_that_is_looked_at_once_is_a_point_on_a_logarithmic_axis(full):
+    """It was trained: a level line would say that it was not."""
+    results, store = full
+    once = {r.key for r in results.crossings["maml", "5w1s"].done}
+
+    class Once:
+        def curve(self, record):
+            found = store.curve(record)
+            if record.key not in once:
+                return found | {"step": [100 * step for step in found["step"]]}
+            return {name: values[:1] + values[-1:] for name, values in found.items()} | {
+                "step": [0, 3]
+            }
+
+    figure = plots.figures(results, Once(), ["learning"])["learning"]
+    axis = figure.axes[0]
+    assert axis.get_xscale() == "log"
+    (point,) = [found for found in axis.lines if list(found.get_xdata()) == [3]]
+    assert point.get_marker() not in ("", "None")
+    assert "Level dashes: MAML" not in names(figure)
+
+
 def test_an_unknown_cost_is_refused_where_nothing_has_run_too(suite, helpers):
     results = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
     with pytest.raises(UnknownName, match="near: seconds"):
