@@ -142,7 +142,7 @@ def measured(given: argparse.Namespace, command: str) -> int:
         "",
         "Machines: " + "; ".join(machines(families)) + ".",
         "",
-        "No records of: " + ", ".join(without(there)) + ".",
+        "No records of: " + ", ".join(unmeasured(there)) + ".",
     ]
     (given.out / "laptop.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
@@ -255,7 +255,7 @@ def cost_key(cell: Cell) -> str:
     return canonical(data)
 
 
-def without(there: Collection[str]) -> list[str]:
+def unmeasured(there: Collection[str]) -> list[str]:
     """The suites that no records are of; one that shows others' cells anew has theirs."""
     keys = {n: {x.cell.key for x in suites.load(n).cells("laptop")} for n in suite_names()}
     had = set().union(*(keys[n] for n in there))

@@ -119,7 +119,7 @@ class Layout:
     def contents(self) -> list[str]:
         """What lies in the folder, a part each: what it is, its size, what it is checked by."""
         files = [
-            f"{file.path} ({megabytes(file.bytes)}, sha256 {file.sha256})" for file in self.files
+            f"{file.path} ({size_text(file.bytes)}, sha256 {file.sha256})" for file in self.files
         ]
         archives = [
             f"{Path(archive.urls[0]).name} ({archive.checksum.replace(':', ' ')}), unpacked"
@@ -692,9 +692,12 @@ def cache() -> Path:
     return Path(os.path.expanduser(own)) if own else Path(base) / "metabench"
 
 
-def megabytes(n: int) -> str:
-    """A size for people."""
-    return f"{n / 1e6:.1f} MB" if n >= 50_000 else f"{n / 1e3:.1f} kB"
+def size_text(n: float) -> str:
+    """A number of bytes for people."""
+    for unit, least, name in ((1e9, 1e9, "GB"), (1e6, 5e4, "MB")):
+        if n >= least:
+            return f"{n / unit:.1f} {name}"
+    return f"{n / 1e3:.1f} kB"
 
 
 def folders(text: str) -> list[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metabench import packages
+from metabench.data import size_text
 from metabench.registry import REGISTRIES, load_plugin
 from metabench.store import Store
 
@@ -183,11 +184,11 @@ def _machine(probe: dict[str, Any]) -> Iterator[Finding]:
         f"{probe.get('threads', '?')} threads by default",
     )
     total, free = memory()
-    text = f"{_size(total)}" + (f", {_size(free)} free" if free is not None else "")
+    text = f"{size_text(total)}" + (f", {size_text(free)} free" if free is not None else "")
     yield Finding("machine", "memory", "ok", text)
     gpus = probe.get("gpus", [])
     for at, (name, size) in enumerate(gpus):
-        yield Finding("machine", f"cuda:{at}", "ok", f"{name}, {_size(size)}")
+        yield Finding("machine", f"cuda:{at}", "ok", f"{name}, {size_text(size)}")
     if not gpus:
         built = (
             f"torch is built for CUDA {probe['cuda']}"
@@ -225,7 +226,7 @@ def _store(store: Store) -> Iterator[Finding]:
             return
     free = shutil.disk_usage(there).free
     verdict: Verdict = "ok" if free > LOW_DISK else "note"
-    yield Finding("store", "disk", verdict, f"{_size(free)} free for {store.root}")
+    yield Finding("store", "disk", verdict, f"{size_text(free)} free for {store.root}")
     records = store.records()
     done = sum(record.status == "done" for record in records)
     yield Finding("store", "records", "ok", f"{len(records)}, {done} of them done")
@@ -249,7 +250,7 @@ def _data() -> Iterator[Finding]:
             detail = f"looked in {looked}"
             yield Finding("data", name, "missing", detail, (status.mend,))
         else:
-            detail = f"{status.found.path}, {status.found.layout.name}, {_size(status.bytes)}"
+            detail = f"{status.found.path}, {status.found.layout.name}, {size_text(status.bytes)}"
             yield Finding("data", name, "ok", detail)
 
 
@@ -321,7 +322,3 @@ def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
                 )
             else:
                 yield Finding("entry points", f"{kind} {entry.name}", "ok", f"from {entry.origin}")
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

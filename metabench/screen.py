@@ -275,7 +275,7 @@ def print_findings(out: Console, findings: Sequence[Finding]) -> None:
 
 def print_data(out: Console, statuses: Iterable[Data]) -> None:
     """Where each data set is, what it is, what is in it, and what another machine needs of it."""
-    from metabench.data import megabytes
+    from metabench.data import size_text
 
     for status in statuses:
         known = status.dataset
@@ -283,7 +283,7 @@ def print_data(out: Console, statuses: Iterable[Data]) -> None:
         if status.found is None:
             _line(out, f"missing; mend it with: {status.mend}", "yellow")
         else:
-            size = megabytes(status.bytes)
+            size = size_text(status.bytes)
             _line(out, f"in {status.found.path} ({status.found.layout.name}, {size})", "green")
         _text(out, f"source: {known.origin}; licence: {known.licence}; cite: {known.cite}")
         for layout in known.layouts:

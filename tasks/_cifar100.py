@@ -7,8 +7,6 @@ differentiable closed-form solvers, ICLR 2019; FC100, Oreshkin, Rodriguez, Lacos
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -20,7 +18,7 @@ from torch import Tensor
 from metabench import data
 from metabench.errors import MetabenchError
 
-from . import _pickles
+from . import _arrays, _pickles
 
 Source = Literal["torchvision", "metabench"]
 
@@ -93,12 +91,8 @@ def images(source: Source, split: dict[str, list[str]], part: str) -> Tensor:
 @lru_cache(maxsize=2)
 def _read(folder: Path, source: Source) -> Tensor:
     """uint8 [100, images of a class, 3, 32, 32], training images before test images."""
-    try:
-        found = _arrays(folder) if source == "metabench" else _batches(folder)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MetabenchError(
-            f"{folder} cannot be read ({error}); look with: metabench data verify cifar100"
-        ) from error
+    with _arrays.readable(folder, "cifar100"):
+        found = _joined(folder) if source == "metabench" else _batches(folder)
     expected = (len(NAMES), IMAGES[source], 3, SIZE, SIZE)
     if found.shape != expected or found.dtype != np.uint8:
         raise MetabenchError(
@@ -108,12 +102,12 @@ def _read(folder: Path, source: Source) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(found))
 
 
-def _arrays(folder: Path) -> np.ndarray:
-    with (folder / "cifar100_160pc.npz").open("rb") as whole, np.load(whole) as file:
-        if file["class_names"].tolist() != NAMES:
-            raise ValueError("its classes are not those of CIFAR-100")
-        joined = np.concatenate([file["train_images"], file["test_images"]], axis=1)
-    return joined.transpose(0, 1, 4, 2, 3)
+def _joined(folder: Path) -> np.ndarray:
+    path = folder / "cifar100_160pc.npz"
+    names, train, test = _arrays.read(path, "class_names", "train_images", "test_images")
+    if names.tolist() != NAMES:
+        raise ValueError("its classes are not those of CIFAR-100")
+    return np.concatenate([train, test], axis=1).transpose(0, 1, 4, 2, 3)
 
 
 def _batches(folder: Path) -> np.ndarray:

@@ -7,8 +7,6 @@ IEEE Transactions on Biomedical Engineering 51(7), 2004; the four paced recordin
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +17,8 @@ from torch import Tensor
 
 from metabench import data
 from metabench.errors import MetabenchError
+
+from . import _arrays
 
 RATE = 100
 """Samples a second."""
@@ -68,14 +68,10 @@ def load() -> Beats:
 @lru_cache(maxsize=1)
 def _read(folder: Path) -> Beats:
     path = folder / "mitbih_100hz.npz"
-    try:
-        with path.open("rb") as whole, np.load(whole) as file:
-            names = ("signal", "split", "beat_record", "beat_sample", "beat_aami")
-            signal, split, record, sample, label = (file[name] for name in names)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MetabenchError(
-            f"{path} cannot be read ({error}); look with: metabench data verify mitbih"
-        ) from error
+    with _arrays.readable(path, "mitbih"):
+        signal, split, record, sample, label = _arrays.read(
+            path, "signal", "split", "beat_record", "beat_sample", "beat_aami"
+        )
     if signal.shape != SHAPE or signal.dtype != np.int16:
         raise MetabenchError(
             f"{path} holds {signal.dtype} {list(signal.shape)}, not int16 {list(SHAPE)}; look with:"
@@ -85,7 +81,5 @@ def _read(folder: Path) -> Beats:
     wave = (wave - wave.mean(2, keepdim=True)) / wave.std(2, keepdim=True).clamp(min=1e-6)
     part = split[record]
     kept = (part < 2) & (label < len(CLASSES))
-    record, sample, label, part = (
-        torch.from_numpy(x[kept].astype(np.int64)) for x in (record, sample, label, part + 1)
-    )
-    return Beats(wave, record, sample, label, part)
+    of_beats = (x[kept].astype(np.int64) for x in (record, sample, label, part + 1))
+    return Beats(wave, *map(torch.from_numpy, of_beats))

@@ -6,8 +6,6 @@ LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009. Nothing is normalised or a
 from __future__ import annotations
 
 import gzip
-import zipfile
-import zlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +21,7 @@ from metabench import data
 from metabench.errors import MetabenchError, SettingError
 from metabench.problem import Batch, Episode, Problem, Seeds, generator
 
-from . import _pickles
+from . import _arrays, _pickles
 
 Images = dict[str, tuple[Tensor, Tensor]]
 """Split to images, float32 [n, channels, height, width] in 0..1, and labels, int64 [n]."""
@@ -137,12 +135,8 @@ def load(name: str, layout: str | None = None) -> Images:
 
 @lru_cache(maxsize=2)
 def _load(name: str, layout: str, folder: Path) -> Images:
-    try:
+    with _arrays.readable(folder, name):
         parts = _read(name, layout, folder)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MetabenchError(
-            f"{folder} cannot be read ({error}); look with: metabench data verify {name}"
-        ) from error
     return _checked(name, layout, folder, parts)
 
 
@@ -150,16 +144,11 @@ def _read(name: str, layout: str, folder: Path) -> dict[str, tuple[np.ndarray, n
     """uint8 images [n, channels, height, width] and labels [n] of each split."""
     if layout == "metabench":
         (named,) = next(x.files for x in data.dataset(name).layouts if x.name == layout)
-        with (folder / named.path).open("rb") as whole, np.load(whole) as file:
-            parts = {
-                split: (file[f"{split}_images"], file[f"{split}_labels"])
-                for split in ("train", "test")
-            }
-        grey = parts["train"][0].ndim == 3
-        return {
-            split: (x[:, None] if grey else x.transpose(0, 3, 1, 2), y)
-            for split, (x, y) in parts.items()
-        }
+        out = {}
+        for split in ("train", "test"):
+            x, y = _arrays.read(folder / named.path, f"{split}_images", f"{split}_labels")
+            out[split] = (x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2), y)
+        return out
     if (folder / "test_batch").is_file():
         train = [_batch(folder / f"data_batch_{i}") for i in range(1, 6)]
         joined = np.concatenate([x for x, _ in train]), np.concatenate([y for _, y in train])

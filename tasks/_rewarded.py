@@ -8,7 +8,7 @@ grades as right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -182,7 +182,7 @@ class RewardedProblem(SelfEditProblem):
             self.order([i for i, is_there in enumerate(row) if is_there], n, number)
             for row, n, number in zip(there, epochs, numbers or [0] * len(there), strict=True)
         ]
-        steps = (self.step(lam, ids, mask, plans, t) for t in range(max(map(len, plans))))
+        steps = self.steps(lam, ids, mask, plans)
         return lora.adapt_by(steps, starts, lr=lr, solver=solver)
 
     def order(self, documents: Sequence[int], epochs: int, number: int) -> list[list[int]]:
@@ -198,20 +198,24 @@ class RewardedProblem(SelfEditProblem):
             out += [turns[i : i + size] for i in range(0, len(turns), size)]
         return out
 
-    def step(
-        self, lam: Params, ids: Tensor, mask: Tensor, plans: Sequence[list[list[int]]], t: int
-    ) -> lora.Step:
-        """Step t of all trainings that go on."""
-        if self.rewarded.documents_a_step is None and len({len(plan) for plan in plans}) == 1:
-            return lora.Step(self.terms(lam, ids, mask))
-        rows = [i for i, plan in enumerate(plans) if t < len(plan)]
-        taken = [plans[i][t] for i in rows]
-        most = max(map(len, taken))
-        at = ids.new_tensor([turn + turn[:1] * (most - len(turn)) for turn in taken])
-        real = mask.new_tensor([[1.0] * len(turn) + [0.0] * (most - len(turn)) for turn in taken])
-        which = ids.new_tensor(rows)[:, None]
-        terms = self.terms(lam, ids[which, at], mask[which, at] * real[..., None])
-        return lora.Step(terms, None if len(rows) == len(plans) else rows)
+    def steps(
+        self, lam: Params, ids: Tensor, mask: Tensor, plans: Sequence[list[list[int]]]
+    ) -> Iterator[lora.Step]:
+        """Those of all trainings together; one that is over takes no more part."""
+        step, before = None, None
+        for t in range(max(map(len, plans))):
+            taken = {i: plan[t] for i, plan in enumerate(plans) if t < len(plan)}
+            if step is None or taken != before:
+                rows, before = [*taken], taken
+                most = max(map(len, taken.values()))
+                # The rest is filled with a document that counts nothing.
+                at = [turn + turn[:1] * (most - len(turn)) for turn in taken.values()]
+                real = [[1.0] * len(x) + [0.0] * (most - len(x)) for x in taken.values()]
+                of, which = ids.new_tensor(rows)[:, None], ids.new_tensor(at)
+                counts = mask[of, which] * mask.new_tensor(real)[..., None]
+                terms = self.terms(lam, ids[of, which], counts)
+                step = lora.Step(terms, None if len(rows) == len(plans) else rows)
+            yield step
 
     def episode(self, split: str, index: int) -> Episode:
         """The passage to train on, and its questions."""

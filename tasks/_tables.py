@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +11,8 @@ from torch import Tensor
 
 from metabench import data
 from metabench.errors import MetabenchError, UnknownName
+
+from . import _arrays
 
 SIZES = {
     "yacht": (308, 6),
@@ -37,13 +37,8 @@ def load(name: str) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=8)
 def _load(name: str, path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        with path.open("rb") as whole, np.load(whole) as file:
-            x, y = file[f"{name}_x"], file[f"{name}_y"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MetabenchError(
-            f"{path} cannot be read ({error}); look with: metabench data verify uci_regression"
-        ) from error
+    with _arrays.readable(path, "uci_regression"):
+        x, y = _arrays.read(path, f"{name}_x", f"{name}_y")
     n, d = SIZES[name]
     if x.shape != (n, d) or y.shape != (n,):
         raise MetabenchError(

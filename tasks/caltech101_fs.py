@@ -6,8 +6,6 @@ images: no paper reports this data, and its numbers are not to be held beside mi
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +19,7 @@ from metabench import data
 from metabench.errors import MetabenchError
 from metabench.registry import tasks
 
+from . import _arrays
 from ._fewshot import Classes
 from ._photographs import Photographs
 
@@ -50,11 +49,8 @@ def _read(folder: Path) -> tuple[Tensor, Tensor]:
     """
     path = folder / "caltech101_fs64.npz"
     look = "look with: metabench data verify caltech101_fs"
-    try:
-        with path.open("rb") as whole, np.load(whole) as file:
-            images, parts = file["images"], file["split"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MetabenchError(f"{path} cannot be read ({error}); {look}") from error
+    with _arrays.readable(path, "caltech101_fs"):
+        images, parts = _arrays.read(path, "images", "split")
     counts = [int((parts == number).sum()) for number in range(len(SPLITS))]
     shape = (sum(SPLITS.values()), IMAGES, SIZE, SIZE, 3)
     if images.shape != shape or images.dtype != np.uint8 or counts != [*SPLITS.values()]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import random
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +24,7 @@ from metabench import data
 from metabench.errors import MetabenchError
 from metabench.registry import tasks
 
+from . import _arrays
 from . import _omniglot_lists as lists
 from ._fewshot import Classes, FewShot, GivenEpisode
 
@@ -123,11 +122,8 @@ def _read(folder: Path, *, arrays: bool) -> Tensor:
     if not arrays:
         return torch.from_numpy(read_pictures(folder))
     path = folder / "omniglot28.npz"
-    try:
-        with path.open("rb") as whole, np.load(whole) as file:
-            images = file["images"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MetabenchError(f"{path} cannot be read ({error}); {_LOOK}") from error
+    with _arrays.readable(path, "omniglot"):
+        (images,) = _arrays.read(path, "images")
     if images.shape != (CHARACTERS, DRAWERS, SIZE, SIZE) or images.dtype != np.uint8:
         found = f"{images.dtype} {list(images.shape)}"
         raise MetabenchError(f"{path} holds {found}, not Omniglot's drawings; {_LOOK}")
