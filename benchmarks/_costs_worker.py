@@ -105,8 +105,8 @@ class Run:
 
     def __init__(self, problem, case: dict) -> None:
         from metabench.context import Context
+        from metabench.core.registry import methods, solvers
         from metabench.problem import GRADIENTS, Seeds
-        from metabench.registry import methods, solvers
 
         chosen = methods.get(case["method"])
         self.method = chosen(**case["settings"])

@@ -20,8 +20,8 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from metabench import data
-from metabench.cell import Budget, Cell, instances
-from metabench.errors import DataMissing
+from metabench.core.cell import Budget, Cell, instances
+from metabench.core.errors import DataMissing
 from metabench.evaluation import evaluate
 from metabench.footprint import Footprint, tensors
 from metabench.method import Context, State

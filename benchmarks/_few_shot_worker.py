@@ -149,7 +149,8 @@ class Metabench:
         import torch
         from metabench.tasks._networks import ConvNet
 
-        from metabench import method, registry
+        from metabench import method
+        from metabench.core import registry
         from metabench.problem import GRADIENTS, Episode, Problem, Seeds
 
         net = ConvNet(

@@ -136,7 +136,8 @@ class Metabench(Case):
 
     def __init__(self, case, dtype):
         super().__init__(case, dtype)
-        from metabench import method, registry
+        from metabench import method
+        from metabench.core import registry
         from metabench.problem import GRADIENTS, Episode, Problem, Seeds
         from metabench.softmax import SoftmaxHessian
 

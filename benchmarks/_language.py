@@ -23,11 +23,11 @@ from torch import Tensor
 from benchmarks._counting import CPU, Cost, Counted, Counter
 from metabench import grads, lora
 from metabench.causal import Adapter, CausalLM
-from metabench.cell import Cell, instances
+from metabench.core.cell import Cell, instances
+from metabench.core.registry import solvers
 from metabench.lora_peft import PeftDecoder
 from metabench.method import Context
 from metabench.problem import Params, Seeds
-from metabench.registry import solvers
 
 TASKS = ("self_edit_policy", "self_edit_recipe", "self_edit_weights")
 

@@ -31,8 +31,8 @@ from tabulate import tabulate
 from benchmarks._records import committed
 from metabench import costs
 from metabench import suite as suites
-from metabench.cell import Cell, canonical, instances, why_not
-from metabench.listing import suite_names
+from metabench.core.catalogue import suite_names
+from metabench.core.cell import Cell, canonical, instances, why_not
 from metabench.record import Record
 
 ROOT = Path(__file__).parents[1] / "results"

@@ -49,9 +49,9 @@ def context(row: Row, n: int, dtype: str):
 
     from metabench import data
     from metabench.context import Context
-    from metabench.errors import DataMissing
+    from metabench.core.errors import DataMissing
+    from metabench.core.registry import solvers, tasks
     from metabench.problem import Seeds
-    from metabench.registry import solvers, tasks
 
     task = tasks.get("hyper_cleaning")(
         network=row.network, n_train=n, n_valid=n, n_test=1, dtype=dtype
@@ -74,7 +74,7 @@ def context(row: Row, n: int, dtype: str):
 
 def method(row: Row):
     """V-PBGD with the paper's step sizes."""
-    from metabench.registry import methods
+    from metabench.core.registry import methods
 
     return methods.get("pbgd")(
         inner_steps=row.steps, inner_lr=INNER_LR, theta_lr=THETA_LR, outer_lr=OUTER_LR,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from metabench import suite as suites
-from metabench.cell import instances
+from metabench.core.cell import instances
 from metabench.method import Context, State
 from metabench.problem import Seeds, generator
 

@@ -21,8 +21,8 @@ import torch
 
 from metabench import lora
 from metabench.causal import TARGETS
+from metabench.core.registry import solvers
 from metabench.problem import Params
-from metabench.registry import solvers
 
 
 def main() -> int:

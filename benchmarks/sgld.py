@@ -101,8 +101,8 @@ def problem(row: Row, n: int, dtype):
 def context(row: Row, n: int, dtype):
     """As a run has it."""
     from metabench.context import Context
+    from metabench.core.registry import solvers
     from metabench.problem import GRADIENTS, Seeds
-    from metabench.registry import solvers
 
     solver = solvers.get("langevin")(temperature=TEMPERATURE)
     offers = GRADIENTS | {"lam_in_inner_loss"}
@@ -111,7 +111,7 @@ def context(row: Row, n: int, dtype):
 
 def method(row: Row, steps: int):
     """Every sample that thinning leaves is kept."""
-    from metabench.registry import methods
+    from metabench.core.registry import methods
 
     return methods.get("sgld")(
         inner_steps=steps, inner_lr=LR, kappa=KAPPA, burn_in=0.0, thin=row.thin

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metabench import api as api
-    from metabench.cell import Budget as Budget
-    from metabench.cell import Cell as Cell
-    from metabench.cell import make_cell as make_cell
-    from metabench.errors import MetabenchError as MetabenchError
+    from metabench.core.cell import Budget as Budget
+    from metabench.core.cell import Cell as Cell
+    from metabench.core.cell import make_cell as make_cell
+    from metabench.core.errors import MetabenchError as MetabenchError
     from metabench.method import Context as Context
     from metabench.method import GradientMethod as GradientMethod
     from metabench.method import Hypergradient as Hypergradient
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "cell": ("Budget", "Cell", "make_cell"),
-    "errors": ("MetabenchError",),
+    "core.cell": ("Budget", "Cell", "make_cell"),
+    "core.errors": ("MetabenchError",),
     "method": ("Context", "GradientMethod", "Hypergradient", "State"),
     "problem": ("Batch", "Episode", "Hyper", "Params", "Problem", "Seeds"),
     "record": ("Record",),

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from metabench import plan as plans
 from metabench import suite as suites
-from metabench.errors import MetabenchError, SettingError, UnknownName
+from metabench.core.errors import MetabenchError, SettingError, UnknownName
+from metabench.core.registry import Entry
 from metabench.plan import Planned
-from metabench.registry import Entry
 from metabench.store import BadFile, Store
 from metabench.suite import Suite
 
@@ -37,7 +37,7 @@ DEFAULT_BUDGET = "laptop"
 
 def list_(kind: str | None = None) -> dict[str, list[Entry]]:
     """Names by kind: "task", "method", "solver", "suite"; imports no task and no method."""
-    from metabench.listing import listing
+    from metabench.core.catalogue import listing
 
     return listing(kind)
 
@@ -88,7 +88,7 @@ def check(name: str) -> Iterator[tuple[str, str]]:
     """Each promise of the contract that a method or a task is checked against, in turn, and how it
     breaks it ("" where it keeps it). Raises UnknownName.
     """
-    from metabench.registry import methods, tasks
+    from metabench.core.registry import methods, tasks
 
     kinds = [k for k, known in (("method", methods), ("task", tasks)) if name in known.names()]
     if not kinds:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metabench import grads
-from metabench.errors import UnknownName
+from metabench.core.errors import UnknownName
 from metabench.problem import Params
 
 TARGETS = {

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from metabench.cell import canonical
+from metabench.core.cell import canonical
+from metabench.core.costs import Counts
 from metabench.evaluation import Metrics
-from metabench.meter import Counts
 from metabench.method import State
 from metabench.record import Curve, Estimate
 from metabench.store import write_atomic

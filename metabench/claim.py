@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from metabench.errors import StoreError
+from metabench.core.errors import StoreError
 
 LEASE = 120.0
 """Seconds without a heartbeat after which a claim from another machine is stale."""

@@ -42,7 +42,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; say what went wrong and choose the exit code."""
-        from metabench.errors import MetabenchError, SettingError, SuiteError, UnknownName
+        from metabench.core.errors import MetabenchError, SettingError, SuiteError, UnknownName
 
         try:
             return super().invoke(ctx)
@@ -101,7 +101,7 @@ def _common(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="The version.")
     ] = False,
 ) -> None:
-    from metabench.registry import load_plugin, load_plugins
+    from metabench.core.registry import load_plugin, load_plugins
 
     ctx.obj = plugin or []
     if ctx.invoked_subcommand != "doctor":  # it tries them itself, and says which ones fail
@@ -118,7 +118,7 @@ def list_(
 ) -> None:
     """Tasks, methods, solvers and suites, a line each."""
     from metabench import screen
-    from metabench.listing import listing
+    from metabench.core.catalogue import listing
 
     screen.print_listing(screen.console(), listing(kind.removesuffix("s") if kind else None))
 

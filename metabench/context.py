@@ -14,8 +14,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from metabench import grads
-from metabench.cell import Budget
-from metabench.meter import Meter
+from metabench.core.cell import Budget
+from metabench.core.costs import Meter
 from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
 from metabench.ranks import Ranks
 from metabench.solver import Solver, is_noisy

@@ -25,8 +25,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.cell import Cell
-from metabench.errors import RankLost, Stopped, StoreError
+from metabench.core.cell import Cell
+from metabench.core.errors import RankLost, Stopped, StoreError
 from metabench.store import write_atomic
 from metabench.worker import death, interrupts_ignored
 
@@ -255,7 +255,7 @@ def serve(connection: Connection, alone: Callable[[], object] = lambda: None) ->
         alone()
 
     threading.Thread(target=listen, daemon=True).start()
-    from metabench.registry import load_plugins
+    from metabench.core.registry import load_plugins
 
     load_plugins()
     import metabench.runner  # noqa: F401  # now, not while the others wait

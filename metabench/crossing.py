@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from metabench import grads
-from metabench.cell import Budget, default_solver
 from metabench.context import Context
+from metabench.core.cell import Budget, default_solver
+from metabench.core.registry import solvers
 from metabench.method import State
 from metabench.problem import Params, Problem, Seeds
-from metabench.registry import solvers
 
 STEPS = 3
 """Outer steps of a run."""

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from metabench.core.errors import DataMissing, MetabenchError, UnknownName
 from metabench.download import Progress, digest, download
-from metabench.errors import DataMissing, MetabenchError, UnknownName
 
 
 @dataclass(frozen=True)

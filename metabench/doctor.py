@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from metabench import packages
+from metabench.core import optional_packages
+from metabench.core.registry import REGISTRIES, load_plugin
 from metabench.data import size_text
-from metabench.registry import REGISTRIES, load_plugin
 from metabench.store import Store
 
 Verdict = Literal["ok", "note", "missing", "too old", "broken"]
@@ -130,7 +130,7 @@ def _versions(probe: dict[str, Any]) -> Iterator[Finding]:
             "ok",
             f"{metadata.version('metabench')}, {Path(__file__).parent}",
         )
-        base = packages.base()
+        base = optional_packages.base()
     except metadata.PackageNotFoundError:
         yield Finding(
             "versions",
@@ -156,7 +156,7 @@ def _package(name: str, lowest: tuple[int, ...], probe: dict[str, Any]) -> Findi
             else (f'pip install "{name}>={floor}"' if lowest else f"pip install {name}",)
         )
         return Finding("versions", name, "missing", mend=mend, essential=True)
-    if packages.version_tuple(version) < lowest:
+    if optional_packages.version_tuple(version) < lowest:
         return Finding(
             "versions",
             name,
@@ -257,12 +257,12 @@ def _data() -> Iterator[Finding]:
 def _wanted() -> dict[str, str]:
     """Optional packages: name to the extra, or what else, that asks for it."""
     wanted: dict[str, str] = {}
-    for extra, requirements in packages.extras().items():
+    for extra, requirements in optional_packages.extras().items():
         if extra in ("dev", "bench"):
             continue
         for requirement in requirements:
             name = requirement.split("=")[0].split(">")[0].split("<")[0].strip()
-            if name not in packages.base():
+            if name not in optional_packages.base():
                 wanted.setdefault(name, extra)
     wanted["learn2learn"] = "the reference row maml_learn2learn"
     return wanted
@@ -279,14 +279,14 @@ def _optional(probe: dict[str, Any]) -> Iterator[Finding]:
                     name,
                     "broken",
                     f"{version} cannot be imported: {error}",
-                    packages.recipe(name),
+                    optional_packages.recipe(name),
                 )
             else:
                 yield Finding("optional packages", name, "ok", version)
         except metadata.PackageNotFoundError:
             what = purpose if " " in purpose else f"extra {purpose}"
             yield Finding(
-                "optional packages", name, "missing", f"for {what}", packages.recipe(name)
+                "optional packages", name, "missing", f"for {what}", optional_packages.recipe(name)
             )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the address, bytes so far, and bytes in all where the server says."""

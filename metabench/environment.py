@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from metabench.machine import cores
-from metabench.source import git
+from metabench.core.hardware import cores
+from metabench.core.provenance import git
 
 THREADS = "METABENCH_THREADS"
 """Intra-op threads of a run on the CPU where it has no episodes to spread: 1 unless this says

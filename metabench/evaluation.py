@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metabench.errors import Diverged
+from metabench.core.errors import Diverged
 from metabench.method import Context, State
 from metabench.problem import Episode
 from metabench.record import LARGEST, Estimate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from metabench.cell import Cell
+from metabench.core.cell import Cell
 from metabench.record import Record
 from metabench.store import BadFile
 

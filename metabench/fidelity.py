@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metabench import grads
-from metabench.errors import Diverged
+from metabench.core.errors import Diverged
 from metabench.problem import Episode, Params, Problem
 
 TOLERANCE = 1e-12

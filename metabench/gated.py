@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 
 class Gated(Tensor):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.context import Context
-from metabench.errors import Distrusted, Diverged, SettingError
+from metabench.core.errors import Distrusted, Diverged, SettingError
 from metabench.problem import Episode, Params
 
 CHECK_EVERY = 5

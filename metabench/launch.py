@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
 
-from metabench.cell import STREAMS, Cell, seed_for
-from metabench.errors import StoreError
+from metabench.core.cell import STREAMS, Cell, seed_for
+from metabench.core.errors import StoreError
+from metabench.core.hardware import cores, gpus
 from metabench.events import (
     Elsewhere,
     Event,
@@ -27,7 +28,6 @@ from metabench.events import (
     Stopping,
     ignore,
 )
-from metabench.machine import cores, gpus
 from metabench.record import Record, Status
 from metabench.store import BadFile, Store
 from metabench.worker import Ended, Options, Worker, run_one

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 
 from metabench import checkpoint, environment, trajectory
-from metabench.cell import Budget, Cell
 from metabench.checkpoint import Boundary
 from metabench.claim import Claim
-from metabench.errors import (
+from metabench.core.cell import Budget, Cell
+from metabench.core.costs import COUNT_NAMES, Counts, Meter
+from metabench.core.errors import (
     Diverged,
     Held,
     SettingError,
@@ -30,7 +31,6 @@ from metabench.errors import (
 from metabench.evaluation import Metrics, Stopwatch, evaluate
 from metabench.events import Listener, Progress, SetAside, Started
 from metabench.footprint import Footprint
-from metabench.meter import COUNT_NAMES, Counts, Meter
 from metabench.method import Context, State
 from metabench.problem import Params, Seeds
 from metabench.ranks import Ranks

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.causal import TARGETS, Adapter, Cache, CausalLM, wide
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 from metabench.problem import Params
 from metabench.solver import Rate, Solver
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.causal import TARGETS, Adapter, Cache, CausalLM
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 from metabench.problem import Params
 
 

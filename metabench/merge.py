@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metabench.errors import StoreError
+from metabench.core.errors import StoreError
 from metabench.record import Record, curve_outcome
 from metabench.store import Store
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.context import Context
-from metabench.errors import Diverged, UnknownName
+from metabench.core.errors import Diverged, UnknownName
+from metabench.core.registry import solvers
 from metabench.problem import GRADIENTS, Episode, Params
-from metabench.registry import solvers
 from metabench.solver import Memory, Rate, Solver, is_noisy
 
 __all__ = [

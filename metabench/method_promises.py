@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from metabench import grads
-from metabench.cell import check_applicable
+from metabench.core.cell import check_applicable
+from metabench.core.costs import Counts, Meter
+from metabench.core.errors import NotApplicable
 from metabench.crossing import (
     STEPS,
     Crossing,
@@ -22,9 +24,7 @@ from metabench.crossing import (
     tolerance,
     unchanged,
 )
-from metabench.errors import NotApplicable
 from metabench.evaluation import evaluate
-from metabench.meter import Counts, Meter
 from metabench.method import State
 from metabench.probes import Counting, Limited, Undeclared
 from metabench.problem import Params

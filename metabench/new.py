@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from metabench.errors import MetabenchError, SettingError, UnknownName
-from metabench.registry import REGISTRIES
+from metabench.core.errors import MetabenchError, SettingError, UnknownName
+from metabench.core.registry import REGISTRIES
 from metabench.suite import GROUPS
 
 KINDS = ("method", "task")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _suite_names(incomplete: str) -> list[str]:
-    from metabench.listing import suite_names
+    from metabench.core.catalogue import suite_names
 
     return [n for n in [*suite_names(), "all"] if n.startswith(incomplete)]
 
@@ -156,8 +156,8 @@ class Choice:
         """The suites meant; raises UnknownName, SuiteError."""
         from metabench import plan
         from metabench import suite as suites
-        from metabench.errors import SuiteError
-        from metabench.listing import suite_names
+        from metabench.core.catalogue import suite_names
+        from metabench.core.errors import SuiteError
 
         if self.suite is None:
             return [plan.crossing(self.tasks or [], self.methods or [], self.solver)]
@@ -203,7 +203,7 @@ class Choice:
 
 def seed_list(text: str | None) -> list[int] | None:
     """ "0,1,5-9" as numbers, each once; raises SettingError."""
-    from metabench.errors import SettingError
+    from metabench.core.errors import SettingError
 
     if text is None:
         return None

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
-from metabench import packages
-from metabench.cell import CONTRACT, Cell, canonical, instances, why_not
-from metabench.errors import DataMissing, SettingError, SuiteError, UnknownName
+from metabench.core import optional_packages
+from metabench.core.cell import CONTRACT, Cell, canonical, instances, why_not
+from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
+from metabench.core.registry import methods, solvers, tasks
 from metabench.record import Record
-from metabench.registry import methods, solvers, tasks
 from metabench.store import CHECKPOINT, Store
 from metabench.suite import Column, Override, Row, Suite, SuiteBudget, SuiteCell, parse_override
 
@@ -98,8 +98,8 @@ def _stand(item: SuiteCell, store: Store, record: Record | None) -> Planned:
         return planned("running", f"by {holder}")
     for part in (task, method, solver):
         for name in getattr(part, "packages", ()):
-            if not packages.here(name):
-                mend = " && ".join(packages.recipe(name))
+            if not optional_packages.here(name):
+                mend = " && ".join(optional_packages.recipe(name))
                 return planned("missing package", f"{name} is not installed", mend)
     missing = _missing_data(task) or getattr(task, "missing", None)
     if missing is not None:

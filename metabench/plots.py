@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.cell import Budget
+from metabench.core.cell import Budget
 from metabench.diagrams import profile_figure, ranking
 from metabench.frontier import costs_known, frontier
 from metabench.notes import listed

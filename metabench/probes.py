@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metabench.errors import MetabenchError
+from metabench.core.costs import Meter
+from metabench.core.errors import MetabenchError
 from metabench.gated import Gated
-from metabench.meter import Meter
 from metabench.problem import (
     GRADIENTS,
     Batch,

@@ -46,7 +46,7 @@ GRADIENTS = frozenset({"outer_gradient", "second_order"})
 
 @dataclass(frozen=True)
 class Seeds:
-    """One seed a named stream; see :func:`metabench.cell.seed_for`."""
+    """One seed a named stream; see :func:`metabench.core.cell.seed_for`."""
 
     data: int
     init: int
@@ -57,7 +57,7 @@ class Seeds:
     @classmethod
     def of(cls, seed: int) -> Seeds:
         """The seeds of a cell with this integer."""
-        from metabench.cell import STREAMS, seed_for
+        from metabench.core.cell import STREAMS, seed_for
 
         return cls(**{stream: seed_for(seed, stream) for stream in STREAMS})
 

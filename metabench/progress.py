@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from metabench.cell import Cell
+from metabench.core.cell import Cell
 from metabench.events import (
     Elsewhere,
     Event,

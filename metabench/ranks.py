@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from metabench.errors import RankLost
+from metabench.core.errors import RankLost
 
 T = TypeVar("T")
 

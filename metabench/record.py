@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from metabench.cell import Cell
+from metabench.core.cell import Cell
 
 SCHEMA = 1
 """Version of the record's own layout."""

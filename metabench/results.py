@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from metabench.cell import Cell
-from metabench.errors import StoreError, UnknownName
+from metabench.core.cell import Cell
+from metabench.core.errors import StoreError, UnknownName
 from metabench.record import Curve, Estimate, Record
 from metabench.suite import Column, Override, Published, Row, Suite, SuiteCell
 
@@ -279,7 +279,7 @@ def _run(place: SuiteCell, store: Records, reasons: Reasons, refused: str | None
 
 
 def _declared(cell: Cell) -> str | None:
-    from metabench.cell import instances, why_not
+    from metabench.core.cell import instances, why_not
 
     return why_not(*instances(cell)[:3])
 

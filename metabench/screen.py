@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from metabench.api import Status
+    from metabench.core.registry import Entry
     from metabench.costs import Cost, Estimated
     from metabench.data import Status as Data
     from metabench.data import Verdict
     from metabench.doctor import Finding
     from metabench.download import Progress
     from metabench.plan import Planned
-    from metabench.registry import Entry
     from metabench.show import Description
 
 LONGEST_DEFAULT = 60

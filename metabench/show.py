@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from metabench import suite as suites
-from metabench.cell import Budget, why_not
-from metabench.errors import MetabenchError, UnknownName
-from metabench.listing import check_kind, listing, suite_folder, suite_names
-from metabench.registry import REGISTRIES, methods, tasks
-from metabench.settings import fields, typed
+from metabench.core.catalogue import check_kind, listing, suite_folder, suite_names
+from metabench.core.cell import Budget, why_not
+from metabench.core.errors import MetabenchError, UnknownName
+from metabench.core.registry import REGISTRIES, methods, tasks
+from metabench.core.settings import fields, typed
 from metabench.suite import Column, Row, Suite
 
 

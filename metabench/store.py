@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench import claim as claims
-from metabench.cell import canonical
-from metabench.errors import Held, StoreError
+from metabench.core.cell import canonical
+from metabench.core.errors import Held, StoreError
 from metabench.record import Curve, Record, from_dict
 
 if TYPE_CHECKING:

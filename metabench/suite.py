@@ -44,12 +44,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
-from metabench.cell import Budget, Cell, default_solver, make_cell
-from metabench.errors import SettingError, SuiteError, UnknownName
-from metabench.listing import suite_folder, suite_names
-from metabench.meter import Counts
-from metabench.registry import methods, solvers, tasks
-from metabench.settings import build, fields
+from metabench.core.catalogue import suite_folder, suite_names
+from metabench.core.cell import Budget, Cell, default_solver, make_cell
+from metabench.core.costs import Counts
+from metabench.core.errors import SettingError, SuiteError, UnknownName
+from metabench.core.registry import methods, solvers, tasks
+from metabench.core.settings import build, fields
 
 Settings = dict[str, Any]
 Groups = dict[Literal["task", "method", "solver", "budget"], Settings]
@@ -149,7 +149,8 @@ class Claim:
 @with_config(_strict)
 @dataclass(frozen=True)
 class SuiteBudget:
-    """Seeds and limits of one budget; ``limits`` are fields of :class:`metabench.cell.Budget`."""
+    """Seeds and limits of one budget; ``limits`` are fields of
+    :class:`metabench.core.cell.Budget`."""
 
     seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
     limits: Settings = field(default_factory=dict)
@@ -288,7 +289,7 @@ class Override:
 
 def parse_override(text: str) -> Override:
     """An override from the command line; raises SettingError unless it reads GROUP.NAME=VALUE."""
-    from metabench.settings import parse
+    from metabench.core.settings import parse
 
     name, equals, value = text.partition("=")
     scope, dot, setting = name.strip().partition(".")

@@ -9,8 +9,9 @@ from typing import Literal, cast, get_args
 
 from metabench import formats, long
 from metabench.claims import claim_notes
+from metabench.core.errors import UnknownName
+from metabench.core.settings import typed
 from metabench.entries import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
-from metabench.errors import UnknownName
 from metabench.formats import Grid, Item, Note
 from metabench.notes import (
     Marks,
@@ -22,7 +23,6 @@ from metabench.notes import (
 )
 from metabench.record import RUNAWAY
 from metabench.results import Crossing, Hole, Results
-from metabench.settings import typed
 from metabench.suite import LABELS, Published
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]

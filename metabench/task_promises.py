@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from metabench import packages
-from metabench.cell import why_not
+from metabench.core import optional_packages
+from metabench.core.cell import why_not
+from metabench.core.errors import Distrusted
+from metabench.core.registry import methods
 from metabench.crossing import Crossing, snapshot, tolerance, unchanged
 from metabench.derivative_promises import (
     build,
@@ -20,10 +22,8 @@ from metabench.derivative_promises import (
     splits,
     start,
 )
-from metabench.errors import Distrusted
 from metabench.gated import Gated
 from metabench.problem import Episode, count_numbers
-from metabench.registry import methods
 
 SMALL = 1000
 """More numbers than this are no small lam."""
@@ -310,7 +310,7 @@ def applicable_methods(task: Any) -> list[Any]:
     return [
         m
         for m in known
-        if all(packages.here(name) for name in getattr(m, "packages", ()))
+        if all(optional_packages.here(name) for name in getattr(m, "packages", ()))
         and why_not(task, m) is None
     ]
 

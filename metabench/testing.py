@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from metabench import method_promises, registry, settings, task_promises
-from metabench.cell import check_applicable, why_not
+from metabench import method_promises, task_promises
+from metabench.core import registry, settings
+from metabench.core.cell import check_applicable, why_not
+from metabench.core.errors import NotApplicable
 from metabench.crossing import Crossing
-from metabench.errors import NotApplicable
 from metabench.probes import Sample
 from metabench.problem import CAPABILITIES
 

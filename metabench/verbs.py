@@ -154,7 +154,7 @@ def table(
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""
     from metabench import api, screen, tables
-    from metabench.errors import SettingError
+    from metabench.core.errors import SettingError
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver)
     suites = choice.suites()

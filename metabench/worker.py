@@ -20,8 +20,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from metabench.cell import Cell
-from metabench.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
+from metabench.core.cell import Cell
+from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
 from metabench.events import Event, Listener
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run_one(
     crew: Crew | None = None,
 ) -> Ended:
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
-    from metabench.machine import cores
+    from metabench.core.hardware import cores
     from metabench.runner import run_cell
     from metabench.store import Store
 
@@ -133,7 +133,7 @@ def main(connection: Connection, options: Options) -> None:
         except OSError:  # nobody listens any more
             stop.set()
 
-    from metabench.registry import load_plugins
+    from metabench.core.registry import load_plugins
 
     load_plugins()
     limit_memory(options.memory_fraction)

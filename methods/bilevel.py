@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from metabench import unroll
+from metabench.core.registry import methods
 from metabench.method import Context, Hypergradient
 from metabench.problem import GRADIENTS, Episode, Params
-from metabench.registry import methods
 from metabench.solver import Rate
 
 RATE = "inner_lr"  # name of the learned step size among the outer variables

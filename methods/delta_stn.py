@@ -23,9 +23,9 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.best_response import VALUE, Moment, SelfTuning, part, respond
+from metabench.core.registry import methods
 from metabench.method import Context
 from metabench.problem import Batch, Params
-from metabench.registry import methods
 from metabench.unroll import load_forward_mode
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from metabench import grads
+from metabench.core.registry import methods
 from metabench.method import Context, InnerTraining, State, inner_loop
-from metabench.registry import methods
 
 
 @methods.register("fixed")

@@ -16,9 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from metabench import grads, implicit
+from metabench.core.registry import methods
 from metabench.method import Context, GradientMethod, Hypergradient, Positive, Steps, inner_loop
 from metabench.problem import GRADIENTS, Episode, Params
-from metabench.registry import methods
 
 
 @methods.register("ift")

@@ -18,9 +18,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from metabench import grads, implicit
+from metabench.core.registry import methods
 from metabench.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
 from metabench.problem import GRADIENTS, Episode, Params
-from metabench.registry import methods
 from metabench.solver import Solver, why_no_noise
 
 

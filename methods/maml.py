@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from metabench import unroll
+from metabench.core.registry import methods
 from metabench.method import Context, Hypergradient, Positive, Steps
 from metabench.problem import GRADIENTS, Episode, Params
-from metabench.registry import methods
 from metabench.solver import Rate
 
 RATE = "rate."  # prefix of Meta-SGD's step sizes among the outer variables

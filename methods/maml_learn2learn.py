@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from metabench import grads
+from metabench.core.registry import methods
 from metabench.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
 from metabench.problem import GRADIENTS, Episode, Params
-from metabench.registry import methods
 
 
 @methods.register("maml_learn2learn")

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 
 from metabench import grads, unroll
+from metabench.core.registry import methods
 from metabench.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
 from metabench.problem import GRADIENTS, Episode, Params
-from metabench.registry import methods
 from metabench.solver import Solver, why_no_noise
 
 

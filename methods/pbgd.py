@@ -30,7 +30,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench import grads
-from metabench.errors import Diverged
+from metabench.core.errors import Diverged
+from metabench.core.registry import methods
 from metabench.method import (
     Context,
     Hypergradient,
@@ -43,7 +44,6 @@ from metabench.method import (
     outer_solver,
 )
 from metabench.problem import Episode, Params
-from metabench.registry import methods
 from metabench.solver import Memory, Solver, why_no_noise
 
 

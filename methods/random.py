@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from scipy.stats import qmc
 
+from metabench.core.registry import methods
 from metabench.method import Context, State
 from metabench.problem import generator
-from metabench.registry import methods
 from metabench.search import Search
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from metabench import grads
+from metabench.core.registry import methods
 from metabench.method import (
     Context,
     GradientMethod,
@@ -19,7 +20,6 @@ from metabench.method import (
     inner_loop,
 )
 from metabench.problem import Episode, Params
-from metabench.registry import methods
 
 
 @methods.register("reptile")

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.context import Context
+from metabench.core.registry import methods
 from metabench.method import Positive, SolverName, State, Steps, outer_solver
 from metabench.problem import Batch, Episode, Params, generator
-from metabench.registry import methods
 
 Kept = tuple[Episode, Batch]
 

@@ -28,9 +28,9 @@ from torch.utils._pytree import tree_map
 
 from metabench import grads, unroll
 from metabench.comoment import Comoment
+from metabench.core.registry import methods
 from metabench.method import Context, GradientMethod, Hypergradient, State
 from metabench.problem import GRADIENTS, Episode, Params
-from metabench.registry import methods
 from metabench.solver import Solver, is_noisy
 
 CHAINS = "chains"  # in the method's memory: every chain's theta, where one is carried

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.best_response import Moment, SelfTuning, respond
+from metabench.core.registry import methods
 from metabench.problem import Batch, Params
-from metabench.registry import methods
 
 
 @methods.register("stn")

@@ -35,13 +35,13 @@ from metabench.clusters.local_cluster import (
 )
 
 from metabench import plan
-from metabench.cell import Cell, seed_for
 from metabench.cluster import folder, profile, queue, slurm
 from metabench.cluster import submit as submitting
 from metabench.cluster.folder import Attempt, Submission
-from metabench.errors import MetabenchError
+from metabench.core.cell import Cell, seed_for
+from metabench.core.errors import MetabenchError
+from metabench.core.registry import load_plugin
 from metabench.record import curve_outcome
-from metabench.registry import load_plugin
 from metabench.store import CHECKPOINT, CLAIM, Store
 
 PAUSE, FOLDER, SLOW = (f"METABENCH_TEST_{name}" for name in ("PAUSE", "FOLDER", "SLOW"))
@@ -58,7 +58,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from metabench.registry import methods
+from metabench.core.registry import methods
 
 _fsync = os.fsync
 
@@ -872,7 +872,7 @@ def live_or_none(stage: Stage) -> list[queue.Job]:
 
 def forget_plugin() -> None:
     """Let the next stage load its own copy of the method."""
-    from metabench.registry import methods
+    from metabench.core.registry import methods
 
     sys.modules.pop("metabench_plugin_paced", None)
     methods._classes.pop("paced", None)

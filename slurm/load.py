@@ -28,7 +28,7 @@ from metabench.cluster import submit as submitting
 from metabench.cluster.profile import load
 from metabench.cluster.slurm import Slurm
 from metabench.cluster.standing import standings
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 from metabench.store import Store
 
 WORDS = ["budget.outer_steps=1", "budget.valid_episodes=1", "budget.test_episodes=1"]

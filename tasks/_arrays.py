@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 
 def read(path: Path, *names: str) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metabench import data
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 from . import _arrays, _pickles
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.errors import SettingError, UnknownName
+from metabench.core.errors import SettingError, UnknownName
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 
 from ._networks import ConvNet, Network

@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench import grads
+from metabench.core.registry import solvers
 from metabench.method import Positive
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
-from metabench.registry import solvers
 
 from ._auroc import macro_auroc, multilabel_auroc
 

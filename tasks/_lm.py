@@ -21,7 +21,7 @@ import torch
 
 from metabench import data, lora
 from metabench.causal import CausalLM
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 from metabench.lora_peft import PeftDecoder
 
 TINY = "tinylm_260k"

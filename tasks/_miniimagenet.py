@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 from metabench import data
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 from . import _pickles
 

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 _NUMPY = ("_reconstruct", "_frombuffer", "ndarray", "dtype", "scalar")
 _PLAIN = {

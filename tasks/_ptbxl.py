@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from metabench import data
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 RATE = 100
 """Samples a second."""

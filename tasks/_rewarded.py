@@ -18,10 +18,10 @@ from torch import Tensor
 
 from metabench import grads, lora
 from metabench.causal import Adapter
-from metabench.errors import SettingError
+from metabench.core.errors import SettingError
+from metabench.core.registry import solvers
 from metabench.method import SolverName
 from metabench.problem import Batch, Episode, Params, Seeds, generator
-from metabench.registry import solvers
 from metabench.solver import Rate
 
 from ._grader import PROMPT, Grader, Template, Verdict

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metabench import grads
 from metabench.causal import Adapter
-from metabench.errors import SettingError
+from metabench.core.errors import SettingError
 from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
 
 from ._lm import (

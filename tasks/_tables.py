@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metabench import data
-from metabench.errors import MetabenchError, UnknownName
+from metabench.core.errors import MetabenchError, UnknownName
 
 from . import _arrays
 

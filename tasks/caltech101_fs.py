@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from metabench import data
-from metabench.errors import MetabenchError
-from metabench.registry import tasks
+from metabench.core.errors import MetabenchError
+from metabench.core.registry import tasks
 
 from . import _arrays
 from ._fewshot import Classes

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench import fidelity, grads
+from metabench.core.registry import tasks
 from metabench.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Seeds, generator
-from metabench.registry import tasks
 
 from ._images import CLASSES, load
 

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench import fidelity, grads
+from metabench.core.registry import tasks
 from metabench.problem import GRADIENTS, Batch, Episode, Params, Seeds
-from metabench.registry import tasks
 
 from ._fewshot import FewShotProblem
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from metabench.registry import tasks
+from metabench.core.registry import tasks
 
 from ._cifar100 import FC100 as CLASSES
 from ._cifar100_fewshot import Cifar100

@@ -24,7 +24,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metabench.errors import SettingError
+from metabench.core.errors import SettingError
+from metabench.core.registry import tasks
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -35,7 +36,6 @@ from metabench.problem import (
     Seeds,
     generator,
 )
-from metabench.registry import tasks
 
 from ._images import CLASSES, OfImages, shrunk
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from metabench.registry import tasks
+from metabench.core.registry import tasks
 
 from . import _miniimagenet as mini
 from ._fewshot import Classes

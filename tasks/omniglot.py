@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from metabench import data
-from metabench.errors import MetabenchError
-from metabench.registry import tasks
+from metabench.core.errors import MetabenchError
+from metabench.core.registry import tasks
 
 from . import _arrays
 from . import _omniglot_lists as lists

@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.core.registry import tasks
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -31,7 +32,6 @@ from metabench.problem import (
     Seeds,
     generator,
 )
-from metabench.registry import tasks
 
 MINIMA = ((0.3824, 0.4427), (1.2152, 0.1999), (2.8296, 1.2435))
 """x and value of the hyper-objective's local minima on [0, 3], to four decimals."""

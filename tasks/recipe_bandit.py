@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.core.registry import tasks
 from metabench.problem import Batch, Episode, Hyper, Params, Problem, Seeds, generator
-from metabench.registry import tasks
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.errors import SettingError
+from metabench.core.errors import SettingError
+from metabench.core.registry import tasks
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -32,7 +33,6 @@ from metabench.problem import (
     Seeds,
     generator,
 )
-from metabench.registry import tasks
 
 from ._images import CLASSES, DrawnProblem, load
 

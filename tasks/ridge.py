@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.core.registry import tasks
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -24,7 +25,6 @@ from metabench.problem import (
     Seeds,
     generator,
 )
-from metabench.registry import tasks
 
 
 @tasks.register("ridge")

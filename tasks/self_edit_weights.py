@@ -23,7 +23,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.errors import SettingError
+from metabench.core.errors import SettingError
+from metabench.core.registry import tasks
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -33,7 +34,6 @@ from metabench.problem import (
     Seeds,
     generator,
 )
-from metabench.registry import tasks
 
 from ._lm import Passage
 from ._self_edit import INSTRUCTIONS, SelfEdit, SelfEditProblem

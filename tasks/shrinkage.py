@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.core.registry import tasks
 from metabench.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Seeds
-from metabench.registry import tasks
 
 
 @tasks.register("shrinkage")

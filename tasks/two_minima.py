@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench import grads
+from metabench.core.registry import tasks
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -29,7 +30,6 @@ from metabench.problem import (
     Seeds,
     generator,
 )
-from metabench.registry import tasks
 
 NODES, REACH = 4001, 4.0  # of the trapezoidal rule; exp(-G) is nothing beyond
 

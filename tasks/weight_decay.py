@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench import grads
+from metabench.core.registry import tasks
 from metabench.problem import (
     GRADIENTS,
     Batch,
@@ -37,7 +38,6 @@ from metabench.problem import (
     count_numbers,
     generator,
 )
-from metabench.registry import tasks
 from metabench.softmax import SoftmaxHessian
 
 from ._images import CLASSES, OfImages, enough, shrunk

@@ -9,7 +9,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # Before torch: as many workers as cores, a thread each.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-from metabench import registry
+from metabench.core import registry
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_report_layers_import_without_torch() -> None:
 def test_lazy_names_are_those_that_are_promised() -> None:
     import metabench
 
-    assert metabench.make_cell is __import__("metabench.cell", fromlist=["cell"]).make_cell
+    assert metabench.make_cell is __import__("metabench.core.cell", fromlist=["cell"]).make_cell
     assert metabench.Problem.__module__ == "metabench.problem"
     assert set(metabench.__all__) <= set(dir(metabench))
     for name in metabench.__all__:

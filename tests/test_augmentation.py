@@ -7,11 +7,11 @@ import torch
 from oracles import F64, differences, given, hypergradient
 
 from metabench import grads
-from metabench.cell import make_cell, why_not
+from metabench.core.cell import make_cell, why_not
+from metabench.core.errors import SettingError
+from metabench.core.registry import methods, tasks
 from metabench.crossing import Crossing
-from metabench.errors import SettingError
 from metabench.problem import GRADIENTS, Seeds
-from metabench.registry import methods, tasks
 
 Task = tasks.get("augmentation")
 Problem = importlib.import_module("metabench.tasks.augmentation").AugmentationProblem

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metabench import data
-from metabench.errors import DataMissing
+from metabench.core.errors import DataMissing
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench import cell as cells
-from metabench.cell import canonical, instances, make_cell, seed_for, why_not
-from metabench.errors import NotApplicable, SettingError, UnknownName
-from metabench.meter import COUNT_NAMES
+from metabench.core import cell as cells
+from metabench.core.cell import canonical, instances, make_cell, seed_for, why_not
+from metabench.core.costs import COUNT_NAMES
+from metabench.core.errors import NotApplicable, SettingError, UnknownName
 
 SHORT = {"budget": {"outer_steps": 5}}
 

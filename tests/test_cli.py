@@ -15,10 +15,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench import api, data, registry, screen
+from metabench import api, data, screen
 from metabench.cli import app
-from metabench.errors import SettingError, UnknownName
-from metabench.listing import listing
+from metabench.core import registry
+from metabench.core.catalogue import listing
+from metabench.core.errors import SettingError, UnknownName
 from metabench.options import seed_list
 from metabench.plan import STATES
 from metabench.store import Store
@@ -415,9 +416,9 @@ def test_other_errors_keep_their_traceback(folder: Path) -> None:
 
 BAD_METHOD = '''"""Fails, or not, as told."""
 from dataclasses import dataclass
-from metabench.errors import Diverged
+from metabench.core.errors import Diverged
 from metabench.method import GradientMethod
-from metabench.registry import methods
+from metabench.core.registry import methods
 
 @methods.register("bad")
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 
 from metabench import grads
 from metabench.context import Context
+from metabench.core.registry import solvers, tasks
 from metabench.problem import Episode, Seeds
-from metabench.registry import solvers, tasks
 
 
 def context(workers):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from metabench import packages, registry
-from metabench.errors import DataMissing
+from metabench.core import optional_packages, registry
+from metabench.core.errors import DataMissing
 from metabench.problem import Seeds
 from metabench.testing import method_checks, subject, task_checks
 
@@ -173,8 +173,10 @@ def with_settings(kind, chosen):
 @pytest.mark.parametrize("task", with_settings("task", TASKS))
 def test_a_task_keeps_the_contract(task):
     for package in getattr(task, "packages", ()):
-        if not packages.here(package):
-            pytest.skip(f"{package} is not installed: {' && '.join(packages.recipe(package))}")
+        if not optional_packages.here(package):
+            pytest.skip(
+                f"{package} is not installed: {' && '.join(optional_packages.recipe(package))}"
+            )
     try:
         task.build(Seeds.of(0), torch.device("cpu"))
     except DataMissing as missing:
@@ -186,8 +188,10 @@ def test_a_task_keeps_the_contract(task):
 @pytest.mark.parametrize("method", with_settings("method", METHODS))
 def test_a_method_keeps_the_contract(method):
     for package in getattr(method, "packages", ()):
-        if not packages.here(package):
-            pytest.skip(f"{package} is not installed: {' && '.join(packages.recipe(package))}")
+        if not optional_packages.here(package):
+            pytest.skip(
+                f"{package} is not installed: {' && '.join(optional_packages.recipe(package))}"
+            )
     for _, check in method_checks(method):
         check()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from metabench import costs
-from metabench.cell import Cell
 from metabench.cluster.folder import Group, Member, Submission
+from metabench.core.cell import Cell
 from metabench.plan import Planned
 from metabench.record import Record
 from metabench.store import CLUSTER, Store

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from metabench import registry, suite
-from metabench.cell import instances, why_not
-from metabench.registry import Registry
+from metabench import suite
+from metabench.core import registry
+from metabench.core.cell import instances, why_not
+from metabench.core.registry import Registry
 
 CROSSING = suite.load("crossing")
 

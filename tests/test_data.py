@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from metabench import data
+from metabench.core.errors import DataMissing, MetabenchError, UnknownName
 from metabench.download import digest, download
-from metabench.errors import DataMissing, MetabenchError, UnknownName
 
 
 @pytest.fixture(autouse=True)

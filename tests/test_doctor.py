@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench import data, doctor, packages, screen
+from metabench import data, doctor, screen
 from metabench.cli import app
+from metabench.core import optional_packages
 from metabench.doctor import PAIR, Finding, examine, probe_torch
 from metabench.store import Store
 
@@ -128,7 +129,7 @@ def test_learn2learn_comes_with_its_two_commands(
     monkeypatch.setattr(metadata, "version", version)
     finding = named(examine(store), "learn2learn")
     assert finding.verdict == "missing" and not finding.bad
-    assert finding.mend == packages.recipe("learn2learn") and len(finding.mend) == 2
+    assert finding.mend == optional_packages.recipe("learn2learn") and len(finding.mend) == 2
     monkeypatch.setattr(
         metadata, "version", lambda name: "0.2.0" if name == "learn2learn" else real(name)
     )
@@ -238,5 +239,5 @@ def test_an_optional_package_is_imported_not_only_found(
     """Installed and broken is not "ok"."""
     (tmp_path / "half_there.py").write_text("raise OSError('its library is missing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(packages, "extras", lambda: {"hpo": ["half-there>=1"]})
+    monkeypatch.setattr(optional_packages, "extras", lambda: {"hpo": ["half-there>=1"]})
     assert probe_torch()["half-there_error"] == "OSError: its library is missing"

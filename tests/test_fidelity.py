@@ -8,9 +8,9 @@ import torch
 from oracles import F64, context, given
 
 from metabench import fidelity, grads
-from metabench.errors import Diverged
+from metabench.core.errors import Diverged
+from metabench.core.registry import methods, tasks
 from metabench.problem import Episode, Seeds
-from metabench.registry import methods, tasks
 
 ExactDecay = tasks.get("exact_decay")
 Problem = importlib.import_module("metabench.tasks.exact_decay").ExactDecayProblem

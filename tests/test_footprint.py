@@ -4,12 +4,12 @@ import pytest
 import torch
 from oracles import context
 
-from metabench.cell import make_cell
 from metabench.convolution import buffer
-from metabench.errors import Stopped
+from metabench.core.cell import make_cell
+from metabench.core.errors import Stopped
+from metabench.core.registry import methods
 from metabench.footprint import Footprint
 from metabench.loop import Loop
-from metabench.registry import methods
 from metabench.runner import run_cell
 from metabench.store import Store
 

@@ -5,7 +5,7 @@ import torch
 from oracles import F64
 from torch.nn import functional as F
 
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 from metabench.gated import Gated
 from metabench.unroll import load_forward_mode
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from oracles import F64, context
 
-from metabench import plan, settings
+from metabench import plan
 from metabench.causal import CausalLM
-from metabench.cell import make_cell
-from metabench.errors import MetabenchError, SettingError
+from metabench.core import settings
+from metabench.core.cell import make_cell
+from metabench.core.errors import MetabenchError, SettingError
+from metabench.core.registry import methods, tasks
 from metabench.problem import generator
-from metabench.registry import methods, tasks
 from metabench.store import Store
 from metabench.suite import SuiteCell
 

@@ -9,10 +9,10 @@ import torch
 from oracles import F64, context, hypergradient
 
 from metabench import grads
-from metabench.cell import make_cell, why_not
+from metabench.core.cell import make_cell, why_not
+from metabench.core.errors import DataMissing, SettingError
+from metabench.core.registry import methods, tasks
 from metabench.crossing import Crossing
-from metabench.errors import DataMissing, SettingError
-from metabench.registry import methods, tasks
 from metabench.testing import method_checks
 
 cleaning = importlib.import_module("metabench.tasks.hyper_cleaning")

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from metabench import data
-from metabench.errors import DataMissing, MetabenchError, SettingError, UnknownName
+from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
+from metabench.core.registry import tasks
 from metabench.problem import Seeds
-from metabench.registry import tasks
 
 images = importlib.import_module("metabench.tasks._images")
 GEN = np.random.default_rng(0)

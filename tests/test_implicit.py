@@ -9,12 +9,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metabench import grads, implicit
-from metabench.errors import Diverged, SettingError
-from metabench.meter import Meter
+from metabench.core.costs import Meter
+from metabench.core.errors import Diverged, SettingError
+from metabench.core.registry import methods, tasks
+from metabench.core.settings import build
 from metabench.probes import Counting
 from metabench.problem import GRADIENTS, Episode, Problem
-from metabench.registry import methods, tasks
-from metabench.settings import build
 
 IFT, IMAML, OneStep = (methods.get(name) for name in ("ift", "imaml", "one_step"))
 INNER = (*GRADIENTS, "lam_in_inner_loss")

@@ -19,9 +19,10 @@ from oracles import (
     quadratic_unrolled,
 )
 
-from metabench import grads, packages
+from metabench import grads
+from metabench.core import optional_packages
+from metabench.core.registry import methods, solvers, tasks
 from metabench.problem import GRADIENTS, Episode, Problem
-from metabench.registry import methods, solvers, tasks
 
 Quadratic, Ridge = tasks.get("quadratic"), tasks.get("ridge")
 INITIAL = (*GRADIENTS, "lam_is_initialisation", "episodes")
@@ -428,7 +429,7 @@ print(json.dumps(torch.autograd.grad(loss, lam)[0].tolist()))
 
 
 def torchopt_python():
-    if packages.here("torchopt"):
+    if optional_packages.here("torchopt"):
         return sys.executable
     peers = os.environ.get("METABENCH_PEERS")
     if peers:
@@ -436,8 +437,8 @@ def torchopt_python():
         if found.returncode == 0:
             return peers
     pytest.skip(
-        f"torchopt is not installed ({' && '.join(packages.recipe('torchopt'))}), nor does "
-        "METABENCH_PEERS name an interpreter that has it"
+        f"torchopt is not installed ({' && '.join(optional_packages.recipe('torchopt'))}), nor "
+        "does METABENCH_PEERS name an interpreter that has it"
     )
 
 

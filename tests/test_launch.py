@@ -17,7 +17,7 @@ from rich.console import Console
 
 from metabench import launch as module
 from metabench import progress
-from metabench.cell import Cell, make_cell
+from metabench.core.cell import Cell, make_cell
 from metabench.events import (
     Elsewhere,
     Event,
@@ -43,7 +43,7 @@ import os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
 from metabench.method import GradientMethod, State
-from metabench.registry import methods
+from metabench.core.registry import methods
 
 @methods.register("told")
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "told.py"
     path.write_text(PLUGIN)
     monkeypatch.setenv("METABENCH_PLUGINS", str(path))
-    from metabench import registry
+    from metabench.core import registry
 
     registry.load_plugins()
     yield path
@@ -208,9 +208,9 @@ def test_a_store_that_cannot_be_written_is_shown(
 
 SCRIPT = """
 import sys
-from metabench.cell import make_cell
+from metabench.core.cell import make_cell
 from metabench.launch import launch
-from metabench.registry import load_plugins
+from metabench.core.registry import load_plugins
 from metabench.store import Store
 from metabench.progress import view
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from metabench import grads, lora
-from metabench.errors import MetabenchError, UnknownName
-from metabench.registry import solvers
+from metabench.core.errors import MetabenchError, UnknownName
+from metabench.core.registry import solvers
 
 transformers = pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 F64 = torch.float64

@@ -6,9 +6,9 @@ from test_lora import CPU, model, moved, tokens
 
 from metabench import grads, lora
 from metabench.causal import Adapter
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
+from metabench.core.registry import solvers
 from metabench.lora_peft import PeftDecoder
-from metabench.registry import solvers
 
 pytest.importorskip("peft", reason="needs the extra llm: peft")
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}

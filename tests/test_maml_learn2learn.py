@@ -4,14 +4,14 @@ import pytest
 import torch
 from oracles import context, given, hypergradient
 
-from metabench import packages, registry
+from metabench.core import optional_packages, registry
 from metabench.probes import Sample, SampleProblem
 from metabench.problem import Seeds
 from metabench.testing import check_method
 
 pytestmark = pytest.mark.skipif(
-    not packages.here("learn2learn"),
-    reason=f"learn2learn is not installed: {' && '.join(packages.recipe('learn2learn'))}",
+    not optional_packages.here("learn2learn"),
+    reason=f"learn2learn is not installed: {' && '.join(optional_packages.recipe('learn2learn'))}",
 )
 
 

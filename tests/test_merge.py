@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from metabench.cell import Cell
-from metabench.errors import StoreError
+from metabench.core.cell import Cell
+from metabench.core.errors import StoreError
 from metabench.merge import merge
 from metabench.record import Estimate, Record
 from metabench.store import RECORD, Store

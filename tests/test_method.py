@@ -6,10 +6,11 @@ import pytest
 import torch
 from oracles import F64, LinearEpisodes, SmallNet, context, given, quadratic_end
 
-from metabench import settings
-from metabench.cell import Budget
-from metabench.errors import Diverged, SettingError, UnknownName
-from metabench.meter import Counts, Meter
+from metabench.core import settings
+from metabench.core.cell import Budget
+from metabench.core.costs import Counts, Meter
+from metabench.core.errors import Diverged, SettingError, UnknownName
+from metabench.core.registry import methods, tasks
 from metabench.method import (
     GradientMethod,
     Hypergradient,
@@ -19,7 +20,6 @@ from metabench.method import (
     outer_rate,
 )
 from metabench.problem import GRADIENTS, Hyper
-from metabench.registry import methods, tasks
 
 OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")
 Quadratic = tasks.get("quadratic")

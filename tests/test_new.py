@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from metabench import registry
 from metabench.cli import app
-from metabench.errors import MetabenchError, SettingError, UnknownName
+from metabench.core import registry
+from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.new import class_name, new, next_commands
 from metabench.problem import Seeds
 

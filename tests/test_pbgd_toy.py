@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import F64, context, differences
 
-from metabench.registry import methods, tasks
+from metabench.core.registry import methods, tasks
 
 toy = importlib.import_module("metabench.tasks.pbgd_toy")
 LIMITS = {

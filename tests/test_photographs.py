@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from metabench import data, settings
-from metabench.cell import Budget
-from metabench.errors import DataMissing, MetabenchError, SettingError
+from metabench import data
+from metabench.core import settings
+from metabench.core.cell import Budget
+from metabench.core.errors import DataMissing, MetabenchError, SettingError
+from metabench.core.registry import methods, solvers, tasks
 from metabench.method import Context
 from metabench.problem import Seeds
-from metabench.registry import methods, solvers, tasks
 
 cifar = importlib.import_module("metabench.tasks._cifar100")
 caltech = importlib.import_module("metabench.tasks.caltech101_fs")

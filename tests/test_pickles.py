@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 pickles = importlib.import_module("metabench.tasks._pickles")
 

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from metabench import packages, plan, registry
-from metabench.cell import CONTRACT, Cell
-from metabench.errors import SettingError, SuiteError, UnknownName
+from metabench import plan
+from metabench.core import optional_packages, registry
+from metabench.core.cell import CONTRACT, Cell
+from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.plan import Planned, choose, crossing
 from metabench.record import Record
 from metabench.store import CHECKPOINT, Store
@@ -217,7 +218,7 @@ def test_missing_data_and_packages_come_with_their_command(
     needy: None, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metabench import data
-    from metabench.errors import DataMissing
+    from metabench.core.errors import DataMissing
 
     def locate(name: str, layout: str | None) -> data.Found:
         raise DataMissing(name, ["here", "there"], f"metabench data fetch {name}")
@@ -307,17 +308,24 @@ def test_a_crossing_is_a_suite_of_defaults() -> None:
 
 
 def test_recipes() -> None:
-    first, second = packages.recipe("learn2learn")
+    first, second = optional_packages.recipe("learn2learn")
     assert "learn2learn" in first or "gym" in first
     assert second == (
         'pip install --no-deps --config-settings="--build-option=build_ext" learn2learn==0.2.0'
     )
-    assert packages.recipe("optuna")[0].startswith("pip install")
-    assert packages.recipe("nobody_knows") == ("pip install nobody_knows",)
-    assert packages.here("torch") and packages.here("json") and not packages.here("no_such_thing")
-    assert packages.base()["torch"] == (2, 6)
-    assert packages.version_tuple("2.15.0+cpu") == (2, 15, 0)
-    assert "pytest" not in packages.base() and "gym==0.26.2" in packages.extras()["learn2learn"]
+    assert optional_packages.recipe("optuna")[0].startswith("pip install")
+    assert optional_packages.recipe("nobody_knows") == ("pip install nobody_knows",)
+    assert (
+        optional_packages.here("torch")
+        and optional_packages.here("json")
+        and not optional_packages.here("no_such_thing")
+    )
+    assert optional_packages.base()["torch"] == (2, 6)
+    assert optional_packages.version_tuple("2.15.0+cpu") == (2, 15, 0)
+    assert (
+        "pytest" not in optional_packages.base()
+        and "gym==0.26.2" in optional_packages.extras()["learn2learn"]
+    )
 
 
 def test_every_extra_is_for_something_that_asks_for_it() -> None:

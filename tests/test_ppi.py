@@ -9,10 +9,10 @@ import torch
 from oracles import F64, context, differences, hypergradient
 
 from metabench import data, grads
-from metabench.cell import why_not
-from metabench.errors import DataMissing, MetabenchError, SettingError
+from metabench.core.cell import why_not
+from metabench.core.errors import DataMissing, MetabenchError, SettingError
+from metabench.core.registry import methods, tasks
 from metabench.problem import Seeds
-from metabench.registry import methods, tasks
 from metabench.testing import task_checks
 
 ppi = importlib.import_module("metabench.tasks._ppi")
@@ -391,4 +391,4 @@ def test_thousands_of_weights_cannot_be_searched():
     assert why_not(task(n_tasks=100), methods.get("random")()) is None
     assert why_not(task(), methods.get("ift")()) is None
     with pytest.raises(SettingError, match="carried cannot be False"):
-        importlib.import_module("metabench.settings").build(task, {"carried": False}, "task")
+        importlib.import_module("metabench.core.settings").build(task, {"carried": False}, "task")

@@ -9,10 +9,10 @@ import torch
 from oracles import F64, context, differences, given, hypergradient
 
 from metabench import grads
-from metabench.cell import why_not
-from metabench.errors import DataMissing, MetabenchError, SettingError
+from metabench.core.cell import why_not
+from metabench.core.errors import DataMissing, MetabenchError, SettingError
+from metabench.core.registry import methods, tasks
 from metabench.problem import Episode, Problem, Seeds
-from metabench.registry import methods, tasks
 from metabench.testing import task_checks
 
 finetune = importlib.import_module("metabench.tasks._finetune")

@@ -9,10 +9,10 @@ import torch
 from oracles import F64, context, differences, hypergradient
 
 from metabench import data, grads
-from metabench.cell import why_not
-from metabench.errors import DataMissing, MetabenchError, SettingError
+from metabench.core.cell import why_not
+from metabench.core.errors import DataMissing, MetabenchError, SettingError
+from metabench.core.registry import methods, tasks
 from metabench.problem import Seeds
-from metabench.registry import methods, tasks
 from metabench.testing import task_checks
 
 ptbxl = importlib.import_module("metabench.tasks._ptbxl")

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from metabench import registry
-from metabench.cell import Cell, make_cell
+from metabench.core import registry
+from metabench.core.cell import Cell, make_cell
+from metabench.core.costs import Meter
+from metabench.core.errors import Distrusted, Diverged, RankLost, Stopped, UnknownName
 from metabench.crew import Crew, over
-from metabench.errors import Distrusted, Diverged, RankLost, Stopped, UnknownName
 from metabench.events import Event, Retried
 from metabench.launch import launch
-from metabench.meter import Meter
 from metabench.ranks import Ranks, _packed, _Raised, _unpacked
 from metabench.record import Record, curve_outcome
 from metabench.runner import run_cell
@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 import torch
-from metabench.errors import Diverged
+from metabench.core.errors import Diverged
 from metabench.problem import Episode, Problem, generator
-from metabench.registry import methods, tasks
+from metabench.core.registry import methods, tasks
 
 class Points(Problem):
     """Inner and outer squared distances to points, four episodes a step."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metabench.cell import Cell, make_cell
+from metabench.core.cell import Cell, make_cell
 from metabench.record import curve_outcome
 from metabench.store import CHECKPOINT, CURVE, LAM, RECORD, Store
 
@@ -20,7 +20,7 @@ from metabench.store import CHECKPOINT, CURVE, LAM, RECORD, Store
 FORKS = """
 import os, random, signal, sys, time
 import torch
-from metabench.cell import make_cell
+from metabench.core.cell import make_cell
 from metabench.runner import run_cell
 from metabench.store import Store
 from metabench import checkpoint, environment
@@ -103,7 +103,7 @@ def test_a_cell_killed_again_and_again_ends_as_if_undisturbed(tmp_path: Path) ->
 LAUNCH = """
 import json, sys
 from metabench.launch import launch
-from metabench.cell import Cell
+from metabench.core.cell import Cell
 from metabench.store import Store
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from metabench import doctor, registry
-from metabench.errors import MetabenchError, UnknownName
-from metabench.registry import Registry, load_plugin, methods, solvers, tasks
+from metabench import doctor
+from metabench.core import registry
+from metabench.core.errors import MetabenchError, UnknownName
+from metabench.core.registry import Registry, load_plugin, methods, solvers, tasks
 
 PLUGIN = '''"""Two lines,
 
 of which the first is shown."""
 from dataclasses import dataclass
-from metabench.registry import solvers
+from metabench.core.registry import solvers
 
 @solvers.register("{name}")
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def test_entries_have_an_origin_and_a_line() -> None:
 
 def test_names_and_entries_import_no_built_in() -> None:
     code = (
-        "import sys; from metabench.registry import REGISTRIES\n"
+        "from metabench.core.registry import REGISTRIES\n"
         "for r in REGISTRIES.values(): r.entries()\n"
         "bad = [m for m in sys.modules if m == 'torch' or m.startswith(('metabench.tasks.',"
         " 'metabench.methods.', 'metabench.solvers.'))]\n"
@@ -80,7 +81,9 @@ def test_child_processes_find_plugins(plugins_forgotten: None, tmp_path: Path) -
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN.format(name="halved"))
     load_plugin(path)
-    code = "from metabench.registry import *; load_plugins(); assert 'halved' in solvers.names()"
+    code = (
+        "from metabench.core.registry import *; load_plugins(); assert 'halved' in solvers.names()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -118,8 +121,8 @@ def test_a_built_in_that_nobody_has_asked_for_is_not_replaced(tmp_path: Path) ->
     path = tmp_path / "thief.py"
     path.write_text(PLUGIN.format(name="sgd"))
     code = (
-        "import sys; from metabench.errors import MetabenchError\n"
-        "from metabench.registry import load_plugin, solvers\n"
+        "import sys; from metabench.core.errors import MetabenchError\n"
+        "from metabench.core.registry import load_plugin, solvers\n"
         "try: load_plugin(sys.argv[1])\n"
         "except MetabenchError as error: print(error)\n"
         "print(solvers.get('sgd').__module__)"

@@ -5,10 +5,10 @@ import torch
 from oracles import F64, context
 
 from metabench import grads
-from metabench.errors import NotApplicable
+from metabench.core.errors import NotApplicable
+from metabench.core.registry import methods, tasks
 from metabench.method import State
 from metabench.problem import generator
-from metabench.registry import methods, tasks
 from metabench.testing import check_method, check_task
 
 Bandit, ReSTEM = tasks.get("recipe_bandit"), methods.get("restem")
@@ -113,7 +113,7 @@ def test_rounds_raise_the_reward_and_nothing_kept_changes_nothing():
 def test_both_keep_the_contract_and_gradients_are_refused_with_the_reason():
     check_method("restem")
     check_task("recipe_bandit")
-    from metabench.cell import check_applicable
+    from metabench.core.cell import check_applicable
 
     with pytest.raises(NotApplicable, match="rewards, and no derivatives"):
         check_applicable(Bandit(), methods.get("bilevel")())

@@ -16,12 +16,13 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from metabench import checkpoint, environment, loop, registry, source, trajectory
-from metabench.cell import Cell, make_cell
-from metabench.errors import Diverged, Held, NotApplicable, Stopped
+from metabench import checkpoint, environment, loop, trajectory
+from metabench.core import provenance, registry
+from metabench.core.cell import Cell, make_cell
+from metabench.core.costs import COUNT_NAMES
+from metabench.core.errors import Diverged, Held, NotApplicable, Stopped
 from metabench.evaluation import estimate
 from metabench.events import Event, Finished, Interrupted, Progress, SetAside, Started
-from metabench.meter import COUNT_NAMES
 from metabench.method import Context, GradientMethod, State
 from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
 from metabench.record import curve_outcome
@@ -361,11 +362,11 @@ def test_the_record_says_what_it_ran_on(store: Store) -> None:
 def test_git_state_is_of_the_checkout_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "__file__", str(tmp_path / "source.py"))
-    assert source.git() == {}
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "source.py"))
+    assert provenance.git() == {}
     note = {"sha256": "of a snapshot", "commit": "abc", "dirty": False}
-    (tmp_path / source.NOTE).write_text(json.dumps(note))
-    assert source.git() == note
+    (tmp_path / provenance.NOTE).write_text(json.dumps(note))
+    assert provenance.git() == note
 
 
 # Independence of everything but the cell

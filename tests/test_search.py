@@ -6,10 +6,10 @@ import pytest
 import torch
 from oracles import F64, context
 
-from metabench import packages
+from metabench.core import optional_packages
+from metabench.core.registry import methods, tasks
 from metabench.method import State
 from metabench.problem import Hyper
-from metabench.registry import methods, tasks
 from metabench.search import kinds, place
 
 HYPERS = (
@@ -18,9 +18,9 @@ HYPERS = (
     Hyper("shift", (1,), -2.0, 2.0),
 )
 LIKE = {k: torch.zeros(n, dtype=F64) for k, n in (("rate", 2), ("kind", ()), ("shift", 1))}
-HAVE = packages.here("optuna")
+HAVE = optional_packages.here("optuna")
 needs_optuna = pytest.mark.skipif(
-    not HAVE, reason=f"optuna is not installed: {' && '.join(packages.recipe('optuna'))}"
+    not HAVE, reason=f"optuna is not installed: {' && '.join(optional_packages.recipe('optuna'))}"
 )
 
 
@@ -35,7 +35,7 @@ def test_a_point_by_bounds_scales_and_categories():
 
 def test_a_missing_package_says_how_to_install_it():
     assert methods.get("optuna_tpe").packages == ("optuna",)
-    assert any("hpo" in line or "optuna" in line for line in packages.recipe("optuna"))
+    assert any("hpo" in line or "optuna" in line for line in optional_packages.recipe("optuna"))
 
 
 @pytest.mark.parametrize("wild", [1e120, math.inf, math.nan])

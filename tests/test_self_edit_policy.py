@@ -7,11 +7,11 @@ import torch
 from oracles import F64, context
 
 from metabench import grads, lora
-from metabench.errors import MetabenchError, SettingError
+from metabench.core.errors import MetabenchError, SettingError
+from metabench.core.registry import methods, tasks
+from metabench.core.settings import build
 from metabench.method import State, inner_loop
 from metabench.problem import generator
-from metabench.registry import methods, tasks
-from metabench.settings import build
 from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")

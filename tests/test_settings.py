@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from metabench import settings
-from metabench.errors import SettingError, UnknownName
+from metabench.core import settings
+from metabench.core.errors import SettingError, UnknownName
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import F64, differences
 
-from metabench.registry import solvers
+from metabench.core.registry import solvers
 
 PAIRS = {
     "sgd": (solvers.get("sgd")(), lambda p: torch.optim.SGD(p, lr=0.07)),

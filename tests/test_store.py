@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metabench import claim as claims
-from metabench.cell import Cell
-from metabench.errors import Held, StoreError
+from metabench.core.cell import Cell
+from metabench.core.errors import Held, StoreError
 from metabench.record import Estimate, Record
 from metabench.store import (
     CHECKPOINT,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metabench import suite as suites
-from metabench.errors import SettingError, SuiteError, UnknownName
-from metabench.listing import suite_names
+from metabench.core.catalogue import suite_names
+from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.suite import from_dict, merge, parse_override
 
 TEXT = """
@@ -308,7 +308,7 @@ def test_built_in_suites_are_whole(name: str, budget: str) -> None:
     seeds = suite.budget(budget).seeds
     assert len(cells) == len(suite.rows) * len(suite.columns) * len(seeds)
     assert suite.title and suite.description
-    from metabench.registry import tasks
+    from metabench.core.registry import tasks
 
     for column in suite.columns:
         task: Any = tasks.get(column.task)

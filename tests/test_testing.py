@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from metabench import grads
-from metabench.errors import UnknownName
+from metabench.core.errors import UnknownName
+from metabench.core.registry import methods, tasks
 from metabench.method import GradientMethod, State
 from metabench.probes import Counting, Limited, Sample, SampleProblem, Undeclared
 from metabench.problem import Hyper
-from metabench.registry import methods, tasks
 from metabench.testing import (
     ContractError,
     check_method,

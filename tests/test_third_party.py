@@ -86,7 +86,7 @@ def test_their_method_agrees_with_the_built_in_one_on_their_task(python):
 import torch
 from metabench.method import Context
 from metabench.problem import Seeds
-from metabench.registry import methods, solvers, tasks
+from metabench.core.registry import methods, solvers, tasks
 seeds, task = Seeds.of(0), tasks.get("cleaning")()
 ctx = Context(task.build(seeds, torch.device("cpu")), solvers.get("sgd")(), seeds, task.offers)
 lam = {"logit": torch.linspace(-2, 2, 12, dtype=torch.float64)}

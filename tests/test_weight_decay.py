@@ -6,10 +6,10 @@ import pytest
 import torch
 from oracles import F64, given, hypergradient
 
-from metabench.errors import SettingError
+from metabench.core.errors import SettingError
+from metabench.core.registry import methods, tasks
 from metabench.method import State
 from metabench.problem import GRADIENTS, Seeds
-from metabench.registry import methods, tasks
 
 WeightDecay = tasks.get("weight_decay")
 Problem = importlib.import_module("metabench.tasks.weight_decay").WeightDecayProblem

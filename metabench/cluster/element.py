@@ -25,10 +25,10 @@ from metabench import claim, crew
 from metabench.cluster import folder as folders
 from metabench.cluster import snapshot
 from metabench.cluster.folder import Element, Member, Running
-from metabench.errors import MetabenchError, StoreError
+from metabench.core.errors import MetabenchError, StoreError
+from metabench.core.hardware import cores, gpus
 from metabench.events import Event, Finished, Interrupted, Progress, Retried, Started
 from metabench.launch import failed_record
-from metabench.machine import cores, gpus
 from metabench.progress import describe
 from metabench.record import Status
 from metabench.store import CLAIM, Store
@@ -143,7 +143,7 @@ class _Work:
         signal.signal(signal.SIGUSR2, self.warned)
         signal.signal(signal.SIGTERM, self.warned)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
-        from metabench.registry import load_plugins
+        from metabench.core.registry import load_plugins
 
         load_plugins()
         say(

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metabench.cell import Cell
 from metabench.cluster.snapshot import write_json
-from metabench.errors import MetabenchError
+from metabench.core.cell import Cell
+from metabench.core.errors import MetabenchError
 from metabench.store import CLUSTER, Store
 
 SUBMISSION = "submission.json"

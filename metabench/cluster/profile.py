@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from metabench import settings
-from metabench.errors import SettingError, UnknownName
+from metabench.core import settings
+from metabench.core.errors import SettingError, UnknownName
 
 FOLDER = "METABENCH_CLUSTERS"
 """A folder of the user's own profiles (default: ~/.config/metabench/clusters)."""

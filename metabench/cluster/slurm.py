@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metabench.cluster.profile import Profile, minutes
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 SECONDS = 60.0
 """How long a command may take."""

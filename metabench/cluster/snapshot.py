@@ -15,37 +15,36 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from metabench.errors import MetabenchError
-from metabench.source import NOTE, git
+from metabench.core.errors import MetabenchError
+from metabench.core.provenance import NOTE, git
 from metabench.store import write_atomic
 
-PACKAGES = ("", ".cluster", ".clusters", ".methods", ".solvers", ".suites", ".tasks")
+ROOTS = ("", ".clusters", ".methods", ".suites", ".tasks")
+"""Packages whose folders are found by themselves: the first holds all others where it is installed,
+in a checkout the rest lie beside it."""
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def files() -> dict[str, bytes]:
     """Every file of the installed package by its name in a wheel."""
     out: dict[str, bytes] = {}
-    for suffix in PACKAGES:
+    for suffix in ROOTS:
         spec = importlib.util.find_spec(f"metabench{suffix}")
         assert spec is not None and spec.submodule_search_locations is not None
         folder = Path(next(iter(spec.submodule_search_locations)))
-        inside = Path("metabench", suffix.removeprefix("."))
-        for file in _content(folder, suffix == ""):
-            out[(inside / file.relative_to(folder)).as_posix()] = file.read_bytes()
+        inside = Path("metabench", *suffix.split("."))
+        for file in sorted(folder.rglob("*")):
+            if _belongs(file):
+                out[(inside / file.relative_to(folder)).as_posix()] = file.read_bytes()
     return dict(sorted(out.items()))
 
 
-def _content(folder: Path, root: bool) -> Iterator[Path]:
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in (".py", ".toml", ".typed") and file.name != NOTE:
-            yield file
-    if root:
-        yield from sorted(f for f in (folder / "templates").iterdir() if f.is_file())
+def _belongs(file: Path) -> bool:
+    known = file.suffix in (".py", ".toml", ".typed") or file.parent.name == "templates"
+    return file.is_file() and known and file.name != NOTE
 
 
 def digest(content: dict[str, bytes]) -> str:

@@ -21,7 +21,7 @@ from metabench.cluster.folder import Array, Group, Member, Submission
 from metabench.cluster.profile import Profile
 from metabench.cluster.queue import Answer, ask
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
-from metabench.errors import MetabenchError, SettingError, StoreError
+from metabench.core.errors import MetabenchError, SettingError, StoreError
 from metabench.plan import Planned
 from metabench.record import Record
 from metabench.store import Store, write_atomic

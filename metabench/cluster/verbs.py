@@ -119,7 +119,7 @@ def cancel(
     from metabench.cluster import folder, slurm
     from metabench.cluster import submit as module
     from metabench.cluster.profile import load
-    from metabench.errors import SuiteError, UnknownName
+    from metabench.core.errors import SuiteError, UnknownName
     from metabench.store import Store
 
     if suite is None:
@@ -148,7 +148,7 @@ def cancel(
 def _of(submissions: Sequence[Submission], name: str) -> Profile:
     """The profile that a submission was made with."""
     from metabench.cluster.profile import Profile
-    from metabench.settings import fields
+    from metabench.core.settings import fields
 
     found = next(s for s in reversed(submissions) if s.profile["name"] == name)
     # It may have been made by another version, with other settings.
@@ -162,7 +162,7 @@ def logs(
 ) -> None:
     """What a cell printed, and the logs of the jobs that had it."""
     from metabench.cluster import folder, standing
-    from metabench.errors import UnknownName
+    from metabench.core.errors import UnknownName
     from metabench.store import Store
 
     kept = Store(store)

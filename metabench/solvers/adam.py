@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from metabench.core.registry import solvers
 from metabench.problem import Params
-from metabench.registry import solvers
 from metabench.solver import Memory, Rate, scaled
 
 

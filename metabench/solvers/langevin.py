@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.core.registry import solvers
 from metabench.problem import Params
-from metabench.registry import solvers
 from metabench.solver import Memory, Rate, scaled
 
 

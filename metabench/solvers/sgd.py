@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from metabench.core.registry import solvers
 from metabench.problem import Params
-from metabench.registry import solvers
 from metabench.solver import Memory, Rate, scaled
 
 

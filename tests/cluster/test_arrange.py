@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench.cell import Cell
 from metabench.cluster.arrange import Bundle, Needs, Setbacks, bundles, needs, parts, peaks
 from metabench.cluster.folder import Member
 from metabench.cluster.profile import Profile
+from metabench.core.cell import Cell
 from metabench.record import Record
 
 PROFILE = Profile(time=480, memory_gb=8, pack_minutes=30, parallel=10, most_jobs=50)

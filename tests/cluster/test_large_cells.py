@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from metabench.clusters.faults import Stage
 
-from metabench.cell import Cell, make_cell
 from metabench.cluster import folder, snapshot, submit
 from metabench.cluster.folder import Group, Member
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, beyond
+from metabench.core.cell import Cell, make_cell
 from metabench.plan import Planned
 from metabench.runner import run_cell
 from metabench.store import Store

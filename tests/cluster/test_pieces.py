@@ -15,12 +15,12 @@ import pytest
 from metabench.clusters import local_cluster
 
 from metabench import claim, store
-from metabench.cell import Cell
 from metabench.cluster import snapshot, submit
 from metabench.cluster.folder import Group, Member, read_group
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, Slurm, SlurmError
-from metabench.errors import MetabenchError, StoreError
+from metabench.core.cell import Cell
+from metabench.core.errors import MetabenchError, StoreError
 from metabench.plan import Planned
 from metabench.store import Store
 

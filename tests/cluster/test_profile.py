@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metabench.cluster import profile
-from metabench.errors import SettingError, UnknownName
+from metabench.core.errors import SettingError, UnknownName
 
 
 @pytest.fixture

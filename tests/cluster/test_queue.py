@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from metabench.cell import Cell
 from metabench.cluster import folder, queue
 from metabench.cluster.folder import Array, Attempt, Element, Group, Member, Running, Submission
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Slurm, scrubbed
 from metabench.cluster.standing import logs, standings
+from metabench.core.cell import Cell
 from metabench.plan import Planned
 from metabench.store import Store
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metabench.cluster import snapshot
-from metabench.errors import MetabenchError
+from metabench.core.errors import MetabenchError
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def test_a_snapshot_is_a_wheel_and_runs_by_itself(
         [
             "import metabench.plan, metabench.methods.maml, sys",
             "from metabench.cluster import snapshot",
-            "from metabench.source import git",
+            "from metabench.core.provenance import git",
             f"snapshot.check({sha!r})",
             "print(git()['sha256'], metabench.plan.__file__, metabench.methods.maml.__file__)",
         ]

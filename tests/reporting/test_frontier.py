@@ -3,7 +3,7 @@
 import pytest
 
 from metabench import frontier, plots
-from metabench.errors import SuiteError, UnknownName
+from metabench.core.errors import SuiteError, UnknownName
 from metabench.record import Estimate
 from metabench.report import render
 from metabench.results import collect

@@ -1,7 +1,7 @@
 import pytest
 
 from metabench import plots
-from metabench.errors import UnknownName
+from metabench.core.errors import UnknownName
 from metabench.rankings import scores
 from metabench.results import collect
 

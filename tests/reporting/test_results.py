@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from metabench.errors import StoreError, UnknownName
+from metabench.core.errors import StoreError, UnknownName
 from metabench.results import collect, read_curves
 from metabench.suite import parse_override
 from metabench.tables import table

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from metabench import tables
-from metabench.errors import UnknownName
+from metabench.core.errors import UnknownName
 from metabench.notes import budget_notes
 from metabench.record import Estimate
 from metabench.results import collect

@@ -16,7 +16,7 @@ that it was taken from."""
 def git() -> dict[str, Any]:
     """Commit and dirty flag of the checkout that metabench is imported from, with the ``sha256`` of
     the snapshot where it is one; empty where it is installed apart from both."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     try:
         note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         return note
@@ -38,7 +38,7 @@ def git() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     # A file that git does not track: an installed copy inside somebody else's checkout.
-    if ask("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if ask("ls-files", "--error-unmatch", "__init__.py") is None:
         return {}
     changed = ask("status", "--porcelain", "--", ".", "../tasks", "../methods")
     return {"commit": ask("rev-parse", "HEAD") or "", "dirty": bool(changed)}

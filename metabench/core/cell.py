@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from metabench import settings
-from metabench.errors import NotApplicable, SettingError, UnknownName
-from metabench.registry import methods, solvers, tasks
+from metabench.core import settings
+from metabench.core.errors import NotApplicable, SettingError, UnknownName
+from metabench.core.registry import methods, solvers, tasks
 
 CONTRACT = 1
 """Version of the contract: part of every key, raised when a change alters what a cell measures."""

@@ -6,8 +6,8 @@ import importlib.util
 import tomllib
 from pathlib import Path
 
-from metabench.errors import UnknownName
-from metabench.registry import REGISTRIES, Entry
+from metabench.core.errors import UnknownName
+from metabench.core.registry import REGISTRIES, Entry
 
 KINDS = (*REGISTRIES, "suite")
 

@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
 
-from metabench.errors import MetabenchError, UnknownName
+from metabench.core.errors import MetabenchError, UnknownName
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from metabench.errors import SettingError, UnknownName
+from metabench.core.errors import SettingError, UnknownName
 
 T = TypeVar("T")
 Value = Any  # JSON: bool, int, float, str, None, list, dict

@@ -35,7 +35,7 @@ def recipe(name: str) -> tuple[str, ...]:
 
 def install_extra(extra: str) -> str:
     """The command that installs what an extra of metabench holds."""
-    if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+    if (Path(__file__).parents[2] / "pyproject.toml").is_file():
         return f'pip install -e ".[{extra}]"'
     return "pip install " + " ".join(f'"{w}"' for w in extras()[extra])
 

@@ -1,0 +1,1 @@
+"""What everything stands on: names, settings, cells, costs, errors. Imports no other room."""
