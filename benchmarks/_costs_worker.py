@@ -32,7 +32,7 @@ def problem(case: dict, data: dict):
     import torch
     from torch.nn import functional as F
 
-    from metabench.problem import Episode, Hyper, Problem
+    from metabench.contract.problem import Episode, Hyper, Problem
 
     x, y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
     n = len(x) // 2
@@ -104,9 +104,9 @@ class Run:
     """Outer steps of a method, as a run makes them."""
 
     def __init__(self, problem, case: dict) -> None:
-        from metabench.context import Context
+        from metabench.contract.context import Context
+        from metabench.contract.problem import GRADIENTS, Seeds
         from metabench.core.registry import methods, solvers
-        from metabench.problem import GRADIENTS, Seeds
 
         chosen = methods.get(case["method"])
         self.method = chosen(**case["settings"])

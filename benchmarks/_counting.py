@@ -20,12 +20,12 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from metabench import data
+from metabench.contract.method import Context, State
+from metabench.contract.problem import Seeds
 from metabench.core.cell import Budget, Cell, instances
 from metabench.core.errors import DataMissing
 from metabench.evaluation import evaluate
 from metabench.footprint import Footprint, tensors
-from metabench.method import Context, State
-from metabench.problem import Seeds
 
 CPU = torch.device("cpu")
 LONG = {"inner_steps": "method", "ahead": "method", "terms": "method", "final_steps": "task"}

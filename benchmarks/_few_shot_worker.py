@@ -149,9 +149,9 @@ class Metabench:
         import torch
         from metabench.tasks._networks import ConvNet
 
-        from metabench import method
+        from metabench.contract import method
+        from metabench.contract.problem import GRADIENTS, Episode, Problem, Seeds
         from metabench.core import registry
-        from metabench.problem import GRADIENTS, Episode, Problem, Seeds
 
         net = ConvNet(
             case["channels"],
@@ -206,12 +206,12 @@ class Metabench:
         self.state, _ = self.maml.step(self.ctx, self.state)
 
     def gradient(self):
-        from metabench import grads
+        from metabench.contract import autodiff
 
         found = self.ctx.over_episodes(
             lambda e: self.maml.hypergradient(self.ctx, self.state.lam, None, e), self.episodes
         )
-        g = grads.mean(h.grad for h in found)
+        g = autodiff.mean(h.grad for h in found)
         return [g[name] for name in self.names]
 
 

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from benchmarks._counting import CPU, Cost, Counted, Counter
-from metabench import grads, lora
+from metabench import lora
 from metabench.causal import Adapter, CausalLM
+from metabench.contract import autodiff
+from metabench.contract.method import Context
+from metabench.contract.problem import Params, Seeds
 from metabench.core.cell import Cell, instances
 from metabench.core.registry import solvers
 from metabench.lora_peft import PeftDecoder
-from metabench.method import Context
-from metabench.problem import Params, Seeds
 
 TASKS = ("self_edit_policy", "self_edit_recipe", "self_edit_weights")
 
@@ -212,7 +213,7 @@ class Pieces:
             x = self.lm.hidden(ids, [self.lm.adapter(moved, 1.0)])[:, -tokens - 1 : -1]
             return self.lm.head(x).float().log_softmax(-1).sum()
 
-        return spent(lambda: grads.grad(loss, lam))
+        return spent(lambda: autodiff.grad(loss, lam))
 
 
 @lru_cache(maxsize=8)
@@ -328,7 +329,7 @@ def _weights(cell: Cell, task: Any, known: Sizes) -> Counted:
         x = lm.hidden(asked, [lm.adapter(moved, 1.0)])
         return lm.head(x[:, -ANSWER:]).log_softmax(-1).sum()
 
-    gradient = spent(lambda: grads.grad(inner, theta))
+    gradient = spent(lambda: autodiff.grad(inner, theta))
     leaves = {k: v.requires_grad_() for k, v in deltas(known, task.rank, task.targets).items()}
     with Counter() as counter:
         loss = inner(leaves)
@@ -336,7 +337,7 @@ def _weights(cell: Cell, task: Any, known: Sizes) -> Counted:
         with Counter() as second:
             torch.autograd.grad(first, list(leaves.values()), [torch.ones_like(g) for g in first])
     product = replace(second.cost, peak=counter.cost.peak)
-    of_answers = spent(lambda: grads.grad(outer, theta))
+    of_answers = spent(lambda: autodiff.grad(outer, theta))
     value = at.judged(task.questions, task.question_tokens, [lm.adapter(theta, 1.0)])
 
     counts, adapting = _meter(cell)

@@ -48,10 +48,10 @@ def context(row: Row, n: int, dtype: str):
     import torch
 
     from metabench import data
-    from metabench.context import Context
+    from metabench.contract.context import Context
+    from metabench.contract.problem import Seeds
     from metabench.core.errors import DataMissing
     from metabench.core.registry import solvers, tasks
-    from metabench.problem import Seeds
 
     task = tasks.get("hyper_cleaning")(
         network=row.network, n_train=n, n_valid=n, n_test=1, dtype=dtype

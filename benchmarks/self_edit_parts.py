@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from metabench import suite as suites
+from metabench.contract.method import Context, State
+from metabench.contract.problem import Seeds, generator
 from metabench.core.cell import instances
-from metabench.method import Context, State
-from metabench.problem import Seeds, generator
 
 PARTS = ("draw", "reward", "m_step", "evaluation")
 

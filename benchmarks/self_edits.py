@@ -21,8 +21,8 @@ import torch
 
 from metabench import lora
 from metabench.causal import TARGETS
+from metabench.contract.problem import Params
 from metabench.core.registry import solvers
-from metabench.problem import Params
 
 
 def main() -> int:

@@ -56,7 +56,7 @@ def problem(row: Row, n: int, dtype):
     import torch
     from torch.nn import functional as F
 
-    from metabench.problem import Episode, Problem
+    from metabench.contract.problem import Episode, Problem
 
     gen = torch.Generator().manual_seed(0)
     images = torch.rand(2 * n, 784, generator=gen, dtype=dtype)
@@ -100,9 +100,9 @@ def problem(row: Row, n: int, dtype):
 
 def context(row: Row, n: int, dtype):
     """As a run has it."""
-    from metabench.context import Context
+    from metabench.contract.context import Context
+    from metabench.contract.problem import GRADIENTS, Seeds
     from metabench.core.registry import solvers
-    from metabench.problem import GRADIENTS, Seeds
 
     solver = solvers.get("langevin")(temperature=TEMPERATURE)
     offers = GRADIENTS | {"lam_in_inner_loss"}

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metabench import api as api
+    from metabench.contract.method import Context as Context
+    from metabench.contract.method import GradientMethod as GradientMethod
+    from metabench.contract.method import Hypergradient as Hypergradient
+    from metabench.contract.method import State as State
+    from metabench.contract.problem import Batch as Batch
+    from metabench.contract.problem import Episode as Episode
+    from metabench.contract.problem import Hyper as Hyper
+    from metabench.contract.problem import Params as Params
+    from metabench.contract.problem import Problem as Problem
+    from metabench.contract.problem import Seeds as Seeds
     from metabench.core.cell import Budget as Budget
     from metabench.core.cell import Cell as Cell
     from metabench.core.cell import make_cell as make_cell
     from metabench.core.errors import MetabenchError as MetabenchError
-    from metabench.method import Context as Context
-    from metabench.method import GradientMethod as GradientMethod
-    from metabench.method import Hypergradient as Hypergradient
-    from metabench.method import State as State
-    from metabench.problem import Batch as Batch
-    from metabench.problem import Episode as Episode
-    from metabench.problem import Hyper as Hyper
-    from metabench.problem import Params as Params
-    from metabench.problem import Problem as Problem
-    from metabench.problem import Seeds as Seeds
     from metabench.record import Record as Record
     from metabench.runner import run_cell as run_cell
     from metabench.store import Store as Store
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "core.cell": ("Budget", "Cell", "make_cell"),
     "core.errors": ("MetabenchError",),
-    "method": ("Context", "GradientMethod", "Hypergradient", "State"),
-    "problem": ("Batch", "Episode", "Hyper", "Params", "Problem", "Seeds"),
+    "contract.method": ("Context", "GradientMethod", "Hypergradient", "State"),
+    "contract.problem": ("Batch", "Episode", "Hyper", "Params", "Problem", "Seeds"),
     "record": ("Record",),
     "runner": ("run_cell",),
     "store": ("Store",),

@@ -23,9 +23,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench import grads
-from metabench.gated import Gated
-from metabench.method import (
+from metabench.contract import autodiff
+from metabench.contract.method import (
     Context,
     Positive,
     SolverName,
@@ -35,8 +34,9 @@ from metabench.method import (
     level,
     outer_solver,
 )
-from metabench.problem import Batch, Episode, Hyper, Params, Problem, generator
-from metabench.solver import Solver, why_no_noise
+from metabench.contract.per_example_weights import Gated
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, generator
+from metabench.contract.solver import Solver, why_no_noise
 
 VALUE, SLOPE, GATE, PROJECTION = "value/", "slope/", "gate/", "projection"
 """Names of theta0, theta1 and V in a response's parameters: prefix and theta's name."""
@@ -231,7 +231,7 @@ class SelfTuning:
         """The first lam (a little inside its bounds), and a response that hardly answers it."""
         coordinates = self.coordinates(ctx)
         u = coordinates.vector(coordinates.first)
-        theta = grads.detach(
+        theta = autodiff.detach(
             ctx.problem.init_inner(coordinates.first, ctx.problem.episode("train", 0))
         )
         gen = generator(ctx.seeds.method, "response")
@@ -295,7 +295,7 @@ class SelfTuning:
             free = self.entropy_weight * entropy(scale) if "scale" in x else 0.0
             return loss - free, loss
 
-        _, g, loss = grads.grad_and_rest(objective, moved)
+        _, g, loss = autodiff.grad_and_rest(objective, moved)
         return loss, g
 
     def arrived(self, at: Moment, phi: Params) -> bool:

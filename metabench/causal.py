@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.problem import Params
 from metabench.core.errors import UnknownName
-from metabench.problem import Params
 
 TARGETS = {
     "q": "self_attn.q_proj",
@@ -130,7 +130,7 @@ class CausalLM(ABC):
         """What each way says of logits [..., vocabulary] and the tokens that followed."""
         x = self.hidden(ids, adapters)[..., :-1, :]
         following = ids[..., 1:].expand(x.shape[:-1])
-        if wanted is None or grads.is_functional():  # under vmap shapes cannot depend on data
+        if wanted is None or autodiff.is_functional():  # under vmap shapes cannot depend on data
             logits = self.head(x)
             return [way(logits, following) for way in ways]
         asked = (wanted > 0).expand(x.shape[:-1])

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from metabench.contract.method import State
 from metabench.core.cell import canonical
 from metabench.core.costs import Counts
 from metabench.evaluation import Metrics
-from metabench.method import State
 from metabench.record import Curve, Estimate
 from metabench.store import write_atomic
 

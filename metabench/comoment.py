@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metabench.problem import Params
+from metabench.contract.problem import Params
 
 
 class Comoment:

@@ -33,7 +33,7 @@ from metabench.worker import death, interrupts_ignored
 if TYPE_CHECKING:
     import torch
 
-    from metabench.ranks import Ranks
+    from metabench.contract.process_group import Ranks
 
 PATIENCE = 1800.0
 """Seconds that ranks wait for each other within a step: shares differ, and an episode may be long.
@@ -105,7 +105,7 @@ class Crew:
         come, Stopped where ``stop`` says so before they are all there."""
         import torch.distributed as dist
 
-        from metabench.ranks import Ranks, joined
+        from metabench.contract.process_group import Ranks, joined
 
         world = self.others + 1
         try:
@@ -272,7 +272,7 @@ def _answer(call: Call, leave: Callable[[], object]) -> None:
     import torch
     import torch.distributed as dist
 
-    from metabench.ranks import Ranks, joined
+    from metabench.contract.process_group import Ranks, joined
     from metabench.runner import follow
 
     with contextlib.suppress(Exception):  # what goes wrong, rank 0 has been told or sees

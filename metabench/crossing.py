@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from metabench import grads
-from metabench.context import Context
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.method import State
+from metabench.contract.problem import Params, Problem, Seeds
 from metabench.core.cell import Budget, default_solver
 from metabench.core.registry import solvers
-from metabench.method import State
-from metabench.problem import Params, Problem, Seeds
 
 STEPS = 3
 """Outer steps of a run."""
@@ -56,7 +56,7 @@ class Crossing:
         """One outer step, as the harness takes it."""
         new, log = self.method.step(ctx, state)
         ctx.step += 1
-        return State(*grads.detach_tree((new.lam, new.theta, new.memory))), log
+        return State(*autodiff.detach_tree((new.lam, new.theta, new.memory))), log
 
 
 def adapted(at: Crossing, ctx: Context, state: State) -> list[Params]:

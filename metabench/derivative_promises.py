@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.problem import Episode, Params, Problem, Seeds
 from metabench.crossing import tolerance
-from metabench.problem import Episode, Params, Problem, Seeds
 
 
 def build(task: Any, seed: int = 0) -> Problem:
@@ -27,7 +27,7 @@ def splits(problem: Problem) -> tuple[str, ...]:
 def start(problem: Problem, split: str = "train", index: int = 0) -> tuple[Params, Params, Episode]:
     """lam, theta and the episode that they are for."""
     lam, episode = problem.init_outer(), problem.episode(split, index)
-    return lam, grads.detach(problem.init_inner(lam, episode)), episode
+    return lam, autodiff.detach(problem.init_inner(lam, episode)), episode
 
 
 def check_derivatives(task: Any) -> None:
@@ -36,10 +36,10 @@ def check_derivatives(task: Any) -> None:
     lam, theta, episode = start(problem)
     batch = episode.batch(0)
     if theta:
-        g = grads.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
+        g = autodiff.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
         _real(g, "the inner loss in theta")
     if "outer_gradient" in offers:
-        found = grads.grad(
+        found = autodiff.grad(
             lambda x: problem.outer_loss(_part(x, "lam"), _part(x, "theta"), episode.outer),
             _joined(lam, theta),
         )[1]
@@ -49,12 +49,12 @@ def check_derivatives(task: Any) -> None:
 
         def slope(p: Params) -> Tensor:
             f = problem.inner_loss
-            g = grads.grad(lambda t: f(p, t, batch), moved, create_graph=True)[1]
+            g = autodiff.grad(lambda t: f(p, t, batch), moved, create_graph=True)[1]
             return sum((v.square().sum() for v in g.values()), start=torch.zeros(()))
 
-        _real(grads.grad(slope, lam)[1], "the inner loss's gradient in lam")
+        _real(autodiff.grad(slope, lam)[1], "the inner loss's gradient in lam")
     if "lam_is_initialisation" in offers:
-        begin, back = grads.pullback(lambda p: problem.init_inner(p, episode), lam)
+        begin, back = autodiff.pullback(lambda p: problem.init_inner(p, episode), lam)
         _real(back({k: torch.ones_like(v) for k, v in begin.items()})[0], "init_inner in lam")
 
 
@@ -72,9 +72,9 @@ def check_second_order(task: Any) -> None:
 
     def gradient(t: Params, create_graph: bool = False) -> Params:
         f = problem.inner_loss
-        return grads.grad(lambda p: f(lam, p, batch), t, create_graph=create_graph)[1]
+        return autodiff.grad(lambda p: f(lam, p, batch), t, create_graph=create_graph)[1]
 
-    hv = grads.grad(lambda t: grads.dot(gradient(t, True), v), theta)[1]
+    hv = autodiff.grad(lambda t: autodiff.dot(gradient(t, True), v), theta)[1]
     _real(hv, "the inner loss's gradient in theta")
     if all(x.dtype == torch.float64 for x in theta.values()):
         found = [_differences(gradient, theta, v, h) for h in STEPS]
@@ -92,7 +92,7 @@ the gradient jumps; long ones keep more digits where it is smooth. One that agre
 
 def _differences(f: Callable[[Params], Params], theta: Params, v: Params, h: float) -> Params:
     """(f(theta + h v) - f(theta - h v)) / 2h."""
-    up, down = (f(grads.axpy(s * h, v, theta)) for s in (1, -1))
+    up, down = (f(autodiff.axpy(s * h, v, theta)) for s in (1, -1))
     return {k: (up[k] - down[k]) / (2 * h) for k in up}
 
 
@@ -113,8 +113,8 @@ def check_split(task: Any) -> None:
         return
     v = {k: torch.cos(torch.arange(x.numel()).to(x)).view(x.shape) for k, x in theta.items()}
     loss = problem.unpenalised_loss
-    _, (back,) = grads.pullbacks(
-        lambda t: grads.grad(lambda p: loss(lam, p, batch), t, create_graph=True)[1], theta
+    _, (back,) = autodiff.pullbacks(
+        lambda t: autodiff.grad(lambda p: loss(lam, p, batch), t, create_graph=True)[1], theta
     )
     expected, found = back(v), closed(v)
     assert list(found) == list(expected), f"inner_hessian gives {list(found)}"
@@ -131,13 +131,13 @@ def check_batched(task: Any) -> None:
     lam = problem.init_outer()
     n = problem.count("train")
     episodes = [problem.episode("train", i) for i in range(2 if n is None else min(2, n))]
-    starts = [grads.detach(problem.init_inner(lam, e)) for e in episodes]
+    starts = [autodiff.detach(problem.init_inner(lam, e)) for e in episodes]
     batches = [e.batch(0) for e in episodes]
 
     def gradient(theta: Params, batch: Params) -> Params:
-        return grads.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
+        return autodiff.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
 
-    with grads.functional():
+    with autodiff.functional():
         found = torch.func.vmap(gradient)(
             *({k: torch.stack([x[k] for x in xs]) for k in xs[0]} for xs in (starts, batches))
         )

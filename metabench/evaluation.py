@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from metabench.contract.method import Context, State
+from metabench.contract.problem import Episode
 from metabench.core.errors import Diverged
-from metabench.method import Context, State
-from metabench.problem import Episode
 from metabench.record import LARGEST, Estimate
 
 PART = 32

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.problem import Episode, Params, Problem
 from metabench.core.errors import Diverged
-from metabench.problem import Episode, Params, Problem
 
 TOLERANCE = 1e-12
 """Norm of the inner gradient at which Newton's method has arrived."""
@@ -42,14 +42,14 @@ def exact(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Kno
     wrong = [k for k, v in {**lam, **theta}.items() if v.dtype != torch.float64]
     if wrong:
         raise ValueError(f"an exact hypergradient takes float64; {wrong[0]} is not")
-    lam, theta = grads.detach(lam), grads.detach(theta)
+    lam, theta = autodiff.detach(lam), autodiff.detach(theta)
     fixed = problem.prepare(lam, episode).batch(0)
 
     def at(flat: Tensor) -> Tensor:
-        return problem.inner_loss(lam, grads.unflatten(flat, theta), fixed)
+        return problem.inner_loss(lam, autodiff.unflatten(flat, theta), fixed)
 
-    best = minimiser(at, grads.flatten(theta))
-    end = grads.unflatten(best, theta)
+    best = minimiser(at, autodiff.flatten(theta))
+    end = autodiff.unflatten(best, theta)
     factor, info = torch.linalg.cholesky_ex(_hessian(at)(best))
     if int(info):
         raise Diverged("the inner problem has no strict minimum where Newton's method ended")
@@ -58,14 +58,14 @@ def exact(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Kno
         return problem.outer_loss(p, t, problem.prepare(p, episode).outer)
 
     direct, v = torch.func.grad(judged, argnums=(0, 1))(lam, end)
-    x = torch.cholesky_solve(grads.flatten(v)[:, None], factor)[:, 0]
+    x = torch.cholesky_solve(autodiff.flatten(v)[:, None], factor)[:, 0]
 
     def along(p: Params) -> Tensor:
         batch = problem.prepare(p, episode).batch(0)
         g = torch.func.grad(lambda t: problem.inner_loss(p, t, batch))(end)
-        return torch.dot(grads.flatten(g), x)
+        return torch.dot(autodiff.flatten(g), x)
 
-    return Known(grads.axpy(-1.0, torch.func.grad(along)(lam), direct), end)
+    return Known(autodiff.axpy(-1.0, torch.func.grad(along)(lam), direct), end)
 
 
 def minimiser(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def _downhill(h: Tensor, g: Tensor) -> Tensor:
 def compare(found: Params, true: Params) -> dict[str, float]:
     """``cosine``, ``one_minus_cosine`` (without cancellation) and ``relative_error`` of a
     hypergradient in the names of ``true``; a zero one has no direction, and cosine 0."""
-    a, b = grads.flatten({k: found[k] for k in true}), grads.flatten(true)
+    a, b = autodiff.flatten({k: found[k] for k in true}), autodiff.flatten(true)
     size, unit = a.norm(), b / b.norm()
     # Two unit vectors u, v: |u - v|^2 = 2 - 2 cos.
     gap = 0.5 * (a / size - unit).square().sum() if float(size) > 0 else torch.ones(())

@@ -20,10 +20,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metabench import grads
-from metabench.context import Context
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.problem import Episode, Params
 from metabench.core.errors import Distrusted, Diverged, SettingError
-from metabench.problem import Episode, Params
 
 CHECK_EVERY = 5
 """Terms between two looks at a tolerance: each makes a GPU wait."""
@@ -63,7 +63,7 @@ class Point:
 
 def prepared(ctx: Context, lam: Params, episode: Episode) -> tuple[Params, Episode]:
     """lam to differentiate in, and the episode with what its steps share computed once from it."""
-    lam = grads.detach(lam) if grads.is_functional() else grads.leaf(lam)
+    lam = autodiff.detach(lam) if autodiff.is_functional() else autodiff.leaf(lam)
     with torch.enable_grad():
         return lam, ctx.problem.prepare(lam, episode)
 
@@ -83,26 +83,26 @@ def linearise(
     ``lam`` and ``ready`` come from :func:`prepared`. Costs one outer and one inner gradient, then
     one Hessian product for each call of ``product`` and one mixed product for each of ``mixed``.
     """
-    problem, theta = ctx.problem, grads.detach(theta)
+    problem, theta = ctx.problem, autodiff.detach(theta)
 
     def at(p: Params) -> Episode:
-        return problem.prepare(p, episode) if grads.is_functional() else ready
+        return problem.prepare(p, episode) if autodiff.is_functional() else ready
 
     ctx.meter.add(outer_gradients=1)
-    value, (to_lam, to_theta) = grads.pullbacks(
+    value, (to_lam, to_theta) = autodiff.pullbacks(
         lambda p, y: problem.outer_loss(p, y, at(p).outer), lam, theta
     )
     one = torch.ones_like(value)
-    direct, v = to_lam(one), grads.flatten(to_theta(one))
+    direct, v = to_lam(one), autodiff.flatten(to_theta(one))
     curvature, mixed = _derivatives(ctx, lam, theta, at, batch)
 
-    penalty = problem.diagonal_penalty(grads.detach(lam))
+    penalty = problem.diagonal_penalty(autodiff.detach(lam))
     diagonal = None if penalty is None else _spread(penalty, theta) + damping
-    buffer = None if grads.is_functional() else torch.empty_like(v)
+    buffer = None if autodiff.is_functional() else torch.empty_like(v)
 
     def product(u: Tensor) -> Tensor:
         ctx.meter.add(hvps=1)
-        parts = [x.reshape(-1) for x in curvature(grads.unflatten(u, theta)).values()]
+        parts = [x.reshape(-1) for x in curvature(autodiff.unflatten(u, theta)).values()]
         hu = torch.cat(parts, out=buffer)
         if diagonal is not None:
             return _add(hu, u, diagonal)
@@ -113,12 +113,12 @@ def linearise(
 
     def both(x: Tensor) -> Params:
         ctx.meter.add(mixed_products=1)
-        u = grads.unflatten(x, theta)
+        u = autodiff.unflatten(x, theta)
         found = mixed(u)
         if penalty is None:
             return found
-        _, back = grads.pullback(shrink, lam)
-        return grads.axpy(1.0, back({k: u[k] for k in penalty})[0], found)
+        _, back = autodiff.pullback(shrink, lam)
+        return autodiff.axpy(1.0, back({k: u[k] for k in penalty})[0], found)
 
     return Point(value, direct, v, product, both)
 
@@ -133,13 +133,13 @@ def _derivatives(
         return problem.unpenalised_loss(p, y, at(p).batch(batch))
 
     def gradient(p: Params, y: Params) -> Params:
-        return grads.grad(lambda t: loss(p, t), y, create_graph=True)[1]
+        return autodiff.grad(lambda t: loss(p, t), y, create_graph=True)[1]
 
-    here = grads.detach(at(lam).batch(batch))
-    closed = problem.inner_hessian(grads.detach(lam), theta, here)
+    here = autodiff.detach(at(lam).batch(batch))
+    closed = problem.inner_hessian(autodiff.detach(lam), theta, here)
     if closed is None:
         ctx.meter.add(inner_gradients=1)
-        _, (to_lam, to_theta) = grads.pullbacks(gradient, lam, theta)
+        _, (to_lam, to_theta) = autodiff.pullbacks(gradient, lam, theta)
         return to_theta, to_lam
 
     def mixed(u: Params) -> Params:
@@ -151,11 +151,11 @@ def _derivatives(
             return value
 
         ctx.meter.add(function_evaluations=1)
-        grads.pullbacks(probe, lam)
+        autodiff.pullbacks(probe, lam)
         if not live[0]:  # lam acts through the penalty alone
             return {k: torch.zeros_like(x) for k, x in lam.items()}
         ctx.meter.add(inner_gradients=1)
-        _, (to_lam, _) = grads.pullbacks(gradient, lam, theta)
+        _, (to_lam, _) = autodiff.pullbacks(gradient, lam, theta)
         found: Params = to_lam(u)
         return found
 
@@ -165,7 +165,7 @@ def _derivatives(
 def _spread(penalty: Params, theta: Params) -> Tensor:
     """The penalty's coefficients [n], zero where theta has none."""
     zero = next(iter(theta.values())).new_zeros(())
-    return grads.flatten({k: penalty.get(k, zero).expand_as(v) for k, v in theta.items()})
+    return autodiff.flatten({k: penalty.get(k, zero).expand_as(v) for k, v in theta.items()})
 
 
 def neumann(
@@ -274,13 +274,13 @@ def check_solution(
 
 def _add(y: Tensor, x: Tensor, a: float | Tensor) -> Tensor:
     """y + a x, in the place of y but under vmap, where y may lack the dimension that x has."""
-    if grads.is_functional():
+    if autodiff.is_functional():
         return y + a * x
     return y.addcmul_(x, a) if isinstance(a, Tensor) else y.add_(x, alpha=a)
 
 
 def _scale(y: Tensor, a: Tensor) -> Tensor:
-    return y * a if grads.is_functional() else y.mul_(a)
+    return y * a if autodiff.is_functional() else y.mul_(a)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ import torch
 from metabench import checkpoint, environment, trajectory
 from metabench.checkpoint import Boundary
 from metabench.claim import Claim
+from metabench.contract.method import Context, State
+from metabench.contract.problem import Params, Seeds
+from metabench.contract.process_group import Ranks
 from metabench.core.cell import Budget, Cell
 from metabench.core.costs import COUNT_NAMES, Counts, Meter
 from metabench.core.errors import (
@@ -31,9 +34,6 @@ from metabench.core.errors import (
 from metabench.evaluation import Metrics, Stopwatch, evaluate
 from metabench.events import Listener, Progress, SetAside, Started
 from metabench.footprint import Footprint
-from metabench.method import Context, State
-from metabench.problem import Params, Seeds
-from metabench.ranks import Ranks
 from metabench.record import RUNAWAY
 from metabench.store import CHECKPOINT, BadFile, Store
 

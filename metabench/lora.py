@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.causal import TARGETS, Adapter, Cache, CausalLM, wide
+from metabench.contract.problem import Params
+from metabench.contract.solver import Rate, Solver
 from metabench.core.errors import MetabenchError
-from metabench.problem import Params
-from metabench.solver import Rate, Solver
 
 ARCHITECTURES = ("llama", "qwen2")
 

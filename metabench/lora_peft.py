@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench import grads
 from metabench.causal import TARGETS, Adapter, Cache, CausalLM
+from metabench.contract import autodiff
+from metabench.contract.problem import Params
 from metabench.core.errors import MetabenchError
-from metabench.problem import Params
 
 
 class PeftDecoder(CausalLM):
@@ -83,7 +83,7 @@ class PeftDecoder(CausalLM):
         left: Tensor | None = None,
     ) -> Tensor:
         """Last features. Raises MetabenchError under vmap and forward mode."""
-        if grads.is_functional():
+        if autodiff.is_functional():
             raise MetabenchError(
                 "a model under peft has no vmap and no forward mode: set adapter to 'functional', "
                 "or meta_batch to 1"

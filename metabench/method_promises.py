@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.method import State
+from metabench.contract.problem import Params
 from metabench.core.cell import check_applicable
 from metabench.core.costs import Counts, Meter
 from metabench.core.errors import NotApplicable
@@ -25,9 +27,7 @@ from metabench.crossing import (
     unchanged,
 )
 from metabench.evaluation import evaluate
-from metabench.method import State
 from metabench.probes import Counting, Limited, Undeclared
-from metabench.problem import Params
 
 
 def check_state(at: Crossing) -> None:
@@ -246,13 +246,13 @@ def check_exact(at: Crossing) -> None:
         }
 
         def judged(size: float, way: Params = way) -> float:
-            there = grads.axpy(size, way, lam)
+            there = autodiff.axpy(size, way, lam)
             end = method.hypergradient(ctx, there, state.theta, episode).theta
             return float(ctx.problem.outer_loss(there, end, episode.outer))
 
         h = 1e-4
         slope = 8 * (judged(h) - judged(-h)) - (judged(2 * h) - judged(-2 * h))
-        expected, given = slope / (12 * h), float(grads.dot(found, way))
+        expected, given = slope / (12 * h), float(autodiff.dot(found, way))
         assert abs(given - expected) <= 1e-8 * (1 + abs(expected)), (
             f"with {promised} the hypergradient should be exact: along one way through lam it says "
             f"{given:.10g}, differences {expected:.10g}"

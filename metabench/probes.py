@@ -10,18 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metabench.contract.per_example_weights import Gated
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core.costs import Meter
 from metabench.core.errors import MetabenchError
-from metabench.gated import Gated
-from metabench.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Params,
-    Problem,
-    Seeds,
-    generator,
-)
 
 
 class Undeclared(MetabenchError):

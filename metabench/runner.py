@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 import torch
 
 from metabench import environment, trajectory
+from metabench.contract.problem import Params
+from metabench.contract.process_group import Ranks
 from metabench.core.cell import Cell, check_applicable, instances
 from metabench.core.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
 from metabench.core.hardware import cores
 from metabench.crew import Crew
 from metabench.events import Event, Finished, Interrupted, Listener, SetAside, ignore
 from metabench.loop import Engine, Loop, Options, stamp
-from metabench.problem import Params
-from metabench.ranks import Ranks
 from metabench.record import Curve, Record, Status
 from metabench.store import CHECKPOINT, Store
 

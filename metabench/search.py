@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from metabench import grads
-from metabench.context import Context
-from metabench.method import InnerTraining, State, Steps, inner_loop
-from metabench.problem import Episode, Hyper, Params
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.method import InnerTraining, State, Steps, inner_loop
+from metabench.contract.problem import Episode, Hyper, Params
 from metabench.record import LARGEST
 
 
@@ -52,10 +52,10 @@ class Search(InnerTraining):
         lam = ctx.problem.project(place(point, hypers, first))
 
         def trained(episode: Episode) -> tuple[torch.Tensor, Params]:
-            start = grads.detach(ctx.problem.init_inner(lam, episode))
+            start = autodiff.detach(ctx.problem.init_inner(lam, episode))
             end, _ = inner_loop(ctx, lam, start, episode, steps=self.inner_steps, lr=self.inner_lr)
             ctx.meter.add(trainings=1, function_evaluations=1)
-            return ctx.problem.outer_loss(lam, end, episode.outer).detach(), grads.detach(end)
+            return ctx.problem.outer_loss(lam, end, episode.outer).detach(), autodiff.detach(end)
 
         found = ctx.over_episodes(trained, ctx.training_episodes(), steps=self.inner_steps)
         loss = sum(float(value) for value, _ in found) / len(found)

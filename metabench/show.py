@@ -120,7 +120,7 @@ def _crossed(kind: str, pairs: Iterable[tuple[str, str | None]]) -> tuple[tuple[
 
 
 def _words(capabilities: frozenset[str]) -> str:
-    from metabench.problem import CAPABILITIES
+    from metabench.contract.problem import CAPABILITIES
 
     return "; ".join(text for name, text in CAPABILITIES.items() if name in capabilities)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.problem import Params
+from metabench.contract.problem import Params
 
 BLOCK_BYTES = 2**20
 """Rows are worked through in blocks of about this size: each is read from memory once a product."""

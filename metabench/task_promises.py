@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from metabench.contract.per_example_weights import Gated
+from metabench.contract.problem import Episode, count_numbers
 from metabench.core import optional_packages
 from metabench.core.cell import why_not
 from metabench.core.errors import Distrusted
@@ -22,8 +24,6 @@ from metabench.derivative_promises import (
     splits,
     start,
 )
-from metabench.gated import Gated
-from metabench.problem import Episode, count_numbers
 
 SMALL = 1000
 """More numbers than this are no small lam."""

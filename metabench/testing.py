@@ -21,12 +21,12 @@ from functools import partial
 from typing import Any
 
 from metabench import method_promises, task_promises
+from metabench.contract.problem import CAPABILITIES
 from metabench.core import registry, settings
 from metabench.core.cell import check_applicable, why_not
 from metabench.core.errors import NotApplicable
 from metabench.crossing import Crossing
 from metabench.probes import Sample
-from metabench.problem import CAPABILITIES
 
 __all__ = ["ContractError", "check_method", "check_task", "method_checks", "task_checks"]
 

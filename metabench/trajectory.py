@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metabench.problem import Params, Problem, count_numbers
+from metabench.contract.problem import Params, Problem, count_numbers
 from metabench.record import Curve
 from metabench.store import hash_arrays
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from metabench import grads
-from metabench.context import Context
-from metabench.method import GradientMethod, Hypergradient, Positive, State, inner_loop
-from metabench.problem import Episode, Params
-from metabench.solver import Memory, Rate
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.method import GradientMethod, Hypergradient, Positive, State, inner_loop
+from metabench.contract.problem import Episode, Params
+from metabench.contract.solver import Memory, Rate
 
 MemoryMode = Literal["auto", "graph", "states", "checkpoints"]
 Point = tuple[Params, Memory]
@@ -74,7 +74,7 @@ class Path:
 
     def plain(self, point: Point, lam: Params, t: int, steps: int = 1) -> Point:
         """As :meth:`go`, without a graph: ``point`` and ``lam`` must have none."""
-        on: Point = grads.detach_tree(self.go(point, lam, t, steps))
+        on: Point = autodiff.detach_tree(self.go(point, lam, t, steps))
         return on
 
     def judge(self, lam: Params, theta: Params) -> Tensor:
@@ -105,12 +105,12 @@ def reverse(
     to ``ctx.notes``.
     """
     path = Path(ctx, theta, episode, rate, only)
-    lam = grads.detach(lam)
+    lam = autodiff.detach(lam)
     kept = steps if truncate is None else min(truncate, steps)
     skipped = steps - kept
     first = None
     if skipped:
-        first = path.prepared(lam).plain(grads.detach_tree(path.begin(lam)), lam, 0, skipped)
+        first = path.prepared(lam).plain(autodiff.detach_tree(path.begin(lam)), lam, 0, skipped)
     if first_order or kept <= 1:
         mode = "graph"
     elif mode == "auto":
@@ -143,7 +143,7 @@ def _whole_graph(
         end, _ = ready.go(start, lam, t, steps, create_graph=not first_order)
         return ready.judge(lam, end), end
 
-    return Hypergradient(*grads.grad_and_rest(f, lam))
+    return Hypergradient(*autodiff.grad_and_rest(f, lam))
 
 
 def _replayed(
@@ -154,7 +154,7 @@ def _replayed(
     g <- g + (d Phi / d lam)' alpha ; alpha <- (d Phi / d point)' alpha.
     """
     if first is None:
-        point, start_back = grads.pullback(path.begin, lam)
+        point, start_back = autodiff.pullback(path.begin, lam)
     else:
         point, start_back = first, None
     stored = Points(-(-steps // every))
@@ -164,7 +164,7 @@ def _replayed(
         point = path.plain(point, lam, t + i)
 
     end, memory = point
-    value, back = grads.pullback(path.judge, lam, end)
+    value, back = autodiff.pullback(path.judge, lam, end)
     g, alpha_theta = back(torch.ones_like(value))
     alpha: Any = (alpha_theta, tree_map(torch.zeros_like, memory))
     points = Points(every)
@@ -175,15 +175,15 @@ def _replayed(
             points.push(point)
             point = path.plain(point, lam, t + i)
         for i in reversed(range(begun, min(begun + every, steps))):
-            _, back = grads.pullback(
+            _, back = autodiff.pullback(
                 lambda p, q, i=i: path.go(p, q, t + i, create_graph=True), point, lam
             )
             alpha, more = back(alpha)
-            g = grads.axpy(1.0, more, g)
+            g = autodiff.axpy(1.0, more, g)
             if i > begun:
                 point = points.pop()
     if start_back is not None:
-        g = grads.axpy(1.0, start_back(alpha)[0], g)
+        g = autodiff.axpy(1.0, start_back(alpha)[0], g)
     return Hypergradient(value, g, end)
 
 
@@ -208,10 +208,10 @@ class Points:
     def push(self, point: Point) -> None:
         """Keep a copy; under vmap the point itself."""
         self.count += 1
-        if grads.is_functional():
+        if autodiff.is_functional():
             self.batched.append(point)
             return
-        self.like, parts = point, grads.tensors(point)
+        self.like, parts = point, autodiff.tensors(point)
         piece, place = divmod(self.count - 1, self.PIECE)
         if piece == len(self.pieces):
             some = min(self.PIECE, self.room - piece * self.PIECE)
@@ -225,7 +225,7 @@ class Points:
         if self.batched:
             return self.batched.pop()
         piece, place = divmod(self.count, self.PIECE)
-        found: Point = grads.with_tensors(self.like, [x[place] for x in self.pieces[piece]])
+        found: Point = autodiff.with_tensors(self.like, [x[place] for x in self.pieces[piece]])
         return found
 
 
@@ -243,7 +243,7 @@ def forward(
     Memory does not grow with ``steps``; time grows with the number of scalars in lam.
     """
     path = Path(ctx, theta, episode, rate)
-    lam = grads.detach(lam)
+    lam = autodiff.detach(lam)
     directions = unit_directions(lam)
     n = len(next(iter(directions.values())))
     point, z = along(path.begin, (lam,), (directions,))
@@ -270,7 +270,7 @@ def along(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, 
         return torch.func.jvp(f, primals, tangent)
 
     # Noise that a step draws by its address is the same along every tangent.
-    with grads.functional():
+    with autodiff.functional():
         values, slopes = torch.func.vmap(one, randomness="same")(*tangents)
     # The values are the same along every tangent: a view n times over.
     return tree_map(lambda x: x[0], values), slopes
@@ -315,7 +315,7 @@ def choose(path: Path, lam: Params, steps: int, budget: float) -> MemoryMode:
     """
     notes = path.ctx.notes
     if "unroll_bytes" not in notes:
-        if grads.is_functional():
+        if autodiff.is_functional():
             return "graph"
         notes["unroll_bytes"] = measure(path, lam)
     shared, step, point = (notes["unroll_bytes"][k] for k in ("shared", "step", "point"))
@@ -327,7 +327,7 @@ def choose(path: Path, lam: Params, steps: int, budget: float) -> MemoryMode:
 
 def measure(path: Path, lam: Params) -> dict[str, int]:
     """Bytes: what the graphs of the shared part and of one inner step keep, and one point."""
-    lam = grads.leaf(lam)
+    lam = autodiff.leaf(lam)
     point: Point = tree_map(lambda x: x.detach().requires_grad_(), path.begin(lam))
     given = [*tree_flatten((point, lam))[0], *path.episode.batch(0).values()]
     there = {x.untyped_storage().data_ptr() for x in given}

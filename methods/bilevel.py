@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from metabench import unroll
+from metabench.contract.method import Context, Hypergradient
+from metabench.contract.problem import GRADIENTS, Episode, Params
+from metabench.contract.solver import Rate
 from metabench.core.registry import methods
-from metabench.method import Context, Hypergradient
-from metabench.problem import GRADIENTS, Episode, Params
-from metabench.solver import Rate
 
 RATE = "inner_lr"  # name of the learned step size among the outer variables
 

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench import grads
 from metabench.best_response import VALUE, Moment, SelfTuning, part, respond
+from metabench.contract import autodiff
+from metabench.contract.method import Context
+from metabench.contract.problem import Batch, Params
 from metabench.core.registry import methods
-from metabench.method import Context
-from metabench.problem import Batch, Params
 from metabench.unroll import load_forward_mode
 
 
@@ -66,7 +66,7 @@ class DeltaSTN(SelfTuning):
         )
         draws = at.draws("inner", batch, self.samples, t)
         ctx.meter.add(inner_gradients=len(draws))
-        _, g = grads.grad(
+        _, g = autodiff.grad(
             lambda p: torch.stack(
                 [self.loss(at, parts["value"] | p, at.scale * e, batch) for e in draws]
             ).mean(),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.method import Context, InnerTraining, State, inner_loop
 from metabench.core.registry import methods
-from metabench.method import Context, InnerTraining, State, inner_loop
 
 
 @methods.register("fixed")
@@ -32,4 +32,4 @@ class Fixed(InnerTraining):
         theta, _ = inner_loop(
             ctx, state.lam, state.theta, episode, steps=self.inner_steps, lr=self.inner_lr
         )
-        return replace(state, theta=grads.detach(theta)), {}
+        return replace(state, theta=autodiff.detach(theta)), {}

@@ -15,10 +15,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from metabench import grads, implicit
+from metabench import implicit
+from metabench.contract import autodiff
+from metabench.contract.method import (
+    Context,
+    GradientMethod,
+    Hypergradient,
+    Positive,
+    Steps,
+    inner_loop,
+)
+from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.core.registry import methods
-from metabench.method import Context, GradientMethod, Hypergradient, Positive, Steps, inner_loop
-from metabench.problem import GRADIENTS, Episode, Params
 
 
 @methods.register("ift")
@@ -78,14 +86,14 @@ class IFT(GradientMethod):
         lam, ready = implicit.prepared(ctx, lam, episode)
         start = ctx.problem.init_inner(lam, episode) if theta is None else theta
         end, _ = inner_loop(
-            ctx, lam, grads.detach(start), ready, steps=self.inner_steps, lr=self.inner_lr
+            ctx, lam, autodiff.detach(start), ready, steps=self.inner_steps, lr=self.inner_lr
         )
         at = implicit.linearise(
             ctx, lam, end, episode, ready, batch=self.inner_steps, damping=self.damping
         )
         x, watched = self.inverse_of(at)
-        g = grads.axpy(-1.0, at.mixed(x), at.direct)
-        return Hypergradient(at.value, g, grads.detach(end), watched)
+        g = autodiff.axpy(-1.0, at.mixed(x), at.direct)
+        return Hypergradient(at.value, g, autodiff.detach(end), watched)
 
     def inverse_of(self, at: implicit.Point) -> implicit.Solved:
         """H^-1 grad_theta F, by the inverse that is set."""

@@ -17,11 +17,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from metabench import grads, implicit
+from metabench import implicit
+from metabench.contract import autodiff
+from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
+from metabench.contract.problem import GRADIENTS, Episode, Params
+from metabench.contract.solver import Solver, why_no_noise
 from metabench.core.registry import methods
-from metabench.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
-from metabench.problem import GRADIENTS, Episode, Params
-from metabench.solver import Solver, why_no_noise
 
 
 @methods.register("imaml")
@@ -64,30 +65,30 @@ class IMAML(GradientMethod):
         phi, memory = start, ctx.solver.init(start)
         for t in range(steps):
             g = ctx.inner_grad(lam, phi, episode.batch(t), create_graph=False)
-            g = grads.axpy(self.mu, grads.axpy(-1.0, centre, phi), g)
+            g = autodiff.axpy(self.mu, autodiff.axpy(-1.0, centre, phi), g)
             phi, memory = ctx.solver.update(phi, g, memory, self.inner_lr)
-        return grads.detach(phi)
+        return autodiff.detach(phi)
 
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
         """(I + H / mu)^-1 grad L_Q(phi), carried back to lam through where phi starts."""
         lam, ready = implicit.prepared(ctx, lam, episode)
-        centre, back = grads.pullback(lambda p: ctx.problem.init_inner(p, episode), lam)
+        centre, back = autodiff.pullback(lambda p: ctx.problem.init_inner(p, episode), lam)
         start = centre if theta is None else theta
         phi = self.adapted(ctx, lam, centre, start, ready, self.inner_steps)
         pull = self.mu + self.damping
         at = implicit.linearise(ctx, lam, phi, episode, ready, batch=self.inner_steps, damping=pull)
         x, watched = implicit.conjugate_gradient(at.product, at.v, terms=self.terms)
-        g = grads.axpy(1.0, back(grads.unflatten(pull * x, phi))[0], at.direct)
+        g = autodiff.axpy(1.0, back(autodiff.unflatten(pull * x, phi))[0], at.direct)
         if "lam_in_inner_loss" in ctx.offers:
-            g = grads.axpy(-1.0, at.mixed(x), g)
+            g = autodiff.axpy(-1.0, at.mixed(x), g)
         return Hypergradient(at.value, g, phi, watched)
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """The proximal inner steps that training takes, ``test_steps`` of them."""
-        lam = grads.detach(state.lam)
-        centre = grads.detach(ctx.problem.init_inner(lam, episode))
+        lam = autodiff.detach(state.lam)
+        centre = autodiff.detach(ctx.problem.init_inner(lam, episode))
         steps = self.inner_steps if self.test_steps is None else self.test_steps
         ready = ctx.problem.prepare(lam, episode)
         return self.adapted(ctx, lam, centre, state.theta or centre, ready, steps)

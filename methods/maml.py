@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from metabench import unroll
+from metabench.contract.method import Context, Hypergradient, Positive, Steps
+from metabench.contract.problem import GRADIENTS, Episode, Params
+from metabench.contract.solver import Rate
 from metabench.core.registry import methods
-from metabench.method import Context, Hypergradient, Positive, Steps
-from metabench.problem import GRADIENTS, Episode, Params
-from metabench.solver import Rate
 
 RATE = "rate."  # prefix of Meta-SGD's step sizes among the outer variables
 

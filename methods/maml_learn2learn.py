@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
+from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.core.registry import methods
-from metabench.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
-from metabench.problem import GRADIENTS, Episode, Params
 
 
 @methods.register("maml_learn2learn")
@@ -64,8 +64,8 @@ class MAMLLearn2learn(GradientMethod):
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
         """Through the clone's steps, by autograd, to the weights that were cloned."""
-        lam = grads.detach(lam)
-        start, back = grads.pullback(lambda p: ctx.problem.init_inner(p, episode), lam)
+        lam = autodiff.detach(lam)
+        start, back = autodiff.pullback(lambda p: ctx.problem.init_inner(p, episode), lam)
         learner = self.learner(ctx, start)
         clone = self.adapted(ctx, lam, learner, episode, self.inner_steps)
         end = weights_of(clone)
@@ -74,11 +74,13 @@ class MAMLLearn2learn(GradientMethod):
         g = dict(zip(first, torch.autograd.grad(value, list(first.values())), strict=True))
         hvps = self.inner_steps if self.order == "second" else 0
         ctx.meter.add(outer_gradients=1, hvps=hvps)
-        return Hypergradient(value.detach(), back({k: g[k] for k in start})[0], grads.detach(end))
+        return Hypergradient(
+            value.detach(), back({k: g[k] for k in start})[0], autodiff.detach(end)
+        )
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """A first-order clone after ``test_steps`` steps."""
-        start = grads.detach(ctx.problem.init_inner(state.lam, episode))
+        start = autodiff.detach(ctx.problem.init_inner(state.lam, episode))
         steps = self.inner_steps if self.test_steps is None else self.test_steps
         learner = replace(self, order="first").learner(ctx, start)
         end = weights_of(self.adapted(ctx, state.lam, learner, episode, steps))

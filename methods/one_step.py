@@ -14,11 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from metabench import grads, unroll
+from metabench import unroll
+from metabench.contract import autodiff
+from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
+from metabench.contract.problem import GRADIENTS, Episode, Params
+from metabench.contract.solver import Solver, why_no_noise
 from metabench.core.registry import methods
-from metabench.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
-from metabench.problem import GRADIENTS, Episode, Params
-from metabench.solver import Solver, why_no_noise
 
 
 @methods.register("one_step")
@@ -51,8 +52,8 @@ class OneStep(GradientMethod):
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
         """grad_lam F + (d Phi / d lam)' grad_theta F at theta_T = Phi(theta_{T-1}, lam)."""
-        lam = grads.detach(lam)
-        start = grads.detach(ctx.problem.init_inner(lam, episode) if theta is None else theta)
+        lam = autodiff.detach(lam)
+        start = autodiff.detach(ctx.problem.init_inner(lam, episode) if theta is None else theta)
         if self.mixed == "differences":
             return self.by_differences(ctx, lam, start, episode)
         return unroll.reverse(
@@ -68,25 +69,25 @@ class OneStep(GradientMethod):
         ready = problem.prepare(lam, episode)
         theta, memory = inner_loop(ctx, lam, theta, ready, steps=last, lr=self.inner_lr)
         g = ctx.inner_grad(lam, theta, ready.batch(last), create_graph=False)
-        end, to_g = grads.pullback(
+        end, to_g = autodiff.pullback(
             lambda x: ctx.solver.update(theta, x, memory, self.inner_lr)[0], g
         )
-        value, to_both = grads.pullback(
+        value, to_both = autodiff.pullback(
             lambda p, y: problem.outer_loss(p, y, problem.prepare(p, episode).outer), lam, end
         )
         direct, v = to_both(torch.ones_like(value))
         (u,) = to_g(v)
-        size = torch.linalg.vector_norm(grads.flatten(u))
+        size = torch.linalg.vector_norm(autodiff.flatten(u))
         e = self.epsilon / torch.where(size == 0, 1.0, size)
 
         def slope(sign: float) -> Params:
-            at = grads.axpy(sign * e, u, theta)
+            at = autodiff.axpy(sign * e, u, theta)
             ctx.meter.add(inner_gradients=1)
-            return grads.grad(
+            return autodiff.grad(
                 lambda p: problem.inner_loss(p, at, problem.prepare(p, episode).batch(last)), lam
             )[1]
 
         ctx.meter.add(outer_gradients=1)
         up, down = slope(1.0), slope(-1.0)
         mixed = {k: (up[k] - down[k]) / (2 * e) for k in lam}
-        return Hypergradient(value, grads.axpy(1.0, mixed, direct), end)
+        return Hypergradient(value, autodiff.axpy(1.0, mixed, direct), end)

@@ -16,9 +16,9 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
+from metabench.contract.method import Context, State
+from metabench.contract.problem import generator
 from metabench.core.registry import methods
-from metabench.method import Context, State
-from metabench.problem import generator
 from metabench.search import Search
 
 TRIED = "tried"  # in the method's memory: [*point, loss] of every try

@@ -29,10 +29,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import grads
-from metabench.core.errors import Diverged
-from metabench.core.registry import methods
-from metabench.method import (
+from metabench.contract import autodiff
+from metabench.contract.method import (
     Context,
     Hypergradient,
     InnerTraining,
@@ -43,8 +41,10 @@ from metabench.method import (
     inner_loop,
     outer_solver,
 )
-from metabench.problem import Episode, Params
-from metabench.solver import Memory, Solver, why_no_noise
+from metabench.contract.problem import Episode, Params
+from metabench.contract.solver import Memory, Solver, why_no_noise
+from metabench.core.errors import Diverged
+from metabench.core.registry import methods
 
 
 class Follower(NamedTuple):
@@ -139,7 +139,7 @@ class PBGD(InnerTraining):
             ctx.training_episodes(),
             steps=max(self.inner_steps, self._ahead(theta)) + 1,
         )
-        g = grads.mean(d.grad for d in found)
+        g = autodiff.mean(d.grad for d in found)
         log = self._log(g, torch.stack([d.parts for d in found]), gamma, ctx.step)
         lam, outer = outer_solver(self.outer_solver).update(
             state.lam, g, held["outer"], self.outer_lr * scale
@@ -176,23 +176,25 @@ class PBGD(InnerTraining):
         gamma: float,
     ) -> Descent:
         """``inner_steps`` of omega, the steps ahead of theta, then both gradients in one pass."""
-        lam = grads.detach(lam)
+        lam = autodiff.detach(lam)
         ready = ctx.problem.prepare(lam, episode)
         ahead = self._ahead(theta)
         if theta is None:
-            start = grads.detach(ctx.problem.init_inner(lam, episode))
+            start = autodiff.detach(ctx.problem.init_inner(lam, episode))
             theta = omega = Follower(start, ctx.solver.init(start))
         follower = NOWHERE
         if self.penalty == "value":
             assert omega is not None
             follower = Follower(
-                *grads.detach_tree(
+                *autodiff.detach_tree(
                     inner_loop(ctx, lam, omega.at, ready, steps=self.inner_steps,
                                lr=self.inner_lr, memory=omega.memory)
                 )
             )  # fmt: skip
         for t in range(ahead):
-            _, back = grads.pullback(lambda y, t=t: self.parts(ctx, lam, y, {}, ready, t), theta.at)
+            _, back = autodiff.pullback(
+                lambda y, t=t: self.parts(ctx, lam, y, {}, ready, t), theta.at
+            )
             (slope,) = back(_weights(lam, gamma))
             rate = self.theta_lr / max(gamma, 1.0)
             theta = Follower(*ctx.solver.update(theta.at, slope, theta.memory, rate))
@@ -201,7 +203,7 @@ class PBGD(InnerTraining):
             here = ctx.problem.prepare(x, episode)
             return self.parts(ctx, x, y, follower.at, here, max(self.inner_steps, ahead))
 
-        parts, back = grads.pullback(both, lam, theta.at)
+        parts, back = autodiff.pullback(both, lam, theta.at)
         grad, slope = back(_weights(lam, gamma))
         if self.penalty == "gradient":
             ctx.meter.add(mixed_products=1)
@@ -226,7 +228,7 @@ class PBGD(InnerTraining):
         if self.penalty == "gradient":
             slope = ctx.inner_grad(lam, theta, batch)
             ctx.meter.add(hvps=1)
-            return outer, 0.5 * grads.dot(slope, slope)
+            return outer, 0.5 * autodiff.dot(slope, slope)
         ctx.meter.add(inner_gradients=2 if omega else 1)
         gap = inner(lam, theta, batch)
         return outer, gap - inner(lam, omega, batch) if omega else gap
@@ -241,7 +243,7 @@ class PBGD(InnerTraining):
     def _log(self, g: Params, parts: Tensor, gamma: float, step: int) -> dict[str, float]:
         """Numbers of a step, brought from the device at once; raises Diverged."""
         mean = parts.mean(0).double()
-        outer, penalty, size = torch.stack([*mean, grads.norm(g).to(mean)]).tolist()
+        outer, penalty, size = torch.stack([*mean, autodiff.norm(g).to(mean)]).tolist()
         if not math.isfinite(size):
             raise Diverged(f"the gradient of the penalised loss at outer step {step} is not finite")
         name = "value_gap" if self.penalty == "value" else "squared_gradient"

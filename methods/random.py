@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from scipy.stats import qmc
 
+from metabench.contract.method import Context, State
+from metabench.contract.problem import generator
 from metabench.core.registry import methods
-from metabench.method import Context, State
-from metabench.problem import generator
 from metabench.search import Search
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metabench import grads
-from metabench.core.registry import methods
-from metabench.method import (
+from metabench.contract import autodiff
+from metabench.contract.method import (
     Context,
     GradientMethod,
     Hypergradient,
@@ -19,7 +18,8 @@ from metabench.method import (
     SolverName,
     inner_loop,
 )
-from metabench.problem import Episode, Params
+from metabench.contract.problem import Episode, Params
+from metabench.core.registry import methods
 
 
 @methods.register("reptile")
@@ -42,11 +42,11 @@ class Reptile(GradientMethod):
     ) -> Hypergradient:
         """theta - phi_T, in lam's names, in the place of a gradient; the outer loss is looked at
         only, and counted."""
-        start, back = grads.pullback(lambda p: ctx.problem.init_inner(p, episode), lam)
+        start, back = autodiff.pullback(lambda p: ctx.problem.init_inner(p, episode), lam)
         end, _ = inner_loop(
-            ctx, grads.detach(lam), start, episode, steps=self.inner_steps, lr=self.inner_lr
+            ctx, autodiff.detach(lam), start, episode, steps=self.inner_steps, lr=self.inner_lr
         )
-        value = ctx.problem.outer_loss(grads.detach(lam), end, episode.outer)
+        value = ctx.problem.outer_loss(autodiff.detach(lam), end, episode.outer)
         ctx.meter.add(function_evaluations=1)
-        (gap,) = back(grads.axpy(-1.0, end, start))
+        (gap,) = back(autodiff.axpy(-1.0, end, start))
         return Hypergradient(value.detach(), gap, end)

@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import grads
-from metabench.context import Context
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.method import Positive, SolverName, State, Steps, outer_solver
+from metabench.contract.problem import Batch, Episode, Params, generator
 from metabench.core.registry import methods
-from metabench.method import Positive, SolverName, State, Steps, outer_solver
-from metabench.problem import Batch, Episode, Params, generator
 
 Kept = tuple[Episode, Batch]
 
@@ -96,7 +96,7 @@ class ReSTEM:
             order = torch.randperm(len(kept), generator=gen).tolist()
             for start in range(0, len(kept), self.batch):
                 some = [kept[i] for i in order[start : start + self.batch]]
-                g = grads.mean(ctx.share(partial(self.slope, ctx, lam), some))
+                g = autodiff.mean(ctx.share(partial(self.slope, ctx, lam), some))
                 lam, memory = solver.update(lam, g, memory, self.outer_lr)
                 lam = ctx.problem.project(lam)
         return lam
@@ -104,7 +104,7 @@ class ReSTEM:
     def slope(self, ctx: Context, lam: Params, pair: Kept) -> Params:
         """Gradient of -log p of one action; counted as an outer gradient."""
         ctx.meter.add(outer_gradients=1)
-        return grads.grad(lambda x: -ctx.problem.log_likelihood(x, *pair).sum(), lam)[1]
+        return autodiff.grad(lambda x: -ctx.problem.log_likelihood(x, *pair).sum(), lam)[1]
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """theta trained on one action of the policy."""

@@ -26,12 +26,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metabench import grads, unroll
+from metabench import unroll
 from metabench.comoment import Comoment
+from metabench.contract import autodiff
+from metabench.contract.method import Context, GradientMethod, Hypergradient, State
+from metabench.contract.problem import GRADIENTS, Episode, Params
+from metabench.contract.solver import Solver, is_noisy
 from metabench.core.registry import methods
-from metabench.method import Context, GradientMethod, Hypergradient, State
-from metabench.problem import GRADIENTS, Episode, Params
-from metabench.solver import Solver, is_noisy
 
 CHAINS = "chains"  # in the method's memory: every chain's theta, where one is carried
 
@@ -121,7 +122,7 @@ class SGLD(GradientMethod):
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
         """Run the chains, from ``theta`` (stacked where there are several), and average."""
-        at = Chains(ctx, self, grads.detach(lam), episode)
+        at = Chains(ctx, self, autodiff.detach(lam), episode)
         with ctx.meter.batch_of(self.chains):
             if self.estimator == "forward":
                 return forward(at, theta)
@@ -152,15 +153,15 @@ class Chains:
     def begin(self, theta: Params | None) -> Params:
         """The carried theta, or the episode's own start for every chain."""
         if theta is not None:
-            return grads.detach(theta)
-        start = grads.detach(self.ctx.problem.init_inner(self.lam, self.episode))
+            return autodiff.detach(theta)
+        start = autodiff.detach(self.ctx.problem.init_inner(self.lam, self.episode))
         return self.method.stacked(start) if self.method.chains > 1 else start
 
     def each(self, f: Callable[..., Any], *given: Any) -> Any:
         """``f`` of every chain's part of what is given."""
         if self.method.chains == 1:
             return f(*given)
-        with grads.functional():
+        with autodiff.functional():
             return torch.func.vmap(f)(*given)
 
     def mean(self, found: Any) -> Any:
@@ -227,7 +228,7 @@ def forward(at: Chains, theta: Params | None) -> Hypergradient:
         if method.keeps(t):
             kept.append(at.mean(at.each(judged, theta, j)))
     value, slopes = (torch.stack(x).mean(0) for x in zip(*kept, strict=True))
-    return Hypergradient(value, unroll.from_slopes(slopes, lam), grads.detach(theta))
+    return Hypergradient(value, unroll.from_slopes(slopes, lam), autodiff.detach(theta))
 
 
 def first_order(at: Chains, theta: Params | None) -> Hypergradient:
@@ -240,11 +241,11 @@ def first_order(at: Chains, theta: Params | None) -> Hypergradient:
 
     def one(theta: Params, noise: Params, t: int) -> Any:
         ctx.meter.add(outer_gradients=1, mixed_products=1)
-        g, mixed = grads.pullback(
+        g, mixed = autodiff.pullback(
             lambda p: ctx.inner_grad(p, theta, at.episode.batch(t)), lam
         )  # one graph of the inner loss gives the step and the product
         theta = at.moved(theta, g, noise)
-        value, back = grads.pullback(at.judge, lam, theta)
+        value, back = autodiff.pullback(at.judge, lam, theta)
         direct, s = back(torch.ones_like(value))
         return theta, (value, direct, mixed(s)[0])
 
@@ -306,12 +307,14 @@ def covariance(at: Chains, theta: Params | None) -> Hypergradient:
     def one(theta: Params, noise: Params, t: int) -> Any:
         batch = at.episode.batch(t)
         ctx.meter.add(inner_gradients=1)
-        energy, back = grads.pullback(lambda p, x: ctx.problem.inner_loss(p, x, batch), lam, theta)
+        energy, back = autodiff.pullback(
+            lambda p, x: ctx.problem.inner_loss(p, x, batch), lam, theta
+        )
         in_lam, g = back(torch.ones_like(energy))
         if not method.keeps(t):
             return at.moved(theta, g, noise), ()
         ctx.meter.add(outer_gradients=1)
-        value, back = grads.pullback(lambda p: at.judge(p, theta), lam)
+        value, back = autodiff.pullback(lambda p: at.judge(p, theta), lam)
         return at.moved(theta, g, noise), (value, back(torch.ones_like(value))[0], in_lam)
 
     theta, samples, sums = at.begin(theta), Comoment(), Sums()

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metabench import grads
 from metabench.best_response import Moment, SelfTuning, respond
+from metabench.contract import autodiff
+from metabench.contract.problem import Batch, Params
 from metabench.core.registry import methods
-from metabench.problem import Batch, Params
 
 
 @methods.register("stn")
@@ -47,7 +47,7 @@ class STN(SelfTuning):
         batch = at.episode.batch(t)
         draws = at.draws("inner", batch, self.samples, t)
         at.ctx.meter.add(inner_gradients=len(draws))
-        _, g = grads.grad(
+        _, g = autodiff.grad(
             lambda p: torch.stack([self.loss(at, p, at.scale * e, batch) for e in draws]).mean(),
             phi,
         )

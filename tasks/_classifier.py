@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.problem import Params
+from metabench.contract.problem import Params
 
 Kind = Literal["linear", "mlp", "cnn"]
 PARTS = ("weight", "bias")

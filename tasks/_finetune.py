@@ -26,10 +26,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.method import Positive
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core.registry import solvers
-from metabench.method import Positive
-from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 
 from ._auroc import macro_auroc, multilabel_auroc
 
@@ -64,7 +64,7 @@ def fine_tune(
     solver = solvers.get(rule)()
     memory = solver.init(psi)
     for _ in range(steps):
-        g = grads.grad(loss, psi, create_graph=create_graph)[1]
+        g = autodiff.grad(loss, psi, create_graph=create_graph)[1]
         psi, memory = solver.update(psi, g, memory, lr)
     return psi
 
@@ -194,7 +194,7 @@ class TwoStageProblem(Problem):
         """L_FT of the head after K steps on validation examples; lam enters through theta alone."""
         task = self.settings
         # Without a derivative to take, what comes back must have no graph of its own making.
-        asked = grads.is_functional() or any(v.requires_grad for v in theta.values())
+        asked = autodiff.is_functional() or any(v.requires_grad for v in theta.values())
         tuned = self.tuned(
             theta, batch, task.transfer, task.tune_steps, task.tune_lr, create_graph=asked
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.problem import Params
+from metabench.contract.problem import Params
 
 from ._encoders import Shapes
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench import data
+from metabench.contract.problem import Batch, Episode, Problem, Seeds, generator
 from metabench.core.errors import MetabenchError, SettingError
-from metabench.problem import Batch, Episode, Problem, Seeds, generator
 
 from . import _arrays, _pickles
 

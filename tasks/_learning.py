@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metabench.problem import GRADIENTS, Batch, Params, Problem, Seeds, generator
+from metabench.contract.problem import GRADIENTS, Batch, Params, Problem, Seeds, generator
 
 from . import _losses
 

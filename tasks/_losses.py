@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench import grads
-from metabench.problem import Hyper, Params
+from metabench.contract import autodiff
+from metabench.contract.problem import Hyper, Params
 
 ClassForm = Literal["gce", "taylor", "network", "weight_net", "transition", "examples"]
 NumberForm = Literal["power", "huber", "taylor", "network", "weight_net", "examples"]
@@ -266,8 +266,8 @@ def pulls(
     counting more.
     """
     x = {"p": prediction}
-    g = grads.grad(lambda p: learned.loss(lam, p["p"], target, at).sum(), x)[1]["p"]
-    g0 = grads.grad(lambda p: base(p["p"], target).sum(), x)[1]["p"]
+    g = autodiff.grad(lambda p: learned.loss(lam, p["p"], target, at).sum(), x)[1]["p"]
+    g0 = autodiff.grad(lambda p: base(p["p"], target).sum(), x)[1]["p"]
     both, own = ((a * g0).reshape(len(g0), -1).sum(1).double() for a in (g, g0))
 
     def ratio(mask: Tensor) -> float:

@@ -29,8 +29,8 @@ from torch.nn.utils import skip_init
 
 from metabench import fused
 from metabench.blocks import EPS
+from metabench.contract.problem import Params
 from metabench.convolution import Form
-from metabench.problem import Params
 
 
 class Network(nn.Module):

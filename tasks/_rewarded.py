@@ -16,13 +16,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metabench import grads, lora
+from metabench import lora
 from metabench.causal import Adapter
+from metabench.contract import autodiff
+from metabench.contract.method import SolverName
+from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
+from metabench.contract.solver import Rate
 from metabench.core.errors import SettingError
 from metabench.core.registry import solvers
-from metabench.method import SolverName
-from metabench.problem import Batch, Episode, Params, Seeds, generator
-from metabench.solver import Rate
 
 from ._grader import PROMPT, Grader, Template, Verdict
 from ._lm import Dtype, Form, LanguageModel, Passage, load, missing, needed_data, needed_packages
@@ -153,7 +154,7 @@ class RewardedProblem(SelfEditProblem):
         The first document, the passage, is longer than the others: these come in passes of
         their own, without the padding.
         """
-        if grads.is_functional():  # under vmap shapes cannot depend on data
+        if autodiff.is_functional():  # under vmap shapes cannot depend on data
             parts = [(ids, mask)]
         else:
             rest = self.rewarded.documents_at_once

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import grads
 from metabench.causal import Adapter
+from metabench.contract import autodiff
+from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
 
 from ._lm import (
     TINY,
@@ -285,7 +285,7 @@ class SelfEditProblem(Problem):
 def trimmed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Texts [..., n, T] without the columns, and without the last rows, where nothing is learned;
     as they are under vmap, where shapes cannot depend on data."""
-    if grads.is_functional():
+    if autodiff.is_functional():
         return ids, mask
     seen = (mask > 0).reshape(-1, *mask.shape[-2:]).any(0)
     n, length = (int(seen.any(i).nonzero().max()) + 1 if bool(seen.any()) else 1 for i in (1, 0))

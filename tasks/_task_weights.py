@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metabench.problem import Hyper, Params, Seeds
+from metabench.contract.problem import Hyper, Params, Seeds
 
 from ._auroc import auroc
 from ._finetune import TwoStage, TwoStageProblem

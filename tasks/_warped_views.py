@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.method import Positive
-from metabench.problem import Batch, Hyper, Params, Seeds, generator
+from metabench.contract.method import Positive
+from metabench.contract.problem import Batch, Hyper, Params, Seeds, generator
 
 from ._encoders import MLP, ResNet, first_values
 from ._finetune import ENCODER, Count, TwoStage, TwoStageProblem

@@ -27,9 +27,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
-from metabench.problem import GRADIENTS, Batch, Episode, Hyper, Params, Seeds, generator
 
 from ._augment import Strengths, augment, warped
 from ._classifier import Classifier, Kind

@@ -20,9 +20,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench import fidelity, grads
+from metabench import fidelity
+from metabench.contract import autodiff
+from metabench.contract.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Hyper,
+    Params,
+    Problem,
+    Seeds,
+    generator,
+)
 from metabench.core.registry import tasks
-from metabench.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Seeds, generator
 
 from ._images import CLASSES, load
 
@@ -203,9 +213,9 @@ class ExactDecayProblem(Problem):
         far theta is from the minimiser, relative; the outer ``loss``."""
         first = self.init_outer()
         step = {k: first[k] - lam[k] for k in first}
-        end = grads.flatten(self.known.theta)
+        end = autodiff.flatten(self.known.theta)
         return {
             **fidelity.compare(step, self.known.grad),
-            "inner_error": float((grads.flatten(theta) - end).norm() / end.norm()),
+            "inner_error": float((autodiff.flatten(theta) - end).norm() / end.norm()),
             "loss": float(self.outer_loss(lam, theta, episode.outer)),
         }

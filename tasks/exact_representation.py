@@ -19,9 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import fidelity, grads
+from metabench import fidelity
+from metabench.contract import autodiff
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Seeds
 from metabench.core.registry import tasks
-from metabench.problem import GRADIENTS, Batch, Episode, Params, Seeds
 
 from ._fewshot import FewShotProblem
 
@@ -115,9 +116,9 @@ class ExactRepresentationProblem(FewShotProblem):
         """The mean hypergradient of the first outer step's episodes at the first lam."""
         lam = self.init_outer()
         episodes = [self.episode("train", i) for i in range(self.episodes_per_step)]
-        with grads.functional():
+        with autodiff.functional():
             found = [fidelity.exact(self, lam, self.init_inner(lam, e), e) for e in episodes]
-        return grads.mean(known.grad for known in found)
+        return autodiff.mean(known.grad for known in found)
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """Of lam's first step what :func:`metabench.fidelity.compare` says, and the query

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.contract.problem import generator
 from metabench.core.registry import tasks
-from metabench.problem import generator
 
 from ._fewshot import Classes, FewShot
 

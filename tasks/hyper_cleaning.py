@@ -24,9 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
-from metabench.problem import (
+from metabench.contract.problem import (
     GRADIENTS,
     Batch,
     Episode,
@@ -36,6 +34,8 @@ from metabench.problem import (
     Seeds,
     generator,
 )
+from metabench.core.errors import SettingError
+from metabench.core.registry import tasks
 
 from ._images import CLASSES, OfImages, shrunk
 

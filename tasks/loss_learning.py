@@ -25,9 +25,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
-from metabench.problem import Batch, Episode, Params, Seeds, generator
 
 from . import _losses
 from ._classifier import Classifier, Kind

@@ -21,8 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.core.registry import tasks
-from metabench.problem import (
+from metabench.contract.problem import (
     GRADIENTS,
     Batch,
     Episode,
@@ -32,6 +31,7 @@ from metabench.problem import (
     Seeds,
     generator,
 )
+from metabench.core.registry import tasks
 
 MINIMA = ((0.3824, 0.4427), (1.2152, 0.1999), (2.8296, 1.2435))
 """x and value of the hyper-objective's local minima on [0, 3], to four decimals."""

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.contract.problem import Batch, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
-from metabench.problem import Batch, Seeds, generator
 
 from . import _ecg as ecg
 from ._encoders import ResNet

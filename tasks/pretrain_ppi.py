@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.contract.method import Positive
+from metabench.contract.problem import Batch, Hyper, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
-from metabench.method import Positive
-from metabench.problem import Batch, Hyper, Params, Seeds, generator
 
 from . import _ppi as ppi
 from ._encoders import first_values

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.contract.problem import Batch, Params, Seeds, generator
 from metabench.core.registry import tasks
-from metabench.problem import Batch, Params, Seeds, generator
 
 from ._encoders import MLP, first_values
 from ._finetune import ENCODER, Count, Share, three_roles

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Seeds, generator
 from metabench.core.registry import tasks
-from metabench.problem import Batch, Episode, Hyper, Params, Problem, Seeds, generator
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -14,8 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.core.registry import tasks
-from metabench.problem import (
+from metabench.contract.problem import (
     GRADIENTS,
     Batch,
     Episode,
@@ -25,6 +24,7 @@ from metabench.problem import (
     Seeds,
     generator,
 )
+from metabench.core.registry import tasks
 
 
 @tasks.register("ridge")

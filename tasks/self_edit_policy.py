@@ -24,8 +24,8 @@ from torch import Tensor
 
 from metabench import lora
 from metabench.causal import Adapter
+from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
 from metabench.core.registry import tasks
-from metabench.problem import Batch, Episode, Params, Seeds, generator
 
 from ._rewarded import RewardedEdit, RewardedProblem
 from ._self_edit import Count, Prompt

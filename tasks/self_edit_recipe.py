@@ -30,8 +30,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench import lora
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Seeds
 from metabench.core.registry import tasks
-from metabench.problem import Batch, Episode, Hyper, Params, Seeds
 
 from ._lm import Passage
 from ._rewarded import RewardedEdit, RewardedProblem

@@ -23,17 +23,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
-from metabench.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Hyper,
-    Params,
-    Seeds,
-    generator,
-)
 
 from ._lm import Passage
 from ._self_edit import INSTRUCTIONS, SelfEdit, SelfEditProblem

@@ -18,9 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import grads
-from metabench.core.registry import tasks
-from metabench.problem import (
+from metabench.contract import autodiff
+from metabench.contract.problem import (
     GRADIENTS,
     Batch,
     Episode,
@@ -30,6 +29,7 @@ from metabench.problem import (
     Seeds,
     generator,
 )
+from metabench.core.registry import tasks
 
 NODES, REACH = 4001, 4.0  # of the trapezoidal rule; exp(-G) is nothing beyond
 
@@ -114,7 +114,7 @@ class TwoMinimaProblem(Problem):
 
     def expected_hypergradient(self, lam: Params) -> Tensor:
         """The derivative of :meth:`expected_loss` []."""
-        return grads.grad(self.expected_loss, lam)[1]["tilt"]
+        return autodiff.grad(self.expected_loss, lam)[1]["tilt"]
 
     def episode(self, split: str, index: int) -> Episode:
         """There is no data."""

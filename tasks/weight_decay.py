@@ -25,9 +25,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metabench import grads
-from metabench.core.registry import tasks
-from metabench.problem import (
+from metabench.contract import autodiff
+from metabench.contract.problem import (
     GRADIENTS,
     Batch,
     Episode,
@@ -38,6 +37,7 @@ from metabench.problem import (
     count_numbers,
     generator,
 )
+from metabench.core.registry import tasks
 from metabench.softmax import SoftmaxHessian
 
 from ._images import CLASSES, OfImages, enough, shrunk
@@ -152,8 +152,8 @@ class WeightDecayProblem(Problem):
     def _trained(self) -> Params:
         lam, theta = self.init_outer(), dict(self.start)
         for _ in range(self.task.trained):
-            g = grads.grad(lambda t: self.inner_loss(lam, t, self.parts["train"]), theta)[1]
-            theta = grads.axpy(-0.1, g, theta)
+            g = autodiff.grad(lambda t: self.inner_loss(lam, t, self.parts["train"]), theta)[1]
+            theta = autodiff.axpy(-0.1, g, theta)
         return theta
 
     def init_outer(self) -> Params:
@@ -213,14 +213,14 @@ class WeightDecayProblem(Problem):
         lam, inner = self.init_outer(), self.parts["train"]
 
         def slope(p: Params, t: Params) -> Params:
-            return grads.grad(lambda x: self.inner_loss(p, x, inner), t, create_graph=True)[1]
+            return autodiff.grad(lambda x: self.inner_loss(p, x, inner), t, create_graph=True)[1]
 
-        _, (to_lam, to_theta) = grads.pullbacks(slope, lam, theta)
-        v = grads.grad(lambda t: self.outer_loss(lam, t, self.parts["valid"]), theta)[1]
-        eye = torch.eye(count_numbers(theta)).to(grads.flatten(v))
-        h = torch.stack([grads.flatten(to_theta(grads.unflatten(e, theta))) for e in eye])
-        x = torch.linalg.pinv((h + h.t()) / 2, hermitian=True) @ grads.flatten(v)
-        return -grads.flatten(to_lam(grads.unflatten(x, theta)))
+        _, (to_lam, to_theta) = autodiff.pullbacks(slope, lam, theta)
+        v = autodiff.grad(lambda t: self.outer_loss(lam, t, self.parts["valid"]), theta)[1]
+        eye = torch.eye(count_numbers(theta)).to(autodiff.flatten(v))
+        h = torch.stack([autodiff.flatten(to_theta(autodiff.unflatten(e, theta))) for e in eye])
+        x = torch.linalg.pinv((h + h.t()) / 2, hermitian=True) @ autodiff.flatten(v)
+        return -autodiff.flatten(to_lam(autodiff.unflatten(x, theta)))
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """Accuracy and loss on the split, and on the images of every part."""
@@ -231,7 +231,7 @@ class WeightDecayProblem(Problem):
 
     def _compared(self, lam: Params, theta: Params) -> dict[str, float]:
         true = self.exact_hypergradient(theta)
-        step = grads.flatten(self.init_outer()) - grads.flatten(lam)
+        step = autodiff.flatten(self.init_outer()) - autodiff.flatten(lam)
         sizes = step.norm() * true.norm()
         return {
             "cosine": float(step @ true / sizes) if sizes > 0 else 0.0,

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from metabench.contract.method import Context
+from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core import settings
 from metabench.core.registry import methods, solvers, tasks
-from metabench.method import Context
-from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
 
 F64 = torch.float64
 

@@ -197,7 +197,7 @@ def test_lazy_names_are_those_that_are_promised() -> None:
     import metabench
 
     assert metabench.make_cell is __import__("metabench.core.cell", fromlist=["cell"]).make_cell
-    assert metabench.Problem.__module__ == "metabench.problem"
+    assert metabench.Problem.__module__ == "metabench.contract.problem"
     assert set(metabench.__all__) <= set(dir(metabench))
     for name in metabench.__all__:
         assert getattr(metabench, name) is not None

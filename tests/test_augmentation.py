@@ -6,12 +6,12 @@ import pytest
 import torch
 from oracles import F64, differences, given, hypergradient
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.problem import GRADIENTS, Seeds
 from metabench.core.cell import make_cell, why_not
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
 from metabench.crossing import Crossing
-from metabench.problem import GRADIENTS, Seeds
 
 Task = tasks.get("augmentation")
 Problem = importlib.import_module("metabench.tasks.augmentation").AugmentationProblem
@@ -129,7 +129,7 @@ def test_a_network_starts_near_the_identity_and_every_weight_matters():
     batch = problem.episode("train", 0).batch(0)
     gap = (problem.augmented(lam, batch) - batch["x"]).abs().mean()
     assert 0 < float(gap) < 0.2
-    g = grads.grad(lambda p: problem.inner_loss(p, theta, batch), lam)[1]
+    g = autodiff.grad(lambda p: problem.inner_loss(p, theta, batch), lam)[1]
     assert all(bool(v.any()) for v in g.values())
     away = problem.transform(lam, batch) - torch.eye(2, 3, dtype=F64)
     assert 0 < float(away.abs().max()) < 0.2
@@ -147,7 +147,7 @@ def test_hypergradients_in_the_ranges_against_differences():
         at = dict(theta)
         for t in range(3):
             batch = episode.batch(t)
-            g = grads.grad(lambda x, b=batch: ctx.problem.inner_loss(p, x, b), at)[1]
+            g = autodiff.grad(lambda x, b=batch: ctx.problem.inner_loss(p, x, b), at)[1]
             at = {k: v - 0.2 * g[k] for k, v in at.items()}
         return ctx.problem.outer_loss(p, at, episode.outer)
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from metabench import api
-from metabench.context import Context
+from metabench.contract.context import Context
+from metabench.contract.problem import Seeds
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import make_cell
 from metabench.core.registry import methods, solvers, tasks
-from metabench.problem import Seeds
 from metabench.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -417,7 +417,7 @@ def test_other_errors_keep_their_traceback(folder: Path) -> None:
 BAD_METHOD = '''"""Fails, or not, as told."""
 from dataclasses import dataclass
 from metabench.core.errors import Diverged
-from metabench.method import GradientMethod
+from metabench.contract.method import GradientMethod
 from metabench.core.registry import methods
 
 @methods.register("bad")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metabench import grads
-from metabench.context import Context
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.problem import Episode, Seeds
 from metabench.core.registry import solvers, tasks
-from metabench.problem import Episode, Seeds
 
 
 def context(workers):
@@ -82,8 +82,8 @@ def test_each_thread_stays_inside_its_core():
     code = """
 import os, torch
 from metabench import grads
-from metabench.context import Context
-from metabench.problem import Episode
+from metabench.contract.context import Context
+from metabench.contract.problem import Episode
 torch.set_num_threads(1)
 ctx = Context(None, None, None, frozenset(), workers=2)
 a = torch.randn(1000, 1000)
@@ -108,13 +108,13 @@ def test_a_diagonal_penalty_by_hand_is_the_same_gradient(functional):
 
     def whole(p, x):
         loss = problem.inner_loss
-        return grads.grad(lambda t: loss(p, t, batch), x, create_graph=True)[1]
+        return autodiff.grad(lambda t: loss(p, t, batch), x, create_graph=True)[1]
 
     def by_hand(p, x):
         return ctx.inner_grad(p, x, batch)
 
-    with grads.functional() if functional else nullcontext():
-        (g, one), (found, other) = (grads.pullback(f, lam, theta) for f in (whole, by_hand))
+    with autodiff.functional() if functional else nullcontext():
+        (g, one), (found, other) = (autodiff.pullback(f, lam, theta) for f in (whole, by_hand))
         torch.testing.assert_close(found, g, rtol=1e-10, atol=1e-10)
         v = {"w": theta["w"].cos()}
         for a, b in zip(one(v), other(v), strict=True):  # mixed and Hessian products

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from metabench.contract.problem import Seeds
 from metabench.core import optional_packages, registry
 from metabench.core.errors import DataMissing
-from metabench.problem import Seeds
 from metabench.testing import method_checks, subject, task_checks
 
 FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}

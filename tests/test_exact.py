@@ -15,8 +15,8 @@ from oracles import (
     quadratic_unrolled,
 )
 
+from metabench.contract.problem import GRADIENTS
 from metabench.core.registry import methods, tasks
-from metabench.problem import GRADIENTS
 
 MODES = ("graph", "states", "checkpoints")
 UNROLLED = [{"memory": m} for m in MODES] + [{"mode": "forward"}]

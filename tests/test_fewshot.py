@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metabench.contract.method import Context
+from metabench.contract.problem import Episode, Seeds
 from metabench.core import settings as config
 from metabench.core.cell import Budget, why_not
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
-from metabench.method import Context
-from metabench.problem import Episode, Seeds
 
 fewshot = importlib.import_module("metabench.tasks._fewshot")
 CPU = torch.device("cpu")

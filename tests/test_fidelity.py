@@ -7,10 +7,11 @@ import pytest
 import torch
 from oracles import F64, context, given
 
-from metabench import fidelity, grads
+from metabench import fidelity
+from metabench.contract import autodiff
+from metabench.contract.problem import Episode, Seeds
 from metabench.core.errors import Diverged
 from metabench.core.registry import methods, tasks
-from metabench.problem import Episode, Seeds
 
 ExactDecay = tasks.get("exact_decay")
 Problem = importlib.import_module("metabench.tasks.exact_decay").ExactDecayProblem
@@ -46,7 +47,7 @@ def slope(f, lam, way, h=2e-3):
     weights = {1: 45 / 60, 2: -9 / 60, 3: 1 / 60}
     return (
         sum(
-            w * (f(grads.axpy(n * h, way, lam)) - f(grads.axpy(-n * h, way, lam)))
+            w * (f(autodiff.axpy(n * h, way, lam)) - f(autodiff.axpy(-n * h, way, lam)))
             for n, w in weights.items()
         )
         / h
@@ -56,7 +57,7 @@ def slope(f, lam, way, h=2e-3):
 def way(lam, seed=0):
     gen = torch.Generator().manual_seed(seed)
     flat = torch.randn(sum(v.numel() for v in lam.values()), generator=gen, dtype=F64)
-    return grads.unflatten(flat / flat.norm(), lam)
+    return autodiff.unflatten(flat / flat.norm(), lam)
 
 
 def test_ridge_has_a_closed_form():
@@ -79,15 +80,15 @@ def test_trained_again_at_other_decays(set_):
 
     def trained(p):
         def inner(flat):
-            return problem.inner_loss(p, grads.unflatten(flat, start), episode.inner)
+            return problem.inner_loss(p, autodiff.unflatten(flat, start), episode.inner)
 
         start = problem.known.theta
-        end = fidelity.minimiser(inner, grads.flatten(start))
-        return float(problem.outer_loss(p, grads.unflatten(end, start), episode.outer))
+        end = fidelity.minimiser(inner, autodiff.flatten(start))
+        return float(problem.outer_loss(p, autodiff.unflatten(end, start), episode.outer))
 
     for seed in range(3):
         towards = way(lam, seed)
-        assert float(grads.dot(problem.known.grad, towards)) == pytest.approx(
+        assert float(autodiff.dot(problem.known.grad, towards)) == pytest.approx(
             slope(trained, lam, towards), rel=1e-8, abs=1e-9
         )
 
@@ -104,15 +105,15 @@ def test_heads_trained_again_on_another_body():
             ready = problem.prepare(p, e)
 
             def inner(flat, start=start, p=p, ready=ready):
-                return problem.inner_loss(p, grads.unflatten(flat, start), ready.inner)
+                return problem.inner_loss(p, autodiff.unflatten(flat, start), ready.inner)
 
-            end = grads.unflatten(fidelity.minimiser(inner, grads.flatten(start)), start)
+            end = autodiff.unflatten(fidelity.minimiser(inner, autodiff.flatten(start)), start)
             total += float(problem.outer_loss(p, end, e.outer)) / 2
         return total
 
     # Kinks of the rectifiers are nowhere near so short a step.
     towards = way(lam)
-    found = float(grads.dot(problem.known, towards))
+    found = float(autodiff.dot(problem.known, towards))
     assert found == pytest.approx(slope(trained, lam, towards, h=1e-5), rel=1e-8)
 
 

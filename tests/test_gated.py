@@ -5,8 +5,8 @@ import torch
 from oracles import F64
 from torch.nn import functional as F
 
+from metabench.contract.per_example_weights import Gated
 from metabench.core.errors import MetabenchError
-from metabench.gated import Gated
 from metabench.unroll import load_forward_mode
 
 N, ROWS = 5, 4

@@ -7,8 +7,8 @@ import importlib
 import pytest
 import torch
 
+from metabench.contract.problem import Seeds
 from metabench.core.registry import tasks
-from metabench.problem import Seeds
 
 glyphs = importlib.import_module("metabench.tasks.glyphs")
 fewshot = importlib.import_module("metabench.tasks._fewshot")

@@ -9,11 +9,11 @@ from oracles import F64, context
 
 from metabench import plan
 from metabench.causal import CausalLM
+from metabench.contract.problem import generator
 from metabench.core import settings
 from metabench.core.cell import make_cell
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.problem import generator
 from metabench.store import Store
 from metabench.suite import SuiteCell
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import F64, context, hypergradient
 
-from metabench import grads
+from metabench.contract import autodiff
 from metabench.core.cell import make_cell, why_not
 from metabench.core.errors import DataMissing, SettingError
 from metabench.core.registry import methods, tasks
@@ -72,7 +72,7 @@ def test_other_seeds_draw_other_parts():
 
 
 def _seeds(i):
-    from metabench.problem import Seeds
+    from metabench.contract.problem import Seeds
 
     return Seeds.of(i)
 
@@ -194,7 +194,7 @@ def test_minibatches_weigh_the_examples_that_they_hold():
     assert not torch.equal(batch["index"], episode.batch(3)["index"])
     assert torch.equal(batch["x"], problem.parts["train"]["x"][batch["index"]])
     lam = {"logit": torch.zeros(40, dtype=F64)}
-    g = grads.grad(lambda p: problem.inner_loss(p, problem.start, batch), lam)[1]["logit"]
+    g = autodiff.grad(lambda p: problem.inner_loss(p, problem.start, batch), lam)[1]["logit"]
     assert set(g.nonzero().flatten().tolist()) == set(batch["index"].tolist())
     assert problem.count("train") is None and problem.count("valid") == 1
 

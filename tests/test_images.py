@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from metabench import data
+from metabench.contract.problem import Seeds
 from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
 from metabench.core.registry import tasks
-from metabench.problem import Seeds
 
 images = importlib.import_module("metabench.tasks._images")
 GEN = np.random.default_rng(0)

@@ -8,13 +8,14 @@ from oracles import F64, SmallNet, context, given, hypergradient
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metabench import grads, implicit
+from metabench import implicit
+from metabench.contract import autodiff
+from metabench.contract.problem import GRADIENTS, Episode, Problem
 from metabench.core.costs import Meter
 from metabench.core.errors import Diverged, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build
 from metabench.probes import Counting
-from metabench.problem import GRADIENTS, Episode, Problem
 
 IFT, IMAML, OneStep = (methods.get(name) for name in ("ift", "imaml", "one_step"))
 INNER = (*GRADIENTS, "lam_in_inner_loss")
@@ -226,7 +227,7 @@ def test_solvers_batched_are_solvers_looped(solve):
     hs = torch.stack([system(6, 0.2 + i / 10)[0] for i in range(3)])
     vs = torch.randn(3, 6, generator=gen, dtype=F64)
     for each in (vs, vs[0]):  # a right-hand side of each, and one for all
-        with grads.functional():
+        with autodiff.functional():
             if each.dim() == 2:
                 xs, watched = torch.func.vmap(lambda h, v: solve(h.mv, v))(hs, each)
             else:
@@ -293,8 +294,9 @@ class Decayed(SmallNet):
     def inner_hessian(self, lam, theta, batch):
         if self.hints != "hessian":
             return None
-        _, (back,) = grads.pullbacks(
-            lambda t: grads.grad(lambda p: self.rest(lam, p, batch), t, create_graph=True)[1], theta
+        _, (back,) = autodiff.pullbacks(
+            lambda t: autodiff.grad(lambda p: self.rest(lam, p, batch), t, create_graph=True)[1],
+            theta,
         )
         return back
 
@@ -313,16 +315,18 @@ def point(ctx, **more):
 
 def dense(problem, lam, theta, episode):
     """grad_theta F, grad_lam F, H and d2G/dlam dtheta, flat, by torch's own functions."""
-    lam = grads.detach(lam)
-    x, y = grads.flatten(lam), grads.flatten(theta)
+    lam = autodiff.detach(lam)
+    x, y = autodiff.flatten(lam), autodiff.flatten(theta)
 
     def inner(p, t):
         return problem.inner_loss(
-            grads.unflatten(p, lam), grads.unflatten(t, theta), episode.batch(0)
+            autodiff.unflatten(p, lam), autodiff.unflatten(t, theta), episode.batch(0)
         )
 
     def outer(p, t):
-        return problem.outer_loss(grads.unflatten(p, lam), grads.unflatten(t, theta), episode.outer)
+        return problem.outer_loss(
+            autodiff.unflatten(p, lam), autodiff.unflatten(t, theta), episode.outer
+        )
 
     direct, v = torch.autograd.functional.jacobian(outer, (x, y))
     (_, mixed), (_, hessian) = torch.autograd.functional.hessian(inner, (x, y))
@@ -336,12 +340,12 @@ def test_products_of_a_point_are_the_dense_ones(hints, damping):
     at, lam, theta, episode = point(ctx, damping=damping)
     v, direct, hessian, mixed = dense(ctx.problem, lam, theta, episode)
     close(at.v, v)
-    close(grads.flatten(at.direct), direct)
+    close(autodiff.flatten(at.direct), direct)
     close(at.value, ctx.problem.outer_loss(lam, theta, episode.outer).detach())
     for u in torch.eye(len(v), dtype=F64):
         close(at.product(u).clone(), hessian @ u + damping * u)
     for u in torch.eye(len(v), dtype=F64)[::4]:
-        close(grads.flatten(at.mixed(u)), mixed @ u)
+        close(autodiff.flatten(at.mixed(u)), mixed @ u)
     assert not any(x.requires_grad for x in (at.value, at.v, *at.direct.values()))
 
 
@@ -368,7 +372,7 @@ def test_hints_change_no_hypergradient(kind, inverse):
     found = [
         hypergradient(given(kind(h), *INNER), "ift", **set_) for h in ("none", "penalty", "hessian")
     ]
-    assert grads.norm(found[0]) > 1e-3
+    assert autodiff.norm(found[0]) > 1e-3
     for other in found[1:]:
         equal(other, found[0])
 
@@ -709,7 +713,7 @@ def test_what_is_no_number_ends_the_run(set_):
 def test_the_worst_episode_is_what_is_judged():
     one = {"growth": torch.tensor(0.5), "residual": torch.tensor(2.0)}
     other = {"growth": torch.tensor(0.25), "residual": torch.tensor(math.nan)}
-    from metabench.method import worst
+    from metabench.contract.method import worst
 
     found = worst([one, other])
     assert found["growth"] == 0.5 and math.isnan(found["residual"])

@@ -19,10 +19,10 @@ from oracles import (
     quadratic_unrolled,
 )
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.problem import GRADIENTS, Episode, Problem
 from metabench.core import optional_packages
 from metabench.core.registry import methods, solvers, tasks
-from metabench.problem import GRADIENTS, Episode, Problem
 
 Quadratic, Ridge = tasks.get("quadratic"), tasks.get("ridge")
 INITIAL = (*GRADIENTS, "lam_is_initialisation", "episodes")
@@ -223,8 +223,8 @@ def test_imaml_is_the_derivative_of_its_proximal_problem():
             start = {k: lam[k] for k in problem.init_inner(lam, episode)}
 
             def g(theta):
-                gap = grads.axpy(-1.0, start, theta)
-                near = 0.5 * mu * grads.dot(gap, gap)
+                gap = autodiff.axpy(-1.0, start, theta)
+                near = 0.5 * mu * autodiff.dot(gap, gap)
                 return problem.inner_loss(lam, theta, episode.inner) + near
 
             return problem.outer_loss(lam, newton(g, start), episode.outer)
@@ -239,15 +239,15 @@ def test_imaml_is_the_derivative_of_its_proximal_problem():
 
 def newton(g, start, steps=30):
     """The minimiser of g near ``start``, by dense Newton steps."""
-    flat = grads.flatten(start)
-    f = lambda x: g(grads.unflatten(x, start))  # noqa: E731
+    flat = autodiff.flatten(start)
+    f = lambda x: g(autodiff.unflatten(x, start))  # noqa: E731
     for _ in range(steps):
         slope = torch.autograd.functional.jacobian(f, flat)
         step = torch.linalg.solve(torch.autograd.functional.hessian(f, flat), slope)
         flat = flat - step
         if step.norm() < 1e-14:
             break
-    return grads.unflatten(flat, start)
+    return autodiff.unflatten(flat, start)
 
 
 # Ridge regression with one penalty a weight.
@@ -382,7 +382,7 @@ def test_differences_are_second_order_in_their_step():
     errors = []
     for e in (0.4, 0.2, 0.1):
         found = hypergradient(ctx, "one_step", inner_lr=ETA, mixed="differences", epsilon=e)
-        errors.append(float(grads.norm(grads.axpy(-1.0, exact, found))))
+        errors.append(float(autodiff.norm(autodiff.axpy(-1.0, exact, found))))
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
 

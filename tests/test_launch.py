@@ -42,7 +42,7 @@ PLUGIN = '''
 import os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
-from metabench.method import GradientMethod, State
+from metabench.contract.method import GradientMethod, State
 from metabench.core.registry import methods
 
 @methods.register("told")

@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 
-from metabench import grads, lora
+from metabench import lora
+from metabench.contract import autodiff
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import solvers
 
@@ -125,18 +126,18 @@ def test_second_derivatives_are_there_and_agree_with_differences():
         return lora.surprise(decoder.logits(ids, [lora.Adapter(t, 2.0)]), ids).mean()
 
     def slope(t, again=False):
-        return grads.grad(loss, t, create_graph=again)[1]
+        return autodiff.grad(loss, t, create_graph=again)[1]
 
-    hv = grads.grad(lambda t: grads.dot(slope(t, True), v), theta)[1]
+    hv = autodiff.grad(lambda t: autodiff.dot(slope(t, True), v), theta)[1]
     h = 1e-5
-    up, down = (slope(grads.axpy(s * h, v, theta)) for s in (1, -1))
+    up, down = (slope(autodiff.axpy(s * h, v, theta)) for s in (1, -1))
     for k in theta:
         torch.testing.assert_close(hv[k], (up[k] - down[k]) / (2 * h), rtol=1e-6, atol=1e-7)
-    assert float(grads.norm(hv)) > 1e-3
+    assert float(autodiff.norm(hv)) > 1e-3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's own, when forward mode is first used
         forward = torch.func.jvp(loss, (theta,), (v,))[1]
-    torch.testing.assert_close(forward, grads.dot(slope(theta), v), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(forward, autodiff.dot(slope(theta), v), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("solver", ["sgd", "adam"])
@@ -266,7 +267,7 @@ def test_what_is_not_asked_for_is_left_out_and_the_rest_is_the_same():
         def loss(t):
             return (decoder.surprise(ids, [lora.Adapter(t, 1.0)], mask) * wanted).sum()
 
-        return grads.grad(loss, delta)[1]
+        return autodiff.grad(loss, delta)[1]
 
     for k, expected in slope(None).items():
         torch.testing.assert_close(slope(wanted)[k], expected, rtol=1e-10, atol=1e-10)

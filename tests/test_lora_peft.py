@@ -4,8 +4,9 @@ import pytest
 import torch
 from test_lora import CPU, model, moved, tokens
 
-from metabench import grads, lora
+from metabench import lora
 from metabench.causal import Adapter
+from metabench.contract import autodiff
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import solvers
 from metabench.lora_peft import PeftDecoder
@@ -51,7 +52,7 @@ def test_float64_agrees_as_far_as_the_norms_of_transformers_allow():
     ours, its = pair(torch.float64)
     ids, delta = tokens(2, 8), moved(ours)
     slopes = [
-        grads.grad(lambda t, form=form: form.surprise(ids, [Adapter(t, 2.0)]).mean(), delta)[1]
+        autodiff.grad(lambda t, form=form: form.surprise(ids, [Adapter(t, 2.0)]).mean(), delta)[1]
         for form in (ours, its)
     ]
     for k, expected in slopes[0].items():
@@ -82,5 +83,5 @@ def test_an_architecture_without_a_functional_form_runs_and_names_are_checked():
     assert torch.equal(its.logits(ids, [Adapter(start, 2.0)]), its.logits(ids))
     with pytest.raises(MetabenchError, match=r"no linear map .self_attn\.q_proj. in layer 9"):
         its.linear(9, "q")
-    with pytest.raises(MetabenchError, match="no vmap"), grads.functional():
+    with pytest.raises(MetabenchError, match="no vmap"), autodiff.functional():
         its.logits(ids)

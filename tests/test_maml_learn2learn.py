@@ -4,9 +4,9 @@ import pytest
 import torch
 from oracles import context, given, hypergradient
 
+from metabench.contract.problem import Seeds
 from metabench.core import optional_packages, registry
 from metabench.probes import Sample, SampleProblem
-from metabench.problem import Seeds
 from metabench.testing import check_method
 
 pytestmark = pytest.mark.skipif(

@@ -6,12 +6,7 @@ import pytest
 import torch
 from oracles import F64, LinearEpisodes, SmallNet, context, given, quadratic_end
 
-from metabench.core import settings
-from metabench.core.cell import Budget
-from metabench.core.costs import Counts, Meter
-from metabench.core.errors import Diverged, SettingError, UnknownName
-from metabench.core.registry import methods, tasks
-from metabench.method import (
+from metabench.contract.method import (
     GradientMethod,
     Hypergradient,
     State,
@@ -19,7 +14,12 @@ from metabench.method import (
     inner_loop,
     outer_rate,
 )
-from metabench.problem import GRADIENTS, Hyper
+from metabench.contract.problem import GRADIENTS, Hyper
+from metabench.core import settings
+from metabench.core.cell import Budget
+from metabench.core.costs import Counts, Meter
+from metabench.core.errors import Diverged, SettingError, UnknownName
+from metabench.core.registry import methods, tasks
 
 OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")
 Quadratic = tasks.get("quadratic")

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from metabench import data
+from metabench.contract.problem import Seeds
 from metabench.core.errors import DataMissing, MetabenchError
 from metabench.core.registry import tasks
-from metabench.problem import Seeds
 
 mini = importlib.import_module("metabench.tasks._miniimagenet")
 PARTS = {"train": "train", "valid": "val", "test": "test"}

@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from metabench.cli import app
+from metabench.contract.problem import Seeds
 from metabench.core import registry
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.new import class_name, new, next_commands
-from metabench.problem import Seeds
 
 
 @pytest.mark.parametrize("name", ["", "1x", "a-b", "a b", "lambda", "größe", "x.py", "../x"])
@@ -193,8 +193,8 @@ def test_the_methods_derivative_is_the_one_it_says(plugins_forgotten: None, tmp_
     """Differentiating through every step is what ``bilevel`` does; through the last, a part."""
     import torch
 
-    from metabench.context import Context
-    from metabench.problem import Seeds
+    from metabench.contract.context import Context
+    from metabench.contract.problem import Seeds
 
     registry.load_plugin(new("method", "partial", tmp_path))
     seeds = Seeds.of(0)
@@ -222,7 +222,7 @@ def test_the_tasks_best_value_is_the_best(plugins_forgotten: None, tmp_path: Pat
 
     import torch
 
-    from metabench.problem import Seeds
+    from metabench.contract.problem import Seeds
 
     registry.load_plugin(new("task", "shared_penalty", tmp_path))
     task = registry.tasks.get("shared_penalty")(noise=1.0, scale=0.5)

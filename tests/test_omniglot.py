@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from metabench import data
+from metabench.contract.problem import Seeds
 from metabench.core.errors import DataMissing, MetabenchError
 from metabench.core.registry import tasks
-from metabench.problem import Seeds
 
 omniglot = importlib.import_module("metabench.tasks.omniglot")
 fewshot = importlib.import_module("metabench.tasks._fewshot")

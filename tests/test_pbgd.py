@@ -5,12 +5,12 @@ import torch
 from oracles import F64, context, differences, given
 from oracles import hypergradient as of_method
 
+from metabench.contract.problem import GRADIENTS, Episode, Problem
 from metabench.core.cell import why_not
 from metabench.core.costs import Counts
 from metabench.core.errors import Diverged, SettingError
 from metabench.core.registry import methods, solvers, tasks
 from metabench.core.settings import build
-from metabench.problem import GRADIENTS, Episode, Problem
 
 PBGD = methods.get("pbgd")
 Quadratic = tasks.get("quadratic")

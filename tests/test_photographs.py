@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from metabench import data
+from metabench.contract.method import Context
+from metabench.contract.problem import Seeds
 from metabench.core import settings
 from metabench.core.cell import Budget
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, solvers, tasks
-from metabench.method import Context
-from metabench.problem import Seeds
 
 cifar = importlib.import_module("metabench.tasks._cifar100")
 caltech = importlib.import_module("metabench.tasks.caltech101_fs")

@@ -8,11 +8,12 @@ import pytest
 import torch
 from oracles import F64, context, differences, hypergradient
 
-from metabench import data, grads
+from metabench import data
+from metabench.contract import autodiff
+from metabench.contract.problem import Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.problem import Seeds
 from metabench.testing import task_checks
 
 ppi = importlib.import_module("metabench.tasks._ppi")
@@ -368,8 +369,8 @@ def test_unrolled_through_both_stages_against_differences(graphs):
     def f(lam):
         theta = start
         for t in range(steps):
-            g = grads.grad(lambda v, t=t: problem.inner_loss(lam, v, episode.batch(t)), theta)[1]
-            theta = grads.axpy(-lr, g, theta)
+            g = autodiff.grad(lambda v, t=t: problem.inner_loss(lam, v, episode.batch(t)), theta)[1]
+            theta = autodiff.axpy(-lr, g, theta)
         return problem.outer_loss(lam, theta, episode.outer)
 
     found = hypergradient(ctx, "bilevel", lam=lam, theta=start, inner_steps=steps, inner_lr=lr)

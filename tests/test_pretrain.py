@@ -8,11 +8,11 @@ import pytest
 import torch
 from oracles import F64, context, differences, given, hypergradient
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.problem import Episode, Problem, Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.problem import Episode, Problem, Seeds
 from metabench.testing import task_checks
 
 finetune = importlib.import_module("metabench.tasks._finetune")
@@ -274,7 +274,7 @@ def test_unrolled_through_both_stages_against_differences(head):
     def f(lam):
         theta = problem.init_inner(lam, episode)
         for _ in range(steps):
-            g = grads.grad(lambda t: problem.inner_loss(lam, t, episode.batch(0)), theta)[1]
+            g = autodiff.grad(lambda t: problem.inner_loss(lam, t, episode.batch(0)), theta)[1]
             theta = {k: v - lr * g[k] for k, v in theta.items()}
         return problem.outer_loss(lam, theta, episode.outer)
 
@@ -299,7 +299,7 @@ def test_the_outer_gradient_in_theta_against_differences(rule, transfer):
     def f(t):
         return problem.outer_loss({}, t, episode.outer)
 
-    found, expected = grads.grad(f, theta)[1], differences(f, theta)
+    found, expected = autodiff.grad(f, theta)[1], differences(f, theta)
     for k in theta:
         close(found[k], expected[k], 1e-7)
     assert not found["pretrain.weight"].any() and found["head.weight"].any()
@@ -673,7 +673,7 @@ def test_a_warp_moves_along_its_curve():
     assert torch.equal(found[..., 0], x[..., 0])
     close(found[..., -1], x[..., -1])
     point = {"w": weights}
-    slope = grads.grad(lambda p: views.warp(x, p["w"]).square().sum(), point)[1]
+    slope = autodiff.grad(lambda p: views.warp(x, p["w"]).square().sum(), point)[1]
     expected = differences(lambda p: views.warp(x, p["w"]).square().sum(), point, 1e-7)
     close(slope["w"], expected["w"], 1e-5)
 
@@ -715,8 +715,8 @@ def test_the_hypergradient_of_the_warp_against_differences(recordings):
     theta = problem.init_inner(lam, episode)
 
     def f(lam):
-        g = grads.grad(lambda t: problem.inner_loss(lam, t, episode.batch(0)), theta)[1]
-        return problem.outer_loss(lam, grads.axpy(-lr, g, theta), episode.outer)
+        g = autodiff.grad(lambda t: problem.inner_loss(lam, t, episode.batch(0)), theta)[1]
+        return problem.outer_loss(lam, autodiff.axpy(-lr, g, theta), episode.outer)
 
     found = hypergradient(ctx, "bilevel", lam=lam, inner_steps=1, inner_lr=lr)
     expected = differences(f, lam, 1e-7)

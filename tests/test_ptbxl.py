@@ -8,11 +8,12 @@ import pytest
 import torch
 from oracles import F64, context, differences, hypergradient
 
-from metabench import data, grads
+from metabench import data
+from metabench.contract import autodiff
+from metabench.contract.problem import Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.problem import Seeds
 from metabench.testing import task_checks
 
 ptbxl = importlib.import_module("metabench.tasks._ptbxl")
@@ -283,8 +284,8 @@ def test_the_hypergradient_of_the_warp_against_differences(signal, set_):
     theta = problem.init_inner(lam, episode)
 
     def f(lam):
-        g = grads.grad(lambda t: problem.inner_loss(lam, t, episode.batch(0)), theta)[1]
-        return problem.outer_loss(lam, grads.axpy(-lr, g, theta), episode.outer)
+        g = autodiff.grad(lambda t: problem.inner_loss(lam, t, episode.batch(0)), theta)[1]
+        return problem.outer_loss(lam, autodiff.axpy(-lr, g, theta), episode.outer)
 
     found = hypergradient(ctx, "bilevel", lam=lam, inner_steps=1, inner_lr=lr)
     expected = differences(f, lam, 1e-7)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from metabench.contract.process_group import Ranks, _packed, _Raised, _unpacked
 from metabench.core import registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import Meter
@@ -19,7 +20,6 @@ from metabench.core.errors import Distrusted, Diverged, RankLost, Stopped, Unkno
 from metabench.crew import Crew, over
 from metabench.events import Event, Retried
 from metabench.launch import launch
-from metabench.ranks import Ranks, _packed, _Raised, _unpacked
 from metabench.record import Record, curve_outcome
 from metabench.runner import run_cell
 from metabench.store import CHECKPOINT, CLAIM, Store
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import ClassVar
 import torch
 from metabench.core.errors import Diverged
-from metabench.problem import Episode, Problem, generator
+from metabench.contract.problem import Episode, Problem, generator
 from metabench.core.registry import methods, tasks
 
 class Points(Problem):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from oracles import F64, context
 
+from metabench.contract.problem import Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
-from metabench.problem import Seeds
 from metabench.testing import method_checks, task_checks
 
 Task = tasks.get("regularised_mnist")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from oracles import F64, context
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.method import State
+from metabench.contract.problem import generator
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import methods, tasks
-from metabench.method import State
-from metabench.problem import generator
 from metabench.testing import check_method, check_task
 
 Bandit, ReSTEM = tasks.get("recipe_bandit"), methods.get("restem")
@@ -27,8 +27,8 @@ def test_rewards_are_those_of_gradient_descent():
     for i, (rate, epochs) in enumerate(problem.recipes.tolist()):
         w = problem.init_inner({}, episode)
         for _ in range(int(epochs)):
-            g = grads.grad(lambda t: problem.inner_loss({}, t, episode.batch(0)), w)[1]
-            w = grads.axpy(-rate, g, w)
+            g = autodiff.grad(lambda t: problem.inner_loss({}, t, episode.batch(0)), w)[1]
+            w = autodiff.axpy(-rate, g, w)
         torch.testing.assert_close(theta["w"][i], w["w"], rtol=1e-10, atol=1e-10)
         loss = problem.outer_loss({}, w, episode.outer)
         torch.testing.assert_close(rewards[i], -loss, rtol=1e-10, atol=1e-10)
@@ -82,7 +82,7 @@ def test_one_small_step_goes_where_the_policy_gradient_goes():
                     outer_lr=lr)  # fmt: skip
     episode = ctx.training_episodes()[0]
     actions, rewards = method.explore(ctx, lam, episode)
-    leaf = grads.leaf(lam)
+    leaf = autodiff.leaf(lam)
     log_p = problem.log_likelihood(leaf, episode, actions)
     surrogate = (rewards * log_p).sum() / rewards.sum()
     (g,) = torch.autograd.grad(surrogate, leaf["logit"])

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from metabench import checkpoint, environment, loop, trajectory
+from metabench.contract.method import Context, GradientMethod, State
+from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core import provenance, registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.errors import Diverged, Held, NotApplicable, Stopped
 from metabench.evaluation import estimate
 from metabench.events import Event, Finished, Interrupted, Progress, SetAside, Started
-from metabench.method import Context, GradientMethod, State
-from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
 from metabench.record import curve_outcome
 from metabench.runner import run_cell
 from metabench.store import CHECKPOINT, RECORD, SET_ASIDE, Store

@@ -6,10 +6,10 @@ import pytest
 import torch
 from oracles import F64, context
 
+from metabench.contract.method import State
+from metabench.contract.problem import Hyper
 from metabench.core import optional_packages
 from metabench.core.registry import methods, tasks
-from metabench.method import State
-from metabench.problem import Hyper
 from metabench.search import kinds, place
 
 HYPERS = (

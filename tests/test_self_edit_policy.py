@@ -6,12 +6,13 @@ import pytest
 import torch
 from oracles import F64, context
 
-from metabench import grads, lora
+from metabench import lora
+from metabench.contract import autodiff
+from metabench.contract.method import State, inner_loop
+from metabench.contract.problem import generator
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build
-from metabench.method import State, inner_loop
-from metabench.problem import generator
 from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
@@ -87,7 +88,7 @@ def test_rewards_of_a_batch_are_those_of_one_training_after_another(world, at_on
             if r == 0:
                 for k, v in theta.items():
                     torch.testing.assert_close(thetas[k][i], v.detach(), rtol=1e-10, atol=1e-10)
-                assert float(grads.norm(grads.axpy(-1.0, start, theta))) > 1e-2
+                assert float(autodiff.norm(autodiff.axpy(-1.0, start, theta))) > 1e-2
         assert float(found[i]) == pytest.approx(sum(expected) / 2, rel=1e-10)
     assert len({round(x, 8) for x in found.tolist()}) == 3
 
@@ -198,7 +199,7 @@ def test_under_peft_rewards_and_trainings_are_the_same(world):
         found.append((actions, likely, thetas, problem.rewards(lam, episode, actions)))
     for ours, its in zip(*found, strict=True):
         torch.testing.assert_close(its, ours, rtol=1e-4, atol=1e-4)
-    with pytest.raises(MetabenchError, match="no vmap"), grads.functional():
+    with pytest.raises(MetabenchError, match="no vmap"), autodiff.functional():
         problem.inner_loss(lam, problem.start, episode.batch(0))
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from oracles import F64, after_training, context, differences, hypergradient
 
-from metabench import data, grads, lora
+from metabench import data, lora
+from metabench.contract import autodiff
+from metabench.contract.problem import Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.problem import Seeds
 from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
@@ -225,7 +226,7 @@ def test_attention_is_never_fused(world):
         patch.setattr(F, "scaled_dot_product_attention", None)
         g = hypergradient(ctx, "bilevel", lam=lam, inner_steps=2)
     assert all(bool(torch.isfinite(v).all()) for v in g.values())
-    assert float(grads.norm(g)) > 0 and data.find("squad").is_dir() and episode.index == 0
+    assert float(autodiff.norm(g)) > 0 and data.find("squad").is_dir() and episode.index == 0
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import pytest
 import torch
 from oracles import F64, context, given, hypergradient
 
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.core import settings
 from metabench.core.cell import make_cell, why_not
 from metabench.core.costs import Counts
 from metabench.core.errors import NotApplicable, SettingError
 from metabench.core.registry import methods, solvers, tasks
-from metabench.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.runner import run_cell
 from metabench.testing import method_checks
 

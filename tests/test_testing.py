@@ -6,12 +6,12 @@ from typing import ClassVar
 import pytest
 import torch
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.method import GradientMethod, State
+from metabench.contract.problem import Hyper
 from metabench.core.errors import UnknownName
 from metabench.core.registry import methods, tasks
-from metabench.method import GradientMethod, State
 from metabench.probes import Counting, Limited, Sample, SampleProblem, Undeclared
-from metabench.problem import Hyper
 from metabench.testing import (
     ContractError,
     check_method,
@@ -129,7 +129,7 @@ class AdaptsWithGraph(Bilevel):
     """theta comes with a graph."""
 
     def adapt(self, ctx, state, episode):
-        return grads.leaf(super().adapt(ctx, state, episode))
+        return autodiff.leaf(super().adapt(ctx, state, episode))
 
 
 @broken_method()
@@ -342,7 +342,7 @@ def random_loss(self, lam, theta, batch):
 
 
 def cut_loss(self, lam, theta, batch):
-    return SampleProblem.inner_loss(self, grads.detach(lam), theta, batch)
+    return SampleProblem.inner_loss(self, autodiff.detach(lam), theta, batch)
 
 
 def once_loss(self, lam, theta, batch):
@@ -440,12 +440,12 @@ def test_watched_problems():
     counting.inner_loss(lam, theta, episode.batch(0))
     assert counting.calls == {"inner_loss": 1} and counting.episodes_per_step == 3
     limited = Limited(problem, frozenset({"outer_gradient"}))
-    value, g = grads.grad(lambda t: limited.inner_loss(lam, t, episode.batch(0)), theta)
+    value, g = autodiff.grad(lambda t: limited.inner_loss(lam, t, episode.batch(0)), theta)
     assert torch.equal(value, problem.inner_loss(lam, theta, episode.batch(0)))
     assert any(bool(v.any()) for v in g.values())
     with pytest.raises(Undeclared):
-        grads.grad(
-            lambda t: grads.grad(
+        autodiff.grad(
+            lambda t: autodiff.grad(
                 lambda s: limited.inner_loss(lam, s, episode.batch(0)), t, create_graph=True
             )[1]["head.bias"].sum(),
             theta,
@@ -453,6 +453,6 @@ def test_watched_problems():
 
 
 def _seeds():
-    from metabench.problem import Seeds
+    from metabench.contract.problem import Seeds
 
     return Seeds.of(0), torch.device("cpu")

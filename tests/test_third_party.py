@@ -84,8 +84,8 @@ def test_they_run_crossed_with_the_built_in_ones(python, tmp_path, task, method)
 def test_their_method_agrees_with_the_built_in_one_on_their_task(python):
     code = """
 import torch
-from metabench.method import Context
-from metabench.problem import Seeds
+from metabench.contract.method import Context
+from metabench.contract.problem import Seeds
 from metabench.core.registry import methods, solvers, tasks
 seeds, task = Seeds.of(0), tasks.get("cleaning")()
 ctx = Context(task.build(seeds, torch.device("cpu")), solvers.get("sgd")(), seeds, task.offers)

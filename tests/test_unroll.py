@@ -9,10 +9,11 @@ import pytest
 import torch
 from oracles import F64, SmallNet, context, differences, given, hypergradient
 
-from metabench import grads, unroll
+from metabench import unroll
+from metabench.contract import autodiff
+from metabench.contract.problem import GRADIENTS
 from metabench.core.registry import methods, tasks
 from metabench.probes import Counting, Sample
-from metabench.problem import GRADIENTS
 
 MODES = ("graph", "states", "checkpoints")
 OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")
@@ -256,8 +257,8 @@ def test_prepared_episodes_are_differentiated_and_shared():
             problem, episode = Unprepared(), ctx.problem.episode("train", 0)
             theta = problem.init_inner(lam, episode)
             for _ in range(4):
-                _, g = grads.grad(lambda t: problem.inner_loss(lam, t, episode.inner), theta)
-                theta = grads.axpy(-0.3, g, theta)
+                _, g = autodiff.grad(lambda t: problem.inner_loss(lam, t, episode.inner), theta)
+                theta = autodiff.axpy(-0.3, g, theta)
             return problem.outer_loss(lam, theta, episode.outer)
 
     equal(found, differences(plain, ctx.problem.init_outer(), 1e-3), 1e-8)

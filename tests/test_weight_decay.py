@@ -6,10 +6,10 @@ import pytest
 import torch
 from oracles import F64, given, hypergradient
 
+from metabench.contract.method import State
+from metabench.contract.problem import GRADIENTS, Seeds
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
-from metabench.method import State
-from metabench.problem import GRADIENTS, Seeds
 
 WeightDecay = tasks.get("weight_decay")
 Problem = importlib.import_module("metabench.tasks.weight_decay").WeightDecayProblem

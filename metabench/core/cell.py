@@ -174,7 +174,7 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     Looks at the declarations only (``method.needs``, ``task.offers``, and ``method.refuses`` of an
     inner solver): nothing is built or run.
     """
-    from metabench.problem import CAPABILITIES
+    from metabench.contract.problem import CAPABILITIES
 
     missing = [need for need in sorted(method.needs) if need not in task.offers]
     refuses = getattr(method, "refuses", None)

@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from metabench.contract.problem import Params
+from metabench.contract.solver import Memory, Rate, scaled
 from metabench.core.registry import solvers
-from metabench.problem import Params
-from metabench.solver import Memory, Rate, scaled
 
 
 @solvers.register("adam")

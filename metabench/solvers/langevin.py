@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.contract.problem import Params
+from metabench.contract.solver import Memory, Rate, scaled
 from metabench.core.registry import solvers
-from metabench.problem import Params
-from metabench.solver import Memory, Rate, scaled
 
 
 @solvers.register("langevin")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from metabench.contract.problem import Params
+from metabench.contract.solver import Memory, Rate, scaled
 from metabench.core.registry import solvers
-from metabench.problem import Params
-from metabench.solver import Memory, Rate, scaled
 
 
 @solvers.register("sgd")

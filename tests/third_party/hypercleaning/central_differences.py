@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metabench import grads
-from metabench.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
-from metabench.problem import Episode, Params
+from metabench.contract import autodiff
+from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
+from metabench.contract.problem import Episode, Params
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class CentralDifferences(GradientMethod):
         def trained(at: Params) -> tuple[Tensor, Params]:
             start = ctx.problem.init_inner(at, episode) if theta is None else theta
             end, _ = inner_loop(
-                ctx, at, grads.detach(start), episode, steps=self.inner_steps, lr=self.inner_lr
+                ctx, at, autodiff.detach(start), episode, steps=self.inner_steps, lr=self.inner_lr
             )
             ctx.meter.add(trainings=1, function_evaluations=1)
-            return ctx.problem.outer_loss(at, end, episode.outer).detach(), grads.detach(end)
+            return ctx.problem.outer_loss(at, end, episode.outer).detach(), autodiff.detach(end)
 
         def moved(name: str, i: int, by: float) -> Tensor:
             unit = torch.zeros(lam[name].numel(), dtype=lam[name].dtype, device=ctx.device)

@@ -13,7 +13,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Seeds, generator
+from metabench.contract.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Hyper,
+    Params,
+    Problem,
+    Seeds,
+    generator,
+)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol, TypeGuard
 
 from torch import Tensor
 
-from metabench.problem import Params
+from metabench.contract.problem import Params
 
 Memory = dict[str, Params]
 """What a solver carries between steps (velocities, moments): tensors, so that it can be

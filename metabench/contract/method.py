@@ -12,12 +12,12 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from metabench import grads
-from metabench.context import Context
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.problem import GRADIENTS, Episode, Params
+from metabench.contract.solver import Memory, Rate, Solver, is_noisy
 from metabench.core.errors import Diverged, UnknownName
 from metabench.core.registry import solvers
-from metabench.problem import GRADIENTS, Episode, Params
-from metabench.solver import Memory, Rate, Solver, is_noisy
 
 __all__ = [
     "Context",
@@ -171,7 +171,7 @@ class InnerTraining:
         """The first carried theta; None where every episode starts anew."""
         if not ctx.problem.carried:
             return None
-        return grads.detach(ctx.problem.init_inner(lam, ctx.problem.episode("train", 0)))
+        return autodiff.detach(ctx.problem.init_inner(lam, ctx.problem.episode("train", 0)))
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """The carried theta, or ``test_steps`` inner steps from the episode's own start."""
@@ -180,13 +180,13 @@ class InnerTraining:
         theta, _ = inner_loop(
             ctx,
             state.lam,
-            grads.detach(ctx.problem.init_inner(state.lam, episode)),
-            ctx.problem.prepare(grads.detach(state.lam), episode, self.only(ctx)),
+            autodiff.detach(ctx.problem.init_inner(state.lam, episode)),
+            ctx.problem.prepare(autodiff.detach(state.lam), episode, self.only(ctx)),
             steps=self.inner_steps if self.test_steps is None else self.test_steps,
             lr=self.rate(state.lam),
             only=self.only(ctx),
         )
-        return grads.detach(theta)
+        return autodiff.detach(theta)
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class GradientMethod(InnerTraining):
         )
         watched = worst([h.watched for h in found])
         self.trust(ctx, watched)
-        g = grads.mean(h.grad for h in found)
+        g = autodiff.mean(h.grad for h in found)
         value = sum(float(h.value) for h in found) / len(found)
         size = check_hypergradient(
             g, ctx.step, lambda: self.arrived(ctx, state.lam, found, episodes)
@@ -276,7 +276,7 @@ class GradientMethod(InnerTraining):
         lam, memory = outer_solver(self.outer_solver).update(
             state.lam, g, state.memory["outer"], lr
         )
-        theta = grads.detach(found[-1].theta) if ctx.problem.carried else None
+        theta = autodiff.detach(found[-1].theta) if ctx.problem.carried else None
         new = State(self.project(ctx, lam), theta, {**state.memory, "outer": memory})
         return new, {"outer_loss": value, "hypergradient_norm": size, **watched}
 
@@ -304,13 +304,13 @@ def outer_rate(lr: float, decay: str, ctx: Context) -> float:
 def level(ctx: Context, lam: Params, theta: Params, episode: Episode) -> bool:
     """Whether the outer loss has a gradient of exactly zero in theta. Not counted as cost."""
     judged = partial(ctx.problem.outer_loss, lam, batch=episode.outer)
-    return float(grads.norm(grads.grad(judged, theta)[1])) == 0.0
+    return float(autodiff.norm(autodiff.grad(judged, theta)[1])) == 0.0
 
 
 def check_hypergradient(g: Params, step: int, arrived: Callable[[], bool] = lambda: False) -> float:
     """The norm of a hypergradient; raises :class:`Diverged` where it is no number, or exactly 0
     with ``arrived`` false: a run at its optimum has no hypergradient and has not diverged."""
-    size = float(grads.norm(g))
+    size = float(autodiff.norm(g))
     if not math.isfinite(size):
         bad = [k for k, v in g.items() if not bool(torch.isfinite(v).all())]
         where = f" (in {', '.join(bad)})" if bad else ""

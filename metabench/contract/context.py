@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch.utils._pytree import tree_map
 
-from metabench import grads
+from metabench.contract import autodiff
+from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
+from metabench.contract.process_group import Ranks
+from metabench.contract.solver import Solver, is_noisy
 from metabench.core.cell import Budget
 from metabench.core.costs import Meter
-from metabench.problem import Batch, Episode, Params, Problem, Seeds, generator
-from metabench.ranks import Ranks
-from metabench.solver import Solver, is_noisy
 
 _POOL = "episode-worker"
 
@@ -92,11 +92,11 @@ class Context:
         """
         self.meter.add(inner_gradients=1)
         if not create_graph:
-            lam, theta, batch = grads.detach(lam), grads.detach(theta), grads.detach(batch)
+            lam, theta, batch = autodiff.detach(lam), autodiff.detach(theta), autodiff.detach(batch)
         moving = theta if only is None else {k: theta[k] for k in only}
         penalty = self.problem.diagonal_penalty(lam)
         loss = self.problem.inner_loss if penalty is None else self.problem.unpenalised_loss
-        g = grads.grad(
+        g = autodiff.grad(
             lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
         )[1]
         if penalty is None:
@@ -202,7 +202,7 @@ class Context:
         for start in range(0, len(episodes), size):
             n = len(episodes[start : start + size])
             cut = tree_map(lambda x, a=start, b=start + n: x[a:b], (inner, outer, noise))
-            with grads.functional(), self.meter.batch_of(n):
+            with autodiff.functional(), self.meter.batch_of(n):
                 out = torch.func.vmap(one)(*cut)
             results += [tree_map(lambda x, i=i: x[i], out) for i in range(n)]
         return results

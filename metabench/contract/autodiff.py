@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench.problem import Params
+from metabench.contract.problem import Params
 
 _local = threading.local()
 

@@ -88,7 +88,7 @@ class Episode:
     index: int = 0
     noise: Sequence[Params] | None = None
     """A noisy solver's draws by inner step, where several episodes at once need them ahead; None:
-    they are drawn when asked for (:meth:`metabench.context.Context.noise`)."""
+    they are drawn when asked for (:meth:`metabench.contract.context.Context.noise`)."""
 
     def batch(self, step: int) -> Batch:
         """The inner batch of inner step ``step``, counted from 0."""
@@ -121,7 +121,7 @@ class Problem(ABC):
     Under the capability ``per_example_lam`` every tensor of a batch has the examples first, both
     losses are means over them, and a lam whose tensors have the n examples of the batch in front,
     [n, *shape], gives each its own. theta may then hold gated tensors
-    (:class:`metabench.gated.Gated`): its tensors go into linear and convolution operations only.
+    (:class:`metabench.contract.per_example_weights.Gated`): its tensors go into linear and convolution operations only.
     """
 
     carried: bool = False
