@@ -25,7 +25,7 @@ from metabench.contract.problem import Seeds
 from metabench.core.cell import Budget, Cell, instances
 from metabench.core.errors import DataMissing
 from metabench.evaluation import evaluate
-from metabench.footprint import Footprint, tensors
+from metabench.hypergradients.tensor_memory import Footprint, tensors
 
 CPU = torch.device("cpu")
 LONG = {"inner_steps": "method", "ahead": "method", "terms": "method", "final_steps": "task"}

@@ -33,7 +33,7 @@ from metabench.core.errors import (
 )
 from metabench.evaluation import Metrics, Stopwatch, evaluate
 from metabench.events import Listener, Progress, SetAside, Started
-from metabench.footprint import Footprint
+from metabench.hypergradients.tensor_memory import Footprint
 from metabench.record import RUNAWAY
 from metabench.store import CHECKPOINT, BadFile, Store
 

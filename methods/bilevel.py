@@ -12,18 +12,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from metabench import unroll
 from metabench.contract.method import Context, Hypergradient
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate
 from metabench.core.registry import methods
+from metabench.hypergradients import unrolled
 
 RATE = "inner_lr"  # name of the learned step size among the outer variables
 
 
 @methods.register("bilevel")
 @dataclass(frozen=True)
-class Bilevel(unroll.Unrolling):
+class Bilevel(unrolled.Unrolling):
     """Bilevel unrolling (Franceschi 2018): differentiate through the inner solver's iterations."""
 
     mode: Literal["reverse", "forward"] = "reverse"
@@ -73,8 +73,10 @@ class Bilevel(unroll.Unrolling):
     ) -> Hypergradient:
         """Through ``inner_steps`` iterations from the episode's start."""
         if self.mode == "forward":
-            return unroll.forward(ctx, lam, theta, episode, steps=self.inner_steps, rate=self.rate)
-        return unroll.reverse(
+            return unrolled.forward(
+                ctx, lam, theta, episode, steps=self.inner_steps, rate=self.rate
+            )
+        return unrolled.reverse(
             ctx,
             lam,
             theta,

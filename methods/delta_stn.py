@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench.best_response import VALUE, Moment, SelfTuning, part, respond
 from metabench.contract import autodiff
 from metabench.contract.method import Context
 from metabench.contract.problem import Batch, Params
 from metabench.core.registry import methods
-from metabench.unroll import load_forward_mode
+from metabench.hypergradients.best_response import VALUE, Moment, SelfTuning, part, respond
+from metabench.hypergradients.unrolled import load_forward_mode
 
 
 @methods.register("delta_stn")

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from metabench import implicit
 from metabench.contract import autodiff
 from metabench.contract.method import (
     Context,
@@ -27,6 +26,7 @@ from metabench.contract.method import (
 )
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.core.registry import methods
+from metabench.hypergradients import implicit
 
 
 @methods.register("ift")

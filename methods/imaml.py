@@ -17,12 +17,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from metabench import implicit
 from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
 from metabench.core.registry import methods
+from metabench.hypergradients import implicit
 
 
 @methods.register("imaml")

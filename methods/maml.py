@@ -12,18 +12,18 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from metabench import unroll
 from metabench.contract.method import Context, Hypergradient, Positive, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate
 from metabench.core.registry import methods
+from metabench.hypergradients import unrolled
 
 RATE = "rate."  # prefix of Meta-SGD's step sizes among the outer variables
 
 
 @methods.register("maml")
 @dataclass(frozen=True)
-class MAML(unroll.Unrolling):
+class MAML(unrolled.Unrolling):
     """MAML (Finn 2017): learn initial weights; options first order, ANIL, Meta-SGD."""
 
     inner_steps: Steps = 1
@@ -71,7 +71,7 @@ class MAML(unroll.Unrolling):
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
         """[prod_t (I - alpha H_t)] grad L_Q(phi_T); first order drops the product."""
-        return unroll.reverse(
+        return unrolled.reverse(
             ctx,
             lam,
             theta,

@@ -14,12 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from metabench import unroll
 from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
 from metabench.core.registry import methods
+from metabench.hypergradients import unrolled
 
 
 @methods.register("one_step")
@@ -56,7 +56,7 @@ class OneStep(GradientMethod):
         start = autodiff.detach(ctx.problem.init_inner(lam, episode) if theta is None else theta)
         if self.mixed == "differences":
             return self.by_differences(ctx, lam, start, episode)
-        return unroll.reverse(
+        return unrolled.reverse(
             ctx, lam, start, episode, steps=self.inner_steps, rate=self.rate, truncate=1
         )
 

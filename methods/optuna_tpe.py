@@ -19,7 +19,7 @@ from pydantic import Field
 from metabench.contract.method import Context, State
 from metabench.contract.problem import generator
 from metabench.core.registry import methods
-from metabench.search import Search
+from metabench.hypergradients.gradient_free import Search
 
 TRIED = "tried"  # in the method's memory: [*point, loss] of every try
 

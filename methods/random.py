@@ -16,7 +16,7 @@ from scipy.stats import qmc
 from metabench.contract.method import Context, State
 from metabench.contract.problem import generator
 from metabench.core.registry import methods
-from metabench.search import Search
+from metabench.hypergradients.gradient_free import Search
 
 
 @methods.register("random")

@@ -26,13 +26,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metabench import unroll
-from metabench.comoment import Comoment
 from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, State
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, is_noisy
 from metabench.core.registry import methods
+from metabench.hypergradients import unrolled
+from metabench.hypergradients.comoment import Comoment
 
 CHAINS = "chains"  # in the method's memory: every chain's theta, where one is carried
 
@@ -199,19 +199,19 @@ def forward(at: Chains, theta: Params | None) -> Hypergradient:
     """Exact along each chain: J [dim lam, dim theta] by forward mode. J starts at 0 where theta is
     carried, else at d theta_0 / d lam."""
     ctx, method, lam, carried = at.ctx, at.method, at.lam, theta is not None
-    ways = unroll.unit_directions(lam)
+    ways = unrolled.unit_directions(lam)
     n = len(next(iter(ways.values())))
 
     def first(theta: Params) -> Params:
         if carried:
             return {k: v.new_zeros(n, *v.shape) for k, v in theta.items()}
-        start = unroll.along(lambda p: ctx.problem.init_inner(p, at.episode), (lam,), (ways,))
+        start = unrolled.along(lambda p: ctx.problem.init_inner(p, at.episode), (lam,), (ways,))
         slopes: Params = start[1]
         return slopes
 
     def moved(theta: Params, j: Params, noise: Params, t: int) -> Any:
         ctx.meter.add(hvps=n, mixed_products=n)
-        return unroll.along(
+        return unrolled.along(
             lambda p, x: at.moved(x, ctx.inner_grad(p, x, at.episode.batch(t)), noise),
             (lam, theta),
             (ways, j),
@@ -219,7 +219,7 @@ def forward(at: Chains, theta: Params | None) -> Hypergradient:
 
     def judged(theta: Params, j: Params) -> Any:
         ctx.meter.add(outer_gradients=1)
-        return unroll.along(at.judge, (lam, theta), (ways, j))
+        return unrolled.along(at.judge, (lam, theta), (ways, j))
 
     theta = at.begin(theta)
     j, kept = at.each(first, theta), []
@@ -228,7 +228,7 @@ def forward(at: Chains, theta: Params | None) -> Hypergradient:
         if method.keeps(t):
             kept.append(at.mean(at.each(judged, theta, j)))
     value, slopes = (torch.stack(x).mean(0) for x in zip(*kept, strict=True))
-    return Hypergradient(value, unroll.from_slopes(slopes, lam), autodiff.detach(theta))
+    return Hypergradient(value, unrolled.from_slopes(slopes, lam), autodiff.detach(theta))
 
 
 def first_order(at: Chains, theta: Params | None) -> Hypergradient:

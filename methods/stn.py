@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metabench.best_response import Moment, SelfTuning, respond
 from metabench.contract import autodiff
 from metabench.contract.problem import Batch, Params
 from metabench.core.registry import methods
+from metabench.hypergradients.best_response import Moment, SelfTuning, respond
 
 
 @methods.register("stn")

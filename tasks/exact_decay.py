@@ -6,7 +6,7 @@ factor 1/2 is this project's); outer loss: mean cross-entropy on the validation 
 
 The metrics judge the first outer step. Of a method that takes one step of plain gradient descent
 with step size 1, lam has then moved by minus the hypergradient that its own code has found, and
-that is held against :func:`metabench.fidelity.exact` at the first lam.
+that is held against :func:`metabench.hypergradients.reference.exact` at the first lam.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench import fidelity
 from metabench.contract import autodiff
 from metabench.contract.problem import (
     GRADIENTS,
@@ -33,6 +32,7 @@ from metabench.contract.problem import (
     generator,
 )
 from metabench.core.registry import tasks
+from metabench.hypergradients import reference
 
 from ._images import CLASSES, load
 
@@ -150,12 +150,12 @@ class ExactDecayProblem(Problem):
         if self.task.start == "fresh":
             return self.fresh
         lam = self._shifted(self.init_outer(), "nearby", self.task.nearby)
-        return fidelity.exact(self, lam, self.fresh, self.episode("train", 0)).theta
+        return reference.exact(self, lam, self.fresh, self.episode("train", 0)).theta
 
     @cached_property
-    def known(self) -> fidelity.Known:
+    def known(self) -> reference.Known:
         """Hypergradient and inner minimiser at the first lam, from where theta starts."""
-        return fidelity.exact(self, self.init_outer(), self.begin, self.episode("train", 0))
+        return reference.exact(self, self.init_outer(), self.begin, self.episode("train", 0))
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
         """The same first weights every time."""
@@ -209,13 +209,13 @@ class ExactDecayProblem(Problem):
         return 1
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Of lam's first step what :func:`metabench.fidelity.compare` says; ``inner_error``, how
+        """Of lam's first step what :func:`metabench.hypergradients.reference.compare` says; ``inner_error``, how
         far theta is from the minimiser, relative; the outer ``loss``."""
         first = self.init_outer()
         step = {k: first[k] - lam[k] for k in first}
         end = autodiff.flatten(self.known.theta)
         return {
-            **fidelity.compare(step, self.known.grad),
+            **reference.compare(step, self.known.grad),
             "inner_error": float((autodiff.flatten(theta) - end).norm() / end.norm()),
             "loss": float(self.outer_loss(lam, theta, episode.outer)),
         }

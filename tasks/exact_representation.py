@@ -19,10 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import fidelity
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Seeds
 from metabench.core.registry import tasks
+from metabench.hypergradients import reference
 
 from ._fewshot import FewShotProblem
 
@@ -117,17 +117,17 @@ class ExactRepresentationProblem(FewShotProblem):
         lam = self.init_outer()
         episodes = [self.episode("train", i) for i in range(self.episodes_per_step)]
         with autodiff.functional():
-            found = [fidelity.exact(self, lam, self.init_inner(lam, e), e) for e in episodes]
+            found = [reference.exact(self, lam, self.init_inner(lam, e), e) for e in episodes]
         return autodiff.mean(known.grad for known in found)
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Of lam's first step what :func:`metabench.fidelity.compare` says, and the query
+        """Of lam's first step what :func:`metabench.hypergradients.reference.compare` says, and the query
         ``loss`` and ``accuracy``."""
         first = self.init_outer()
         step = {k: first[k] - lam[k] for k in first}
         own = super().metrics(lam, theta, episode)
         return {
-            **fidelity.compare(step, self.known),
+            **reference.compare(step, self.known),
             "loss": own["loss"],
             "accuracy": own["accuracy"],
         }

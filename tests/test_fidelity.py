@@ -7,11 +7,11 @@ import pytest
 import torch
 from oracles import F64, context, given
 
-from metabench import fidelity
 from metabench.contract import autodiff
 from metabench.contract.problem import Episode, Seeds
 from metabench.core.errors import Diverged
 from metabench.core.registry import methods, tasks
+from metabench.hypergradients import reference
 
 ExactDecay = tasks.get("exact_decay")
 Problem = importlib.import_module("metabench.tasks.exact_decay").ExactDecayProblem
@@ -64,7 +64,7 @@ def test_ridge_has_a_closed_form():
     problem = context("ridge").problem
     lam = {"log_penalty": torch.linspace(-2, 1, 10, dtype=F64)}
     episode = problem.episode("train", 0)
-    known = fidelity.exact(problem, lam, problem.init_inner(lam, episode), episode)
+    known = reference.exact(problem, lam, problem.init_inner(lam, episode), episode)
     close(known.theta["w"], problem.solve(lam))
     close(known.grad["log_penalty"], problem.exact_hypergradient(lam))
 
@@ -83,7 +83,7 @@ def test_trained_again_at_other_decays(set_):
             return problem.inner_loss(p, autodiff.unflatten(flat, start), episode.inner)
 
         start = problem.known.theta
-        end = fidelity.minimiser(inner, autodiff.flatten(start))
+        end = reference.minimiser(inner, autodiff.flatten(start))
         return float(problem.outer_loss(p, autodiff.unflatten(end, start), episode.outer))
 
     for seed in range(3):
@@ -107,7 +107,7 @@ def test_heads_trained_again_on_another_body():
             def inner(flat, start=start, p=p, ready=ready):
                 return problem.inner_loss(p, autodiff.unflatten(flat, start), ready.inner)
 
-            end = autodiff.unflatten(fidelity.minimiser(inner, autodiff.flatten(start)), start)
+            end = autodiff.unflatten(reference.minimiser(inner, autodiff.flatten(start)), start)
             total += float(problem.outer_loss(p, end, e.outer)) / 2
         return total
 
@@ -158,29 +158,29 @@ def test_the_penalty_method_is_off_by_one_over_gamma():
 
 def test_comparison():
     true = {"a": torch.tensor([3.0, 0.0], dtype=F64), "b": torch.tensor([4.0], dtype=F64)}
-    found = fidelity.compare({k: 2 * v for k, v in true.items()} | {"more": torch.ones(1)}, true)
+    found = reference.compare({k: 2 * v for k, v in true.items()} | {"more": torch.ones(1)}, true)
     assert found == pytest.approx({"cosine": 1, "one_minus_cosine": 0, "relative_error": 1})
     turned = {"a": torch.tensor([0.0, 5.0], dtype=F64), "b": torch.zeros(1, dtype=F64)}
-    found = fidelity.compare(turned, true)
+    found = reference.compare(turned, true)
     assert found == pytest.approx({"cosine": 0, "one_minus_cosine": 1, "relative_error": 2**0.5})
     tiny = {**true, "a": true["a"] + torch.tensor([0.0, 5e-12], dtype=F64)}
-    gap = fidelity.compare(tiny, true)["one_minus_cosine"]
+    gap = reference.compare(tiny, true)["one_minus_cosine"]
     assert gap == pytest.approx(0.5e-24, rel=1e-2)  # 1 - cosine itself is 0 in float64
     nothing = {k: torch.zeros_like(v) for k, v in true.items()}
-    assert fidelity.compare(nothing, true)["cosine"] == 0.0
+    assert reference.compare(nothing, true)["cosine"] == 0.0
 
 
 def test_newtons_method_past_a_saddle():
     def f(x):
         return (x[0] ** 2 - 1) ** 2 + 10 * (x[1] - x[0]) ** 2
 
-    found = fidelity.minimiser(f, torch.tensor([0.01, 0.5], dtype=F64))
+    found = reference.minimiser(f, torch.tensor([0.01, 0.5], dtype=F64))
     close(found, torch.ones(2, dtype=F64))
 
 
 def test_where_there_is_no_minimum():
     with pytest.raises(Diverged, match="not arrived after 200 steps"):
-        fidelity.minimiser(lambda x: x.exp().sum() + x.sum(), torch.zeros(2, dtype=F64))
+        reference.minimiser(lambda x: x.exp().sum() + x.sum(), torch.zeros(2, dtype=F64))
     problem = context("quadratic").problem
 
     class Flat(type(problem)):
@@ -191,7 +191,7 @@ def test_where_there_is_no_minimum():
     flat.__dict__.update(problem.__dict__)
     lam, episode = problem.init_outer(), Episode({}, {})
     with pytest.raises(Diverged, match="no strict minimum"):
-        fidelity.exact(flat, lam, problem.init_inner(lam, problem.episode("train", 0)), episode)
+        reference.exact(flat, lam, problem.init_inner(lam, problem.episode("train", 0)), episode)
 
 
 def test_single_precision_is_refused():
@@ -199,7 +199,7 @@ def test_single_precision_is_refused():
     assert problem().dtype == "float32"
     single = {"w": torch.zeros(3)}
     with pytest.raises(ValueError, match="takes float64; w is not"):
-        fidelity.exact(context("ridge").problem, {}, single, Episode({}, {}))
+        reference.exact(context("ridge").problem, {}, single, Episode({}, {}))
 
 
 def test_parts_are_apart_and_lam_is_drawn():

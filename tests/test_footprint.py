@@ -8,7 +8,7 @@ from metabench.convolution import buffer
 from metabench.core.cell import make_cell
 from metabench.core.errors import Stopped
 from metabench.core.registry import methods
-from metabench.footprint import Footprint
+from metabench.hypergradients.tensor_memory import Footprint
 from metabench.loop import Loop
 from metabench.runner import run_cell
 from metabench.store import Store

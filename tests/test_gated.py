@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from metabench.contract.per_example_weights import Gated
 from metabench.core.errors import MetabenchError
-from metabench.unroll import load_forward_mode
+from metabench.hypergradients.unrolled import load_forward_mode
 
 N, ROWS = 5, 4
 

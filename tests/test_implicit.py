@@ -8,13 +8,13 @@ from oracles import F64, SmallNet, context, given, hypergradient
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metabench import implicit
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Episode, Problem
 from metabench.core.costs import Meter
 from metabench.core.errors import Diverged, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build
+from metabench.hypergradients import implicit
 from metabench.probes import Counting
 
 IFT, IMAML, OneStep = (methods.get(name) for name in ("ift", "imaml", "one_step"))

@@ -10,7 +10,7 @@ from metabench.contract.method import State
 from metabench.contract.problem import Hyper
 from metabench.core import optional_packages
 from metabench.core.registry import methods, tasks
-from metabench.search import kinds, place
+from metabench.hypergradients.gradient_free import kinds, place
 
 HYPERS = (
     Hyper("rate", (2,), 1e-4, 1.0, log=True),

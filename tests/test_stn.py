@@ -9,12 +9,12 @@ import torch
 from oracles import F64, context, given
 from torch.nn import functional as F
 
-from metabench.best_response import Coordinates, Moment, part, respond
 from metabench.contract.problem import Episode, Hyper, Problem
 from metabench.core.costs import Counts
 from metabench.core.errors import Diverged
 from metabench.core.registry import methods, tasks
-from metabench.unroll import load_forward_mode
+from metabench.hypergradients.best_response import Coordinates, Moment, part, respond
+from metabench.hypergradients.unrolled import load_forward_mode
 
 STN, DeltaSTN = methods.get("stn"), methods.get("delta_stn")
 Quadratic, Shrinkage = tasks.get("quadratic"), tasks.get("shrinkage")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from oracles import F64, SmallNet, context, differences, given, hypergradient
 
-from metabench import unroll
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS
 from metabench.core.registry import methods, tasks
+from metabench.hypergradients import unrolled
 from metabench.probes import Counting, Sample
 
 MODES = ("graph", "states", "checkpoints")
@@ -20,7 +20,7 @@ OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")
 
 
 def path(ctx, **more):
-    return unroll.Path(ctx, None, ctx.problem.episode("train", 0), lambda lam: 0.1, **more)
+    return unrolled.Path(ctx, None, ctx.problem.episode("train", 0), lambda lam: 0.1, **more)
 
 
 def equal(one, other, tolerance=1e-10):
@@ -77,14 +77,14 @@ def test_the_mode_is_chosen_against_the_budget():
     ctx = given(SmallNet(), *OFFERS)
     ctx.problem.episodes_per_step = 4
     lam = ctx.problem.init_outer()
-    chosen = unroll.choose(path(ctx), lam, 10, 1e9)
+    chosen = unrolled.choose(path(ctx), lam, 10, 1e9)
     assert chosen == "graph" and ctx.meter.counts.inner_gradients == 1
     known = ctx.notes["unroll_bytes"]
     assert known["point"] == 8 * sum(v.numel() for v in lam.values())
     assert known["step"] > known["point"] and known["shared"] == 0
 
     def mode(budget):
-        return unroll.choose(path(ctx), lam, 10, 4 * budget)
+        return unrolled.choose(path(ctx), lam, 10, 4 * budget)
 
     assert mode(10 * known["step"]) == "graph"
     assert mode(10 * known["step"] - 1) == "states"
@@ -106,9 +106,9 @@ def test_the_estimate_grows_with_what_a_step_keeps():
     batch = large.problem.episode("train", 0)
     wide = {k: v.repeat(50, *[1] * (v.dim() - 1)) for k, v in batch.inner.items()}
     lam = large.problem.init_outer()
-    one = unroll.measure(path(small), lam)["step"]
+    one = unrolled.measure(path(small), lam)["step"]
     episode = type(batch)(wide, batch.outer)
-    other = unroll.measure(unroll.Path(large, None, episode, lambda lam: 0.1), lam)["step"]
+    other = unrolled.measure(unrolled.Path(large, None, episode, lambda lam: 0.1), lam)["step"]
     assert 10 * one < other < 100 * one
 
 
@@ -190,14 +190,14 @@ def test_threads_measure_once_and_choose_alike():
     ctx = context(Sample(), workers=3)
     method = methods.get("maml")(inner_steps=5)
     measured = []
-    real = unroll.measure
+    real = unrolled.measure
 
     def watched(*args):
         measured.append(threading.current_thread().name)
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unroll, "measure", watched)
+        patch.setattr(unrolled, "measure", watched)
         method.step(ctx, method.init(ctx))
     assert measured == [threading.current_thread().name]
 
@@ -262,7 +262,7 @@ def test_prepared_episodes_are_differentiated_and_shared():
             return problem.outer_loss(lam, theta, episode.outer)
 
     equal(found, differences(plain, ctx.problem.init_outer(), 1e-3), 1e-8)
-    notes = unroll.measure(path(ctx), ctx.problem.init_outer())
+    notes = unrolled.measure(path(ctx), ctx.problem.init_outer())
     assert notes["shared"] > 0
 
 
@@ -279,7 +279,7 @@ check_method(methods.get("bilevel")(mode="forward", inner_steps=1), [tasks.get("
 
 
 def test_points_come_back_in_turn_from_pieces_that_are_used_again():
-    points, n = unroll.Points(70), unroll.Points.PIECE
+    points, n = unrolled.Points(70), unrolled.Points.PIECE
 
     def point(i):
         return {"w": torch.full((2,), float(i))}, {"velocity": {"w": torch.tensor(-float(i))}}

@@ -47,7 +47,7 @@ class Budget:
     """Which state is tested: the best on the validation split, or the last."""
     measure_memory: Literal[True] | None = None
     """Repeat the first outer step at the end, uncounted, for the cost ``peak_tensor_bytes``: the
-    most bytes of tensors that it holds at once (:mod:`metabench.footprint`)."""
+    most bytes of tensors that it holds at once (:mod:`metabench.hypergradients.tensor_memory`)."""
 
     LIMITS = (
         "outer_steps",

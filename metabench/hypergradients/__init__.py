@@ -1,0 +1,1 @@
+"""How a hypergradient is computed: by unrolling, implicitly, by a best response, by search."""
