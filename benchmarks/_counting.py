@@ -19,11 +19,11 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from metabench import data
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Seeds
 from metabench.core.cell import Budget, Cell, instances
 from metabench.core.errors import DataMissing
+from metabench.datasets import data
 from metabench.evaluation import evaluate
 from metabench.hypergradients.tensor_memory import Footprint, tensors
 

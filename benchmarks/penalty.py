@@ -47,11 +47,11 @@ def context(row: Row, n: int, dtype: str):
     """metabench's own problem and context, and what the images are."""
     import torch
 
-    from metabench import data
     from metabench.contract.context import Context
     from metabench.contract.problem import Seeds
     from metabench.core.errors import DataMissing
     from metabench.core.registry import solvers, tasks
+    from metabench.datasets import data
 
     task = tasks.get("hyper_cleaning")(
         network=row.network, n_train=n, n_valid=n, n_test=1, dtype=dtype

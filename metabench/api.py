@@ -22,8 +22,8 @@ from metabench.store import BadFile, Store
 from metabench.suite import Suite
 
 if TYPE_CHECKING:
-    from metabench import data
     from metabench.cluster.folder import Submission
+    from metabench.datasets import data
     from metabench.doctor import Finding
     from metabench.events import Listener
     from metabench.launch import Summary
@@ -51,7 +51,7 @@ def show(name: str, kind: str | None = None) -> list[Description]:
 
 def data_list() -> list[data.Status]:
     """Every known data set: where it is, or the command that mends its absence."""
-    from metabench import data
+    from metabench.datasets import data
 
     return data.status()
 
@@ -61,7 +61,7 @@ def data_fetch(name: str, *, to: str | Path | None = None) -> Path:
 
     Raises UnknownName; MetabenchError where that cannot be done, with the way to do it by hand.
     """
-    from metabench import data
+    from metabench.datasets import data
 
     return data.fetch(name, to=None if to is None else Path(to))
 
@@ -71,7 +71,7 @@ def data_verify(name: str | None = None) -> list[data.Verdict]:
 
     Raises UnknownName, DataMissing.
     """
-    from metabench import data
+    from metabench.datasets import data
 
     names = [s.dataset.name for s in data.status() if s.found] if name is None else [name]
     return [verdict for each in names for verdict in data.verify(each)]

@@ -215,7 +215,8 @@ def _data(ctx: typer.Context) -> None:
 def data_list() -> None:
     """Every data set that is known: where it is, or what mends its absence; source, licence, sizes,
     checksums, and what to copy to a machine without network."""
-    from metabench import data, screen
+    from metabench import screen
+    from metabench.datasets import data
 
     screen.print_data(screen.console(), data.status())
 
@@ -228,7 +229,8 @@ def data_fetch(
     ] = None,
 ) -> None:
     """Download a data set, check it and unpack it; goes on with what has come already."""
-    from metabench import data, screen
+    from metabench import screen
+    from metabench.datasets import data
 
     with screen.downloading(screen.console(stderr=True)) as progress:
         folder = data.fetch(name, to=to, progress=progress)

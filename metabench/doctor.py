@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from metabench.core import optional_packages
 from metabench.core.registry import REGISTRIES, load_plugin
-from metabench.data import size_text
+from metabench.datasets.data import size_text
 from metabench.store import Store
 
 Verdict = Literal["ok", "note", "missing", "too old", "broken"]
@@ -241,7 +241,7 @@ def _store(store: Store) -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from metabench import data
+    from metabench.datasets import data
 
     looked = ", ".join(map(str, data.roots()))
     for status in data.status():

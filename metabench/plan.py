@@ -115,7 +115,7 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
     """What a task cannot find, and the command that mends it."""
     if not task.data:
         return None
-    from metabench import data
+    from metabench.datasets import data
 
     source = getattr(task, "source", "auto")
     for name in task.data:

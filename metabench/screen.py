@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from metabench.api import Status
     from metabench.core.registry import Entry
     from metabench.costs import Cost, Estimated
-    from metabench.data import Status as Data
-    from metabench.data import Verdict
+    from metabench.datasets.data import Status as Data
+    from metabench.datasets.data import Verdict
+    from metabench.datasets.download import Progress
     from metabench.doctor import Finding
-    from metabench.download import Progress
     from metabench.plan import Planned
     from metabench.show import Description
 
@@ -275,7 +275,7 @@ def print_findings(out: Console, findings: Sequence[Finding]) -> None:
 
 def print_data(out: Console, statuses: Iterable[Data]) -> None:
     """Where each data set is, what it is, what is in it, and what another machine needs of it."""
-    from metabench.data import size_text
+    from metabench.datasets.data import size_text
 
     for status in statuses:
         known = status.dataset

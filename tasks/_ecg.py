@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metabench import data
 from metabench.core.errors import MetabenchError
+from metabench.datasets import data
 
 from . import _arrays
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench import data
 from metabench.contract.problem import Batch, Episode, Problem, Seeds, generator
 from metabench.core.errors import MetabenchError, SettingError
+from metabench.datasets import data
 
 from . import _arrays, _pickles
 

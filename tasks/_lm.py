@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import torch
 
-from metabench import data, lora
+from metabench import lora
 from metabench.causal import CausalLM
 from metabench.core.errors import MetabenchError
+from metabench.datasets import data
 from metabench.lora_peft import PeftDecoder
 
 TINY = "tinylm_260k"

@@ -35,8 +35,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metabench import data
 from metabench.core.errors import MetabenchError
+from metabench.datasets import data
 
 from . import _pickles
 

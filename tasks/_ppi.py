@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench import data
 from metabench.core.errors import MetabenchError
+from metabench.datasets import data
 
 from ._gin import Cut
 

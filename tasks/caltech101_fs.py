@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metabench import data
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import tasks
+from metabench.datasets import data
 
 from . import _arrays
 from ._fewshot import Classes

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metabench import data
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import tasks
+from metabench.datasets import data
 
 from . import _arrays
 from . import _omniglot_lists as lists

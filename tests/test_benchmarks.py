@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from metabench import data
 from metabench.core.errors import DataMissing
+from metabench.datasets import data
 
 ROOT = Path(__file__).parents[1]
 

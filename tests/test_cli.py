@@ -15,11 +15,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench import api, data, screen
+from metabench import api, screen
 from metabench.cli import app
 from metabench.core import registry
 from metabench.core.catalogue import listing
 from metabench.core.errors import SettingError, UnknownName
+from metabench.datasets import data
 from metabench.options import seed_list
 from metabench.plan import STATES
 from metabench.store import Store
@@ -663,8 +664,8 @@ def test_data_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fetching_and_verifying_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metabench import data
-    from metabench.data import Verdict
+    from metabench.datasets import data
+    from metabench.datasets.data import Verdict
 
     def fetch(name: str, *, to: Path | None, progress: Callable[..., None]) -> Path:
         for so_far in (0, 5, 10):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from metabench import data
 from metabench.core.errors import DataMissing, MetabenchError, UnknownName
-from metabench.download import digest, download
+from metabench.datasets import data
+from metabench.datasets.download import digest, download
 
 
 @pytest.fixture(autouse=True)
@@ -463,5 +463,5 @@ def test_what_is_known_of_a_data_set_is_complete(known):
 
 
 def test_the_module_needs_no_torch():
-    code = "import sys, metabench.data; sys.exit('torch' in sys.modules)"
+    code = "import sys, metabench.datasets.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

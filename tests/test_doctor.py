@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench import data, doctor, screen
+from metabench import doctor, screen
 from metabench.cli import app
 from metabench.core import optional_packages
+from metabench.datasets import data
 from metabench.doctor import PAIR, Finding, examine, probe_torch
 from metabench.store import Store
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from metabench import data
 from metabench.contract.problem import Seeds
 from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
 from metabench.core.registry import tasks
+from metabench.datasets import data
 
 images = importlib.import_module("metabench.tasks._images")
 GEN = np.random.default_rng(0)

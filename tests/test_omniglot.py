@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metabench import data
 from metabench.contract.problem import Seeds
 from metabench.core.errors import DataMissing, MetabenchError
 from metabench.core.registry import tasks
+from metabench.datasets import data
 
 omniglot = importlib.import_module("metabench.tasks.omniglot")
 fewshot = importlib.import_module("metabench.tasks._fewshot")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from metabench import data
 from metabench.contract.method import Context
 from metabench.contract.problem import Seeds
 from metabench.core import settings
 from metabench.core.cell import Budget
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, solvers, tasks
+from metabench.datasets import data
 
 cifar = importlib.import_module("metabench.tasks._cifar100")
 caltech = importlib.import_module("metabench.tasks.caltech101_fs")

@@ -217,8 +217,8 @@ def needy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_missing_data_and_packages_come_with_their_command(
     needy: None, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench import data
     from metabench.core.errors import DataMissing
+    from metabench.datasets import data
 
     def locate(name: str, layout: str | None) -> data.Found:
         raise DataMissing(name, ["here", "there"], f"metabench data fetch {name}")
@@ -235,7 +235,7 @@ def test_missing_data_and_packages_come_with_their_command(
 def test_data_is_looked_for_in_the_layout_that_the_task_names(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench import data
+    from metabench.datasets import data
 
     monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
     monkeypatch.setenv("METABENCH_CACHE", str(tmp_path))

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metabench import data
 from metabench.cluster import arrange, snapshot
 from metabench.cluster import folder as folders
 from metabench.cluster.arrange import Bundle, Part, Setbacks
@@ -22,6 +21,7 @@ from metabench.cluster.profile import Profile
 from metabench.cluster.queue import Answer, ask
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
 from metabench.core.errors import MetabenchError, SettingError, StoreError
+from metabench.datasets import data
 from metabench.plan import Planned
 from metabench.record import Record
 from metabench.store import Store, write_atomic

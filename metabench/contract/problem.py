@@ -277,7 +277,7 @@ class Task(Protocol):
     """The metric that selection and tables use, a key of ``Problem.metrics``."""
     goal: ClassVar[Literal["max", "min"]]
     data: ClassVar[tuple[str, ...]]
-    """Data sets (names in :mod:`metabench.data`) that must be on the machine."""
+    """Data sets (names in :mod:`metabench.datasets.data`) that must be on the machine."""
 
     @property
     def offers(self) -> frozenset[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metabench.core.errors import DataMissing, MetabenchError, UnknownName
-from metabench.download import Progress, digest, download
+from metabench.datasets.download import Progress, digest, download
 
 
 @dataclass(frozen=True)
