@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from metabench.record import Record, from_dict
+from metabench.store.record import Record, from_dict
 
 _IN_REPORT = re.compile(r'<pre class="json" data-key="[0-9a-f]+">(.*?)</pre>', re.DOTALL)
 

@@ -33,7 +33,7 @@ from metabench import costs
 from metabench import suite as suites
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import Cell, canonical, instances, why_not
-from metabench.record import Record
+from metabench.store.record import Record
 
 ROOT = Path(__file__).parents[1] / "results"
 DOCS = ROOT.parent / "docs" / "budgets.md"

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from metabench.core.cell import Cell as Cell
     from metabench.core.cell import make_cell as make_cell
     from metabench.core.errors import MetabenchError as MetabenchError
-    from metabench.record import Record as Record
     from metabench.runner import run_cell as run_cell
-    from metabench.store import Store as Store
+    from metabench.store.record import Record as Record
+    from metabench.store.store import Store as Store
     from metabench.suite import Suite as Suite
 
     __version__: str
@@ -37,9 +37,9 @@ _HOMES = {
     "core.errors": ("MetabenchError",),
     "contract.method": ("Context", "GradientMethod", "Hypergradient", "State"),
     "contract.problem": ("Batch", "Episode", "Hyper", "Params", "Problem", "Seeds"),
-    "record": ("Record",),
+    "store.record": ("Record",),
     "runner": ("run_cell",),
-    "store": ("Store",),
+    "store.store": ("Store",),
     "suite": ("Suite",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -18,7 +18,7 @@ from metabench import suite as suites
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.core.registry import Entry
 from metabench.plan import Planned
-from metabench.store import BadFile, Store
+from metabench.store.store import BadFile, Store
 from metabench.suite import Suite
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from metabench.doctor import Finding
     from metabench.events import Listener
     from metabench.launch import Summary
-    from metabench.record import Record
     from metabench.results import Results
     from metabench.show import Description
+    from metabench.store.record import Record
 
 Settings = Iterable[str] | Mapping[str, Any]
 DEFAULT_BUDGET = "laptop"

@@ -16,8 +16,8 @@ from metabench.contract.method import State
 from metabench.core.cell import canonical
 from metabench.core.costs import Counts
 from metabench.evaluation import Metrics
-from metabench.record import Curve, Estimate
-from metabench.store import write_atomic
+from metabench.store.record import Curve, Estimate
+from metabench.store.store import write_atomic
 
 MAGIC = b"metabench checkpoint 1 "
 

@@ -160,7 +160,7 @@ def doctor(
     """Versions, devices, data, a cluster; what is missing, and the command that mends it."""
     from metabench import screen
     from metabench.doctor import examine
-    from metabench.store import Store
+    from metabench.store.store import Store
 
     if profile is not None:
         from metabench.cluster import probe
@@ -257,8 +257,8 @@ def store_merge(
     into: Annotated[Path, typer.Option("--into", metavar="DIR", help="The store to add to.")],
 ) -> None:
     """Copy what one store lacks from others; results that differ are told, and not copied."""
-    from metabench.merge import merge
-    from metabench.store import Store
+    from metabench.store.merge import merge
+    from metabench.store.store import Store
 
     merged = merge([Store(path) for path in sources], Store(into))
     for text in (*merged.conflicts, *merged.bad):

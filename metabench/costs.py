@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from metabench.cluster import folder as folders
 from metabench.plan import Planned
-from metabench.record import Record
-from metabench.store import Store
+from metabench.store.record import Record
+from metabench.store.store import Store
 
 
 @dataclass(frozen=True)

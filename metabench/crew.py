@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import Cell
 from metabench.core.errors import RankLost, Stopped, StoreError
-from metabench.store import write_atomic
+from metabench.store.store import write_atomic
 from metabench.worker import death, interrupts_ignored
 
 if TYPE_CHECKING:

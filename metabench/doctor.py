@@ -17,7 +17,7 @@ from typing import Any, Literal
 from metabench.core import optional_packages
 from metabench.core.registry import REGISTRIES, load_plugin
 from metabench.datasets.data import size_text
-from metabench.store import Store
+from metabench.store.store import Store
 
 Verdict = Literal["ok", "note", "missing", "too old", "broken"]
 LOWEST_PYTHON = (3, 11)

@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from metabench import stats
-from metabench.record import Estimate
 from metabench.results import Crossing, Results
+from metabench.store.record import Estimate
 
 ALPHA = 0.05
 FEWEST = 3

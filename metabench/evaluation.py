@@ -12,7 +12,7 @@ import torch
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Episode
 from metabench.core.errors import Diverged
-from metabench.record import LARGEST, Estimate
+from metabench.store.record import LARGEST, Estimate
 
 PART = 32
 """Episodes between two looks at the clock and at whether to stop."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from metabench.core.cell import Cell
-from metabench.record import Record
-from metabench.store import BadFile
+from metabench.store.record import Record
+from metabench.store.store import BadFile
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metabench.notes import human, listed
 from metabench.panels import GREY, axis_label, empty, finish, look_of, panels, scale_of
-from metabench.record import Record
 from metabench.results import Results
+from metabench.store.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

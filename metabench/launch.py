@@ -28,8 +28,8 @@ from metabench.events import (
     Stopping,
     ignore,
 )
-from metabench.record import Record, Status
-from metabench.store import BadFile, Store
+from metabench.store.record import Record, Status
+from metabench.store.store import BadFile, Store
 from metabench.worker import Ended, Options, Worker, run_one
 
 POLL_SECONDS = 0.5

@@ -16,7 +16,6 @@ import torch
 
 from metabench import checkpoint, environment, trajectory
 from metabench.checkpoint import Boundary
-from metabench.claim import Claim
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Params, Seeds
 from metabench.contract.process_group import Ranks
@@ -34,8 +33,9 @@ from metabench.core.errors import (
 from metabench.evaluation import Metrics, Stopwatch, evaluate
 from metabench.events import Listener, Progress, SetAside, Started
 from metabench.hypergradients.tensor_memory import Footprint
-from metabench.record import RUNAWAY
-from metabench.store import CHECKPOINT, BadFile, Store
+from metabench.store.lease import Claim
+from metabench.store.record import RUNAWAY
+from metabench.store.store import CHECKPOINT, BadFile, Store
 
 Engine = Literal["auto", "loop", "vmap"]
 IDLE_STEPS = 1000

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from metabench.plan import Planned
-    from metabench.store import Store
+    from metabench.store.store import Store
     from metabench.suite import Suite
 
 
@@ -187,7 +187,7 @@ class Choice:
 
     def open_store(self) -> Store:
         """The store meant."""
-        from metabench.store import Store
+        from metabench.store.store import Store
 
         return Store(self.store)
 

@@ -16,8 +16,8 @@ from metabench.core import optional_packages
 from metabench.core.cell import CONTRACT, Cell, canonical, instances, why_not
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
-from metabench.record import Record
-from metabench.store import CHECKPOINT, Store
+from metabench.store.record import Record
+from metabench.store.store import CHECKPOINT, Store
 from metabench.suite import Column, Override, Row, Suite, SuiteBudget, SuiteCell, parse_override
 
 State = Literal[

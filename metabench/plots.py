@@ -25,9 +25,9 @@ from metabench.panels import (
     scale_of,
     styled,
 )
-from metabench.record import Curve
 from metabench.results import Records, Results, check_names, read_curves
 from metabench.series import Line, line, spaced, trajectory
+from metabench.store.record import Curve
 from metabench.suite import PLOTS
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from metabench import formats
 from metabench.entries import with_pm
 from metabench.notes import counted, human
-from metabench.record import Curve, Estimate
 from metabench.results import Crossing, Records, Results, Run, read_curves
+from metabench.store.record import Curve, Estimate
 from metabench.tables import COSTS, cost_grid, main_grid
 
 if TYPE_CHECKING:

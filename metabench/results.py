@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError, UnknownName
-from metabench.record import Curve, Estimate, Record
+from metabench.store.record import Curve, Estimate, Record
 from metabench.suite import Column, Override, Published, Row, Suite, SuiteCell
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def joined(reasons: Sequence[str]) -> str:
 
 
 class Records(Protocol):
-    """Where records come from: a :class:`metabench.store.Store`, or anything with these two."""
+    """Where records come from: a :class:`metabench.store.store.Store`, or anything with these two."""
 
     def get(self, key: str) -> Record | None:
         """The record of a cell, or None."""

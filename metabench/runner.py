@@ -19,8 +19,8 @@ from metabench.core.hardware import cores
 from metabench.crew import Crew
 from metabench.events import Event, Finished, Interrupted, Listener, SetAside, ignore
 from metabench.loop import Engine, Loop, Options, stamp
-from metabench.record import Curve, Record, Status
-from metabench.store import CHECKPOINT, Store
+from metabench.store.record import Curve, Record, Status
+from metabench.store.store import CHECKPOINT, Store
 
 Joined = Callable[[], AbstractContextManager[Ranks]]
 """What gathers the ranks of a run."""

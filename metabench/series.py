@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from metabench import stats
-from metabench.record import Curve
+from metabench.store.record import Curve
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from metabench.notes import (
     listed,
     reconstruction_notes,
 )
-from metabench.record import RUNAWAY
 from metabench.results import Crossing, Hole, Results
+from metabench.store.record import RUNAWAY
 from metabench.suite import LABELS, Published
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]

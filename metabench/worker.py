@@ -77,7 +77,7 @@ def run_one(
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
     from metabench.core.hardware import cores
     from metabench.runner import run_cell
-    from metabench.store import Store
+    from metabench.store.store import Store
 
     sharing = options.share * (options.ranks if options.meet is None else 1)
     try:

@@ -41,8 +41,8 @@ from metabench.cluster.folder import Attempt, Submission
 from metabench.core.cell import Cell, seed_for
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import load_plugin
-from metabench.record import curve_outcome
-from metabench.store import CHECKPOINT, CLAIM, Store
+from metabench.store.record import curve_outcome
+from metabench.store.store import CHECKPOINT, CLAIM, Store
 
 PAUSE, FOLDER, SLOW = (f"METABENCH_TEST_{name}" for name in ("PAUSE", "FOLDER", "SLOW"))
 SECONDS = 420.0

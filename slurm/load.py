@@ -29,7 +29,7 @@ from metabench.cluster.profile import load
 from metabench.cluster.slurm import Slurm
 from metabench.cluster.standing import standings
 from metabench.core.errors import MetabenchError
-from metabench.store import Store
+from metabench.store.store import Store
 
 WORDS = ["budget.outer_steps=1", "budget.valid_episodes=1", "budget.test_episodes=1"]
 SECONDS = 1500.0

@@ -20,7 +20,7 @@ from metabench.contract.problem import Seeds
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import make_cell
 from metabench.core.registry import methods, solvers, tasks
-from metabench.store import Store
+from metabench.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import _counting, _language, _records, budgets

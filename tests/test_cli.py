@@ -23,7 +23,7 @@ from metabench.core.errors import SettingError, UnknownName
 from metabench.datasets import data
 from metabench.options import seed_list
 from metabench.plan import STATES
-from metabench.store import Store
+from metabench.store.store import Store
 
 SUITE = """
 title = "Small"

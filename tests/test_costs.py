@@ -10,8 +10,8 @@ from metabench import costs
 from metabench.cluster.folder import Group, Member, Submission
 from metabench.core.cell import Cell
 from metabench.plan import Planned
-from metabench.record import Record
-from metabench.store import CLUSTER, Store
+from metabench.store.record import Record
+from metabench.store.store import CLUSTER, Store
 
 
 def record(seed: int, method: str, seconds: float, device: str = "cpu") -> Record:

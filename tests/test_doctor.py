@@ -16,7 +16,7 @@ from metabench.cli import app
 from metabench.core import optional_packages
 from metabench.datasets import data
 from metabench.doctor import PAIR, Finding, examine, probe_torch
-from metabench.store import Store
+from metabench.store.store import Store
 
 PROBE: dict[str, Any] = {
     "torch": "2.15.0",

@@ -11,7 +11,7 @@ from metabench.core.registry import methods
 from metabench.hypergradients.tensor_memory import Footprint
 from metabench.loop import Loop
 from metabench.runner import run_cell
-from metabench.store import Store
+from metabench.store.store import Store
 
 
 def test_what_is_alive_is_counted_once():

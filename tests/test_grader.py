@@ -14,7 +14,7 @@ from metabench.core import settings
 from metabench.core.cell import make_cell
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.store import Store
+from metabench.store.store import Store
 from metabench.suite import SuiteCell
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")

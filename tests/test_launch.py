@@ -31,8 +31,8 @@ from metabench.events import (
     Stopping,
 )
 from metabench.launch import Summary, launch
-from metabench.record import Record
-from metabench.store import CLAIM, RECORD, BadFile, Store
+from metabench.store.record import Record
+from metabench.store.store import CLAIM, RECORD, BadFile, Store
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -211,7 +211,7 @@ import sys
 from metabench.core.cell import make_cell
 from metabench.launch import launch
 from metabench.core.registry import load_plugins
-from metabench.store import Store
+from metabench.store.store import Store
 from metabench.progress import view
 
 if __name__ == "__main__":

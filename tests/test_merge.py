@@ -9,9 +9,9 @@ import pytest
 
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
-from metabench.merge import merge
-from metabench.record import Estimate, Record
-from metabench.store import RECORD, Store
+from metabench.store.merge import merge
+from metabench.store.record import Estimate, Record
+from metabench.store.store import RECORD, Store
 
 
 def record(seed: int, status: str = "done", accuracy: float = 0.5, host: str = "a") -> Record:

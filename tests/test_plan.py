@@ -16,8 +16,8 @@ from metabench.core import optional_packages, registry
 from metabench.core.cell import CONTRACT, Cell
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.plan import Planned, choose, crossing
-from metabench.record import Record
-from metabench.store import CHECKPOINT, Store
+from metabench.store.record import Record
+from metabench.store.store import CHECKPOINT, Store
 from metabench.suite import Suite, from_dict
 
 TEXT = """

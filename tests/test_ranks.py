@@ -20,9 +20,9 @@ from metabench.core.errors import Distrusted, Diverged, RankLost, Stopped, Unkno
 from metabench.crew import Crew, over
 from metabench.events import Event, Retried
 from metabench.launch import launch
-from metabench.record import Record, curve_outcome
 from metabench.runner import run_cell
-from metabench.store import CHECKPOINT, CLAIM, Store
+from metabench.store.record import Record, curve_outcome
+from metabench.store.store import CHECKPOINT, CLAIM, Store
 
 # A method that goes wrong on one rank, where a file of its own folder says so.
 PLUGIN = '''

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from metabench.core.cell import Cell, make_cell
-from metabench.record import curve_outcome
-from metabench.store import CHECKPOINT, CURVE, LAM, RECORD, Store
+from metabench.store.record import curve_outcome
+from metabench.store.store import CHECKPOINT, CURVE, LAM, RECORD, Store
 
 # One process imports torch and forks the runs, so that kills are cheap and fall on real work.
 FORKS = """
@@ -22,7 +22,7 @@ import os, random, signal, sys, time
 import torch
 from metabench.core.cell import make_cell
 from metabench.runner import run_cell
-from metabench.store import Store
+from metabench.store.store import Store
 from metabench import checkpoint, environment
 
 torch.set_num_threads(1)
@@ -104,7 +104,7 @@ LAUNCH = """
 import json, sys
 from metabench.launch import launch
 from metabench.core.cell import Cell
-from metabench.store import Store
+from metabench.store.store import Store
 
 if __name__ == "__main__":
     cells = [Cell(**cell) for cell in json.loads(sys.argv[2])]

@@ -25,9 +25,9 @@ from metabench.core.costs import COUNT_NAMES
 from metabench.core.errors import Diverged, Held, NotApplicable, Stopped
 from metabench.evaluation import estimate
 from metabench.events import Event, Finished, Interrupted, Progress, SetAside, Started
-from metabench.record import curve_outcome
 from metabench.runner import run_cell
-from metabench.store import CHECKPOINT, RECORD, SET_ASIDE, Store
+from metabench.store.record import curve_outcome
+from metabench.store.store import CHECKPOINT, RECORD, SET_ASIDE, Store
 
 OFFERS = frozenset({"outer_gradient", "second_order", "lam_in_inner_loss", "episodes"})
 
@@ -546,7 +546,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, from_call: int = 0) -> None:
         if next(calls) >= from_call:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("metabench.store.os.fsync", fsync)
+    monkeypatch.setattr("metabench.store.store.os.fsync", fsync)
 
 
 def test_a_full_disk_fails_the_cell_and_not_the_store(
@@ -570,7 +570,7 @@ def test_a_full_disk_fails_the_cell_and_not_the_store(
 def test_a_disk_that_is_full_for_the_curve_alone_still_takes_the_failure(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench import store as module
+    from metabench.store import store as module
 
     real = module.write_atomic
 

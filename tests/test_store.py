@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metabench import claim as claims
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, StoreError
-from metabench.record import Estimate, Record
-from metabench.store import (
+from metabench.store import lease as claims
+from metabench.store.record import Estimate, Record
+from metabench.store.store import (
     CHECKPOINT,
     CLAIM,
     CURVE,
@@ -310,7 +310,7 @@ def test_the_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def test_importing_the_store_does_not_import_torch() -> None:
-    code = "import sys, metabench.store, metabench.launch, metabench.progress\n"
+    code = "import sys, metabench.store.store, metabench.launch, metabench.progress\n"
     code += "assert not {'torch', 'pandas', 'numpy', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -443,7 +443,9 @@ def test_a_running_cell_is_not_mended(store: Store) -> None:
         path.write_text("half")
         (path.parent / ".x.tmp").touch()
         plant_there = os.listdir(path.parent)
-        other = "import sys; from metabench.store import Store; print(Store(sys.argv[1]).mend())"
+        other = (
+            "import sys; from metabench.store.store import Store; print(Store(sys.argv[1]).mend())"
+        )
         done = subprocess.run(
             [sys.executable, "-c", other, str(store.root)], check=True, capture_output=True
         )
@@ -454,7 +456,7 @@ def test_a_running_cell_is_not_mended(store: Store) -> None:
 
 RACE = """
 import os, sys, time
-from metabench.store import Store
+from metabench.store.store import Store
 store, log, keys = Store(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
 print("ready", flush=True)
 sys.stdin.readline()

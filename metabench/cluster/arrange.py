@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from metabench.cluster.folder import Member
 from metabench.cluster.profile import SHORTEST, Profile
-from metabench.record import Record
+from metabench.store.record import Record
 
 MARGIN = 1.5
 """On the measured cost of a cell: nodes differ."""

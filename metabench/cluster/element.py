@@ -21,7 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from metabench import claim, crew
+from metabench import crew
 from metabench.cluster import folder as folders
 from metabench.cluster import snapshot
 from metabench.cluster.folder import Element, Member, Running
@@ -30,8 +30,9 @@ from metabench.core.hardware import cores, gpus
 from metabench.events import Event, Finished, Interrupted, Progress, Retried, Started
 from metabench.launch import failed_record
 from metabench.progress import describe
-from metabench.record import Status
-from metabench.store import CLAIM, Store
+from metabench.store import lease
+from metabench.store.record import Status
+from metabench.store.store import CLAIM, Store
 from metabench.worker import Ended, Options, Worker, limit_memory
 
 PICKLE_SECONDS = 15.0
@@ -123,7 +124,7 @@ class _Work:
         """The attempt at each cell in hand."""
         self.running: dict[str, Running] = {}
         self.deaths: dict[str, int] = {}
-        self.pulses: dict[str, claim.Pulse | None] = {}
+        self.pulses: dict[str, lease.Pulse | None] = {}
         """Claims of others when they were first looked at closely."""
         self.done = 0
         self.unsaved: dict[str, str] = {}
@@ -270,7 +271,7 @@ class _Work:
             key = member.cell.key
             if key in self.finished:
                 continue
-            now = claim.pulse(self.store.folder(key) / CLAIM)
+            now = lease.pulse(self.store.folder(key) / CLAIM)
             before = self.pulses.setdefault(key, now)
             if now is None:
                 # Free, unless it is too long for what is left of this job, or done by now.

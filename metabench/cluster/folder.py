@@ -20,7 +20,7 @@ from typing import Any
 from metabench.cluster.snapshot import write_json
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError
-from metabench.store import CLUSTER, Store
+from metabench.store.store import CLUSTER, Store
 
 SUBMISSION = "submission.json"
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError)

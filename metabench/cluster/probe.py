@@ -22,7 +22,7 @@ from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
 from metabench.datasets import data
 from metabench.doctor import Finding
-from metabench.store import Store
+from metabench.store.store import Store
 
 WAIT_SECONDS = 120.0
 LARGEST_SKEW = 5.0

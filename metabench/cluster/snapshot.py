@@ -20,7 +20,7 @@ from pathlib import Path
 
 from metabench.core.errors import MetabenchError
 from metabench.core.provenance import NOTE, git
-from metabench.store import write_atomic
+from metabench.store.store import write_atomic
 
 ROOTS = ("", ".clusters", ".methods", ".suites", ".tasks")
 """Packages whose folders are found by themselves: the first holds all others where it is installed,

@@ -23,8 +23,8 @@ from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
 from metabench.core.errors import MetabenchError, SettingError, StoreError
 from metabench.datasets import data
 from metabench.plan import Planned
-from metabench.record import Record
-from metabench.store import Store, write_atomic
+from metabench.store.record import Record
+from metabench.store.store import Store, write_atomic
 
 TAKEN = frozenset({"open", "timeout"})
 """States of the cells that ``submit`` takes; ``retry`` takes others too."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from metabench.cluster.profile import Profile
     from metabench.cluster.submit import Draft
     from metabench.plan import Planned
-    from metabench.store import Store
+    from metabench.store.store import Store
     from metabench.suite import Suite, SuiteCell
 
 
@@ -120,7 +120,7 @@ def cancel(
     from metabench.cluster import submit as module
     from metabench.cluster.profile import load
     from metabench.core.errors import SuiteError, UnknownName
-    from metabench.store import Store
+    from metabench.store.store import Store
 
     if suite is None:
         raise SuiteError("name the suite whose jobs are to be cancelled, or 'all'")
@@ -163,7 +163,7 @@ def logs(
     """What a cell printed, and the logs of the jobs that had it."""
     from metabench.cluster import folder, standing
     from metabench.core.errors import UnknownName
-    from metabench.store import Store
+    from metabench.store.store import Store
 
     kept = Store(store)
     known = folder.submissions(kept)

@@ -10,7 +10,7 @@ import pytest
 from metabench.clusters import faults
 from metabench.clusters.local_cluster import Cluster, ClusterError, Options, missing_packages
 
-from metabench.store import Store
+from metabench.store.store import Store
 
 REQUIRE = "METABENCH_REQUIRE_SLURM"
 

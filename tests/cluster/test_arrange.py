@@ -13,7 +13,7 @@ from metabench.cluster.arrange import Bundle, Needs, Setbacks, bundles, needs, p
 from metabench.cluster.folder import Member
 from metabench.cluster.profile import Profile
 from metabench.core.cell import Cell
-from metabench.record import Record
+from metabench.store.record import Record
 
 PROFILE = Profile(time=480, memory_gb=8, pack_minutes=30, parallel=10, most_jobs=50)
 
@@ -84,7 +84,7 @@ def test_the_sbatch_file_is_as_it_was(tmp_path: Path) -> None:
     from metabench.cluster import submit
     from metabench.cluster.profile import load
     from metabench.plan import Planned
-    from metabench.store import Store
+    from metabench.store.store import Store
 
     profile = load("gpu-preemptible", {"account": "lab", "setup": ["module load cuda"],
                                        "python": "python3", "extra.mail-type": "END"})  # fmt: skip
@@ -101,7 +101,7 @@ def test_the_sbatch_file_is_as_it_was(tmp_path: Path) -> None:
 def test_only_missing_cells_are_taken(tmp_path: Path, state: str) -> None:
     from metabench.cluster import submit
     from metabench.plan import Planned
-    from metabench.store import Store
+    from metabench.store.store import Store
 
     planned = [
         Planned("r", "c", member(0).cell, state),  # type: ignore[arg-type]

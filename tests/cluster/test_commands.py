@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from metabench.cli import app
 from metabench.cluster.folder import Array, Submission, submissions
-from metabench.store import Store
+from metabench.store.store import Store
 
 
 @pytest.fixture

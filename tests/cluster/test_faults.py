@@ -10,7 +10,7 @@ import pytest
 from metabench.clusters import faults
 from metabench.clusters.local_cluster import Cluster, Options, missing_packages
 
-from metabench.store import Store
+from metabench.store.store import Store
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["alone", "accounting"])

@@ -17,7 +17,7 @@ from metabench.cluster.slurm import Partition, beyond
 from metabench.core.cell import Cell, make_cell
 from metabench.plan import Planned
 from metabench.runner import run_cell
-from metabench.store import Store
+from metabench.store.store import Store
 
 CELL = make_cell("glyphs", "maml", set={
     "task": {"filters": 4, "meta_batch": 4, "queries": 2}, "method": {"inner_steps": 2},

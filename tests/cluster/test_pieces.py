@@ -14,7 +14,6 @@ from typing import Any, cast
 import pytest
 from metabench.clusters import local_cluster
 
-from metabench import claim, store
 from metabench.cluster import snapshot, submit
 from metabench.cluster.folder import Group, Member, read_group
 from metabench.cluster.profile import Profile
@@ -22,7 +21,8 @@ from metabench.cluster.slurm import Partition, Slurm, SlurmError
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.plan import Planned
-from metabench.store import Store
+from metabench.store import lease, store
+from metabench.store.store import Store
 
 CELL = Cell("ridge", "bilevel", "sgd", 0)
 ROOT = Path(__file__).parents[2]
@@ -126,10 +126,10 @@ def test_a_link_that_was_made_although_the_server_says_no(
         raise FileExistsError(17, "File exists")
 
     monkeypatch.setattr(os, "link", repeated)
-    held = claim.take(tmp_path / "claim.json")
+    held = lease.take(tmp_path / "claim.json")
     assert held is not None and held.held()
     monkeypatch.setattr(os, "link", link)
-    assert claim.take(tmp_path / "claim.json") is None
+    assert lease.take(tmp_path / "claim.json") is None
     held.release()
 
 
@@ -231,24 +231,24 @@ def test_a_claim_from_elsewhere_is_doubted_until_it_beats(
     path = tmp_path / "claim.json"
     away = {"host": "h", "place": "h/b/s", "pid": 1, "started": "1", "nonce": "n", "since": 0.0}
     path.write_text(json.dumps(away))
-    first = claim.pulse(path)
-    assert first is not None and not first.sure and claim.pulse(path) == first
+    first = lease.pulse(path)
+    assert first is not None and not first.sure and lease.pulse(path) == first
     os.utime(path, (first.touched + 10, first.touched + 10))
-    assert claim.pulse(path) != first, "it beats"
+    assert lease.pulse(path) != first, "it beats"
     os.utime(path, (first.touched - 500, first.touched - 500))
-    assert claim.pulse(path) is None, "its lease is over"
+    assert lease.pulse(path) is None, "its lease is over"
     path.unlink()
-    with cast(claim.Claim, claim.take(path)):
-        mine = claim.pulse(path)
+    with cast(lease.Claim, lease.take(path)):
+        mine = lease.pulse(path)
         assert mine is not None and mine.sure
-    assert claim.pulse(path) is None
+    assert lease.pulse(path) is None
 
 
 def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
     from metabench.cluster import folder
     from metabench.cluster.arrange import Setbacks
     from metabench.cluster.snapshot import write_json
-    from metabench.record import Record
+    from metabench.store.record import Record
 
     store = Store(tmp_path)
     for at, (what, state) in enumerate(

@@ -17,7 +17,7 @@ from metabench.cluster.slurm import Slurm, scrubbed
 from metabench.cluster.standing import logs, standings
 from metabench.core.cell import Cell
 from metabench.plan import Planned
-from metabench.store import Store
+from metabench.store.store import Store
 
 
 @pytest.fixture

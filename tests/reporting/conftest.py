@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from metabench.record import Curve, Estimate, Record
 from metabench.results import collect
+from metabench.store.record import Curve, Estimate, Record
 from metabench.suite import Suite, SuiteCell, from_dict
 
 COLUMNS = {"5w1s": ("5-way 1-shot", 40, 0.0), "5w5s": ("5-way 5-shot", 80, 0.028)}

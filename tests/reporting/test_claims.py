@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metabench.claims import claim_notes, verdicts
-from metabench.record import Estimate
 from metabench.results import collect
+from metabench.store.record import Estimate
 from metabench.tables import main_grid
 
 T2 = 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metabench import entries
-from metabench.record import Estimate
 from metabench.results import collect
+from metabench.store.record import Estimate
 
 
 def test_several_seeds_have_an_interval_over_seeds():

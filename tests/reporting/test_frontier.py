@@ -4,9 +4,9 @@ import pytest
 
 from metabench import frontier, plots
 from metabench.core.errors import SuiteError, UnknownName
-from metabench.record import Estimate
 from metabench.report import render
 from metabench.results import collect
+from metabench.store.record import Estimate
 from metabench.suite import load
 
 

@@ -15,8 +15,8 @@ import pytest
 from metabench import tables
 from metabench.core.errors import UnknownName
 from metabench.notes import budget_notes
-from metabench.record import Estimate
 from metabench.results import collect
+from metabench.store.record import Estimate
 from metabench.suite import parse_override
 
 GOLDEN = Path(__file__).parent / "golden"

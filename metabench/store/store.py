@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench import claim as claims
 from metabench.core.cell import canonical
 from metabench.core.errors import Held, StoreError
-from metabench.record import Curve, Record, from_dict
+from metabench.store import lease as claims
+from metabench.store.record import Curve, Record, from_dict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from metabench.core.errors import StoreError
-from metabench.record import Record, curve_outcome
-from metabench.store import Store
+from metabench.store.record import Record, curve_outcome
+from metabench.store.store import Store
 
 
 @dataclass(frozen=True)
