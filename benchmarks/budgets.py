@@ -30,10 +30,10 @@ from tabulate import tabulate
 
 from benchmarks._records import committed
 from metabench import costs
-from metabench import suite as suites
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import Cell, canonical, instances, why_not
 from metabench.store.record import Record
+from metabench.suites import suite as suites
 
 ROOT = Path(__file__).parents[1] / "results"
 DOCS = ROOT.parent / "docs" / "budgets.md"

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from metabench import suite as suites
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Seeds, generator
 from metabench.core.cell import instances
+from metabench.suites import suite as suites
 
 PARTS = ("draw", "reward", "m_step", "evaluation")
 

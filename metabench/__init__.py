@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from metabench.runner import run_cell as run_cell
     from metabench.store.record import Record as Record
     from metabench.store.store import Store as Store
-    from metabench.suite import Suite as Suite
+    from metabench.suites.suite import Suite as Suite
 
     __version__: str
 
@@ -40,7 +40,7 @@ _HOMES = {
     "store.record": ("Record",),
     "runner": ("run_cell",),
     "store.store": ("Store",),
-    "suite": ("Suite",),
+    "suites.suite": ("Suite",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

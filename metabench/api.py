@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from metabench import plan as plans
-from metabench import suite as suites
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.core.registry import Entry
-from metabench.plan import Planned
 from metabench.store.store import BadFile, Store
-from metabench.suite import Suite
+from metabench.suites import planning as plans
+from metabench.suites import suite as suites
+from metabench.suites.planning import Planned
+from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
     from metabench.cluster.folder import Submission

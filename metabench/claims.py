@@ -15,7 +15,7 @@ from metabench.entries import with_pm
 from metabench.formats import Note
 from metabench.notes import counted
 from metabench.results import Results
-from metabench.suite import Claim
+from metabench.suites.suite import Claim
 
 Verdict = Literal["holds", "not shown", "not contradicted", "contradicted", "not tested"]
 VERDICTS: dict[Verdict, str] = {

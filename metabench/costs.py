@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from metabench.cluster import folder as folders
-from metabench.plan import Planned
 from metabench.store.record import Record
 from metabench.store.store import Store
+from metabench.suites.planning import Planned
 
 
 @dataclass(frozen=True)

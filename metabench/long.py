@@ -7,7 +7,7 @@ import io
 
 from metabench.entries import Entry, column_entries, costs, floor
 from metabench.results import Results
-from metabench.suite import Column, Published
+from metabench.suites.suite import Column, Published
 
 FIELDS = (
     "suite",

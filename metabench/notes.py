@@ -9,7 +9,7 @@ from metabench.core.cell import Budget
 from metabench.core.settings import fields
 from metabench.formats import Note, one_line
 from metabench.results import Crossing, Hole, Results
-from metabench.suite import Column, Row
+from metabench.suites.suite import Column, Row
 
 LONGEST = 240
 """Characters of a reason that are shown; the record has all of it."""

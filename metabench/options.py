@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from metabench.plan import Planned
     from metabench.store.store import Store
-    from metabench.suite import Suite
+    from metabench.suites.planning import Planned
+    from metabench.suites.suite import Suite
 
 
 def _suite_names(incomplete: str) -> list[str]:
@@ -154,13 +154,13 @@ class Choice:
 
     def suites(self) -> list[Suite]:
         """The suites meant; raises UnknownName, SuiteError."""
-        from metabench import plan
-        from metabench import suite as suites
         from metabench.core.catalogue import suite_names
         from metabench.core.errors import SuiteError
+        from metabench.suites import planning
+        from metabench.suites import suite as suites
 
         if self.suite is None:
-            return [plan.crossing(self.tasks or [], self.methods or [], self.solver)]
+            return [planning.crossing(self.tasks or [], self.methods or [], self.solver)]
         if self.tasks or self.methods:
             raise SuiteError(f"name suite {self.suite!r} or --task and --method, not both")
         names = suite_names() if self.suite == "all" else [self.suite]
@@ -168,12 +168,12 @@ class Choice:
 
     def planned(self) -> list[tuple[Suite, list[Planned]]]:
         """Every suite with its plan; every word is checked before the first plan is made."""
-        from metabench import plan
+        from metabench.suites import planning
 
         cells = [
             (
                 s,
-                plan.choose(
+                planning.choose(
                     s,
                     self.budget,
                     set=self.set or (),
@@ -183,7 +183,7 @@ class Choice:
             )
             for s in self.suites()
         ]
-        return [(s, plan.plan(chosen, self.open_store())) for s, chosen in cells]
+        return [(s, planning.plan(chosen, self.open_store())) for s, chosen in cells]
 
     def open_store(self) -> Store:
         """The store meant."""

@@ -28,7 +28,7 @@ from metabench.panels import (
 from metabench.results import Records, Results, check_names, read_curves
 from metabench.series import Line, line, spaced, trajectory
 from metabench.store.record import Curve
-from metabench.suite import PLOTS
+from metabench.suites.suite import PLOTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError, UnknownName
 from metabench.store.record import Curve, Estimate, Record
-from metabench.suite import Column, Override, Published, Row, Suite, SuiteCell
+from metabench.suites.suite import Column, Override, Published, Row, Suite, SuiteCell
 
 if TYPE_CHECKING:
     import pandas as pd

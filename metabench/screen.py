@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from metabench.datasets.data import Verdict
     from metabench.datasets.download import Progress
     from metabench.doctor import Finding
-    from metabench.plan import Planned
     from metabench.show import Description
+    from metabench.suites.planning import Planned
 
 LONGEST_DEFAULT = 60
 """Characters of a default that `show` prints."""
@@ -164,8 +164,8 @@ def _wide(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
     """One line a row, column and state; what is missing with what mends it; the cost in all."""
     from metabench.notes import Marks
-    from metabench.plan import TO_RUN
     from metabench.progress import duration
+    from metabench.suites.planning import TO_RUN
 
     _heading(out, title)
     header = ("row", "column", "seeds", "state", "cost", "why")

@@ -13,13 +13,13 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from metabench import suite as suites
 from metabench.core.catalogue import check_kind, listing, suite_folder, suite_names
 from metabench.core.cell import Budget, why_not
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks
 from metabench.core.settings import fields, typed
-from metabench.suite import Column, Row, Suite
+from metabench.suites import suite as suites
+from metabench.suites.suite import Column, Row, Suite
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from metabench.notes import (
 )
 from metabench.results import Crossing, Hole, Results
 from metabench.store.record import RUNAWAY
-from metabench.suite import LABELS, Published
+from metabench.suites.suite import LABELS, Published
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]
 FORMATS: tuple[str, ...] = get_args(Format)

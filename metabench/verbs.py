@@ -31,8 +31,8 @@ from metabench.options import (
 )
 
 if TYPE_CHECKING:
-    from metabench.plan import Planned
-    from metabench.suite import Suite
+    from metabench.suites.planning import Planned
+    from metabench.suites.suite import Suite
 
 
 WATCH_SECONDS = 10.0
@@ -271,7 +271,7 @@ def cost(
 ) -> None:
     """Hours that runs took, by method; what is left; and how good past estimates were."""
     from metabench import costs, screen
-    from metabench.plan import TO_RUN
+    from metabench.suites.planning import TO_RUN
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     out, kept = screen.console(), choice.open_store()
@@ -317,8 +317,8 @@ def _run(
     """Run a plan in sight of the user; the exit code."""
     from metabench import api, screen
     from metabench.launch import default_jobs
-    from metabench.plan import TO_RUN
     from metabench.progress import view
+    from metabench.suites.planning import TO_RUN
 
     api.check_device(device)
     err = screen.console(stderr=True)

@@ -34,7 +34,6 @@ from metabench.clusters.local_cluster import (
     program,
 )
 
-from metabench import plan
 from metabench.cluster import folder, profile, queue, slurm
 from metabench.cluster import submit as submitting
 from metabench.cluster.folder import Attempt, Submission
@@ -43,6 +42,7 @@ from metabench.core.errors import MetabenchError
 from metabench.core.registry import load_plugin
 from metabench.store.record import curve_outcome
 from metabench.store.store import CHECKPOINT, CLAIM, Store
+from metabench.suites import planning
 
 PAUSE, FOLDER, SLOW = (f"METABENCH_TEST_{name}" for name in ("PAUSE", "FOLDER", "SLOW"))
 SECONDS = 420.0
@@ -138,11 +138,11 @@ class Stage:
         limits = {"outer_steps": steps, "eval_every": 4, "valid_episodes": 2, "test_episodes": 2}
         return [f"budget.{name}={value}" for name, value in limits.items()]
 
-    def planned(self, seeds: list[int], steps: int = STEPS) -> list[plan.Planned]:
+    def planned(self, seeds: list[int], steps: int = STEPS) -> list[planning.Planned]:
         """The cells of some seeds, and how they stand."""
-        suite = plan.crossing(["ridge"], ["paced"])
-        chosen = plan.choose(suite, "laptop", set=self.words(steps), seeds=seeds)
-        return plan.plan(chosen, self.store)
+        suite = planning.crossing(["ridge"], ["paced"])
+        chosen = planning.choose(suite, "laptop", set=self.words(steps), seeds=seeds)
+        return planning.plan(chosen, self.store)
 
     def cells(self) -> list[Cell]:
         """All cells that were submitted."""

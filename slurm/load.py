@@ -22,7 +22,7 @@ from typing import Any
 from metabench.clusters.faults import running_cluster
 from metabench.clusters.local_cluster import Cluster, Options
 
-from metabench import plan, results, tables
+from metabench import results, tables
 from metabench.cluster import folder
 from metabench.cluster import submit as submitting
 from metabench.cluster.profile import load
@@ -30,6 +30,7 @@ from metabench.cluster.slurm import Slurm
 from metabench.cluster.standing import standings
 from metabench.core.errors import MetabenchError
 from metabench.store.store import Store
+from metabench.suites import planning as plan
 
 WORDS = ["budget.outer_steps=1", "budget.valid_episodes=1", "budget.test_episodes=1"]
 SECONDS = 1500.0

@@ -22,8 +22,8 @@ from metabench.core.catalogue import listing
 from metabench.core.errors import SettingError, UnknownName
 from metabench.datasets import data
 from metabench.options import seed_list
-from metabench.plan import STATES
 from metabench.store.store import Store
+from metabench.suites.planning import STATES
 
 SUITE = """
 title = "Small"

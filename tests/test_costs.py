@@ -9,9 +9,9 @@ import pytest
 from metabench import costs
 from metabench.cluster.folder import Group, Member, Submission
 from metabench.core.cell import Cell
-from metabench.plan import Planned
 from metabench.store.record import Record
 from metabench.store.store import CLUSTER, Store
+from metabench.suites.planning import Planned
 
 
 def record(seed: int, method: str, seconds: float, device: str = "cpu") -> Record:

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from metabench import suite
 from metabench.core import registry
 from metabench.core.cell import instances, why_not
 from metabench.core.registry import Registry
+from metabench.suites import suite
 
 CROSSING = suite.load("crossing")
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from oracles import F64, context
 
-from metabench import plan
 from metabench.causal import CausalLM
 from metabench.contract.problem import generator
 from metabench.core import settings
@@ -15,7 +14,8 @@ from metabench.core.cell import make_cell
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.store.store import Store
-from metabench.suite import SuiteCell
+from metabench.suites import planning
+from metabench.suites.suite import SuiteCell
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world
@@ -210,7 +210,7 @@ def test_a_grader_that_is_not_here_is_said_when_the_plan_is_made(world, tmp_path
             "restem",
             set={"task": {"model": world, **task}, "budget": {"outer_steps": 1}},
         )
-        return plan.plan([SuiteCell("row", "column", cell)], Store(tmp_path / "store"))[0]
+        return planning.plan([SuiteCell("row", "column", cell)], Store(tmp_path / "store"))[0]
 
     found = state(reward="grader", grader="someone/judge")
     assert (found.state, found.mend) == ("missing data", "hf download someone/judge")

@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from metabench import plan
 from metabench.core import optional_packages, registry
 from metabench.core.cell import CONTRACT, Cell
 from metabench.core.errors import SettingError, SuiteError, UnknownName
-from metabench.plan import Planned, choose, crossing
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
-from metabench.suite import Suite, from_dict
+from metabench.suites import planning
+from metabench.suites.planning import Planned, choose, crossing
+from metabench.suites.suite import Suite, from_dict
 
 TEXT = """
 title = "Small"
@@ -76,7 +76,7 @@ def record(cell: Cell, status: Any = "done", **more: Any) -> Record:
 
 
 def look(suite: Suite, store: Store, budget: str = "smoke", **how: Any) -> dict[str, Planned]:
-    found = plan.plan(choose(suite, budget, **how), store)
+    found = planning.plan(choose(suite, budget, **how), store)
     return {f"{p.row}/{p.column}/{p.cell.seed}": p for p in found}
 
 
@@ -101,7 +101,7 @@ def test_what_went_wrong_is_told(suite: Suite, store: Store, status: str) -> Non
     store.write(record(cell, status, reason="so it is"))
     planned = look(suite, store)["reverse/one/0"]
     assert (planned.state, planned.reason) == (status, "so it is")
-    assert planned.state in plan.TO_RUN
+    assert planned.state in planning.TO_RUN
 
 
 def test_finished_running_and_interrupted_cells(suite: Suite, store: Store) -> None:
@@ -224,12 +224,12 @@ def test_missing_data_and_packages_come_with_their_command(
         raise DataMissing(name, ["here", "there"], f"metabench data fetch {name}")
 
     monkeypatch.setattr(data, "locate", locate)
-    planned = plan.plan(choose(crossing(["needy", "packed"], ["bilevel"]), "smoke"), store)
+    planned = planning.plan(choose(crossing(["needy", "packed"], ["bilevel"]), "smoke"), store)
     assert [p.state for p in planned] == ["missing data", "missing package"]
     assert planned[0].mend == "metabench data fetch no_such_data"
     assert planned[0].reason == "data set 'no_such_data' not found; looked in here, there"
     assert planned[1].mend == "pip install no_such_package"
-    assert not {p.state for p in planned} & plan.TO_RUN
+    assert not {p.state for p in planned} & planning.TO_RUN
 
 
 def test_data_is_looked_for_in_the_layout_that_the_task_names(
@@ -247,7 +247,7 @@ def test_data_is_looked_for_in_the_layout_that_the_task_names(
     for source, state in [("auto", "open"), ("metabench", "open"), ("torchvision", "missing data")]:
         suite = crossing(["omniglot"], ["fixed"])
         cells = choose(suite, "smoke", set=[f"task.source={source}"], seeds=[0])
-        (planned,) = plan.plan(cells, store)
+        (planned,) = planning.plan(cells, store)
         assert planned.state == state, source
         assert arrays.name == "metabench" and (planned.reason == "") == (state == "open")
 
@@ -255,7 +255,7 @@ def test_data_is_looked_for_in_the_layout_that_the_task_names(
 def test_a_finished_cell_needs_nothing(needy: None, store: Store) -> None:
     item = choose(crossing(["needy"], ["bilevel"]), "smoke")[0]
     store.write(record(item.cell))
-    assert plan.plan([item], store)[0].state == "done"
+    assert planning.plan([item], store)[0].state == "done"
 
 
 def test_only_filters(suite: Suite) -> None:

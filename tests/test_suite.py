@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench import suite as suites
 from metabench.core.catalogue import suite_names
 from metabench.core.errors import SettingError, SuiteError, UnknownName
-from metabench.suite import from_dict, merge, parse_override
+from metabench.suites import suite as suites
+from metabench.suites.suite import from_dict, merge, parse_override
 
 TEXT = """
 title = "Small"

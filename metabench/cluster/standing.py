@@ -13,8 +13,8 @@ from metabench.cluster import folder as folders
 from metabench.cluster.folder import Attempt, Element, Submission
 from metabench.cluster.queue import Answer, Job
 from metabench.cluster.submit import ended_states
-from metabench.plan import Planned, State
 from metabench.progress import duration
+from metabench.suites.planning import Planned, State
 
 ENDS: dict[str, tuple[State, str]] = {
     "OUT_OF_MEMORY": ("out of memory", "its job ran out of memory"),

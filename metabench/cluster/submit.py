@@ -22,9 +22,9 @@ from metabench.cluster.queue import Answer, ask
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
 from metabench.core.errors import MetabenchError, SettingError, StoreError
 from metabench.datasets import data
-from metabench.plan import Planned
 from metabench.store.record import Record
 from metabench.store.store import Store, write_atomic
+from metabench.suites.planning import Planned
 
 TAKEN = frozenset({"open", "timeout"})
 """States of the cells that ``submit`` takes; ``retry`` takes others too."""

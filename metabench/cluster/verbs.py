@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from metabench.cluster.folder import Submission
     from metabench.cluster.profile import Profile
     from metabench.cluster.submit import Draft
-    from metabench.plan import Planned
     from metabench.store.store import Store
-    from metabench.suite import Suite, SuiteCell
+    from metabench.suites.planning import Planned
+    from metabench.suites.suite import Suite, SuiteCell
 
 
 def _profile_names(incomplete: str) -> list[str]:
@@ -346,7 +346,7 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
 
     from metabench import screen
     from metabench.cluster import submit as module
-    from metabench.plan import plan
+    from metabench.suites.planning import plan
 
     err = screen.console(stderr=True)
     store = choice.open_store()
@@ -382,6 +382,6 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
 
 
 def _again(p: Planned) -> SuiteCell:
-    from metabench.suite import SuiteCell
+    from metabench.suites.suite import SuiteCell
 
     return SuiteCell(p.row, p.column, p.cell, p.reason if p.state == "skipped" else None)

@@ -33,7 +33,7 @@ def check_kind(kind: str | None) -> None:
 
 def suite_folder() -> Path:
     """Where the built-in suites are."""
-    spec = importlib.util.find_spec("metabench.suites")
+    spec = importlib.util.find_spec("metabench.suite_files")
     assert spec is not None and spec.submodule_search_locations is not None
     return Path(next(iter(spec.submodule_search_locations)))
 

@@ -83,8 +83,8 @@ def test_parallelism_that_is_left_over_is_used() -> None:
 def test_the_sbatch_file_is_as_it_was(tmp_path: Path) -> None:
     from metabench.cluster import submit
     from metabench.cluster.profile import load
-    from metabench.plan import Planned
     from metabench.store.store import Store
+    from metabench.suites.planning import Planned
 
     profile = load("gpu-preemptible", {"account": "lab", "setup": ["module load cuda"],
                                        "python": "python3", "extra.mail-type": "END"})  # fmt: skip
@@ -100,8 +100,8 @@ def test_the_sbatch_file_is_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", ["done", "failed", "diverged", "not applicable"])
 def test_only_missing_cells_are_taken(tmp_path: Path, state: str) -> None:
     from metabench.cluster import submit
-    from metabench.plan import Planned
     from metabench.store.store import Store
+    from metabench.suites.planning import Planned
 
     planned = [
         Planned("r", "c", member(0).cell, state),  # type: ignore[arg-type]

@@ -129,7 +129,7 @@ def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-d
     type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metabench import verbs
-    from metabench.suite import load
+    from metabench.suites.suite import load
 
     (item, *_) = load("quickstart").cells("smoke")
     held = Store(tmp_path / "runs").claim(item.cell.key)

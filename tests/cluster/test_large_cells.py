@@ -15,9 +15,9 @@ from metabench.cluster.folder import Group, Member
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, beyond
 from metabench.core.cell import Cell, make_cell
-from metabench.plan import Planned
 from metabench.runner import run_cell
 from metabench.store.store import Store
+from metabench.suites.planning import Planned
 
 CELL = make_cell("glyphs", "maml", set={
     "task": {"filters": 4, "meta_batch": 4, "queries": 2}, "method": {"inner_steps": 2},

@@ -20,9 +20,9 @@ from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, Slurm, SlurmError
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
-from metabench.plan import Planned
 from metabench.store import lease, store
 from metabench.store.store import Store
+from metabench.suites.planning import Planned
 
 CELL = Cell("ridge", "bilevel", "sgd", 0)
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Slurm, scrubbed
 from metabench.cluster.standing import logs, standings
 from metabench.core.cell import Cell
-from metabench.plan import Planned
 from metabench.store.store import Store
+from metabench.suites.planning import Planned
 
 
 @pytest.fixture

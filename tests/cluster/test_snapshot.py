@@ -34,11 +34,11 @@ def test_a_snapshot_is_a_wheel_and_runs_by_itself(
     # It takes itself for what it is, wherever it is started from.
     code = "\n".join(
         [
-            "import metabench.plan, metabench.methods.maml, sys",
+            "import metabench.suites.planning, metabench.methods.maml, sys",
             "from metabench.cluster import snapshot",
             "from metabench.core.provenance import git",
             f"snapshot.check({sha!r})",
-            "print(git()['sha256'], metabench.plan.__file__, metabench.methods.maml.__file__)",
+            "print(git()['sha256'], metabench.suites.planning.__file__, metabench.methods.maml.__file__)",
         ]
     )
     variables = snapshot.job_environment(tmp_path / "one")

@@ -7,7 +7,7 @@ from metabench.core.errors import SuiteError, UnknownName
 from metabench.report import render
 from metabench.results import collect
 from metabench.store.record import Estimate
-from metabench.suite import load
+from metabench.suites.suite import load
 
 
 @pytest.fixture

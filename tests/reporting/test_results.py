@@ -5,7 +5,7 @@ import pytest
 
 from metabench.core.errors import StoreError, UnknownName
 from metabench.results import collect, read_curves
-from metabench.suite import parse_override
+from metabench.suites.suite import parse_override
 from metabench.tables import table
 
 

@@ -18,7 +18,15 @@ from metabench.core.errors import DataMissing, SettingError, SuiteError, Unknown
 from metabench.core.registry import methods, solvers, tasks
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
-from metabench.suite import Column, Override, Row, Suite, SuiteBudget, SuiteCell, parse_override
+from metabench.suites.suite import (
+    Column,
+    Override,
+    Row,
+    Suite,
+    SuiteBudget,
+    SuiteCell,
+    parse_override,
+)
 
 State = Literal[
     "done",

@@ -1,0 +1,1 @@
+"""Suite files: how they are read, and the cells that they plan."""
