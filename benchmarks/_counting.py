@@ -24,8 +24,8 @@ from metabench.contract.problem import Seeds
 from metabench.core.cell import Budget, Cell, instances
 from metabench.core.errors import DataMissing
 from metabench.datasets import data
-from metabench.evaluation import evaluate
 from metabench.hypergradients.tensor_memory import Footprint, tensors
+from metabench.run.evaluation import evaluate
 
 CPU = torch.device("cpu")
 LONG = {"inner_steps": "method", "ahead": "method", "terms": "method", "final_steps": "task"}

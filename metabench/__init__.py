@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from metabench.core.cell import Cell as Cell
     from metabench.core.cell import make_cell as make_cell
     from metabench.core.errors import MetabenchError as MetabenchError
-    from metabench.runner import run_cell as run_cell
+    from metabench.run.runner import run_cell as run_cell
     from metabench.store.record import Record as Record
     from metabench.store.store import Store as Store
     from metabench.suites.suite import Suite as Suite
@@ -38,7 +38,7 @@ _HOMES = {
     "contract.method": ("Context", "GradientMethod", "Hypergradient", "State"),
     "contract.problem": ("Batch", "Episode", "Hyper", "Params", "Problem", "Seeds"),
     "store.record": ("Record",),
-    "runner": ("run_cell",),
+    "run.runner": ("run_cell",),
     "store.store": ("Store",),
     "suites.suite": ("Suite",),
 }

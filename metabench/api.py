@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from metabench.cluster.folder import Submission
     from metabench.datasets import data
     from metabench.doctor import Finding
-    from metabench.events import Listener
-    from metabench.launch import Summary
     from metabench.results import Results
+    from metabench.run.events import Listener
+    from metabench.run.local_launcher import Summary
     from metabench.show import Description
     from metabench.store.record import Record
 
@@ -100,7 +100,7 @@ def _checked(kind: str, name: str) -> Iterator[tuple[str, str]]:
     import torch
 
     from metabench import testing
-    from metabench.environment import fixed
+    from metabench.run.determinism import fixed
 
     checks = testing.method_checks(name) if kind == "method" else testing.task_checks(name)
     for what, run_check in checks:
@@ -180,7 +180,7 @@ def run_planned(
     ``jobs`` are processes that import the calling script again: it needs the usual
     ``if __name__ == "__main__":``. Raises SettingError for a ``device`` that is not there.
     """
-    from metabench.launch import launch
+    from metabench.run.local_launcher import launch
 
     check_device(device)
     cells = [p.cell for p in planned if p.state in plans.TO_RUN or p.state == "done"]

@@ -26,8 +26,8 @@ from metabench.crossing import (
     tolerance,
     unchanged,
 )
-from metabench.evaluation import evaluate
 from metabench.probes import Counting, Limited, Undeclared
+from metabench.run.evaluation import evaluate
 
 
 def check_state(at: Crossing) -> None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from metabench.core.cell import Cell
-from metabench.events import (
+from metabench.run.events import (
     Elsewhere,
     Event,
     Finished,

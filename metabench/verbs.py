@@ -52,7 +52,7 @@ def plan(
 ) -> None:
     """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
     from metabench import screen
-    from metabench.launch import default_jobs
+    from metabench.run.local_launcher import default_jobs
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     for each, planned in choice.planned():
@@ -316,8 +316,8 @@ def _run(
 ) -> int:
     """Run a plan in sight of the user; the exit code."""
     from metabench import api, screen
-    from metabench.launch import default_jobs
     from metabench.progress import view
+    from metabench.run.local_launcher import default_jobs
     from metabench.suites.planning import TO_RUN
 
     api.check_device(device)

@@ -305,7 +305,7 @@ class Stage:
 
 def undisturbed(cell: Cell, reference: Store) -> Any:
     """The record of a cell, run here without any disturbance."""
-    from metabench.runner import run_cell
+    from metabench.run.runner import run_cell
 
     record = reference.get(cell.key)
     if record is not None and record.status == "done":

@@ -9,8 +9,8 @@ from metabench.core.cell import make_cell
 from metabench.core.errors import Stopped
 from metabench.core.registry import methods
 from metabench.hypergradients.tensor_memory import Footprint
-from metabench.loop import Loop
-from metabench.runner import run_cell
+from metabench.run.loop import Loop
+from metabench.run.runner import run_cell
 from metabench.store.store import Store
 
 

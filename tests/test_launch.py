@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metabench import launch as module
 from metabench import progress
 from metabench.core.cell import Cell, make_cell
-from metabench.events import (
+from metabench.run import local_launcher as module
+from metabench.run.events import (
     Elsewhere,
     Event,
     Finished,
@@ -30,7 +30,7 @@ from metabench.events import (
     Started,
     Stopping,
 )
-from metabench.launch import Summary, launch
+from metabench.run.local_launcher import Summary, launch
 from metabench.store.record import Record
 from metabench.store.store import CLAIM, RECORD, BadFile, Store
 
@@ -209,7 +209,7 @@ def test_a_store_that_cannot_be_written_is_shown(
 SCRIPT = """
 import sys
 from metabench.core.cell import make_cell
-from metabench.launch import launch
+from metabench.run.local_launcher import launch
 from metabench.core.registry import load_plugins
 from metabench.store.store import Store
 from metabench.progress import view

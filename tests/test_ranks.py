@@ -17,10 +17,10 @@ from metabench.core import registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import Meter
 from metabench.core.errors import Distrusted, Diverged, RankLost, Stopped, UnknownName
-from metabench.crew import Crew, over
-from metabench.events import Event, Retried
-from metabench.launch import launch
-from metabench.runner import run_cell
+from metabench.run.events import Event, Retried
+from metabench.run.local_launcher import launch
+from metabench.run.rank_processes import Crew, over
+from metabench.run.runner import run_cell
 from metabench.store.record import Record, curve_outcome
 from metabench.store.store import CHECKPOINT, CLAIM, Store
 
@@ -302,7 +302,7 @@ def test_a_launch_tries_a_cell_again_whose_rank_has_died(tmp_path: Path) -> None
 
 ORPHAN = """
 import sys, time
-from metabench.crew import _started
+from metabench.run.rank_processes import _started
 if __name__ == "__main__":
     print(_started(None).process.pid, flush=True)
     time.sleep(600)

@@ -21,7 +21,7 @@ FORKS = """
 import os, random, signal, sys, time
 import torch
 from metabench.core.cell import make_cell
-from metabench.runner import run_cell
+from metabench.run.runner import run_cell
 from metabench.store.store import Store
 from metabench import checkpoint, environment
 
@@ -102,7 +102,7 @@ def test_a_cell_killed_again_and_again_ends_as_if_undisturbed(tmp_path: Path) ->
 
 LAUNCH = """
 import json, sys
-from metabench.launch import launch
+from metabench.run.local_launcher import launch
 from metabench.core.cell import Cell
 from metabench.store.store import Store
 
@@ -223,7 +223,7 @@ def kill(launches: Launches, kills: int, rng: random.Random) -> None:
 
 
 def check(launches: Launches, tmp_path: Path, kills: int) -> None:
-    from metabench.runner import run_cell
+    from metabench.run.runner import run_cell
 
     kill(launches, kills, random.Random(7))
     assert len(launches.store.records()) < len(launches.cells), "nothing was left to recover"

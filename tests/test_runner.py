@@ -16,16 +16,16 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from metabench import checkpoint, environment, loop, trajectory
 from metabench.contract.method import Context, GradientMethod, State
 from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core import provenance, registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.errors import Diverged, Held, NotApplicable, Stopped
-from metabench.evaluation import estimate
-from metabench.events import Event, Finished, Interrupted, Progress, SetAside, Started
-from metabench.runner import run_cell
+from metabench.run import checkpoint, determinism, learning_curve, loop
+from metabench.run.evaluation import estimate
+from metabench.run.events import Event, Finished, Interrupted, Progress, SetAside, Started
+from metabench.run.runner import run_cell
 from metabench.store.record import curve_outcome
 from metabench.store.store import CHECKPOINT, RECORD, SET_ASIDE, Store
 
@@ -516,10 +516,10 @@ def test_a_checkpoint_that_cannot_be_trusted_is_set_aside(
     elif how == "foreign":
         path.write_bytes(b"something else")
     elif how == "other version":
-        was = environment.versions()
-        monkeypatch.setattr(environment, "versions", lambda: {**was, "torch": "0.1"})
+        was = determinism.versions()
+        monkeypatch.setattr(determinism, "versions", lambda: {**was, "torch": "0.1"})
     else:
-        made = {**environment.versions(), "contract": cell.contract, "key": cell.key}
+        made = {**determinism.versions(), "contract": cell.contract, "key": cell.key}
         made |= {"device": "cpu", "engine": "loop", "threads": 1}
         checkpoint.save(path, {"boundary": Scripted()}, made)
     events: list[Event] = []
@@ -590,21 +590,21 @@ def test_a_disk_that_is_full_for_the_curve_alone_still_takes_the_failure(
 
 def test_lam_columns() -> None:
     problem = Noisy(NoisyTask(), Seeds.of(0))
-    assert trajectory.lam_columns({"a": torch.tensor(2.0)}, problem) == {"lam/a": 2.0}
+    assert learning_curve.lam_columns({"a": torch.tensor(2.0)}, problem) == {"lam/a": 2.0}
     large = {"a": torch.arange(65.0), "b": torch.ones(2, 2)}
-    columns = trajectory.lam_columns(large, problem)
+    columns = learning_curve.lam_columns(large, problem)
     assert columns["lam/a.mean"] == 32.0 and columns["lam/a.max"] == 64.0
     assert columns["lam/b.std"] == 0.0 and len(columns) == 8
     many = {f"p{i}": torch.ones(10) * i for i in range(21)}
-    columns = trajectory.lam_columns(many, problem)
+    columns = learning_curve.lam_columns(many, problem)
     assert columns.keys() == {f"lam/all.{what}" for what in ("mean", "std", "min", "max")}
     assert columns["lam/all.max"] == 20.0
 
 
 def test_a_description_of_lam() -> None:
     small = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3, dtype=torch.bfloat16)}
-    said = trajectory.describe(small)
+    said = learning_curve.describe(small)
     assert said["numbers"] == 3 and said["shapes"] == {"a": [2], "b": []}
     assert said["values"] == {"a": [1.0, 2.0], "b": 3.0}
     assert said["summary"]["a"] == {"mean": 1.5, "std": 0.5, "min": 1.0, "max": 2.0}
-    assert "values" not in trajectory.describe({"a": torch.zeros(65)})
+    assert "values" not in learning_curve.describe({"a": torch.zeros(65)})

@@ -13,7 +13,7 @@ from metabench.core.cell import make_cell, why_not
 from metabench.core.costs import Counts
 from metabench.core.errors import NotApplicable, SettingError
 from metabench.core.registry import methods, solvers, tasks
-from metabench.runner import run_cell
+from metabench.run.runner import run_cell
 from metabench.testing import method_checks
 
 SGLD = methods.get("sgld")

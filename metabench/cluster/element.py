@@ -21,19 +21,19 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from metabench import crew
 from metabench.cluster import folder as folders
 from metabench.cluster import snapshot
 from metabench.cluster.folder import Element, Member, Running
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.hardware import cores, gpus
-from metabench.events import Event, Finished, Interrupted, Progress, Retried, Started
-from metabench.launch import failed_record
 from metabench.progress import describe
+from metabench.run import rank_processes
+from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started
+from metabench.run.local_launcher import failed_record
+from metabench.run.worker import Ended, Options, Worker, limit_memory
 from metabench.store import lease
 from metabench.store.record import Status
 from metabench.store.store import CLAIM, Store
-from metabench.worker import Ended, Options, Worker, limit_memory
 
 PICKLE_SECONDS = 15.0
 """How long an element waits for submitit's pickle before it goes on without: the launcher may have
@@ -68,7 +68,7 @@ def work(run: str, number: int) -> dict[str, Any]:
             return made.run()
         finally:
             if made.group.ranks > 1:
-                crew.over(meeting_place(made.folder))
+                rank_processes.over(meeting_place(made.folder))
     except MetabenchError as error:
         print(f"error: {error}", flush=True)
         raise SystemExit(REFUSED) from None
@@ -88,7 +88,7 @@ def attend(run: str, number: int, rank: int) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = devices[local % len(devices)]
         limit_memory(group.memory_fraction)
         say(f"job {job_id()} on {platform.node()}: rank {rank}, {cores()} cores")
-        crew.attend(meeting_place(Path(run)), rank)
+        rank_processes.attend(meeting_place(Path(run)), rank)
     except MetabenchError as error:
         print(f"error: {error}", flush=True)
         raise SystemExit(REFUSED) from None

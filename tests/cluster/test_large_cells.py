@@ -15,7 +15,7 @@ from metabench.cluster.folder import Group, Member
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, beyond
 from metabench.core.cell import Cell, make_cell
-from metabench.runner import run_cell
+from metabench.run.runner import run_cell
 from metabench.store.store import Store
 from metabench.suites.planning import Planned
 

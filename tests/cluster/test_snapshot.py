@@ -57,7 +57,7 @@ def test_other_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     content = snapshot.files()
     sha = snapshot.digest(content)
     snapshot.check(sha)
-    changed = {**content, "metabench/loop.py": content["metabench/loop.py"] + b"# edited\n"}
+    changed = {**content, "metabench/run/loop.py": content["metabench/run/loop.py"] + b"# edited\n"}
     assert snapshot.digest(changed) != sha
     monkeypatch.setattr(snapshot, "files", lambda: changed)
     with pytest.raises(MetabenchError, match=f"not what was submitted.*{sha[:12]}; submit again"):

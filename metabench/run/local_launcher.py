@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from metabench.core.cell import STREAMS, Cell, seed_for
 from metabench.core.errors import StoreError
 from metabench.core.hardware import cores, gpus
-from metabench.events import (
+from metabench.run.events import (
     Elsewhere,
     Event,
     Finished,
@@ -28,9 +28,9 @@ from metabench.events import (
     Stopping,
     ignore,
 )
+from metabench.run.worker import Ended, Options, Worker, run_one
 from metabench.store.record import Record, Status
 from metabench.store.store import BadFile, Store
-from metabench.worker import Ended, Options, Worker, run_one
 
 POLL_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 2.0

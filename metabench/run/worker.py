@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Literal
 
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
-from metabench.events import Event, Listener
+from metabench.run.events import Event, Listener
 
 if TYPE_CHECKING:
-    from metabench.crew import Crew
+    from metabench.run.rank_processes import Crew
 
 Ending = Literal["recorded", "held", "stopped", "refused", "unsaved", "cut off"]
 """cut off: another process of the cell is gone, and the cell is open again; unsaved: there is no
@@ -34,7 +34,7 @@ record, because the store cannot keep one or the cell cannot be built."""
 
 @dataclass(frozen=True)
 class Options:
-    """How every cell of a launch is run; see :func:`metabench.runner.run_cell`."""
+    """How every cell of a launch is run; see :func:`metabench.run.runner.run_cell`."""
 
     store: str
     share: int = 1
@@ -53,7 +53,7 @@ class Options:
     rank_gpus: tuple[str, ...] = ()
     """As ``gpu``, of each rank after the first."""
     meet: str | None = None
-    """A file that tells ranks on other nodes where to come (:func:`metabench.crew.attend`)."""
+    """A file that tells ranks on other nodes where to come (:func:`metabench.run.rank_processes.attend`)."""
     output: str | None = None
     """A folder: what a cell prints goes to KEY.log there."""
 
@@ -76,7 +76,7 @@ def run_one(
 ) -> Ended:
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
     from metabench.core.hardware import cores
-    from metabench.runner import run_cell
+    from metabench.run.runner import run_cell
     from metabench.store.store import Store
 
     sharing = options.share * (options.ranks if options.meet is None else 1)
@@ -157,7 +157,7 @@ def limit_memory(fraction: float | None) -> None:
 def _crew(options: Options) -> contextlib.AbstractContextManager[Crew | None]:
     if options.ranks == 1:
         return contextlib.nullcontext()
-    from metabench.crew import Crew
+    from metabench.run.rank_processes import Crew
 
     meet = Path(options.meet) if options.meet is not None else None
     return Crew(options.ranks - 1, options.rank_gpus, meet)

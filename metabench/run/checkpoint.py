@@ -15,7 +15,7 @@ import torch
 from metabench.contract.method import State
 from metabench.core.cell import canonical
 from metabench.core.costs import Counts
-from metabench.evaluation import Metrics
+from metabench.run.evaluation import Metrics
 from metabench.store.record import Curve, Estimate
 from metabench.store.store import write_atomic
 

@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import torch
 
-from metabench import checkpoint, environment, trajectory
-from metabench.checkpoint import Boundary
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Params, Seeds
 from metabench.contract.process_group import Ranks
@@ -30,9 +28,11 @@ from metabench.core.errors import (
     TimedOut,
     UnknownName,
 )
-from metabench.evaluation import Metrics, Stopwatch, evaluate
-from metabench.events import Listener, Progress, SetAside, Started
 from metabench.hypergradients.tensor_memory import Footprint
+from metabench.run import checkpoint, determinism, learning_curve
+from metabench.run.checkpoint import Boundary
+from metabench.run.evaluation import Metrics, Stopwatch, evaluate
+from metabench.run.events import Listener, Progress, SetAside, Started
 from metabench.store.lease import Claim
 from metabench.store.record import RUNAWAY
 from metabench.store.store import CHECKPOINT, BadFile, Store
@@ -75,7 +75,7 @@ class Loop:
         self.at: Boundary | None = None
         self.resumed: list[dict[str, Any]] = []
         self.training, self.evaluating = Stopwatch(options.device), Stopwatch(options.device)
-        self.memory = environment.PeakMemory(options.device)
+        self.memory = determinism.PeakMemory(options.device)
         self._peak_before: dict[str, float] = {}
         self._saved = self._told = self._begun = time.monotonic()
         self._judged: tuple[State, Metrics] | None = None
@@ -87,7 +87,7 @@ class Loop:
         ranks = self.ranks
         self.problem = self.task.build(self.seeds, device)
         spread = self.problem.episodes_per_step > 1
-        self.threads = environment.intra_op_threads(spread)
+        self.threads = determinism.intra_op_threads(spread)
         torch.set_num_threads(self.threads)
         cuda = device.type == "cuda"
         engine = options.engine
@@ -110,7 +110,7 @@ class Loop:
         if reconstruction:
             self.ctx.notes["reconstruction"] = reconstruction
         self.made_with = {
-            **environment.versions(),
+            **determinism.versions(),
             "contract": self.cell.contract,
             "key": self.cell.key,
             "device": str(device),
@@ -121,7 +121,7 @@ class Loop:
             self.made_with["ranks"] = ranks.world
         self.compare()
         if not self.resume():
-            environment.seed_globals(self.seeds.method, device)
+            determinism.seed_globals(self.seeds.method, device)
             with self.training:
                 state = self.method.init(self.ctx)
             state = self.told(_detached(state))
@@ -169,7 +169,7 @@ class Loop:
     def step(self) -> None:
         """One outer step, guarded. Raises Diverged."""
         at = self.boundary
-        environment.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
+        determinism.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         with self.training:
             new, log = self.method.step(self.ctx, at.state)
         moved, log = self.told((None if new is at.state else _detached(new), log))
@@ -199,8 +199,8 @@ class Loop:
         row |= {f"valid/{name}": found.mean for name, found in metrics.items()}
         row |= {f"cost/{name}": n for name, n in at.counts.items()}
         row["cost/seconds"] = self.training.seconds
-        row |= trajectory.lam_columns(at.state.lam, self.problem)
-        new = replace(at, curve=trajectory.appended(at.curve, row), logs={})
+        row |= learning_curve.lam_columns(at.state.lam, self.problem)
+        new = replace(at, curve=learning_curve.appended(at.curve, row), logs={})
         if self.budget.select == "last" or at.best is None or self.better(metrics, at.valid):
             new = replace(new, best=at.state, best_step=at.step, valid=metrics)
         self.at = new
@@ -246,12 +246,12 @@ class Loop:
         """
         alone = replace(self.ctx, engine="loop", workers=1, ranks=Ranks())
         ctx = replace(alone, meter=Meter(), notes=dict(self.ctx.notes), step=0)
-        environment.seed_globals(self.seeds.method, self.options.device)
+        determinism.seed_globals(self.seeds.method, self.options.device)
         with self.evaluating:
             state = _detached(self.method.init(ctx))
 
             def step() -> int:
-                environment.seed_globals(self.seeds.method + 1, self.options.device)
+                determinism.seed_globals(self.seeds.method + 1, self.options.device)
                 with Footprint() as held:
                     self.method.step(ctx, state)
                 peak: int = held.peak
@@ -273,7 +273,7 @@ class Loop:
             self.check()
             self.tell("validation" if valid else split, self.spent(self.boundary))
 
-        environment.seed_globals(self.seeds.evaluation, self.options.device)
+        determinism.seed_globals(self.seeds.evaluation, self.options.device)
         with self.evaluating:
             return evaluate(self.ctx, method, state, split, episodes, check)
 
@@ -347,7 +347,7 @@ class Loop:
         self.evaluating.seconds = data["evaluation_seconds"]
         self._peak_before, self.resumed = data["peak"], data["resumed"]
         self.attempts = max(self.attempts, data["attempts"] + 1)
-        commit = environment.facts()["git"].get("commit", "")
+        commit = determinism.facts()["git"].get("commit", "")
         self.resumed.append({"step": at.step, "at": stamp(), "commit": commit})
         return True
 
@@ -381,9 +381,9 @@ class Loop:
     def environment(self) -> dict[str, Any]:
         """What it ran on."""
         out: dict[str, Any] = {
-            **environment.facts(),
+            **determinism.facts(),
             "device": str(self.options.device),
-            "packages": environment.packages(self.task, self.method, self.solver),
+            "packages": determinism.packages(self.task, self.method, self.solver),
             "memory_at_start_bytes": self.memory.at_start,
             "resumed": self.resumed,
         }

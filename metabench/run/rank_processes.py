@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import Cell
 from metabench.core.errors import RankLost, Stopped, StoreError
+from metabench.run.worker import death, interrupts_ignored
 from metabench.store.store import write_atomic
-from metabench.worker import death, interrupts_ignored
 
 if TYPE_CHECKING:
     import torch
@@ -258,7 +258,7 @@ def serve(connection: Connection, alone: Callable[[], object] = lambda: None) ->
     from metabench.core.registry import load_plugins
 
     load_plugins()
-    import metabench.runner  # noqa: F401  # now, not while the others wait
+    import metabench.run.runner  # noqa: F401  # now, not while the others wait
 
     with contextlib.suppress(OSError):
         connection.send(READY)
@@ -273,7 +273,7 @@ def _answer(call: Call, leave: Callable[[], object]) -> None:
     import torch.distributed as dist
 
     from metabench.contract.process_group import Ranks, joined
-    from metabench.runner import follow
+    from metabench.run.runner import follow
 
     with contextlib.suppress(Exception):  # what goes wrong, rank 0 has been told or sees
         store = dist.TCPStore(  # type: ignore[attr-defined]

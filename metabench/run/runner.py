@@ -10,15 +10,15 @@ from dataclasses import asdict, replace
 
 import torch
 
-from metabench import environment, trajectory
 from metabench.contract.problem import Params
 from metabench.contract.process_group import Ranks
 from metabench.core.cell import Cell, check_applicable, instances
 from metabench.core.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
 from metabench.core.hardware import cores
-from metabench.crew import Crew
-from metabench.events import Event, Finished, Interrupted, Listener, SetAside, ignore
-from metabench.loop import Engine, Loop, Options, stamp
+from metabench.run import determinism, learning_curve
+from metabench.run.events import Event, Finished, Interrupted, Listener, SetAside, ignore
+from metabench.run.loop import Engine, Loop, Options, stamp
+from metabench.run.rank_processes import Crew
 from metabench.store.record import Curve, Record, Status
 from metabench.store.store import CHECKPOINT, Store
 
@@ -92,7 +92,7 @@ def follow(cell: Cell, ranks: Ranks, engine: Engine) -> None:
         loop.prepare()
         return loop
 
-    with environment.fixed(ranks.device):
+    with determinism.fixed(ranks.device):
         loop = ranks.together(begun)
         ranks.together(loop.train)
         ranks.together(loop.judge)
@@ -141,8 +141,8 @@ def _run(loop: Loop, joined: Joined) -> tuple[Record, Curve, Params | None]:
     started = stamp()
     status: Status = "done"
     reason = trace = ""
-    environment.facts()  # of the code that runs now, not of edits made meanwhile
-    with environment.fixed(loop.options.device):
+    determinism.facts()  # of the code that runs now, not of edits made meanwhile
+    with determinism.fixed(loop.options.device):
         try:
             with joined() as ranks:
                 loop.ranks = ranks
@@ -188,7 +188,7 @@ def _run(loop: Loop, joined: Joined) -> tuple[Record, Curve, Params | None]:
         record,
         metrics={"valid": at.valid, **at.metrics},
         selected_step=at.best_step,
-        lam=trajectory.describe(at.best.lam),
+        lam=learning_curve.describe(at.best.lam),
     )
     return record, at.curve, at.best.lam
 
@@ -199,7 +199,7 @@ def _keep(store: Store, loop: Loop, joined: Joined) -> Record:
     unsaved = ""
     try:
         record, curve, lam = _run(loop, joined)
-        arrays = trajectory.arrays(lam) if lam is not None else None
+        arrays = learning_curve.arrays(lam) if lam is not None else None
         record = store.write(record, curve, arrays, claim=loop.claim)
         if record.status != "timeout":
             (store.folder(record.key) / CHECKPOINT).unlink(missing_ok=True)

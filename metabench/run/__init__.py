@@ -1,0 +1,1 @@
+"""Cells run on this machine: the loop of a cell, its processes, the launcher."""
