@@ -22,7 +22,7 @@ from metabench.suites.planning import Planned
 from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
-    from metabench.cluster.folder import Submission
+    from metabench.cluster.submission import Submission
     from metabench.datasets import data
     from metabench.doctor import Finding
     from metabench.results import Results

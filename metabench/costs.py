@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from metabench.cluster import folder as folders
+from metabench.cluster import submission as folders
 from metabench.store.record import Record
 from metabench.store.store import Store
 from metabench.suites.planning import Planned

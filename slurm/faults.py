@@ -34,9 +34,10 @@ from metabench.clusters.local_cluster import (
     program,
 )
 
-from metabench.cluster import folder, profile, queue, slurm
+from metabench.cluster import job_states, profile, slurm
+from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
-from metabench.cluster.folder import Attempt, Submission
+from metabench.cluster.submission import Attempt, Submission
 from metabench.core.cell import Cell, seed_for
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import load_plugin
@@ -252,11 +253,11 @@ class Stage:
         record = self.store.get(cell.key)
         return record is not None and record.status == "done"
 
-    def answer(self) -> queue.Answer:
+    def answer(self) -> job_states.Answer:
         """What Slurm says now."""
         return submitting.look(slurm.Slurm(self.profile()), self.store, seconds=0)
 
-    def live(self) -> list[queue.Job]:
+    def live(self) -> list[job_states.Job]:
         """Jobs of this stage that may still work."""
         answer = self.answer()
         return [j for s in folder.submissions(self.store) for j in answer.live(s)]
@@ -863,7 +864,7 @@ def perform(one: Fault, cluster: Cluster, home: Path, reference: Store) -> Row:
     )
 
 
-def live_or_none(stage: Stage) -> list[queue.Job]:
+def live_or_none(stage: Stage) -> list[job_states.Job]:
     """Live jobs, none where Slurm does not answer."""
     with contextlib.suppress(MetabenchError, ClusterError):
         return stage.live()

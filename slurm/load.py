@@ -23,11 +23,11 @@ from metabench.clusters.faults import running_cluster
 from metabench.clusters.local_cluster import Cluster, Options
 
 from metabench import results, tables
-from metabench.cluster import folder
+from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
+from metabench.cluster.cell_states import standings
 from metabench.cluster.profile import load
 from metabench.cluster.slurm import Slurm
-from metabench.cluster.standing import standings
 from metabench.core.errors import MetabenchError
 from metabench.store.store import Store
 from metabench.suites import planning as plan

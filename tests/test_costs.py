@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metabench import costs
-from metabench.cluster.folder import Group, Member, Submission
+from metabench.cluster.submission import Group, Member, Submission
 from metabench.core.cell import Cell
 from metabench.store.record import Record
 from metabench.store.store import CLUSTER, Store

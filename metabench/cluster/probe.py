@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster import folder as folders
 from metabench.cluster import snapshot
+from metabench.cluster import submission as folders
 from metabench.cluster import submit as submitting
 from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment

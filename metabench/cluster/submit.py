@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster import arrange, snapshot
-from metabench.cluster import folder as folders
-from metabench.cluster.arrange import Bundle, Part, Setbacks
-from metabench.cluster.folder import Array, Group, Member, Submission
+from metabench.cluster import packing, snapshot
+from metabench.cluster import submission as folders
+from metabench.cluster.job_states import Answer, ask
+from metabench.cluster.packing import Bundle, Part, Setbacks
 from metabench.cluster.profile import Profile
-from metabench.cluster.queue import Answer, ask
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
+from metabench.cluster.submission import Array, Group, Member, Submission
 from metabench.core.errors import MetabenchError, SettingError, StoreError
 from metabench.datasets import data
 from metabench.store.record import Record
@@ -104,7 +104,7 @@ class Draft:
         needs = self.bundles[part.bundle].needs
         words = [str(self.jobs_folder(at)), str(self.folder), str(part.bundle)]
         # -P: a checkout in the folder that jobs start in is not the code that was submitted.
-        command = f"{profile.command()} -P -u -m metabench.cluster.element {shlex.join(words)}"
+        command = f"{profile.command()} -P -u -m metabench.cluster.node_worker {shlex.join(words)}"
         return executor(
             profile,
             command,
@@ -221,8 +221,8 @@ def draft(
         before = (known.attempts, known.ended) if known is not None else None
         members.append(Member(p.row, p.column, p.cell, p.estimated_seconds, before))
     keys = {m.cell.key for m in members}
-    found = arrange.bundles(
-        members, profile, arrange.peaks(records.values()), setbacks(store, keys, records.values())
+    found = packing.bundles(
+        members, profile, packing.peaks(records.values()), setbacks(store, keys, records.values())
     )
     others: dict[str, int] = {}
     for p in planned:
@@ -235,7 +235,7 @@ def draft(
         budget,
         store,
         found,
-        arrange.parts(found, max_array or profile.max_array or 1001, profile.parallel),
+        packing.parts(found, max_array or profile.max_array or 1001, profile.parallel),
         left_out,
         others,
     )
@@ -529,10 +529,10 @@ def _queue(made: Draft, slurm: Slurm, at: int, part: Part) -> str:
     executor, pause = made.executor(at), PAUSE_SECONDS
     for attempt in range(1, SBATCH_TRIES + 1):
         try:
-            from metabench.cluster import element
+            from metabench.cluster import node_worker
 
             call = [str(made.folder)] * part.size, [part.bundle] * part.size
-            jobs = executor.map_array(element.work, *call)
+            jobs = executor.map_array(node_worker.work, *call)
             return str(jobs[0].job_id).partition("_")[0]
         except Exception as error:
             said = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)

@@ -23,8 +23,8 @@ from metabench.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from metabench.cluster.folder import Submission
     from metabench.cluster.profile import Profile
+    from metabench.cluster.submission import Submission
     from metabench.cluster.submit import Draft
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
@@ -116,7 +116,8 @@ def cancel(
     """Cancel the jobs of a suite; what they had in hand keeps its checkpoint."""
     import time
 
-    from metabench.cluster import folder, slurm
+    from metabench.cluster import slurm
+    from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
     from metabench.cluster.profile import load
     from metabench.core.errors import SuiteError, UnknownName
@@ -161,7 +162,8 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Of each log.")] = 40,
 ) -> None:
     """What a cell printed, and the logs of the jobs that had it."""
-    from metabench.cluster import folder, standing
+    from metabench.cluster import cell_states
+    from metabench.cluster import submission as folder
     from metabench.core.errors import UnknownName
     from metabench.store.store import Store
 
@@ -181,7 +183,7 @@ def logs(
     for attempt in (a for s in known for a in folder.attempts(s.folder, keys[0])):
         how = attempt.end or "cut off, or at work"
         typer.echo(f"job {attempt.job} on {attempt.host}: {how} {attempt.what}".rstrip())
-    for title, path in standing.logs(known, keys[0]):
+    for title, path in cell_states.logs(known, keys[0]):
         typer.echo(f"\n--- {title}: {path}")
         text = path.read_text(errors="replace").splitlines()
         typer.echo("\n".join(text[-lines:]))
@@ -197,7 +199,7 @@ def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
     from metabench import screen
-    from metabench.cluster import folder
+    from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import SlurmError
 
@@ -299,7 +301,8 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
     be learnt, is printed."""
     import time
 
-    from metabench.cluster import folder, standing
+    from metabench.cluster import cell_states
+    from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import Slurm
 
@@ -311,7 +314,7 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
     for name in dict.fromkeys(str(s.profile["name"]) for s in mine):
         group = [s for s in mine if s.profile["name"] == name]
         answer = module.look(Slurm(_of(group, name)), store)
-        planned = standing.standings(planned, group, answer)
+        planned = cell_states.standings(planned, group, answer)
         jobs = [j for s in group for j in answer.live(s)]
         counts: dict[str, int] = {}
         for job in jobs:

@@ -42,7 +42,7 @@ RECORD, CURVE, LAM, CHECKPOINT, CLAIM = (
 KNOWN = frozenset({RECORD, CURVE, LAM, CHECKPOINT, CLAIM})
 SET_ASIDE = "set-aside"
 CLUSTER = "cluster"
-"""Where submissions to a cluster keep what they need (:mod:`metabench.cluster.folder`)."""
+"""Where submissions to a cluster keep what they need (:mod:`metabench.cluster.submission`)."""
 LARGEST_LAM = 2_000_000
 """Numbers of lam up to which all of it is kept; above, the record has summaries and the hash."""
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench.cluster.arrange import Bundle, Needs, Setbacks, bundles, needs, parts, peaks
-from metabench.cluster.folder import Member
+from metabench.cluster.packing import Bundle, Needs, Setbacks, bundles, needs, parts, peaks
 from metabench.cluster.profile import Profile
+from metabench.cluster.submission import Member
 from metabench.core.cell import Cell
 from metabench.store.record import Record
 

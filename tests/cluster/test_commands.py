@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metabench.cli import app
-from metabench.cluster.folder import Array, Submission, submissions
+from metabench.cluster.submission import Array, Submission, submissions
 from metabench.store.store import Store
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from metabench.clusters.faults import Stage
 
-from metabench.cluster import folder, snapshot, submit
-from metabench.cluster.folder import Group, Member
+from metabench.cluster import snapshot, submit
+from metabench.cluster import submission as folder
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, beyond
+from metabench.cluster.submission import Group, Member
 from metabench.core.cell import Cell, make_cell
 from metabench.run.runner import run_cell
 from metabench.store.store import Store

@@ -15,9 +15,9 @@ import pytest
 from metabench.clusters import local_cluster
 
 from metabench.cluster import snapshot, submit
-from metabench.cluster.folder import Group, Member, read_group
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, Slurm, SlurmError
+from metabench.cluster.submission import Group, Member, read_group
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.store import lease, store
@@ -245,8 +245,8 @@ def test_a_claim_from_elsewhere_is_doubted_until_it_beats(
 
 
 def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
-    from metabench.cluster import folder
-    from metabench.cluster.arrange import Setbacks
+    from metabench.cluster import submission
+    from metabench.cluster.packing import Setbacks
     from metabench.cluster.snapshot import write_json
     from metabench.store.record import Record
 
@@ -254,11 +254,11 @@ def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
     for at, (what, state) in enumerate(
         [("SIGKILL; out of memory?", ""), ("", "OUT_OF_MEMORY"), ("", "TIMEOUT"), ("error", "")]
     ):
-        place = folder.root(store) / f"run-{at}"
+        place = submission.root(store) / f"run-{at}"
         place.mkdir(parents=True)
-        folder.Submission(place, "s", "b", {"name": "p"}, "", "", float(at), 1).write()
+        submission.Submission(place, "s", "b", {"name": "p"}, "", "", float(at), 1).write()
         for _ in range(2):
-            folder.note_attempt(
+            submission.note_attempt(
                 place, CELL.key, attempt=f"{_}", job="7_0", host="n", at=1.0, what=what
             )
         write_json(place / "ended.json", {"7_0": state})

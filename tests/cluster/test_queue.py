@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from metabench.cluster import folder, queue
-from metabench.cluster.folder import Array, Attempt, Element, Group, Member, Running, Submission
+from metabench.cluster import job_states
+from metabench.cluster import submission as folder
+from metabench.cluster.cell_states import logs, standings
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Slurm, scrubbed
-from metabench.cluster.standing import logs, standings
+from metabench.cluster.submission import Array, Attempt, Element, Group, Member, Running, Submission
 from metabench.core.cell import Cell
 from metabench.store.store import Store
 from metabench.suites.planning import Planned
@@ -59,9 +60,11 @@ def submission(tmp_path: Path) -> Submission:
     return made
 
 
-def look(submission: Submission, seconds: float = 0) -> queue.Answer:
+def look(submission: Submission, seconds: float = 0) -> job_states.Answer:
     slurm = Slurm(Profile(name="site"))
-    return queue.ask(slurm, [submission], submission.folder.parent / "queue.json", seconds=seconds)
+    return job_states.ask(
+        slurm, [submission], submission.folder.parent / "queue.json", seconds=seconds
+    )
 
 
 def test_squeue_is_asked_once_for_everything_and_not_again_soon(
@@ -94,7 +97,7 @@ def test_forgotten_jobs_are_asked_of_sacct_and_an_older_job_of_the_same_id_is_no
     answer = look(submission)
     first, second = answer.elements(submission.arrays[0])
     assert (first.state, first.source, first.live) == ("CANCELLED", "sacct", False)
-    assert second.state == queue.UNKNOWN and answer.accounting is True
+    assert second.state == job_states.UNKNOWN and answer.accounting is True
     # What has ended is not asked for again.
     (bin / "sacct.out").write_text("")
     assert look(submission).elements(submission.arrays[0])[0].state == "CANCELLED"
@@ -106,7 +109,7 @@ def test_without_accounting_or_controller_it_says_what_it_cannot_know(
     (bin / "squeue.out").write_text("7_0|mb-a-0|RUNNING|n1|10:00|None\n")
     answer = look(submission)
     assert answer.accounting is False and "no answer" in answer.problem
-    assert answer.elements(submission.arrays[0])[1].state == queue.UNKNOWN
+    assert answer.elements(submission.arrays[0])[1].state == job_states.UNKNOWN
     (bin / "squeue.out").unlink()
     later = look(submission)
     assert later.jobs == answer.jobs and later.at == answer.at, "the last answer, with its age"
@@ -115,26 +118,30 @@ def test_without_accounting_or_controller_it_says_what_it_cannot_know(
 
 @pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED", "SUSPENDED", "COMPLETING"])
 def test_what_squeue_still_knows_may_still_work_unless_it_has_ended(state: str) -> None:
-    assert queue.Job("1", state).live == (state in ("SUSPENDED", "COMPLETING"))
+    assert job_states.Job("1", state).live == (state in ("SUSPENDED", "COMPLETING"))
 
 
 def planned(state: str = "open") -> list[Planned]:
     return [Planned("r", "c", cell, state) for cell in CELLS]  # type: ignore[arg-type]
 
 
-def stand(submission: Submission, *jobs: queue.Job, accounting: bool | None = None) -> list[str]:
+def stand(
+    submission: Submission, *jobs: job_states.Job, accounting: bool | None = None
+) -> list[str]:
     known = {f"mb-a-0/{j.id}": j for j in jobs}
-    answer = queue.Answer(time.time(), known, {}, accounting, "no answer" * (accounting is False))
+    answer = job_states.Answer(
+        time.time(), known, {}, accounting, "no answer" * (accounting is False)
+    )
     found = standings(planned(), [submission], answer)
     return [f"{p.state}: {p.reason} {p.mend}".strip() for p in found]
 
 
 def test_open_cells_are_told_why_they_wait(submission: Submission) -> None:
-    run, wait = queue.Job("7_0", "RUNNING"), queue.Job("7_1", "PENDING", "Resources")
+    run, wait = job_states.Job("7_0", "RUNNING"), job_states.Job("7_1", "PENDING", "Resources")
     (first, *_) = stand(submission, run, wait)
     assert first == "pending: next in line of 1 running jobs, 1 waiting: Resources"
-    held = queue.Job("7_0", "PENDING", "launch failed requeued held")
-    (first, *_) = stand(submission, held, queue.Job("7_1", "COMPLETED"))
+    held = job_states.Job("7_0", "PENDING", "launch failed requeued held")
+    (first, *_) = stand(submission, held, job_states.Job("7_1", "COMPLETED"))
     assert first.startswith("held: every job") and first.endswith("scontrol release 7")
 
 
@@ -147,7 +154,9 @@ def test_open_cells_without_a_job_are_told_how_the_last_one_ended(submission: Su
         folder.note_attempt(
             submission.folder, CELLS[0].key, attempt=state, job="7_0", host="n1", at=1.0
         )
-        said, other, _ = stand(submission, queue.Job("7_0", state), queue.Job("7_1", "COMPLETED"))
+        said, other, _ = stand(
+            submission, job_states.Job("7_0", state), job_states.Job("7_1", "COMPLETED")
+        )
         assert said.startswith(f"{word}: ") and "7_0 on n1" in said and "retry" in said
         assert other.split(":")[0] in (word, "lost")
     unknown = stand(submission, accounting=False)[1]
@@ -164,7 +173,7 @@ def test_running_cells_are_told_how_far_they_are(submission: Submission) -> None
         submission.folder,
         Element("7_0", 0, "host", "n1", 1, now - 60, now + 600, now, running=running),
     )
-    answer = queue.Answer(now, {"mb-a-0/7_0": queue.Job("7_0", "RUNNING")})
+    answer = job_states.Answer(now, {"mb-a-0/7_0": job_states.Job("7_0", "RUNNING")})
     (first, *_) = standings(planned("running"), [submission], answer)
     assert first.reason == "job 7_0 on n1, step 20/80, training, 25%, about 2 min 30 s left"
     # Another submission of the same cell is newer, and a job that was killed said it had it.
@@ -188,7 +197,7 @@ def test_damaged_files_are_told_or_done_without(submission: Submission, text: st
     if text != "[]":
         assert folder.keys(submission) == {cell.key for cell in CELLS}
     assert len(stand(submission)) == 3 and folder.elements(submission.folder) == {}
-    assert queue._read(submission.folder.parent / "queue.json") is None
+    assert job_states._read(submission.folder.parent / "queue.json") is None
     kept = Store(submission.store)
     assert [s.name for s in folder.submissions(kept)] == ["one"] and not folder.unreadable(kept)
     (submission.folder / folder.SUBMISSION).write_text(text)

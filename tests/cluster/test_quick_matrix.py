@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from metabench.clusters.faults import Stage
 
-from metabench.cluster import folder, profile
+from metabench.cluster import profile
+from metabench.cluster import submission as folder
+from metabench.cluster.cell_states import standings
 from metabench.cluster.probe import examine
 from metabench.cluster.slurm import Slurm, beyond
-from metabench.cluster.standing import standings
 from metabench.cluster.submit import Refusal
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metabench.cluster import folder as folders
-from metabench.cluster.folder import Attempt, Element, Submission
-from metabench.cluster.queue import Answer, Job
+from metabench.cluster import submission as folders
+from metabench.cluster.job_states import Answer, Job
+from metabench.cluster.submission import Attempt, Element, Submission
 from metabench.cluster.submit import ended_states
 from metabench.progress import duration
 from metabench.suites.planning import Planned, State

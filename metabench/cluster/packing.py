@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from metabench.cluster.folder import Member
 from metabench.cluster.profile import SHORTEST, Profile
+from metabench.cluster.submission import Member
 from metabench.store.record import Record
 
 MARGIN = 1.5

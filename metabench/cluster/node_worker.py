@@ -21,9 +21,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster import folder as folders
 from metabench.cluster import snapshot
-from metabench.cluster.folder import Element, Member, Running
+from metabench.cluster import submission as folders
+from metabench.cluster.submission import Element, Member, Running
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.hardware import cores, gpus
 from metabench.progress import describe

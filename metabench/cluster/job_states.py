@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from metabench.cluster.folder import Array, Submission
 from metabench.cluster.slurm import Slurm, SlurmError
 from metabench.cluster.snapshot import write_json
+from metabench.cluster.submission import Array, Submission
 
 LIVE = frozenset(
     {
