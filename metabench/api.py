@@ -22,10 +22,10 @@ from metabench.suites.planning import Planned
 from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
+    from metabench.analysis.results import Results
     from metabench.cluster.submission import Submission
     from metabench.datasets import data
     from metabench.doctor import Finding
-    from metabench.results import Results
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary
     from metabench.show import Description
@@ -279,7 +279,7 @@ def results(
     store: str | Path | Store | None = None,
 ) -> Results:
     """What the store has of the suite under this budget, holes with their reasons."""
-    from metabench.results import collect
+    from metabench.analysis.results import collect
 
     suite, store = load(suite), open_store(store)
     planned = plan(suite, budget=budget, set=set, seeds=seeds, store=store)

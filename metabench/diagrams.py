@@ -7,6 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from metabench.analysis.rankings import ranked, scores
+from metabench.analysis.results import Results
+from metabench.analysis.stats import bootstrap, iqm, profile
 from metabench.notes import listed
 from metabench.panels import (
     COLOURS,
@@ -21,9 +24,6 @@ from metabench.panels import (
     scale_of,
     wrapped,
 )
-from metabench.rankings import ranked, scores
-from metabench.results import Results
-from metabench.stats import bootstrap, iqm, profile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

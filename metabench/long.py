@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from metabench.entries import Entry, column_entries, costs, floor
-from metabench.results import Results
+from metabench.analysis.estimates import Entry, column_entries, costs, floor
+from metabench.analysis.results import Results
 from metabench.suites.suite import Column, Published
 
 FIELDS = (

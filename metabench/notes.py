@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from metabench.analysis.results import Crossing, Hole, Results
 from metabench.core.cell import Budget
 from metabench.core.settings import fields
 from metabench.formats import Note, one_line
-from metabench.results import Crossing, Hole, Results
 from metabench.suites.suite import Column, Row
 
 LONGEST = 240

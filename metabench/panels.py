@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.results import Results
+from metabench.analysis.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metabench.analysis.curves import Line, line, spaced, trajectory
+from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.cell import Budget
 from metabench.diagrams import profile_figure, ranking
 from metabench.frontier import costs_known, frontier
@@ -25,8 +27,6 @@ from metabench.panels import (
     scale_of,
     styled,
 )
-from metabench.results import Records, Results, check_names, read_curves
-from metabench.series import Line, line, spaced, trajectory
 from metabench.store.record import Curve
 from metabench.suites.suite import PLOTS
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench import formats
-from metabench.entries import with_pm
+from metabench.analysis.estimates import with_pm
+from metabench.analysis.results import Crossing, Records, Results, Run, read_curves
 from metabench.notes import counted, human
-from metabench.results import Crossing, Records, Results, Run, read_curves
 from metabench.store.record import Curve, Estimate
 from metabench.tables import COSTS, cost_grid, main_grid
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 from metabench import formats, long
-from metabench.claims import claim_notes
+from metabench.analysis.estimates import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
+from metabench.analysis.paper_claims import claim_notes
+from metabench.analysis.results import Crossing, Hole, Results
 from metabench.core.errors import UnknownName
 from metabench.core.settings import typed
-from metabench.entries import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
 from metabench.formats import Grid, Item, Note
 from metabench.notes import (
     Marks,
@@ -21,7 +22,6 @@ from metabench.notes import (
     listed,
     reconstruction_notes,
 )
-from metabench.results import Crossing, Hole, Results
 from metabench.store.record import RUNAWAY
 from metabench.suites.suite import LABELS, Published
 

@@ -22,7 +22,8 @@ from typing import Any
 from metabench.clusters.faults import running_cluster
 from metabench.clusters.local_cluster import Cluster, Options
 
-from metabench import results, tables
+from metabench import tables
+from metabench.analysis import results
 from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
 from metabench.cluster.cell_states import standings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from metabench.results import collect
+from metabench.analysis.results import collect
 from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.suite import Suite, SuiteCell, from_dict
 

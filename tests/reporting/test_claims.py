@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench.claims import claim_notes, verdicts
-from metabench.results import collect
+from metabench.analysis.paper_claims import claim_notes, verdicts
+from metabench.analysis.results import collect
 from metabench.store.record import Estimate
 from metabench.tables import main_grid
 

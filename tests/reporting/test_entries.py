@@ -4,25 +4,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench import entries
-from metabench.results import collect
+from metabench.analysis import estimates
+from metabench.analysis.results import collect
 from metabench.store.record import Estimate
 
 
 def test_several_seeds_have_an_interval_over_seeds():
-    found = entries.entry({s: Estimate(m, 600, 0.1, 0.008) for s, m in enumerate([0.2, 0.4, 0.9])})
+    found = estimates.entry(
+        {s: Estimate(m, 600, 0.1, 0.008) for s, m in enumerate([0.2, 0.4, 0.9])}
+    )
     assert found.mean == pytest.approx(0.5)
     assert found.pm == pytest.approx(4.30265273 * math.sqrt(0.13 / 3))
     assert (found.over, found.seeds, found.episodes) == ("seeds", (0, 1, 2), (600, 600))
 
 
 def test_one_seed_has_the_interval_over_its_episodes():
-    found = entries.entry({3: Estimate(0.9, 600, 0.1, 0.008)})
+    found = estimates.entry({3: Estimate(0.9, 600, 0.1, 0.008)})
     assert (found.pm, found.over, found.std) == (0.008, "episodes", None)
 
 
 def test_one_episode_of_one_seed_has_none():
-    found = entries.entry({0: Estimate(0.9, 1)})
+    found = estimates.entry({0: Estimate(0.9, 1)})
     assert (found.pm, found.over) == (None, "nothing")
 
 
@@ -33,7 +35,7 @@ def seeds(*means, n=600, std=0.1):
 def test_from_three_common_seeds_on_methods_are_paired():
     """The seeds differ far more than the methods do: only the pairing sees the difference."""
     a, b = seeds(0.2, 0.5, 0.8), seeds(0.1001, 0.4002, 0.7)
-    p, test = entries.compare(a, b)
+    p, test = estimates.compare(a, b)
     assert test == "paired"
     assert p < 1e-5
 
@@ -41,31 +43,31 @@ def test_from_three_common_seeds_on_methods_are_paired():
 def test_numbers_over_powers_of_ten_are_compared_by_logarithms():
     """Beside errors near 1, one of 1e-9 that varies tenfold is nothing but the logarithms'."""
     a, b = seeds(1e-9, 1e-8, 1e-10), seeds(0.9, 0.1, 0.5)
-    p, test = entries.compare(a, b)
+    p, test = estimates.compare(a, b)
     assert test == "paired"
     assert p > 0.05
-    p, test = entries.compare(a, b, logs=True)
+    p, test = estimates.compare(a, b, logs=True)
     assert test == "paired logs"
     assert p < 0.01
-    assert entries.compare(seeds(0.0, 1.0, 2.0), b, logs=True)[1] == "paired"
+    assert estimates.compare(seeds(0.0, 1.0, 2.0), b, logs=True)[1] == "paired"
 
 
 def test_fewer_common_seeds_are_compared_over_episodes():
     a, b = seeds(0.9, 0.91, 0.92), {1: Estimate(0.8, 600, 0.1), 9: Estimate(0.99, 600, 0.1)}
-    p, test = entries.compare(a, b)
+    p, test = estimates.compare(a, b)
     assert test == "welch"
     assert p < 1e-10
-    assert entries.compare(a, {9: Estimate(0.8, 600, 0.1)}) == (None, "none")
-    assert entries.compare(seeds(0.9, n=1), seeds(0.8, n=1)) == (None, "none")
+    assert estimates.compare(a, {9: Estimate(0.8, 600, 0.1)}) == (None, "none")
+    assert estimates.compare(seeds(0.9, n=1), seeds(0.8, n=1)) == (None, "none")
 
 
 @given(st.lists(st.lists(st.floats(-10, 10), min_size=1, max_size=6), min_size=1, max_size=4))
 def test_pooling_is_one_sample_of_all_episodes(groups):
-    from metabench.stats import mean, std
+    from metabench.analysis.stats import mean, std
 
     made = [Estimate(mean(g), len(g), std(g)) for g in groups]
     everything = [v for g in groups for v in g]
-    centre, spread, n = entries.pooled(made)
+    centre, spread, n = estimates.pooled(made)
     assert n == len(everything)
     assert centre == pytest.approx(mean(everything), abs=1e-9)
     if n > 1:
@@ -73,7 +75,7 @@ def test_pooling_is_one_sample_of_all_episodes(groups):
 
 
 def test_bold_is_the_best_and_what_no_test_tells_apart_from_it(full):
-    found = entries.column_entries(full[0], "5w1s")
+    found = estimates.column_entries(full[0], "5w1s")
     assert {row for row, e in found.items() if e.best} == {"bilevel", "fomaml"}
     assert found["bilevel"].p is None
     assert all(e.test == "paired" for row, e in found.items() if row != "bilevel")
@@ -81,7 +83,7 @@ def test_bold_is_the_best_and_what_no_test_tells_apart_from_it(full):
 
 def test_an_unfinished_row_is_not_bold_for_want_of_seeds(holed):
     """With two seeds the paired test could not tell 92 % from 95 %."""
-    found = entries.column_entries(holed[0], "5w1s")["anil"]
+    found = estimates.column_entries(holed[0], "5w1s")["anil"]
     assert (found.seeds, found.test, found.best) == ((0, 2), "welch", False)
 
 
@@ -89,12 +91,12 @@ def test_the_goal_may_be_a_minimum(helpers):
     suite = helpers.make_suite(goal="min")
     store = helpers.fill(suite, "laptop")
     results = collect(suite, "laptop", store, why_not=helpers.allowed)
-    found = entries.column_entries(results, "5w1s")
+    found = estimates.column_entries(results, "5w1s")
     assert [row for row, e in found.items() if e.best] == ["fixed"]
 
 
 def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, helpers):
-    found, others = entries.floor(full[0], "5w1s")
+    found, others = estimates.floor(full[0], "5w1s")
     assert found.mean == pytest.approx(0.458)
     assert others == []
     store = helpers.fill(suite, "smoke")
@@ -103,7 +105,7 @@ def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, help
     metrics = {"test": {**record.metrics["test"], "nearest_neighbour": Estimate(0.5, 600, 0.1)}}
     store.add(place, metrics=metrics)
     results = collect(suite, "smoke", store, why_not=helpers.allowed)
-    assert entries.floor(results, "5w1s")[1] == ["anil"]
+    assert estimates.floor(results, "5w1s")[1] == ["anil"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, help
     ],
 )
 def test_numbers_as_text(mean, pm, scale, least, text):
-    assert entries.with_pm(mean, pm, scale, least) == text
+    assert estimates.with_pm(mean, pm, scale, least) == text
 
 
 @given(
@@ -133,7 +135,7 @@ def test_numbers_as_text(mean, pm, scale, least, text):
 def test_numbers_as_text_say_what_they_are(mean, pm, how):
     """Read back, the text is within half a digit of the half-width, or within 0.1 %."""
     scale, least = how
-    text = entries.with_pm(mean, pm, scale, least)
+    text = estimates.with_pm(mean, pm, scale, least)
     power = float("1" + text[text.index("e") :]) if "e" in text else 1.0
     numbers = text.partition("e")[0].strip("()").split(" ± ")
     back = float(numbers[0]) * power
@@ -143,6 +145,6 @@ def test_numbers_as_text_say_what_they_are(mean, pm, how):
 
 
 def test_costs_are_means_over_finished_seeds(holed):
-    found = entries.costs(holed[0].crossings["anil", "5w1s"])
+    found = estimates.costs(holed[0].crossings["anil", "5w1s"])
     assert (found["steps"], found["inner_gradients"], found["seconds"]) == (1000, 5000, 20)
-    assert entries.costs(holed[0].crossings["reptile", "5w5s"]) == {}
+    assert estimates.costs(holed[0].crossings["reptile", "5w5s"]) == {}

@@ -3,9 +3,9 @@
 import pytest
 
 from metabench import frontier, plots
+from metabench.analysis.results import collect
 from metabench.core.errors import SuiteError, UnknownName
 from metabench.report import render
-from metabench.results import collect
 from metabench.store.record import Estimate
 from metabench.suites.suite import load
 

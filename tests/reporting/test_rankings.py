@@ -1,5 +1,5 @@
-from metabench.rankings import ranked, scores
-from metabench.results import collect
+from metabench.analysis.rankings import ranked, scores
+from metabench.analysis.results import collect
 
 
 def test_complete_results_are_ranked_over_columns_and_seeds(full):

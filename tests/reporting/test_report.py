@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from metabench.analysis.results import collect
 from metabench.report import report
-from metabench.results import collect
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from metabench.analysis.results import collect, read_curves
 from metabench.core.errors import StoreError, UnknownName
-from metabench.results import collect, read_curves
 from metabench.suites.suite import parse_override
 from metabench.tables import table
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench import stats
+from metabench.analysis import stats
 
 # Demsar 2006, table 6: AUC of four classifiers on 14 data sets; mean ranks 3.143, 2.000, 2.893,
 # 1.964 and critical difference 1.25 are printed in the paper.

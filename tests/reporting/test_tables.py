@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from metabench import tables
+from metabench.analysis.results import collect
 from metabench.core.errors import UnknownName
 from metabench.notes import budget_notes
-from metabench.results import collect
 from metabench.store.record import Estimate
 from metabench.suites.suite import parse_override
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from metabench.analysis.results import Results
+from metabench.analysis.stats import Ranking, ranking
 from metabench.notes import listed
-from metabench.results import Results
-from metabench.stats import Ranking, ranking
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from metabench import stats
+from metabench.analysis import stats
 from metabench.store.record import Curve
 
 

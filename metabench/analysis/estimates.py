@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from metabench import stats
-from metabench.results import Crossing, Results
+from metabench.analysis import stats
+from metabench.analysis.results import Crossing, Results
 from metabench.store.record import Estimate
 
 ALPHA = 0.05

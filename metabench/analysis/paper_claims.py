@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metabench import stats
-from metabench.entries import with_pm
+from metabench.analysis import stats
+from metabench.analysis.estimates import with_pm
+from metabench.analysis.results import Results
 from metabench.formats import Note
 from metabench.notes import counted
-from metabench.results import Results
 from metabench.suites.suite import Claim
 
 Verdict = Literal["holds", "not shown", "not contradicted", "contradicted", "not tested"]

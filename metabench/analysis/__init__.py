@@ -1,0 +1,1 @@
+"""What records say: results by row and column, statistics, verdicts on paper claims."""
