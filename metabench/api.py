@@ -99,16 +99,16 @@ def check(name: str) -> Iterator[tuple[str, str]]:
 def _checked(kind: str, name: str) -> Iterator[tuple[str, str]]:
     import torch
 
-    from metabench import testing
+    from metabench.conformance import kit
     from metabench.run.determinism import fixed
 
-    checks = testing.method_checks(name) if kind == "method" else testing.task_checks(name)
+    checks = kit.method_checks(name) if kind == "method" else kit.task_checks(name)
     for what, run_check in checks:
         broken = ""
         try:
             with fixed(torch.device("cpu")):
                 run_check()
-        except testing.ContractError as error:
+        except kit.ContractError as error:
             broken = str(error)
         yield what, broken
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from oracles import F64, differences, given, hypergradient
 
+from metabench.conformance.harness import Crossing
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Seeds
 from metabench.core.cell import make_cell, why_not
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
-from metabench.crossing import Crossing
 
 Task = tasks.get("augmentation")
 Problem = importlib.import_module("metabench.tasks.augmentation").AugmentationProblem

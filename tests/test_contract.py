@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from metabench.conformance.kit import method_checks, subject, task_checks
 from metabench.contract.problem import Seeds
 from metabench.core import optional_packages, registry
 from metabench.core.errors import DataMissing
-from metabench.testing import method_checks, subject, task_checks
 
 FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
 FEW_IMAGES = {"n_train": 40, "n_valid": 40, "n_test": 40, "batch": 8, "width": 6}

@@ -8,12 +8,12 @@ import pytest
 import torch
 from oracles import F64, context, hypergradient
 
+from metabench.conformance.harness import Crossing
+from metabench.conformance.kit import method_checks
 from metabench.contract import autodiff
 from metabench.core.cell import make_cell, why_not
 from metabench.core.errors import DataMissing, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.crossing import Crossing
-from metabench.testing import method_checks
 
 cleaning = importlib.import_module("metabench.tasks.hyper_cleaning")
 images = importlib.import_module("metabench.tasks._images")
@@ -239,7 +239,7 @@ def test_crossings_that_theory_does_not_allow_have_a_reason():
 
 
 def test_it_keeps_the_contract_on_the_small_images():
-    from metabench.testing import task_checks
+    from metabench.conformance.kit import task_checks
 
     for set_ in ({}, {"network": "mlp", "hidden": 5, "batch": 20}, {"carried": False}):
         for _, check in task_checks(Task(**{**TINY, "dtype": "float64", **set_})):

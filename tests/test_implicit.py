@@ -8,6 +8,7 @@ from oracles import F64, SmallNet, context, given, hypergradient
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metabench.conformance.test_problems import Counting
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Episode, Problem
 from metabench.core.costs import Meter
@@ -15,7 +16,6 @@ from metabench.core.errors import Diverged, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build
 from metabench.hypergradients import implicit
-from metabench.probes import Counting
 
 IFT, IMAML, OneStep = (methods.get(name) for name in ("ift", "imaml", "one_step"))
 INNER = (*GRADIENTS, "lam_in_inner_loss")

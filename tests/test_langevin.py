@@ -6,11 +6,11 @@ import pytest
 import torch
 from oracles import F64, LinearEpisodes, SmallNet, context, differences, given, hypergradient
 
+from metabench.conformance.harness import Crossing, snapshot, unchanged
 from metabench.contract.method import inner_loop
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.core.cell import why_not
 from metabench.core.registry import methods, solvers, tasks
-from metabench.crossing import Crossing, snapshot, unchanged
 
 Langevin = solvers.get("langevin")
 OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")

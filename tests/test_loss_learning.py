@@ -6,11 +6,11 @@ import pytest
 import torch
 from oracles import F64, given
 
+from metabench.conformance.harness import Crossing
 from metabench.contract.problem import GRADIENTS, Seeds
 from metabench.core.cell import make_cell, why_not
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
-from metabench.crossing import Crossing
 
 Task = tasks.get("loss_learning")
 Problem = importlib.import_module("metabench.tasks.loss_learning").LossLearningProblem

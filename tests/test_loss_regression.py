@@ -7,10 +7,10 @@ import pytest
 import torch
 from oracles import F64, differences, given, hypergradient
 
+from metabench.conformance.harness import Crossing
 from metabench.contract.problem import GRADIENTS, Seeds
 from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
 from metabench.core.registry import methods, tasks
-from metabench.crossing import Crossing
 
 Task = tasks.get("loss_regression")
 Problem = importlib.import_module("metabench.tasks.loss_regression").LossRegressionProblem

@@ -4,10 +4,10 @@ import pytest
 import torch
 from oracles import context, given, hypergradient
 
+from metabench.conformance.kit import check_method
+from metabench.conformance.test_problems import Sample, SampleProblem
 from metabench.contract.problem import Seeds
 from metabench.core import optional_packages, registry
-from metabench.probes import Sample, SampleProblem
-from metabench.testing import check_method
 
 pytestmark = pytest.mark.skipif(
     not optional_packages.here("learn2learn"),

@@ -98,7 +98,7 @@ def test_class_names() -> None:
 def test_what_is_written_is_clean_and_passes_the_checks(
     plugins_forgotten: None, tmp_path: Path, kind: str
 ) -> None:
-    from metabench import testing
+    from metabench.conformance import kit
 
     name = f"my_own_{kind}"
     path = new(kind, name, tmp_path)
@@ -126,7 +126,7 @@ def test_what_is_written_is_clean_and_passes_the_checks(
     tidy = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", "--check"]
     subprocess.run([*tidy, str(path)], check=True, timeout=60)
     registry.load_plugin(path)
-    {"method": testing.check_method, "task": testing.check_task}[kind](name)
+    {"method": kit.check_method, "task": kit.check_task}[kind](name)
 
 
 @pytest.mark.parametrize("kind", ["method", "task"])

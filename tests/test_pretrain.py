@@ -8,12 +8,12 @@ import pytest
 import torch
 from oracles import F64, context, differences, given, hypergradient
 
+from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
 from metabench.contract.problem import Episode, Problem, Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.testing import task_checks
 
 finetune = importlib.import_module("metabench.tasks._finetune")
 curves = importlib.import_module("metabench.tasks._auroc")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from oracles import F64, context, differences, hypergradient
 
+from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
 from metabench.contract.problem import Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.datasets import data
-from metabench.testing import task_checks
 
 ptbxl = importlib.import_module("metabench.tasks._ptbxl")
 finetune = importlib.import_module("metabench.tasks._finetune")

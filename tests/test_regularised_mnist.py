@@ -8,11 +8,11 @@ import pytest
 import torch
 from oracles import F64, context
 
+from metabench.conformance.kit import method_checks, task_checks
 from metabench.contract.problem import Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
-from metabench.testing import method_checks, task_checks
 
 Task = tasks.get("regularised_mnist")
 SMALL = {"n_train": 40, "n_valid": 24, "n_test": 16, "batch": 8, "width": 4, "dtype": "float64"}

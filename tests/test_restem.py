@@ -4,12 +4,12 @@ import pytest
 import torch
 from oracles import F64, context
 
+from metabench.conformance.kit import check_method, check_task
 from metabench.contract import autodiff
 from metabench.contract.method import State
 from metabench.contract.problem import generator
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import methods, tasks
-from metabench.testing import check_method, check_task
 
 Bandit, ReSTEM = tasks.get("recipe_bandit"), methods.get("restem")
 

@@ -7,13 +7,13 @@ import torch
 from oracles import F64, context
 
 from metabench import lora
+from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
 from metabench.contract.method import State, inner_loop
 from metabench.contract.problem import generator
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build
-from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world

@@ -8,12 +8,12 @@ import pytest
 import torch
 from oracles import F64, context
 
+from metabench.conformance.kit import task_checks
 from metabench.contract.method import State, inner_loop
 from metabench.contract.problem import Episode, generator
 from metabench.core import settings
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
-from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world

@@ -12,13 +12,13 @@ import torch
 from oracles import F64, after_training, context, differences, hypergradient
 
 from metabench import lora
+from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
 from metabench.contract.problem import Seeds
 from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.datasets import data
-from metabench.testing import task_checks
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world, write_squad

@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import F64, context, given, hypergradient
 
+from metabench.conformance.kit import method_checks
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.core import settings
 from metabench.core.cell import make_cell, why_not
@@ -14,7 +15,6 @@ from metabench.core.costs import Counts
 from metabench.core.errors import NotApplicable, SettingError
 from metabench.core.registry import methods, solvers, tasks
 from metabench.run.runner import run_cell
-from metabench.testing import method_checks
 
 SGLD = methods.get("sgld")
 Langevin = solvers.get("langevin")

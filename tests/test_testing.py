@@ -6,13 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from metabench.contract import autodiff
-from metabench.contract.method import GradientMethod, State
-from metabench.contract.problem import Hyper
-from metabench.core.errors import UnknownName
-from metabench.core.registry import methods, tasks
-from metabench.probes import Counting, Limited, Sample, SampleProblem, Undeclared
-from metabench.testing import (
+from metabench.conformance.kit import (
     ContractError,
     check_method,
     check_task,
@@ -20,6 +14,12 @@ from metabench.testing import (
     method_checks,
     task_checks,
 )
+from metabench.conformance.test_problems import Counting, Limited, Sample, SampleProblem, Undeclared
+from metabench.contract import autodiff
+from metabench.contract.method import GradientMethod, State
+from metabench.contract.problem import Hyper
+from metabench.core.errors import UnknownName
+from metabench.core.registry import methods, tasks
 
 Bilevel, MAML = methods.get("bilevel"), methods.get("maml")
 SAMPLE = Sample("representation")

@@ -52,7 +52,7 @@ def test_both_pass_the_conformance_kit(python):
     code = """
 import torch
 torch.set_num_threads(1)
-from metabench.testing import check_method, check_task
+from metabench.conformance.kit import check_method, check_task
 check_method("central_differences")
 check_method("central_differences", tasks=["cleaning"])
 check_task("cleaning")

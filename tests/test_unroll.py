@@ -9,11 +9,11 @@ import pytest
 import torch
 from oracles import F64, SmallNet, context, differences, given, hypergradient
 
+from metabench.conformance.test_problems import Counting, Sample
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS
 from metabench.core.registry import methods, tasks
 from metabench.hypergradients import unrolled
-from metabench.probes import Counting, Sample
 
 MODES = ("graph", "states", "checkpoints")
 OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")
@@ -268,7 +268,7 @@ def test_prepared_episodes_are_differentiated_and_shared():
 
 def test_forward_mode_warns_of_nothing_when_first_used():
     code = """
-from metabench.testing import check_method
+from metabench.conformance.kit import check_method
 from metabench.core.registry import methods, tasks
 check_method(methods.get("bilevel")(mode="forward", inner_steps=1), [tasks.get("quadratic")()])
 """

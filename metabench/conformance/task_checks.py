@@ -8,14 +8,7 @@ from typing import Any
 
 import torch
 
-from metabench.contract.per_example_weights import Gated
-from metabench.contract.problem import Episode, count_numbers
-from metabench.core import optional_packages
-from metabench.core.cell import why_not
-from metabench.core.errors import Distrusted
-from metabench.core.registry import methods
-from metabench.crossing import Crossing, snapshot, tolerance, unchanged
-from metabench.derivative_promises import (
+from metabench.conformance.derivative_checks import (
     build,
     check_batched,
     check_derivatives,
@@ -24,6 +17,13 @@ from metabench.derivative_promises import (
     splits,
     start,
 )
+from metabench.conformance.harness import Crossing, snapshot, tolerance, unchanged
+from metabench.contract.per_example_weights import Gated
+from metabench.contract.problem import Episode, count_numbers
+from metabench.core import optional_packages
+from metabench.core.cell import why_not
+from metabench.core.errors import Distrusted
+from metabench.core.registry import methods
 
 SMALL = 1000
 """More numbers than this are no small lam."""

@@ -10,13 +10,7 @@ from typing import Any
 
 import torch
 
-from metabench.contract import autodiff
-from metabench.contract.method import State
-from metabench.contract.problem import Params
-from metabench.core.cell import check_applicable
-from metabench.core.costs import Counts, Meter
-from metabench.core.errors import NotApplicable
-from metabench.crossing import (
+from metabench.conformance.harness import (
     STEPS,
     Crossing,
     adapted,
@@ -26,7 +20,13 @@ from metabench.crossing import (
     tolerance,
     unchanged,
 )
-from metabench.probes import Counting, Limited, Undeclared
+from metabench.conformance.test_problems import Counting, Limited, Undeclared
+from metabench.contract import autodiff
+from metabench.contract.method import State
+from metabench.contract.problem import Params
+from metabench.core.cell import check_applicable
+from metabench.core.costs import Counts, Meter
+from metabench.core.errors import NotApplicable
 from metabench.run.evaluation import evaluate
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metabench.conformance.harness import tolerance
 from metabench.contract import autodiff
 from metabench.contract.problem import Episode, Params, Problem, Seeds
-from metabench.crossing import tolerance
 
 
 def build(task: Any, seed: int = 0) -> Problem:

@@ -1,6 +1,6 @@
 """The public conformance kit: a third party's task or method shows that it keeps the contract.
 
-    from metabench.testing import check_method, check_task
+    from metabench.conformance.kit import check_method, check_task
     check_method("mine")        # a registered name, a class, or an instance with settings
 
 or, one test a promise:
@@ -11,7 +11,7 @@ or, one test a promise:
 
 A method is run on the kit's own small tasks, as far as its needs allow, or on those that are given;
 a task is crossed with every registered method that applies, or with those that are given.
-:mod:`metabench.method_promises` and :mod:`metabench.task_promises` say what is promised.
+:mod:`metabench.conformance.method_checks` and :mod:`metabench.conformance.task_checks` say what is promised.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from metabench import method_promises, task_promises
+from metabench.conformance import method_checks as method_promises
+from metabench.conformance import task_checks as task_promises
+from metabench.conformance.harness import Crossing
+from metabench.conformance.test_problems import Sample
 from metabench.contract.problem import CAPABILITIES
 from metabench.core import registry, settings
 from metabench.core.cell import check_applicable, why_not
 from metabench.core.errors import NotApplicable
-from metabench.crossing import Crossing
-from metabench.probes import Sample
 
 __all__ = ["ContractError", "check_method", "check_task", "method_checks", "task_checks"]
 

@@ -1,0 +1,1 @@
+"""The checks that a task or a method has to pass."""
