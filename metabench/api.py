@@ -310,7 +310,7 @@ def table(
 
     ``which``: the arguments of :func:`results`.
     """
-    from metabench import tables
+    from metabench.reports import tables
 
     return tables.draw(results(suite, **which), format, cost=cost)
 
@@ -326,7 +326,7 @@ def plot(
 ) -> list[Path]:
     """Draw into the folder ``out``; the paths of what was drawn.
 
-    ``kind``: of :data:`metabench.plots.KINDS`, None for the suite's own; ``cost``: the cost that an
+    ``kind``: of :data:`metabench.reports.plots.KINDS`, None for the suite's own; ``cost``: the cost that an
     axis shows.
     """
     store = open_store(store)
@@ -336,7 +336,7 @@ def plot(
 def _draw(
     found: Results, store: Store, out: Path, kind: Sequence[str] | None, cost: str | None
 ) -> list[Path]:
-    from metabench import plots
+    from metabench.reports import plots
 
     with _told(out):
         return plots.draw(found, store, kind, made(out), cost)
@@ -355,10 +355,10 @@ def report(
 
 
 def _report(found: Results, store: Store, out: Path) -> Path:
-    from metabench import report
+    from metabench.reports import html_report
 
     with _told(out):
-        return report.report(found, store, made(out) / "report.html")
+        return html_report.report(found, store, made(out) / "report.html")
 
 
 @dataclass(frozen=True)
@@ -370,7 +370,7 @@ class Published:
 
     def text(self, format: str = "text") -> str:
         """The table."""
-        from metabench import tables
+        from metabench.reports import tables
 
         return tables.table(self.results, cast("tables.Format", format)).rstrip("\n")
 
@@ -383,7 +383,7 @@ def publish(
     **which: Any,
 ) -> Published:
     """Tables in every format, plots and report of what is finished, in the folder ``out``."""
-    from metabench import tables
+    from metabench.reports import tables
 
     store, out = open_store(store), Path(out)
     found = results(suite, store=store, **which)

@@ -153,8 +153,9 @@ def table(
     ] = None,
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""
-    from metabench import api, screen, tables
+    from metabench import api, screen
     from metabench.core.errors import SettingError
+    from metabench.reports import tables
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver)
     suites = choice.suites()

@@ -22,7 +22,6 @@ from typing import Any
 from metabench.clusters.faults import running_cluster
 from metabench.clusters.local_cluster import Cluster, Options
 
-from metabench import tables
 from metabench.analysis import results
 from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
@@ -30,6 +29,7 @@ from metabench.cluster.cell_states import standings
 from metabench.cluster.profile import load
 from metabench.cluster.slurm import Slurm
 from metabench.core.errors import MetabenchError
+from metabench.reports import tables
 from metabench.store.store import Store
 from metabench.suites import planning as plan
 

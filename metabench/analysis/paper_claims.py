@@ -13,8 +13,8 @@ from typing import Literal
 from metabench.analysis import stats
 from metabench.analysis.estimates import with_pm
 from metabench.analysis.results import Results
-from metabench.formats import Note
-from metabench.notes import counted
+from metabench.reports.footnotes import counted
+from metabench.reports.renderers import Note
 from metabench.suites.suite import Claim
 
 Verdict = Literal["holds", "not shown", "not contradicted", "contradicted", "not tested"]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from metabench.analysis.paper_claims import claim_notes, verdicts
 from metabench.analysis.results import collect
+from metabench.reports.tables import main_grid
 from metabench.store.record import Estimate
-from metabench.tables import main_grid
 
 T2 = 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))
 """The 97.5 % quantile of Student's t with 2 degrees of freedom, in closed form."""

@@ -4,15 +4,15 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench import formats
-from metabench.formats import Grid, Item, Note
+from metabench.reports import renderers
+from metabench.reports.renderers import Grid, Item, Note
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
 
 
 @given(TEXT)
 def test_latex_leaves_no_special_bare(text):
-    out = formats.latex_escape(text)
+    out = renderers.latex_escape(text)
     plain = re.sub(r"\\(text[a-z]+|dots|pm|times|geq|leq|lambda|theta)\b", "", out)
     plain = re.sub(r"\\[{}$&#%_]", "", plain).replace("$$", "")
     assert not re.search(r"[\\$&#%_^~<>|\"]", plain)
@@ -20,9 +20,9 @@ def test_latex_leaves_no_special_bare(text):
 
 
 def test_latex_breaks_ligatures_and_arguments():
-    assert formats.latex_escape("--a") == "-{}-a"
-    assert formats.latex_escape("—") == "---"
-    assert formats.latex_escape("[a]") == "{[}a{]}"
+    assert renderers.latex_escape("--a") == "-{}-a"
+    assert renderers.latex_escape("—") == "---"
+    assert renderers.latex_escape("[a]") == "{[}a{]}"
 
 
 class Reader(html.parser.HTMLParser):
@@ -50,16 +50,16 @@ def grid(text: str) -> Grid:
 @given(TEXT)
 def test_html_shows_any_text_and_makes_no_tag_of_it(text):
     plain, wild = Reader(), Reader()
-    plain.feed(formats.html(grid("x")))
-    wild.feed(formats.html(grid(text)))
+    plain.feed(renderers.html(grid("x")))
+    wild.feed(renderers.html(grid(text)))
     assert wild.tags == plain.tags
     shown = "".join(wild.texts).replace("\xa0", " ")
-    assert formats.one_line(text).replace("\xa0", " ") in shown
+    assert renderers.one_line(text).replace("\xa0", " ") in shown
 
 
 @given(TEXT)
 def test_markdown_keeps_its_columns(text):
-    lines = [x for x in formats.markdown(grid(text)).splitlines() if x.startswith("|")]
+    lines = [x for x in renderers.markdown(grid(text)).splitlines() if x.startswith("|")]
     assert len(lines) == 3
     for row in lines:
         bare = row.replace("\\\\", "").replace("\\|", "")
@@ -69,13 +69,13 @@ def test_markdown_keeps_its_columns(text):
 
 @given(TEXT)
 def test_one_line_is_one_line(text):
-    out = formats.one_line(text)
+    out = renderers.one_line(text)
     assert len(out.splitlines()) <= 1
-    assert formats.one_line(out) == out
+    assert renderers.one_line(out) == out
 
 
 def test_code_with_backticks_is_fenced():
-    text = formats.markdown(grid("a `b` ``c``"))
+    text = renderers.markdown(grid("a `b` ``c``"))
     assert "``` ca `b` ``c`` ```" in text
 
 
@@ -91,7 +91,7 @@ def test_rich_splits_what_does_not_fit():
     for width, tables in ((200, 1), (60, 3)):
         console = Console(width=width, file=None, record=True, no_color=True)
         with console.capture() as capture:
-            console.print(formats.rich(wide, width))
+            console.print(renderers.rich(wide, width))
         text = capture.get()
         assert text.count("row ") == tables
         assert text.count("1,000,000") == 11

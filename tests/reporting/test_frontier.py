@@ -2,10 +2,10 @@
 
 import pytest
 
-from metabench import frontier, plots
 from metabench.analysis.results import collect
 from metabench.core.errors import SuiteError, UnknownName
-from metabench.report import render
+from metabench.reports import cost_frontier, plots
+from metabench.reports.html_report import render
 from metabench.store.record import Estimate
 from metabench.suites.suite import load
 
@@ -48,13 +48,13 @@ def words(figure):
 
 def test_points_of_a_line(series):
     results, _ = series
-    found = frontier.lines(results, "5w1s", "hvps")
+    found = cost_frontier.lines(results, "5w1s", "hvps")
     assert list(found) == ["dear", "free"]
     assert found["dear"][1] == pytest.approx((10, 0.2, 0.1, 0.3, 3))
     assert [p.x for p in found["free"]] == [0, 0, 0]
-    both = frontier.lines(results, "5w1s", "derivatives")["dear"]
+    both = cost_frontier.lines(results, "5w1s", "derivatives")["dear"]
     assert [p.x for p in both] == [3, 30, 300]
-    assert frontier.costs_known(results) == [
+    assert cost_frontier.costs_known(results) == [
         "derivatives",
         "hvps",
         "inner_gradients",
@@ -64,15 +64,15 @@ def test_points_of_a_line(series):
 
 def test_axes_and_words(series):
     results, _ = series
-    figure = frontier.frontier(results, "hvps")
+    figure = cost_frontier.frontier(results, "hvps")
     axis = figure.axes[0]
     assert (axis.get_xscale(), axis.get_yscale()) == ("symlog", "log")
     assert axis.get_xlim()[0] <= 0
     said = words(figure)
     assert "Hessian products" in said and "dear" in said and "least to the greatest" in said
-    assert frontier.frontier(results, "inner_gradients").axes[0].get_xscale() == "log"
+    assert cost_frontier.frontier(results, "inner_gradients").axes[0].get_xscale() == "log"
     assert axis.get_xlim()[1] > 100
-    axis = frontier.frontier(results, "peak_tensor_bytes").axes[0]
+    axis = cost_frontier.frontier(results, "peak_tensor_bytes").axes[0]
     assert axis.xaxis.get_major_formatter()(51200.0, 0) == "50 KiB"
 
 
@@ -95,9 +95,9 @@ def test_holes_are_told_of(series, helpers):
     (place, *_) = [p for p in results.suite.cells("laptop") if p.row == "dear10"]
     store.add(place, **helpers.failure("diverged"))
     results = collect(results.suite, "laptop", store, why_not=helpers.allowed)
-    assert "points that lack seeds: 1 of dear." in words(frontier.frontier(results, "hvps"))
+    assert "points that lack seeds: 1 of dear." in words(cost_frontier.frontier(results, "hvps"))
     nothing = collect(results.suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
-    assert "No run" in words(frontier.frontier(nothing, "hvps"))
+    assert "No run" in words(cost_frontier.frontier(nothing, "hvps"))
 
 
 def test_unknown_kinds_of_plots_are_refused(helpers):

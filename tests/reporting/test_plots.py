@@ -1,9 +1,9 @@
 import pytest
 
-from metabench import plots
 from metabench.analysis.rankings import scores
 from metabench.analysis.results import collect
 from metabench.core.errors import UnknownName
+from metabench.reports import plots
 
 
 def names(figure):

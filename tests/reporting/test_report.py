@@ -5,7 +5,7 @@ import re
 import pytest
 
 from metabench.analysis.results import collect
-from metabench.report import report
+from metabench.reports.html_report import report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

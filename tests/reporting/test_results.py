@@ -5,8 +5,8 @@ import pytest
 
 from metabench.analysis.results import collect, read_curves
 from metabench.core.errors import StoreError, UnknownName
+from metabench.reports.tables import table
 from metabench.suites.suite import parse_override
-from metabench.tables import table
 
 
 def test_an_empty_store_is_all_open(suite, helpers):

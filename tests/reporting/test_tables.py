@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from metabench import tables
 from metabench.analysis.results import collect
 from metabench.core.errors import UnknownName
-from metabench.notes import budget_notes
+from metabench.reports import tables
+from metabench.reports.footnotes import budget_notes
 from metabench.store.record import Estimate
 from metabench.suites.suite import parse_override
 

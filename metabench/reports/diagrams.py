@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.analysis.rankings import ranked, scores
 from metabench.analysis.results import Results
 from metabench.analysis.stats import bootstrap, iqm, profile
-from metabench.notes import listed
-from metabench.panels import (
+from metabench.reports.figure_style import (
     COLOURS,
     GREY,
     PANEL,
@@ -24,6 +23,7 @@ from metabench.panels import (
     scale_of,
     wrapped,
 )
+from metabench.reports.footnotes import listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,14 +7,13 @@ import shlex
 from collections.abc import Callable
 from typing import Literal, cast, get_args
 
-from metabench import formats, long
 from metabench.analysis.estimates import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
 from metabench.analysis.paper_claims import claim_notes
 from metabench.analysis.results import Crossing, Hole, Results
 from metabench.core.errors import UnknownName
 from metabench.core.settings import typed
-from metabench.formats import Grid, Item, Note
-from metabench.notes import (
+from metabench.reports import csv_export, renderers
+from metabench.reports.footnotes import (
     Marks,
     budget_notes,
     hole_notes,
@@ -22,6 +21,7 @@ from metabench.notes import (
     listed,
     reconstruction_notes,
 )
+from metabench.reports.renderers import Grid, Item, Note
 from metabench.store.record import RUNAWAY
 from metabench.suites.suite import LABELS, Published
 
@@ -43,7 +43,7 @@ def table(
     UnknownName for a format that there is not.
     """
     if fmt == "csv":
-        return long.main_csv(results)
+        return csv_export.main_csv(results)
     return render(main_grid(results), fmt, link)
 
 
@@ -55,7 +55,7 @@ def cost_table(
 ) -> str:
     """What a run cost, mean over finished seeds: counts, seconds, peak memory. As :func:`table`."""
     if fmt == "csv":
-        return long.cost_csv(results)
+        return csv_export.cost_csv(results)
     return render(cost_grid(results), fmt, link)
 
 
@@ -71,11 +71,11 @@ def render(grid: Grid, fmt: str, link: Callable[[tuple[str, str]], str] | None =
 
         file = io.StringIO()
         console = Console(file=file, force_terminal=True)
-        console.print(formats.rich(grid, console.width))
+        console.print(renderers.rich(grid, console.width))
         return file.getvalue()
     if fmt == "html":
-        return formats.html(grid, link)
-    plain = {"markdown": formats.markdown, "latex": formats.latex, "text": formats.text}
+        return renderers.html(grid, link)
+    plain = {"markdown": renderers.markdown, "latex": renderers.latex, "text": renderers.text}
     if fmt not in plain:
         raise UnknownName("table format", fmt, FORMATS)
     return plain[fmt](grid)

@@ -8,7 +8,7 @@ from typing import Any
 from metabench.analysis.results import Crossing, Hole, Results
 from metabench.core.cell import Budget
 from metabench.core.settings import fields
-from metabench.formats import Note, one_line
+from metabench.reports.renderers import Note, one_line
 from metabench.suites.suite import Column, Row
 
 LONGEST = 240

@@ -11,8 +11,16 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metabench.analysis.results import Results
-from metabench.notes import human, listed
-from metabench.panels import GREY, axis_label, empty, finish, look_of, panels, scale_of
+from metabench.reports.figure_style import (
+    GREY,
+    axis_label,
+    empty,
+    finish,
+    look_of,
+    panels,
+    scale_of,
+)
+from metabench.reports.footnotes import human, listed
 from metabench.store.record import Record
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench import formats
 from metabench.analysis.estimates import with_pm
 from metabench.analysis.results import Crossing, Records, Results, Run, read_curves
-from metabench.notes import counted, human
+from metabench.reports import renderers
+from metabench.reports.footnotes import counted, human
+from metabench.reports.tables import COSTS, cost_grid, main_grid
 from metabench.store.record import Curve, Estimate
-from metabench.tables import COSTS, cost_grid, main_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,8 +99,8 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         failures=[(name, run) for name, run in holes if run.state in failed],
         waiting=[(name, run) for name, run in holes if run.state not in failed],
         bad_files=[*results.bad_files, *unread],
-        main=Markup(formats.html(main_grid(results), link)),
-        costs=Markup(formats.html(cost_grid(results), link)),
+        main=Markup(renderers.html(main_grid(results), link)),
+        costs=Markup(renderers.html(cost_grid(results), link)),
         plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
         crossings=crossings,
         anchor=anchor,
@@ -116,8 +116,8 @@ def _plots(
     results: Results, curves: dict[str, Curve], costs: Sequence[str] | None
 ) -> list[tuple[str, str, str]]:
     """(title, name, SVG) of every plot; titles are empty after the first of a kind."""
-    from metabench.frontier import costs_known
-    from metabench.plots import costs_of, figures_of, kinds_of
+    from metabench.reports.cost_frontier import costs_known
+    from metabench.reports.plots import costs_of, figures_of, kinds_of
 
     costs = costs or results.suite.costs or DEFAULT_COSTS
     known = {"cost": costs_of(curves), "frontier": costs_known(results)}
@@ -134,7 +134,7 @@ def _plots(
 
 def svg(figure: Figure, name: str) -> str:
     """A figure as an ``<svg>`` element whose ids are its own."""
-    from metabench.panels import styled
+    from metabench.reports.figure_style import styled
 
     file = io.StringIO()
     with styled():
