@@ -29,7 +29,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks._records import committed
-from metabench import costs
+from metabench.api import spending
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import Cell, canonical, instances, why_not
 from metabench.store.record import Record
@@ -152,7 +152,7 @@ def measured(given: argparse.Namespace, command: str) -> int:
 def spent(records: Iterable[Record]) -> dict[str, Any]:
     """What finished cells took together; None where nothing says."""
     done = [r for r in records if r.status == "done"]
-    both = [costs.seconds(r) for r in done]
+    both = [spending.seconds(r) for r in done]
     cores = [
         s * max(r.environment.get("threads") or 1, r.environment.get("workers") or 1)
         for s, r in zip(both, done, strict=True)

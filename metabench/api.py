@@ -23,12 +23,12 @@ from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
+    from metabench.api.describe import Description
+    from metabench.api.doctor import Finding
     from metabench.cluster.submission import Submission
     from metabench.datasets import data
-    from metabench.doctor import Finding
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary
-    from metabench.show import Description
     from metabench.store.record import Record
 
 Settings = Iterable[str] | Mapping[str, Any]
@@ -43,8 +43,8 @@ def list_(kind: str | None = None) -> dict[str, list[Entry]]:
 
 
 def show(name: str, kind: str | None = None) -> list[Description]:
-    """What can be said of everything called ``name``; see :func:`metabench.show.show`."""
-    from metabench.show import show as shown
+    """What can be said of everything called ``name``; see :func:`metabench.api.describe.show`."""
+    from metabench.api.describe import show as shown
 
     return shown(name, kind)
 
@@ -79,7 +79,7 @@ def data_verify(name: str | None = None) -> list[data.Verdict]:
 
 def doctor(store: str | Path | Store | None = None) -> list[Finding]:
     """Versions, devices, data; what is missing, and the commands that mend it."""
-    from metabench.doctor import examine
+    from metabench.api.doctor import examine
 
     return examine(open_store(store))
 
@@ -116,9 +116,9 @@ def _checked(kind: str, name: str) -> Iterator[tuple[str, str]]:
 def new(kind: str, name: str, folder: str | Path = ".") -> Path:
     """Write a "method" or a "task" to start from into ``folder``; its path.
 
-    Raises UnknownName, SettingError, MetabenchError; see :func:`metabench.new.new`.
+    Raises UnknownName, SettingError, MetabenchError; see :func:`metabench.api.scaffold.new`.
     """
-    from metabench.new import new as written
+    from metabench.api.scaffold import new as written
 
     return written(kind, name, folder)
 

@@ -159,7 +159,7 @@ def doctor(
 ) -> None:
     """Versions, devices, data, a cluster; what is missing, and the command that mends it."""
     from metabench import screen
-    from metabench.doctor import examine
+    from metabench.api.doctor import examine
     from metabench.store.store import Store
 
     if profile is not None:
@@ -197,7 +197,7 @@ def new(
     name: Annotated[str, typer.Argument(help="Its name, which is also the name of its file.")],
 ) -> None:
     """Write a method or a task to start from: it runs at once, and passes the checks."""
-    from metabench.new import new, next_commands
+    from metabench.api.scaffold import new, next_commands
 
     path = new(kind, name)
     typer.echo(f"wrote {path}; next:")

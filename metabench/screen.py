@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from metabench.api import Status
+    from metabench.api.describe import Description
+    from metabench.api.doctor import Finding
+    from metabench.api.spending import Cost, Estimated
     from metabench.core.registry import Entry
-    from metabench.costs import Cost, Estimated
     from metabench.datasets.data import Status as Data
     from metabench.datasets.data import Verdict
     from metabench.datasets.download import Progress
-    from metabench.doctor import Finding
-    from metabench.show import Description
     from metabench.suites.planning import Planned
 
 LONGEST_DEFAULT = 60
@@ -305,7 +305,7 @@ def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
 
 def print_costs(out: Console, title: str, found: Sequence[Cost]) -> None:
     """Hours by method or row, and all together."""
-    from metabench.costs import total
+    from metabench.api.spending import total
 
     _heading(out, title)
     if not found:

@@ -271,18 +271,19 @@ def cost(
     store: StorePath = None,
 ) -> None:
     """Hours that runs took, by method; what is left; and how good past estimates were."""
-    from metabench import costs, screen
+    from metabench import screen
+    from metabench.api import spending
     from metabench.suites.planning import TO_RUN
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     out, kept = screen.console(), choice.open_store()
     if suite is None and not (task or method):
-        screen.print_costs(out, f"{kept.root}", costs.by_method(kept.records()))
+        screen.print_costs(out, f"{kept.root}", spending.by_method(kept.records()))
     else:
         for each, planned in choice.planned():
-            rows = costs.by_row(planned, kept, TO_RUN)
+            rows = spending.by_row(planned, kept, TO_RUN)
             screen.print_costs(out, _title(each, budget), rows)
-    screen.print_estimates(out, costs.estimates(kept))
+    screen.print_estimates(out, spending.estimates(kept))
 
 
 def _screen_format() -> str:

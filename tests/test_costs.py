@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metabench import costs
+from metabench.api import spending
 from metabench.cluster.submission import Group, Member, Submission
 from metabench.core.cell import Cell
 from metabench.store.record import Record
@@ -28,22 +28,22 @@ def test_hours_by_method_and_by_row(tmp_path: Path) -> None:
         record(0, "a", 3000.0, "cuda:0"), record(1, "a", 6600.0), record(0, "b", 40000.0),
     ):  # fmt: skip
         store.write(made)
-    dear, cheap = costs.by_method(store.records())
+    dear, cheap = spending.by_method(store.records())
     assert (dear.name, cheap.name) == ("b on ridge", "a on ridge")
     assert (cheap.gpu_hours, cheap.cpu_hours, cheap.cells) == (1.0, 2.0, 2)
     left = Planned("row", "c", Cell("ridge", "a", "sgd", 9), "open", estimated_seconds=1800.0)
     done = [Planned("row", "c", record(i, "a", 0.0).cell, "done") for i in range(2)]
-    (row,) = costs.by_row([*done, left], store, {"open"})
+    (row,) = spending.by_row([*done, left], store, {"open"})
     assert (row.gpu_hours, row.cpu_hours, row.left_hours, row.left_cells) == (1.0, 2.0, 0.5, 1)
-    whole = costs.total([dear, cheap, row])
+    whole = spending.total([dear, cheap, row])
     assert whole.cells == 5 and whole.left_hours == 0.5
-    assert costs.total([dear]).left_hours is None
+    assert spending.total([dear]).left_hours is None
 
 
 def test_every_rank_of_a_cell_costs() -> None:
     made = record(0, "a", 3000.0, "cuda:0")
     made.environment["ranks"] = 4
-    (cost,) = costs.by_method([made])
+    (cost,) = spending.by_method([made])
     assert (cost.gpu_hours, cost.cpu_hours) == (4.0, 0.0)
 
 
@@ -58,6 +58,6 @@ def test_past_estimates_are_held_against_what_was_measured(tmp_path: Path) -> No
         store.write(made)
         members.append(Member("r", "c", made.cell, estimated))
     Group(members, 60, 8.0, "", "").write(folder / "group-0.json")
-    (found,) = costs.estimates(store)
+    (found,) = spending.estimates(store)
     assert (found.cells, found.low, found.high) == (2, 0.5, 1.0)
     assert found.median == pytest.approx(0.75)

@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench import doctor, screen
+from metabench import screen
+from metabench.api import doctor
+from metabench.api.doctor import PAIR, Finding, examine, probe_torch
 from metabench.cli import app
 from metabench.core import optional_packages
 from metabench.datasets import data
-from metabench.doctor import PAIR, Finding, examine, probe_torch
 from metabench.store.store import Store
 
 PROBE: dict[str, Any] = {

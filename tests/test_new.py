@@ -9,11 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from metabench.api.scaffold import class_name, new, next_commands
 from metabench.cli import app
 from metabench.contract.problem import Seeds
 from metabench.core import registry
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
-from metabench.new import class_name, new, next_commands
 
 
 @pytest.mark.parametrize("name", ["", "1x", "a-b", "a b", "lambda", "größe", "x.py", "../x"])

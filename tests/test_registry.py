@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metabench import doctor
+from metabench.api import doctor
 from metabench.core import registry
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import Registry, load_plugin, methods, solvers, tasks

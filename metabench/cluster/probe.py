@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from metabench.api.doctor import Finding
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
 from metabench.cluster import submit as submitting
 from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
 from metabench.datasets import data
-from metabench.doctor import Finding
 from metabench.store.store import Store
 
 WAIT_SECONDS = 120.0
