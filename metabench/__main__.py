@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    from metabench.cli import app
+    from metabench.cli.main import app
 
     for stream in (sys.stdout, sys.stderr):
         # A terminal without the sign for a hole or for plus-minus shows a question mark.

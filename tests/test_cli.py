@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench import api, screen
-from metabench.cli import app
+from metabench import api
+from metabench.cli.main import app, printing
+from metabench.cli.options import seed_list
 from metabench.core import registry
 from metabench.core.catalogue import listing
 from metabench.core.errors import SettingError, UnknownName
 from metabench.datasets import data
-from metabench.options import seed_list
 from metabench.store.store import Store
 from metabench.suites.planning import STATES
 
@@ -110,7 +110,7 @@ def test_list_names_everything(folder: Path) -> None:
 @pytest.mark.parametrize("words", [["list"], ["--help"], ["plan", "--help"], ["--version"]])
 def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys\nfrom metabench.cli import app\n"
+        "import sys\nfrom metabench.cli.main import app\n"
         f"try: app({words!r}, prog_name='metabench')\nexcept SystemExit as e: assert not e.code\n"
         "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'numpy', 'submitit', 'datasets'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
@@ -619,8 +619,8 @@ def test_reasons_stand_once_below_a_plan_that_is_too_wide_for_them(
 
 def test_every_state_has_a_look() -> None:
     out = Console(width=80, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    screen.grid(out, ("state",), [(state,) for state in STATES])
-    assert set(STATES) <= screen.STYLES.keys()
+    printing.grid(out, ("state",), [(state,) for state in STATES])
+    assert set(STATES) <= printing.STYLES.keys()
     out.file.close()
 
 

@@ -11,10 +11,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench import screen
 from metabench.api import doctor
 from metabench.api.doctor import PAIR, Finding, examine, probe_torch
-from metabench.cli import app
+from metabench.cli.main import app, printing
 from metabench.core import optional_packages
 from metabench.datasets import data
 from metabench.store.store import Store
@@ -223,7 +222,7 @@ def test_the_command_prints_it_all_and_fails_where_it_should(
 
 def test_equal_commands_are_told_once() -> None:
     out = Console(width=100, file=(buffer := io.StringIO()))
-    screen.print_findings(
+    printing.print_findings(
         out,
         [
             Finding("s", "a", "missing", mend=("do this",)),

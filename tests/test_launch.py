@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metabench import progress
+from metabench.cli.main import progress
 from metabench.core.cell import Cell, make_cell
 from metabench.run import local_launcher as module
 from metabench.run.events import (
@@ -212,7 +212,7 @@ from metabench.core.cell import make_cell
 from metabench.run.local_launcher import launch
 from metabench.core.registry import load_plugins
 from metabench.store.store import Store
-from metabench.progress import view
+from metabench.cli.progress import view
 
 if __name__ == "__main__":
     load_plugins()

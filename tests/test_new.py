@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from metabench.api.scaffold import class_name, new, next_commands
-from metabench.cli import app
+from metabench.cli.main import app
 from metabench.contract.problem import Seeds
 from metabench.core import registry
 from metabench.core.errors import MetabenchError, SettingError, UnknownName

@@ -21,12 +21,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from metabench.cli.progress import describe
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
 from metabench.cluster.submission import Element, Member, Running
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.hardware import cores, gpus
-from metabench.progress import describe
 from metabench.run import rank_processes
 from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started
 from metabench.run.local_launcher import failed_record

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from metabench.cli import app
+from metabench.cli.main import app
 from metabench.cluster.submission import Array, Submission, submissions
 from metabench.store.store import Store
 
@@ -42,7 +42,8 @@ def test_a_dry_run_needs_no_cluster_and_leaves_nothing(type_, tmp_path: Path) ->
 def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_others(  # type: ignore[no-untyped-def]
     type_, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench.cluster import submit, verbs
+    from metabench.cli.main import cluster_commands
+    from metabench.cluster import submit
 
     monkeypatch.setattr(submit, "refusals", lambda made, *_: [f"no {made.suite}"])
     done = type_("submit", *WORDS, "--dry-run")
@@ -53,7 +54,7 @@ def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_
         tried.append(made.suite)
         raise submit.Refusal("nothing was queued:\n  no data")
 
-    monkeypatch.setattr(verbs, "queue", refuse)
+    monkeypatch.setattr(cluster_commands, "queue", refuse)
     prepare = submit.prepare
     monkeypatch.setattr(submit, "prepare", lambda *a: prepare(*a[:6], True))
     done = type_("submit", "all", "--budget", "smoke", "--cluster", "cpu")
@@ -128,7 +129,7 @@ def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: i
 def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-def]
     type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench import verbs
+    from metabench.cli.main import suite_commands
     from metabench.suites.suite import load
 
     (item, *_) = load("quickstart").cells("smoke")
@@ -141,8 +142,8 @@ def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-d
         if len(naps) == 2:
             held.release()
 
-    monkeypatch.setattr(verbs.time, "sleep", nap)
+    monkeypatch.setattr(suite_commands.time, "sleep", nap)
     done = type_("status", "quickstart", "--budget", "smoke", "--watch")
     assert done.exit_code == 0, done.output
-    assert naps == [verbs.WATCH_SECONDS] * 2
+    assert naps == [suite_commands.WATCH_SECONDS] * 2
     assert done.output.count("1 running, 9 open") == 2 and done.output.count("10 open") == 1

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from metabench import verbs
-from metabench.cluster import verbs as cluster
-from metabench.options import StorePath
+from metabench.cli.main import cluster_commands as cluster
+from metabench.cli.main import suite_commands
+from metabench.cli.options import StorePath
 
 PLUGIN = "--plugin"
 
@@ -117,10 +117,10 @@ def list_(
     ] = None,
 ) -> None:
     """Tasks, methods, solvers and suites, a line each."""
-    from metabench import screen
+    from metabench.cli.main import printing
     from metabench.core.catalogue import listing
 
-    screen.print_listing(screen.console(), listing(kind.removesuffix("s") if kind else None))
+    printing.print_listing(printing.console(), listing(kind.removesuffix("s") if kind else None))
 
 
 @app.command()
@@ -131,20 +131,21 @@ def show(
     ] = None,
 ) -> None:
     """What a task, method, solver or suite is: settings with defaults, needs, source."""
-    from metabench import api, screen
+    from metabench import api
+    from metabench.cli.main import printing
 
-    screen.print_descriptions(screen.console(), api.show(name, kind))
+    printing.print_descriptions(printing.console(), api.show(name, kind))
 
 
 for verb in (
-    verbs.plan,
-    verbs.run,
-    verbs.status,
-    verbs.table,
-    verbs.plot,
-    verbs.report,
-    verbs.reproduce,
-    verbs.cost,
+    suite_commands.plan,
+    suite_commands.run,
+    suite_commands.status,
+    suite_commands.table,
+    suite_commands.plot,
+    suite_commands.report,
+    suite_commands.reproduce,
+    suite_commands.cost,
     cluster.submit,
     cluster.retry,
     cluster.cancel,
@@ -158,8 +159,8 @@ def doctor(
     ctx: typer.Context, store: StorePath = None, profile: cluster.MaybeCluster = None
 ) -> None:
     """Versions, devices, data, a cluster; what is missing, and the command that mends it."""
-    from metabench import screen
     from metabench.api.doctor import examine
+    from metabench.cli.main import printing
     from metabench.store.store import Store
 
     if profile is not None:
@@ -169,7 +170,7 @@ def doctor(
         findings = probe.examine(load(profile), Store(store))
     else:
         findings = examine(Store(store), ctx.obj)
-    screen.print_findings(screen.console(), findings)
+    printing.print_findings(printing.console(), findings)
     raise typer.Exit(int(any(f.bad for f in findings)))
 
 
@@ -215,10 +216,10 @@ def _data(ctx: typer.Context) -> None:
 def data_list() -> None:
     """Every data set that is known: where it is, or what mends its absence; source, licence, sizes,
     checksums, and what to copy to a machine without network."""
-    from metabench import screen
+    from metabench.cli.main import printing
     from metabench.datasets import data
 
-    screen.print_data(screen.console(), data.status())
+    printing.print_data(printing.console(), data.status())
 
 
 @data_app.command("fetch")
@@ -229,10 +230,10 @@ def data_fetch(
     ] = None,
 ) -> None:
     """Download a data set, check it and unpack it; goes on with what has come already."""
-    from metabench import screen
+    from metabench.cli.main import printing
     from metabench.datasets import data
 
-    with screen.downloading(screen.console(stderr=True)) as progress:
+    with printing.downloading(printing.console(stderr=True)) as progress:
         folder = data.fetch(name, to=to, progress=progress)
     typer.echo(f"{name} is in {folder}")
 
@@ -244,10 +245,11 @@ def data_verify(
     ] = None,
 ) -> None:
     """Check every file of a data set against its size and checksum."""
-    from metabench import api, screen
+    from metabench import api
+    from metabench.cli.main import printing
 
     verdicts = api.data_verify(name)
-    screen.print_verdicts(screen.console(), verdicts)
+    printing.print_verdicts(printing.console(), verdicts)
     raise typer.Exit(int(any(v.wrong for v in verdicts)))
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cluster.verbs import MaybeCluster, profiled, run_on_cluster, with_cluster
-from metabench.options import (
+from metabench.cli.cluster_commands import MaybeCluster, profiled, run_on_cluster, with_cluster
+from metabench.cli.options import (
     BudgetName,
     CheckpointEvery,
     Choice,
@@ -51,12 +51,14 @@ def plan(
     jobs: Jobs = None,
 ) -> None:
     """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
-    from metabench import screen
+    from metabench.cli.main import printing
     from metabench.run.local_launcher import default_jobs
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     for each, planned in choice.planned():
-        screen.print_plan(screen.console(), _title(each, budget), planned, jobs or default_jobs())
+        printing.print_plan(
+            printing.console(), _title(each, budget), planned, jobs or default_jobs()
+        )
 
 
 def run(
@@ -105,13 +107,14 @@ def status(
     ] = False,
 ) -> None:
     """What is finished, what runs or waits, what failed and why; without a suite, all the store."""
-    from metabench import api, screen
+    from metabench import api
+    from metabench.cli.main import printing
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
-    out = screen.console()
+    out = printing.console()
     if suite is None and not (task or method):
         kept = choice.open_store()
-        screen.print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
+        printing.print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
         return
     while True:
         if watch:
@@ -122,7 +125,7 @@ def status(
             planned = with_cluster(found.planned, choice.open_store(), out)
             active = active or any(p.state in ("running", "pending", "held") for p in planned)
             found = replace(found, planned=planned)
-            screen.print_status(out, _title(each, budget), found, tracebacks)
+            printing.print_status(out, _title(each, budget), found, tracebacks)
         if not (watch and active):
             return
         time.sleep(WATCH_SECONDS)
@@ -153,7 +156,8 @@ def table(
     ] = None,
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""
-    from metabench import api, screen
+    from metabench import api
+    from metabench.cli.main import printing
     from metabench.core.errors import SettingError
     from metabench.reports import tables
 
@@ -164,7 +168,7 @@ def table(
     for each in suites:
         fmt = format or (api.format_of(out) if out is not None else _screen_format())
         found = api.results(each, **choice.words())
-        screen.print_bad_files(screen.console(stderr=True), found.bad_files)
+        printing.print_bad_files(printing.console(stderr=True), found.bad_files)
         text = tables.draw(found, fmt, cost=cost)
         if out is None:
             typer.echo(text.rstrip("\n"))
@@ -271,19 +275,19 @@ def cost(
     store: StorePath = None,
 ) -> None:
     """Hours that runs took, by method; what is left; and how good past estimates were."""
-    from metabench import screen
     from metabench.api import spending
+    from metabench.cli.main import printing
     from metabench.suites.planning import TO_RUN
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
-    out, kept = screen.console(), choice.open_store()
+    out, kept = printing.console(), choice.open_store()
     if suite is None and not (task or method):
-        screen.print_costs(out, f"{kept.root}", spending.by_method(kept.records()))
+        printing.print_costs(out, f"{kept.root}", spending.by_method(kept.records()))
     else:
         for each, planned in choice.planned():
             rows = spending.by_row(planned, kept, TO_RUN)
-            screen.print_costs(out, _title(each, budget), rows)
-    screen.print_estimates(out, spending.estimates(kept))
+            printing.print_costs(out, _title(each, budget), rows)
+    printing.print_estimates(out, spending.estimates(kept))
 
 
 def _screen_format() -> str:
@@ -317,22 +321,25 @@ def _run(
     ranks: int,
 ) -> int:
     """Run a plan in sight of the user; the exit code."""
-    from metabench import api, screen
-    from metabench.progress import view
+    from metabench import api
+    from metabench.cli.main import printing
+    from metabench.cli.progress import view
     from metabench.run.local_launcher import default_jobs
     from metabench.suites.planning import TO_RUN
 
     api.check_device(device)
-    err = screen.console(stderr=True)
+    err = printing.console(stderr=True)
     todo = sum(p.state in TO_RUN for p in planned)
     jobs = jobs or max(1, min(default_jobs() // ranks, todo))
     err.print(
-        f"{_title(suite, choice.budget)}: {screen.cells_of(planned)}", markup=False, soft_wrap=True
+        f"{_title(suite, choice.budget)}: {printing.cells_of(planned)}",
+        markup=False,
+        soft_wrap=True,
     )
-    screen.print_mends(err, planned)
+    printing.print_mends(err, planned)
     code = int(any(p.state == "missing data" for p in planned))
     if not todo:
-        screen.print_refusals(err, planned)
+        printing.print_refusals(err, planned)
         return code
     with view(todo, jobs) as listener:
         summary = api.run_planned(

@@ -163,7 +163,7 @@ def _wide(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
     """One line a row, column and state; what is missing with what mends it; the cost in all."""
-    from metabench.progress import duration
+    from metabench.cli.progress import duration
     from metabench.reports.footnotes import Marks
     from metabench.suites.planning import TO_RUN
 

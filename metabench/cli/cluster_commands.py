@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metabench.options import (
+from metabench.cli.options import (
     BudgetName,
     Choice,
     MethodNames,
@@ -198,12 +198,12 @@ def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
 
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
-    from metabench import screen
+    from metabench.cli.main import printing
     from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import SlurmError
 
-    out, err = screen.console(), screen.console(stderr=True)
+    out, err = printing.console(), printing.console(stderr=True)
     code = 0
 
     def told(text: str) -> None:
@@ -244,7 +244,7 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
 
 def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
     """What would be queued, in words."""
-    from metabench.progress import duration
+    from metabench.cli.progress import duration
 
     def line(text: str) -> None:
         out.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -347,11 +347,11 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
     and the same command waits again."""
     import time
 
-    from metabench import screen
+    from metabench.cli.main import printing
     from metabench.cluster import submit as module
     from metabench.suites.planning import plan
 
-    err = screen.console(stderr=True)
+    err = printing.console(stderr=True)
     store = choice.open_store()
     items = [p for p in planned if p.state not in ("skipped", "not applicable")]
     rounds, told = 0, ""
