@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench.api import doctor
-from metabench.api.doctor import PAIR, Finding, examine, probe_torch
+from metabench.api.examination import PAIR, Finding, examine, probe_torch
 from metabench.cli.main import app, printing
 from metabench.core import optional_packages
 from metabench.datasets import data

@@ -346,7 +346,7 @@ def test_every_extra_is_for_something_that_asks_for_it() -> None:
 
 def test_looking_for_a_package_does_not_import_it() -> None:
     code = (
-        "import sys; from metabench import packages; assert packages.here('torch')\n"
+        "import sys; from metabench.core import optional_packages as p; assert p.here('torch')\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

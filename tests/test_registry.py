@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from metabench.api import doctor
 from metabench.core import registry
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import Registry, load_plugin, methods, solvers, tasks

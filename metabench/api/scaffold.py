@@ -51,7 +51,7 @@ def new(kind: str, name: str, folder: str | Path = ".") -> Path:
             f"there is a Python module called {name!r} already, which the file would hide; "
             f"near: my_{name}"
         )
-    template = (resources.files("metabench") / "templates" / f"{kind}.py.txt").read_text(
+    template = (resources.files("metabench.api") / "templates" / f"{kind}.py.txt").read_text(
         encoding="utf-8"
     )
     called = class_name(name)

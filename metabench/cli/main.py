@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from metabench.cli.main import cluster_commands as cluster
-from metabench.cli.main import suite_commands
+from metabench.cli import cluster_commands as cluster
+from metabench.cli import suite_commands
 from metabench.cli.options import StorePath
 
 PLUGIN = "--plugin"
@@ -159,7 +159,7 @@ def doctor(
     ctx: typer.Context, store: StorePath = None, profile: cluster.MaybeCluster = None
 ) -> None:
     """Versions, devices, data, a cluster; what is missing, and the command that mends it."""
-    from metabench.api.doctor import examine
+    from metabench.api.examination import examine
     from metabench.cli.main import printing
     from metabench.store.store import Store
 

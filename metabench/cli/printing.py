@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from metabench.api import Status
     from metabench.api.describe import Description
-    from metabench.api.doctor import Finding
+    from metabench.api.examination import Finding
     from metabench.api.spending import Cost, Estimated
     from metabench.core.registry import Entry
     from metabench.datasets.data import Status as Data

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metabench.api.doctor import Finding
+from metabench.api.examination import Finding
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
 from metabench.cluster import submit as submitting

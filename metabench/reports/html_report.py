@@ -66,7 +66,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         return f"#{places[place]}"
 
     environment = Environment(
-        loader=PackageLoader("metabench"),
+        loader=PackageLoader("metabench.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

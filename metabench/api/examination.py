@@ -128,7 +128,7 @@ def _versions(probe: dict[str, Any]) -> Iterator[Finding]:
             "versions",
             "metabench",
             "ok",
-            f"{metadata.version('metabench')}, {Path(__file__).parent}",
+            f"{metadata.version('metabench')}, {Path(__file__).parents[1]}",
         )
         base = optional_packages.base()
     except metadata.PackageNotFoundError:
@@ -136,7 +136,7 @@ def _versions(probe: dict[str, Any]) -> Iterator[Finding]:
             "versions",
             "metabench",
             "missing",
-            f"not installed, only imported from {Path(__file__).parent}",
+            f"not installed, only imported from {Path(__file__).parents[1]}",
             ("pip install -e .",),
             essential=True,
         )

@@ -24,7 +24,7 @@ from metabench.suites.suite import Suite
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
     from metabench.api.describe import Description
-    from metabench.api.doctor import Finding
+    from metabench.api.examination import Finding
     from metabench.cluster.submission import Submission
     from metabench.datasets import data
     from metabench.run.events import Listener
@@ -79,7 +79,7 @@ def data_verify(name: str | None = None) -> list[data.Verdict]:
 
 def doctor(store: str | Path | Store | None = None) -> list[Finding]:
     """Versions, devices, data; what is missing, and the commands that mend it."""
-    from metabench.api.doctor import examine
+    from metabench.api.examination import examine
 
     return examine(open_store(store))
 
