@@ -1,6 +1,6 @@
 """Faults, injected into a real one-machine Slurm; what became of the cells after each.
 
-    python -m metabench.clusters.faults [FAULT ...] [--accounting yes|no|both] [--out FOLDER]
+    python -m metabench.cluster_profiles.faults [FAULT ...] [--accounting yes|no|both] [--out FOLDER]
 
 Every fault has cells of its own in a store of its own, and one judge: every cell has exactly one
 final record, equal to the last bit to that of an undisturbed run in this process; no half-written
@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from metabench.clusters.local_cluster import (
+from metabench.cluster_profiles.local_cluster import (
     Cluster,
     ClusterError,
     Options,
@@ -956,7 +956,7 @@ def write(out: Path, rows: list[Row]) -> None:
         key=lambda r: (r.accounting, order.index(r.fault)),
     )
     about = {
-        "command": "python -m metabench.clusters.faults --out FOLDER",
+        "command": "python -m metabench.cluster_profiles.faults --out FOLDER",
         "python": platform.python_version(),
         "slurm": slurm_version(),
         "rows": [asdict(r) for r in rows],

@@ -1,6 +1,6 @@
 """How many trivial cells a one-machine Slurm gets through, and how long large plans take.
 
-    python -m metabench.clusters.load [--cells 1000] [--planned 10000] [--out FOLDER]
+    python -m metabench.cluster_profiles.load [--cells 1000] [--planned 10000] [--out FOLDER]
 
 Three ways of running the same thing: workers that pull cells, a raw sbatch array whose elements do
 nothing but start Python, and one metabench job a cell. The plan, its standing and its table are
@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metabench.clusters.faults import running_cluster
-from metabench.clusters.local_cluster import Cluster, Options
+from metabench.cluster_profiles.faults import running_cluster
+from metabench.cluster_profiles.local_cluster import Cluster, Options
 
 from metabench.analysis import results
 from metabench.cluster import submission as folder
@@ -136,7 +136,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="a folder for load.json")
     given = parser.parse_args(words)
     home = Path(tempfile.mkdtemp(prefix="metabench-load-"))
-    out: dict[str, Any] = {"command": "python -m metabench.clusters.load --out FOLDER"}
+    out: dict[str, Any] = {"command": "python -m metabench.cluster_profiles.load --out FOLDER"}
     out["cores"] = os.cpu_count()
     with running_cluster(home / "cluster", Options(base_port=given.base_port)) as cluster:
         os.environ["SLURM_CONF"] = str(cluster.conf)

@@ -203,7 +203,7 @@ def own_folder() -> Path:
 
 def built_in_folder() -> Path:
     """Where the built-in profiles are."""
-    spec = importlib.util.find_spec("metabench.clusters")
+    spec = importlib.util.find_spec("metabench.cluster_profiles")
     assert spec is not None and spec.submodule_search_locations is not None
     return Path(next(iter(spec.submodule_search_locations)))
 

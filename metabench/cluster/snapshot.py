@@ -22,7 +22,7 @@ from metabench.core.errors import MetabenchError
 from metabench.core.provenance import NOTE, git
 from metabench.store.store import write_atomic
 
-ROOTS = ("", ".clusters", ".methods", ".suite_files", ".tasks")
+ROOTS = ("", ".cluster_profiles", ".methods", ".suite_files", ".tasks")
 """Packages whose folders are found by themselves: the first holds all others where it is installed,
 in a checkout the rest lie beside it."""
 _DATE = (1980, 1, 1, 0, 0, 0)

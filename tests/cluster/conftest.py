@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metabench.clusters import faults
-from metabench.clusters.local_cluster import Cluster, ClusterError, Options, missing_packages
+from metabench.cluster_profiles import faults
+from metabench.cluster_profiles.local_cluster import (
+    Cluster,
+    ClusterError,
+    Options,
+    missing_packages,
+)
 
 from metabench.store.store import Store
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from metabench.clusters.faults import Stage
+from metabench.cluster_profiles.faults import Stage
 
 from metabench.cluster import snapshot, submit
 from metabench.cluster import submission as folder

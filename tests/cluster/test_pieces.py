@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from metabench.clusters import local_cluster
+from metabench.cluster_profiles import local_cluster
 
 from metabench.cluster import snapshot, submit
 from metabench.cluster.profile import Profile

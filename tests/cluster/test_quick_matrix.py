@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from metabench.clusters.faults import Stage
+from metabench.cluster_profiles.faults import Stage
 
 from metabench.cluster import profile
 from metabench.cluster import submission as folder

@@ -27,7 +27,11 @@ def test_a_snapshot_is_a_wheel_and_runs_by_itself(
     (other,) = (tmp_path / "two").glob("*.whl")
     assert wheel.read_bytes() == other.read_bytes() and sha[:12] in wheel.name
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, inside in (("methods", "methods"), ("tasks", "tasks"), ("slurm", "clusters")):
+    for folder, inside in (
+        ("methods", "methods"),
+        ("tasks", "tasks"),
+        ("slurm", "cluster_profiles"),
+    ):
         for file in (ROOT / folder).glob("*.py"):
             assert f"metabench/{inside}/{file.name}" in names
     folders = {str(Path(n).parent) for n in names}
