@@ -286,19 +286,19 @@ def _noise(*shape: int) -> torch.Tensor:
 
 
 def _photographs(source: str | None, part: str) -> torch.Tensor:
-    mini = importlib.import_module("metabench.tasks._miniimagenet")
+    mini = importlib.import_module("metabench.tasks.data.miniimagenet")
     return _noise(mini.CLASSES[part], 40, 3, mini.SIZE, mini.SIZE)
 
 
 def _small_photographs(source: Any, split: dict[str, list[str]], part: str) -> torch.Tensor:
-    cifar = importlib.import_module("metabench.tasks._cifar100")
+    cifar = importlib.import_module("metabench.tasks.data.cifar100")
     held_out = [name for names in split.values() for name in names]
     n = len(split[part]) if part in split else len(cifar.NAMES) - len(held_out)
     return _noise(n, cifar.IMAGES[source], 3, cifar.SIZE, cifar.SIZE)
 
 
 def _hearts() -> Any:
-    ptbxl = importlib.import_module("metabench.tasks._ptbxl")
+    ptbxl = importlib.import_module("metabench.tasks.data.ptbxl")
     n, gen = 21837, torch.Generator().manual_seed(0)
     signal = torch.randint(
         -2000, 2000, (n, ptbxl.LEADS, ptbxl.SAMPLES), dtype=torch.int16, generator=gen
@@ -310,7 +310,7 @@ def _hearts() -> Any:
 
 
 def _graphs() -> Any:
-    ppi = importlib.import_module("metabench.tasks._ppi")
+    ppi = importlib.import_module("metabench.tasks.data.ppi")
     n, nodes, edges, gen = 4000, 40, 730, torch.Generator().manual_seed(0)
     species = torch.tensor([*ppi.SPECIES, ppi.TEST_SPECIES])
     return ppi.Graphs(

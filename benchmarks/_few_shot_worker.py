@@ -147,7 +147,7 @@ class Metabench:
 
     def __init__(self, case, dtype):
         import torch
-        from metabench.tasks._networks import ConvNet
+        from metabench.tasks.models.networks import ConvNet
 
         from metabench.contract import method
         from metabench.contract.problem import GRADIENTS, Episode, Problem, Seeds

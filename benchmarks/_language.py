@@ -18,17 +18,17 @@ from typing import Any
 from unittest import mock
 
 import torch
+from metabench.tasks.models.language import lora
+from metabench.tasks.models.language.causal import Adapter, CausalLM
+from metabench.tasks.models.language.lora_peft import PeftDecoder
 from torch import Tensor
 
 from benchmarks._counting import CPU, Cost, Counted, Counter
-from metabench import lora
-from metabench.causal import Adapter, CausalLM
 from metabench.contract import autodiff
 from metabench.contract.method import Context
 from metabench.contract.problem import Params, Seeds
 from metabench.core.cell import Cell, instances
 from metabench.core.registry import solvers
-from metabench.lora_peft import PeftDecoder
 
 TASKS = ("self_edit_policy", "self_edit_recipe", "self_edit_weights")
 

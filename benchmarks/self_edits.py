@@ -18,9 +18,9 @@ import time
 from typing import Any
 
 import torch
+from metabench.tasks.models.language import lora
+from metabench.tasks.models.language.causal import TARGETS
 
-from metabench import lora
-from metabench.causal import TARGETS
 from metabench.contract.problem import Params
 from metabench.core.registry import solvers
 
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--json", help="also write the numbers to this file")
     given = parser.parse_args()
     device = torch.device(given.device)
-    load = importlib.import_module("metabench.tasks._lm").load
+    load = importlib.import_module("metabench.tasks.models.language.pretrained").load
     decoder: lora.Decoder = load(given.model, given.dtype, device).decoder
     gen = torch.Generator().manual_seed(0)
     shape = (given.edits, given.documents, given.tokens)

@@ -31,9 +31,9 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params,
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from ._augment import Strengths, augment, warped
-from ._classifier import Classifier, Kind
-from ._images import CLASSES, DrawnProblem, OfImages, shrunk
+from .data.images import CLASSES, DrawnProblem, OfImages, shrunk
+from .models.augment import Strengths, augment, warped
+from .models.classifier import Classifier, Kind
 
 Count = Annotated[int, Field(ge=1)]
 FIRST = {

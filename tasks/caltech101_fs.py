@@ -19,9 +19,9 @@ from metabench.core.errors import MetabenchError
 from metabench.core.registry import tasks
 from metabench.datasets import data
 
-from . import _arrays
-from ._fewshot import Classes
-from ._photographs import Photographs
+from .data import arrays
+from .families.few_shot import Classes
+from .families.photographs import Photographs
 
 SPLITS = {"train": 64, "valid": 16, "test": 20}
 IMAGES, SIZE = 30, 64
@@ -49,8 +49,8 @@ def _read(folder: Path) -> tuple[Tensor, Tensor]:
     """
     path = folder / "caltech101_fs64.npz"
     look = "look with: metabench data verify caltech101_fs"
-    with _arrays.readable(path, "caltech101_fs"):
-        images, parts = _arrays.read(path, "images", "split")
+    with arrays.readable(path, "caltech101_fs"):
+        images, parts = arrays.read(path, "images", "split")
     counts = [int((parts == number).sum()) for number in range(len(SPLITS))]
     shape = (sum(SPLITS.values()), IMAGES, SIZE, SIZE, 3)
     if images.shape != shape or images.dtype != np.uint8 or counts != [*SPLITS.values()]:

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from metabench.core.registry import tasks
 
-from ._cifar100 import CIFAR_FS
-from ._cifar100_fewshot import Cifar100
+from .data.cifar100 import CIFAR_FS
+from .families.cifar100_few_shot import Cifar100
 
 
 @tasks.register("cifar_fs")

@@ -34,7 +34,7 @@ from metabench.contract.problem import (
 from metabench.core.registry import tasks
 from metabench.hypergradients import reference
 
-from ._images import CLASSES, load
+from .data.images import CLASSES, load
 
 DECAY = "log_decay."
 """Prefix of a decay's name before that of the weights, or of the layer, that it is for."""

@@ -24,7 +24,7 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Seeds
 from metabench.core.registry import tasks
 from metabench.hypergradients import reference
 
-from ._fewshot import FewShotProblem
+from .families.few_shot import FewShotProblem
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from metabench.contract.problem import generator
 from metabench.core.registry import tasks
 
-from ._fewshot import Classes, FewShot
+from .families.few_shot import Classes, FewShot
 
 SCRIPTS = {
     "train": ("LATIN", "GREEK", "CYRILLIC", "CANADIAN", "ARABIC", "OLD", "NKO", "OGHAM"),

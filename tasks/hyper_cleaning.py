@@ -37,7 +37,7 @@ from metabench.contract.problem import (
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from ._images import CLASSES, OfImages, shrunk
+from .data.images import CLASSES, OfImages, shrunk
 
 SURE = 40.0
 """A logit whose sigmoid is 1 (or, negated, nearly 0) in float32."""

@@ -3,7 +3,7 @@
 Inner loss: mean of a loss with parameters lam on the training part, whose labels are partly wrong;
 outer loss: mean cross-entropy on a validation part with right labels. Forms of lam: the exponent of
 the generalised cross-entropy, a Taylor polynomial, a small network, a weight net (Meta-Weight-Net),
-a transition matrix, a weight for each example; :mod:`metabench.tasks._losses` cites them. Noise as
+a transition matrix, a weight for each example; :mod:`metabench.tasks.models.losses` cites them. Noise as
 in Shu et al.: Meta-Weight-Net, NeurIPS 2019, and the authors' code: "uniform" redraws a label from
 all classes (the right one included) with probability ``rate``, "flip" gives it to one other class,
 drawn once for each class, "flip2" to one of two others.
@@ -29,10 +29,10 @@ from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from . import _losses
-from ._classifier import Classifier, Kind
-from ._images import CLASSES, OfImages, enough, shrunk
-from ._learning import Learning, LearningProblem
+from .data.images import CLASSES, OfImages, enough, shrunk
+from .families.noisy_targets import Learning, LearningProblem
+from .models import losses
+from .models.classifier import Classifier, Kind
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,7 +43,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class LossLearning(OfImages, Learning):
     """Learning a loss: images with wrong labels to train on, clean ones for the outer loss."""
 
-    form: _losses.ClassForm = "taylor"
+    form: losses.ClassForm = "taylor"
     """What lam is; "examples" has a logit for every training image."""
     q: Share = 0.0
     """First exponent of form "gce"."""
@@ -125,7 +125,7 @@ class LossLearningProblem(LearningProblem):
             self.wrong = torch.zeros(task.n_valid, dtype=torch.bool, device=device)
         n = len(self.wrong)
         self.size = n if task.batch is None else min(task.batch, n)
-        self.learned = _losses.of_classes(task.form, n=n, classes=CLASSES, q=task.q)
+        self.learned = losses.of_classes(task.form, n=n, classes=CLASSES, q=task.q)
         self.hypers = self.learned.hypers
         c, h, w = self.parts["train"]["x"].shape[1:]
         try:
@@ -201,7 +201,7 @@ class LossLearningProblem(LearningProblem):
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on right labels."""
-        return _losses.cross_entropy(self.logits(theta, batch["x"]), batch["y"]).mean()
+        return losses.cross_entropy(self.logits(theta, batch["x"]), batch["y"]).mean()
 
     def episode(self, split: str, index: int) -> Episode:
         """Inner batches from the training part; the outer one from the validation part in training,
@@ -228,10 +228,10 @@ class LossLearningProblem(LearningProblem):
         repeats = (fit.argmax(1) == train["y"])[self.wrong].double()
         out = {
             "accuracy": float((logits.argmax(1) == y).double().mean()),
-            "loss": float(_losses.cross_entropy(logits, y).mean()),
+            "loss": float(losses.cross_entropy(logits, y).mean()),
             "fitted_wrong": float(repeats.mean()) if len(repeats) else 0.0,
-            **_losses.pulls(
-                self.learned, _losses.cross_entropy, lam, fit, train["y"], train["index"],
+            **losses.pulls(
+                self.learned, losses.cross_entropy, lam, fit, train["y"], train["index"],
                 self.wrong,
             ),
         }  # fmt: skip

@@ -4,7 +4,7 @@ Inner loss: mean of a loss with parameters lam on the training rows, some of who
 moved far away; outer loss: half the mean squared error on clean validation rows. Forms of lam: a
 power of the error, the width of a (pseudo-)Huber loss, a Taylor polynomial, a small network
 (Bechtle et al., ML3), a weight net (Shu et al., Meta-Weight-Net), a weight for each row;
-:mod:`metabench.tasks._losses` cites them. Five sets of the UCI repository; the kind, share and size
+:mod:`metabench.tasks.models.losses` cites them. Five sets of the UCI repository; the kind, share and size
 of outliers are this project's own.
 
 With method ``fixed`` the first lam is a baseline: form "power" with ``power`` 2 is squared error, 1
@@ -26,9 +26,9 @@ from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from . import _losses
-from ._learning import Learning, LearningProblem
-from ._tables import load
+from .data.uci_tables import load
+from .families.noisy_targets import Learning, LearningProblem
+from .models import losses
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,7 +42,7 @@ class LossRegression(Learning):
     """Learning a loss for regression: targets with outliers to train on, clean rows to judge."""
 
     dataset: Literal["yacht", "energy", "concrete", "kin8nm", "power"] = "energy"
-    form: _losses.NumberForm = "power"
+    form: losses.NumberForm = "power"
     """What lam is; "examples" has a logit for every training row."""
     power: Annotated[float, Field(ge=1, le=2)] = 2.0
     """First power of form "power"."""
@@ -159,7 +159,7 @@ class LossRegressionProblem(LearningProblem):
         }
         n = len(wrong)
         self.size = n if task.batch is None else min(task.batch, n)
-        self.learned = _losses.of_numbers(
+        self.learned = losses.of_numbers(
             task.form, n=n, power=task.power, delta=task.delta, smoothing=task.smoothing,
             bound=task.bound,
         )  # fmt: skip
@@ -186,7 +186,7 @@ class LossRegressionProblem(LearningProblem):
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Half the mean squared error."""
-        return 0.5 * _losses.squared(self.predict(lam, theta, batch), batch["y"]).mean()
+        return 0.5 * losses.squared(self.predict(lam, theta, batch), batch["y"]).mean()
 
     def episode(self, split: str, index: int) -> Episode:
         """Inner batches from the training part; the outer one is the validation part in training,
@@ -203,8 +203,8 @@ class LossRegressionProblem(LearningProblem):
             "rmse": float(gap.square().mean().sqrt()),
             "loss": float(0.5 * gap.square().mean()),
             "mae": float(gap.abs().mean()),
-            **_losses.pulls(
-                self.learned, _losses.squared, lam, self.predict(lam, theta, train), train["y"],
+            **losses.pulls(
+                self.learned, losses.squared, lam, self.predict(lam, theta, train), train["y"],
                 train["index"], self.wrong,
             ),
         }  # fmt: skip

@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 
 from metabench.core.registry import tasks
 
-from . import _miniimagenet as mini
-from ._fewshot import Classes
-from ._photographs import Photographs
+from .data import miniimagenet as mini
+from .families.few_shot import Classes
+from .families.photographs import Photographs
 
 
 @tasks.register("miniimagenet")

@@ -24,9 +24,9 @@ from metabench.core.errors import MetabenchError
 from metabench.core.registry import tasks
 from metabench.datasets import data
 
-from . import _arrays
-from . import _omniglot_lists as lists
-from ._fewshot import Classes, FewShot, GivenEpisode
+from .data import arrays as _arrays
+from .data import omniglot_lists as lists
+from .families.few_shot import Classes, FewShot, GivenEpisode
 
 CHARACTERS, DRAWERS, SIZE = 1623, 20, 28
 _LOOK = "look with: metabench data verify omniglot"

@@ -19,10 +19,10 @@ from metabench.contract.problem import Batch, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from . import _ecg as ecg
-from ._encoders import ResNet
-from ._finetune import three_roles
-from ._warped_views import WarpedViews, WarpedViewsProblem
+from .data import ecg
+from .families.two_stage import three_roles
+from .families.warped_views import WarpedViews, WarpedViewsProblem
+from .models.encoders import ResNet
 
 LEADS = 2
 

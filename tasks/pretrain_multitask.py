@@ -23,11 +23,11 @@ from metabench.contract.problem import Batch, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from . import _cifar100 as cifar
-from ._encoders import ResNet, first_values
-from ._finetune import ENCODER, Count, Share, three_roles
-from ._images import shrunk
-from ._task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
+from .data import cifar100 as cifar
+from .data.images import shrunk
+from .families.task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
+from .families.two_stage import ENCODER, Count, Share, three_roles
+from .models.encoders import ResNet, first_values
 
 WAYS = 5
 """Classes of a superclass."""

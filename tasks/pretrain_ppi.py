@@ -26,11 +26,11 @@ from metabench.contract.problem import Batch, Hyper, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from . import _ppi as ppi
-from ._encoders import first_values
-from ._finetune import ENCODER, Count, Rule, TwoStage, TwoStageProblem, three_roles
-from ._gin import GIN
-from ._task_weights import LIMIT, task_weights
+from .data import ppi
+from .families.task_weights import LIMIT, task_weights
+from .families.two_stage import ENCODER, Count, Rule, TwoStage, TwoStageProblem, three_roles
+from .models.encoders import first_values
+from .models.gin import GIN
 
 FOLD = 10
 """Fine-tuning tasks that are held out together."""

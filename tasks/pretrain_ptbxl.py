@@ -19,10 +19,10 @@ from metabench.contract.problem import Batch, Params, Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from . import _ptbxl as ptbxl
-from ._encoders import ResNet
-from ._finetune import Count, Rule, three_roles
-from ._warped_views import WarpedViews, WarpedViewsProblem
+from .data import ptbxl
+from .families.two_stage import Count, Rule, three_roles
+from .families.warped_views import WarpedViews, WarpedViewsProblem
+from .models.encoders import ResNet
 
 
 @tasks.register("pretrain_ptbxl")

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from metabench.contract.problem import Batch, Params, Seeds, generator
 from metabench.core.registry import tasks
 
-from ._encoders import MLP, first_values
-from ._finetune import ENCODER, Count, Share, three_roles
-from ._task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
+from .families.task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
+from .families.two_stage import ENCODER, Count, Share, three_roles
+from .models.encoders import MLP, first_values
 
 
 @tasks.register("pretrain_synthetic")

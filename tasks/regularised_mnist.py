@@ -26,7 +26,7 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params,
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from ._images import CLASSES, DrawnProblem, load
+from .data.images import CLASSES, DrawnProblem, load
 
 Count = Annotated[int, Field(ge=1)]
 SIZE = 28

@@ -22,13 +22,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import lora
-from metabench.causal import Adapter
 from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
 from metabench.core.registry import tasks
 
-from ._rewarded import RewardedEdit, RewardedProblem
-from ._self_edit import Count, Prompt
+from .families.policy import RewardedEdit, RewardedProblem
+from .families.self_edit import Count, Prompt
+from .models.language import lora
+from .models.language.causal import Adapter
 
 
 @tasks.register("self_edit_policy")

@@ -29,13 +29,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench import lora
 from metabench.contract.problem import Batch, Episode, Hyper, Params, Seeds
 from metabench.core.registry import tasks
 
-from ._lm import Passage
-from ._rewarded import RewardedEdit, RewardedProblem
-from ._self_edit import Count
+from .families.policy import RewardedEdit, RewardedProblem
+from .families.self_edit import Count
+from .models.language import lora
+from .models.language.pretrained import Passage
 
 Augmentation = Literal["sentences", "reordered", "cloze"]
 Tokens = Literal["all", "output"]

@@ -27,8 +27,8 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params,
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 
-from ._lm import Passage
-from ._self_edit import INSTRUCTIONS, SelfEdit, SelfEditProblem
+from .families.self_edit import INSTRUCTIONS, SelfEdit, SelfEditProblem
+from .models.language.pretrained import Passage
 
 FEATURES = ("surprise", "place", "digit", "capital")
 Kind = Literal["passage", "other", "implications", "long", "very_long", "rewrite", "self_qa"]

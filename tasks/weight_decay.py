@@ -38,9 +38,9 @@ from metabench.contract.problem import (
     generator,
 )
 from metabench.core.registry import tasks
-from metabench.softmax import SoftmaxHessian
 
-from ._images import CLASSES, OfImages, enough, shrunk
+from .data.images import CLASSES, OfImages, enough, shrunk
+from .models.softmax import SoftmaxHessian
 
 DECAY = "log_decay."
 """Prefix of a decay's name before that of the weights it is for."""

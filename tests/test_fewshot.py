@@ -16,7 +16,7 @@ from metabench.core.cell import Budget, why_not
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 
-fewshot = importlib.import_module("metabench.tasks._fewshot")
+fewshot = importlib.import_module("metabench.tasks.families.few_shot")
 CPU = torch.device("cpu")
 SMALL = {"filters": 4, "meta_batch": 3, "dtype": "float64"}
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from metabench.tasks.models.convnet.convolution import buffer
 from oracles import context
 
-from metabench.convolution import buffer
 from metabench.core.cell import make_cell
 from metabench.core.errors import Stopped
 from metabench.core.registry import methods

@@ -11,7 +11,7 @@ from metabench.contract.problem import Seeds
 from metabench.core.registry import tasks
 
 glyphs = importlib.import_module("metabench.tasks.glyphs")
-fewshot = importlib.import_module("metabench.tasks._fewshot")
+fewshot = importlib.import_module("metabench.tasks.families.few_shot")
 CPU = torch.device("cpu")
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from metabench.tasks.models.language.causal import CausalLM
 from oracles import F64, context
 
-from metabench.causal import CausalLM
 from metabench.contract.problem import generator
 from metabench.core import settings
 from metabench.core.cell import make_cell

@@ -16,7 +16,7 @@ from metabench.core.errors import DataMissing, SettingError
 from metabench.core.registry import methods, tasks
 
 cleaning = importlib.import_module("metabench.tasks.hyper_cleaning")
-images = importlib.import_module("metabench.tasks._images")
+images = importlib.import_module("metabench.tasks.data.images")
 Task = tasks.get("hyper_cleaning")
 TINY = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4}
 

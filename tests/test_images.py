@@ -16,7 +16,7 @@ from metabench.core.errors import DataMissing, MetabenchError, SettingError, Unk
 from metabench.core.registry import tasks
 from metabench.datasets import data
 
-images = importlib.import_module("metabench.tasks._images")
+images = importlib.import_module("metabench.tasks.data.images")
 GEN = np.random.default_rng(0)
 
 

@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 import torch
+from metabench.tasks.models.language import lora
 
-from metabench import lora
 from metabench.contract import autodiff
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import solvers

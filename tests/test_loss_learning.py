@@ -14,7 +14,7 @@ from metabench.core.registry import methods, tasks
 
 Task = tasks.get("loss_learning")
 Problem = importlib.import_module("metabench.tasks.loss_learning").LossLearningProblem
-losses = importlib.import_module("metabench.tasks._losses")
+losses = importlib.import_module("metabench.tasks.models.losses")
 
 
 def images(n, seed):

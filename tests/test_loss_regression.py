@@ -14,8 +14,8 @@ from metabench.core.registry import methods, tasks
 
 Task = tasks.get("loss_regression")
 Problem = importlib.import_module("metabench.tasks.loss_regression").LossRegressionProblem
-tables = importlib.import_module("metabench.tasks._tables")
-losses = importlib.import_module("metabench.tasks._losses")
+tables = importlib.import_module("metabench.tasks.data.uci_tables")
+losses = importlib.import_module("metabench.tasks.models.losses")
 CPU = torch.device("cpu")
 
 

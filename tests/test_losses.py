@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import F64
 
-losses = importlib.import_module("metabench.tasks._losses")
+losses = importlib.import_module("metabench.tasks.models.losses")
 GEN = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(12, 10, generator=GEN, dtype=F64)
 LABELS = torch.randint(10, (12,), generator=GEN)

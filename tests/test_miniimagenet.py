@@ -17,7 +17,7 @@ from metabench.core.errors import DataMissing, MetabenchError
 from metabench.core.registry import tasks
 from metabench.datasets import data
 
-mini = importlib.import_module("metabench.tasks._miniimagenet")
+mini = importlib.import_module("metabench.tasks.data.miniimagenet")
 PARTS = {"train": "train", "valid": "val", "test": "test"}
 FEW = 2
 

@@ -17,7 +17,7 @@ from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, solvers, tasks
 from metabench.datasets import data
 
-cifar = importlib.import_module("metabench.tasks._cifar100")
+cifar = importlib.import_module("metabench.tasks.data.cifar100")
 caltech = importlib.import_module("metabench.tasks.caltech101_fs")
 CPU = torch.device("cpu")
 PARTS = ("train", "valid", "test")

@@ -11,7 +11,7 @@ import pytest
 
 from metabench.core.errors import MetabenchError
 
-pickles = importlib.import_module("metabench.tasks._pickles")
+pickles = importlib.import_module("metabench.tasks.data.pickles")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -16,8 +16,8 @@ from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.datasets import data
 
-ppi = importlib.import_module("metabench.tasks._ppi")
-gin = importlib.import_module("metabench.tasks._gin")
+ppi = importlib.import_module("metabench.tasks.data.ppi")
+gin = importlib.import_module("metabench.tasks.models.gin")
 pretrain_ppi = importlib.import_module("metabench.tasks.pretrain_ppi")
 
 PRETRAIN, DOWNSTREAM, N = 6, 8, 48

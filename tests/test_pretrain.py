@@ -15,11 +15,11 @@ from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 
-finetune = importlib.import_module("metabench.tasks._finetune")
-curves = importlib.import_module("metabench.tasks._auroc")
-encoders = importlib.import_module("metabench.tasks._encoders")
-ecg = importlib.import_module("metabench.tasks._ecg")
-views = importlib.import_module("metabench.tasks._warped_views")
+finetune = importlib.import_module("metabench.tasks.families.two_stage")
+curves = importlib.import_module("metabench.tasks.families.auroc")
+encoders = importlib.import_module("metabench.tasks.models.encoders")
+ecg = importlib.import_module("metabench.tasks.data.ecg")
+views = importlib.import_module("metabench.tasks.families.warped_views")
 
 TINY = {
     "n_tasks": 4, "inputs": 4, "hidden": 5, "features": 3, "n_pretrain": 30, "n_tune": 8,
@@ -465,7 +465,7 @@ FEW = {
 @pytest.fixture
 def photographs(monkeypatch):
     """Twelve images of each class of our own: the first pixel says the class, the second which."""
-    cifar = importlib.import_module("metabench.tasks._cifar100")
+    cifar = importlib.import_module("metabench.tasks.data.cifar100")
     gen = np.random.default_rng(0)
     made = torch.from_numpy(gen.integers(0, 256, (100, 12, 3, 32, 32), dtype=np.uint8))
     made[:, :, 0, 0, 0] = torch.arange(100, dtype=torch.uint8)[:, None]

@@ -16,9 +16,9 @@ from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.datasets import data
 
-ptbxl = importlib.import_module("metabench.tasks._ptbxl")
-finetune = importlib.import_module("metabench.tasks._finetune")
-curves = importlib.import_module("metabench.tasks._auroc")
+ptbxl = importlib.import_module("metabench.tasks.data.ptbxl")
+finetune = importlib.import_module("metabench.tasks.families.two_stage")
+curves = importlib.import_module("metabench.tasks.families.auroc")
 
 RECORDS = 60
 NAMES = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")

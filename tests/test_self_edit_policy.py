@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
+from metabench.tasks.models.language import lora
 from oracles import F64, context
 
-from metabench import lora
 from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
 from metabench.contract.method import State, inner_loop

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from metabench.tasks.models.language import lora
 from oracles import F64, after_training, context, differences, hypergradient
 
-from metabench import lora
 from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
 from metabench.contract.problem import Seeds
@@ -23,7 +23,7 @@ from metabench.datasets import data
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world, write_squad
 
-lm = importlib.import_module("metabench.tasks._lm")
+lm = importlib.import_module("metabench.tasks.models.language.pretrained")
 Task = tasks.get("self_edit_weights")
 REAL = os.environ.get("METABENCH_DATA", "")
 SIZES = {"rank": 1, "targets": ("q", "down"), "question_tokens": 40, "edit_tokens": 40,

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from metabench.tasks.models import softmax
+from metabench.tasks.models.softmax import SoftmaxHessian
 from oracles import F64
 from torch.nn import functional as F
-
-from metabench import softmax
-from metabench.softmax import SoftmaxHessian
 
 
 @pytest.mark.parametrize("block", [2**20, 5 * 4 * 8, 1])

@@ -18,7 +18,7 @@ from torch import Tensor
 from metabench.core.errors import MetabenchError
 from metabench.datasets import data
 
-from . import _arrays, _pickles
+from . import arrays, pickles
 
 Source = Literal["torchvision", "metabench"]
 
@@ -91,7 +91,7 @@ def images(source: Source, split: dict[str, list[str]], part: str) -> Tensor:
 @lru_cache(maxsize=2)
 def _read(folder: Path, source: Source) -> Tensor:
     """uint8 [100, images of a class, 3, 32, 32], training images before test images."""
-    with _arrays.readable(folder, "cifar100"):
+    with arrays.readable(folder, "cifar100"):
         found = _joined(folder) if source == "metabench" else _batches(folder)
     expected = (len(NAMES), IMAGES[source], 3, SIZE, SIZE)
     if found.shape != expected or found.dtype != np.uint8:
@@ -104,7 +104,7 @@ def _read(folder: Path, source: Source) -> Tensor:
 
 def _joined(folder: Path) -> np.ndarray:
     path = folder / "cifar100_160pc.npz"
-    names, train, test = _arrays.read(path, "class_names", "train_images", "test_images")
+    names, train, test = arrays.read(path, "class_names", "train_images", "test_images")
     if names.tolist() != NAMES:
         raise ValueError("its classes are not those of CIFAR-100")
     return np.concatenate([train, test], axis=1).transpose(0, 1, 4, 2, 3)
@@ -112,9 +112,9 @@ def _joined(folder: Path) -> np.ndarray:
 
 def _batches(folder: Path) -> np.ndarray:
     """The pickles of the authors: rows of 3,072 values and a fine label for each."""
-    if (names := _pickles.load(folder / "meta")["fine_label_names"]) != NAMES:
+    if (names := pickles.load(folder / "meta")["fine_label_names"]) != NAMES:
         raise ValueError(f"its classes are {', '.join(map(str, names[:3]))} ..., not CIFAR-100's")
-    parts = [_pickles.load(folder / part) for part in ("train", "test")]
+    parts = [pickles.load(folder / part) for part in ("train", "test")]
     rows = np.concatenate([part["data"] for part in parts])
     labels = np.concatenate([np.asarray(part["fine_labels"]) for part in parts])
     counts = np.bincount(labels, minlength=len(NAMES))

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from metabench.contract.problem import GRADIENTS, Batch, Params, Problem, Seeds, generator
 
-from . import _losses
+from ..models import losses
 
 
 class Learning:
     """What such a task offers, by its settings."""
 
-    form: _losses.ClassForm | _losses.NumberForm
+    form: losses.ClassForm | losses.NumberForm
     batch: int | None
     carried: bool
 
@@ -24,7 +24,7 @@ class Learning:
     def offers(self) -> frozenset[str]:
         """Derivatives, a head, the prediction; where lam is a few scalars, bounds to search in."""
         own = {"lam_in_inner_loss", "head", "prediction"}
-        if self.form in _losses.SEARCHABLE:
+        if self.form in losses.SEARCHABLE:
             own |= {"small_lam", "search_space"}
         if self.carried or self.batch is None:
             own.add("best_response")
@@ -63,7 +63,7 @@ class LearningProblem(Problem):
     parts: dict[str, Batch]
     wrong: Tensor
     size: int
-    learned: _losses.Learned
+    learned: losses.Learned
 
     def init_outer(self) -> Params:
         """The form's first values."""

@@ -2,7 +2,7 @@
 
 The images are data, so the moments of every convolution output, and what batch norm adds to the
 weight's gradient, follow from a [9c, 9c] matrix that is computed once for a batch of images: no
-pass over the block's map for statistics. Symbols as in :mod:`metabench.blocks`.
+pass over the block's map for statistics. Symbols as in :mod:`metabench.tasks.models.convnet.blocks`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench.blocks import EPS, Block, Slopes, Tangent, Weights, mask_, pool, put, signs
-from metabench.convolution import Form, buffer, patches
+from .blocks import EPS, Block, Slopes, Tangent, Weights, mask_, pool, put, signs
+from .convolution import Form, buffer, patches
 
 BUFFER_BYTES = 1 << 20
 """What a pooled block works on at a time: about what a core's own cache holds."""

@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 import torch
 
-from metabench import lora
-from metabench.causal import CausalLM
 from metabench.core.errors import MetabenchError
 from metabench.datasets import data
-from metabench.lora_peft import PeftDecoder
+
+from . import lora
+from .causal import CausalLM
+from .lora_peft import PeftDecoder
 
 TINY = "tinylm_260k"
 SMALL = "smollm2"

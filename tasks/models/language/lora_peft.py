@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metabench.causal import TARGETS, Adapter, Cache, CausalLM
 from metabench.contract import autodiff
 from metabench.contract.problem import Params
 from metabench.core.errors import MetabenchError
+
+from .causal import TARGETS, Adapter, Cache, CausalLM
 
 
 class PeftDecoder(CausalLM):

@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
-from ._fewshot import Count, FewShot
-from ._networks import Network, ResNet12
+from ..models.networks import Network, ResNet12
+from .few_shot import Count, FewShot
 
 
 @dataclass(frozen=True)

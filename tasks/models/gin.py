@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import Params
 
-from ._encoders import Shapes
+from .encoders import Shapes
 
 
 class Cut(NamedTuple):

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.causal import TARGETS, Adapter, Cache, CausalLM, wide
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver
 from metabench.core.errors import MetabenchError
+
+from .causal import TARGETS, Adapter, Cache, CausalLM, wide
 
 ARCHITECTURES = ("llama", "qwen2")
 

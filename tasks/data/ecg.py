@@ -18,7 +18,7 @@ from torch import Tensor
 from metabench.core.errors import MetabenchError
 from metabench.datasets import data
 
-from . import _arrays
+from . import arrays
 
 RATE = 100
 """Samples a second."""
@@ -68,8 +68,8 @@ def load() -> Beats:
 @lru_cache(maxsize=1)
 def _read(folder: Path) -> Beats:
     path = folder / "mitbih_100hz.npz"
-    with _arrays.readable(path, "mitbih"):
-        signal, split, record, sample, label = _arrays.read(
+    with arrays.readable(path, "mitbih"):
+        signal, split, record, sample, label = arrays.read(
             path, "signal", "split", "beat_record", "beat_sample", "beat_aami"
         )
     if signal.shape != SHAPE or signal.dtype != np.int16:

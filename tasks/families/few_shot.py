@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core.errors import SettingError, UnknownName
 
-from ._networks import ConvNet, Network
+from ..models.networks import ConvNet, Network
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from metabench.core.errors import MetabenchError
 from metabench.datasets import data
 
-from ._gin import Cut
+from ..models.gin import Cut
 
 PRETRAIN, DOWNSTREAM = 5000, 40
 """Functions (terms of the Gene Ontology) to pre-train on, and to fine-tune on."""

@@ -7,7 +7,7 @@ running ones. Differs from the paper's code: no convolution bias, whose effect b
 away exactly, so that its gradient is zero; scale and shift both learned and adapted; eps 1e-5, not
 1e-3; one pixel of padding on each side, where "SAME" with stride 2 pads one side of an even map.
 
-Two ways to the same numbers: :mod:`metabench.fused` on a CPU, and elementary operations that
+Two ways to the same numbers: :mod:`metabench.tasks.models.convnet.fused` on a CPU, and elementary operations that
 torch.func can transform, right in second order under vmap, for everything else.
 
 ResNet-12 as in Lee, Maji, Ravichandran, Soatto: Meta-Learning with Differentiable Convex
@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from metabench import fused
-from metabench.blocks import EPS
 from metabench.contract.problem import Params
-from metabench.convolution import Form
+
+from .convnet import fused
+from .convnet.blocks import EPS
+from .convnet.convolution import Form
 
 
 class Network(nn.Module):

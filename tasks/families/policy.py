@@ -16,8 +16,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metabench import lora
-from metabench.causal import Adapter
 from metabench.contract import autodiff
 from metabench.contract.method import SolverName
 from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
@@ -25,9 +23,20 @@ from metabench.contract.solver import Rate
 from metabench.core.errors import SettingError
 from metabench.core.registry import solvers
 
-from ._grader import PROMPT, Grader, Template, Verdict
-from ._lm import Dtype, Form, LanguageModel, Passage, load, missing, needed_data, needed_packages
-from ._self_edit import Count, SelfEdit, SelfEditProblem, trimmed
+from ..models.language import lora
+from ..models.language.causal import Adapter
+from ..models.language.grader import PROMPT, Grader, Template, Verdict
+from ..models.language.pretrained import (
+    Dtype,
+    Form,
+    LanguageModel,
+    Passage,
+    load,
+    missing,
+    needed_data,
+    needed_packages,
+)
+from .self_edit import Count, SelfEdit, SelfEditProblem, trimmed
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from metabench.contract.method import Positive
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core.registry import solvers
 
-from ._auroc import macro_auroc, multilabel_auroc
+from .auroc import macro_auroc, multilabel_auroc
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -1,7 +1,7 @@
 """A convolution block's values and gradients, and the tangents of both, by hand.
 
 A block is a 3x3 convolution without bias, batch norm with the statistics of the batch, an optional
-2x2 max-pool, and ReLU. Plain functions on tensors, for CPUs; :mod:`metabench.fused` makes autograd
+2x2 max-pool, and ReLU. Plain functions on tensors, for CPUs; :mod:`metabench.tasks.models.convnet.fused` makes autograd
 functions of them. Faster than differentiating library operations twice, because scale, shift, ReLU
 and what follows from them see the data after the pool only, and because the double backward of a
 convolution is made of convolutions of ordinary size.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metabench.convolution import Form, Site
+from .convolution import Form, Site
 
 EPS = 1e-5
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from metabench.contract.problem import Hyper, Params, Seeds
 
-from ._auroc import auroc
-from ._finetune import TwoStage, TwoStageProblem
+from .auroc import auroc
+from .two_stage import TwoStage, TwoStageProblem
 
 LIMIT = 6.0
 """Logits stay within it: weights from 0.005 to 1.995."""

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from metabench.contract.method import Positive
 from metabench.contract.problem import Batch, Hyper, Params, Seeds, generator
 
-from ._encoders import MLP, ResNet, first_values
-from ._finetune import ENCODER, Count, TwoStage, TwoStageProblem
+from ..models.encoders import MLP, ResNet, first_values
+from .two_stage import ENCODER, Count, TwoStage, TwoStageProblem
 
 VIEWS = ("one", "two")
 LIMIT = 6.0

@@ -38,7 +38,7 @@ from torch import Tensor
 from metabench.core.errors import MetabenchError
 from metabench.datasets import data
 
-from . import _pickles
+from . import pickles
 
 CLASSES = {"train": 64, "valid": 16, "test": 20}
 PER_CLASS, SIZE = 600, 84
@@ -187,7 +187,7 @@ def _square(picture: Image.Image) -> np.ndarray:
 def _cache(folder: Path, part: str) -> Part:
     pattern = f"mini-imagenet-cache-{'val*' if part == 'valid' else part}.pkl"
     path = sorted(folder.glob(pattern))[0]
-    held = _pickles.load(path)
+    held = pickles.load(path)
     pictures = _array(path, held, "image_data")
     with _as_it_should_be(path, "class_dict"):
         classes = {_text(name): list(map(int, rows)) for name, rows in held["class_dict"].items()}
@@ -197,7 +197,7 @@ def _cache(folder: Path, part: str) -> Part:
 def _category_split(folder: Path, part: str) -> Part:
     name = {"train": "train_phase_train", "valid": "val"}.get(part, part)
     path = folder / f"miniImageNet_category_split_{name}.pickle"
-    held = _pickles.load(path)
+    held = pickles.load(path)
     pictures = _array(path, held, "data")
     with _as_it_should_be(path, "catname2label"):
         names = {int(label): _text(name) for name, label in held.get("catname2label", {}).items()}

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ._lm import LanguageModel
+from .pretrained import LanguageModel
 
 PROMPT = """You are a grading assistant. Decide whether a student's answer to a question is right, \
 by the gold answer alone and not by what you know yourself. More detail than the gold answer has, \

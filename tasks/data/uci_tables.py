@@ -12,7 +12,7 @@ from torch import Tensor
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.datasets import data
 
-from . import _arrays
+from . import arrays
 
 SIZES = {
     "yacht": (308, 6),
@@ -37,8 +37,8 @@ def load(name: str) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=8)
 def _load(name: str, path: Path) -> tuple[Tensor, Tensor]:
-    with _arrays.readable(path, "uci_regression"):
-        x, y = _arrays.read(path, f"{name}_x", f"{name}_y")
+    with arrays.readable(path, "uci_regression"):
+        x, y = arrays.read(path, f"{name}_x", f"{name}_y")
     n, d = SIZES[name]
     if x.shape != (n, d) or y.shape != (n,):
         raise MetabenchError(

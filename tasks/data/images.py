@@ -21,7 +21,7 @@ from metabench.contract.problem import Batch, Episode, Problem, Seeds, generator
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.datasets import data
 
-from . import _arrays, _pickles
+from . import arrays, pickles
 
 Images = dict[str, tuple[Tensor, Tensor]]
 """Split to images, float32 [n, channels, height, width] in 0..1, and labels, int64 [n]."""
@@ -135,7 +135,7 @@ def load(name: str, layout: str | None = None) -> Images:
 
 @lru_cache(maxsize=2)
 def _load(name: str, layout: str, folder: Path) -> Images:
-    with _arrays.readable(folder, name):
+    with arrays.readable(folder, name):
         parts = _read(name, layout, folder)
     return _checked(name, layout, folder, parts)
 
@@ -146,7 +146,7 @@ def _read(name: str, layout: str, folder: Path) -> dict[str, tuple[np.ndarray, n
         (named,) = next(x.files for x in data.dataset(name).layouts if x.name == layout)
         out = {}
         for split in ("train", "test"):
-            x, y = _arrays.read(folder / named.path, f"{split}_images", f"{split}_labels")
+            x, y = arrays.read(folder / named.path, f"{split}_images", f"{split}_labels")
             out[split] = (x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2), y)
         return out
     if (folder / "test_batch").is_file():
@@ -166,7 +166,7 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """One of CIFAR-10's pickled batches: uint8 [n, 3, 32, 32] and [n]."""
     if not path.is_file():
         raise MetabenchError(f"{path} is missing; mend: metabench data fetch cifar10")
-    held = _pickles.load(path)
+    held = pickles.load(path)
     return np.asarray(held["data"]).reshape(-1, 3, 32, 32), np.asarray(held["labels"], np.uint8)
 
 

@@ -1,6 +1,6 @@
 """Autograd functions of a small convolutional classifier, derived by hand, for CPUs.
 
-The network is blocks (:mod:`metabench.blocks`), then a linear layer and mean cross-entropy where
+The network is blocks (:mod:`metabench.tasks.models.convnet.blocks`), then a linear layer and mean cross-entropy where
 the loss is asked for. One autograd function computes it, a second one its gradient, and that one's
 backward pass is the product of the Hessian with a vector: one tangent sweep forward, one back. So
 they compose with any inner rule. Third derivatives raise.
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench import blocks, first_block
-from metabench.blocks import Block, Slopes, Weights
-from metabench.convolution import Form, rows, unrows
+from . import blocks, first_block
+from .blocks import Block, Slopes, Weights
+from .convolution import Form, rows, unrows
 
 _aten = torch.ops.aten
 _KEPT, _SLOPES = len(Block._fields), len(Slopes._fields)
@@ -172,7 +172,7 @@ class _NotAgain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(
-            "third derivatives of metabench.fused are not defined: build the network with "
+            "third derivatives of metabench.tasks.models.convnet.fused are not defined: build the network with "
             "elementary=True"
         )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from . import _cifar100 as cifar
-from ._fewshot import Classes
-from ._photographs import Photographs
+from ..data import cifar100 as cifar
+from .few_shot import Classes
+from .photographs import Photographs
 
 
 @dataclass(frozen=True)

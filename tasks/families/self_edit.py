@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.causal import Adapter
 from metabench.contract import autodiff
 from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
 from metabench.core.errors import SettingError
 
-from ._lm import (
+from ..models.language.causal import Adapter
+from ..models.language.pretrained import (
     TINY,
     Dtype,
     LanguageModel,

@@ -1,0 +1,1 @@
+"""Problems that several tasks are settings of."""

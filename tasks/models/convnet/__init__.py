@@ -1,0 +1,1 @@
+"""Convolutional networks with derivatives written by hand."""
