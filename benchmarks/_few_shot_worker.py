@@ -147,11 +147,11 @@ class Metabench:
 
     def __init__(self, case, dtype):
         import torch
-        from metabench.tasks.models.networks import ConvNet
 
         from metabench.contract import method
         from metabench.contract.problem import GRADIENTS, Episode, Problem, Seeds
         from metabench.core import registry
+        from metabench.tasks.models.networks import ConvNet
 
         net = ConvNet(
             case["channels"],

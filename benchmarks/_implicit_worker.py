@@ -136,11 +136,10 @@ class Metabench(Case):
 
     def __init__(self, case, dtype):
         super().__init__(case, dtype)
-        from metabench.tasks.models.softmax import SoftmaxHessian
-
         from metabench.contract import method
         from metabench.contract.problem import GRADIENTS, Episode, Problem, Seeds
         from metabench.core import registry
+        from metabench.tasks.models.softmax import SoftmaxHessian
 
         names = [f"w{i}" for i in range(len(self.theta))]
         whole = self

@@ -18,9 +18,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from metabench.tasks.models.language import lora
-from metabench.tasks.models.language.causal import Adapter, CausalLM
-from metabench.tasks.models.language.lora_peft import PeftDecoder
 from torch import Tensor
 
 from benchmarks._counting import CPU, Cost, Counted, Counter
@@ -29,6 +26,9 @@ from metabench.contract.method import Context
 from metabench.contract.problem import Params, Seeds
 from metabench.core.cell import Cell, instances
 from metabench.core.registry import solvers
+from metabench.tasks.models.language import lora
+from metabench.tasks.models.language.causal import Adapter, CausalLM
+from metabench.tasks.models.language.lora_peft import PeftDecoder
 
 TASKS = ("self_edit_policy", "self_edit_recipe", "self_edit_weights")
 

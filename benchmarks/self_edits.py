@@ -18,11 +18,11 @@ import time
 from typing import Any
 
 import torch
-from metabench.tasks.models.language import lora
-from metabench.tasks.models.language.causal import TARGETS
 
 from metabench.contract.problem import Params
 from metabench.core.registry import solvers
+from metabench.tasks.models.language import lora
+from metabench.tasks.models.language.causal import TARGETS
 
 
 def main() -> int:

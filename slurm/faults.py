@@ -1,6 +1,7 @@
 """Faults, injected into a real one-machine Slurm; what became of the cells after each.
 
-    python -m metabench.cluster_profiles.faults [FAULT ...] [--accounting yes|no|both] [--out FOLDER]
+    python -m metabench.cluster_profiles.faults [FAULT ...] [--accounting yes|no|both] [--out
+    FOLDER]
 
 Every fault has cells of its own in a store of its own, and one judge: every cell has exactly one
 final record, equal to the last bit to that of an undisturbed run in this process; no half-written
@@ -26,6 +27,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from metabench.cluster import job_states, profile, slurm
+from metabench.cluster import submission as folder
+from metabench.cluster import submit as submitting
+from metabench.cluster.submission import Attempt, Submission
 from metabench.cluster_profiles.local_cluster import (
     Cluster,
     ClusterError,
@@ -33,11 +38,6 @@ from metabench.cluster_profiles.local_cluster import (
     missing_packages,
     program,
 )
-
-from metabench.cluster import job_states, profile, slurm
-from metabench.cluster import submission as folder
-from metabench.cluster import submit as submitting
-from metabench.cluster.submission import Attempt, Submission
 from metabench.core.cell import Cell, seed_for
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import load_plugin

@@ -19,15 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster_profiles.faults import running_cluster
-from metabench.cluster_profiles.local_cluster import Cluster, Options
-
 from metabench.analysis import results
 from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
 from metabench.cluster.cell_states import standings
 from metabench.cluster.profile import load
 from metabench.cluster.slurm import Slurm
+from metabench.cluster_profiles.faults import running_cluster
+from metabench.cluster_profiles.local_cluster import Cluster, Options
 from metabench.core.errors import MetabenchError
 from metabench.reports import tables
 from metabench.store.store import Store

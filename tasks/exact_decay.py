@@ -209,8 +209,8 @@ class ExactDecayProblem(Problem):
         return 1
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Of lam's first step what :func:`metabench.hypergradients.reference.compare` says; ``inner_error``, how
-        far theta is from the minimiser, relative; the outer ``loss``."""
+        """Of lam's first step what :func:`metabench.hypergradients.reference.compare` says;
+        ``inner_error``, how far theta is from the minimiser, relative; the outer ``loss``."""
         first = self.init_outer()
         step = {k: first[k] - lam[k] for k in first}
         end = autodiff.flatten(self.known.theta)

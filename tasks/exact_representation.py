@@ -121,8 +121,8 @@ class ExactRepresentationProblem(FewShotProblem):
         return autodiff.mean(known.grad for known in found)
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Of lam's first step what :func:`metabench.hypergradients.reference.compare` says, and the query
-        ``loss`` and ``accuracy``."""
+        """Of lam's first step what :func:`metabench.hypergradients.reference.compare` says, and the
+        query ``loss`` and ``accuracy``."""
         first = self.init_outer()
         step = {k: first[k] - lam[k] for k in first}
         own = super().metrics(lam, theta, episode)

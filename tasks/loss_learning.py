@@ -3,10 +3,10 @@
 Inner loss: mean of a loss with parameters lam on the training part, whose labels are partly wrong;
 outer loss: mean cross-entropy on a validation part with right labels. Forms of lam: the exponent of
 the generalised cross-entropy, a Taylor polynomial, a small network, a weight net (Meta-Weight-Net),
-a transition matrix, a weight for each example; :mod:`metabench.tasks.models.losses` cites them. Noise as
-in Shu et al.: Meta-Weight-Net, NeurIPS 2019, and the authors' code: "uniform" redraws a label from
-all classes (the right one included) with probability ``rate``, "flip" gives it to one other class,
-drawn once for each class, "flip2" to one of two others.
+a transition matrix, a weight for each example; :mod:`metabench.tasks.models.losses` cites them.
+Noise as in Shu et al.: Meta-Weight-Net, NeurIPS 2019, and the authors' code: "uniform" redraws a
+label from all classes (the right one included) with probability ``rate``, "flip" gives it to one
+other class, drawn once for each class, "flip2" to one of two others.
 
 With method ``fixed`` the first lam is a baseline: form "gce" with ``q`` 0 is cross-entropy, 1 half
 of the mean absolute error, 0.7 what its authors recommend; ``train_on`` gives the bounds. Differs

@@ -4,8 +4,8 @@ Inner loss: mean of a loss with parameters lam on the training rows, some of who
 moved far away; outer loss: half the mean squared error on clean validation rows. Forms of lam: a
 power of the error, the width of a (pseudo-)Huber loss, a Taylor polynomial, a small network
 (Bechtle et al., ML3), a weight net (Shu et al., Meta-Weight-Net), a weight for each row;
-:mod:`metabench.tasks.models.losses` cites them. Five sets of the UCI repository; the kind, share and size
-of outliers are this project's own.
+:mod:`metabench.tasks.models.losses` cites them. Five sets of the UCI repository; the kind, share
+and size of outliers are this project's own.
 
 With method ``fixed`` the first lam is a baseline: form "power" with ``power`` 2 is squared error, 1
 absolute error; form "huber"; ``train_on`` gives the bound. Inputs are standardised by the training

@@ -11,6 +11,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # Before torch: as many workers as core
 
 from metabench.core import registry
 
+pytest_plugins = ["synthetic"]
+
 
 @pytest.fixture
 def plugins_forgotten() -> Iterator[None]:

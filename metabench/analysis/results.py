@@ -54,7 +54,8 @@ def joined(reasons: Sequence[str]) -> str:
 
 
 class Records(Protocol):
-    """Where records come from: a :class:`metabench.store.store.Store`, or anything with these two."""
+    """Where records come from: a :class:`metabench.store.store.Store`, or anything with these
+    two."""
 
     def get(self, key: str) -> Record | None:
         """The record of a cell, or None."""

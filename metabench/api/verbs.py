@@ -326,8 +326,8 @@ def plot(
 ) -> list[Path]:
     """Draw into the folder ``out``; the paths of what was drawn.
 
-    ``kind``: of :data:`metabench.reports.plots.KINDS`, None for the suite's own; ``cost``: the cost that an
-    axis shows.
+    ``kind``: of :data:`metabench.reports.plots.KINDS`, None for the suite's own; ``cost``: the cost
+    that an axis shows.
     """
     store = open_store(store)
     return _draw(results(suite, store=store, **which), store, Path(out), kind, cost)

@@ -90,7 +90,8 @@ class Slurm:
         program = shutil.which(command[0], path=self.env.get("PATH"))
         hint = ""
         if self.profile.name == "local":
-            hint = "; start the one-machine cluster: python -m metabench.cluster_profiles.local_cluster up"
+            starts = "python -m metabench.cluster_profiles.local_cluster up"
+            hint = f"; start the one-machine cluster: {starts}"
         if program is None:
             raise SlurmError(f"{command[0]} is not here: is this a login node of a cluster?{hint}")
         conf = self.env.get("SLURM_CONF")

@@ -11,7 +11,8 @@ or, one test a promise:
 
 A method is run on the kit's own small tasks, as far as its needs allow, or on those that are given;
 a task is crossed with every registered method that applies, or with those that are given.
-:mod:`metabench.conformance.method_checks` and :mod:`metabench.conformance.task_checks` say what is promised.
+:mod:`metabench.conformance.method_checks` and :mod:`metabench.conformance.task_checks` say what is
+promised.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ class Options:
     rank_gpus: tuple[str, ...] = ()
     """As ``gpu``, of each rank after the first."""
     meet: str | None = None
-    """A file that tells ranks on other nodes where to come (:func:`metabench.run.rank_processes.attend`)."""
+    """A file that tells ranks on other nodes where to come
+    (:func:`metabench.run.rank_processes.attend`)."""
     output: str | None = None
     """A folder: what a cell prints goes to KEY.log there."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from metabench.cluster_profiles import faults
 from metabench.cluster_profiles.local_cluster import (
     Cluster,
@@ -14,7 +15,6 @@ from metabench.cluster_profiles.local_cluster import (
     Options,
     missing_packages,
 )
-
 from metabench.store.store import Store
 
 REQUIRE = "METABENCH_REQUIRE_SLURM"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from metabench.cluster_profiles import faults
 from metabench.cluster_profiles.local_cluster import Cluster, Options, missing_packages
-
 from metabench.store.store import Store
 
 

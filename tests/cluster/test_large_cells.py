@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from metabench.cluster_profiles.faults import Stage
 
 from metabench.cluster import snapshot, submit
 from metabench.cluster import submission as folder
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, beyond
 from metabench.cluster.submission import Group, Member
+from metabench.cluster_profiles.faults import Stage
 from metabench.core.cell import Cell, make_cell
 from metabench.run.runner import run_cell
 from metabench.store.store import Store

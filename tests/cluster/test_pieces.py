@@ -12,12 +12,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from metabench.cluster_profiles import local_cluster
 
 from metabench.cluster import snapshot, submit
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, Slurm, SlurmError
 from metabench.cluster.submission import Group, Member, read_group
+from metabench.cluster_profiles import local_cluster
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.store import lease, store

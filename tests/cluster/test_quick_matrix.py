@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from metabench.cluster_profiles.faults import Stage
 
 from metabench.cluster import profile
 from metabench.cluster import submission as folder
@@ -17,6 +16,7 @@ from metabench.cluster.cell_states import standings
 from metabench.cluster.probe import examine
 from metabench.cluster.slurm import Slurm, beyond
 from metabench.cluster.submit import Refusal
+from metabench.cluster_profiles.faults import Stage
 
 
 @pytest.mark.slow

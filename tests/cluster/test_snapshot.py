@@ -43,7 +43,7 @@ def test_a_snapshot_is_a_wheel_and_runs_by_itself(
             "from metabench.cluster import snapshot",
             "from metabench.core.provenance import git",
             f"snapshot.check({sha!r})",
-            "print(git()['sha256'], metabench.suites.planning.__file__, metabench.methods.maml.__file__)",
+            "print(git()['sha256'], metabench.suites.__file__, metabench.methods.maml.__file__)",
         ]
     )
     variables = snapshot.job_environment(tmp_path / "one")

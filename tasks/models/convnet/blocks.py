@@ -1,10 +1,11 @@
 """A convolution block's values and gradients, and the tangents of both, by hand.
 
 A block is a 3x3 convolution without bias, batch norm with the statistics of the batch, an optional
-2x2 max-pool, and ReLU. Plain functions on tensors, for CPUs; :mod:`metabench.tasks.models.convnet.fused` makes autograd
-functions of them. Faster than differentiating library operations twice, because scale, shift, ReLU
-and what follows from them see the data after the pool only, and because the double backward of a
-convolution is made of convolutions of ordinary size.
+2x2 max-pool, and ReLU. Plain functions on tensors, for CPUs;
+:mod:`metabench.tasks.models.convnet.fused` makes autograd functions of them. Faster than
+differentiating library operations twice, because scale, shift, ReLU and what follows from them see
+the data after the pool only, and because the double backward of a convolution is made of
+convolutions of ordinary size.
 
 Maps are [n, h, w, channels], or [rows, channels] where space does not matter. Symbols: y output of
 the convolution, d = y - mean y, r = 1 / sqrt(mean d^2 + eps), s = r scale, p the winners of the

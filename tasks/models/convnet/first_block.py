@@ -2,7 +2,8 @@
 
 The images are data, so the moments of every convolution output, and what batch norm adds to the
 weight's gradient, follow from a [9c, 9c] matrix that is computed once for a batch of images: no
-pass over the block's map for statistics. Symbols as in :mod:`metabench.tasks.models.convnet.blocks`.
+pass over the block's map for statistics. Symbols as in
+:mod:`metabench.tasks.models.convnet.blocks`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Autograd functions of a small convolutional classifier, derived by hand, for CPUs.
 
-The network is blocks (:mod:`metabench.tasks.models.convnet.blocks`), then a linear layer and mean cross-entropy where
-the loss is asked for. One autograd function computes it, a second one its gradient, and that one's
-backward pass is the product of the Hessian with a vector: one tangent sweep forward, one back. So
-they compose with any inner rule. Third derivatives raise.
+The network is blocks (:mod:`metabench.tasks.models.convnet.blocks`), then a linear layer and mean
+cross-entropy where the loss is asked for. One autograd function computes it, a second one its
+gradient, and that one's backward pass is the product of the Hessian with a vector: one tangent
+sweep forward, one back. So they compose with any inner rule. Third derivatives raise.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ class _NotAgain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(
-            "third derivatives of metabench.tasks.models.convnet.fused are not defined: build the network with "
-            "elementary=True"
+            "third derivatives of metabench.tasks.models.convnet.fused are not defined: build the "
+            "network with elementary=True"
         )
 
 

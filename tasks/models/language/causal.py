@@ -1,8 +1,9 @@
 """What is asked of a causal language model, whoever computes it: surprise, samples, continuations.
 
-Two forms do: :class:`metabench.tasks.models.language.lora.Decoder`, a pure function that can be differentiated twice, and
-:class:`metabench.tasks.models.language.lora_peft.PeftDecoder`, any model of the library transformers under the library
-peft. Both are frozen, and take low-rank deltas as arguments: W x + (alpha / r) B A x.
+Two forms do: :class:`metabench.tasks.models.language.lora.Decoder`, a pure function that can be
+differentiated twice, and :class:`metabench.tasks.models.language.lora_peft.PeftDecoder`, any model
+of the library transformers under the library peft. Both are frozen, and take low-rank deltas as
+arguments: W x + (alpha / r) B A x.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from metabench.tasks.models import softmax
-from metabench.tasks.models.softmax import SoftmaxHessian
 from oracles import F64
 from torch.nn import functional as F
+
+from metabench.tasks.models import softmax
+from metabench.tasks.models.softmax import SoftmaxHessian
 
 
 @pytest.mark.parametrize("block", [2**20, 5 * 4 * 8, 1])

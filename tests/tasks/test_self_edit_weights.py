@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from metabench.tasks.models.language import lora
 from oracles import F64, after_training, context, differences, hypergradient
 
 from metabench.conformance.kit import task_checks
@@ -19,6 +18,7 @@ from metabench.core.cell import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.datasets import data
+from metabench.tasks.models.language import lora
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world, write_squad

@@ -12,7 +12,7 @@ import pytest
 from metabench.core.errors import DataMissing
 from metabench.datasets import data
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments, module="few_shot"):

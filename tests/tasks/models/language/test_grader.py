@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from metabench.tasks.models.language.causal import CausalLM
 from oracles import F64, context
 
 from metabench.contract.problem import generator
@@ -16,6 +15,7 @@ from metabench.core.registry import methods, tasks
 from metabench.store.store import Store
 from metabench.suites import planning
 from metabench.suites.suite import SuiteCell
+from metabench.tasks.models.language.causal import CausalLM
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world

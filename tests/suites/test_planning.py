@@ -330,7 +330,7 @@ def test_recipes() -> None:
 
 def test_every_extra_is_for_something_that_asks_for_it() -> None:
     """Else doctor would tell users to install what nothing of theirs imports."""
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     asked = {
         package
         for known in registry.REGISTRIES.values()

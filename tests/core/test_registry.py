@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from metabench.api import examination
 from metabench.core import registry
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import Registry, load_plugin, methods, solvers, tasks
@@ -187,7 +188,7 @@ def test_names_that_packages_share_are_told(
     assert solvers.get("sgd").__module__ == "metabench.solvers.sgd"
     with pytest.raises(MetabenchError, match="two solvers are called 'both': of one and other"):
         solvers.get("both")
-    told = {f.name: f.detail for f in doctor._third_parties([]) if f.bad}
+    told = {f.name: f.detail for f in examination._third_parties([]) if f.bad}
     assert told == {
         "solver both": "declared by one and other: neither can be used",
         "solver sgd": "declared by metabench and one: the built-in is meant",

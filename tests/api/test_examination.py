@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from metabench.api import examination
 from metabench.api.examination import PAIR, Finding, examine, probe_torch
 from metabench.cli.main import app, printing
 from metabench.core import optional_packages
@@ -35,7 +36,7 @@ def store(tmp_path: Path) -> Store:
 def quick(monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None) -> dict[str, Any]:
     """What the probe answers, to be changed by a test; torch is not imported again."""
     probe = dict(PROBE)
-    monkeypatch.setattr(doctor, "probe_torch", lambda: probe)
+    monkeypatch.setattr(examination, "probe_torch", lambda: probe)
     return probe
 
 
@@ -230,7 +231,7 @@ def test_equal_commands_are_told_once() -> None:
     )
     assert buffer.getvalue().count("do this") == 1
     assert "a, b (needed):" in buffer.getvalue()
-    assert sys.version_info >= doctor.LOWEST_PYTHON
+    assert sys.version_info >= examination.LOWEST_PYTHON
 
 
 def test_an_optional_package_is_imported_not_only_found(

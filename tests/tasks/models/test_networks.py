@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from metabench.tasks.models.networks import ConvNet, ResNet12
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from metabench.tasks.models.networks import ConvNet, ResNet12
 
 EXACT = 1e-10
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metabench.tasks.models.convnet import convolution, first_block, fused
-from metabench.tasks.models.networks import ConvNet
 from torch import Tensor
 from torch.nn import functional as F
+
+from metabench.tasks.models.convnet import convolution, first_block, fused
+from metabench.tasks.models.networks import ConvNet
 
 EXACT = 1e-10
 

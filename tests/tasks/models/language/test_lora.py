@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
-from metabench.tasks.models.language import lora
 
 from metabench.contract import autodiff
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import solvers
+from metabench.tasks.models.language import lora
 
 transformers = pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 F64 = torch.float64

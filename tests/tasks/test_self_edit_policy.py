@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from metabench.tasks.models.language import lora
 from oracles import F64, context
 
 from metabench.conformance.kit import task_checks
@@ -14,6 +13,7 @@ from metabench.contract.problem import generator
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build
+from metabench.tasks.models.language import lora
 
 pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from metabench.tasks.models.convnet.convolution import buffer
 from oracles import context
 
 from metabench.core.cell import make_cell
@@ -12,6 +11,7 @@ from metabench.hypergradients.tensor_memory import Footprint
 from metabench.run.loop import Loop
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
+from metabench.tasks.models.convnet.convolution import buffer
 
 
 def test_what_is_alive_is_counted_once():

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from metabench.tasks.models.language import lora
-from metabench.tasks.models.language.causal import Adapter
-from metabench.tasks.models.language.lora_peft import PeftDecoder
 from test_lora import CPU, model, moved, tokens
 
 from metabench.contract import autodiff
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import solvers
+from metabench.tasks.models.language import lora
+from metabench.tasks.models.language.causal import Adapter
+from metabench.tasks.models.language.lora_peft import PeftDecoder
 
 pytest.importorskip("peft", reason="needs the extra llm: peft")
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}

@@ -22,7 +22,7 @@ from metabench.core.cell import make_cell
 from metabench.core.registry import methods, solvers, tasks
 from metabench.store.store import Store
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import _counting, _language, _records, budgets
 
 CPU = torch.device("cpu")
