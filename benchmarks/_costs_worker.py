@@ -105,7 +105,8 @@ class Run:
 
     def __init__(self, problem, case: dict) -> None:
         from metabench.contract.context import Context
-        from metabench.contract.problem import GRADIENTS, Seeds
+        from metabench.contract.problem import GRADIENTS
+        from metabench.contract.seeds import Seeds
         from metabench.core.registry import methods, solvers
 
         chosen = methods.get(case["method"])

@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from metabench.contract.method import Context, State
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, Cell, instances
 from metabench.core.errors import DataMissing
 from metabench.datasets import data

@@ -149,7 +149,8 @@ class Metabench:
         import torch
 
         from metabench.contract import method
-        from metabench.contract.problem import GRADIENTS, Episode, Problem, Seeds
+        from metabench.contract.problem import GRADIENTS, Episode, Problem
+        from metabench.contract.seeds import Seeds
         from metabench.core import registry
         from metabench.tasks.models.networks import ConvNet
 

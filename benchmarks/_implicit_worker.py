@@ -137,7 +137,8 @@ class Metabench(Case):
     def __init__(self, case, dtype):
         super().__init__(case, dtype)
         from metabench.contract import method
-        from metabench.contract.problem import GRADIENTS, Episode, Problem, Seeds
+        from metabench.contract.problem import GRADIENTS, Episode, Problem
+        from metabench.contract.seeds import Seeds
         from metabench.core import registry
         from metabench.tasks.models.softmax import SoftmaxHessian
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from benchmarks._counting import CPU, Cost, Counted, Counter
 from metabench.contract import autodiff
 from metabench.contract.method import Context
-from metabench.contract.problem import Params, Seeds
+from metabench.contract.problem import Params
+from metabench.contract.seeds import Seeds
 from metabench.core.cell import Cell, instances
 from metabench.core.registry import solvers
 from metabench.tasks.models.language import lora

@@ -30,8 +30,9 @@ from tabulate import tabulate
 
 from benchmarks._records import committed
 from metabench.api import spending
+from metabench.core.capabilities import why_not
 from metabench.core.catalogue import suite_names
-from metabench.core.cell import Cell, canonical, instances, why_not
+from metabench.core.cell import Cell, canonical, instances
 from metabench.store.record import Record
 from metabench.suites import suite as suites
 

@@ -48,7 +48,7 @@ def context(row: Row, n: int, dtype: str):
     import torch
 
     from metabench.contract.context import Context
-    from metabench.contract.problem import Seeds
+    from metabench.contract.seeds import Seeds
     from metabench.core.errors import DataMissing
     from metabench.core.registry import solvers, tasks
     from metabench.datasets import data

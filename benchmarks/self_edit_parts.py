@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from metabench.contract.method import Context, State
-from metabench.contract.problem import Seeds, generator
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.cell import instances
 from metabench.suites import suite as suites
 

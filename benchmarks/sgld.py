@@ -101,7 +101,8 @@ def problem(row: Row, n: int, dtype):
 def context(row: Row, n: int, dtype):
     """As a run has it."""
     from metabench.contract.context import Context
-    from metabench.contract.problem import GRADIENTS, Seeds
+    from metabench.contract.problem import GRADIENTS
+    from metabench.contract.seeds import Seeds
     from metabench.core.registry import solvers
 
     solver = solvers.get("langevin")(temperature=TEMPERATURE)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from metabench.contract.problem import Hyper as Hyper
     from metabench.contract.problem import Params as Params
     from metabench.contract.problem import Problem as Problem
-    from metabench.contract.problem import Seeds as Seeds
+    from metabench.contract.seeds import Seeds as Seeds
     from metabench.core.cell import Budget as Budget
     from metabench.core.cell import Cell as Cell
     from metabench.core.cell import make_cell as make_cell

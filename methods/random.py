@@ -14,7 +14,7 @@ import torch
 from scipy.stats import qmc
 
 from metabench.contract.method import Context, State
-from metabench.contract.problem import generator
+from metabench.contract.seeds import generator
 from metabench.core.registry import methods
 from metabench.hypergradients.gradient_free import Search
 

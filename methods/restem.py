@@ -21,7 +21,8 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import Positive, SolverName, State, Steps, outer_solver
-from metabench.contract.problem import Batch, Episode, Params, generator
+from metabench.contract.problem import Batch, Episode, Params
+from metabench.contract.seeds import generator
 from metabench.core.registry import methods
 
 Kept = tuple[Episode, Batch]

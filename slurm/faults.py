@@ -38,7 +38,8 @@ from metabench.cluster_profiles.local_cluster import (
     missing_packages,
     program,
 )
-from metabench.core.cell import Cell, seed_for
+from metabench.contract.seeds import seed_for
+from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import load_plugin
 from metabench.store.record import curve_outcome

@@ -21,16 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract import autodiff
-from metabench.contract.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Hyper,
-    Params,
-    Problem,
-    Seeds,
-    generator,
-)
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 from metabench.hypergradients import reference
 

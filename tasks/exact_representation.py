@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Seeds
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params
+from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 from metabench.hypergradients import reference
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import generator
+from metabench.contract.seeds import generator
 from metabench.core.registry import tasks
 
 from .families.few_shot import Classes, FewShot

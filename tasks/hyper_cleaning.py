@@ -24,16 +24,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metabench.contract.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Hyper,
-    Params,
-    Problem,
-    Seeds,
-    generator,
-)
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 

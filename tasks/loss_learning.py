@@ -25,7 +25,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Params
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 

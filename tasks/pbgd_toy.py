@@ -21,16 +21,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Hyper,
-    Params,
-    Problem,
-    Seeds,
-    generator,
-)
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
 MINIMA = ((0.3824, 0.4427), (1.2152, 0.1999), (2.8296, 1.2435))

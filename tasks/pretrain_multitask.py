@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract.method import Positive
-from metabench.contract.problem import Batch, Params, Seeds, generator
+from metabench.contract.problem import Batch, Params
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 

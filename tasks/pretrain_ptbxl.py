@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import Batch, Params, Seeds, generator
+from metabench.contract.problem import Batch, Params
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 

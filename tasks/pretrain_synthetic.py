@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Batch, Params, Seeds, generator
+from metabench.contract.problem import Batch, Params
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
 from .families.task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights

@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
 Count = Annotated[int, Field(ge=1)]

@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Seeds, generator
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 

@@ -22,7 +22,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Params
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
 from .families.policy import RewardedEdit, RewardedProblem

@@ -29,7 +29,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import Batch, Episode, Hyper, Params, Seeds
+from metabench.contract.problem import Batch, Episode, Hyper, Params
+from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 
 from .families.policy import RewardedEdit, RewardedProblem

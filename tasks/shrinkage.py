@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Seeds
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 
 

@@ -19,16 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Hyper,
-    Params,
-    Problem,
-    Seeds,
-    generator,
-)
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
 NODES, REACH = 4001, 4.0  # of the trapezoidal rule; exp(-G) is nothing beyond

@@ -33,10 +33,9 @@ from metabench.contract.problem import (
     Hyper,
     Params,
     Problem,
-    Seeds,
     count_numbers,
-    generator,
 )
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
 from .data.images import CLASSES, OfImages, enough, shrunk

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from metabench.contract.method import Context
-from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core import settings
 from metabench.core.registry import methods, solvers, tasks
 

@@ -158,29 +158,3 @@ def costs(crossing: Crossing) -> dict[str, float]:
         known = [r.cost[name] for r in done if name in r.cost]
         out[name] = stats.mean(known)
     return out
-
-
-def with_pm(mean: float, pm: float | None, scale: float = 1.0, least: int | None = None) -> str:
-    """``mean`` and its half-width as text, times ``scale``, with two digits of the half-width.
-
-    ``least`` fixes the smallest number of decimals and allows one more (percentages). Very small
-    and very large numbers share one power of ten. No +- is written where there is none.
-    """
-    mean, pm = mean * scale, None if pm is None else pm * scale
-    size = max(abs(mean), pm or 0.0)
-    power = 0
-    if size and least is None and not 1e-3 <= size < 1e5:
-        power = max(math.floor(math.log10(size)), -300)  # 10.0**-324 is 0
-        mean, pm = mean / 10.0**power, None if pm is None else pm / 10.0**power
-        size /= 10.0**power
-    if least is not None:
-        decimals = least + 1 if pm is not None and 0 < pm < 0.095 else least
-    elif pm:
-        decimals = min(8, max(0, 1 - math.floor(math.log10(pm))))
-    else:
-        decimals = max(0, 3 - math.floor(math.log10(size))) if size else 0
-    text = f"{mean:.{decimals}f}"
-    if pm is not None:
-        text += f" ± {pm:.{decimals}f}"
-        return f"({text})e{power:+03d}" if power else text
-    return f"{text}e{power:+03d}" if power else text

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from metabench.analysis import stats
-from metabench.analysis.estimates import with_pm
 from metabench.analysis.results import Results
-from metabench.reports.footnotes import counted
-from metabench.reports.renderers import Note
 from metabench.suites.suite import Claim
 
 Verdict = Literal["holds", "not shown", "not contradicted", "contradicted", "not tested"]
@@ -73,50 +70,3 @@ def _verdict(gain: float | None, pm: float | None, nothing: float, or_equal: boo
     if gain + pm < -nothing:
         return "contradicted"
     return "not contradicted" if or_equal else "not shown"
-
-
-def claim_notes(results: Results) -> list[Note]:
-    """A sentence a claim and row, after one that says how they are tested; none without claims or
-    before there are numbers."""
-    found = verdicts(results)
-    if all(t.gain is None for t in found):
-        return []
-    kinds = {t.verdict for t in found}
-    meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
-    unit = ", in points," if results.suite.percent else ""
-    out = [
-        Note(
-            f"Claims: mean gain{unit} over common seeds ± half-width of its paired 95 % "
-            f"t-interval. {meanings[0].upper()}{meanings[1:]}. Several claims are not corrected "
-            "for being several."
-        )
-    ]
-    pairs = [(claim, better) for claim in results.suite.claims for better in claim.better]
-    for claim, better in pairs:
-        these = [t for t in found if t.claim is claim and t.better == better]
-        than = "no worse than" if claim.or_equal else "better than"
-        said = f"{results.row_label(better)} {than} {results.row_label(claim.than)}"
-        told = "; ".join(
-            f"{verdict}{_places(results, some)}"
-            for verdict in VERDICTS
-            if (some := [t for t in these if t.verdict == verdict])
-        )
-        out.append(Note(f"Claim ({claim.source}): {said}: {told}."))
-    return out
-
-
-def _places(results: Results, some: list[Tested]) -> str:
-    """(column gain; column gain), the column left out where there is one alone, and how many seeds
-    there are where they are not all."""
-    scale, least = (100.0, 1) if results.suite.percent else (1.0, None)
-    labels = {c.id: c.label or c.id for c in results.columns}
-    words = []
-    for t in some:
-        if t.gain is None or t.pm is None:
-            gain = counted(t.seeds, "common seed")
-        else:
-            gain = with_pm(t.gain, t.pm, scale, least)
-            if t.seeds < (planned := len(results.crossings[t.better, t.column].runs)):
-                gain += f", n={t.seeds} of {planned}"  # a seed that diverged is no witness
-        words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
-    return f" ({'; '.join(words)})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from metabench.analysis.results import Results
 from metabench.analysis.stats import Ranking, ranking
-from metabench.reports.footnotes import listed
+from metabench.core.text import listed
 
 
 @dataclass(frozen=True)

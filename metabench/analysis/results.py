@@ -280,7 +280,8 @@ def _run(place: SuiteCell, store: Records, reasons: Reasons, refused: str | None
 
 
 def _declared(cell: Cell) -> str | None:
-    from metabench.core.cell import instances, why_not
+    from metabench.core.capabilities import why_not
+    from metabench.core.cell import instances
 
     return why_not(*instances(cell)[:3])
 

@@ -13,8 +13,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
+from metabench.core.capabilities import why_not
 from metabench.core.catalogue import check_kind, listing, suite_folder, suite_names
-from metabench.core.cell import Budget, why_not
+from metabench.core.cell import Budget
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks
 from metabench.core.settings import fields, typed
@@ -120,7 +121,7 @@ def _crossed(kind: str, pairs: Iterable[tuple[str, str | None]]) -> tuple[tuple[
 
 
 def _words(capabilities: frozenset[str]) -> str:
-    from metabench.contract.problem import CAPABILITIES
+    from metabench.core.capabilities import CAPABILITIES
 
     return "; ".join(text for name, text in CAPABILITIES.items() if name in capabilities)
 

@@ -9,17 +9,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from metabench.core import optional_packages
+from metabench.core.findings import Finding, Verdict
 from metabench.core.registry import REGISTRIES, load_plugin
-from metabench.datasets.data import size_text
+from metabench.core.text import size_text
 from metabench.store.store import Store
 
-Verdict = Literal["ok", "note", "missing", "too old", "broken"]
 LOWEST_PYTHON = (3, 11)
 LOW_DISK = 1e9
 """Bytes free under which the store's disk is worth a word."""
@@ -53,24 +52,6 @@ for name in sys.argv[1:]:
         out[f"{name}_error"] = f"{type(error).__name__}: {error}"
 print("\\n" + json.dumps(out))
 """
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. ``mend``: commands, in order. ``essential``: metabench does not work
-    as it should without it."""
-
-    section: str
-    name: str
-    verdict: Verdict
-    detail: str = ""
-    mend: tuple[str, ...] = ()
-    essential: bool = False
-
-    @property
-    def bad(self) -> bool:
-        """Whether something essential is not right."""
-        return self.essential and self.verdict not in ("ok", "note")
 
 
 def examine(store: Store | None = None, plugins: Iterable[str | Path] = ()) -> list[Finding]:

@@ -24,8 +24,8 @@ from metabench.suites.suite import Suite
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
     from metabench.api.describe import Description
-    from metabench.api.examination import Finding
     from metabench.cluster.submission import Submission
+    from metabench.core.findings import Finding
     from metabench.datasets import data
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary

@@ -198,7 +198,7 @@ def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
 
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import SlurmError
@@ -244,7 +244,7 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
 
 def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
     """What would be queued, in words."""
-    from metabench.cli.progress import duration
+    from metabench.core.text import duration
 
     def line(text: str) -> None:
         out.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -347,7 +347,7 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
     and the same command waits again."""
     import time
 
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.cluster import submit as module
     from metabench.suites.planning import plan
 

@@ -79,9 +79,9 @@ app.add_typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        import metabench
+        from importlib.metadata import version
 
-        typer.echo(metabench.__version__)
+        typer.echo(version("metabench"))
         raise typer.Exit
 
 
@@ -117,7 +117,7 @@ def list_(
     ] = None,
 ) -> None:
     """Tasks, methods, solvers and suites, a line each."""
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.core.catalogue import listing
 
     printing.print_listing(printing.console(), listing(kind.removesuffix("s") if kind else None))
@@ -132,7 +132,7 @@ def show(
 ) -> None:
     """What a task, method, solver or suite is: settings with defaults, needs, source."""
     from metabench import api
-    from metabench.cli.main import printing
+    from metabench.cli import printing
 
     printing.print_descriptions(printing.console(), api.show(name, kind))
 
@@ -160,7 +160,7 @@ def doctor(
 ) -> None:
     """Versions, devices, data, a cluster; what is missing, and the command that mends it."""
     from metabench.api.examination import examine
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.store.store import Store
 
     if profile is not None:
@@ -216,7 +216,7 @@ def _data(ctx: typer.Context) -> None:
 def data_list() -> None:
     """Every data set that is known: where it is, or what mends its absence; source, licence, sizes,
     checksums, and what to copy to a machine without network."""
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.datasets import data
 
     printing.print_data(printing.console(), data.status())
@@ -230,7 +230,7 @@ def data_fetch(
     ] = None,
 ) -> None:
     """Download a data set, check it and unpack it; goes on with what has come already."""
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.datasets import data
 
     with printing.downloading(printing.console(stderr=True)) as progress:
@@ -246,7 +246,7 @@ def data_verify(
 ) -> None:
     """Check every file of a data set against its size and checksum."""
     from metabench import api
-    from metabench.cli.main import printing
+    from metabench.cli import printing
 
     verdicts = api.data_verify(name)
     printing.print_verdicts(printing.console(), verdicts)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from metabench.api import Status
     from metabench.api.describe import Description
-    from metabench.api.examination import Finding
     from metabench.api.spending import Cost, Estimated
+    from metabench.core.findings import Finding
     from metabench.core.registry import Entry
     from metabench.datasets.data import Status as Data
     from metabench.datasets.data import Verdict
@@ -163,7 +163,7 @@ def _wide(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
     """One line a row, column and state; what is missing with what mends it; the cost in all."""
-    from metabench.cli.progress import duration
+    from metabench.core.text import duration
     from metabench.reports.footnotes import Marks
     from metabench.suites.planning import TO_RUN
 
@@ -275,7 +275,7 @@ def print_findings(out: Console, findings: Sequence[Finding]) -> None:
 
 def print_data(out: Console, statuses: Iterable[Data]) -> None:
     """Where each data set is, what it is, what is in it, and what another machine needs of it."""
-    from metabench.datasets.data import size_text
+    from metabench.core.text import size_text
 
     for status in statuses:
         known = status.dataset

@@ -9,17 +9,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from metabench.core.cell import Cell
+from metabench.core.text import duration
 from metabench.run.events import (
     Elsewhere,
     Event,
     Finished,
-    Interrupted,
     Progress,
     Refused,
-    Retried,
     SetAside,
     Started,
     Stopping,
+    describe,
 )
 
 if TYPE_CHECKING:
@@ -245,51 +245,6 @@ class Live:
     ) -> None:
         self._live.__exit__(kind, error, trace)
         self.console.print(str(self.tally), markup=False, highlight=False)
-
-
-def describe(event: Event) -> str:
-    """An event as a line; empty for those that are no news by themselves."""
-    if isinstance(event, Started):
-        return f"{event.cell}: " + (f"goes on from step {event.step}" if event.step else "starts")
-    if isinstance(event, Finished):
-        record = event.record
-        seconds = record.cost.get("seconds", 0) + record.cost.get("evaluation_seconds", 0)
-        text = f"{record.cell}: {record.status}"
-        if event.reused:
-            text += " (found in the store)"
-        elif record.status == "done":
-            text += f" in {duration(seconds)}"
-        if record.reason and record.reason != event.unsaved:
-            text += f": {record.reason}"
-        return text + (f"; NOT SAVED: {event.unsaved}" if event.unsaved else "")
-    if isinstance(event, SetAside):
-        return f"set aside: {event.bad}" if event.bad.moved_to else f"in the store: {event.bad}"
-    if isinstance(event, Elsewhere):
-        return f"{event.cell}: running elsewhere ({event.holder})"
-    if isinstance(event, Refused):
-        return f"{event.cell}: not applicable: {event.reason}"
-    if isinstance(event, Interrupted):
-        return f"{event.cell}: stopped at step {event.step}, checkpoint kept"
-    if isinstance(event, Stopping):
-        return (
-            "stopping: every running cell keeps a checkpoint at its next step; interrupt again "
-            "to end at once"
-        )
-    if isinstance(event, Retried):
-        return f"{event.cell}: {event.reason}; once more"
-    return ""
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 4.2 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _steps(running: Running) -> str:

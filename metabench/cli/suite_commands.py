@@ -51,7 +51,7 @@ def plan(
     jobs: Jobs = None,
 ) -> None:
     """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.run.local_launcher import default_jobs
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
@@ -108,7 +108,7 @@ def status(
 ) -> None:
     """What is finished, what runs or waits, what failed and why; without a suite, all the store."""
     from metabench import api
-    from metabench.cli.main import printing
+    from metabench.cli import printing
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     out = printing.console()
@@ -157,7 +157,7 @@ def table(
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""
     from metabench import api
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.core.errors import SettingError
     from metabench.reports import tables
 
@@ -276,7 +276,7 @@ def cost(
 ) -> None:
     """Hours that runs took, by method; what is left; and how good past estimates were."""
     from metabench.api import spending
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.suites.planning import TO_RUN
 
     choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
@@ -322,7 +322,7 @@ def _run(
 ) -> int:
     """Run a plan in sight of the user; the exit code."""
     from metabench import api
-    from metabench.cli.main import printing
+    from metabench.cli import printing
     from metabench.cli.progress import view
     from metabench.run.local_launcher import default_jobs
     from metabench.suites.planning import TO_RUN

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metabench.cli.progress import duration
 from metabench.cluster import submission as folders
 from metabench.cluster.job_states import Answer, Job
 from metabench.cluster.submission import Attempt, Element, Submission
 from metabench.cluster.submit import ended_states
+from metabench.core.text import duration
 from metabench.suites.planning import Planned, State
 
 ENDS: dict[str, tuple[State, str]] = {

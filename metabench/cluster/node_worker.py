@@ -21,16 +21,16 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from metabench.cli.progress import describe
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
 from metabench.cluster.submission import Element, Member, Running
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.hardware import cores, gpus
 from metabench.run import rank_processes
-from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started
+from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started, describe
 from metabench.run.local_launcher import failed_record
-from metabench.run.worker import Ended, Options, Worker, limit_memory
+from metabench.run.process import limit_memory
+from metabench.run.worker import Ended, Options, Worker
 from metabench.store import lease
 from metabench.store.record import Status
 from metabench.store.store import CLAIM, Store

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metabench.api.examination import Finding
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
 from metabench.cluster import submit as submitting
 from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
+from metabench.core.findings import Finding
 from metabench.datasets import data
 from metabench.store.store import Store
 

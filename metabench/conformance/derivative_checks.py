@@ -10,7 +10,8 @@ from torch import Tensor
 
 from metabench.conformance.harness import tolerance
 from metabench.contract import autodiff
-from metabench.contract.problem import Episode, Params, Problem, Seeds
+from metabench.contract.problem import Episode, Params, Problem
+from metabench.contract.seeds import Seeds
 
 
 def build(task: Any, seed: int = 0) -> Problem:

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_flatten
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import State
-from metabench.contract.problem import Params, Problem, Seeds
+from metabench.contract.problem import Params, Problem
+from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, default_solver
 from metabench.core.registry import solvers
 

@@ -25,9 +25,8 @@ from metabench.conformance import method_checks as method_promises
 from metabench.conformance import task_checks as task_promises
 from metabench.conformance.harness import Crossing
 from metabench.conformance.test_problems import Sample
-from metabench.contract.problem import CAPABILITIES
 from metabench.core import registry, settings
-from metabench.core.cell import check_applicable, why_not
+from metabench.core.capabilities import CAPABILITIES, check_applicable, why_not
 from metabench.core.errors import NotApplicable
 
 __all__ = ["ContractError", "check_method", "check_task", "method_checks", "task_checks"]

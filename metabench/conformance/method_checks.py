@@ -24,7 +24,7 @@ from metabench.conformance.test_problems import Counting, Limited, Undeclared
 from metabench.contract import autodiff
 from metabench.contract.method import State
 from metabench.contract.problem import Params
-from metabench.core.cell import check_applicable
+from metabench.core.capabilities import check_applicable
 from metabench.core.costs import Counts, Meter
 from metabench.core.errors import NotApplicable
 from metabench.run.evaluation import evaluate

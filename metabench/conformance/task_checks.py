@@ -21,7 +21,7 @@ from metabench.conformance.harness import Crossing, snapshot, tolerance, unchang
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Episode, count_numbers
 from metabench.core import optional_packages
-from metabench.core.cell import why_not
+from metabench.core.capabilities import why_not
 from metabench.core.errors import Distrusted
 from metabench.core.registry import methods
 

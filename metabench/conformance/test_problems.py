@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench.contract.per_example_weights import Gated
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.costs import Meter
 from metabench.core.errors import MetabenchError
 

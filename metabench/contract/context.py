@@ -14,8 +14,9 @@ import torch
 from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.process_group import Ranks
+from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Solver, is_noisy
 from metabench.core.cell import Budget
 from metabench.core.costs import Meter

@@ -17,61 +17,17 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from metabench.contract.seeds import Seeds
+
 Params = dict[str, Tensor]
 """Named tensors: lam (outer variable) or theta (inner variable)."""
 
 Batch = dict[str, Tensor]
 """Named tensors of data, and of noise where a loss wants some."""
 
-CAPABILITIES = {
-    "outer_gradient": "an outer loss with a derivative",
-    "second_order": "an inner loss with second derivatives",
-    "lam_in_inner_loss": "an inner loss that depends on lam",
-    "lam_is_initialisation": "a lam that is the initial value of theta",
-    "head": "a last layer that is named apart from the body (Problem.head)",
-    "episodes": "many inner problems, each solved from its own start",
-    "small_lam": "a lam of few scalars",
-    "search_space": "bounds on lam to search in",
-    "module": "a torch module with separate inputs and targets (Problem.module)",
-    "per_example_lam": "a lam that can differ from example to example",
-    "best_response": "one inner problem, the same at every step, whose solution depends on lam",
-    "prediction": "an inner loss of what a model predicts (Problem.predict)",
-    "policy": "a policy to sample from and rewards for its samples",
-}
-"""What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
 
 GRADIENTS = frozenset({"outer_gradient", "second_order"})
 """What every hypergradient method needs."""
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """One seed a named stream; see :func:`metabench.core.cell.seed_for`."""
-
-    data: int
-    init: int
-    batches: int
-    method: int
-    evaluation: int
-
-    @classmethod
-    def of(cls, seed: int) -> Seeds:
-        """The seeds of a cell with this integer."""
-        from metabench.core.cell import STREAMS, seed_for
-
-        return cls(**{stream: seed_for(seed, stream) for stream in STREAMS})
-
-
-def generator(*address: int | str) -> torch.Generator:
-    """A CPU generator for one address, such as ``(seeds.batches, split, index)``.
-
-    The same address gives the same numbers whatever was drawn before: a resumed run needs no
-    generator state.
-    """
-    import hashlib
-
-    digest = hashlib.sha256("/".join(map(str, address)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") & (2**63 - 1))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from metabench.core import settings
-from metabench.core.errors import NotApplicable, SettingError, UnknownName
+from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 
 CONTRACT = 1
@@ -154,47 +154,3 @@ def instances(cell: Cell) -> tuple[Any, Any, Any, Budget]:
         settings.build(solvers.get(cell.solver), cell.solver_settings, f"solver {cell.solver}"),
         settings.build(Budget, cell.budget, "budget"),
     )
-
-
-def seed_for(seed: int, stream: str) -> int:
-    """The seed of a named stream ("data", "init", "batches", "method", "evaluation") of a cell.
-
-    A 63-bit integer from sha256, so streams are independent and the same on every machine.
-    """
-    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") & (2**63 - 1)
-
-
-STREAMS = ("data", "init", "batches", "method", "evaluation")
-
-
-def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
-    """Why the theory does not allow this crossing, in words, or None where it does.
-
-    Looks at the declarations only (``method.needs``, ``task.offers``, and ``method.refuses`` of an
-    inner solver): nothing is built or run.
-    """
-    from metabench.contract.problem import CAPABILITIES
-
-    missing = [need for need in sorted(method.needs) if need not in task.offers]
-    refuses = getattr(method, "refuses", None)
-    refused = refuses(solver) if refuses is not None and solver is not None else None
-    if not missing:
-        return refused
-    own: dict[str, str] = getattr(task, "lacks", {})
-    reasons = [own[need] for need in missing if need in own]
-    if plain := [CAPABILITIES[need] for need in missing if need not in own]:
-        # Tasks are not named, so that a table says it once of all that lack the same.
-        needed = f"{method.registered_name} needs {', and '.join(plain)}"
-        reasons.append(f"{needed}, which the task does not offer")
-    if refused:
-        reasons.append(refused)
-    # A task may give one reason for several needs.
-    return "; ".join(dict.fromkeys(reasons))
-
-
-def check_applicable(task: Any, method: Any, solver: Any = None) -> None:
-    """Raise :class:`NotApplicable` with the reason where :func:`why_not` has one."""
-    reason = why_not(task, method, solver)
-    if reason:
-        raise NotApplicable(reason)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metabench.core.errors import DataMissing, MetabenchError, UnknownName
+from metabench.core.text import size_text
 from metabench.datasets.download import Progress, digest, download
 
 
@@ -690,14 +691,6 @@ def cache() -> Path:
     own = os.environ.get("METABENCH_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.path.expanduser(own)) if own else Path(base) / "metabench"
-
-
-def size_text(n: float) -> str:
-    """A number of bytes for people."""
-    for unit, least, name in ((1e9, 1e9, "GB"), (1e6, 5e4, "MB")):
-        if n >= least:
-            return f"{n / unit:.1f} {name}"
-    return f"{n / 1e3:.1f} kB"
 
 
 def folders(text: str) -> list[Path]:

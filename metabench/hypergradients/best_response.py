@@ -35,7 +35,8 @@ from metabench.contract.method import (
     outer_solver,
 )
 from metabench.contract.per_example_weights import Gated
-from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, generator
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
+from metabench.contract.seeds import generator
 from metabench.contract.solver import Solver, why_no_noise
 
 VALUE, SLOPE, GATE, PROJECTION = "value/", "slope/", "gate/", "projection"

@@ -13,7 +13,7 @@ from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import InnerTraining, State, Steps, inner_loop
 from metabench.contract.problem import Episode, Hyper, Params
-from metabench.store.record import LARGEST
+from metabench.core.limits import LARGEST
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metabench.analysis.results import Results
+from metabench.core.text import human, listed
 from metabench.reports.figure_style import (
     GREY,
     axis_label,
@@ -20,7 +21,6 @@ from metabench.reports.figure_style import (
     panels,
     scale_of,
 )
-from metabench.reports.footnotes import human, listed
 from metabench.store.record import Record
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.analysis.rankings import ranked, scores
 from metabench.analysis.results import Results
 from metabench.analysis.stats import bootstrap, iqm, profile
+from metabench.core.text import listed
 from metabench.reports.figure_style import (
     COLOURS,
     GREY,
@@ -23,7 +24,6 @@ from metabench.reports.figure_style import (
     scale_of,
     wrapped,
 )
-from metabench.reports.footnotes import listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

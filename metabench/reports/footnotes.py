@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+from metabench.analysis.paper_claims import VERDICTS, Tested, verdicts
 from metabench.analysis.results import Crossing, Hole, Results
 from metabench.core.cell import Budget
 from metabench.core.settings import fields
-from metabench.reports.renderers import Note, one_line
+from metabench.core.text import counted, listed, one_line, shortened, with_pm
+from metabench.reports.renderers import Note
 from metabench.suites.suite import Column, Row
-
-LONGEST = 240
-"""Characters of a reason that are shown; the record has all of it."""
 
 
 class Marks:
@@ -39,17 +37,6 @@ class Marks:
         while number >= 0:
             name, number = self.letters[number % base] + name, number // base - 1
         return name
-
-
-def listed(words: Iterable[str]) -> str:
-    """a, b and c."""
-    words = list(words)
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def counted(n: int, what: str) -> str:
-    """A number of things: 1 episode, 2 episodes."""
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def hole_notes(crossing: Crossing, missing: list[Hole]) -> list[str]:
@@ -84,12 +71,6 @@ def reconstruction_notes(results: Results) -> list[Note]:
         Note(f"Reconstructed in part ({listed(labels)}): {one_line(said).rstrip('.')}.")
         for said, labels in rows.items()
     ]
-
-
-def shortened(reason: str) -> str:
-    """A reason in one line of at most ``LONGEST`` characters, without its full stop."""
-    reason = one_line(reason).rstrip(".")
-    return reason if len(reason) <= LONGEST else reason[: LONGEST - 1].rstrip() + "…"
 
 
 def budget_notes(results: Results) -> list[Note]:
@@ -178,20 +159,48 @@ def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def human(name: str, value: float) -> str:
-    """A cost with its unit: bytes as KiB, MiB or GiB, seconds or ms to three digits, counts with
-    commas or as k, M, G."""
-    if name.endswith("_bytes"):
-        size = value / 2**20
-        if size < 10:
-            return f"{size:.3g} MiB" if size >= 1 else f"{1024 * size:.3g} KiB"
-        return f"{size:,.0f} MiB" if size < 10240 else f"{size / 1024:,.1f} GiB"
-    if name.endswith("seconds"):
-        if 0 < value < 1:
-            return f"{1000 * value:.3g} ms"
-        return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
-    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if value >= unit:
-            scale = 1e3 if letter == "k" else unit
-            return f"{value / scale:.4g} {letter}"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+def claim_notes(results: Results) -> list[Note]:
+    """A sentence a claim and row, after one that says how they are tested; none without claims or
+    before there are numbers."""
+    found = verdicts(results)
+    if all(t.gain is None for t in found):
+        return []
+    kinds = {t.verdict for t in found}
+    meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
+    unit = ", in points," if results.suite.percent else ""
+    out = [
+        Note(
+            f"Claims: mean gain{unit} over common seeds ± half-width of its paired 95 % "
+            f"t-interval. {meanings[0].upper()}{meanings[1:]}. Several claims are not corrected "
+            "for being several."
+        )
+    ]
+    pairs = [(claim, better) for claim in results.suite.claims for better in claim.better]
+    for claim, better in pairs:
+        these = [t for t in found if t.claim is claim and t.better == better]
+        than = "no worse than" if claim.or_equal else "better than"
+        said = f"{results.row_label(better)} {than} {results.row_label(claim.than)}"
+        told = "; ".join(
+            f"{verdict}{_places(results, some)}"
+            for verdict in VERDICTS
+            if (some := [t for t in these if t.verdict == verdict])
+        )
+        out.append(Note(f"Claim ({claim.source}): {said}: {told}."))
+    return out
+
+
+def _places(results: Results, some: list[Tested]) -> str:
+    """(column gain; column gain), the column left out where there is one alone, and how many seeds
+    there are where they are not all."""
+    scale, least = (100.0, 1) if results.suite.percent else (1.0, None)
+    labels = {c.id: c.label or c.id for c in results.columns}
+    words = []
+    for t in some:
+        if t.gain is None or t.pm is None:
+            gain = counted(t.seeds, "common seed")
+        else:
+            gain = with_pm(t.gain, t.pm, scale, least)
+            if t.seeds < (planned := len(results.crossings[t.better, t.column].runs)):
+                gain += f", n={t.seeds} of {planned}"  # a seed that diverged is no witness
+        words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
+    return f" ({'; '.join(words)})"

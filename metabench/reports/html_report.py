@@ -15,10 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.estimates import with_pm
 from metabench.analysis.results import Crossing, Records, Results, Run, read_curves
+from metabench.core.text import counted, human, with_pm
 from metabench.reports import renderers
-from metabench.reports.footnotes import counted, human
 from metabench.reports.tables import COSTS, cost_grid, main_grid
 from metabench.store.record import Curve, Estimate
 

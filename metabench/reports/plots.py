@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.analysis.curves import Line, line, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.cell import Budget
+from metabench.core.text import listed
 from metabench.reports.cost_frontier import costs_known, frontier
 from metabench.reports.diagrams import profile_figure, ranking
 from metabench.reports.figure_style import (
@@ -26,7 +27,6 @@ from metabench.reports.figure_style import (
     scale_of,
     styled,
 )
-from metabench.reports.footnotes import listed
 from metabench.store.record import Curve
 from metabench.suites.suite import PLOTS
 

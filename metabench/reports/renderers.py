@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from metabench.core.text import one_line
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
@@ -62,11 +64,6 @@ def markdown_escape(text: str) -> str:
     entities."""
     text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", one_line(text))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def one_line(text: str) -> str:
-    """Runs of white space as one space; control characters left out."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def markdown(grid: Grid) -> str:

@@ -7,22 +7,21 @@ import shlex
 from collections.abc import Callable
 from typing import Literal, cast, get_args
 
-from metabench.analysis.estimates import ALPHA, FEWEST, Entry, column_entries, costs, floor, with_pm
-from metabench.analysis.paper_claims import claim_notes
+from metabench.analysis.estimates import ALPHA, FEWEST, Entry, column_entries, costs, floor
 from metabench.analysis.results import Crossing, Hole, Results
 from metabench.core.errors import UnknownName
+from metabench.core.limits import RUNAWAY
 from metabench.core.settings import typed
+from metabench.core.text import human, listed, with_pm
 from metabench.reports import csv_export, renderers
 from metabench.reports.footnotes import (
     Marks,
     budget_notes,
+    claim_notes,
     hole_notes,
-    human,
-    listed,
     reconstruction_notes,
 )
 from metabench.reports.renderers import Grid, Item, Note
-from metabench.store.record import RUNAWAY
 from metabench.suites.suite import LABELS, Published
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]

@@ -12,7 +12,8 @@ import torch
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Episode
 from metabench.core.errors import Diverged
-from metabench.store.record import LARGEST, Estimate
+from metabench.core.limits import LARGEST
+from metabench.store.record import Estimate
 
 PART = 32
 """Episodes between two looks at the clock and at whether to stop."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from metabench.core.cell import Cell
+from metabench.core.text import duration
 from metabench.store.record import Record
 from metabench.store.store import BadFile
 
@@ -104,3 +105,36 @@ Listener = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """The listener that nobody listens with."""
+
+
+def describe(event: Event) -> str:
+    """An event as a line; empty for those that are no news by themselves."""
+    if isinstance(event, Started):
+        return f"{event.cell}: " + (f"goes on from step {event.step}" if event.step else "starts")
+    if isinstance(event, Finished):
+        record = event.record
+        seconds = record.cost.get("seconds", 0) + record.cost.get("evaluation_seconds", 0)
+        text = f"{record.cell}: {record.status}"
+        if event.reused:
+            text += " (found in the store)"
+        elif record.status == "done":
+            text += f" in {duration(seconds)}"
+        if record.reason and record.reason != event.unsaved:
+            text += f": {record.reason}"
+        return text + (f"; NOT SAVED: {event.unsaved}" if event.unsaved else "")
+    if isinstance(event, SetAside):
+        return f"set aside: {event.bad}" if event.bad.moved_to else f"in the store: {event.bad}"
+    if isinstance(event, Elsewhere):
+        return f"{event.cell}: running elsewhere ({event.holder})"
+    if isinstance(event, Refused):
+        return f"{event.cell}: not applicable: {event.reason}"
+    if isinstance(event, Interrupted):
+        return f"{event.cell}: stopped at step {event.step}, checkpoint kept"
+    if isinstance(event, Stopping):
+        return (
+            "stopping: every running cell keeps a checkpoint at its next step; interrupt again "
+            "to end at once"
+        )
+    if isinstance(event, Retried):
+        return f"{event.cell}: {event.reason}; once more"
+    return ""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
 
-from metabench.core.cell import STREAMS, Cell, seed_for
+from metabench.contract.seeds import STREAMS, seed_for
+from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
 from metabench.core.hardware import cores, gpus
 from metabench.run.events import (

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 
 from metabench.contract.method import Context, State
-from metabench.contract.problem import Params, Seeds
+from metabench.contract.problem import Params
 from metabench.contract.process_group import Ranks
+from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, Cell
 from metabench.core.costs import COUNT_NAMES, Counts, Meter
 from metabench.core.errors import (
@@ -28,13 +29,13 @@ from metabench.core.errors import (
     TimedOut,
     UnknownName,
 )
+from metabench.core.limits import RUNAWAY
 from metabench.hypergradients.tensor_memory import Footprint
 from metabench.run import checkpoint, determinism, learning_curve
 from metabench.run.checkpoint import Boundary
 from metabench.run.evaluation import Metrics, Stopwatch, evaluate
 from metabench.run.events import Listener, Progress, SetAside, Started
 from metabench.store.lease import Claim
-from metabench.store.record import RUNAWAY
 from metabench.store.store import CHECKPOINT, BadFile, Store
 
 Engine = Literal["auto", "loop", "vmap"]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import Cell
 from metabench.core.errors import RankLost, Stopped, StoreError
-from metabench.run.worker import death, interrupts_ignored
+from metabench.run.process import death, interrupts_ignored
 from metabench.store.store import write_atomic
 
 if TYPE_CHECKING:

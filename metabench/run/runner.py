@@ -12,18 +12,22 @@ import torch
 
 from metabench.contract.problem import Params
 from metabench.contract.process_group import Ranks
-from metabench.core.cell import Cell, check_applicable, instances
+from metabench.core.capabilities import check_applicable
+from metabench.core.cell import Cell, instances
 from metabench.core.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
 from metabench.core.hardware import cores
 from metabench.run import determinism, learning_curve
 from metabench.run.events import Event, Finished, Interrupted, Listener, SetAside, ignore
 from metabench.run.loop import Engine, Loop, Options, stamp
-from metabench.run.rank_processes import Crew
 from metabench.store.record import Curve, Record, Status
 from metabench.store.store import CHECKPOINT, Store
 
 Joined = Callable[[], AbstractContextManager[Ranks]]
 """What gathers the ranks of a run."""
+
+Gather = Callable[[Cell, torch.device, Engine, Callable[[], bool]], AbstractContextManager[Ranks]]
+"""From a cell, its device, its engine and what says to stop, to the processes that share it:
+:meth:`metabench.run.rank_processes.Crew.gathered`."""
 
 
 def run_cell(
@@ -37,7 +41,7 @@ def run_cell(
     workers: int | None = None,
     engine: Engine = "auto",
     stop: Callable[[], bool] | None = None,
-    crew: Crew | None = None,
+    gather: Gather | None = None,
 ) -> Record:
     """Run a cell to its record, and keep it where there is a store.
 
@@ -45,14 +49,14 @@ def run_cell(
     checkpoint is gone on from. Checkpoints are at least ``checkpoint_seconds`` apart (0: every
     outer step). ``time_limit`` in seconds of this call. ``workers``: threads for the episodes of a
     step (default: the usable cores); they change no result. ``engine`` "auto": batched episodes on
-    a GPU, one after another on a CPU. ``stop`` is asked between steps. ``crew``: other processes
-    that share the episodes; they change no result either.
+    a GPU, one after another on a CPU. ``stop`` is asked between steps. ``gather``: how other
+    processes come to share the episodes; they change no result either.
 
     What goes wrong while running becomes a record (diverged, timeout, failed). Raises
     NotApplicable, UnknownName, SettingError (nothing is run), StoreError (the cell cannot be
     claimed), Held (another live process has it), Stopped (``stop`` said so; a checkpoint is kept,
-    as for KeyboardInterrupt), RankLost (one of the crew is gone; likewise), and, once the record is
-    kept, what ``listener`` raised.
+    as for KeyboardInterrupt), RankLost (one of the others is gone; likewise), and, once the record
+    is kept, what ``listener`` raised.
     """
     parts = instances(cell)
     check_applicable(*parts[:3])
@@ -69,9 +73,9 @@ def run_cell(
     loop = Loop(cell, parts, options)
 
     def joined() -> AbstractContextManager[Ranks]:
-        if crew is None:
+        if gather is None:
             return nullcontext(Ranks())
-        return crew.gathered(cell, options.device, engine, options.stop)
+        return gather(cell, options.device, engine, options.stop)
 
     if store is not None:
         record = _claimed(loop, store, joined)

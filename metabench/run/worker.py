@@ -16,13 +16,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
 from metabench.run.events import Event, Listener
+from metabench.run.process import death, interrupts_ignored, limit_memory
 
 if TYPE_CHECKING:
     from metabench.run.rank_processes import Crew
@@ -91,7 +91,7 @@ def run_one(
             time_limit=options.time_limit,
             workers=max(1, (options.cores or cores()) // sharing),
             stop=stop,
-            crew=crew,
+            gather=crew.gathered if crew is not None else None,
         )
     except Held as error:
         return Ended(cell, "held", str(error))
@@ -144,15 +144,6 @@ def main(connection: Connection, options: Options) -> None:
                 with contextlib.suppress(OSError):  # a full disk costs what is printed, no more
                     _print_to(Path(options.output, f"{cell.key}.log"))
             send(run_one(cell, options, send, stop.is_set, crew))
-
-
-def limit_memory(fraction: float | None) -> None:
-    """Take no more than a part of the GPU's memory from now on."""
-    if fraction is not None:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.set_per_process_memory_fraction(fraction)
 
 
 def _crew(options: Options) -> contextlib.AbstractContextManager[Crew | None]:
@@ -210,31 +201,3 @@ class Worker:
     def death(self) -> str:
         """How the process ended, in words."""
         return death(self.process)
-
-
-def death(process: BaseProcess) -> str:
-    """How a process ended, in words; waits until it has."""
-    process.join()
-    code = process.exitcode or 0
-    if code >= 0:
-        return (
-            f"its process ended with exit code {code} (what it printed says why; a script that "
-            'runs several jobs needs if __name__ == "__main__":)'
-        )
-    name = f"signal {-code}"
-    with contextlib.suppress(ValueError):
-        name += f", {signal.Signals(-code).name}"
-    return f"its process died ({name}{'; out of memory?' if code == -signal.SIGKILL else ''})"
-
-
-@contextlib.contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """A process started inside ignores SIGINT from the start."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

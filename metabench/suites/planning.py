@@ -13,7 +13,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from metabench.core import optional_packages
-from metabench.core.cell import CONTRACT, Cell, canonical, instances, why_not
+from metabench.core.capabilities import why_not
+from metabench.core.cell import CONTRACT, Cell, canonical, instances
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 from metabench.store.record import Record

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Batch, Episode, Problem, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.datasets import data
 

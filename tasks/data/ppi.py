@@ -14,15 +14,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
 from metabench.datasets import data
-
-from ..models.gin import Cut
 
 PRETRAIN, DOWNSTREAM = 5000, 40
 """Functions (terms of the Gene Ontology) to pre-train on, and to fine-tune on."""
@@ -36,6 +34,22 @@ KINDS = 7
 """Kinds of evidence for an interaction; an edge has some of them."""
 
 FILE = "supervised/processed/geometric_data_processed.pt"
+
+
+class Cut(NamedTuple):
+    """Some graphs side by side, their nodes numbered through."""
+
+    graph: Tensor
+    """int64 [nodes]: which graph a node is of."""
+    source: Tensor
+    target: Tensor
+    """int64 [edges]: from which node to which."""
+    incoming: Tensor
+    """[nodes, kinds + 1]: edges of each kind that come to a node, and edges in all."""
+    centre: Tensor
+    """int64 [graphs]: a node of each."""
+    size: Tensor
+    """[graphs]: nodes of each."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Seeds, generator
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError, UnknownName
 
 from ..models.networks import ConvNet, Network

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Params, Problem, Seeds, generator
+from metabench.contract.problem import GRADIENTS, Batch, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 
 from ..models import losses
 

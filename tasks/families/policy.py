@@ -18,7 +18,8 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.method import SolverName
-from metabench.contract.problem import Batch, Episode, Params, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Params
+from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Rate
 from metabench.core.errors import SettingError
 from metabench.core.registry import solvers

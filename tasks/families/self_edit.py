@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 
 from ..models.language.causal import Adapter

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metabench.contract.problem import Hyper, Params, Seeds
+from metabench.contract.problem import Hyper, Params
+from metabench.contract.seeds import Seeds
 
 from .auroc import auroc
 from .two_stage import TwoStage, TwoStageProblem

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract.method import Positive
-from metabench.contract.problem import Batch, Hyper, Params, Seeds, generator
+from metabench.contract.problem import Batch, Hyper, Params
+from metabench.contract.seeds import Seeds, generator
 
 from ..models.encoders import MLP, ResNet, first_values
 from .two_stage import ENCODER, Count, TwoStage, TwoStageProblem

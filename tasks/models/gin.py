@@ -9,7 +9,6 @@ Hinton, 2016) for batch norm, so that a graph's features do not depend on the ot
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,23 +16,8 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import Params
 
+from ..data.ppi import Cut
 from .encoders import Shapes
-
-
-class Cut(NamedTuple):
-    """Some graphs side by side, their nodes numbered through."""
-
-    graph: Tensor
-    """int64 [nodes]: which graph a node is of."""
-    source: Tensor
-    target: Tensor
-    """int64 [edges]: from which node to which."""
-    incoming: Tensor
-    """[nodes, kinds + 1]: edges of each kind that come to a node, and edges in all."""
-    centre: Tensor
-    """int64 [graphs]: a node of each."""
-    size: Tensor
-    """[graphs]: nodes of each."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench.analysis.paper_claims import claim_notes, verdicts
+from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.results import collect
+from metabench.reports.footnotes import claim_notes
 from metabench.reports.tables import main_grid
 from metabench.store.record import Estimate
 

@@ -12,9 +12,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from metabench.api import examination
-from metabench.api.examination import PAIR, Finding, examine, probe_torch
-from metabench.cli.main import app, printing
+from metabench.api.examination import PAIR, examine, probe_torch
+from metabench.cli import printing
+from metabench.cli.main import app
 from metabench.core import optional_packages
+from metabench.core.findings import Finding
 from metabench.datasets import data
 from metabench.store.store import Store
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from metabench.api.scaffold import class_name, new, next_commands
 from metabench.cli.main import app
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core import registry
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 
@@ -194,7 +194,7 @@ def test_the_methods_derivative_is_the_one_it_says(plugins_forgotten: None, tmp_
     import torch
 
     from metabench.contract.context import Context
-    from metabench.contract.problem import Seeds
+    from metabench.contract.seeds import Seeds
 
     registry.load_plugin(new("method", "partial", tmp_path))
     seeds = Seeds.of(0)
@@ -222,7 +222,7 @@ def test_the_tasks_best_value_is_the_best(plugins_forgotten: None, tmp_path: Pat
 
     import torch
 
-    from metabench.contract.problem import Seeds
+    from metabench.contract.seeds import Seeds
 
     registry.load_plugin(new("task", "shared_penalty", tmp_path))
     task = registry.tasks.get("shared_penalty")(noise=1.0, scale=0.5)

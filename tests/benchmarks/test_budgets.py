@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metabench import api
 from metabench.contract.context import Context
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import make_cell
 from metabench.core.registry import methods, solvers, tasks

@@ -42,7 +42,7 @@ def test_a_dry_run_needs_no_cluster_and_leaves_nothing(type_, tmp_path: Path) ->
 def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_others(  # type: ignore[no-untyped-def]
     type_, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench.cli.main import cluster_commands
+    from metabench.cli import cluster_commands
     from metabench.cluster import submit
 
     monkeypatch.setattr(submit, "refusals", lambda made, *_: [f"no {made.suite}"])
@@ -129,7 +129,7 @@ def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: i
 def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-def]
     type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench.cli.main import suite_commands
+    from metabench.cli import suite_commands
     from metabench.suites.suite import load
 
     (item, *_) = load("quickstart").cells("smoke")

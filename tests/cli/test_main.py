@@ -16,7 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from metabench import api
-from metabench.cli.main import app, printing
+from metabench.cli import printing
+from metabench.cli.main import app
 from metabench.cli.options import seed_list
 from metabench.core import registry
 from metabench.core.catalogue import listing

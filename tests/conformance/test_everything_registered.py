@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metabench.conformance.kit import method_checks, subject, task_checks
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core import optional_packages, registry
 from metabench.core.errors import DataMissing
 

@@ -453,6 +453,6 @@ def test_watched_problems():
 
 
 def _seeds():
-    from metabench.contract.problem import Seeds
+    from metabench.contract.seeds import Seeds
 
     return Seeds.of(0), torch.device("cpu")

@@ -15,7 +15,8 @@ import torch
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.problem import Episode, Seeds
+from metabench.contract.problem import Episode
+from metabench.contract.seeds import Seeds
 from metabench.core.registry import solvers, tasks
 
 

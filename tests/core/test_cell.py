@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metabench.contract.seeds import seed_for
 from metabench.core import cell as cells
-from metabench.core.cell import canonical, instances, make_cell, seed_for, why_not
+from metabench.core.capabilities import why_not
+from metabench.core.cell import canonical, instances, make_cell
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.errors import NotApplicable, SettingError, UnknownName
 

@@ -8,7 +8,7 @@ from oracles import F64, context
 
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Hyper
-from metabench.core.cell import check_applicable, why_not
+from metabench.core.capabilities import check_applicable, why_not
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import methods, tasks
 from metabench.hypergradients.best_response import MARGIN, Coordinates, begin, entropy, respond

@@ -8,7 +8,8 @@ import torch
 from oracles import F64, context, given
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Episode, Seeds
+from metabench.contract.problem import Episode
+from metabench.contract.seeds import Seeds
 from metabench.core.errors import Diverged
 from metabench.core.registry import methods, tasks
 from metabench.hypergradients import reference

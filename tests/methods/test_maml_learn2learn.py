@@ -6,7 +6,7 @@ from oracles import context, given, hypergradient
 
 from metabench.conformance.kit import check_method
 from metabench.conformance.test_problems import Sample, SampleProblem
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core import optional_packages, registry
 
 pytestmark = pytest.mark.skipif(

@@ -6,7 +6,7 @@ from oracles import F64, context, differences, given
 from oracles import hypergradient as of_method
 
 from metabench.contract.problem import GRADIENTS, Episode, Problem
-from metabench.core.cell import why_not
+from metabench.core.capabilities import why_not
 from metabench.core.costs import Counts
 from metabench.core.errors import Diverged, SettingError
 from metabench.core.registry import methods, solvers, tasks

@@ -7,7 +7,7 @@ from oracles import F64, context
 from metabench.conformance.kit import check_method, check_task
 from metabench.contract import autodiff
 from metabench.contract.method import State
-from metabench.contract.problem import generator
+from metabench.contract.seeds import generator
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import methods, tasks
 
@@ -113,7 +113,7 @@ def test_rounds_raise_the_reward_and_nothing_kept_changes_nothing():
 def test_both_keep_the_contract_and_gradients_are_refused_with_the_reason():
     check_method("restem")
     check_task("recipe_bandit")
-    from metabench.core.cell import check_applicable
+    from metabench.core.capabilities import check_applicable
 
     with pytest.raises(NotApplicable, match="rewards, and no derivatives"):
         check_applicable(Bandit(), methods.get("bilevel")())

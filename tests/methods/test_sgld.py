@@ -10,7 +10,8 @@ from oracles import F64, context, given, hypergradient
 from metabench.conformance.kit import method_checks
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.core import settings
-from metabench.core.cell import make_cell, why_not
+from metabench.core.capabilities import why_not
+from metabench.core.cell import make_cell
 from metabench.core.costs import Counts
 from metabench.core.errors import NotApplicable, SettingError
 from metabench.core.registry import methods, solvers, tasks

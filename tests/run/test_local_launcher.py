@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metabench.cli.main import progress
+from metabench.cli import progress
 from metabench.core.cell import Cell, make_cell
 from metabench.run import local_launcher as module
 from metabench.run.events import (

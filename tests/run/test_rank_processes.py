@@ -159,7 +159,7 @@ def points(**method: Any) -> Cell:
 
 
 def run(one: Cell, store: Path, crew: Crew | None = None, **more: Any) -> Record:
-    return run_cell(one, Store(store), device="cpu", crew=crew, **more)
+    return run_cell(one, Store(store), device="cpu", gather=crew and crew.gathered, **more)
 
 
 def same(a: Record, b: Record, stores: Path) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from metabench.contract.method import Context, GradientMethod, State
-from metabench.contract.problem import Batch, Episode, Params, Problem, Seeds, generator
+from metabench.contract.problem import Batch, Episode, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 from metabench.core import provenance, registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES

@@ -9,7 +9,7 @@ from oracles import F64, LinearEpisodes, SmallNet, context, differences, given, 
 from metabench.conformance.harness import Crossing, snapshot, unchanged
 from metabench.contract.method import inner_loop
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
-from metabench.core.cell import why_not
+from metabench.core.capabilities import why_not
 from metabench.core.registry import methods, solvers, tasks
 
 Langevin = solvers.get("langevin")

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from metabench.core import registry
-from metabench.core.cell import instances, why_not
+from metabench.core.capabilities import why_not
+from metabench.core.cell import instances
 from metabench.core.registry import Registry
 from metabench.suites import suite
 

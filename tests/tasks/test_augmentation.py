@@ -8,8 +8,10 @@ from oracles import F64, differences, given, hypergradient
 
 from metabench.conformance.harness import Crossing
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Seeds
-from metabench.core.cell import make_cell, why_not
+from metabench.contract.problem import GRADIENTS
+from metabench.contract.seeds import Seeds
+from metabench.core.capabilities import why_not
+from metabench.core.cell import make_cell
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
 

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 
 glyphs = importlib.import_module("metabench.tasks.glyphs")

@@ -11,7 +11,8 @@ from oracles import F64, context, hypergradient
 from metabench.conformance.harness import Crossing
 from metabench.conformance.kit import method_checks
 from metabench.contract import autodiff
-from metabench.core.cell import make_cell, why_not
+from metabench.core.capabilities import why_not
+from metabench.core.cell import make_cell
 from metabench.core.errors import DataMissing, SettingError
 from metabench.core.registry import methods, tasks
 
@@ -72,7 +73,7 @@ def test_other_seeds_draw_other_parts():
 
 
 def _seeds(i):
-    from metabench.contract.problem import Seeds
+    from metabench.contract.seeds import Seeds
 
     return Seeds.of(i)
 

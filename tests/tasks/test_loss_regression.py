@@ -8,7 +8,8 @@ import torch
 from oracles import F64, differences, given, hypergradient
 
 from metabench.conformance.harness import Crossing
-from metabench.contract.problem import GRADIENTS, Seeds
+from metabench.contract.problem import GRADIENTS
+from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
 from metabench.core.registry import methods, tasks
 

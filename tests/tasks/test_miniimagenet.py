@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, MetabenchError
 from metabench.core.registry import tasks
 from metabench.datasets import data

@@ -10,8 +10,9 @@ from oracles import F64, context, differences, given, hypergradient
 
 from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
-from metabench.contract.problem import Episode, Problem, Seeds
-from metabench.core.cell import why_not
+from metabench.contract.problem import Episode, Problem
+from metabench.contract.seeds import Seeds
+from metabench.core.capabilities import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 

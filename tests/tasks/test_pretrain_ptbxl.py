@@ -10,8 +10,8 @@ from oracles import F64, context, differences, hypergradient
 
 from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
-from metabench.contract.problem import Seeds
-from metabench.core.cell import why_not
+from metabench.contract.seeds import Seeds
+from metabench.core.capabilities import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.datasets import data

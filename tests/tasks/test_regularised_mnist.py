@@ -9,8 +9,8 @@ import torch
 from oracles import F64, context
 
 from metabench.conformance.kit import method_checks, task_checks
-from metabench.contract.problem import Seeds
-from metabench.core.cell import why_not
+from metabench.contract.seeds import Seeds
+from metabench.core.capabilities import why_not
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
 

@@ -9,7 +9,7 @@ from oracles import F64, context
 from metabench.conformance.kit import task_checks
 from metabench.contract import autodiff
 from metabench.contract.method import State, inner_loop
-from metabench.contract.problem import generator
+from metabench.contract.seeds import generator
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build

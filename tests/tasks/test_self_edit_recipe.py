@@ -10,7 +10,8 @@ from oracles import F64, context
 
 from metabench.conformance.kit import task_checks
 from metabench.contract.method import State, inner_loop
-from metabench.contract.problem import Episode, generator
+from metabench.contract.problem import Episode
+from metabench.contract.seeds import generator
 from metabench.core import settings
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks

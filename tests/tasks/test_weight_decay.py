@@ -7,7 +7,8 @@ import torch
 from oracles import F64, given, hypergradient
 
 from metabench.contract.method import State
-from metabench.contract.problem import GRADIENTS, Seeds
+from metabench.contract.problem import GRADIENTS
+from metabench.contract.seeds import Seeds
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
 

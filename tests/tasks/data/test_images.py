@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
 from metabench.core.registry import tasks
 from metabench.datasets import data

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metabench.contract.method import Context
-from metabench.contract.problem import Episode, Seeds
+from metabench.contract.problem import Episode
+from metabench.contract.seeds import Seeds
 from metabench.core import settings as config
-from metabench.core.cell import Budget, why_not
+from metabench.core.capabilities import why_not
+from metabench.core.cell import Budget
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 

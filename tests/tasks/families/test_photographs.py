@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metabench.contract.method import Context
-from metabench.contract.problem import Seeds
+from metabench.contract.seeds import Seeds
 from metabench.core import settings
 from metabench.core.cell import Budget
 from metabench.core.errors import DataMissing, MetabenchError, SettingError

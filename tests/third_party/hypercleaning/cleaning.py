@@ -13,16 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Hyper,
-    Params,
-    Problem,
-    Seeds,
-    generator,
-)
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.seeds import Seeds, generator
 
 
 @dataclass(frozen=True)

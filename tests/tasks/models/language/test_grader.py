@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import F64, context
 
-from metabench.contract.problem import generator
+from metabench.contract.seeds import generator
 from metabench.core import settings
 from metabench.core.cell import make_cell
 from metabench.core.errors import MetabenchError, SettingError

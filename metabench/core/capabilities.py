@@ -1,0 +1,54 @@
+"""What a method can need of a task, and why a crossing of the two is not applicable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metabench.core.errors import NotApplicable
+
+CAPABILITIES = {
+    "outer_gradient": "an outer loss with a derivative",
+    "second_order": "an inner loss with second derivatives",
+    "lam_in_inner_loss": "an inner loss that depends on lam",
+    "lam_is_initialisation": "a lam that is the initial value of theta",
+    "head": "a last layer that is named apart from the body (Problem.head)",
+    "episodes": "many inner problems, each solved from its own start",
+    "small_lam": "a lam of few scalars",
+    "search_space": "bounds on lam to search in",
+    "module": "a torch module with separate inputs and targets (Problem.module)",
+    "per_example_lam": "a lam that can differ from example to example",
+    "best_response": "one inner problem, the same at every step, whose solution depends on lam",
+    "prediction": "an inner loss of what a model predicts (Problem.predict)",
+    "policy": "a policy to sample from and rewards for its samples",
+}
+"""What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
+
+
+def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
+    """Why the theory does not allow this crossing, in words, or None where it does.
+
+    Looks at the declarations only (``method.needs``, ``task.offers``, and ``method.refuses`` of an
+    inner solver): nothing is built or run.
+    """
+    missing = [need for need in sorted(method.needs) if need not in task.offers]
+    refuses = getattr(method, "refuses", None)
+    refused = refuses(solver) if refuses is not None and solver is not None else None
+    if not missing:
+        return refused
+    own: dict[str, str] = getattr(task, "lacks", {})
+    reasons = [own[need] for need in missing if need in own]
+    if plain := [CAPABILITIES[need] for need in missing if need not in own]:
+        # Tasks are not named, so that a table says it once of all that lack the same.
+        needed = f"{method.registered_name} needs {', and '.join(plain)}"
+        reasons.append(f"{needed}, which the task does not offer")
+    if refused:
+        reasons.append(refused)
+    # A task may give one reason for several needs.
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def check_applicable(task: Any, method: Any, solver: Any = None) -> None:
+    """Raise :class:`NotApplicable` with the reason where :func:`why_not` has one."""
+    reason = why_not(task, method, solver)
+    if reason:
+        raise NotApplicable(reason)

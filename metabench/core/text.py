@@ -1,0 +1,96 @@
+"""Words for people: lists, counts, costs, durations, numbers with their +-."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+LONGEST = 240
+"""Characters of a reason that are shown; the record has all of it."""
+
+
+def listed(words: Iterable[str]) -> str:
+    """a, b and c."""
+    words = list(words)
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def counted(n: int, what: str) -> str:
+    """A number of things: 1 episode, 2 episodes."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def shortened(reason: str) -> str:
+    """A reason in one line of at most ``LONGEST`` characters, without its full stop."""
+    reason = one_line(reason).rstrip(".")
+    return reason if len(reason) <= LONGEST else reason[: LONGEST - 1].rstrip() + "…"
+
+
+def human(name: str, value: float) -> str:
+    """A cost with its unit: bytes as KiB, MiB or GiB, seconds or ms to three digits, counts with
+    commas or as k, M, G."""
+    if name.endswith("_bytes"):
+        size = value / 2**20
+        if size < 10:
+            return f"{size:.3g} MiB" if size >= 1 else f"{1024 * size:.3g} KiB"
+        return f"{size:,.0f} MiB" if size < 10240 else f"{size / 1024:,.1f} GiB"
+    if name.endswith("seconds"):
+        if 0 < value < 1:
+            return f"{1000 * value:.3g} ms"
+        return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= unit:
+            scale = 1e3 if letter == "k" else unit
+            return f"{value / scale:.4g} {letter}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def one_line(text: str) -> str:
+    """Runs of white space as one space; control characters left out."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 4.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def with_pm(mean: float, pm: float | None, scale: float = 1.0, least: int | None = None) -> str:
+    """``mean`` and its half-width as text, times ``scale``, with two digits of the half-width.
+
+    ``least`` fixes the smallest number of decimals and allows one more (percentages). Very small
+    and very large numbers share one power of ten. No +- is written where there is none.
+    """
+    mean, pm = mean * scale, None if pm is None else pm * scale
+    size = max(abs(mean), pm or 0.0)
+    power = 0
+    if size and least is None and not 1e-3 <= size < 1e5:
+        power = max(math.floor(math.log10(size)), -300)  # 10.0**-324 is 0
+        mean, pm = mean / 10.0**power, None if pm is None else pm / 10.0**power
+        size /= 10.0**power
+    if least is not None:
+        decimals = least + 1 if pm is not None and 0 < pm < 0.095 else least
+    elif pm:
+        decimals = min(8, max(0, 1 - math.floor(math.log10(pm))))
+    else:
+        decimals = max(0, 3 - math.floor(math.log10(size))) if size else 0
+    text = f"{mean:.{decimals}f}"
+    if pm is not None:
+        text += f" ± {pm:.{decimals}f}"
+        return f"({text})e{power:+03d}" if power else text
+    return f"{text}e{power:+03d}" if power else text
+
+
+def size_text(n: float) -> str:
+    """A number of bytes for people."""
+    for unit, least, name in ((1e9, 1e9, "GB"), (1e6, 5e4, "MB")):
+        if n >= least:
+            return f"{n / unit:.1f} {name}"
+    return f"{n / 1e3:.1f} kB"
