@@ -340,19 +340,19 @@ class StandIn:
 STAND_INS = {
     "miniimagenet": StandIn(
         "random images: 40 of the 600 of each class of miniImageNet",
-        "_miniimagenet", "images", _photographs,
+        "miniimagenet", "images", _photographs,
     ),
     "cifar100": StandIn(
         "random images in the number and size of CIFAR-100's",
-        "_cifar100", "images", _small_photographs,
+        "cifar100", "images", _small_photographs,
     ),
     "ptbxl": StandIn(
-        "random signals in the number and size of PTB-XL's 21,837", "_ptbxl", "load", _hearts
+        "random signals in the number and size of PTB-XL's 21,837", "ptbxl", "load", _hearts
     ),
     "ppi_bio": StandIn(
         "4,000 random graphs of 40 proteins and 730 directed edges, the sizes from memory, in "
         "place of some 88,000",
-        "_ppi", "load", _graphs,
+        "ppi", "load", _graphs,
     ),
 }  # fmt: skip
 """By the name of the data set."""
@@ -363,7 +363,7 @@ def stand_ins(names: Sequence[str]) -> Iterator[None]:
     """Inside, the readers of these data sets give their stand-ins."""
     with ExitStack() as stack:
         for it in map(STAND_INS.__getitem__, names):
-            module = importlib.import_module(f"metabench.tasks.{it.module}")
+            module = importlib.import_module(f"metabench.tasks.data.{it.module}")
             stack.enter_context(mock.patch.object(module, it.reader, it.made))
         yield
 

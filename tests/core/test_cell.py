@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metabench.contract import seeds
 from metabench.contract.seeds import seed_for
 from metabench.core import cell as cells
-from metabench.core.capabilities import why_not
+from metabench.core.capabilities import check_applicable, why_not
 from metabench.core.cell import canonical, instances, make_cell
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.errors import NotApplicable, SettingError, UnknownName
@@ -157,11 +158,11 @@ def test_a_crossing_is_refused_in_words() -> None:
         "maml needs a lam that is the initial value of theta, which the task does not offer"
     )
     with pytest.raises(NotApplicable, match="initial value of theta"):
-        cells.check_applicable(task, method)
+        check_applicable(task, method)
     fits = {**SHORT, "task": {"formulation": "init"}}
     task, method, *_ = instances(make_cell("quadratic", "maml", set=fits))
     assert why_not(task, method) is None
-    cells.check_applicable(task, method)
+    check_applicable(task, method)
 
 
 def test_a_task_can_say_why_in_its_own_words() -> None:
@@ -198,12 +199,12 @@ def test_a_reason_says_nothing_twice() -> None:
     )
 
 
-@given(st.integers(0, 2**40), st.sampled_from(cells.STREAMS))
+@given(st.integers(0, 2**40), st.sampled_from(seeds.STREAMS))
 def test_streams_are_apart_and_fit_63_bits(seed: int, stream: str) -> None:
     value = seed_for(seed, stream)
     assert 0 <= value < 2**63
     assert value == seed_for(seed, stream)
-    assert value not in {seed_for(seed, s) for s in cells.STREAMS if s != stream}
+    assert value not in {seed_for(seed, s) for s in seeds.STREAMS if s != stream}
     assert value != seed_for(seed + 1, stream)
 
 

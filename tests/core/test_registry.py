@@ -43,7 +43,7 @@ def test_entries_have_an_origin_and_a_line() -> None:
 
 def test_names_and_entries_import_no_built_in() -> None:
     code = (
-        "from metabench.core.registry import REGISTRIES\n"
+        "import sys; from metabench.core.registry import REGISTRIES\n"
         "for r in REGISTRIES.values(): r.entries()\n"
         "bad = [m for m in sys.modules if m == 'torch' or m.startswith(('metabench.tasks.',"
         " 'metabench.methods.', 'metabench.solvers.'))]\n"

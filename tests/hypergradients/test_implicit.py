@@ -595,7 +595,8 @@ def test_batched_and_threaded_are_looped(kind, name, set_, solver):
     for found, other in others:
         assert other == counts
         for one, two in zip(found, expected, strict=True):
-            equal(one.grad, two.grad)
+            # Conjugate gradients enlarge the round-off of sums in another order.
+            equal(one.grad, two.grad, 1e-9)
             equal(one.theta, two.theta)
             equal(one.watched, two.watched)
             close(one.value, two.value)

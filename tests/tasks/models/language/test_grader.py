@@ -21,7 +21,10 @@ pytest.importorskip("transformers", reason="needs the extra llm: transformers")
 from self_edits import small_world
 
 Task, ReSTEM = tasks.get("self_edit_policy"), methods.get("restem")
-grading, models = (importlib.import_module(f"metabench.tasks.{m}") for m in ("_grader", "_lm"))
+grading, models = (
+    importlib.import_module(f"metabench.tasks.models.language.{m}")
+    for m in ("grader", "pretrained")
+)
 SIZES = {"rank": 1, "policy_rank": 2, "targets": ("q", "down"), "question_tokens": 40,
          "edit_tokens": 40, "questions": 2, "sample_tokens": 12, "documents": 3,
          "adapt_epochs": 3, "adapt_lr": 0.05, "dtype": "float64", "answer_tokens": 6,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_lora import CPU, model, moved, tokens
+from language_models import CPU, model, moved, tokens
 
 from metabench.contract import autodiff
 from metabench.core.errors import MetabenchError
