@@ -598,7 +598,7 @@ def test_batched_and_threaded_are_looped(kind, name, set_, solver):
             # Conjugate gradients enlarge the round-off of sums in another order.
             equal(one.grad, two.grad, 1e-9)
             equal(one.theta, two.theta)
-            equal(one.watched, two.watched)
+            equal(one.watched, two.watched, 1e-9)
             close(one.value, two.value)
 
 
