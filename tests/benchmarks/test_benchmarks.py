@@ -1,4 +1,7 @@
-"""The benchmark runs, gates and reports; how fast anything is, no test says."""
+"""The benchmarks run, gate and report; how fast anything is, no test says.
+
+Each row starts processes of its own: one row a benchmark is run always, the others with -m slow.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,11 @@ def test_rows_and_unknown_rows():
     assert run("--rows", "nothing").returncode == 2
 
 
-@pytest.mark.parametrize("row", ["logistic-generic", "logistic-closed-form", "mlp-l2-a-weight"])
+@pytest.mark.parametrize("row", [
+    "logistic-generic",
+    pytest.param("logistic-closed-form", marks=pytest.mark.slow),
+    pytest.param("mlp-l2-a-weight", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_tiny_row_of_the_implicit_benchmark(tmp_path, row):
     out = tmp_path / "speed.json"
     size = ("--examples", "30", "--terms", "3", "--pixels", "20", "--repeats", "1")
@@ -85,7 +92,7 @@ def test_a_missing_peer_is_a_hole(few_shot):
     assert higher["ratio"] is None and higher["met"] is None
 
 
-@pytest.mark.parametrize("row", ["linear-1", "mlp-5"])
+@pytest.mark.parametrize("row", ["linear-1", pytest.param("mlp-5", marks=pytest.mark.slow)])
 def test_a_tiny_row_of_the_penalty_benchmark(tmp_path, row):
     out = tmp_path / "speed.json"
     size = ("--examples", "20", "--repeats", "1", "--block", "1")
@@ -122,7 +129,10 @@ def test_a_tiny_row_of_sgld(tmp_path):
 
 @pytest.mark.parametrize(("row", "verdicts"), [
     ("graph-100", {"higher"}),
-    ("checkpoints-1000", {"higher, peak memory less", "keeping the graph, time"}),
+    pytest.param(
+        "checkpoints-1000", {"higher, peak memory less", "keeping the graph, time"},
+        marks=pytest.mark.slow,
+    ),
 ])  # fmt: skip
 def test_a_tiny_row_of_the_unrolling_benchmark(tmp_path, row, verdicts):
     out = tmp_path / "speed.json"
@@ -148,6 +158,7 @@ def test_peers_have_interpreters(few_shot):
         few_shot._turns.interpreters(bench, ["lower=/b/python"])
 
 
+@pytest.mark.slow
 def test_costs_of_tiny_outer_steps(tmp_path):
     out, page = tmp_path / "costs.json", tmp_path / "costs.md"
     done = run(
@@ -188,6 +199,7 @@ def test_costs_beyond_a_limit_are_holes_with_their_reason(tmp_path, monkeypatch)
     assert "takes more than" in costs.measure({"method": None}, {}, 0.01)["hole"]
 
 
+@pytest.mark.slow
 def test_seconds_of_a_suite_of_self_edits(tmp_path):
     pytest.importorskip("transformers", reason="needs the extra llm: transformers")
     try:
