@@ -56,7 +56,7 @@ class DeltaSTN(SelfTuning):
             (noise.new_zeros(()),),
             (noise.new_ones(()),),
         )
-        return problem.loss_of_prediction(lam, respond(phi, noise), f + change, batch)
+        return at.ctx.loss_of_prediction(lam, respond(phi, noise), f + change, batch)
 
     def train(self, at: Moment, phi: Params, memory: Any, t: int) -> tuple[Params, Any]:
         """A step of each from the same point."""
@@ -65,7 +65,6 @@ class DeltaSTN(SelfTuning):
             at.coordinates.lam(at.u), part(phi, VALUE), batch, create_graph=False
         )
         draws = at.draws("inner", batch, self.samples, t)
-        ctx.meter.add(inner_gradients=len(draws))
         _, g = autodiff.grad(
             lambda p: torch.stack(
                 [self.loss(at, parts["value"] | p, at.scale * e, batch) for e in draws]

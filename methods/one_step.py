@@ -73,7 +73,7 @@ class OneStep(GradientMethod):
             lambda x: ctx.solver.update(theta, x, memory, self.inner_lr)[0], g
         )
         value, to_both = autodiff.pullback(
-            lambda p, y: problem.outer_loss(p, y, problem.prepare(p, episode).outer), lam, end
+            lambda p, y: ctx.outer_loss(p, y, problem.prepare(p, episode).outer), lam, end
         )
         direct, v = to_both(torch.ones_like(value))
         (u,) = to_g(v)
@@ -82,12 +82,10 @@ class OneStep(GradientMethod):
 
         def slope(sign: float) -> Params:
             at = autodiff.axpy(sign * e, u, theta)
-            ctx.meter.add(inner_gradients=1)
             return autodiff.grad(
-                lambda p: problem.inner_loss(p, at, problem.prepare(p, episode).batch(last)), lam
+                lambda p: ctx.inner_loss(p, at, problem.prepare(p, episode).batch(last)), lam
             )[1]
 
-        ctx.meter.add(outer_gradients=1)
         up, down = slope(1.0), slope(-1.0)
         mixed = {k: (up[k] - down[k]) / (2 * e) for k in lam}
         return Hypergradient(value, autodiff.axpy(1.0, mixed, direct), end)

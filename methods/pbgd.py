@@ -201,12 +201,11 @@ class PBGD(InnerTraining):
 
         def both(x: Params, y: Params) -> tuple[Tensor, Tensor]:
             here = ctx.problem.prepare(x, episode)
-            return self.parts(ctx, x, y, follower.at, here, max(self.inner_steps, ahead))
+            t = max(self.inner_steps, ahead)
+            return self.parts(ctx, x, y, follower.at, here, t, mixed_products=1)
 
         parts, back = autodiff.pullback(both, lam, theta.at)
         grad, slope = back(_weights(lam, gamma))
-        if self.penalty == "gradient":
-            ctx.meter.add(mixed_products=1)
         return Descent(torch.stack(parts).detach(), grad, slope, theta, follower)
 
     def parts(
@@ -217,19 +216,17 @@ class PBGD(InnerTraining):
         omega: Params,
         episode: Episode,
         t: int,
+        mixed_products: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Outer loss and penalty on inner batch ``t``, the same for theta and omega; counted.
+        """Outer loss and penalty on inner batch ``t``, the same for theta and omega.
 
         With an empty omega the value gap lacks v(lam), which theta's gradient does not need.
         """
-        batch, inner = episode.batch(t), ctx.problem.inner_loss
-        ctx.meter.add(outer_gradients=1)
-        outer = ctx.problem.outer_loss(lam, theta, episode.outer)
+        batch, inner = episode.batch(t), ctx.inner_loss
+        outer = ctx.outer_loss(lam, theta, episode.outer)
         if self.penalty == "gradient":
-            slope = ctx.inner_grad(lam, theta, batch)
-            ctx.meter.add(hvps=1)
+            slope = ctx.inner_grad(lam, theta, batch, hvps=1, mixed_products=mixed_products)
             return outer, 0.5 * autodiff.dot(slope, slope)
-        ctx.meter.add(inner_gradients=2 if omega else 1)
         gap = inner(lam, theta, batch)
         return outer, gap - inner(lam, omega, batch) if omega else gap
 

@@ -71,15 +71,10 @@ class ReSTEM:
         return State(lam), {k: float(v) for k, v in log.items()} | {"kept": float(len(kept))}
 
     def explore(self, ctx: Context, lam: Params, episode: Episode) -> tuple[Batch, Tensor]:
-        """m actions and their rewards [m]; each training is counted, and what grades it."""
+        """m actions and their rewards [m]."""
         gen = generator(ctx.seeds.method, "actions", episode.index)
         actions = ctx.problem.sample(lam, episode, self.samples, gen)
-        problem, m = ctx.problem, self.samples
-        ctx.meter.add(
-            trainings=m * problem.trainings_per_reward,
-            function_evaluations=m * problem.evaluations_per_reward(episode),
-        )
-        return actions, problem.rewards(lam, episode, actions)
+        return actions, ctx.rewards(lam, episode, actions)
 
     def chosen(self, rewards: Tensor) -> list[int]:
         """Numbers of the actions to keep."""
@@ -103,9 +98,8 @@ class ReSTEM:
         return lam
 
     def slope(self, ctx: Context, lam: Params, pair: Kept) -> Params:
-        """Gradient of -log p of one action; counted as an outer gradient."""
-        ctx.meter.add(outer_gradients=1)
-        return autodiff.grad(lambda x: -ctx.problem.log_likelihood(x, *pair).sum(), lam)[1]
+        """Gradient of -log p of one action."""
+        return autodiff.grad(lambda x: -ctx.log_likelihood(x, *pair).sum(), lam)[1]
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """theta trained on one action of the policy."""

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_map
 from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, State
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.contract.solver import Solver, is_noisy
+from metabench.contract.solver import Solver
 from metabench.core.registry import methods
 from metabench.hypergradients import unrolled
 from metabench.hypergradients.comoment import Comoment
@@ -92,7 +92,7 @@ class SGLD(GradientMethod):
                 "sgld moves theta along the gradient itself; solver "
                 f"{solver.registered_name} keeps a memory: use langevin, or sgd for no noise"
             )
-        if self.estimator == "covariance" and temperature(solver) == 0.0:
+        if self.estimator == "covariance" and solver.sampled_temperature == 0.0:
             return (
                 "sgld's estimator covariance divides by the temperature, which solver "
                 f"{solver.registered_name} lacks: use langevin with temperature and noise above 0"
@@ -102,7 +102,7 @@ class SGLD(GradientMethod):
     def init(self, ctx: Context) -> State:
         """As every gradient method; a carried theta once for every chain."""
         state = super().init(ctx)
-        if temperature(ctx.solver) == 0.0:
+        if ctx.solver.sampled_temperature == 0.0:
             name = type(ctx.solver).registered_name
             ctx.notes["langevin_noise"] = f"none: inner solver {name}"
         if state.theta is None or self.chains == 1:
@@ -169,15 +169,12 @@ class Chains:
         return found if self.method.chains == 1 else tree_map(lambda x: x.mean(0), found)
 
     def noise(self, t: int, theta: Params) -> Params:
-        """Of step ``t``, where the solver takes any."""
-        return self.ctx.noise(self.episode, t, theta) if is_noisy(self.ctx.solver) else {}
+        """Of step ``t``; empty where the solver takes none (vmap cannot map over None)."""
+        return self.ctx.noise(self.episode, t, theta) or {}
 
     def moved(self, theta: Params, g: Params, noise: Params) -> Params:
         """theta one step along the gradient."""
-        solver, lr = self.ctx.solver, self.method.inner_lr
-        if is_noisy(solver):
-            return solver.update(theta, g, {}, lr, noise)[0]
-        return solver.update(theta, g, {}, lr)[0]
+        return self.ctx.solver.update(theta, g, {}, self.method.inner_lr, noise)[0]
 
     def step(self, theta: Params, t: int) -> Params:
         """A step that nothing is differentiated through."""
@@ -192,7 +189,7 @@ class Chains:
 
     def judge(self, lam: Params, theta: Params) -> Tensor:
         """F on the episode's outer batch."""
-        return self.ctx.problem.outer_loss(lam, theta, self.episode.outer)
+        return self.ctx.outer_loss(lam, theta, self.episode.outer)
 
 
 def forward(at: Chains, theta: Params | None) -> Hypergradient:
@@ -210,15 +207,13 @@ def forward(at: Chains, theta: Params | None) -> Hypergradient:
         return slopes
 
     def moved(theta: Params, j: Params, noise: Params, t: int) -> Any:
-        ctx.meter.add(hvps=n, mixed_products=n)
-        return unrolled.along(
-            lambda p, x: at.moved(x, ctx.inner_grad(p, x, at.episode.batch(t)), noise),
-            (lam, theta),
-            (ways, j),
-        )
+        def on(p: Params, x: Params) -> Params:
+            g = ctx.inner_grad(p, x, at.episode.batch(t), hvps=n, mixed_products=n)
+            return at.moved(x, g, noise)
+
+        return unrolled.along(on, (lam, theta), (ways, j))
 
     def judged(theta: Params, j: Params) -> Any:
-        ctx.meter.add(outer_gradients=1)
         return unrolled.along(at.judge, (lam, theta), (ways, j))
 
     theta = at.begin(theta)
@@ -240,9 +235,8 @@ def first_order(at: Chains, theta: Params | None) -> Hypergradient:
     ctx, method, lam = at.ctx, at.method, at.lam
 
     def one(theta: Params, noise: Params, t: int) -> Any:
-        ctx.meter.add(outer_gradients=1, mixed_products=1)
         g, mixed = autodiff.pullback(
-            lambda p: ctx.inner_grad(p, theta, at.episode.batch(t)), lam
+            lambda p: ctx.inner_grad(p, theta, at.episode.batch(t), mixed_products=1), lam
         )  # one graph of the inner loss gives the step and the product
         theta = at.moved(theta, g, noise)
         value, back = autodiff.pullback(at.judge, lam, theta)
@@ -306,14 +300,10 @@ def covariance(at: Chains, theta: Params | None) -> Hypergradient:
 
     def one(theta: Params, noise: Params, t: int) -> Any:
         batch = at.episode.batch(t)
-        ctx.meter.add(inner_gradients=1)
-        energy, back = autodiff.pullback(
-            lambda p, x: ctx.problem.inner_loss(p, x, batch), lam, theta
-        )
+        energy, back = autodiff.pullback(lambda p, x: ctx.inner_loss(p, x, batch), lam, theta)
         in_lam, g = back(torch.ones_like(energy))
         if not method.keeps(t):
             return at.moved(theta, g, noise), ()
-        ctx.meter.add(outer_gradients=1)
         value, back = autodiff.pullback(lambda p: at.judge(p, theta), lam)
         return at.moved(theta, g, noise), (value, back(torch.ones_like(value))[0], in_lam)
 
@@ -329,11 +319,5 @@ def covariance(at: Chains, theta: Params | None) -> Hypergradient:
                 in_lam if several else {k: v[None] for k, v in in_lam.items()},
             )
     value, direct = sums.means()
-    cov, heat = samples.covariance(), temperature(ctx.solver)
+    cov, heat = samples.covariance(), ctx.solver.sampled_temperature
     return Hypergradient(value, {k: v - cov[k] / heat for k, v in direct.items()}, theta)
-
-
-def temperature(solver: Solver) -> float:
-    """Of what the inner solver samples; 0 where it adds no noise."""
-    found: float = getattr(solver, "sampled_temperature", 0.0)
-    return found

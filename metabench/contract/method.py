@@ -15,7 +15,7 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.contract.solver import Memory, Rate, Solver, is_noisy
+from metabench.contract.solver import Memory, Rate, Solver
 from metabench.core.errors import Diverged, UnknownName
 from metabench.core.registry import solvers
 
@@ -142,11 +142,7 @@ def inner_loop(
         g = ctx.inner_grad(
             lam, {**theta, **moving}, episode.batch(t), create_graph=create_graph, only=only
         )
-        if is_noisy(solver):
-            noise = ctx.noise(episode, t, theta)
-            moving, memory = solver.update(moving, g, memory, lr, noise)
-        else:
-            moving, memory = solver.update(moving, g, memory, lr)
+        moving, memory = solver.update(moving, g, memory, lr, ctx.noise(episode, t, theta))
     return {**theta, **moving}, memory
 
 

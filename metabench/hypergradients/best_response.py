@@ -285,13 +285,12 @@ class SelfTuning:
         draws: Sequence[Tensor | None] = [None]
         if "scale" in moved:
             draws = at.draws("outer", at.episode.outer, self.samples)
-        at.ctx.meter.add(outer_gradients=len(draws))
 
         def objective(x: Params) -> tuple[Tensor, Tensor]:
             lam, scale = at.coordinates.lam(x["u"]), self.deviations(x)
             seen = x["u"] - self.centre(at.u)
             thetas = (respond(phi, seen if e is None else seen + scale * e) for e in draws)
-            losses = [at.ctx.problem.outer_loss(lam, t, at.episode.outer) for t in thetas]
+            losses = [at.ctx.outer_loss(lam, t, at.episode.outer) for t in thetas]
             loss = torch.stack(losses).mean()
             free = self.entropy_weight * entropy(scale) if "scale" in x else 0.0
             return loss - free, loss

@@ -88,7 +88,7 @@ def linearise(
     def at(p: Params) -> Episode:
         return problem.prepare(p, episode) if autodiff.is_functional() else ready
 
-    ctx.meter.add(outer_gradients=1)
+    ctx.meter.add(outer_gradients=1)  # once, however often torch.func builds the graph
     value, (to_lam, to_theta) = autodiff.pullbacks(
         lambda p, y: problem.outer_loss(p, y, at(p).outer), lam, theta
     )

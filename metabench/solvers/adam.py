@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 
 from metabench.contract.problem import Params
-from metabench.contract.solver import Memory, Rate, scaled
+from metabench.contract.solver import Memory, Rate, Solver, scaled
 from metabench.core.registry import solvers
 
 
 @solvers.register("adam")
 @dataclass(frozen=True)
-class Adam:
+class Adam(Solver):
     """Adam (Kingma, Ba 2015), torch.optim.Adam's form, differentiable throughout."""
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -32,7 +32,12 @@ class Adam:
         }
 
     def update(
-        self, theta: Params, grad: Params, memory: Memory, lr: Rate
+        self,
+        theta: Params,
+        grad: Params,
+        memory: Memory,
+        lr: Rate,
+        noise: Params | None = None,
     ) -> tuple[Params, Memory]:
         """One step."""
         b1, b2 = self.beta1, self.beta2

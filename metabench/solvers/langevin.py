@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.problem import Params
-from metabench.contract.solver import Memory, Rate, scaled
+from metabench.contract.solver import Memory, Rate, Solver, scaled
 from metabench.core.registry import solvers
 
 
 @solvers.register("langevin")
 @dataclass(frozen=True)
-class Langevin:
+class Langevin(Solver):
     """Langevin dynamics: theta - lr gradient + sqrt(2 lr temperature) noise."""
 
     temperature: Annotated[float, Field(ge=0)] = 1e-4

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 
 from metabench.contract.problem import Params
-from metabench.contract.solver import Memory, Rate, scaled
+from metabench.contract.solver import Memory, Rate, Solver, scaled
 from metabench.core.registry import solvers
 
 
 @solvers.register("momentum")
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Solver):
     """Gradient descent with heavy-ball or Nesterov momentum (torch.optim.SGD's form)."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -26,7 +26,12 @@ class Momentum:
         return {"velocity": {k: torch.zeros_like(v) for k, v in theta.items()}}
 
     def update(
-        self, theta: Params, grad: Params, memory: Memory, lr: Rate
+        self,
+        theta: Params,
+        grad: Params,
+        memory: Memory,
+        lr: Rate,
+        noise: Params | None = None,
     ) -> tuple[Params, Memory]:
         """One step."""
         m = self.momentum

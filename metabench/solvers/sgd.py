@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metabench.contract.problem import Params
-from metabench.contract.solver import Memory, Rate, scaled
+from metabench.contract.solver import Memory, Rate, Solver, scaled
 from metabench.core.registry import solvers
 
 
 @solvers.register("sgd")
 @dataclass(frozen=True)
-class SGD:
+class SGD(Solver):
     """Plain gradient descent: theta - lr * gradient."""
 
     def init(self, theta: Params) -> Memory:
@@ -19,7 +19,12 @@ class SGD:
         return {}
 
     def update(
-        self, theta: Params, grad: Params, memory: Memory, lr: Rate
+        self,
+        theta: Params,
+        grad: Params,
+        memory: Memory,
+        lr: Rate,
+        noise: Params | None = None,
     ) -> tuple[Params, Memory]:
         """One step."""
         if isinstance(lr, float):  # one operation in place of two, for large theta
