@@ -231,7 +231,7 @@ def _run(cell: Cell) -> Counted:
             )
             cost = replace(cost, ops=cost.ops / n)
         evaluations[name] = (cost, float(episodes))
-    state_bytes = _bytes((state.lam, state.theta, state.memory))
+    state_bytes = _bytes(vars(state))
     return Counted(step, steps, evaluations, state_bytes, _bytes(problem))
 
 

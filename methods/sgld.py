@@ -116,7 +116,7 @@ class SGLD(GradientMethod):
         new, log = super().step(ctx, replace(state, theta=state.memory[CHAINS]))
         assert new.theta is not None
         first = {k: v[0] for k, v in new.theta.items()}
-        return State(new.lam, first, {**new.memory, CHAINS: new.theta}), log
+        return replace(new, theta=first, memory={**new.memory, CHAINS: new.theta}), log
 
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode

@@ -57,7 +57,7 @@ class Crossing:
         """One outer step, as the harness takes it."""
         new, log = self.method.step(ctx, state)
         ctx.step += 1
-        return State(*autodiff.detach_tree((new.lam, new.theta, new.memory))), log
+        return State(**autodiff.detach_tree(vars(new))), log
 
 
 def adapted(at: Crossing, ctx: Context, state: State) -> list[Params]:
@@ -76,7 +76,7 @@ def adapted(at: Crossing, ctx: Context, state: State) -> list[Params]:
 def stored(state: State) -> State:
     """The state, saved and loaded as a checkpoint is."""
     buffer = io.BytesIO()
-    torch.save({"lam": state.lam, "theta": state.theta, "memory": state.memory}, buffer)
+    torch.save(dict(vars(state)), buffer)
     buffer.seek(0)
     return State(**torch.load(buffer, weights_only=True))
 
@@ -84,7 +84,7 @@ def stored(state: State) -> State:
 def snapshot(value: Any) -> list[Any]:
     """A copy of nested data to compare with later: its shape and leaves."""
     if isinstance(value, State):
-        value = (value.lam, value.theta, value.memory)
+        value = vars(value)
     leaves, shape = tree_flatten(value)
     return [
         shape,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from metabench.core.errors import Diverged, UnknownName
 from metabench.core.registry import solvers
 
 __all__ = [
+    "LEARNED",
     "Context",
     "GradientMethod",
     "Hypergradient",
@@ -33,6 +34,7 @@ __all__ = [
     "inner_loop",
     "outer_rate",
     "outer_solver",
+    "split",
 ]
 
 
@@ -47,30 +49,56 @@ Steps = Annotated[int, Field(ge=0)]
 SolverName = Annotated[str, AfterValidator(_known_solver)]
 
 
+LEARNED = "learned/"
+"""Prefix of what a method learns beside lam, where both are in one dict."""
+
+
 @dataclass(frozen=True)
 class State:
     """All that a method knows between two outer steps; saved as it is in a checkpoint.
 
     ``theta`` is the carried inner variable, None where every episode starts anew. ``memory``
-    holds the method's own: nested dicts and lists of tensors, numbers and strings.
+    holds the method's own: nested dicts and lists of tensors, numbers and strings. ``learned`` is
+    what the method learns by hypergradients beside the task's lam, such as a step size.
     """
 
     lam: Params
     theta: Params | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    learned: Params = field(default_factory=dict)
+
+    @property
+    def outer(self) -> Params:
+        """All that hypergradients are taken in: lam, and ``learned`` with ``LEARNED`` before each
+        name."""
+        return self.lam | {LEARNED + k: v for k, v in self.learned.items()}
+
+    @property
+    def reported(self) -> Params:
+        """lam and ``learned`` as records name them: ``LEARNED`` before a name that both have."""
+        own = {LEARNED + k if k in self.lam else k: v for k, v in self.learned.items()}
+        return self.lam | own
+
+
+def split(outer: Params) -> tuple[Params, Params]:
+    """lam and learned of :attr:`State.outer`."""
+    learned = {k.removeprefix(LEARNED): v for k, v in outer.items() if k.startswith(LEARNED)}
+    return {k: v for k, v in outer.items() if not k.startswith(LEARNED)}, learned
 
 
 class Hypergradient(NamedTuple):
     """What one episode says: its outer loss, the gradient in lam, and the adapted theta.
 
     ``watched``: scalars by name that tell how far to trust it, larger is worse; the worst of a
-    step's episodes goes to :meth:`GradientMethod.trust` and to the learning curve.
+    step's episodes goes to :meth:`GradientMethod.trust` and to the learning curve. ``memory``:
+    what the method finds in ``State.memory`` at its next step, that of a step's last episode.
     """
 
     value: Tensor
     grad: Params
     theta: Params
     watched: Params = {}  # noqa: RUF012
+    memory: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Method(Protocol):
@@ -155,8 +183,8 @@ class InnerTraining:
     test_steps: Steps | None = None
     """Inner steps at evaluation; None: as many as in training."""
 
-    def rate(self, lam: Params) -> Rate:
-        """The inner step size; a learned one reads it from lam."""
+    def rate(self, learned: Params) -> Rate:
+        """The inner step size; a learned one reads it from ``State.learned``."""
         return self.inner_lr
 
     def only(self, ctx: Context) -> tuple[str, ...] | None:
@@ -179,7 +207,7 @@ class InnerTraining:
             autodiff.detach(ctx.problem.init_inner(state.lam, episode)),
             ctx.problem.prepare(autodiff.detach(state.lam), episode, self.only(ctx)),
             steps=self.inner_steps if self.test_steps is None else self.test_steps,
-            lr=self.rate(state.lam),
+            lr=self.rate(state.learned),
             only=self.only(ctx),
         )
         return autodiff.detach(theta)
@@ -211,10 +239,15 @@ class GradientMethod(InnerTraining):
     ) -> Hypergradient:
         """Outer loss, hypergradient and adapted theta of one episode; all without a graph.
 
-        ``theta`` is the carried inner variable, None where the episode starts from
-        ``problem.init_inner``.
+        ``lam`` is :attr:`State.outer`. ``theta`` is the carried inner variable, None where the
+        episode starts from ``problem.init_inner``.
         """
         raise NotImplementedError
+
+    def hypergradient_from(self, ctx: Context, state: State, episode: Episode) -> Hypergradient:
+        """:meth:`hypergradient` at a state. Override this one to see ``state.memory``, where the
+        ``memory`` of the last step's hypergradient is: a linear solve can start from there."""
+        return self.hypergradient(ctx, state.outer, state.theta, episode)
 
     def settle(self, ctx: Context, state: State, episode: Episode) -> None:
         """Make the choices, and note them, that all episodes of the run share."""
@@ -227,19 +260,19 @@ class GradientMethod(InnerTraining):
     def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
         """Raise :class:`Diverged`, with the reason, where what was watched says so."""
 
-    def init_lam(self, ctx: Context) -> Params:
-        """The first outer variable; methods that learn more than lam add names to it."""
-        return ctx.problem.init_outer()
+    def first_learned(self, ctx: Context, lam: Params) -> Params:
+        """The first values of what is learned beside lam."""
+        return {}
 
-    def project(self, ctx: Context, lam: Params) -> Params:
-        """lam moved to where it may be."""
-        return ctx.problem.project(lam)
+    def project_learned(self, learned: Params) -> Params:
+        """What is learned beside lam, moved to where it may be."""
+        return learned
 
     def init(self, ctx: Context) -> State:
         """First lam, first theta where it is carried, and the outer solver's memory."""
-        lam = self.init_lam(ctx)
-        memory = {"outer": outer_solver(self.outer_solver).init(lam)}
-        return State(lam, self.first_theta(ctx, lam), memory)
+        lam = ctx.problem.init_outer()
+        state = State(lam, self.first_theta(ctx, lam), learned=self.first_learned(ctx, lam))
+        return replace(state, memory={"outer": outer_solver(self.outer_solver).init(state.outer)})
 
     def arrived(
         self, ctx: Context, lam: Params, found: Sequence[Hypergradient], episodes: Sequence[Episode]
@@ -256,9 +289,7 @@ class GradientMethod(InnerTraining):
         episodes = ctx.training_episodes()
         self.settle(ctx, state, episodes[0])
         found = ctx.over_episodes(
-            lambda e: self.hypergradient(ctx, state.lam, state.theta, e),
-            episodes,
-            steps=self.inner_batches,
+            lambda e: self.hypergradient_from(ctx, state, e), episodes, steps=self.inner_batches
         )
         watched = worst([h.watched for h in found])
         self.trust(ctx, watched)
@@ -269,11 +300,13 @@ class GradientMethod(InnerTraining):
         )
         if self.clip is not None:
             g = {k: v.clamp(-self.clip, self.clip) for k, v in g.items()}
-        lam, memory = outer_solver(self.outer_solver).update(
-            state.lam, g, state.memory["outer"], lr
+        moved, outer = outer_solver(self.outer_solver).update(
+            state.outer, g, state.memory["outer"], lr
         )
+        lam, learned = split(moved)
         theta = autodiff.detach(found[-1].theta) if ctx.problem.carried else None
-        new = State(self.project(ctx, lam), theta, {**state.memory, "outer": memory})
+        memory = {**state.memory, **autodiff.detach_tree(found[-1].memory), "outer": outer}
+        new = State(ctx.problem.project(lam), theta, memory, self.project_learned(learned))
         return new, {"outer_loss": value, "hypergradient_norm": size, **watched}
 
 

@@ -21,7 +21,14 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.method import GradientMethod, Hypergradient, Positive, State, inner_loop
+from metabench.contract.method import (
+    GradientMethod,
+    Hypergradient,
+    Positive,
+    State,
+    inner_loop,
+    split,
+)
 from metabench.contract.problem import Episode, Params
 from metabench.contract.solver import Memory, Rate
 
@@ -32,7 +39,7 @@ Point = tuple[Params, Memory]
 
 @dataclass(frozen=True)
 class Path:
-    """The inner iterations of one episode as pure functions of lam.
+    """The inner iterations of one episode as pure functions of lam (:attr:`State.outer`).
 
     ``theta`` is where they start, None for ``problem.init_inner(lam)``, which depends on lam.
     """
@@ -45,7 +52,9 @@ class Path:
 
     def begin(self, lam: Params) -> Point:
         """The first point."""
-        start = self.ctx.problem.init_inner(lam, self.episode) if self.theta is None else self.theta
+        start = self.theta
+        if start is None:
+            start = self.ctx.problem.init_inner(split(lam)[0], self.episode)
         moving = start if self.only is None else {k: start[k] for k in self.only}
         return start, self.ctx.solver.init(moving)
 
@@ -54,13 +63,14 @@ class Path:
     ) -> Point:
         """The point ``steps`` inner steps on, the first of them number ``t``."""
         theta, memory = point
+        own, learned = split(lam)
         return inner_loop(
             self.ctx,
-            lam,
+            own,
             theta,
             self.episode,
             steps=steps,
-            lr=self.rate(lam),
+            lr=self.rate(learned),
             start=t,
             memory=memory,
             create_graph=create_graph,
@@ -69,7 +79,7 @@ class Path:
 
     def prepared(self, lam: Params) -> Path:
         """The same iterations, with what is common to them computed once, in the graph of lam."""
-        ready = self.ctx.problem.prepare(lam, self.episode, self.only)
+        ready = self.ctx.problem.prepare(split(lam)[0], self.episode, self.only)
         return replace(self, episode=ready)
 
     def plain(self, point: Point, lam: Params, t: int, steps: int = 1) -> Point:
@@ -79,7 +89,7 @@ class Path:
 
     def judge(self, lam: Params, theta: Params) -> Tensor:
         """F(lam, theta) on the episode's outer batch."""
-        return self.ctx.problem.outer_loss(lam, theta, self.episode.outer)
+        return self.ctx.problem.outer_loss(split(lam)[0], theta, self.episode.outer)
 
 
 def reverse(
@@ -368,4 +378,4 @@ class Unrolling(GradientMethod):
         steps = self.differentiated_steps()
         if self.memory == "auto" and steps > 1:
             path = Path(ctx, state.theta, episode, self.rate, self.only(ctx))
-            choose(path, state.lam, steps, self.memory_budget_gb * 1e9)
+            choose(path, state.outer, steps, self.memory_budget_gb * 1e9)

@@ -175,7 +175,7 @@ class Loop:
             new, log = self.method.step(self.ctx, at.state)
         moved, log = self.told((None if new is at.state else _detached(new), log))
         state = at.state if moved is None else moved
-        _guard(at.step, log, state.lam)
+        _guard(at.step, log, state.reported)
         logs = dict(at.logs)
         for name, value in log.items():
             if math.isfinite(value):
@@ -200,7 +200,7 @@ class Loop:
         row |= {f"valid/{name}": found.mean for name, found in metrics.items()}
         row |= {f"cost/{name}": n for name, n in at.counts.items()}
         row["cost/seconds"] = self.training.seconds
-        row |= learning_curve.lam_columns(at.state.lam, self.problem)
+        row |= learning_curve.lam_columns(at.state.reported, self.problem)
         new = replace(at, curve=learning_curve.appended(at.curve, row), logs={})
         if self.budget.select == "last" or at.best is None or self.better(metrics, at.valid):
             new = replace(new, best=at.state, best_step=at.step, valid=metrics)
@@ -433,8 +433,8 @@ def _guard(step: int, log: dict[str, float], lam: Params) -> None:
 
 def _detached(state: State) -> State:
     """The state without a graph: the same whether it comes from a step or from a checkpoint."""
-    lam, theta, memory = torch.utils._pytree.tree_map(
-        lambda x: x.detach() if isinstance(x, torch.Tensor) else x,
-        (state.lam, state.theta, state.memory),
+    return State(
+        *torch.utils._pytree.tree_map(
+            lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(vars(state).values())
+        )
     )
-    return State(lam, theta, memory)

@@ -584,7 +584,7 @@ def test_batched_and_threaded_are_looped(kind, name, set_, solver):
     method, out = methods.get(name)(**set_), {}
     for how in ({}, {"engine": "vmap"}, {"workers": 3}):
         ctx = given(kind(), *INNER, solver=solver, **how)
-        lam = method.init_lam(ctx)
+        lam = method.init(ctx).outer
         found = ctx.over_episodes(
             lambda e, c=ctx, p=lam: method.hypergradient(c, p, None, e),
             ctx.training_episodes(),
@@ -631,7 +631,7 @@ def test_the_hessian_is_taken_on_a_batch_of_its_own():
         asked.clear()
         method = methods.get(name)(inner_steps=4)
         ctx = given(Watching(0.3, batches=True), *INNER, "lam_is_initialisation")
-        method.hypergradient(ctx, method.init_lam(ctx), None, ctx.problem.episode("train", 0))
+        method.hypergradient(ctx, method.init(ctx).outer, None, ctx.problem.episode("train", 0))
         assert max(asked) + 1 == count == method.inner_batches
 
 

@@ -155,7 +155,7 @@ def test_batched_is_looped(batches, mode, solver):
             "meta_sgd": {"meta_sgd": True},
         }.items():  # fmt: skip
             method = methods.get("maml")(inner_steps=4, inner_lr=0.1, memory=mode, **set_)
-            lam = method.init_lam(ctx)
+            lam = method.init(ctx).outer
             out = ctx.over_episodes(
                 lambda e, m=method, p=lam, c=ctx: m.hypergradient(c, p, None, e),
                 ctx.training_episodes(),
