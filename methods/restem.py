@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.method import Positive, SolverName, State, Steps, outer_solver
+from metabench.contract.method import Method, Positive, SolverName, State, Steps, outer_solver
 from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import generator
 from metabench.core.registry import methods
@@ -30,7 +30,7 @@ Kept = tuple[Episode, Batch]
 
 @methods.register("restem")
 @dataclass(frozen=True)
-class ReSTEM:
+class ReSTEM(Method):
     """ReST-EM (Singh 2024, SEAL 2025): clone the rewarded samples of a policy; rewards only."""
 
     samples: Annotated[int, Field(ge=1)] = 5

@@ -141,7 +141,7 @@ def check_threads(at: Crossing) -> None:
 
 def check_batched(at: Crossing) -> None:
     """All episodes at once (vmap) give what one after another gives, to rounding."""
-    if not getattr(at.method, "batched", True):
+    if not at.method.batched:
         return
     looped = at.context()
     expected = at.run(looped)
@@ -231,7 +231,7 @@ def check_exact(at: Crossing) -> None:
     Along three ways through lam, against central differences: a method that can never be exact has
     no ``exact_with``, and nothing is checked.
     """
-    promised = getattr(at.method, "exact_with", None)
+    promised = at.method.exact_with
     if promised is None or at.task.registered_name != "quadratic":
         return
     ctx, method = at.context(), replace(at.method, **promised)
@@ -284,3 +284,4 @@ class _Lacking:
     def __init__(self, task: Any, need: str) -> None:
         self.registered_name = task.registered_name
         self.offers = task.offers - {need}
+        self.lacks: dict[str, str] = {}

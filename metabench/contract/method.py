@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator, Field
@@ -101,40 +102,73 @@ class Hypergradient(NamedTuple):
     memory: dict[str, Any] = {}  # noqa: RUF012
 
 
-class Method(Protocol):
+class Method(ABC):
     """What is registered: a frozen dataclass of settings with three functions.
 
-    Optional class attributes: ``packages`` (names that must be importable), ``reconstruction`` (a
-    sentence, where the source does not give all of the method; tables show it), ``batched`` (False
-    where episodes cannot be worked through all at once with vmap), ``default_solver`` (name of the
-    inner solver where none is chosen; without it "sgd"), and a function ``refuses(solver)``: why
-    it cannot take an inner solver, in words, or None. One that has ``hypergradient`` may have
-    ``exact_with``, settings under which its theory promises the exact derivative on a quadratic
-    inner problem: the conformance kit then holds it to that.
+    A subclass gives ``needs``, :meth:`init`, :meth:`step` and :meth:`adapt`. The rest has defaults,
+    and is replaced by a ClassVar, a property or (the two numbers of steps) a setting.
     """
 
     registered_name: ClassVar[str]
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Capabilities (keys of ``problem.CAPABILITIES``) that a task must offer."""
-        ...
+    default_solver: ClassVar[str] = "sgd"
+    """Name of the inner solver where none is chosen."""
 
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[str]:
+        """Capabilities (keys of ``CAPABILITIES``) that a task must offer."""
+
+    @abstractmethod
     def init(self, ctx: Context) -> State:
         """The state before the first outer step."""
-        ...
 
+    @abstractmethod
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """One outer step: the next state, and numbers for the learning curve.
 
         ``outer_loss`` and, where there is one, ``hypergradient_norm`` are the usual names. The
         state that comes in is never changed. Raises :class:`Diverged`.
         """
-        ...
 
+    @abstractmethod
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """theta for an evaluation episode: what this method would use at test time."""
-        ...
+
+    def refuses(self, solver: Solver) -> str | None:
+        """Why it cannot take an inner solver, in words; None where it can."""
+        return None
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Names that must be importable."""
+        return ()
+
+    @property
+    def reconstruction(self) -> str:
+        """A sentence, where the source does not give all of the method; tables show it."""
+        return ""
+
+    @property
+    def batched(self) -> bool:
+        """Whether episodes can be worked through all at once, with vmap."""
+        return True
+
+    @property
+    def exact_with(self) -> Mapping[str, Any] | None:
+        """Settings under which a hypergradient is by theory exact on a quadratic inner problem: the
+        conformance kit holds a method to that. None: there are none."""
+        return None
+
+    @property
+    def inner_steps(self) -> int | None:
+        """Inner steps of an episode in training; None where that means nothing."""
+        return None
+
+    @property
+    def test_steps(self) -> int | None:
+        """Inner steps of an episode at evaluation; None: as many as in training."""
+        return None
 
 
 def outer_solver(name: str) -> Solver:
@@ -155,27 +189,36 @@ def inner_loop(
     memory: Memory | None = None,
     create_graph: bool = False,
     only: Sequence[str] | None = None,
+    hvps: int = 0,
+    mixed_products: int = 0,
 ) -> tuple[Params, Memory]:
     """theta and solver memory after ``steps`` inner steps, the first of them number ``start``.
 
     ``memory`` None starts the solver anew. With ``create_graph`` every step stays differentiable
     in lam, theta and lr; without it the gradients are constants (first order), though theta stays
     connected to where it came from. ``only`` names the parameters that move (None: all). A noisy
-    solver gets the noise of the episode's step.
+    solver gets the noise of the episode's step. ``hvps`` and ``mixed_products`` are counted at each
+    step (:meth:`Context.inner_grad`).
     """
     solver = ctx.solver
     moving = theta if only is None else {k: theta[k] for k in only}
     memory = solver.init(moving) if memory is None else memory
     for t in range(start, start + steps):
         g = ctx.inner_grad(
-            lam, {**theta, **moving}, episode.batch(t), create_graph=create_graph, only=only
+            lam,
+            {**theta, **moving},
+            episode.batch(t),
+            create_graph=create_graph,
+            only=only,
+            hvps=hvps,
+            mixed_products=mixed_products,
         )
         moving, memory = solver.update(moving, g, memory, lr, ctx.noise(episode, t, theta))
     return {**theta, **moving}, memory
 
 
 @dataclass(frozen=True)
-class InnerTraining:
+class InnerTraining(Method):
     """The inner settings that methods share, and what they use at test time: theta, trained."""
 
     inner_steps: Steps = 5

@@ -27,6 +27,11 @@ class Solver(ABC):
     """Whether a step takes noise: data like any other, drawn by :meth:`Context.noise`."""
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """Names that must be importable."""
+        return ()
+
+    @property
     def sampled_temperature(self) -> float:
         """The temperature of what the steps sample; 0 where they add no noise."""
         return 0.0

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from metabench.contract import autodiff
 from metabench.contract.method import (
     Context,
+    Method,
     Positive,
     SolverName,
     State,
@@ -167,7 +168,7 @@ def entropy(scale: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SelfTuning:
+class SelfTuning(Method):
     """Steps of a response's parameters and of u in turn; a subclass says how the response trains.
 
     An outer step is ``inner_steps`` training steps and one of u. The response and its solver go on

@@ -92,7 +92,7 @@ class Loop:
         torch.set_num_threads(self.threads)
         cuda = device.type == "cuda"
         engine = options.engine
-        if not getattr(self.method, "batched", True):
+        if not self.method.batched:
             engine = "loop"
         elif engine == "auto":
             engine = "vmap" if cuda and spread else "loop"
@@ -107,9 +107,8 @@ class Loop:
             workers=ranks.agree(options.workers if spread and not cuda else 1),
             ranks=ranks,
         )
-        reconstruction = getattr(self.method, "reconstruction", "")
-        if reconstruction:
-            self.ctx.notes["reconstruction"] = reconstruction
+        if self.method.reconstruction:
+            self.ctx.notes["reconstruction"] = self.method.reconstruction
         self.made_with = {
             **determinism.versions(),
             "contract": self.cell.contract,
@@ -218,7 +217,7 @@ class Loop:
         assert best is not None
         self.ctx.step = self.boundary.best_step
         ways = [("", self.method)]
-        test, train = (getattr(self.method, f"{when}_steps", None) for when in ("test", "inner"))
+        test, train = self.method.test_steps, self.method.inner_steps
         if test is not None and test != train:
             ways.append((f"@{train}_steps", replace(self.method, test_steps=None)))
         for split in self.problem.evaluations:
