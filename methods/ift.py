@@ -91,11 +91,11 @@ class IFT(GradientMethod):
         at = implicit.linearise(
             ctx, lam, end, episode, ready, batch=self.inner_steps, damping=self.damping
         )
-        x, watched = self.inverse_of(at)
+        x, diagnostics = self.inverse_of(at)
         g = autodiff.axpy(-1.0, at.mixed(x), at.direct)
-        return Hypergradient(at.value, g, autodiff.detach(end), watched)
+        return Hypergradient(at.value, g, autodiff.detach(end), diagnostics)
 
-    def inverse_of(self, at: implicit.Point) -> implicit.Solved:
+    def inverse_of(self, at: implicit.Linearisation) -> implicit.Solved:
         """H^-1 grad_theta F, by the inverse that is set."""
         if self.inverse == "identity":
             return implicit.Solved((self.alpha or 1.0) * at.v, {})
@@ -110,8 +110,8 @@ class IFT(GradientMethod):
             at.product, at.v, alpha=alpha, terms=self.terms, tolerance=self.tolerance
         )
 
-    def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
+    def check_diagnostics(self, ctx: Context, diagnostics: Mapping[str, float]) -> None:
         """A series that grows and negative curvature are noted, or end the run."""
         implicit.check_solution(
-            ctx, watched, growth_limit=self.growth_limit, indefinite=self.indefinite
+            ctx, diagnostics, growth_limit=self.growth_limit, indefinite=self.indefinite
         )

@@ -187,7 +187,7 @@ class Chains:
         moved: Params = self.each(one, theta, self.noise(t, theta))
         return moved
 
-    def judge(self, lam: Params, theta: Params) -> Tensor:
+    def outer_value(self, lam: Params, theta: Params) -> Tensor:
         """F on the episode's outer batch."""
         return self.ctx.outer_loss(lam, theta, self.episode.outer)
 
@@ -214,7 +214,7 @@ def forward(at: Chains, theta: Params | None) -> Hypergradient:
         return unrolled.along(on, (lam, theta), (ways, j))
 
     def judged(theta: Params, j: Params) -> Any:
-        return unrolled.along(at.judge, (lam, theta), (ways, j))
+        return unrolled.along(at.outer_value, (lam, theta), (ways, j))
 
     theta = at.begin(theta)
     j, kept = at.each(first, theta), []
@@ -239,7 +239,7 @@ def first_order(at: Chains, theta: Params | None) -> Hypergradient:
             lambda p: ctx.inner_grad(p, theta, at.episode.batch(t), mixed_products=1), lam
         )  # one graph of the inner loss gives the step and the product
         theta = at.moved(theta, g, noise)
-        value, back = autodiff.pullback(at.judge, lam, theta)
+        value, back = autodiff.pullback(at.outer_value, lam, theta)
         direct, s = back(torch.ones_like(value))
         return theta, (value, direct, mixed(s)[0])
 
@@ -304,7 +304,7 @@ def covariance(at: Chains, theta: Params | None) -> Hypergradient:
         in_lam, g = back(torch.ones_like(energy))
         if not method.keeps(t):
             return at.moved(theta, g, noise), ()
-        value, back = autodiff.pullback(lambda p: at.judge(p, theta), lam)
+        value, back = autodiff.pullback(lambda p: at.outer_value(p, theta), lam)
         return at.moved(theta, g, noise), (value, back(torch.ones_like(value))[0], in_lam)
 
     theta, samples, sums = at.begin(theta), Comoment(), Sums()

@@ -90,15 +90,16 @@ def split(outer: Params) -> tuple[Params, Params]:
 class Hypergradient(NamedTuple):
     """What one episode says: its outer loss, the gradient in lam, and the adapted theta.
 
-    ``watched``: scalars by name that tell how far to trust it, larger is worse; the worst of a
-    step's episodes goes to :meth:`GradientMethod.trust` and to the learning curve. ``memory``:
-    what the method finds in ``State.memory`` at its next step, that of a step's last episode.
+    ``diagnostics``: scalars by name that tell how far to trust it, larger is worse; the worst of a
+    step's episodes goes to :meth:`GradientMethod.check_diagnostics` and to the learning curve.
+    ``memory``: what the method finds in ``State.memory`` at its next step; of a step's episodes the
+    last one's is kept.
     """
 
     value: Tensor
     grad: Params
     theta: Params
-    watched: Params = {}  # noqa: RUF012
+    diagnostics: Params = {}  # noqa: RUF012
     memory: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -292,7 +293,7 @@ class GradientMethod(InnerTraining):
         ``memory`` of the last step's hypergradient is: a linear solve can start from there."""
         return self.hypergradient(ctx, state.outer, state.theta, episode)
 
-    def settle(self, ctx: Context, state: State, episode: Episode) -> None:
+    def choose_memory_mode(self, ctx: Context, state: State, episode: Episode) -> None:
         """Make the choices, and note them, that all episodes of the run share."""
 
     @property
@@ -300,8 +301,8 @@ class GradientMethod(InnerTraining):
         """How many inner batches of an episode a hypergradient may ask for."""
         return self.inner_steps
 
-    def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
-        """Raise :class:`Diverged`, with the reason, where what was watched says so."""
+    def check_diagnostics(self, ctx: Context, diagnostics: Mapping[str, float]) -> None:
+        """Raise :class:`Diverged`, with the reason, where the diagnostics say so."""
 
     def first_learned(self, ctx: Context, lam: Params) -> Params:
         """The first values of what is learned beside lam."""
@@ -317,29 +318,31 @@ class GradientMethod(InnerTraining):
         state = State(lam, self.first_theta(ctx, lam), learned=self.first_learned(ctx, lam))
         return replace(state, memory={"outer": outer_solver(self.outer_solver).init(state.outer)})
 
-    def arrived(
+    def is_at_optimum(
         self, ctx: Context, lam: Params, found: Sequence[Hypergradient], episodes: Sequence[Episode]
     ) -> bool:
-        """Whether a hypergradient of zero is right: the outer loss is level at every adapted theta
-        too, so that there is nothing left to pass back. Not counted as cost."""
+        """Whether a hypergradient of zero is right: the outer loss is stationary at every
+        adapted theta too, so that there is nothing left to pass back. Not counted as cost."""
         if "outer_gradient" not in self.needs:
             return False
-        return all(level(ctx, lam, h.theta, e) for e, h in zip(episodes, found, strict=True))
+        return all(
+            is_stationary(ctx, lam, h.theta, e) for e, h in zip(episodes, found, strict=True)
+        )
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Average, guard, update, project."""
         lr = outer_rate(self.outer_lr, self.outer_decay, ctx)
         episodes = ctx.training_episodes()
-        self.settle(ctx, state, episodes[0])
+        self.choose_memory_mode(ctx, state, episodes[0])
         found = ctx.over_episodes(
             lambda e: self.hypergradient_from(ctx, state, e), episodes, steps=self.inner_batches
         )
-        watched = worst([h.watched for h in found])
-        self.trust(ctx, watched)
+        diagnostics = worst([h.diagnostics for h in found])
+        self.check_diagnostics(ctx, diagnostics)
         g = autodiff.mean(h.grad for h in found)
         value = sum(float(h.value) for h in found) / len(found)
         size = check_hypergradient(
-            g, ctx.step, lambda: self.arrived(ctx, state.lam, found, episodes)
+            g, ctx.step, lambda: self.is_at_optimum(ctx, state.lam, found, episodes)
         )
         if self.clip is not None:
             g = {k: v.clamp(-self.clip, self.clip) for k, v in g.items()}
@@ -350,15 +353,15 @@ class GradientMethod(InnerTraining):
         theta = autodiff.detach(found[-1].theta) if ctx.problem.carried else None
         memory = {**state.memory, **autodiff.detach_tree(found[-1].memory), "outer": outer}
         new = State(ctx.problem.project(lam), theta, memory, self.project_learned(learned))
-        return new, {"outer_loss": value, "hypergradient_norm": size, **watched}
+        return new, {"outer_loss": value, "hypergradient_norm": size, **diagnostics}
 
 
-def worst(watched: Sequence[Params]) -> dict[str, float]:
+def worst(diagnostics: Sequence[Params]) -> dict[str, float]:
     """The largest of each scalar, brought from the device in one piece; NaN where one is."""
-    names = list(watched[0])
+    names = list(diagnostics[0])
     if not names:
         return {}
-    every = torch.stack([torch.stack([one[k] for k in names]) for one in watched])
+    every = torch.stack([torch.stack([one[k] for k in names]) for one in diagnostics])
     return dict(zip(names, every.amax(0).tolist(), strict=True))
 
 
@@ -373,21 +376,23 @@ def outer_rate(lr: float, decay: str, ctx: Context) -> float:
     return lr * (1.0 - progress)
 
 
-def level(ctx: Context, lam: Params, theta: Params, episode: Episode) -> bool:
+def is_stationary(ctx: Context, lam: Params, theta: Params, episode: Episode) -> bool:
     """Whether the outer loss has a gradient of exactly zero in theta. Not counted as cost."""
     judged = partial(ctx.problem.outer_loss, lam, batch=episode.outer)
     return float(autodiff.norm(autodiff.grad(judged, theta)[1])) == 0.0
 
 
-def check_hypergradient(g: Params, step: int, arrived: Callable[[], bool] = lambda: False) -> float:
+def check_hypergradient(
+    g: Params, step: int, is_at_optimum: Callable[[], bool] = lambda: False
+) -> float:
     """The norm of a hypergradient; raises :class:`Diverged` where it is no number, or exactly 0
-    with ``arrived`` false: a run at its optimum has no hypergradient and has not diverged."""
+    with ``is_at_optimum`` false: a run at its optimum has no hypergradient and has not diverged."""
     size = float(autodiff.norm(g))
     if not math.isfinite(size):
         bad = [k for k, v in g.items() if not bool(torch.isfinite(v).all())]
         where = f" (in {', '.join(bad)})" if bad else ""
         raise Diverged(f"the hypergradient at outer step {step} is not finite{where}")
-    if size == 0.0 and not arrived():
+    if size == 0.0 and not is_at_optimum():
         raise Diverged(
             f"the hypergradient at outer step {step} is exactly zero: through this method the "
             "outer loss does not depend on lam"

@@ -32,7 +32,7 @@ from metabench.contract.method import (
     State,
     Steps,
     check_hypergradient,
-    level,
+    is_stationary,
     outer_solver,
 )
 from metabench.contract.per_example_weights import Gated
@@ -267,7 +267,7 @@ class SelfTuning(Method):
             log = {
                 "outer_loss": float(loss),
                 "hypergradient_norm": check_hypergradient(
-                    {"u": g["u"]}, ctx.step, lambda: self.arrived(at, phi)
+                    {"u": g["u"]}, ctx.step, lambda: self.is_at_optimum(at, phi)
                 ),
                 "scale": float(at.scale.mean()),
             }
@@ -299,10 +299,10 @@ class SelfTuning(Method):
         _, g, loss = autodiff.grad_and_rest(objective, moved)
         return loss, g
 
-    def arrived(self, at: Moment, phi: Params) -> bool:
-        """Whether a hypergradient of zero is right: the outer loss is level at the response too."""
+    def is_at_optimum(self, at: Moment, phi: Params) -> bool:
+        """Whether a hypergradient of zero is right: the outer loss is stationary there too."""
         theta = respond(phi, at.u - self.centre(at.u))
-        return level(at.ctx, at.coordinates.lam(at.u), theta, at.episode)
+        return is_stationary(at.ctx, at.coordinates.lam(at.u), theta, at.episode)
 
     def deviations(self, held: Mapping[str, Tensor]) -> Tensor:
         """Standard deviation of each entry of the perturbations [n]."""

@@ -279,7 +279,7 @@ check_method(methods.get("bilevel")(mode="forward", inner_steps=1), [tasks.get("
 
 
 def test_points_come_back_in_turn_from_pieces_that_are_used_again():
-    points, n = unrolled.Points(70), unrolled.Points.PIECE
+    points, n = unrolled.Iterates(70), unrolled.Iterates.PIECE
 
     def point(i):
         return {"w": torch.full((2,), float(i))}, {"velocity": {"w": torch.tensor(-float(i))}}
