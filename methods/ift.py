@@ -4,7 +4,7 @@ Lorraine, Vicol, Duvenaud: Optimizing Millions of Hyperparameters by Implicit Di
 AISTATS 2020, arXiv 1911.02590 (Neumann series, warm-started inner steps). Other inverses of the
 Hessian: conjugate gradient (Pedregosa, ICML 2016, arXiv 1602.02355), and the identity (T1-T2:
 Luketina, Berglund, Greff, Raiko, ICML 2016, arXiv 1511.06727). Differs: the outer loss's own
-gradient in lam is always there; the inner solver starts each outer step without memory.
+gradient in lam is always there; the inner solver starts anew at each outer step.
 """
 
 from __future__ import annotations

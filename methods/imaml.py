@@ -62,11 +62,11 @@ class IMAML(GradientMethod):
         self, ctx: Context, lam: Params, centre: Params, start: Params, episode: Episode, steps: int
     ) -> Params:
         """phi after inner steps on L_S(phi) + mu/2 |phi - centre|^2 from ``start``."""
-        phi, memory = start, ctx.solver.init(start)
+        phi, state = start, ctx.solver.init(start)
         for t in range(steps):
             g = ctx.inner_grad(lam, phi, episode.batch(t), create_graph=False)
             g = autodiff.axpy(self.mu, autodiff.axpy(-1.0, centre, phi), g)
-            phi, memory = ctx.solver.update(phi, g, memory, self.inner_lr)
+            phi, state = ctx.solver.update(phi, g, state, self.inner_lr)
         return autodiff.detach(phi)
 
     def hypergradient(

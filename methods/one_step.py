@@ -67,10 +67,10 @@ class OneStep(GradientMethod):
         [grad_lam G(lam, theta + e u) - grad_lam G(lam, theta - e u)] / 2e, e = epsilon / |u|."""
         problem, last = ctx.problem, self.inner_steps - 1
         ready = problem.prepare(lam, episode)
-        theta, memory = inner_loop(ctx, lam, theta, ready, steps=last, lr=self.inner_lr)
+        theta, state = inner_loop(ctx, lam, theta, ready, steps=last, lr=self.inner_lr)
         g = ctx.inner_grad(lam, theta, ready.batch(last), create_graph=False)
         end, to_g = autodiff.pullback(
-            lambda x: ctx.solver.update(theta, x, memory, self.inner_lr)[0], g
+            lambda x: ctx.solver.update(theta, x, state, self.inner_lr)[0], g
         )
         value, to_both = autodiff.pullback(
             lambda p, y: ctx.outer_loss(p, y, problem.prepare(p, episode).outer), lam, end

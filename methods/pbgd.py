@@ -42,16 +42,16 @@ from metabench.contract.method import (
     outer_solver,
 )
 from metabench.contract.problem import Episode, Params
-from metabench.contract.solver import Memory, Solver, why_no_noise
+from metabench.contract.solver import Solver, SolverState, why_no_noise
 from metabench.core.errors import Diverged
 from metabench.core.registry import methods
 
 
 class Follower(NamedTuple):
-    """A point that inner steps move, and its solver's memory."""
+    """A point that inner steps move, and its solver's state."""
 
     at: Params
-    memory: Memory
+    state: SolverState
 
 
 NOWHERE = Follower({}, {})
@@ -149,7 +149,7 @@ class PBGD(InnerTraining):
             return State(lam, None, memory), log
         last = found[-1]
         end, memory["theta"] = ctx.solver.update(
-            last.theta.at, last.slope, last.theta.memory, self.theta_lr * scale
+            last.theta.at, last.slope, last.theta.state, self.theta_lr * scale
         )
         if last.omega.at:
             memory["omega"], memory["omega_solver"] = last.omega
@@ -188,7 +188,7 @@ class PBGD(InnerTraining):
             follower = Follower(
                 *autodiff.detach_tree(
                     inner_loop(ctx, lam, omega.at, ready, steps=self.inner_steps,
-                               lr=self.inner_lr, memory=omega.memory)
+                               lr=self.inner_lr, solver_state=omega.state)
                 )
             )  # fmt: skip
         for t in range(ahead):
@@ -197,7 +197,7 @@ class PBGD(InnerTraining):
             )
             (slope,) = back(_weights(lam, gamma))
             rate = self.theta_lr / max(gamma, 1.0)
-            theta = Follower(*ctx.solver.update(theta.at, slope, theta.memory, rate))
+            theta = Follower(*ctx.solver.update(theta.at, slope, theta.state, rate))
 
         def both(x: Params, y: Params) -> tuple[Tensor, Tensor]:
             here = ctx.problem.prepare(x, episode)

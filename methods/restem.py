@@ -86,14 +86,14 @@ class ReSTEM(Method):
         """lam after ``epochs`` passes over the kept pairs in batches, in an order of each its own:
         descent on -(1/n) sum log p(action | episode)."""
         solver = outer_solver(self.outer_solver)
-        memory = solver.init(lam)
+        solver_state = solver.init(lam)
         for epoch in range(self.epochs):
             gen = generator(ctx.seeds.method, "order", ctx.step, epoch)
             order = torch.randperm(len(kept), generator=gen).tolist()
             for start in range(0, len(kept), self.batch):
                 some = [kept[i] for i in order[start : start + self.batch]]
                 g = autodiff.mean(ctx.share(partial(self.slope, ctx, lam), some))
-                lam, memory = solver.update(lam, g, memory, self.outer_lr)
+                lam, solver_state = solver.update(lam, g, solver_state, self.outer_lr)
                 lam = ctx.problem.project(lam)
         return lam
 

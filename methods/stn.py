@@ -42,7 +42,7 @@ class STN(SelfTuning):
         theta = respond(phi, there)
         return at.ctx.inner_loss(at.coordinates.lam(there), theta, batch)
 
-    def train(self, at: Moment, phi: Params, memory: Any, t: int) -> tuple[Params, Any]:
+    def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
         """A step of the inner solver on value and response together."""
         batch = at.episode.batch(t)
         draws = at.draws("inner", batch, self.samples, t)
@@ -50,4 +50,4 @@ class STN(SelfTuning):
             lambda p: torch.stack([self.loss(at, p, at.scale * e, batch) for e in draws]).mean(),
             phi,
         )
-        return at.ctx.solver.update(phi, g, memory, self.inner_lr)
+        return at.ctx.solver.update(phi, g, solver_state, self.inner_lr)

@@ -16,7 +16,7 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.contract.solver import Memory, Rate, Solver
+from metabench.contract.solver import Rate, Solver, SolverState
 from metabench.core.errors import Diverged, UnknownName
 from metabench.core.registry import solvers
 
@@ -187,23 +187,23 @@ def inner_loop(
     steps: int,
     lr: Rate,
     start: int = 0,
-    memory: Memory | None = None,
+    solver_state: SolverState | None = None,
     create_graph: bool = False,
     only: Sequence[str] | None = None,
     hvps: int = 0,
     mixed_products: int = 0,
-) -> tuple[Params, Memory]:
-    """theta and solver memory after ``steps`` inner steps, the first of them number ``start``.
+) -> tuple[Params, SolverState]:
+    """theta and solver state after ``steps`` inner steps, the first of them number ``start``.
 
-    ``memory`` None starts the solver anew. With ``create_graph`` every step stays differentiable
-    in lam, theta and lr; without it the gradients are constants (first order), though theta stays
-    connected to where it came from. ``only`` names the parameters that move (None: all). A noisy
-    solver gets the noise of the episode's step. ``hvps`` and ``mixed_products`` are counted at each
-    step (:meth:`Context.inner_grad`).
+    ``solver_state`` None starts the solver anew. With ``create_graph`` every step stays
+    differentiable in lam, theta and lr; without it the gradients are constants (first order),
+    though theta stays connected to where it came from. ``only`` names the parameters that move
+    (None: all). A noisy solver gets the noise of the episode's step. ``hvps`` and
+    ``mixed_products`` are counted at each step (:meth:`Context.inner_grad`).
     """
     solver = ctx.solver
     moving = theta if only is None else {k: theta[k] for k in only}
-    memory = solver.init(moving) if memory is None else memory
+    solver_state = solver.init(moving) if solver_state is None else solver_state
     for t in range(start, start + steps):
         g = ctx.inner_grad(
             lam,
@@ -214,8 +214,10 @@ def inner_loop(
             hvps=hvps,
             mixed_products=mixed_products,
         )
-        moving, memory = solver.update(moving, g, memory, lr, ctx.noise(episode, t, theta))
-    return {**theta, **moving}, memory
+        moving, solver_state = solver.update(
+            moving, g, solver_state, lr, ctx.noise(episode, t, theta)
+        )
+    return {**theta, **moving}, solver_state
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ class GradientMethod(InnerTraining):
         return learned
 
     def init(self, ctx: Context) -> State:
-        """First lam, first theta where it is carried, and the outer solver's memory."""
+        """First lam, first theta where it is carried, and the outer solver's state."""
         lam = ctx.problem.init_outer()
         state = State(lam, self.first_theta(ctx, lam), learned=self.first_learned(ctx, lam))
         return replace(state, memory={"outer": outer_solver(self.outer_solver).init(state.outer)})

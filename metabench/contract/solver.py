@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metabench.contract.problem import Params
 
-Memory = dict[str, Params]
+SolverState = dict[str, Params]
 """What a solver carries between steps (velocities, moments): tensors, so that it can be
 differentiated through, saved and replayed."""
 
@@ -37,19 +37,19 @@ class Solver(ABC):
         return 0.0
 
     @abstractmethod
-    def init(self, theta: Params) -> Memory:
-        """The memory before the first step."""
+    def init(self, theta: Params) -> SolverState:
+        """The state before the first step."""
 
     @abstractmethod
     def update(
         self,
         theta: Params,
         grad: Params,
-        memory: Memory,
+        state: SolverState,
         lr: Rate,
         noise: Params | None = None,
-    ) -> tuple[Params, Memory]:
-        """theta and memory after one step; differentiable in all that is given.
+    ) -> tuple[Params, SolverState]:
+        """theta and state after one step; differentiable in all that is given.
 
         ``noise`` holds standard normal draws of theta's shapes for a noisy solver, None for others.
         """

@@ -221,11 +221,11 @@ class SelfTuning(Method):
         """What is taken from u before the gates see it."""
         raise NotImplementedError
 
-    def train(self, at: Moment, phi: Params, memory: Any, t: int) -> tuple[Params, Any]:
-        """The response's parameters and solver memory after training step ``t``; counted."""
+    def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
+        """The response's parameters and solver state after training step ``t``; counted."""
         raise NotImplementedError
 
-    def solver_memory(self, ctx: Context, phi: Params) -> Any:
+    def first_solver_state(self, ctx: Context, phi: Params) -> Any:
         """Of the inner solver on the response's parameters, at the start."""
         return ctx.solver.init(phi)
 
@@ -244,7 +244,7 @@ class SelfTuning(Method):
         memory = {
             **moved,
             "response": phi,
-            "solver": self.solver_memory(ctx, phi),
+            "solver": self.first_solver_state(ctx, phi),
             "outer": outer_solver(self.outer_solver).init(moved),
         }
         return self.state(ctx, memory)

@@ -30,11 +30,11 @@ from metabench.contract.method import (
     split,
 )
 from metabench.contract.problem import Episode, Params
-from metabench.contract.solver import Memory, Rate
+from metabench.contract.solver import Rate, SolverState
 
-MemoryMode = Literal["auto", "graph", "states", "checkpoints"]
-Iterate = tuple[Params, Memory]
-"""theta and the solver's memory: what one inner step maps to the next."""
+Checkpointing = Literal["auto", "graph", "states", "checkpoints"]
+Iterate = tuple[Params, SolverState]
+"""theta and the solver's state: what one inner step maps to the next."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Path:
         self, iterate: Iterate, lam: Params, t: int, steps: int = 1, *, create_graph: bool = False
     ) -> Iterate:
         """The iterate ``steps`` inner steps on, the first of them number ``t``."""
-        theta, memory = iterate
+        theta, solver_state = iterate
         own, learned = split(lam)
         return inner_loop(
             self.ctx,
@@ -72,7 +72,7 @@ class Path:
             steps=steps,
             lr=self.rate(learned),
             start=t,
-            memory=memory,
+            solver_state=solver_state,
             create_graph=create_graph,
             only=self.only,
         )
@@ -103,7 +103,7 @@ def reverse(
     truncate: int | None = None,
     first_order: bool = False,
     only: Sequence[str] | None = None,
-    mode: MemoryMode = "auto",
+    mode: Checkpointing = "auto",
     memory_budget: float = 4e9,
 ) -> Hypergradient:
     """The hypergradient of F(lam, theta_T(lam)) by reverse mode.
@@ -173,10 +173,10 @@ def _replayed(
             stored.push(iterate)
         iterate = path.plain(iterate, lam, t + i)
 
-    end, memory = iterate
+    end, solver_state = iterate
     value, back = autodiff.pullback(path.outer_value, lam, end)
     g, alpha_theta = back(torch.ones_like(value))
-    alpha: Any = (alpha_theta, tree_map(torch.zeros_like, memory))
+    alpha: Any = (alpha_theta, tree_map(torch.zeros_like, solver_state))
     iterates = Iterates(every)
     while len(stored):
         begun = (len(stored) - 1) * every
@@ -317,7 +317,7 @@ def unit_directions(lam: Params) -> Params:
     }
 
 
-def choose(path: Path, lam: Params, steps: int, budget: float) -> MemoryMode:
+def choose(path: Path, lam: Params, steps: int, budget: float) -> Checkpointing:
     """The fastest mode whose estimated peak fits ``budget`` bytes, all episodes of a step together.
 
     The estimate comes from one inner step, taken once a run and counted; it does not depend on how
@@ -364,7 +364,7 @@ def measure(path: Path, lam: Params) -> dict[str, int]:
 class Unrolling(GradientMethod):
     """Settings of the methods that differentiate through inner iterations in reverse."""
 
-    memory: MemoryMode = "auto"
+    memory: Checkpointing = "auto"
     """How iterations are remembered: the same numbers, faster ("graph") or smaller."""
     memory_budget_gb: Positive = 4.0
     """What "auto" may use for the episodes of one outer step."""

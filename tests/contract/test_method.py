@@ -106,8 +106,8 @@ def test_inner_loop_goes_on_from_where_it_was():
     ctx = given(SmallNet(batches=True), *OFFERS, solver="adam")
     lam, episode = ctx.problem.init_outer(), ctx.problem.episode("train", 0)
     whole, _ = inner_loop(ctx, lam, lam, episode, steps=5, lr=0.1)
-    half, memory = inner_loop(ctx, lam, lam, episode, steps=2, lr=0.1)
-    rest, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2, memory=memory)
+    half, held = inner_loop(ctx, lam, lam, episode, steps=2, lr=0.1)
+    rest, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2, solver_state=held)
     anew, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2)
     for k in whole:
         assert torch.equal(rest[k], whole[k])

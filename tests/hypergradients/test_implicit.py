@@ -1,4 +1,4 @@
-"""Solvers against dense ones, costs, memory, engines; what is diagnostics, and what it ends."""
+"""Solvers against dense ones, costs, memory, engines; diagnostics, and what they end."""
 
 import math
 
@@ -637,7 +637,7 @@ def test_the_hessian_is_taken_on_a_batch_of_its_own():
         assert max(asked) + 1 == count == method.inner_batches
 
 
-# What is diagnostics.
+# Diagnostics.
 
 
 class Saddle(Problem):
