@@ -111,7 +111,7 @@ class Run:
 
         chosen = methods.get(case["method"])
         self.method = chosen(**case["settings"])
-        solver = solvers.get(getattr(chosen, "default_solver", "sgd"))()
+        solver = solvers.get(chosen.default_solver)()
         offers = GRADIENTS | {"lam_in_inner_loss", "small_lam", "search_space", "best_response",
                               "prediction"}  # fmt: skip
         if lacking := self.method.needs - offers:

@@ -184,7 +184,7 @@ def _run(cell: Cell) -> Counted:
     seeds = Seeds.of(cell.seed)
     problem = task.build(seeds, CPU)
     n = problem.episodes_per_step
-    together = n > 1 and getattr(method, "batched", True)
+    together = n > 1 and method.batched
 
     def context(engine: Any) -> Context:
         begun = (budget.outer_steps or 0) // 2 or getattr(method, "warmup", 0)
@@ -210,7 +210,7 @@ def _run(cell: Cell) -> Counted:
     evaluations = {}
     looks = 1 + math.ceil(steps / budget.eval_every)
     ways = [("", method)]
-    test, train = (getattr(method, f"{when}_steps", None) for when in ("test", "inner"))
+    test, train = method.test_steps, method.inner_steps
     if test is not None and test != train:
         ways.append((f"@{train}_steps", replace(method, test_steps=None)))
     planned = [("valid", "valid", method, looks * budget.valid_episodes)]
@@ -231,7 +231,7 @@ def _run(cell: Cell) -> Counted:
             )
             cost = replace(cost, ops=cost.ops / n)
         evaluations[name] = (cost, float(episodes))
-    state_bytes = _bytes((state.lam, state.theta, state.memory))
+    state_bytes = _bytes(vars(state))
     return Counted(step, steps, evaluations, state_bytes, _bytes(problem))
 
 
@@ -370,7 +370,7 @@ def stand_ins(names: Sequence[str]) -> Iterator[None]:
 
 def absent(task: Any) -> list[str]:
     """Data sets of a task that are not on this machine, and need a stand-in."""
-    source = getattr(task, "source", "auto")
+    source = task.source
     out = []
     for name in task.data:
         try:

@@ -18,7 +18,7 @@ from metabench.contract.solver import Rate
 from metabench.core.registry import methods
 from metabench.hypergradients import unrolled
 
-RATE = "inner_lr"  # name of the learned step size among the outer variables
+RATE = "inner_lr"  # name of the learned step size
 
 
 @methods.register("bilevel")
@@ -46,21 +46,19 @@ class Bilevel(unrolled.Unrolling):
             own.add("lam_in_inner_loss")
         return GRADIENTS | own
 
-    def init_lam(self, ctx: Context) -> Params:
-        """The task's first lam, and the step size where it is learned."""
-        lam = ctx.problem.init_outer()
-        if self.learn_rate:
-            lam = lam | {RATE: next(iter(lam.values())).new_tensor(self.inner_lr)}
-        return lam
+    def first_learned(self, ctx: Context, lam: Params) -> Params:
+        """The step size, where it is learned."""
+        if not self.learn_rate:
+            return {}
+        return {RATE: next(iter(lam.values())).new_tensor(self.inner_lr)}
 
-    def rate(self, lam: Params) -> Rate:
+    def rate(self, learned: Params) -> Rate:
         """One number, or the learned one."""
-        return lam[RATE] if self.learn_rate else self.inner_lr
+        return learned.get(RATE, self.inner_lr)
 
-    def project(self, ctx: Context, lam: Params) -> Params:
-        """The task's constraints, and no step uphill."""
-        lam = ctx.problem.project(lam)
-        return lam | {RATE: lam[RATE].clamp(min=0.0)} if self.learn_rate else lam
+    def project_learned(self, learned: Params) -> Params:
+        """No step uphill."""
+        return {k: v.clamp(min=0.0) for k, v in learned.items()}
 
     def differentiated_steps(self) -> int:
         """The last ``truncate``; none in reverse where the mode is forward."""

@@ -43,7 +43,7 @@ class DeltaSTN(SelfTuning):
         """u itself, as a constant: the gates see eps."""
         return u.detach()
 
-    def solver_memory(self, ctx: Context, phi: Params) -> Any:
+    def first_solver_state(self, ctx: Context, phi: Params) -> Any:
         """One for the value, one for the response."""
         return {name: ctx.solver.init(group) for name, group in groups(phi).items()}
 
@@ -56,16 +56,15 @@ class DeltaSTN(SelfTuning):
             (noise.new_zeros(()),),
             (noise.new_ones(()),),
         )
-        return problem.loss_of_prediction(lam, respond(phi, noise), f + change, batch)
+        return at.ctx.loss_of_prediction(lam, respond(phi, noise), f + change, batch)
 
-    def train(self, at: Moment, phi: Params, memory: Any, t: int) -> tuple[Params, Any]:
+    def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
         """A step of each from the same point."""
         ctx, batch, parts = at.ctx, at.episode.batch(t), groups(phi)
         slope = ctx.inner_grad(
             at.coordinates.lam(at.u), part(phi, VALUE), batch, create_graph=False
         )
         draws = at.draws("inner", batch, self.samples, t)
-        ctx.meter.add(inner_gradients=len(draws))
         _, g = autodiff.grad(
             lambda p: torch.stack(
                 [self.loss(at, parts["value"] | p, at.scale * e, batch) for e in draws]
@@ -74,11 +73,11 @@ class DeltaSTN(SelfTuning):
         )
         found = {"value": {VALUE + k: v for k, v in slope.items()}, "response": g}
         ends: Params = {}
-        memory = dict(memory)
+        states = dict(solver_state)
         for name, group in parts.items():
-            end, memory[name] = ctx.solver.update(group, found[name], memory[name], self.inner_lr)
+            end, states[name] = ctx.solver.update(group, found[name], states[name], self.inner_lr)
             ends |= end
-        return ends, memory
+        return ends, states
 
 
 def groups(phi: Params) -> dict[str, Params]:

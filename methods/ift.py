@@ -4,7 +4,7 @@ Lorraine, Vicol, Duvenaud: Optimizing Millions of Hyperparameters by Implicit Di
 AISTATS 2020, arXiv 1911.02590 (Neumann series, warm-started inner steps). Other inverses of the
 Hessian: conjugate gradient (Pedregosa, ICML 2016, arXiv 1602.02355), and the identity (T1-T2:
 Luketina, Berglund, Greff, Raiko, ICML 2016, arXiv 1511.06727). Differs: the outer loss's own
-gradient in lam is always there; the inner solver starts each outer step without memory.
+gradient in lam is always there; the inner solver starts anew at each outer step.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ class IFT(GradientMethod):
         at = implicit.linearise(
             ctx, lam, end, episode, ready, batch=self.inner_steps, damping=self.damping
         )
-        x, watched = self.inverse_of(at)
+        x, diagnostics = self.inverse_of(at)
         g = autodiff.axpy(-1.0, at.mixed(x), at.direct)
-        return Hypergradient(at.value, g, autodiff.detach(end), watched)
+        return Hypergradient(at.value, g, autodiff.detach(end), diagnostics)
 
-    def inverse_of(self, at: implicit.Point) -> implicit.Solved:
+    def inverse_of(self, at: implicit.Linearisation) -> implicit.Solved:
         """H^-1 grad_theta F, by the inverse that is set."""
         if self.inverse == "identity":
             return implicit.Solved((self.alpha or 1.0) * at.v, {})
@@ -110,8 +110,8 @@ class IFT(GradientMethod):
             at.product, at.v, alpha=alpha, terms=self.terms, tolerance=self.tolerance
         )
 
-    def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
+    def check_diagnostics(self, ctx: Context, diagnostics: Mapping[str, float]) -> None:
         """A series that grows and negative curvature are noted, or end the run."""
         implicit.check_solution(
-            ctx, watched, growth_limit=self.growth_limit, indefinite=self.indefinite
+            ctx, diagnostics, growth_limit=self.growth_limit, indefinite=self.indefinite
         )

@@ -62,11 +62,11 @@ class IMAML(GradientMethod):
         self, ctx: Context, lam: Params, centre: Params, start: Params, episode: Episode, steps: int
     ) -> Params:
         """phi after inner steps on L_S(phi) + mu/2 |phi - centre|^2 from ``start``."""
-        phi, memory = start, ctx.solver.init(start)
+        phi, state = start, ctx.solver.init(start)
         for t in range(steps):
             g = ctx.inner_grad(lam, phi, episode.batch(t), create_graph=False)
             g = autodiff.axpy(self.mu, autodiff.axpy(-1.0, centre, phi), g)
-            phi, memory = ctx.solver.update(phi, g, memory, self.inner_lr)
+            phi, state = ctx.solver.update(phi, g, state, self.inner_lr)
         return autodiff.detach(phi)
 
     def hypergradient(
@@ -79,11 +79,11 @@ class IMAML(GradientMethod):
         phi = self.adapted(ctx, lam, centre, start, ready, self.inner_steps)
         pull = self.mu + self.damping
         at = implicit.linearise(ctx, lam, phi, episode, ready, batch=self.inner_steps, damping=pull)
-        x, watched = implicit.conjugate_gradient(at.product, at.v, terms=self.terms)
+        x, diagnostics = implicit.conjugate_gradient(at.product, at.v, terms=self.terms)
         g = autodiff.axpy(1.0, back(autodiff.unflatten(pull * x, phi))[0], at.direct)
         if "lam_in_inner_loss" in ctx.offers:
             g = autodiff.axpy(-1.0, at.mixed(x), g)
-        return Hypergradient(at.value, g, phi, watched)
+        return Hypergradient(at.value, g, phi, diagnostics)
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """The proximal inner steps that training takes, ``test_steps`` of them."""
@@ -93,6 +93,6 @@ class IMAML(GradientMethod):
         ready = ctx.problem.prepare(lam, episode)
         return self.adapted(ctx, lam, centre, state.theta or centre, ready, steps)
 
-    def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
+    def check_diagnostics(self, ctx: Context, diagnostics: Mapping[str, float]) -> None:
         """Negative curvature of the proximal problem is noted, or ends the run."""
-        implicit.check_solution(ctx, watched, indefinite=self.indefinite)
+        implicit.check_solution(ctx, diagnostics, indefinite=self.indefinite)

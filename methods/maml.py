@@ -18,7 +18,7 @@ from metabench.contract.solver import Rate
 from metabench.core.registry import methods
 from metabench.hypergradients import unrolled
 
-RATE = "rate."  # prefix of Meta-SGD's step sizes among the outer variables
+RATE = "rate."  # prefix of Meta-SGD's step sizes
 
 
 @methods.register("maml")
@@ -44,20 +44,19 @@ class MAML(unrolled.Unrolling):
             own |= GRADIENTS
         return frozenset(own | ({"head"} if self.anil else set()))
 
-    def init_lam(self, ctx: Context) -> Params:
-        """The initial weights, and for Meta-SGD a step size beside each that is moved."""
-        lam = ctx.problem.init_outer()
+    def first_learned(self, ctx: Context, lam: Params) -> Params:
+        """For Meta-SGD a step size for each weight that is moved."""
         if not self.meta_sgd:
-            return lam
+            return {}
         theta = ctx.problem.init_inner(lam, ctx.problem.episode("train", 0))
         moving = self.only(ctx) or tuple(theta)
-        return lam | {RATE + k: torch.full_like(theta[k], self.inner_lr) for k in moving}
+        return {RATE + k: torch.full_like(theta[k], self.inner_lr) for k in moving}
 
-    def rate(self, lam: Params) -> Rate:
+    def rate(self, learned: Params) -> Rate:
         """One number, or the learned ones by weight."""
         if not self.meta_sgd:
             return self.inner_lr
-        return {k.removeprefix(RATE): v for k, v in lam.items() if k.startswith(RATE)}
+        return {k.removeprefix(RATE): v for k, v in learned.items()}
 
     def only(self, ctx: Context) -> tuple[str, ...] | None:
         """The head for ANIL."""

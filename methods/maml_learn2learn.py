@@ -54,10 +54,9 @@ class MAMLLearn2learn(GradientMethod):
 
     def adapted(self, ctx: Context, lam: Params, learner: Any, episode: Episode, steps: int) -> Any:
         """A clone of the learner after this many inner steps."""
-        clone = learner.clone()
+        clone, hvps = learner.clone(), int(self.order == "second")
         for t in range(steps):
-            ctx.meter.add(inner_gradients=1)
-            clone.adapt(ctx.problem.inner_loss(lam, weights_of(clone), episode.batch(t)))
+            clone.adapt(ctx.inner_loss(lam, weights_of(clone), episode.batch(t), hvps=hvps))
         return clone
 
     def hypergradient(
@@ -69,11 +68,9 @@ class MAMLLearn2learn(GradientMethod):
         learner = self.learner(ctx, start)
         clone = self.adapted(ctx, lam, learner, episode, self.inner_steps)
         end = weights_of(clone)
-        value = ctx.problem.outer_loss(lam, end, episode.outer)
+        value = ctx.outer_loss(lam, end, episode.outer)
         first = weights_of(learner)
         g = dict(zip(first, torch.autograd.grad(value, list(first.values())), strict=True))
-        hvps = self.inner_steps if self.order == "second" else 0
-        ctx.meter.add(outer_gradients=1, hvps=hvps)
         return Hypergradient(
             value.detach(), back({k: g[k] for k in start})[0], autodiff.detach(end)
         )

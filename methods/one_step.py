@@ -67,13 +67,13 @@ class OneStep(GradientMethod):
         [grad_lam G(lam, theta + e u) - grad_lam G(lam, theta - e u)] / 2e, e = epsilon / |u|."""
         problem, last = ctx.problem, self.inner_steps - 1
         ready = problem.prepare(lam, episode)
-        theta, memory = inner_loop(ctx, lam, theta, ready, steps=last, lr=self.inner_lr)
+        theta, state = inner_loop(ctx, lam, theta, ready, steps=last, lr=self.inner_lr)
         g = ctx.inner_grad(lam, theta, ready.batch(last), create_graph=False)
         end, to_g = autodiff.pullback(
-            lambda x: ctx.solver.update(theta, x, memory, self.inner_lr)[0], g
+            lambda x: ctx.solver.update(theta, x, state, self.inner_lr)[0], g
         )
         value, to_both = autodiff.pullback(
-            lambda p, y: problem.outer_loss(p, y, problem.prepare(p, episode).outer), lam, end
+            lambda p, y: ctx.outer_loss(p, y, problem.prepare(p, episode).outer), lam, end
         )
         direct, v = to_both(torch.ones_like(value))
         (u,) = to_g(v)
@@ -82,12 +82,10 @@ class OneStep(GradientMethod):
 
         def slope(sign: float) -> Params:
             at = autodiff.axpy(sign * e, u, theta)
-            ctx.meter.add(inner_gradients=1)
             return autodiff.grad(
-                lambda p: problem.inner_loss(p, at, problem.prepare(p, episode).batch(last)), lam
+                lambda p: ctx.inner_loss(p, at, problem.prepare(p, episode).batch(last)), lam
             )[1]
 
-        ctx.meter.add(outer_gradients=1)
         up, down = slope(1.0), slope(-1.0)
         mixed = {k: (up[k] - down[k]) / (2 * e) for k in lam}
         return Hypergradient(value, autodiff.axpy(1.0, mixed, direct), end)

@@ -42,16 +42,16 @@ from metabench.contract.method import (
     outer_solver,
 )
 from metabench.contract.problem import Episode, Params
-from metabench.contract.solver import Memory, Solver, why_no_noise
+from metabench.contract.solver import Solver, SolverState, why_no_noise
 from metabench.core.errors import Diverged
 from metabench.core.registry import methods
 
 
 class Follower(NamedTuple):
-    """A point that inner steps move, and its solver's memory."""
+    """A point that inner steps move, and its solver's state."""
 
     at: Params
-    memory: Memory
+    state: SolverState
 
 
 NOWHERE = Follower({}, {})
@@ -149,7 +149,7 @@ class PBGD(InnerTraining):
             return State(lam, None, memory), log
         last = found[-1]
         end, memory["theta"] = ctx.solver.update(
-            last.theta.at, last.slope, last.theta.memory, self.theta_lr * scale
+            last.theta.at, last.slope, last.theta.state, self.theta_lr * scale
         )
         if last.omega.at:
             memory["omega"], memory["omega_solver"] = last.omega
@@ -188,7 +188,7 @@ class PBGD(InnerTraining):
             follower = Follower(
                 *autodiff.detach_tree(
                     inner_loop(ctx, lam, omega.at, ready, steps=self.inner_steps,
-                               lr=self.inner_lr, memory=omega.memory)
+                               lr=self.inner_lr, solver_state=omega.state)
                 )
             )  # fmt: skip
         for t in range(ahead):
@@ -197,16 +197,15 @@ class PBGD(InnerTraining):
             )
             (slope,) = back(_weights(lam, gamma))
             rate = self.theta_lr / max(gamma, 1.0)
-            theta = Follower(*ctx.solver.update(theta.at, slope, theta.memory, rate))
+            theta = Follower(*ctx.solver.update(theta.at, slope, theta.state, rate))
 
         def both(x: Params, y: Params) -> tuple[Tensor, Tensor]:
             here = ctx.problem.prepare(x, episode)
-            return self.parts(ctx, x, y, follower.at, here, max(self.inner_steps, ahead))
+            t = max(self.inner_steps, ahead)
+            return self.parts(ctx, x, y, follower.at, here, t, mixed_products=1)
 
         parts, back = autodiff.pullback(both, lam, theta.at)
         grad, slope = back(_weights(lam, gamma))
-        if self.penalty == "gradient":
-            ctx.meter.add(mixed_products=1)
         return Descent(torch.stack(parts).detach(), grad, slope, theta, follower)
 
     def parts(
@@ -217,19 +216,17 @@ class PBGD(InnerTraining):
         omega: Params,
         episode: Episode,
         t: int,
+        mixed_products: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Outer loss and penalty on inner batch ``t``, the same for theta and omega; counted.
+        """Outer loss and penalty on inner batch ``t``, the same for theta and omega.
 
         With an empty omega the value gap lacks v(lam), which theta's gradient does not need.
         """
-        batch, inner = episode.batch(t), ctx.problem.inner_loss
-        ctx.meter.add(outer_gradients=1)
-        outer = ctx.problem.outer_loss(lam, theta, episode.outer)
+        batch, inner = episode.batch(t), ctx.inner_loss
+        outer = ctx.outer_loss(lam, theta, episode.outer)
         if self.penalty == "gradient":
-            slope = ctx.inner_grad(lam, theta, batch)
-            ctx.meter.add(hvps=1)
+            slope = ctx.inner_grad(lam, theta, batch, hvps=1, mixed_products=mixed_products)
             return outer, 0.5 * autodiff.dot(slope, slope)
-        ctx.meter.add(inner_gradients=2 if omega else 1)
         gap = inner(lam, theta, batch)
         return outer, gap - inner(lam, omega, batch) if omega else gap
 

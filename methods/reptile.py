@@ -46,7 +46,6 @@ class Reptile(GradientMethod):
         end, _ = inner_loop(
             ctx, autodiff.detach(lam), start, episode, steps=self.inner_steps, lr=self.inner_lr
         )
-        value = ctx.problem.outer_loss(autodiff.detach(lam), end, episode.outer)
-        ctx.meter.add(function_evaluations=1)
+        value = ctx.outer_value(autodiff.detach(lam), end, episode.outer)
         (gap,) = back(autodiff.axpy(-1.0, end, start))
-        return Hypergradient(value.detach(), gap, end)
+        return Hypergradient(value, gap, end)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.method import Positive, SolverName, State, Steps, outer_solver
+from metabench.contract.method import Method, Positive, SolverName, State, Steps, outer_solver
 from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import generator
 from metabench.core.registry import methods
@@ -30,7 +30,7 @@ Kept = tuple[Episode, Batch]
 
 @methods.register("restem")
 @dataclass(frozen=True)
-class ReSTEM:
+class ReSTEM(Method):
     """ReST-EM (Singh 2024, SEAL 2025): clone the rewarded samples of a policy; rewards only."""
 
     samples: Annotated[int, Field(ge=1)] = 5
@@ -71,15 +71,10 @@ class ReSTEM:
         return State(lam), {k: float(v) for k, v in log.items()} | {"kept": float(len(kept))}
 
     def explore(self, ctx: Context, lam: Params, episode: Episode) -> tuple[Batch, Tensor]:
-        """m actions and their rewards [m]; each training is counted, and what grades it."""
+        """m actions and their rewards [m]."""
         gen = generator(ctx.seeds.method, "actions", episode.index)
         actions = ctx.problem.sample(lam, episode, self.samples, gen)
-        problem, m = ctx.problem, self.samples
-        ctx.meter.add(
-            trainings=m * problem.trainings_per_reward,
-            function_evaluations=m * problem.evaluations_per_reward(episode),
-        )
-        return actions, problem.rewards(lam, episode, actions)
+        return actions, ctx.rewards(lam, episode, actions)
 
     def chosen(self, rewards: Tensor) -> list[int]:
         """Numbers of the actions to keep."""
@@ -91,21 +86,20 @@ class ReSTEM:
         """lam after ``epochs`` passes over the kept pairs in batches, in an order of each its own:
         descent on -(1/n) sum log p(action | episode)."""
         solver = outer_solver(self.outer_solver)
-        memory = solver.init(lam)
+        solver_state = solver.init(lam)
         for epoch in range(self.epochs):
             gen = generator(ctx.seeds.method, "order", ctx.step, epoch)
             order = torch.randperm(len(kept), generator=gen).tolist()
             for start in range(0, len(kept), self.batch):
                 some = [kept[i] for i in order[start : start + self.batch]]
                 g = autodiff.mean(ctx.share(partial(self.slope, ctx, lam), some))
-                lam, memory = solver.update(lam, g, memory, self.outer_lr)
+                lam, solver_state = solver.update(lam, g, solver_state, self.outer_lr)
                 lam = ctx.problem.project(lam)
         return lam
 
     def slope(self, ctx: Context, lam: Params, pair: Kept) -> Params:
-        """Gradient of -log p of one action; counted as an outer gradient."""
-        ctx.meter.add(outer_gradients=1)
-        return autodiff.grad(lambda x: -ctx.problem.log_likelihood(x, *pair).sum(), lam)[1]
+        """Gradient of -log p of one action."""
+        return autodiff.grad(lambda x: -ctx.log_likelihood(x, *pair).sum(), lam)[1]
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """theta trained on one action of the policy."""

@@ -40,15 +40,14 @@ class STN(SelfTuning):
         """G(r(u + eps), theta(u + eps)); noise [n], or [examples, n] with a lam an example."""
         there = at.u + noise
         theta = respond(phi, there)
-        return at.ctx.problem.inner_loss(at.coordinates.lam(there), theta, batch)
+        return at.ctx.inner_loss(at.coordinates.lam(there), theta, batch)
 
-    def train(self, at: Moment, phi: Params, memory: Any, t: int) -> tuple[Params, Any]:
+    def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
         """A step of the inner solver on value and response together."""
         batch = at.episode.batch(t)
         draws = at.draws("inner", batch, self.samples, t)
-        at.ctx.meter.add(inner_gradients=len(draws))
         _, g = autodiff.grad(
             lambda p: torch.stack([self.loss(at, p, at.scale * e, batch) for e in draws]).mean(),
             phi,
         )
-        return at.ctx.solver.update(phi, g, memory, self.inner_lr)
+        return at.ctx.solver.update(phi, g, solver_state, self.inner_lr)

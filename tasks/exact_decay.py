@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 from metabench.hypergradients import reference
@@ -38,7 +38,7 @@ Images = dict[str, tuple[Tensor, Tensor]]
 
 @tasks.register("exact_decay")
 @dataclass(frozen=True)
-class ExactDecay:
+class ExactDecay(Task):
     """Weight decay on small MNIST images, with the exact hypergradient to compare with."""
 
     network: Literal["linear", "mlp"] = "linear"

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Task
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 from metabench.hypergradients import reference
@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 
 @tasks.register("exact_representation")
 @dataclass(frozen=True)
-class ExactRepresentation:
+class ExactRepresentation(Task):
     """Few-shot representation with the exact hypergradient to compare with."""
 
     images: Literal["omniglot", "glyphs"] = "omniglot"

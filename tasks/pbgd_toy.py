@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
@@ -34,7 +34,7 @@ NEAR = 0.05
 
 @tasks.register("pbgd_toy")
 @dataclass(frozen=True)
-class PBGDToy:
+class PBGDToy(Task):
     """The penalty paper's toy: a non-convex inner problem, three local minima on [0, 3]."""
 
     starts: Annotated[int, Field(ge=1)] = 100

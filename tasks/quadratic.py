@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
 
 @tasks.register("quadratic")
 @dataclass(frozen=True)
-class Quadratic:
+class Quadratic(Task):
     """The closed-form check problem: a quadratic inner and outer loss, every answer known."""
 
     dim: Annotated[int, Field(ge=1)] = 1

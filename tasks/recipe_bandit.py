@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 
 @tasks.register("recipe_bandit")
 @dataclass(frozen=True)
-class RecipeBandit:
+class RecipeBandit(Task):
     """A policy over recipes (learning rate, epochs) for a quadratic: rewards in closed form."""
 
     rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 0.1, 0.5, 2.5)

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
@@ -48,7 +48,7 @@ HYPERS = {
 
 @tasks.register("regularised_mnist")
 @dataclass(frozen=True)
-class RegularisedMNIST:
+class RegularisedMNIST(Task):
     """Dropout rates and augmentation strengths of a small network on few MNIST images."""
 
     network: Literal["mlp", "cnn"] = "mlp"

@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
 
 @tasks.register("ridge")
 @dataclass(frozen=True)
-class Ridge:
+class Ridge(Task):
     """Ridge regression with one log penalty a feature; half of the features are noise."""
 
     rows: Annotated[int, Field(ge=4)] = 40

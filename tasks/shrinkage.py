@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 
 
 @tasks.register("shrinkage")
 @dataclass(frozen=True)
-class Shrinkage:
+class Shrinkage(Task):
     """One weight and its log penalty: the best response is known, and not affine."""
 
     target: Annotated[float, Field(gt=0, lt=1)] = 0.3

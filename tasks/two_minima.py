@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import tasks
 
@@ -28,7 +28,7 @@ NODES, REACH = 4001, 4.0  # of the trapezoidal rule; exp(-G) is nothing beyond
 
 @tasks.register("two_minima")
 @dataclass(frozen=True)
-class TwoMinima:
+class TwoMinima(Task):
     """A double well whose tilt is learned: two inner minima, a good and a poor one."""
 
     height: Annotated[float, Field(gt=0)] = 1.0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metabench.contract.method import Context
+from metabench.contract.method import Context, split
 from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import settings
@@ -34,7 +34,7 @@ def given(problem: Problem, *offers: str, solver: object = "sgd", **more: object
 def hypergradient(ctx: Context, name: str, *, lam=None, theta=None, **set_) -> Params:
     """What a method answers on training episode 0 with these settings."""
     method = methods.get(name)(**set_)
-    lam = method.init_lam(ctx) if lam is None else lam
+    lam = method.init(ctx).outer if lam is None else lam
     return method.hypergradient(ctx, lam, theta, ctx.problem.episode("train", 0)).grad
 
 
@@ -83,7 +83,9 @@ def after_training(method, ctx: Context, theta: Params | None = None) -> Callabl
             leaves = {k: at[k].clone().requires_grad_() for k in only}
             loss = ctx.problem.inner_loss(lam, {**at, **leaves}, episode.batch(t))
             g = dict(zip(only, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-            moved, memory = ctx.solver.update({k: at[k] for k in only}, g, memory, method.rate(lam))
+            moved, memory = ctx.solver.update(
+                {k: at[k] for k in only}, g, memory, method.rate(split(lam)[1])
+            )
             at = {**at, **moved}
         return ctx.problem.outer_loss(lam, at, episode.outer)
 

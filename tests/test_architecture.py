@@ -196,6 +196,19 @@ def test_workers_and_launchers_start_without_torch() -> None:
     assert loaded_by("\n".join(f"import metabench.run.{n}" for n in names), *HEAVY) == []
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "methods").glob("*.py")), ids=lambda f: f.stem)
+def test_methods_leave_counting_to_the_context(file: Path) -> None:
+    counting = [
+        node.lineno
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("add", "counts")
+        and isinstance(node.value, ast.Attribute)
+        and node.value.attr == "meter"
+    ]
+    assert not counting, f"{file.name} counts costs by itself in lines {counting}"
+
+
 def test_the_wheel_holds_every_package() -> None:
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
         "setuptools"

@@ -89,9 +89,9 @@ def of_class(kind: str, name: str) -> Description:
         facts.append(("needs", _words(made.needs) or "nothing of a task"))
         crossings = [(t, _why_not(t, name)) for t in tasks.names()]
         tables.append(("Tasks", _crossed("task", crossings)))
-    if getattr(made, "packages", ()):
+    if made.packages:
         facts.append(("packages", ", ".join(made.packages)))
-    if getattr(made, "reconstruction", ""):
+    if kind == "method" and made.reconstruction:
         facts.append(("reconstruction", made.reconstruction))
     return Description(
         kind=kind,

@@ -15,7 +15,7 @@ from metabench.contract.context import Context
 from metabench.contract.method import State
 from metabench.contract.problem import Params, Problem
 from metabench.contract.seeds import Seeds
-from metabench.core.cell import Budget, default_solver
+from metabench.core.cell import Budget
 from metabench.core.registry import solvers
 
 STEPS = 3
@@ -39,7 +39,7 @@ class Crossing:
         """As the harness makes it."""
         return Context(
             self.problem() if problem is None else problem,
-            solvers.get(default_solver(self.method))(),
+            solvers.get(self.method.default_solver)(),
             self.seeds,
             self.task.offers,
             budget=Budget(outer_steps=STEPS),
@@ -57,18 +57,18 @@ class Crossing:
         """One outer step, as the harness takes it."""
         new, log = self.method.step(ctx, state)
         ctx.step += 1
-        return State(*autodiff.detach_tree((new.lam, new.theta, new.memory))), log
+        return State(**autodiff.detach_tree(vars(new))), log
 
 
 def adapted(at: Crossing, ctx: Context, state: State) -> list[Params]:
     """theta for a few validation episodes, by the engine of the context."""
-    test: int | None = getattr(at.method, "test_steps", None)
-    steps: int = getattr(at.method, "inner_steps", 1) if test is None else test
+    method = at.method
+    steps: int = (method.inner_steps if method.test_steps is None else method.test_steps) or 1
     n = min(3, ctx.problem.count("valid") or 3)
     thetas: list[Params] = ctx.over_episodes(
-        lambda e: at.method.adapt(ctx, state, e),
+        lambda e: method.adapt(ctx, state, e),
         [ctx.problem.episode("valid", i) for i in range(n)],
-        steps=max(1, steps),
+        steps=steps,
     )
     return thetas
 
@@ -76,7 +76,7 @@ def adapted(at: Crossing, ctx: Context, state: State) -> list[Params]:
 def stored(state: State) -> State:
     """The state, saved and loaded as a checkpoint is."""
     buffer = io.BytesIO()
-    torch.save({"lam": state.lam, "theta": state.theta, "memory": state.memory}, buffer)
+    torch.save(dict(vars(state)), buffer)
     buffer.seek(0)
     return State(**torch.load(buffer, weights_only=True))
 
@@ -84,7 +84,7 @@ def stored(state: State) -> State:
 def snapshot(value: Any) -> list[Any]:
     """A copy of nested data to compare with later: its shape and leaves."""
     if isinstance(value, State):
-        value = (value.lam, value.theta, value.memory)
+        value = vars(value)
     leaves, shape = tree_flatten(value)
     return [
         shape,

@@ -17,6 +17,8 @@ promised.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -128,10 +130,20 @@ def check_settings(it: Any) -> None:
     assert getattr(cls, "registered_name", ""), f"{cls.__name__} is not registered under a name"
     own = cls.__doc__ or ""
     assert own and not own.startswith(f"{cls.__name__}("), f"{cls.__name__} has no docstring"
+    _spelt(cls)
     plain = settings.values(it)
     again = settings.build(cls, plain, it.registered_name)
     assert again == it, f"settings written out and read again differ: {again} is not {it}"
     settings.build(cls, {}, it.registered_name)
+
+
+def _spelt(cls: type) -> None:
+    """Nothing of its own is named nearly as something that its base classes have."""
+    own = [k for k in vars(cls) if not k.startswith("_") and k not in settings.fields(cls)]
+    known = {k for base in cls.__mro__[1:] for k in (*vars(base), *inspect.get_annotations(base))}
+    for name in own:
+        near = [] if name in known else difflib.get_close_matches(name, known, 1, 0.85)
+        assert not near, f"{cls.__name__}.{name} means nothing to metabench: write {near[0]}"
 
 
 def _declares(words: Any, what: str) -> None:

@@ -36,9 +36,9 @@ def check_state(at: Crossing) -> None:
     first = state = at.method.init(ctx)
     for _ in range(STEPS):
         assert isinstance(state, State), f"a state is a State, not {type(state).__name__}"
-        assert list(state.lam) == list(first.lam), f"lam's names change to {list(state.lam)}"
-        for name, value in state.lam.items():
-            old = first.lam[name]
+        assert list(state.outer) == list(first.outer), f"lam's names change to {list(state.outer)}"
+        for name, value in state.outer.items():
+            old = first.outer[name]
             assert value.shape == old.shape, f"lam's {name} changes its shape to {value.shape}"
             assert value.dtype == old.dtype, f"lam's {name} changes its type to {value.dtype}"
             assert bool(torch.isfinite(value).all()), f"lam's {name} is not finite"
@@ -141,15 +141,15 @@ def check_threads(at: Crossing) -> None:
 
 def check_batched(at: Crossing) -> None:
     """All episodes at once (vmap) give what one after another gives, to rounding."""
-    if not getattr(at.method, "batched", True):
+    if not at.method.batched:
         return
     looped = at.context()
     expected = at.run(looped)
-    allowed = tolerance(expected.lam)
+    allowed = tolerance(expected.outer)
     for chunk in (None, 2):
         ctx = at.context(engine="vmap", chunk=chunk)
         found = at.run(ctx)
-        gap = relative_gap(found.lam, expected.lam)
+        gap = relative_gap(found.outer, expected.outer)
         assert gap <= allowed, f"the batched run's lam is {gap:.1e} away, {allowed:.0e} is allowed"
         assert ctx.meter.counts == looped.meter.counts, (
             f"batched it counts {ctx.meter.counts}, looped {looped.meter.counts}"
@@ -231,12 +231,12 @@ def check_exact(at: Crossing) -> None:
     Along three ways through lam, against central differences: a method that can never be exact has
     no ``exact_with``, and nothing is checked.
     """
-    promised = getattr(at.method, "exact_with", None)
+    promised = at.method.exact_with
     if promised is None or at.task.registered_name != "quadratic":
         return
     ctx, method = at.context(), replace(at.method, **promised)
     state, episode = method.init(ctx), ctx.training_episodes()[0]
-    lam = state.lam
+    lam = state.outer
     found = method.hypergradient(ctx, lam, state.theta, episode).grad
     gen = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -284,3 +284,4 @@ class _Lacking:
     def __init__(self, task: Any, need: str) -> None:
         self.registered_name = task.registered_name
         self.offers = task.offers - {need}
+        self.lacks: dict[str, str] = {}

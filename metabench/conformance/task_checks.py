@@ -228,7 +228,7 @@ def check_per_example(task: Any) -> None:
 def check_metrics(task: Any) -> None:
     """Every evaluation gives the task's metric, what is declared, and only finite numbers."""
     problem = build(task)
-    named = getattr(task, "evaluations", problem.evaluations)
+    named = problem.evaluations if task.evaluations is None else task.evaluations
     assert set(named) == set(problem.evaluations), (
         f"it says that its evaluations are {list(named)}; they are {list(problem.evaluations)}"
     )
@@ -237,7 +237,7 @@ def check_metrics(task: Any) -> None:
         with torch.no_grad():
             metrics = problem.metrics(lam, theta, episode)
         assert task.metric in metrics, f"metrics of {split!r} are {list(metrics)}: no {task.metric}"
-        said = getattr(task, "metrics", metrics)
+        said = tuple(metrics) if task.metrics is None else task.metrics
         assert set(said) == set(metrics), (
             f"it says that its metrics are {list(said)}; {split!r} gives {list(metrics)}"
         )
@@ -310,8 +310,7 @@ def applicable_methods(task: Any) -> list[Any]:
     return [
         m
         for m in known
-        if all(optional_packages.here(name) for name in getattr(m, "packages", ()))
-        and why_not(task, m) is None
+        if all(optional_packages.here(name) for name in m.packages) and why_not(task, m) is None
     ]
 
 

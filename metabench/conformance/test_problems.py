@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench.contract.per_example_weights import Gated
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.costs import Meter
 from metabench.core.errors import MetabenchError
@@ -22,7 +22,7 @@ class Undeclared(MetabenchError):
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Task):
     """A few-shot regression task in float64: a tanh layer and a linear head, three episodes a step.
 
     ``formulation`` "init": lam is the initial value of all weights; "representation": lam is the

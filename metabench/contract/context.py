@@ -11,13 +11,14 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
 from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.process_group import Ranks
 from metabench.contract.seeds import Seeds, generator
-from metabench.contract.solver import Solver, is_noisy
+from metabench.contract.solver import Solver
 from metabench.core.cell import Budget
 from metabench.core.costs import Meter
 
@@ -86,12 +87,16 @@ class Context:
         *,
         create_graph: bool = True,
         only: Sequence[str] | None = None,
+        hvps: int = 0,
+        mixed_products: int = 0,
     ) -> Params:
         """Gradient of G in theta (in the names of ``only``); counted as one inner gradient.
 
-        The part of a diagonal penalty (:meth:`Problem.diagonal_penalty`) is taken by hand.
+        A caller that differentiates it again says how many products with its derivative in theta
+        (``hvps``) and in lam (``mixed_products``) that takes; they are counted along. The part of a
+        diagonal penalty (:meth:`Problem.diagonal_penalty`) is taken by hand.
         """
-        self.meter.add(inner_gradients=1)
+        self.meter.add(inner_gradients=1, hvps=hvps, mixed_products=mixed_products)
         if not create_graph:
             lam, theta, batch = autodiff.detach(lam), autodiff.detach(theta), autodiff.detach(batch)
         moving = theta if only is None else {k: theta[k] for k in only}
@@ -104,13 +109,54 @@ class Context:
             return g
         return {k: v.addcmul(penalty[k], moving[k]) if k in penalty else v for k, v in g.items()}
 
-    def noise(self, episode: Episode, step: int, like: Params) -> Params:
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch, *, hvps: int = 0) -> Tensor:
+        """G, for a caller that differentiates it once: counted as one inner gradient, and as
+        ``hvps`` Hessian products where that derivative is differentiated again."""
+        self.meter.add(inner_gradients=1, hvps=hvps)
+        return self.problem.inner_loss(lam, theta, batch)
+
+    def loss_of_prediction(
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+    ) -> Tensor:
+        """G of a prediction, as :meth:`inner_loss`."""
+        self.meter.add(inner_gradients=1)
+        return self.problem.loss_of_prediction(lam, theta, prediction, batch)
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """F, for a caller that differentiates it once: counted as one outer gradient."""
+        self.meter.add(outer_gradients=1)
+        return self.problem.outer_loss(lam, theta, batch)
+
+    def outer_value(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """F without a graph; counted as one function evaluation."""
+        self.meter.add(function_evaluations=1)
+        return self.problem.outer_loss(lam, theta, batch).detach()
+
+    def rewards(self, lam: Params, episode: Episode, actions: Batch) -> Tensor:
+        """What each of n actions is worth [n]; counted: its trainings, and what grades them."""
+        n, problem = len(next(iter(actions.values()))), self.problem
+        self.meter.add(
+            trainings=n * problem.trainings_per_reward,
+            function_evaluations=n * problem.evaluations_per_reward(episode),
+        )
+        return problem.rewards(lam, episode, actions)
+
+    def log_likelihood(self, lam: Params, episode: Episode, actions: Batch) -> Tensor:
+        """log p of each action [n], for a caller that differentiates it once: counted as one outer
+        gradient."""
+        self.meter.add(outer_gradients=1)
+        return self.problem.log_likelihood(lam, episode, actions)
+
+    def noise(self, episode: Episode, step: int, like: Params) -> Params | None:
         """Standard normal draws for inner step ``step`` of an episode, in the shapes of ``like``
-        (the whole theta, or several stacked).
+        (the whole theta, or several stacked); None where the inner solver takes none.
 
         A pure function of the method's seed, the episode's index and the step: resumed and
         recomputed steps see the same noise.
         """
+        return self._drawn(episode, step, like) if self.solver.noisy else None
+
+    def _drawn(self, episode: Episode, step: int, like: Params) -> Params:
         if episode.noise is not None:
             return episode.noise[step]
         gen = generator(self.seeds.method, "noise", episode.index, step)
@@ -192,7 +238,7 @@ class Context:
         fixed = not any(callable(e.inner) for e in episodes)
         inner = [_stack([e.batch(t) for e in episodes]) for t in range(1 if fixed else steps)]
         outer = _stack([e.outer for e in episodes])
-        noise = self._noise_ahead(episodes, steps) if is_noisy(self.solver) else []
+        noise = self._noise_ahead(episodes, steps) if self.solver.noisy else []
 
         def one(inner: list[Batch], outer: Batch, noise: list[Params]) -> Any:
             batch = inner[0] if fixed else inner.__getitem__
@@ -214,7 +260,7 @@ class Context:
             lam = self.problem.init_outer()
             like = [self.problem.init_inner(lam, e) for e in episodes]
         each = list(zip(episodes, like, strict=True))
-        return [_stack([self.noise(e, t, x) for e, x in each]) for t in range(steps)]
+        return [_stack([self._drawn(e, t, x) for e, x in each]) for t in range(steps)]
 
 
 @lru_cache(maxsize=4)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator, Field
@@ -15,11 +16,12 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.contract.solver import Memory, Rate, Solver, is_noisy
+from metabench.contract.solver import Rate, Solver, SolverState
 from metabench.core.errors import Diverged, UnknownName
 from metabench.core.registry import solvers
 
 __all__ = [
+    "LEARNED",
     "Context",
     "GradientMethod",
     "Hypergradient",
@@ -33,6 +35,7 @@ __all__ = [
     "inner_loop",
     "outer_rate",
     "outer_solver",
+    "split",
 ]
 
 
@@ -47,66 +50,126 @@ Steps = Annotated[int, Field(ge=0)]
 SolverName = Annotated[str, AfterValidator(_known_solver)]
 
 
+LEARNED = "learned/"
+"""Prefix of what a method learns beside lam, where both are in one dict."""
+
+
 @dataclass(frozen=True)
 class State:
     """All that a method knows between two outer steps; saved as it is in a checkpoint.
 
     ``theta`` is the carried inner variable, None where every episode starts anew. ``memory``
-    holds the method's own: nested dicts and lists of tensors, numbers and strings.
+    holds the method's own: nested dicts and lists of tensors, numbers and strings. ``learned`` is
+    what the method learns by hypergradients beside the task's lam, such as a step size.
     """
 
     lam: Params
     theta: Params | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    learned: Params = field(default_factory=dict)
+
+    @property
+    def outer(self) -> Params:
+        """All that hypergradients are taken in: lam, and ``learned`` with ``LEARNED`` before each
+        name."""
+        return self.lam | {LEARNED + k: v for k, v in self.learned.items()}
+
+    @property
+    def reported(self) -> Params:
+        """lam and ``learned`` as records name them: ``LEARNED`` before a name that both have."""
+        own = {LEARNED + k if k in self.lam else k: v for k, v in self.learned.items()}
+        return self.lam | own
+
+
+def split(outer: Params) -> tuple[Params, Params]:
+    """lam and learned of :attr:`State.outer`."""
+    learned = {k.removeprefix(LEARNED): v for k, v in outer.items() if k.startswith(LEARNED)}
+    return {k: v for k, v in outer.items() if not k.startswith(LEARNED)}, learned
 
 
 class Hypergradient(NamedTuple):
     """What one episode says: its outer loss, the gradient in lam, and the adapted theta.
 
-    ``watched``: scalars by name that tell how far to trust it, larger is worse; the worst of a
-    step's episodes goes to :meth:`GradientMethod.trust` and to the learning curve.
+    ``diagnostics``: scalars by name that tell how far to trust it, larger is worse; the worst of a
+    step's episodes goes to :meth:`GradientMethod.check_diagnostics` and to the learning curve.
+    ``memory``: what the method finds in ``State.memory`` at its next step; of a step's episodes the
+    last one's is kept.
     """
 
     value: Tensor
     grad: Params
     theta: Params
-    watched: Params = {}  # noqa: RUF012
+    diagnostics: Params = {}  # noqa: RUF012
+    memory: dict[str, Any] = {}  # noqa: RUF012
 
 
-class Method(Protocol):
+class Method(ABC):
     """What is registered: a frozen dataclass of settings with three functions.
 
-    Optional class attributes: ``packages`` (names that must be importable), ``reconstruction`` (a
-    sentence, where the source does not give all of the method; tables show it), ``batched`` (False
-    where episodes cannot be worked through all at once with vmap), ``default_solver`` (name of the
-    inner solver where none is chosen; without it "sgd"), and a function ``refuses(solver)``: why
-    it cannot take an inner solver, in words, or None. One that has ``hypergradient`` may have
-    ``exact_with``, settings under which its theory promises the exact derivative on a quadratic
-    inner problem: the conformance kit then holds it to that.
+    A subclass gives ``needs``, :meth:`init`, :meth:`step` and :meth:`adapt`. The rest has defaults,
+    and is replaced by a ClassVar, a property or (the two numbers of steps) a setting.
     """
 
     registered_name: ClassVar[str]
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Capabilities (keys of ``problem.CAPABILITIES``) that a task must offer."""
-        ...
+    default_solver: ClassVar[str] = "sgd"
+    """Name of the inner solver where none is chosen."""
 
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[str]:
+        """Capabilities (keys of ``CAPABILITIES``) that a task must offer."""
+
+    @abstractmethod
     def init(self, ctx: Context) -> State:
         """The state before the first outer step."""
-        ...
 
+    @abstractmethod
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """One outer step: the next state, and numbers for the learning curve.
 
         ``outer_loss`` and, where there is one, ``hypergradient_norm`` are the usual names. The
         state that comes in is never changed. Raises :class:`Diverged`.
         """
-        ...
 
+    @abstractmethod
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """theta for an evaluation episode: what this method would use at test time."""
-        ...
+
+    def refuses(self, solver: Solver) -> str | None:
+        """Why it cannot take an inner solver, in words; None where it can."""
+        return None
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Names that must be importable."""
+        return ()
+
+    @property
+    def reconstruction(self) -> str:
+        """A sentence, where the source does not give all of the method; tables show it."""
+        return ""
+
+    @property
+    def batched(self) -> bool:
+        """Whether episodes can be worked through all at once, with vmap."""
+        return True
+
+    @property
+    def exact_with(self) -> Mapping[str, Any] | None:
+        """Settings under which a hypergradient is by theory exact on a quadratic inner problem: the
+        conformance kit holds a method to that. None: there are none."""
+        return None
+
+    @property
+    def inner_steps(self) -> int | None:
+        """Inner steps of an episode in training; None where that means nothing."""
+        return None
+
+    @property
+    def test_steps(self) -> int | None:
+        """Inner steps of an episode at evaluation; None: as many as in training."""
+        return None
 
 
 def outer_solver(name: str) -> Solver:
@@ -124,34 +187,41 @@ def inner_loop(
     steps: int,
     lr: Rate,
     start: int = 0,
-    memory: Memory | None = None,
+    solver_state: SolverState | None = None,
     create_graph: bool = False,
     only: Sequence[str] | None = None,
-) -> tuple[Params, Memory]:
-    """theta and solver memory after ``steps`` inner steps, the first of them number ``start``.
+    hvps: int = 0,
+    mixed_products: int = 0,
+) -> tuple[Params, SolverState]:
+    """theta and solver state after ``steps`` inner steps, the first of them number ``start``.
 
-    ``memory`` None starts the solver anew. With ``create_graph`` every step stays differentiable
-    in lam, theta and lr; without it the gradients are constants (first order), though theta stays
-    connected to where it came from. ``only`` names the parameters that move (None: all). A noisy
-    solver gets the noise of the episode's step.
+    ``solver_state`` None starts the solver anew. With ``create_graph`` every step stays
+    differentiable in lam, theta and lr; without it the gradients are constants (first order),
+    though theta stays connected to where it came from. ``only`` names the parameters that move
+    (None: all). A noisy solver gets the noise of the episode's step. ``hvps`` and
+    ``mixed_products`` are counted at each step (:meth:`Context.inner_grad`).
     """
     solver = ctx.solver
     moving = theta if only is None else {k: theta[k] for k in only}
-    memory = solver.init(moving) if memory is None else memory
+    solver_state = solver.init(moving) if solver_state is None else solver_state
     for t in range(start, start + steps):
         g = ctx.inner_grad(
-            lam, {**theta, **moving}, episode.batch(t), create_graph=create_graph, only=only
+            lam,
+            {**theta, **moving},
+            episode.batch(t),
+            create_graph=create_graph,
+            only=only,
+            hvps=hvps,
+            mixed_products=mixed_products,
         )
-        if is_noisy(solver):
-            noise = ctx.noise(episode, t, theta)
-            moving, memory = solver.update(moving, g, memory, lr, noise)
-        else:
-            moving, memory = solver.update(moving, g, memory, lr)
-    return {**theta, **moving}, memory
+        moving, solver_state = solver.update(
+            moving, g, solver_state, lr, ctx.noise(episode, t, theta)
+        )
+    return {**theta, **moving}, solver_state
 
 
 @dataclass(frozen=True)
-class InnerTraining:
+class InnerTraining(Method):
     """The inner settings that methods share, and what they use at test time: theta, trained."""
 
     inner_steps: Steps = 5
@@ -159,8 +229,8 @@ class InnerTraining:
     test_steps: Steps | None = None
     """Inner steps at evaluation; None: as many as in training."""
 
-    def rate(self, lam: Params) -> Rate:
-        """The inner step size; a learned one reads it from lam."""
+    def rate(self, learned: Params) -> Rate:
+        """The inner step size; a learned one reads it from ``State.learned``."""
         return self.inner_lr
 
     def only(self, ctx: Context) -> tuple[str, ...] | None:
@@ -183,7 +253,7 @@ class InnerTraining:
             autodiff.detach(ctx.problem.init_inner(state.lam, episode)),
             ctx.problem.prepare(autodiff.detach(state.lam), episode, self.only(ctx)),
             steps=self.inner_steps if self.test_steps is None else self.test_steps,
-            lr=self.rate(state.lam),
+            lr=self.rate(state.learned),
             only=self.only(ctx),
         )
         return autodiff.detach(theta)
@@ -215,12 +285,17 @@ class GradientMethod(InnerTraining):
     ) -> Hypergradient:
         """Outer loss, hypergradient and adapted theta of one episode; all without a graph.
 
-        ``theta`` is the carried inner variable, None where the episode starts from
-        ``problem.init_inner``.
+        ``lam`` is :attr:`State.outer`. ``theta`` is the carried inner variable, None where the
+        episode starts from ``problem.init_inner``.
         """
         raise NotImplementedError
 
-    def settle(self, ctx: Context, state: State, episode: Episode) -> None:
+    def hypergradient_from(self, ctx: Context, state: State, episode: Episode) -> Hypergradient:
+        """:meth:`hypergradient` at a state. Override this one to see ``state.memory``, where the
+        ``memory`` of the last step's hypergradient is: a linear solve can start from there."""
+        return self.hypergradient(ctx, state.outer, state.theta, episode)
+
+    def choose_memory_mode(self, ctx: Context, state: State, episode: Episode) -> None:
         """Make the choices, and note them, that all episodes of the run share."""
 
     @property
@@ -228,65 +303,67 @@ class GradientMethod(InnerTraining):
         """How many inner batches of an episode a hypergradient may ask for."""
         return self.inner_steps
 
-    def trust(self, ctx: Context, watched: Mapping[str, float]) -> None:
-        """Raise :class:`Diverged`, with the reason, where what was watched says so."""
+    def check_diagnostics(self, ctx: Context, diagnostics: Mapping[str, float]) -> None:
+        """Raise :class:`Diverged`, with the reason, where the diagnostics say so."""
 
-    def init_lam(self, ctx: Context) -> Params:
-        """The first outer variable; methods that learn more than lam add names to it."""
-        return ctx.problem.init_outer()
+    def first_learned(self, ctx: Context, lam: Params) -> Params:
+        """The first values of what is learned beside lam."""
+        return {}
 
-    def project(self, ctx: Context, lam: Params) -> Params:
-        """lam moved to where it may be."""
-        return ctx.problem.project(lam)
+    def project_learned(self, learned: Params) -> Params:
+        """What is learned beside lam, moved to where it may be."""
+        return learned
 
     def init(self, ctx: Context) -> State:
-        """First lam, first theta where it is carried, and the outer solver's memory."""
-        lam = self.init_lam(ctx)
-        memory = {"outer": outer_solver(self.outer_solver).init(lam)}
-        return State(lam, self.first_theta(ctx, lam), memory)
+        """First lam, first theta where it is carried, and the outer solver's state."""
+        lam = ctx.problem.init_outer()
+        state = State(lam, self.first_theta(ctx, lam), learned=self.first_learned(ctx, lam))
+        return replace(state, memory={"outer": outer_solver(self.outer_solver).init(state.outer)})
 
-    def arrived(
+    def is_at_optimum(
         self, ctx: Context, lam: Params, found: Sequence[Hypergradient], episodes: Sequence[Episode]
     ) -> bool:
-        """Whether a hypergradient of zero is right: the outer loss is level at every adapted theta
-        too, so that there is nothing left to pass back. Not counted as cost."""
+        """Whether a hypergradient of zero is right: the outer loss is stationary at every
+        adapted theta too, so that there is nothing left to pass back. Not counted as cost."""
         if "outer_gradient" not in self.needs:
             return False
-        return all(level(ctx, lam, h.theta, e) for e, h in zip(episodes, found, strict=True))
+        return all(
+            is_stationary(ctx, lam, h.theta, e) for e, h in zip(episodes, found, strict=True)
+        )
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Average, guard, update, project."""
         lr = outer_rate(self.outer_lr, self.outer_decay, ctx)
         episodes = ctx.training_episodes()
-        self.settle(ctx, state, episodes[0])
+        self.choose_memory_mode(ctx, state, episodes[0])
         found = ctx.over_episodes(
-            lambda e: self.hypergradient(ctx, state.lam, state.theta, e),
-            episodes,
-            steps=self.inner_batches,
+            lambda e: self.hypergradient_from(ctx, state, e), episodes, steps=self.inner_batches
         )
-        watched = worst([h.watched for h in found])
-        self.trust(ctx, watched)
+        diagnostics = worst([h.diagnostics for h in found])
+        self.check_diagnostics(ctx, diagnostics)
         g = autodiff.mean(h.grad for h in found)
         value = sum(float(h.value) for h in found) / len(found)
         size = check_hypergradient(
-            g, ctx.step, lambda: self.arrived(ctx, state.lam, found, episodes)
+            g, ctx.step, lambda: self.is_at_optimum(ctx, state.lam, found, episodes)
         )
         if self.clip is not None:
             g = {k: v.clamp(-self.clip, self.clip) for k, v in g.items()}
-        lam, memory = outer_solver(self.outer_solver).update(
-            state.lam, g, state.memory["outer"], lr
+        moved, outer = outer_solver(self.outer_solver).update(
+            state.outer, g, state.memory["outer"], lr
         )
+        lam, learned = split(moved)
         theta = autodiff.detach(found[-1].theta) if ctx.problem.carried else None
-        new = State(self.project(ctx, lam), theta, {**state.memory, "outer": memory})
-        return new, {"outer_loss": value, "hypergradient_norm": size, **watched}
+        memory = {**state.memory, **autodiff.detach_tree(found[-1].memory), "outer": outer}
+        new = State(ctx.problem.project(lam), theta, memory, self.project_learned(learned))
+        return new, {"outer_loss": value, "hypergradient_norm": size, **diagnostics}
 
 
-def worst(watched: Sequence[Params]) -> dict[str, float]:
+def worst(diagnostics: Sequence[Params]) -> dict[str, float]:
     """The largest of each scalar, brought from the device in one piece; NaN where one is."""
-    names = list(watched[0])
+    names = list(diagnostics[0])
     if not names:
         return {}
-    every = torch.stack([torch.stack([one[k] for k in names]) for one in watched])
+    every = torch.stack([torch.stack([one[k] for k in names]) for one in diagnostics])
     return dict(zip(names, every.amax(0).tolist(), strict=True))
 
 
@@ -301,21 +378,23 @@ def outer_rate(lr: float, decay: str, ctx: Context) -> float:
     return lr * (1.0 - progress)
 
 
-def level(ctx: Context, lam: Params, theta: Params, episode: Episode) -> bool:
+def is_stationary(ctx: Context, lam: Params, theta: Params, episode: Episode) -> bool:
     """Whether the outer loss has a gradient of exactly zero in theta. Not counted as cost."""
     judged = partial(ctx.problem.outer_loss, lam, batch=episode.outer)
     return float(autodiff.norm(autodiff.grad(judged, theta)[1])) == 0.0
 
 
-def check_hypergradient(g: Params, step: int, arrived: Callable[[], bool] = lambda: False) -> float:
+def check_hypergradient(
+    g: Params, step: int, is_at_optimum: Callable[[], bool] = lambda: False
+) -> float:
     """The norm of a hypergradient; raises :class:`Diverged` where it is no number, or exactly 0
-    with ``arrived`` false: a run at its optimum has no hypergradient and has not diverged."""
+    with ``is_at_optimum`` false: a run at its optimum has no hypergradient and has not diverged."""
     size = float(autodiff.norm(g))
     if not math.isfinite(size):
         bad = [k for k, v in g.items() if not bool(torch.isfinite(v).all())]
         where = f" (in {', '.join(bad)})" if bad else ""
         raise Diverged(f"the hypergradient at outer step {step} is not finite{where}")
-    if size == 0.0 and not arrived():
+    if size == 0.0 and not is_at_optimum():
         raise Diverged(
             f"the hypergradient at outer step {step} is exactly zero: through this method the "
             "outer loss does not depend on lam"

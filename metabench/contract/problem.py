@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -219,14 +219,11 @@ class Problem(ABC):
         return out
 
 
-class Task(Protocol):
+class Task(ABC):
     """What is registered: a frozen dataclass of settings that can build its problem.
 
-    Optional: a setting ``source``, the name of the layout that the data is read from, or "auto";
-    ``metrics`` and ``evaluations`` (tuples of str), the keys of ``Problem.metrics`` and
-    ``Problem.evaluations`` under these settings: a suite that asks for another is refused before
-    anything runs; ``packages``, what it imports; ``missing``, what else is not on this machine and
-    the command that mends it, or None.
+    A subclass gives ``metric``, ``goal``, ``data``, ``offers`` and :meth:`build`. What follows them
+    has defaults, and is replaced by a ClassVar, a property or (``source``) a setting.
     """
 
     registered_name: ClassVar[str]
@@ -237,13 +234,44 @@ class Task(Protocol):
     """Data sets (names in :mod:`metabench.datasets.data`) that must be on the machine."""
 
     @property
+    @abstractmethod
     def offers(self) -> frozenset[str]:
         """The capabilities (keys of ``CAPABILITIES``) that the problem has under these settings."""
-        ...
 
+    @abstractmethod
     def build(self, seeds: Seeds, device: torch.device) -> Problem:
         """Load the data and fix the seeds. Raises DataMissing."""
-        ...
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """Why a capability is not offered, in the task's own words."""
+        return {}
+
+    @property
+    def metrics(self) -> tuple[str, ...] | None:
+        """The keys of ``Problem.metrics`` under these settings; None: not said. A suite that asks
+        for another is refused before anything runs."""
+        return None
+
+    @property
+    def evaluations(self) -> tuple[str, ...] | None:
+        """``Problem.evaluations`` under these settings, as :attr:`metrics`."""
+        return None
+
+    @property
+    def source(self) -> str:
+        """Name of the layout that the data is read from."""
+        return "auto"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Names that must be importable."""
+        return ()
+
+    @property
+    def missing(self) -> tuple[str, str] | None:
+        """What else is not on this machine, and the command that brings it."""
+        return None
 
 
 def count_numbers(params: Mapping[str, Tensor]) -> int:

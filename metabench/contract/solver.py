@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, TypeGuard
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
 from metabench.contract.problem import Params
 
-Memory = dict[str, Params]
+SolverState = dict[str, Params]
 """What a solver carries between steps (velocities, moments): tensors, so that it can be
 differentiated through, saved and replayed."""
 
@@ -17,48 +18,46 @@ Rate = float | Tensor | Params
 without one is not moved)."""
 
 
-class Solver(Protocol):
-    """A frozen dataclass of constants with two pure functions."""
+class Solver(ABC):
+    """What is registered: a frozen dataclass of constants with two pure functions."""
 
     registered_name: ClassVar[str]
 
-    def init(self, theta: Params) -> Memory:
-        """The memory before the first step."""
-        ...
+    noisy: ClassVar[bool] = False
+    """Whether a step takes noise: data like any other, drawn by :meth:`Context.noise`."""
 
-    def update(
-        self, theta: Params, grad: Params, memory: Memory, lr: Rate
-    ) -> tuple[Params, Memory]:
-        """theta and memory after one step; differentiable in all four."""
-        ...
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Names that must be importable."""
+        return ()
 
+    @property
+    def sampled_temperature(self) -> float:
+        """The temperature of what the steps sample; 0 where they add no noise."""
+        return 0.0
 
-class NoisySolver(Solver, Protocol):
-    """A solver whose steps take noise: data like any other, drawn by :meth:`Context.noise`."""
+    @abstractmethod
+    def init(self, theta: Params) -> SolverState:
+        """The state before the first step."""
 
-    noisy: ClassVar[bool]
-    """True."""
-
+    @abstractmethod
     def update(
         self,
         theta: Params,
         grad: Params,
-        memory: Memory,
+        state: SolverState,
         lr: Rate,
         noise: Params | None = None,
-    ) -> tuple[Params, Memory]:
-        """One step; ``noise`` holds standard normal draws of theta's shapes."""
-        ...
+    ) -> tuple[Params, SolverState]:
+        """theta and state after one step; differentiable in all that is given.
 
-
-def is_noisy(solver: Solver) -> TypeGuard[NoisySolver]:
-    """Whether a solver's steps take noise (class attribute ``noisy``)."""
-    return bool(getattr(solver, "noisy", False))
+        ``noise`` holds standard normal draws of theta's shapes for a noisy solver, None for others.
+        """
 
 
 def why_no_noise(solver: Solver, who: str) -> str | None:
     """Why a method that takes steps of its own has no use for a noisy solver; None for others."""
-    if not is_noisy(solver):
+    if not solver.noisy:
         return None
     return f"{who} takes inner steps of its own, without noise: {solver.registered_name} adds some"
 

@@ -31,13 +31,11 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     inner solver): nothing is built or run.
     """
     missing = [need for need in sorted(method.needs) if need not in task.offers]
-    refuses = getattr(method, "refuses", None)
-    refused = refuses(solver) if refuses is not None and solver is not None else None
+    refused = None if solver is None else method.refuses(solver)
     if not missing:
         return refused
-    own: dict[str, str] = getattr(task, "lacks", {})
-    reasons = [own[need] for need in missing if need in own]
-    if plain := [CAPABILITIES[need] for need in missing if need not in own]:
+    reasons = [task.lacks[need] for need in missing if need in task.lacks]
+    if plain := [CAPABILITIES[need] for need in missing if need not in task.lacks]:
         # Tasks are not named, so that a table says it once of all that lack the same.
         needed = f"{method.registered_name} needs {', and '.join(plain)}"
         reasons.append(f"{needed}, which the task does not offer")

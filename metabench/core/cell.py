@@ -115,7 +115,8 @@ def make_cell(
         seed = operator.index(seed)
     except TypeError:
         raise SettingError(f"seed cannot be {seed!r}: write a whole number") from None
-    solver = solver or default_solver(methods.get(method))
+    chosen: Any = methods.get(method)
+    solver = solver or chosen.default_solver
     parts = {
         "task": settings.build(tasks.get(task), given.pop("task", {}), f"task {task}"),
         "method": settings.build(methods.get(method), given.pop("method", {}), f"method {method}"),
@@ -138,12 +139,6 @@ def make_cell(
         solver_settings=plain["solver"],
         budget=plain["budget"],
     )
-
-
-def default_solver(method: Any) -> str:
-    """The inner solver of a method for which none is chosen: its ``default_solver``, or "sgd"."""
-    name: str = getattr(method, "default_solver", "sgd")
-    return name
 
 
 def instances(cell: Cell) -> tuple[Any, Any, Any, Budget]:

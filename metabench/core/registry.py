@@ -35,11 +35,12 @@ class Registry:
     """Names of one kind, each backed by a dataclass of settings.
 
     Built-ins are the files of ``package`` (file name = registered name). Third parties declare
-    entry points in ``group``; a single file can be added with :func:`load_plugin`.
+    entry points in ``group``; a single file can be added with :func:`load_plugin`. ``base`` is the
+    full name of the class that all of them derive from.
     """
 
-    def __init__(self, kind: str, package: str, group: str) -> None:
-        self.kind, self.package, self.group = kind, package, group
+    def __init__(self, kind: str, package: str, group: str, base: str = "builtins.object") -> None:
+        self.kind, self.package, self.group, self.base = kind, package, group, base
         self._classes: dict[str, type] = {}
         self._origins: dict[str, str] = {}
 
@@ -47,10 +48,15 @@ class Registry:
         """Class decorator: make the dataclass known as ``name``.
 
         Raises :class:`MetabenchError` if another module has already taken the name, a built-in
-        that nobody has asked for yet included: the cells of the two would have the same keys.
+        that nobody has asked for yet included: the cells of the two would have the same keys. Also
+        if the class does not derive from ``base``.
         """
 
         def add(cls: type[T]) -> type[T]:
+            if self.base not in {f"{c.__module__}.{c.__qualname__}" for c in cls.__mro__}:
+                raise MetabenchError(
+                    f"{self.kind} {name!r}: class {cls.__name__} does not derive from {self.base}"
+                )
             known = self._classes.get(name)
             taken = f"{self.package}.{name}" if name in self._files() else cls.__module__
             taken = taken if known is None else known.__module__
@@ -160,9 +166,10 @@ def _first_line(doc: str) -> str:
     return doc.strip().split("\n", 1)[0]
 
 
-tasks = Registry("task", "metabench.tasks", "metabench.tasks")
-methods = Registry("method", "metabench.methods", "metabench.methods")
-solvers = Registry("solver", "metabench.solvers", "metabench.solvers")
+_CONTRACT = "metabench.contract"
+tasks = Registry("task", "metabench.tasks", "metabench.tasks", f"{_CONTRACT}.problem.Task")
+methods = Registry("method", "metabench.methods", "metabench.methods", f"{_CONTRACT}.method.Method")
+solvers = Registry("solver", "metabench.solvers", "metabench.solvers", f"{_CONTRACT}.solver.Solver")
 REGISTRIES = {"task": tasks, "method": methods, "solver": solvers}
 
 

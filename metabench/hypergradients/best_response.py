@@ -26,12 +26,13 @@ from torch.nn import functional as F
 from metabench.contract import autodiff
 from metabench.contract.method import (
     Context,
+    Method,
     Positive,
     SolverName,
     State,
     Steps,
     check_hypergradient,
-    level,
+    is_stationary,
     outer_solver,
 )
 from metabench.contract.per_example_weights import Gated
@@ -167,7 +168,7 @@ def entropy(scale: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SelfTuning:
+class SelfTuning(Method):
     """Steps of a response's parameters and of u in turn; a subclass says how the response trains.
 
     An outer step is ``inner_steps`` training steps and one of u. The response and its solver go on
@@ -220,11 +221,11 @@ class SelfTuning:
         """What is taken from u before the gates see it."""
         raise NotImplementedError
 
-    def train(self, at: Moment, phi: Params, memory: Any, t: int) -> tuple[Params, Any]:
-        """The response's parameters and solver memory after training step ``t``; counted."""
+    def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
+        """The response's parameters and solver state after training step ``t``; counted."""
         raise NotImplementedError
 
-    def solver_memory(self, ctx: Context, phi: Params) -> Any:
+    def first_solver_state(self, ctx: Context, phi: Params) -> Any:
         """Of the inner solver on the response's parameters, at the start."""
         return ctx.solver.init(phi)
 
@@ -243,7 +244,7 @@ class SelfTuning:
         memory = {
             **moved,
             "response": phi,
-            "solver": self.solver_memory(ctx, phi),
+            "solver": self.first_solver_state(ctx, phi),
             "outer": outer_solver(self.outer_solver).init(moved),
         }
         return self.state(ctx, memory)
@@ -266,7 +267,7 @@ class SelfTuning:
             log = {
                 "outer_loss": float(loss),
                 "hypergradient_norm": check_hypergradient(
-                    {"u": g["u"]}, ctx.step, lambda: self.arrived(at, phi)
+                    {"u": g["u"]}, ctx.step, lambda: self.is_at_optimum(at, phi)
                 ),
                 "scale": float(at.scale.mean()),
             }
@@ -285,13 +286,12 @@ class SelfTuning:
         draws: Sequence[Tensor | None] = [None]
         if "scale" in moved:
             draws = at.draws("outer", at.episode.outer, self.samples)
-        at.ctx.meter.add(outer_gradients=len(draws))
 
         def objective(x: Params) -> tuple[Tensor, Tensor]:
             lam, scale = at.coordinates.lam(x["u"]), self.deviations(x)
             seen = x["u"] - self.centre(at.u)
             thetas = (respond(phi, seen if e is None else seen + scale * e) for e in draws)
-            losses = [at.ctx.problem.outer_loss(lam, t, at.episode.outer) for t in thetas]
+            losses = [at.ctx.outer_loss(lam, t, at.episode.outer) for t in thetas]
             loss = torch.stack(losses).mean()
             free = self.entropy_weight * entropy(scale) if "scale" in x else 0.0
             return loss - free, loss
@@ -299,10 +299,10 @@ class SelfTuning:
         _, g, loss = autodiff.grad_and_rest(objective, moved)
         return loss, g
 
-    def arrived(self, at: Moment, phi: Params) -> bool:
-        """Whether a hypergradient of zero is right: the outer loss is level at the response too."""
+    def is_at_optimum(self, at: Moment, phi: Params) -> bool:
+        """Whether a hypergradient of zero is right: the outer loss is stationary there too."""
         theta = respond(phi, at.u - self.centre(at.u))
-        return level(at.ctx, at.coordinates.lam(at.u), theta, at.episode)
+        return is_stationary(at.ctx, at.coordinates.lam(at.u), theta, at.episode)
 
     def deviations(self, held: Mapping[str, Tensor]) -> Tensor:
         """Standard deviation of each entry of the perturbations [n]."""

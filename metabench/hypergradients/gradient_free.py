@@ -54,8 +54,8 @@ class Search(InnerTraining):
         def trained(episode: Episode) -> tuple[torch.Tensor, Params]:
             start = autodiff.detach(ctx.problem.init_inner(lam, episode))
             end, _ = inner_loop(ctx, lam, start, episode, steps=self.inner_steps, lr=self.inner_lr)
-            ctx.meter.add(trainings=1, function_evaluations=1)
-            return ctx.problem.outer_loss(lam, end, episode.outer).detach(), autodiff.detach(end)
+            ctx.meter.add(trainings=1)
+            return ctx.outer_value(lam, end, episode.outer), autodiff.detach(end)
 
         found = ctx.over_episodes(trained, ctx.training_episodes(), steps=self.inner_steps)
         loss = sum(float(value) for value, _ in found) / len(found)

@@ -43,11 +43,11 @@ class Solved(NamedTuple):
     """An approximate solution [n], and scalars that tell how far to trust it."""
 
     x: Tensor
-    watched: Params
+    diagnostics: Params
 
 
 @dataclass(frozen=True)
-class Point:
+class Linearisation:
     """F and G of one episode around (lam, theta); nothing in it has a graph.
 
     ``value`` F; ``direct`` grad_lam F; ``v`` [n] grad_theta F, flat; ``product`` [n] -> [n] the
@@ -77,8 +77,8 @@ def linearise(
     *,
     batch: int,
     damping: float = 0.0,
-) -> Point:
-    """The point (lam, theta), with the Hessian H + damping I of G on inner batch number ``batch``.
+) -> Linearisation:
+    """Linearised at (lam, theta), with the Hessian H + damping I of G on inner batch ``batch``.
 
     ``lam`` and ``ready`` come from :func:`prepared`. Costs one outer and one inner gradient, then
     one Hessian product for each call of ``product`` and one mixed product for each of ``mixed``.
@@ -88,7 +88,7 @@ def linearise(
     def at(p: Params) -> Episode:
         return problem.prepare(p, episode) if autodiff.is_functional() else ready
 
-    ctx.meter.add(outer_gradients=1)
+    ctx.meter.add(outer_gradients=1)  # once, however often torch.func builds the graph
     value, (to_lam, to_theta) = autodiff.pullbacks(
         lambda p, y: problem.outer_loss(p, y, at(p).outer), lam, theta
     )
@@ -120,7 +120,7 @@ def linearise(
         _, back = autodiff.pullback(shrink, lam)
         return autodiff.axpy(1.0, back({k: u[k] for k in penalty})[0], found)
 
-    return Point(value, direct, v, product, both)
+    return Linearisation(value, direct, v, product, both)
 
 
 def _derivatives(
@@ -238,17 +238,17 @@ def dense_inverse(product: Product, v: Tensor) -> Solved:
 
 def check_solution(
     ctx: Context,
-    watched: Mapping[str, float],
+    diagnostics: Mapping[str, float],
     *,
     growth_limit: float = math.inf,
     indefinite: AtNegativeCurvature = "stop",
 ) -> None:
     """Note a series that grows and negative curvature; raise Diverged where they go too far.
 
-    ``watched`` as the solvers give it, the worst of an outer step.
+    ``diagnostics`` as the solvers give it, the worst of an outer step.
     """
-    growth, bend = watched.get("growth", 0.0), watched.get("negative_curvature", 0.0)
-    bad = [name for name, value in watched.items() if not math.isfinite(value)]
+    growth, bend = diagnostics.get("growth", 0.0), diagnostics.get("negative_curvature", 0.0)
+    bad = [name for name, value in diagnostics.items() if not math.isfinite(value)]
     if bad:
         raise Diverged(
             f"the solve with the inner Hessian gives no number at outer step {ctx.step} "

@@ -21,18 +21,25 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.method import GradientMethod, Hypergradient, Positive, State, inner_loop
+from metabench.contract.method import (
+    GradientMethod,
+    Hypergradient,
+    Positive,
+    State,
+    inner_loop,
+    split,
+)
 from metabench.contract.problem import Episode, Params
-from metabench.contract.solver import Memory, Rate
+from metabench.contract.solver import Rate, SolverState
 
-MemoryMode = Literal["auto", "graph", "states", "checkpoints"]
-Point = tuple[Params, Memory]
-"""theta and the solver's memory: what one inner step maps to the next."""
+Checkpointing = Literal["auto", "graph", "states", "checkpoints"]
+Iterate = tuple[Params, SolverState]
+"""theta and the solver's state: what one inner step maps to the next."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """The inner iterations of one episode as pure functions of lam.
+    """The inner iterations of one episode as pure functions of lam (:attr:`State.outer`).
 
     ``theta`` is where they start, None for ``problem.init_inner(lam)``, which depends on lam.
     """
@@ -43,43 +50,46 @@ class Path:
     rate: Callable[[Params], Rate]
     only: Sequence[str] | None = None
 
-    def begin(self, lam: Params) -> Point:
-        """The first point."""
-        start = self.ctx.problem.init_inner(lam, self.episode) if self.theta is None else self.theta
+    def begin(self, lam: Params) -> Iterate:
+        """The first iterate."""
+        start = self.theta
+        if start is None:
+            start = self.ctx.problem.init_inner(split(lam)[0], self.episode)
         moving = start if self.only is None else {k: start[k] for k in self.only}
         return start, self.ctx.solver.init(moving)
 
     def go(
-        self, point: Point, lam: Params, t: int, steps: int = 1, *, create_graph: bool = False
-    ) -> Point:
-        """The point ``steps`` inner steps on, the first of them number ``t``."""
-        theta, memory = point
+        self, iterate: Iterate, lam: Params, t: int, steps: int = 1, *, create_graph: bool = False
+    ) -> Iterate:
+        """The iterate ``steps`` inner steps on, the first of them number ``t``."""
+        theta, solver_state = iterate
+        own, learned = split(lam)
         return inner_loop(
             self.ctx,
-            lam,
+            own,
             theta,
             self.episode,
             steps=steps,
-            lr=self.rate(lam),
+            lr=self.rate(learned),
             start=t,
-            memory=memory,
+            solver_state=solver_state,
             create_graph=create_graph,
             only=self.only,
         )
 
     def prepared(self, lam: Params) -> Path:
         """The same iterations, with what is common to them computed once, in the graph of lam."""
-        ready = self.ctx.problem.prepare(lam, self.episode, self.only)
+        ready = self.ctx.problem.prepare(split(lam)[0], self.episode, self.only)
         return replace(self, episode=ready)
 
-    def plain(self, point: Point, lam: Params, t: int, steps: int = 1) -> Point:
-        """As :meth:`go`, without a graph: ``point`` and ``lam`` must have none."""
-        on: Point = autodiff.detach_tree(self.go(point, lam, t, steps))
+    def plain(self, iterate: Iterate, lam: Params, t: int, steps: int = 1) -> Iterate:
+        """As :meth:`go`, without a graph: ``iterate`` and ``lam`` must have none."""
+        on: Iterate = autodiff.detach_tree(self.go(iterate, lam, t, steps))
         return on
 
-    def judge(self, lam: Params, theta: Params) -> Tensor:
+    def outer_value(self, lam: Params, theta: Params) -> Tensor:
         """F(lam, theta) on the episode's outer batch."""
-        return self.ctx.problem.outer_loss(lam, theta, self.episode.outer)
+        return self.ctx.problem.outer_loss(split(lam)[0], theta, self.episode.outer)
 
 
 def reverse(
@@ -93,7 +103,7 @@ def reverse(
     truncate: int | None = None,
     first_order: bool = False,
     only: Sequence[str] | None = None,
-    mode: MemoryMode = "auto",
+    mode: Checkpointing = "auto",
     memory_budget: float = 4e9,
 ) -> Hypergradient:
     """The hypergradient of F(lam, theta_T(lam)) by reverse mode.
@@ -133,7 +143,7 @@ def reverse(
 
 
 def _whole_graph(
-    path: Path, lam: Params, first: Point | None, t: int, steps: int, first_order: bool
+    path: Path, lam: Params, first: Iterate | None, t: int, steps: int, first_order: bool
 ) -> Hypergradient:
     """One graph through the start (unless ``first`` is given), all steps and the outer loss."""
 
@@ -141,55 +151,55 @@ def _whole_graph(
         ready = path.prepared(lam)
         start = ready.begin(lam) if first is None else first
         end, _ = ready.go(start, lam, t, steps, create_graph=not first_order)
-        return ready.judge(lam, end), end
+        return ready.outer_value(lam, end), end
 
     return Hypergradient(*autodiff.grad_and_rest(f, lam))
 
 
 def _replayed(
-    path: Path, lam: Params, first: Point | None, t: int, steps: int, every: int
+    path: Path, lam: Params, first: Iterate | None, t: int, steps: int, every: int
 ) -> Hypergradient:
-    """Every ``every``-th point stored on the way there; one step's graph at a time on the way back:
+    """Every ``every``-th iterate stored on the way; one step's graph at a time on the way back:
 
-    g <- g + (d Phi / d lam)' alpha ; alpha <- (d Phi / d point)' alpha.
+    g <- g + (d Phi / d lam)' alpha ; alpha <- (d Phi / d iterate)' alpha.
     """
     if first is None:
-        point, start_back = autodiff.pullback(path.begin, lam)
+        iterate, start_back = autodiff.pullback(path.begin, lam)
     else:
-        point, start_back = first, None
-    stored = Points(-(-steps // every))
+        iterate, start_back = first, None
+    stored = Iterates(-(-steps // every))
     for i in range(steps):
         if i % every == 0:
-            stored.push(point)
-        point = path.plain(point, lam, t + i)
+            stored.push(iterate)
+        iterate = path.plain(iterate, lam, t + i)
 
-    end, memory = point
-    value, back = autodiff.pullback(path.judge, lam, end)
+    end, solver_state = iterate
+    value, back = autodiff.pullback(path.outer_value, lam, end)
     g, alpha_theta = back(torch.ones_like(value))
-    alpha: Any = (alpha_theta, tree_map(torch.zeros_like, memory))
-    points = Points(every)
+    alpha: Any = (alpha_theta, tree_map(torch.zeros_like, solver_state))
+    iterates = Iterates(every)
     while len(stored):
         begun = (len(stored) - 1) * every
-        point = stored.pop()
+        iterate = stored.pop()
         for i in range(begun, min(begun + every, steps) - 1):
-            points.push(point)
-            point = path.plain(point, lam, t + i)
+            iterates.push(iterate)
+            iterate = path.plain(iterate, lam, t + i)
         for i in reversed(range(begun, min(begun + every, steps))):
             _, back = autodiff.pullback(
-                lambda p, q, i=i: path.go(p, q, t + i, create_graph=True), point, lam
+                lambda p, q, i=i: path.go(p, q, t + i, create_graph=True), iterate, lam
             )
             alpha, more = back(alpha)
             g = autodiff.axpy(1.0, more, g)
             if i > begun:
-                point = points.pop()
+                iterate = iterates.pop()
     if start_back is not None:
         g = autodiff.axpy(1.0, start_back(alpha)[0], g)
     return Hypergradient(value, g, end)
 
 
-class Points:
-    """A stack of at most ``room`` points, copied into few large pieces of memory: kept where inner
-    steps left them, they would lie between temporaries and leave holes that nothing fits.
+class Iterates:
+    """A stack of at most ``room`` iterates, copied into few large pieces of memory: kept where
+    inner steps left them, they would lie between temporaries and leave holes that nothing fits.
 
     What :meth:`pop` gives is overwritten by the next :meth:`push`.
     """
@@ -200,18 +210,18 @@ class Points:
         self.room, self.count = room, 0
         self.pieces: list[list[Tensor]] = []
         self.like: Any = None
-        self.batched: list[Point] = []
+        self.batched: list[Iterate] = []
 
     def __len__(self) -> int:
         return self.count
 
-    def push(self, point: Point) -> None:
-        """Keep a copy; under vmap the point itself."""
+    def push(self, iterate: Iterate) -> None:
+        """Keep a copy; under vmap the iterate itself."""
         self.count += 1
         if autodiff.is_functional():
-            self.batched.append(point)
+            self.batched.append(iterate)
             return
-        self.like, parts = point, autodiff.tensors(point)
+        self.like, parts = iterate, autodiff.tensors(iterate)
         piece, place = divmod(self.count - 1, self.PIECE)
         if piece == len(self.pieces):
             some = min(self.PIECE, self.room - piece * self.PIECE)
@@ -219,13 +229,13 @@ class Points:
         for kept, x in zip(self.pieces[piece], parts, strict=True):
             kept[place].copy_(x)
 
-    def pop(self) -> Point:
-        """The last point, taken off."""
+    def pop(self) -> Iterate:
+        """The last iterate, taken off."""
         self.count -= 1
         if self.batched:
             return self.batched.pop()
         piece, place = divmod(self.count, self.PIECE)
-        found: Point = autodiff.with_tensors(self.like, [x[place] for x in self.pieces[piece]])
+        found: Iterate = autodiff.with_tensors(self.like, [x[place] for x in self.pieces[piece]])
         return found
 
 
@@ -246,19 +256,19 @@ def forward(
     lam = autodiff.detach(lam)
     directions = unit_directions(lam)
     n = len(next(iter(directions.values())))
-    point, z = along(path.begin, (lam,), (directions,))
+    iterate, z = along(path.begin, (lam,), (directions,))
     for t in range(steps):
-        point, z = along(
-            lambda p, q, t=t: path.go(p, q, t, create_graph=True), (point, lam), (z, directions)
+        iterate, z = along(
+            lambda p, q, t=t: path.go(p, q, t, create_graph=True), (iterate, lam), (z, directions)
         )
-    value, slopes = along(path.judge, (lam, point[0]), (directions, z[0]))
+    value, slopes = along(path.outer_value, (lam, iterate[0]), (directions, z[0]))
     ctx.meter.add(
         outer_gradients=1,
         hvps=n * steps,
         mixed_products=n * steps if "lam_in_inner_loss" in ctx.offers else 0,
     )
     ctx.notes["unroll"] = "forward"
-    return Hypergradient(value, from_slopes(slopes, lam), point[0])
+    return Hypergradient(value, from_slopes(slopes, lam), iterate[0])
 
 
 def along(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
@@ -307,7 +317,7 @@ def unit_directions(lam: Params) -> Params:
     }
 
 
-def choose(path: Path, lam: Params, steps: int, budget: float) -> MemoryMode:
+def choose(path: Path, lam: Params, steps: int, budget: float) -> Checkpointing:
     """The fastest mode whose estimated peak fits ``budget`` bytes, all episodes of a step together.
 
     The estimate comes from one inner step, taken once a run and counted; it does not depend on how
@@ -326,10 +336,10 @@ def choose(path: Path, lam: Params, steps: int, budget: float) -> MemoryMode:
 
 
 def measure(path: Path, lam: Params) -> dict[str, int]:
-    """Bytes: what the graphs of the shared part and of one inner step keep, and one point."""
+    """Bytes: what the graphs of the shared part and of one inner step keep, and one iterate."""
     lam = autodiff.leaf(lam)
-    point: Point = tree_map(lambda x: x.detach().requires_grad_(), path.begin(lam))
-    given = [*tree_flatten((point, lam))[0], *path.episode.batch(0).values()]
+    iterate: Iterate = tree_map(lambda x: x.detach().requires_grad_(), path.begin(lam))
+    given = [*tree_flatten((iterate, lam))[0], *path.episode.batch(0).values()]
     there = {x.untyped_storage().data_ptr() for x in given}
     kept: dict[int, int] = {}
 
@@ -342,7 +352,7 @@ def measure(path: Path, lam: Params) -> dict[str, int]:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         ready = path.prepared(lam)
         shared = sum(kept.values())
-        after = ready.go(point, lam, 0, create_graph=True)
+        after = ready.go(iterate, lam, 0, create_graph=True)
     return {
         "shared": shared,
         "step": sum(kept.values()) - shared,
@@ -354,7 +364,7 @@ def measure(path: Path, lam: Params) -> dict[str, int]:
 class Unrolling(GradientMethod):
     """Settings of the methods that differentiate through inner iterations in reverse."""
 
-    memory: MemoryMode = "auto"
+    memory: Checkpointing = "auto"
     """How iterations are remembered: the same numbers, faster ("graph") or smaller."""
     memory_budget_gb: Positive = 4.0
     """What "auto" may use for the episodes of one outer step."""
@@ -363,9 +373,9 @@ class Unrolling(GradientMethod):
         """Inner steps that the hypergradient goes back through."""
         return self.inner_steps
 
-    def settle(self, ctx: Context, state: State, episode: Episode) -> None:
+    def choose_memory_mode(self, ctx: Context, state: State, episode: Episode) -> None:
         """Measure a step before episodes run side by side, so that all choose alike."""
         steps = self.differentiated_steps()
         if self.memory == "auto" and steps > 1:
             path = Path(ctx, state.theta, episode, self.rate, self.only(ctx))
-            choose(path, state.lam, steps, self.memory_budget_gb * 1e9)
+            choose(path, state.outer, steps, self.memory_budget_gb * 1e9)

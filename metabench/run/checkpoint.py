@@ -19,7 +19,7 @@ from metabench.run.evaluation import Metrics
 from metabench.store.record import Curve, Estimate
 from metabench.store.store import write_atomic
 
-MAGIC = b"metabench checkpoint 1 "
+MAGIC = b"metabench checkpoint 2 "
 
 
 class Damaged(Exception):
@@ -63,8 +63,8 @@ class Boundary:
         """What :meth:`pack` was called on."""
         best = data["best"]
         restored = {
-            "state": _unpack(data["state"]),
-            "best": _unpack(best) if best is not None else None,
+            "state": State(**data["state"]),
+            "best": State(**best) if best is not None else None,
             "valid": _unpack_metrics(data["valid"]),
             "metrics": {name: _unpack_metrics(m) for name, m in data["metrics"].items()},
         }
@@ -112,13 +112,7 @@ def load(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _pack(state: State | None) -> dict[str, Any] | None:
-    if state is None:
-        return None
-    return {"lam": state.lam, "theta": state.theta, "memory": state.memory}
-
-
-def _unpack(data: Mapping[str, Any]) -> State:
-    return State(data["lam"], data["theta"], data["memory"])
+    return None if state is None else dict(vars(state))
 
 
 def _pack_metrics(metrics: Metrics) -> dict[str, dict[str, Any]]:

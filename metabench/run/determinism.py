@@ -55,7 +55,7 @@ def packages(*parts: Any) -> dict[str, str]:
     """Versions of what tasks and methods bring: their ``packages`` and their own distribution."""
     out: dict[str, str] = {}
     for part in parts:
-        names = list(getattr(part, "packages", ()))
+        names = list(part.packages)
         home = type(part).__module__.partition(".")[0]
         if home != "metabench":
             names += metadata.packages_distributions().get(home, ())

@@ -62,8 +62,7 @@ def _adapted(
         with torch.no_grad():
             return ctx.problem.metrics(state.lam, theta, episode)
 
-    steps = getattr(method, "test_steps", None)
-    steps = getattr(method, "inner_steps", None) if steps is None else steps
+    steps = method.inner_steps if method.test_steps is None else method.test_steps
     if ctx.engine == "vmap" and steps is not None and state.theta is None:
         thetas = ctx.over_episodes(
             lambda e: method.adapt(ctx, state, e), episodes, steps=max(1, steps)

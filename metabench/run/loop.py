@@ -92,7 +92,7 @@ class Loop:
         torch.set_num_threads(self.threads)
         cuda = device.type == "cuda"
         engine = options.engine
-        if not getattr(self.method, "batched", True):
+        if not self.method.batched:
             engine = "loop"
         elif engine == "auto":
             engine = "vmap" if cuda and spread else "loop"
@@ -107,9 +107,8 @@ class Loop:
             workers=ranks.agree(options.workers if spread and not cuda else 1),
             ranks=ranks,
         )
-        reconstruction = getattr(self.method, "reconstruction", "")
-        if reconstruction:
-            self.ctx.notes["reconstruction"] = reconstruction
+        if self.method.reconstruction:
+            self.ctx.notes["reconstruction"] = self.method.reconstruction
         self.made_with = {
             **determinism.versions(),
             "contract": self.cell.contract,
@@ -175,7 +174,7 @@ class Loop:
             new, log = self.method.step(self.ctx, at.state)
         moved, log = self.told((None if new is at.state else _detached(new), log))
         state = at.state if moved is None else moved
-        _guard(at.step, log, state.lam)
+        _guard(at.step, log, state.reported)
         logs = dict(at.logs)
         for name, value in log.items():
             if math.isfinite(value):
@@ -200,7 +199,7 @@ class Loop:
         row |= {f"valid/{name}": found.mean for name, found in metrics.items()}
         row |= {f"cost/{name}": n for name, n in at.counts.items()}
         row["cost/seconds"] = self.training.seconds
-        row |= learning_curve.lam_columns(at.state.lam, self.problem)
+        row |= learning_curve.lam_columns(at.state.reported, self.problem)
         new = replace(at, curve=learning_curve.appended(at.curve, row), logs={})
         if self.budget.select == "last" or at.best is None or self.better(metrics, at.valid):
             new = replace(new, best=at.state, best_step=at.step, valid=metrics)
@@ -218,7 +217,7 @@ class Loop:
         assert best is not None
         self.ctx.step = self.boundary.best_step
         ways = [("", self.method)]
-        test, train = (getattr(self.method, f"{when}_steps", None) for when in ("test", "inner"))
+        test, train = self.method.test_steps, self.method.inner_steps
         if test is not None and test != train:
             ways.append((f"@{train}_steps", replace(self.method, test_steps=None)))
         for split in self.problem.evaluations:
@@ -433,8 +432,8 @@ def _guard(step: int, log: dict[str, float], lam: Params) -> None:
 
 def _detached(state: State) -> State:
     """The state without a graph: the same whether it comes from a step or from a checkpoint."""
-    lam, theta, memory = torch.utils._pytree.tree_map(
-        lambda x: x.detach() if isinstance(x, torch.Tensor) else x,
-        (state.lam, state.theta, state.memory),
+    return State(
+        *torch.utils._pytree.tree_map(
+            lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(vars(state).values())
+        )
     )
-    return State(lam, theta, memory)

@@ -192,9 +192,9 @@ def _run(loop: Loop, joined: Joined) -> tuple[Record, Curve, Params | None]:
         record,
         metrics={"valid": at.valid, **at.metrics},
         selected_step=at.best_step,
-        lam=learning_curve.describe(at.best.lam),
+        lam=learning_curve.describe(at.best.reported),
     )
-    return record, at.curve, at.best.lam
+    return record, at.curve, at.best.reported
 
 
 def _keep(store: Store, loop: Loop, joined: Joined) -> Record:

@@ -9,20 +9,20 @@ import torch
 from pydantic import Field
 
 from metabench.contract.problem import Params
-from metabench.contract.solver import Memory, Rate, scaled
+from metabench.contract.solver import Rate, Solver, SolverState, scaled
 from metabench.core.registry import solvers
 
 
 @solvers.register("adam")
 @dataclass(frozen=True)
-class Adam:
+class Adam(Solver):
     """Adam (Kingma, Ba 2015), torch.optim.Adam's form, differentiable throughout."""
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
-    def init(self, theta: Params) -> Memory:
+    def init(self, theta: Params) -> SolverState:
         """Both moments and the step count, zero."""
         first = next(iter(theta.values()))
         return {
@@ -32,13 +32,18 @@ class Adam:
         }
 
     def update(
-        self, theta: Params, grad: Params, memory: Memory, lr: Rate
-    ) -> tuple[Params, Memory]:
+        self,
+        theta: Params,
+        grad: Params,
+        state: SolverState,
+        lr: Rate,
+        noise: Params | None = None,
+    ) -> tuple[Params, SolverState]:
         """One step."""
         b1, b2 = self.beta1, self.beta2
-        t = memory["count"]["steps"] + 1
-        mean = {k: b1 * memory["mean"][k] + (1 - b1) * grad[k] for k in theta}
-        square = {k: b2 * memory["square"][k] + (1 - b2) * grad[k].square() for k in theta}
+        t = state["count"]["steps"] + 1
+        mean = {k: b1 * state["mean"][k] + (1 - b1) * grad[k] for k in theta}
+        square = {k: b2 * state["square"][k] + (1 - b2) * grad[k].square() for k in theta}
         new = {}
         for k in theta:
             second = square[k] / (1 - b2**t)

@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.problem import Params
-from metabench.contract.solver import Memory, Rate, scaled
+from metabench.contract.solver import Rate, Solver, SolverState, scaled
 from metabench.core.registry import solvers
 
 
 @solvers.register("langevin")
 @dataclass(frozen=True)
-class Langevin:
+class Langevin(Solver):
     """Langevin dynamics: theta - lr gradient + sqrt(2 lr temperature) noise."""
 
     temperature: Annotated[float, Field(ge=0)] = 1e-4
@@ -38,18 +38,18 @@ class Langevin:
         """The temperature of what is sampled, the factor on the noise included."""
         return self.temperature * self.noise**2
 
-    def init(self, theta: Params) -> Memory:
-        """No memory."""
+    def init(self, theta: Params) -> SolverState:
+        """No state."""
         return {}
 
     def update(
         self,
         theta: Params,
         grad: Params,
-        memory: Memory,
+        state: SolverState,
         lr: Rate,
         noise: Params | None = None,
-    ) -> tuple[Params, Memory]:
+    ) -> tuple[Params, SolverState]:
         """One step with standard normal ``noise`` (entries beside theta's names are not used).
 
         Raises ValueError without noise.
@@ -62,12 +62,12 @@ class Langevin:
             size = (2 * lr * self.sampled_temperature) ** 0.5
             return {
                 k: v.add(grad[k], alpha=-lr).add(noise[k], alpha=size) for k, v in theta.items()
-            }, memory
+            }, state
         size_of = {k: self.spread(lr[k] if isinstance(lr, dict) else lr) for k in _rated(lr, theta)}
         return {
             k: v - scaled(lr, k, grad[k]) + (size_of[k] * noise[k] if k in size_of else 0.0)
             for k, v in theta.items()
-        }, memory
+        }, state
 
     def spread(self, lr: Tensor) -> Tensor:
         """sqrt(2 lr temperature), with a derivative (of 0) where a step size is 0."""

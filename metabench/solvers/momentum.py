@@ -9,27 +9,32 @@ import torch
 from pydantic import Field
 
 from metabench.contract.problem import Params
-from metabench.contract.solver import Memory, Rate, scaled
+from metabench.contract.solver import Rate, Solver, SolverState, scaled
 from metabench.core.registry import solvers
 
 
 @solvers.register("momentum")
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Solver):
     """Gradient descent with heavy-ball or Nesterov momentum (torch.optim.SGD's form)."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
 
-    def init(self, theta: Params) -> Memory:
+    def init(self, theta: Params) -> SolverState:
         """The velocity, zero."""
         return {"velocity": {k: torch.zeros_like(v) for k, v in theta.items()}}
 
     def update(
-        self, theta: Params, grad: Params, memory: Memory, lr: Rate
-    ) -> tuple[Params, Memory]:
+        self,
+        theta: Params,
+        grad: Params,
+        state: SolverState,
+        lr: Rate,
+        noise: Params | None = None,
+    ) -> tuple[Params, SolverState]:
         """One step."""
         m = self.momentum
-        velocity = {k: m * memory["velocity"][k] + grad[k] for k in theta}
+        velocity = {k: m * state["velocity"][k] + grad[k] for k in theta}
         step = {k: grad[k] + m * velocity[k] for k in theta} if self.nesterov else velocity
         return {k: theta[k] - scaled(lr, k, step[k]) for k in theta}, {"velocity": velocity}

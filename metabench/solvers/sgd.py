@@ -5,23 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metabench.contract.problem import Params
-from metabench.contract.solver import Memory, Rate, scaled
+from metabench.contract.solver import Rate, Solver, SolverState, scaled
 from metabench.core.registry import solvers
 
 
 @solvers.register("sgd")
 @dataclass(frozen=True)
-class SGD:
+class SGD(Solver):
     """Plain gradient descent: theta - lr * gradient."""
 
-    def init(self, theta: Params) -> Memory:
-        """No memory."""
+    def init(self, theta: Params) -> SolverState:
+        """No state."""
         return {}
 
     def update(
-        self, theta: Params, grad: Params, memory: Memory, lr: Rate
-    ) -> tuple[Params, Memory]:
+        self,
+        theta: Params,
+        grad: Params,
+        state: SolverState,
+        lr: Rate,
+        noise: Params | None = None,
+    ) -> tuple[Params, SolverState]:
         """One step."""
         if isinstance(lr, float):  # one operation in place of two, for large theta
-            return {k: theta[k].add(grad[k], alpha=-lr) for k in theta}, memory
-        return {k: theta[k] - scaled(lr, k, grad[k]) for k in theta}, memory
+            return {k: theta[k].add(grad[k], alpha=-lr) for k in theta}, state
+        return {k: theta[k] - scaled(lr, k, grad[k]) for k in theta}, state

@@ -106,11 +106,11 @@ def _stand(item: SuiteCell, store: Store, record: Record | None) -> Planned:
     if holder is not None:
         return planned("running", f"by {holder}")
     for part in (task, method, solver):
-        for name in getattr(part, "packages", ()):
+        for name in part.packages:
             if not optional_packages.here(name):
                 mend = " && ".join(optional_packages.recipe(name))
                 return planned("missing package", f"{name} is not installed", mend)
-    missing = _missing_data(task) or getattr(task, "missing", None)
+    missing = _missing_data(task) or task.missing
     if missing is not None:
         return planned("missing data", *missing)
     if record is not None:
@@ -126,10 +126,9 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
         return None
     from metabench.datasets import data
 
-    source = getattr(task, "source", "auto")
     for name in task.data:
         try:
-            data.locate(name, None if source == "auto" else source)
+            data.locate(name, None if task.source == "auto" else task.source)
         except DataMissing as error:
             return str(error).partition("; mend:")[0], error.mend
         except UnknownName as error:

@@ -45,7 +45,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
 from metabench.core.catalogue import suite_folder, suite_names
-from metabench.core.cell import Budget, Cell, default_solver, make_cell
+from metabench.core.cell import Budget, Cell, make_cell
 from metabench.core.costs import Counts
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
@@ -238,12 +238,11 @@ class Suite:
         for (row, column), item in meant.items():
             name = item.cell.task
             task: Any = build(tasks.get(name), item.cell.task_settings, f"task {name}")
-            evaluations = getattr(task, "evaluations", None)
             for kind, wanted, known in (
-                ("metric", self.metric, getattr(task, "metrics", None)),
-                ("metric", self.floor, getattr(task, "metrics", None)),
+                ("metric", self.metric, task.metrics),
+                ("metric", self.floor, task.metrics),
                 # "@5_steps" is added by the harness, "valid" is there always.
-                ("evaluation", self.evaluation.partition("@")[0], evaluations),
+                ("evaluation", self.evaluation.partition("@")[0], task.evaluations),
             ):
                 if wanted and known is not None and wanted not in {*known, "valid"}:
                     where = f"suite {self.name}, row {row}, column {column}"
@@ -352,7 +351,8 @@ def _check_override(override: Override, row: Row, column: Column) -> None:
         what, cls = f"method {row.method} (row {row.id})", methods.get(row.method)
         one = f"row, write ROW.{name}=..."
     else:
-        solver = row.solver or default_solver(methods.get(row.method))
+        method: Any = methods.get(row.method)
+        solver = row.solver or method.default_solver
         what, cls = f"solver {solver} (row {row.id})", solvers.get(solver)
         one = f"row, write ROW.solver.{name}=..."
     if name not in fields(cls):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Batch, Episode, Problem
+from metabench.contract.problem import Batch, Episode, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.datasets import data
@@ -41,7 +41,7 @@ CLASSES = 10
 
 
 @dataclass(frozen=True)
-class OfImages:
+class OfImages(Task):
     """Settings of every task that can be had on any of the three."""
 
     dataset: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist"

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError, UnknownName
 
@@ -58,7 +58,7 @@ class GivenEpisode:
 
 
 @dataclass(frozen=True)
-class FewShot:
+class FewShot(Task):
     """Settings that every few-shot task shares."""
 
     ways: Annotated[int, Field(ge=2)] = 5

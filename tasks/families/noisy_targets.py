@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 
 from ..models import losses
 
 
-class Learning:
+class Learning(Task):
     """What such a task offers, by its settings."""
 
     form: losses.ClassForm | losses.NumberForm

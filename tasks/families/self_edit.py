@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Batch, Episode, Params, Problem
+from metabench.contract.problem import Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 
@@ -63,7 +63,7 @@ SEAL's; their wording is a reconstruction."""
 
 
 @dataclass(frozen=True)
-class SelfEdit:
+class SelfEdit(Task):
     """Settings of every task on SQuAD's passages with a language model."""
 
     model: Annotated[str, Field(min_length=1)] = TINY

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from metabench.contract import autodiff
 from metabench.contract.method import Positive
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import solvers
 
@@ -71,7 +71,7 @@ def fine_tune(
 
 
 @dataclass(frozen=True)
-class TwoStage:
+class TwoStage(Task):
     """Settings of every task with a pre-training and a fine-tuning stage."""
 
     tune_steps: Count = 5

@@ -241,6 +241,14 @@ class ThreadsDiffer(Bilevel):
 
 
 @broken_method()
+class Misspelt(GradientMethod):
+    """Has a name that nothing looks at."""
+
+    def refuse(self, solver):
+        return None
+
+
+@broken_method()
 class Uphill(GradientMethod):
     """Has the sign wrong."""
 
@@ -276,6 +284,7 @@ class TouchedByEvaluation(Bilevel):
 BROKEN_METHODS = {
     NoDocstring: "settings: .* docstring",
     NoDefault: "factor cannot be None",
+    Misspelt: "settings: .*Misspelt.refuse means nothing to metabench: write refuses",
     UnknownNeed: r"declares: needs has \['gradients'\]",
     LosesNames: "state.*: lam's names change",
     LogsTensors: "log.*: log entry 'norm' is a Tensor",

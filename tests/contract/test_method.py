@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracles import F64, LinearEpisodes, SmallNet, context, given, quadratic_end
 
+from metabench.contract import autodiff
 from metabench.contract.method import (
     GradientMethod,
     Hypergradient,
@@ -14,15 +15,88 @@ from metabench.contract.method import (
     inner_loop,
     outer_rate,
 )
-from metabench.contract.problem import GRADIENTS, Hyper
+from metabench.contract.problem import GRADIENTS, Hyper, Problem
 from metabench.core import settings
 from metabench.core.cell import Budget
 from metabench.core.costs import Counts, Meter
 from metabench.core.errors import Diverged, SettingError, UnknownName
 from metabench.core.registry import methods, tasks
+from metabench.hypergradients import implicit
 
 OFFERS = (*GRADIENTS, "lam_is_initialisation", "head", "episodes")
 Quadratic = tasks.get("quadratic")
+
+
+class Renamed(Problem):
+    """The quadratic problem, with lam under the name of the step size that bilevel learns."""
+
+    def __init__(self) -> None:
+        self.known = context("quadratic").problem
+
+    def init_outer(self):
+        return {"inner_lr": self.known.init_outer()["lam"]}
+
+    def init_inner(self, lam, episode):
+        return self.known.init_inner({"lam": lam["inner_lr"]}, episode)
+
+    def inner_loss(self, lam, theta, batch):
+        return self.known.inner_loss({"lam": lam["inner_lr"]}, theta, batch)
+
+    def outer_loss(self, lam, theta, batch):
+        return self.known.outer_loss({"lam": lam["inner_lr"]}, theta, batch)
+
+    def episode(self, split, index):
+        return self.known.episode(split, index)
+
+
+class WarmStarted(GradientMethod):
+    """Implicit differentiation with one more Richardson step of the linear solve a call."""
+
+    def hypergradient_from(self, ctx, state, episode):
+        lam, ready = implicit.prepared(ctx, state.lam, episode)
+        theta = ctx.problem.init_inner(lam, episode)
+        theta, _ = inner_loop(ctx, lam, theta, ready, steps=self.inner_steps, lr=self.inner_lr)
+        at = implicit.linearise(ctx, lam, theta, episode, ready, batch=0)
+        x = state.memory.get("solved", torch.zeros_like(at.v))
+        x = x + 0.1 * (at.v - at.product(x))
+        g = autodiff.axpy(-1.0, at.mixed(x), at.direct)
+        return Hypergradient(at.value, g, autodiff.detach(theta), memory={"solved": x})
+
+
+# What is learned beside lam, and what a hypergradient remembers.
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_a_lam_called_as_the_learned_step_size_is_another(mode):
+    set_ = {"mode": mode, "learn_rate": True, "inner_lr": 0.05, "outer_lr": 0.01}
+    method = methods.get("bilevel")(**set_)
+    plain, renamed = context("quadratic"), given(Renamed(), *GRADIENTS, "lam_in_inner_loss")
+    one, other = method.init(plain), method.init(renamed)
+    for _ in range(3):
+        (one, log), (other, also) = method.step(plain, one), method.step(renamed, other)
+        assert log == also
+    assert torch.equal(one.lam["lam"], other.lam["inner_lr"])
+    assert torch.equal(one.learned["inner_lr"], other.learned["inner_lr"])
+    assert float(other.learned["inner_lr"]) != 0.05
+    assert list(one.reported) == ["lam", "inner_lr"]
+    assert list(other.reported) == ["inner_lr", "learned/inner_lr"]
+    episode = plain.problem.episode("test", 0)
+    ends = method.adapt(plain, one, episode), method.adapt(renamed, other, episode)
+    assert torch.equal(ends[0]["w"], ends[1]["w"])
+
+
+def test_a_linear_solve_goes_on_from_the_last_step():
+    method = WarmStarted(inner_steps=400, inner_lr=0.2, outer_lr=1e-12)
+    ctx = context("quadratic")
+    exact = methods.get("ift")(inverse="exact", inner_steps=400, inner_lr=0.2)
+    state, episode = method.init(ctx), ctx.problem.episode("train", 0)
+    known = exact.hypergradient(ctx, state.lam, None, episode).grad
+    gaps = []
+    for ctx.step in range(60):
+        found = method.hypergradient_from(ctx, state, episode).grad
+        gaps.append(float((found["lam"] - known["lam"]).norm()))
+        state, _ = method.step(ctx, state)
+    assert gaps[-1] < 1e-2 * gaps[0]
 
 
 # Inner steps.
@@ -32,8 +106,8 @@ def test_inner_loop_goes_on_from_where_it_was():
     ctx = given(SmallNet(batches=True), *OFFERS, solver="adam")
     lam, episode = ctx.problem.init_outer(), ctx.problem.episode("train", 0)
     whole, _ = inner_loop(ctx, lam, lam, episode, steps=5, lr=0.1)
-    half, memory = inner_loop(ctx, lam, lam, episode, steps=2, lr=0.1)
-    rest, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2, memory=memory)
+    half, held = inner_loop(ctx, lam, lam, episode, steps=2, lr=0.1)
+    rest, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2, solver_state=held)
     anew, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2)
     for k in whole:
         assert torch.equal(rest[k], whole[k])

@@ -16,14 +16,15 @@ PLUGIN = '''"""Two lines,
 
 of which the first is shown."""
 from dataclasses import dataclass
+from metabench.contract.solver import Solver
 from metabench.core.registry import solvers
 
 @solvers.register("{name}")
 @dataclass(frozen=True)
-class Halved:
+class Halved(Solver):
     """Half of plain gradient descent."""
     def init(self, theta): return {{}}
-    def update(self, theta, grad, memory, lr):
+    def update(self, theta, grad, memory, lr, noise=None):
         return {{k: theta[k] - 0.5 * lr * grad[k] for k in theta}}, memory
 '''
 
@@ -138,6 +139,13 @@ def test_a_built_in_that_nobody_has_asked_for_is_not_replaced(tmp_path: Path) ->
         "two solvers are called 'sgd': metabench.solvers.sgd and metabench_plugin_thief",
         "metabench.solvers.sgd",
     ]
+
+
+@pytest.mark.parametrize("known", registry.REGISTRIES.values(), ids=lambda r: r.kind)
+def test_what_is_registered_derives_from_the_contract(known: Registry) -> None:
+    with pytest.raises(MetabenchError, match=f"'plain': class Plain .* derive from {known.base}"):
+        known.register("plain")(type("Plain", (), {}))
+    assert "plain" not in known.names()
 
 
 def test_a_file_that_registers_something_else(

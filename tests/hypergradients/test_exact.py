@@ -189,7 +189,7 @@ def test_learned_step_size(set_):
     ctx = context(Quadratic(b=0.0, c=0.0, w0=-1.3))
     a, eta, steps = 2.0, 0.1, 5
     found = hypergradient(ctx, "bilevel", inner_steps=steps, inner_lr=eta, learn_rate=True, **set_)
-    close(found["inner_lr"], -a * steps * (1 - eta * a) ** (2 * steps - 1) * 1.3**2)
+    close(found["learned/inner_lr"], -a * steps * (1 - eta * a) ** (2 * steps - 1) * 1.3**2)
 
 
 @pytest.mark.parametrize("solver", ["sgd", "momentum", "adam"])
@@ -197,7 +197,7 @@ def test_learned_step_size_reverse_is_forward(solver):
     ctx = context("ridge", solver)
     set_ = {"inner_steps": 8, "inner_lr": 0.05, "learn_rate": True}
     forward = hypergradient(ctx, "bilevel", mode="forward", **set_)
-    assert set(forward) == {"log_penalty", "inner_lr"}
+    assert set(forward) == {"log_penalty", "learned/inner_lr"}
     for mode in MODES:
         reverse = hypergradient(ctx, "bilevel", memory=mode, **set_)
         for name in forward:
@@ -209,7 +209,7 @@ def test_a_learned_step_size_stays_at_or_above_zero():
     method = methods.get("bilevel")(inner_lr=0.01, learn_rate=True, outer_lr=0.1)
     state = method.init(ctx)
     state, _ = method.step(ctx, state)
-    assert float(state.lam["inner_lr"]) == 0.0
+    assert float(state.learned["inner_lr"]) == 0.0
     assert method.adapt(ctx, state, ctx.problem.episode("test", 0))["w"] == 1.0
 
 
@@ -256,7 +256,7 @@ def test_meta_sgd_derivative_in_the_step_sizes(mode):
     for order in ("second", "first"):
         set_ = {"inner_steps": 1, "inner_lr": 0.2, "meta_sgd": True, "order": order, "memory": mode}
         found = hypergradient(ctx, "maml", **set_)
-        close(found["rate.phi"], -g * g_query)
+        close(found["learned/rate.phi"], -g * g_query)
         through = g_query - 0.2 * x.T @ (x @ g_query) if order == "second" else g_query
         close(found["phi"], through)
 
@@ -328,7 +328,7 @@ VARIANTS = {
 def test_network_against_finite_differences(variant, pull, solver):
     ctx = given(SmallNet(pull, batches=True), *INITIAL, "lam_in_inner_loss", solver=solver)
     method = methods.get("maml")(inner_steps=4, inner_lr=0.1, **VARIANTS[variant])
-    lam = method.init_lam(ctx)
+    lam = method.init(ctx).outer
     oracle = differences(after_training(method, ctx), lam, h=1e-4)
     for mode in MODES:
         found = hypergradient(

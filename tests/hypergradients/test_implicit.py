@@ -1,4 +1,4 @@
-"""Solvers against dense ones, costs, memory, engines; what is watched, and what it ends."""
+"""Solvers against dense ones, costs, memory, engines; diagnostics, and what they end."""
 
 import math
 
@@ -73,11 +73,11 @@ def test_every_iterate_of_conjugate_gradient(damping):
     h = h + damping * torch.eye(8, dtype=F64)
     for k, expected in enumerate(textbook(h, v, 7)):
         product = Times(h)
-        x, watched = implicit.conjugate_gradient(product, v, terms=k)
+        x, diagnostics = implicit.conjugate_gradient(product, v, terms=k)
         assert product.calls == k
         close(x, expected)
-        close(watched["residual"], (v - h @ x).norm() / v.norm())
-        assert watched["negative_curvature"] == 0
+        close(diagnostics["residual"], (v - h @ x).norm() / v.norm())
+        assert diagnostics["negative_curvature"] == 0
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.7])
@@ -85,22 +85,24 @@ def test_every_iterate_of_conjugate_gradient(damping):
 def test_conjugate_gradient_is_the_dense_solve_and_stays_there(terms, damping):
     h, _, _, v = system()
     h = h + damping * torch.eye(8, dtype=F64)
-    x, watched = implicit.conjugate_gradient(Times(h), v, terms=terms)
+    x, diagnostics = implicit.conjugate_gradient(Times(h), v, terms=terms)
     close(x, torch.linalg.solve(h, v))
-    assert watched["residual"] < 1e-12 and watched["negative_curvature"] == 0
+    assert diagnostics["residual"] < 1e-12 and diagnostics["negative_curvature"] == 0
 
 
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-10])
 def test_an_early_stop_gives_the_iterate_that_was_good_enough(tolerance):
     h, _, _, v = system(40, 0.5, 2.0)
     product = Times(h)
-    x, watched = implicit.conjugate_gradient(product, v, terms=40, tolerance=tolerance)
+    x, diagnostics = implicit.conjugate_gradient(product, v, terms=40, tolerance=tolerance)
     k = product.calls
     assert 0 < k < 40 and k % implicit.CHECK_EVERY == 0
     fixed, _ = implicit.conjugate_gradient(Times(h), v, terms=k)
     assert torch.equal(x, fixed)
     residual = float((h @ x - v).norm() / v.norm())
-    assert residual <= tolerance and float(watched["residual"]) == pytest.approx(residual, rel=1e-2)
+    assert residual <= tolerance and float(diagnostics["residual"]) == pytest.approx(
+        residual, rel=1e-2
+    )
     before, _ = implicit.conjugate_gradient(Times(h), v, terms=k - implicit.CHECK_EVERY)
     assert float((h @ before - v).norm() / v.norm()) > tolerance
     close(x, torch.linalg.solve(h, v), 4 * tolerance)
@@ -111,27 +113,27 @@ def test_more_terms_than_directions_do_no_harm(dtype):
     """A singular H, a right-hand side in its range: the residual reaches zero and stays."""
     h, _, q, _ = system(6, 0.0, 2.0)
     v = (h @ q.sum(1)).to(dtype)
-    x, watched = implicit.conjugate_gradient(Times(h.to(dtype)), v, terms=100)
+    x, diagnostics = implicit.conjugate_gradient(Times(h.to(dtype)), v, terms=100)
     close(h.to(dtype) @ x, v, 1e-10 if dtype == F64 else 1e-3)
-    assert watched["negative_curvature"] == 0
-    zero, watched = implicit.conjugate_gradient(Times(h.to(dtype)), 0 * v, terms=5)
-    assert not zero.any() and not any(w.any() for w in watched.values())
+    assert diagnostics["negative_curvature"] == 0
+    zero, diagnostics = implicit.conjugate_gradient(Times(h.to(dtype)), 0 * v, terms=5)
+    assert not zero.any() and not any(w.any() for w in diagnostics.values())
 
 
 def test_conjugate_gradient_stops_at_negative_curvature_and_says_so():
     h, _, q, _ = system(4, -1.0, 3.0)
     v = q[:, 1:].sum(1)
-    x, watched = implicit.conjugate_gradient(Times(h), v, terms=3)
-    assert watched["negative_curvature"] == 0  # of its own, v has nothing in that direction
+    x, diagnostics = implicit.conjugate_gradient(Times(h), v, terms=3)
+    assert diagnostics["negative_curvature"] == 0  # of its own, v has nothing in that direction
     close(h @ x, v)
-    x, watched = implicit.conjugate_gradient(Times(h), v + 0.1 * q[:, 0], terms=5)
-    assert watched["negative_curvature"] > 0 and torch.isfinite(x).all()
+    x, diagnostics = implicit.conjugate_gradient(Times(h), v + 0.1 * q[:, 0], terms=5)
+    assert diagnostics["negative_curvature"] > 0 and torch.isfinite(x).all()
     kept = [implicit.conjugate_gradient(Times(h), v + 0.1 * q[:, 0], terms=k)[0] for k in range(6)]
     last = next(k for k in range(1, 6) if torch.equal(kept[k], kept[k - 1])) - 1
     assert last >= 1 and all(torch.equal(x, k) for k in kept[last:])
-    only, watched = implicit.conjugate_gradient(Times(h), q[:, 0], terms=5)
+    only, diagnostics = implicit.conjugate_gradient(Times(h), q[:, 0], terms=5)
     assert not only.any()
-    close(watched["negative_curvature"], torch.tensor(1.0, dtype=F64))
+    close(diagnostics["negative_curvature"], torch.tensor(1.0, dtype=F64))
 
 
 # The whole matrix.
@@ -172,9 +174,9 @@ def test_series_against_its_dense_sum(alpha, terms):
     step = torch.eye(8, dtype=F64) - alpha * h
     powers = [torch.linalg.matrix_power(step, j) @ v for j in range(terms + 1)]
     product = Times(h)
-    x, watched = implicit.neumann(product, v, alpha=alpha, terms=terms)
+    x, diagnostics = implicit.neumann(product, v, alpha=alpha, terms=terms)
     close(x, alpha * torch.stack(powers).sum(0))
-    close(watched["growth"], powers[-1].norm() / v.norm())
+    close(diagnostics["growth"], powers[-1].norm() / v.norm())
     assert product.calls == terms
 
 
@@ -202,20 +204,20 @@ def test_series_from_an_eigenvector(i):
 def test_series_stops_where_its_terms_are_small():
     h, _, _, v = system()
     product = Times(h)
-    x, watched = implicit.neumann(product, v, alpha=0.5, terms=500, tolerance=1e-6)
+    x, diagnostics = implicit.neumann(product, v, alpha=0.5, terms=500, tolerance=1e-6)
     assert product.calls < 500 and product.calls % implicit.CHECK_EVERY == 0
-    assert watched["growth"] <= 1e-6
+    assert diagnostics["growth"] <= 1e-6
     assert torch.equal(x, implicit.neumann(Times(h), v, alpha=0.5, terms=product.calls).x)
     assert float((h @ x - v).norm() / v.norm()) <= 1e-6
 
 
 def test_series_notices_that_it_diverges():
     h, _, _, v = system()
-    assert implicit.neumann(Times(h), v, alpha=0.9, terms=20).watched["growth"] > 1
+    assert implicit.neumann(Times(h), v, alpha=0.9, terms=20).diagnostics["growth"] > 1
     h, _, _, v = system(5, -0.5, 2.0)
-    found = implicit.neumann(Times(h), v, alpha=0.5, terms=60).watched["growth"]
+    found = implicit.neumann(Times(h), v, alpha=0.5, terms=60).diagnostics["growth"]
     assert found > 1  # one step takes 1.25 of the negative direction, and less of the others
-    assert implicit.neumann(Times(h), 0 * v, alpha=0.5, terms=3).watched["growth"] == 0
+    assert implicit.neumann(Times(h), 0 * v, alpha=0.5, terms=3).diagnostics["growth"] == 0
 
 
 @pytest.mark.parametrize("solve", [
@@ -229,13 +231,13 @@ def test_solvers_batched_are_solvers_looped(solve):
     for each in (vs, vs[0]):  # a right-hand side of each, and one for all
         with autodiff.functional():
             if each.dim() == 2:
-                xs, watched = torch.func.vmap(lambda h, v: solve(h.mv, v))(hs, each)
+                xs, diagnostics = torch.func.vmap(lambda h, v: solve(h.mv, v))(hs, each)
             else:
-                xs, watched = torch.func.vmap(lambda h, v=each: solve(h.mv, v))(hs)
+                xs, diagnostics = torch.func.vmap(lambda h, v=each: solve(h.mv, v))(hs)
         for i in range(3):
             x, alone = solve(Times(hs[i]), each[i] if each.dim() == 2 else each)
             close(xs[i], x)
-            equal({k: w[i] for k, w in watched.items()}, alone)
+            equal({k: w[i] for k, w in diagnostics.items()}, alone)
 
 
 def test_the_right_hand_side_is_left_alone():
@@ -584,7 +586,7 @@ def test_batched_and_threaded_are_looped(kind, name, set_, solver):
     method, out = methods.get(name)(**set_), {}
     for how in ({}, {"engine": "vmap"}, {"workers": 3}):
         ctx = given(kind(), *INNER, solver=solver, **how)
-        lam = method.init_lam(ctx)
+        lam = method.init(ctx).outer
         found = ctx.over_episodes(
             lambda e, c=ctx, p=lam: method.hypergradient(c, p, None, e),
             ctx.training_episodes(),
@@ -598,7 +600,7 @@ def test_batched_and_threaded_are_looped(kind, name, set_, solver):
             # Conjugate gradients enlarge the round-off of sums in another order.
             equal(one.grad, two.grad, 1e-9)
             equal(one.theta, two.theta)
-            equal(one.watched, two.watched, 1e-9)
+            equal(one.diagnostics, two.diagnostics, 1e-9)
             close(one.value, two.value)
 
 
@@ -632,11 +634,11 @@ def test_the_hessian_is_taken_on_a_batch_of_its_own():
         asked.clear()
         method = methods.get(name)(inner_steps=4)
         ctx = given(Watching(0.3, batches=True), *INNER, "lam_is_initialisation")
-        method.hypergradient(ctx, method.init_lam(ctx), None, ctx.problem.episode("train", 0))
+        method.hypergradient(ctx, method.init(ctx).outer, None, ctx.problem.episode("train", 0))
         assert max(asked) + 1 == count == method.inner_batches
 
 
-# What is watched.
+# Diagnostics.
 
 
 class Saddle(Problem):

@@ -155,7 +155,7 @@ def test_batched_is_looped(batches, mode, solver):
             "meta_sgd": {"meta_sgd": True},
         }.items():  # fmt: skip
             method = methods.get("maml")(inner_steps=4, inner_lr=0.1, memory=mode, **set_)
-            lam = method.init_lam(ctx)
+            lam = method.init(ctx).outer
             out = ctx.over_episodes(
                 lambda e, m=method, p=lam, c=ctx: m.hypergradient(c, p, None, e),
                 ctx.training_episodes(),
@@ -279,7 +279,7 @@ check_method(methods.get("bilevel")(mode="forward", inner_steps=1), [tasks.get("
 
 
 def test_points_come_back_in_turn_from_pieces_that_are_used_again():
-    points, n = unrolled.Points(70), unrolled.Points.PIECE
+    points, n = unrolled.Iterates(70), unrolled.Iterates.PIECE
 
     def point(i):
         return {"w": torch.full((2,), float(i))}, {"velocity": {"w": torch.tensor(-float(i))}}

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import ClassVar
 import torch
 from metabench.core.errors import Diverged
-from metabench.contract.problem import Episode, Problem, generator
+from metabench.contract.problem import Episode, Problem, generator, Task
 from metabench.core.registry import methods, tasks
 
 class Points(Problem):
@@ -68,7 +68,7 @@ class Points(Problem):
 
 @tasks.register("points")
 @dataclass(frozen=True)
-class PointsTask:
+class PointsTask(Task):
     """Points to be near to."""
     metric: ClassVar = "loss"
     goal: ClassVar = "min"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metabench.contract.method import Context, GradientMethod, State
-from metabench.contract.problem import Batch, Episode, Params, Problem
+from metabench.contract.problem import Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import provenance, registry
 from metabench.core.cell import Cell, make_cell
@@ -70,7 +70,7 @@ class Noisy(Problem):
 
 
 @dataclass(frozen=True)
-class NoisyTask:
+class NoisyTask(Task):
     dim: int = 3
     meta_batch: int = 1
     metric: ClassVar[str] = "loss"

@@ -177,7 +177,7 @@ def test_inner_loop_goes_on_with_the_noise_of_the_step():
     lam, episode = ctx.problem.init_outer(), ctx.problem.episode("train", 0)
     whole, _ = inner_loop(ctx, lam, lam, episode, steps=5, lr=0.1)
     half, memory = inner_loop(ctx, lam, lam, episode, steps=2, lr=0.1)
-    rest, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2, memory=memory)
+    rest, _ = inner_loop(ctx, lam, half, episode, steps=3, lr=0.1, start=2, solver_state=memory)
     assert unchanged(snapshot(whole), rest)
 
 

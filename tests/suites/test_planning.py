@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from metabench.contract.problem import Task
 from metabench.core import optional_packages, registry
 from metabench.core.cell import CONTRACT, Cell
 from metabench.core.errors import SettingError, SuiteError, UnknownName
@@ -183,7 +184,7 @@ def test_a_cell_without_outer_steps_costs_its_evaluation(suite: Suite, store: St
 
 
 @dataclass(frozen=True)
-class Needy:
+class Needy(Task):
     """Needs what nobody has."""
 
     registered_name: ClassVar[str]

@@ -37,8 +37,8 @@ class CentralDifferences(GradientMethod):
             end, _ = inner_loop(
                 ctx, at, autodiff.detach(start), episode, steps=self.inner_steps, lr=self.inner_lr
             )
-            ctx.meter.add(trainings=1, function_evaluations=1)
-            return ctx.problem.outer_loss(at, end, episode.outer).detach(), autodiff.detach(end)
+            ctx.meter.add(trainings=1)
+            return ctx.outer_value(at, end, episode.outer), autodiff.detach(end)
 
         def moved(name: str, i: int, by: float) -> Tensor:
             unit = torch.zeros(lam[name].numel(), dtype=lam[name].dtype, device=ctx.device)

@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 
 
 @dataclass(frozen=True)
-class Cleaning:
+class Cleaning(Task):
     """Data cleaning: learn which training examples to trust from a small clean set."""
 
     examples: Annotated[int, Field(ge=4)] = 12

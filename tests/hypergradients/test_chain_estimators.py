@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import F64
 
-from metabench.hypergradients.comoment import Comoment
+from metabench.hypergradients.chain_estimators import Comoment
 
 
 @pytest.mark.parametrize("groups", [[50], [1] * 50, [7, 1, 30, 12]])
