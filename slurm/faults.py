@@ -5,7 +5,7 @@
 
 Every fault has cells of its own in a store of its own, and one judge: every cell has exactly one
 final record, equal to the last bit to that of an undisturbed run in this process; no half-written
-file, no claim and no checkpoint is left. Nothing runs but on a cluster that this program brings up
+file, no lease and no checkpoint is left. Nothing runs but on a cluster that this program brings up
 (``local_cluster.py``), and it ends none but its own processes.
 """
 
@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster import job_states, profile, slurm
+from metabench.cluster import draft as drafting
+from metabench.cluster import job_states, profile, refusals, slurm
 from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
 from metabench.cluster.submission import Attempt, Submission
@@ -43,7 +44,7 @@ from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import load_plugin
 from metabench.store.record import curve_outcome
-from metabench.store.store import CHECKPOINT, CLAIM, Store
+from metabench.store.store import CHECKPOINT, LEASE, Store
 from metabench.suites import planning
 
 PAUSE, FOLDER, SLOW = (f"METABENCH_TEST_{name}" for name in ("PAUSE", "FOLDER", "SLOW"))
@@ -164,20 +165,20 @@ class Stage:
         """Queue those of the cells that are in one of the states."""
         own = self.profile(**settings)
         there = slurm.Slurm(own)
-        answer = submitting.look(there, self.store, seconds=0)
-        made = submitting.draft(
+        answer = job_states.look(there, self.store, seconds=0)
+        made = drafting.draft(
             self.planned(self.seeds),
             own,
             self.store,
             "faults",
             "laptop",
             states=states,
-            busy=submitting.busy(self.store, answer),
+            busy=job_states.busy(self.store, answer),
             max_array=there.max_array(),
         )
-        against = submitting.refusals(made, there, [])
+        against = refusals.refusals(made, there, [])
         if against:
-            raise submitting.Refusal("; ".join(against))
+            raise refusals.Refusal("; ".join(against))
         return submitting.submit(made, there)
 
     def command(self, *words: str, **env: str) -> subprocess.Popen[str]:
@@ -207,21 +208,21 @@ class Stage:
             time.sleep(0.2)
         raise Lost(f"{what} did not come about")
 
-    def at_work(self, submission: Submission) -> tuple[folder.Element, Attempt]:
+    def at_work(self, submission: Submission) -> tuple[folder.NodeStatus, Attempt]:
         """A job that is in the middle of a cell, and its attempt at that cell."""
 
-        def find() -> tuple[folder.Element, Attempt] | None:
-            for element in folder.elements(submission.folder).values():
-                for key, at in element.running.items():
+        def find() -> tuple[folder.NodeStatus, Attempt] | None:
+            for node in folder.statuses(submission.folder).values():
+                for key, at in node.running.items():
                     history = folder.attempts(submission.folder, key)
                     last = history[-1] if history else None
-                    if last is None or last.end or last.step is None or element.ended:
+                    if last is None or last.end or last.step is None or node.ended:
                         continue
-                    if last.job == element.job and at.phase != "starting":
-                        return element, last
+                    if last.job == node.job and at.phase != "starting":
+                        return node, last
             return None
 
-        found: tuple[folder.Element, Attempt] = self.until("a cell at work", find)
+        found: tuple[folder.NodeStatus, Attempt] = self.until("a cell at work", find)
         time.sleep(0.5)
         return found
 
@@ -256,7 +257,7 @@ class Stage:
 
     def answer(self) -> job_states.Answer:
         """What Slurm says now."""
-        return submitting.look(slurm.Slurm(self.profile()), self.store, seconds=0)
+        return job_states.look(slurm.Slurm(self.profile()), self.store, seconds=0)
 
     def live(self) -> list[job_states.Job]:
         """Jobs of this stage that may still work."""
@@ -290,7 +291,7 @@ class Stage:
             ) == curve_outcome(self.reference.curve(wanted))
             identical += same
         left = [str(b) for b in self.store.problems()]
-        for pattern in (f"*/*/{CLAIM}", f"*/*/{CHECKPOINT}", "*/*/.*.tmp"):
+        for pattern in (f"*/*/{LEASE}", f"*/*/{CHECKPOINT}", "*/*/.*.tmp"):
             left += [str(f.relative_to(self.store.root)) for f in self.store.root.glob(pattern)]
         histories = [
             folder.attempts(s.folder, c.key) for c in cells for s in folder.submissions(self.store)
@@ -387,11 +388,11 @@ def worker_killed(stage: Stage) -> None:
 
 
 @fault()
-def element_killed(stage: Stage) -> None:
+def node_worker_killed(stage: Stage) -> None:
     """Kill -9 of the job's own process, its workers left."""
     submission = stage.submit()
-    element, _ = stage.at_work(submission)
-    kill(element.pid)
+    node, _ = stage.at_work(submission)
+    kill(node.pid)
     stage.finish()
 
 
@@ -399,8 +400,8 @@ def element_killed(stage: Stage) -> None:
 def step_killed(stage: Stage) -> None:
     """Kill -9 of slurmstepd, the step's processes orphaned."""
     submission = stage.submit()
-    element, _ = stage.at_work(submission)
-    step = parent(element.pid)
+    node, _ = stage.at_work(submission)
+    step = parent(node.pid)
     assert "slurmstepd" in Path(f"/proc/{step}/cmdline").read_text()
     kill(step)
     stage.finish()
@@ -420,12 +421,12 @@ def signalled_often(stage: Stage) -> None:
     """The warning signal, five times."""
     submission = stage.submit(seeds=1, pause=1.0)
     for _ in range(5):
-        element, _ = stage.at_work(submission)
-        stage.ask("scancel", "--signal=USR2", element.job)
-        before = element.restart
+        node, _ = stage.at_work(submission)
+        stage.ask("scancel", "--signal=USR2", node.job)
+        before = node.restart
 
-        def again(job: str = element.job, before: int = before) -> bool:
-            return folder.elements(submission.folder)[job].restart > before
+        def again(job: str = node.job, before: int = before) -> bool:
+            return folder.statuses(submission.folder)[job].restart > before
 
         stage.until("a new start", again)
     stage.finish()
@@ -437,8 +438,8 @@ def signalled_in_writing(stage: Stage) -> None:
     os.environ[SLOW] = "1.5"
     submission = stage.submit(seeds=3, pause=0.1, checkpoint_seconds=0.2)
     for _ in range(3):
-        element, _ = stage.at_work(submission)
-        stage.ask("scancel", "--signal=USR2", element.job)
+        node, _ = stage.at_work(submission)
+        stage.ask("scancel", "--signal=USR2", node.job)
         time.sleep(3.0)
     stage.finish()
 
@@ -447,11 +448,11 @@ def signalled_in_writing(stage: Stage) -> None:
 def stale_draft(stage: Stage) -> None:
     """A stale file of submitit's, then the signal."""
     submission = stage.submit()
-    element, _ = stage.at_work(submission)
+    node, _ = stage.at_work(submission)
     jobs = next((submission.folder / "jobs").iterdir())
     for name in ("submitted.pkl.save_tmp", "0_result.save_tmp", "0_result.pkl.save_tmp"):
-        (jobs / f"{element.job}_{name}").write_bytes(b"half")
-    stage.ask("scancel", "--signal=USR2", element.job)
+        (jobs / f"{node.job}_{name}").write_bytes(b"half")
+    stage.ask("scancel", "--signal=USR2", node.job)
     stage.finish()
 
 
@@ -474,8 +475,8 @@ def deaf(stage: Stage) -> None:
 def requeued(stage: Stage) -> None:
     """``scontrol`` requeue."""
     submission = stage.submit()
-    element, _ = stage.at_work(submission)
-    stage.ask("scontrol", "requeue", element.job)
+    node, _ = stage.at_work(submission)
+    stage.ask("scontrol", "requeue", node.job)
     stage.finish()
 
 
@@ -495,10 +496,10 @@ def preempted(stage: Stage) -> None:
 def node_down(stage: Stage) -> None:
     """The administrator sets the node down; it comes back after 15 s."""
     submission = stage.submit(extra={"nodelist": "n3"})
-    element, _ = stage.at_work(submission)
-    stage.ask("scontrol", "update", f"nodename={element.node}", "state=down", "reason=test")
+    node, _ = stage.at_work(submission)
+    stage.ask("scontrol", "update", f"nodename={node.node}", "state=down", "reason=test")
     time.sleep(15)
-    stage.ask("scontrol", "update", f"nodename={element.node}", "state=resume")
+    stage.ask("scontrol", "update", f"nodename={node.node}", "state=resume")
     stage.finish()
 
 
@@ -506,9 +507,9 @@ def node_down(stage: Stage) -> None:
 def node_lost(stage: Stage) -> None:
     """Power loss of a node: kill -9 of slurmd and everything under it."""
     submission = stage.submit(extra={"exclude": "n1,n2"}, parallel=1)
-    element, _ = stage.at_work(submission)
-    daemon = stage.cluster.daemon(f"slurmd-{element.node}").pid()
-    raw = stage.ask("squeue", "-h", "-j", element.job, "-o", "%A").strip()
+    node, _ = stage.at_work(submission)
+    daemon = stage.cluster.daemon(f"slurmd-{node.node}").pid()
+    raw = stage.ask("squeue", "-h", "-j", node.job, "-o", "%A").strip()
     doomed = [daemon] if daemon else []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -528,13 +529,13 @@ def node_lost(stage: Stage) -> None:
 def suspended(stage: Stage) -> None:
     """``scontrol`` suspend for 8 s, then resume."""
     submission = stage.submit()
-    element, _ = stage.at_work(submission)
-    stage.ask("scontrol", "suspend", element.job)
+    node, _ = stage.at_work(submission)
+    stage.ask("scontrol", "suspend", node.job)
     time.sleep(8)
     states = {j.id: j.state for j in stage.live()}
-    if states.get(element.job) != "SUSPENDED":
-        raise Lost(f"job {element.job} is {states.get(element.job)}, not SUSPENDED")
-    stage.ask("scontrol", "resume", element.job)
+    if states.get(node.job) != "SUSPENDED":
+        raise Lost(f"job {node.job} is {states.get(node.job)}, not SUSPENDED")
+    stage.ask("scontrol", "resume", node.job)
     stage.finish()
 
 
@@ -556,9 +557,9 @@ def cancelled(stage: Stage) -> None:
 def partly_cancelled(stage: Stage) -> None:
     """Scancel of a part of the array."""
     submission = stage.submit(seeds=5)
-    element, _ = stage.at_work(submission)
+    node, _ = stage.at_work(submission)
     job = submission.arrays[0].job
-    others = [i for i in range(5) if f"{job}_{i}" != element.job][:2]
+    others = [i for i in range(5) if f"{job}_{i}" != node.job][:2]
     stage.ask("scancel", *(f"{job}_{i}" for i in others))
     stage.finish()
 
@@ -677,7 +678,7 @@ def python_gone(stage: Stage) -> None:
     link.rename(stage.home / "hidden")
     stage.until("the end of all jobs", lambda: not stage.live())
     answer = stage.answer()
-    states = {j.state for a in submission.arrays for j in answer.elements(a)}
+    states = {j.state for a in submission.arrays for j in answer.jobs_of(a)}
     if states != {"FAILED"}:
         raise Lost(f"jobs without Python are {states}")
     (stage.home / "hidden").rename(link)
@@ -761,17 +762,17 @@ def disk_full(stage: Stage) -> None:
 
 @fault()
 def ghost(stage: Stage) -> None:
-    """A claim of another machine that went down 95 s ago: waited for until its lease is over."""
+    """A lease of another machine that went down 95 s ago: waited for until its lease is over."""
     stage.seeds = [0, 1]
     (first, _) = stage.cells()
     place = stage.store.folder(first.key)
     place.mkdir(parents=True)
     away = {"host": "gone", "place": "gone/boot/space", "pid": 1, "started": "1", "nonce": "n"}
-    (place / CLAIM).write_text(json.dumps({**away, "since": time.time() - 200}))
+    (place / LEASE).write_text(json.dumps({**away, "since": time.time() - 200}))
     # The plan would leave it to its holder, so it is made first.
-    os.utime(place / CLAIM, (time.time() - 1000, time.time() - 1000))
+    os.utime(place / LEASE, (time.time() - 1000, time.time() - 1000))
     stage.submit(seeds=2, pause=0.05, extra={"begin": "now+3"})
-    os.utime(place / CLAIM, (time.time() - 95, time.time() - 95))
+    os.utime(place / LEASE, (time.time() - 95, time.time() - 95))
     stage.finish()
 
 
@@ -800,7 +801,7 @@ def dies_always(stage: Stage) -> None:
         raise Lost("the cell that dies has no record that says so")
     (stage.home / f"do-{seed_for(1, 'init')}").unlink()
     stage.until("the end of all jobs", lambda: not stage.live())
-    # An element that had taken the cell up before the record was there has done it by now.
+    # A node worker that had taken the cell up before the record was there has done it by now.
     if not all(stage.final(c) for c in stage.cells()):
         stage.again(frozenset({"failed"}))
     stage.finish()

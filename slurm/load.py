@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from metabench.analysis import results
+from metabench.cluster import draft as drafting
+from metabench.cluster import job_states
 from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
 from metabench.cluster.cell_states import standings
@@ -48,13 +50,13 @@ def pulled(store: Store, count: int, **settings: Any) -> dict[str, float]:
     there = Slurm(profile)
     begin = time.monotonic()
     planned = plan.plan(chosen(count), store)
-    made = submitting.draft(planned, profile, store, "load", "laptop", max_array=there.max_array())
+    made = drafting.draft(planned, profile, store, "load", "laptop", max_array=there.max_array())
     submission = submitting.submit(made, there)
     queued = time.monotonic() - begin
     keys = {p.cell.key for p in planned}
 
     def finished() -> bool:
-        answer = submitting.look(there, store, seconds=2.0)
+        answer = job_states.look(there, store, seconds=2.0)
         return not answer.live(submission)
 
     wait(finished, 1.0)
@@ -67,7 +69,7 @@ def pulled(store: Store, count: int, **settings: Any) -> dict[str, float]:
     )
     return {
         "cells": count,
-        "jobs": len(submission.elements()),
+        "jobs": len(submission.array_tasks()),
         "queued_seconds": round(queued, 2),
         "seconds": round(seconds, 1),
         "cells_per_second": round(count / seconds, 2),
@@ -111,7 +113,7 @@ def planning(store: Store, count: int) -> dict[str, float]:
     out["plan_seconds"] = round(time.monotonic() - begin, 2)
     begin = time.monotonic()
     submissions = folder.submissions(store)
-    answer = submitting.look(Slurm(load("local", {"query_seconds": 0})), store)
+    answer = job_states.look(Slurm(load("local", {"query_seconds": 0})), store)
     standings(planned, submissions, answer)
     out["status_seconds"] = round(time.monotonic() - begin, 2)
     begin = time.monotonic()

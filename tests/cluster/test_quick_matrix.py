@@ -14,8 +14,8 @@ from metabench.cluster import profile
 from metabench.cluster import submission as folder
 from metabench.cluster.cell_states import standings
 from metabench.cluster.probe import examine
+from metabench.cluster.refusals import Refusal
 from metabench.cluster.slurm import Slurm, beyond
-from metabench.cluster.submit import Refusal
 from metabench.cluster_profiles.faults import Stage
 
 
