@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster.faults.oracle import judge
+from cluster.faults.stage import Stage
 
 from metabench.cluster import draft as drafting
 from metabench.cluster import snapshot
@@ -15,7 +17,6 @@ from metabench.cluster import submission as folder
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, beyond
 from metabench.cluster.submission import Group, Member
-from metabench.cluster_profiles.faults import Stage
 from metabench.core.cell import Cell, make_cell
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
@@ -95,7 +96,7 @@ def test_cells_on_two_tasks_are_those_of_one_and_a_warning_is_acted_on_by_both(
     node, _ = stage.at_work(submission)
     stage.ask("scancel", "--signal=USR2", node.job)
     stage.finish()
-    verdict = stage.judge()
+    verdict = judge(stage)
     assert verdict.good and verdict.attempts > 2
     for cell in stage.cells():
         record = stage.store.get(cell.key)
