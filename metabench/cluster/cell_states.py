@@ -158,7 +158,7 @@ def _why_pending(live: Sequence[Job]) -> str:
     running = sum(j.state in ("RUNNING", "COMPLETING") for j in live)
     suspended = sum(j.state == "SUSPENDED" for j in live)
     waiting = Counter(
-        j.reason or "no reason told" for j in live if j.state in ("PENDING", "CONFIGURING")
+        j.reason or "no reason given" for j in live if j.state in ("PENDING", "CONFIGURING")
     )
     parts = []
     if running:

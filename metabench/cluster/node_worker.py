@@ -131,7 +131,7 @@ class _Work:
         load_plugins()
         say(
             f"job {self.job} on {platform.node()}: {cores()} cores, "
-            f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'not told')}, restart "
+            f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'unknown')}, restart "
             f"{os.environ.get('SLURM_RESTART_COUNT', '0')}, {len(self.queue.members)} cells"
         )
         self.note(force=True)
@@ -159,7 +159,7 @@ class _Work:
             self.signal = signal.Signals(number).name
 
     def stopping(self) -> bool:
-        """Whether to stop: told to, or nearly out of time although no signal came."""
+        """Whether to stop: asked to, or nearly out of time although no signal came."""
         return bool(self.signal) or self.left() <= 0
 
     def left(self) -> float:

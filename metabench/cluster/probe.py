@@ -87,7 +87,7 @@ def examine(profile: Profile, store: Store, *, wait: float = WAIT_SECONDS) -> li
         slurm.run("sacct", "-n", "-X", "-S", "now-1hours", "-o", "JobID")
         found("accounting", "ok", "sacct answers")
     except SlurmError as error:
-        text = f"{error}: jobs that squeue has forgotten cannot be told of"
+        text = f"{error}: jobs that squeue has forgotten are unknown"
         found("accounting", "note", text)
     held = [line for line in slurm.run("squeue", "--me", "-h", "-o", "%A|%r").splitlines()
             if "held" in line.lower()]  # fmt: skip

@@ -48,7 +48,7 @@ def refusals(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> list[str]
 
 
 def lacking(planned: Sequence[Planned]) -> list[str]:
-    """What cells lack that nodes could not fetch, and how to mend it."""
+    """What cells lack that nodes could not fetch, and how to get it."""
     found: dict[tuple[str, str], int] = {}
     for p in planned:
         if p.state in ("missing data", "missing package"):

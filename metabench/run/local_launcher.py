@@ -53,7 +53,7 @@ class Summary:
     """Key to the reason why the store could not keep what came of the cell."""
     quarantined: list[BadFile] = field(default_factory=list)
     remaining: list[Cell] = field(default_factory=list)
-    """Cells without a record: the launch was interrupted, or their worker was told to end."""
+    """Cells without a record: the launch was interrupted, or their worker was asked to end."""
     interrupted: bool = False
 
     def count(self, status: str) -> int:
@@ -292,7 +292,7 @@ class _Launch:
             )
 
     def ended(self, ended: Ended) -> None:
-        """A cell has come to an end of some kind; records have been told of before."""
+        """A cell has come to an end of some kind; records have been reported before."""
         cell = ended.cell
         if ended.how == "held":
             if cell.key not in self.elsewhere:

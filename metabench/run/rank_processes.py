@@ -156,13 +156,15 @@ class RankProcesses:
             if self.reception is not None:
                 for rank, connection in self.reception.arrived():
                     self.peers[rank] = _Peer(connection)
-            return len(self.peers) == self.others and all(h.ready() for h in self.peers.values())
+            return len(self.peers) == self.others and all(
+                peer.ready() for peer in self.peers.values()
+            )
 
         if self.reception is None:
             for rank in range(1, self.others + 1):
                 if rank not in self.peers:
                     gpu = self.gpus[(rank - 1) % len(self.gpus)] if self.gpus else None
-                    self.peers[rank] = _started(gpu)
+                    self.peers[rank] = _started_peer(gpu)
         self._wait(there, ARRIVAL_SECONDS)
 
     def _wait(self, done: Callable[[], bool], seconds: float) -> None:
@@ -183,7 +185,7 @@ class RankProcesses:
 
 
 class _Peer:
-    """One of a processes, as rank 0 sees it."""
+    """Another rank, as rank 0 sees it."""
 
     def __init__(self, connection: Connection, process: BaseProcess | None = None) -> None:
         self.connection, self.process = connection, process
@@ -221,7 +223,7 @@ class _Peer:
         self.connection.close()
 
 
-def _started(gpu: str | None) -> _Peer:
+def _started_peer(gpu: str | None) -> _Peer:
     """A process of this machine."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
@@ -275,7 +277,7 @@ def _answer(call: Call, leave: Callable[[], object]) -> None:
     from metabench.contract.process_group import ProcessGroup, joined
     from metabench.run.runner import follow
 
-    with contextlib.suppress(Exception):  # what goes wrong, rank 0 has been told or sees
+    with contextlib.suppress(Exception):  # what goes wrong, rank 0 has heard or sees
         store = dist.TCPStore(  # type: ignore[attr-defined]
             call.host, call.port, is_master=False, timeout=timedelta(seconds=MEET_SECONDS)
         )
@@ -293,8 +295,8 @@ def _name(rank: int) -> str:
 
 
 class _Reception:
-    """Where ranks from other nodes come to: a socket, told of in a file that only its user reads,
-    with the key that they show."""
+    """Where ranks from other nodes come to: a socket; its address and the key to it are in a
+    file that only its user reads."""
 
     def __init__(self, place: Path) -> None:
         self.host = os.uname().nodename
@@ -302,7 +304,7 @@ class _Reception:
         self._listener = Listener(("", 0), backlog=64, authkey=key.encode())
         self._come: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
         threading.Thread(target=self._welcome, daemon=True).start()
-        _tell(place, {"host": self.host, "port": self._listener.address[1], "key": key})
+        _write_private(place, {"host": self.host, "port": self._listener.address[1], "key": key})
 
     def _welcome(self) -> None:
         while True:
@@ -323,7 +325,7 @@ class _Reception:
         self._listener.close()
 
 
-def _tell(place: Path, what: Any) -> None:
+def _write_private(place: Path, what: Any) -> None:
     """Write a file for this user's eyes."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -333,23 +335,23 @@ def _tell(place: Path, what: Any) -> None:
 
 
 def over(place: Path) -> None:
-    """Tell those who :func:`attend` that nobody will call any more. Raises StoreError."""
-    _tell(place, OVER)
+    """Let those who :func:`attend` know that nobody will call any more. Raises StoreError."""
+    _write_private(place, OVER)
 
 
 def attend(place: Path, rank: int, *, pause: float = 0.5) -> None:
-    """Be rank ``rank`` for whoever is told of in the file ``place``, one process after another
+    """Be rank ``rank`` for whoever is named in the file ``place``, one process after another
     where they die, until it says that it is :func:`over`."""
     while True:
         try:
-            told = json.loads(place.read_text())
+            named = json.loads(place.read_text())
         except (OSError, ValueError):
-            told = None
-        if told == OVER:
+            named = None
+        if named == OVER:
             return
-        if told is not None:
+        if named is not None:
             with contextlib.suppress(OSError, EOFError, multiprocessing.AuthenticationError):
-                connection = Client((told["host"], told["port"]), authkey=told["key"].encode())
+                connection = Client((named["host"], named["port"]), authkey=named["key"].encode())
                 with connection:
                     connection.send(rank)
                     serve(connection)

@@ -1,4 +1,4 @@
-"""A process that runs cells one after another, as it is told over a pipe.
+"""A process that runs cells one after another, as a pipe says.
 
 It stops at the next step boundary when asked, when terminated, and when the process at the other
 end is gone: nothing goes on unwatched, and nothing that a checkpoint can keep is lost.

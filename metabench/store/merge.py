@@ -1,4 +1,4 @@
-"""Two stores become one: what one lacks is copied, and what they disagree about is told."""
+"""Two stores become one: what one lacks is copied, and what they disagree about is reported."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class Store:
         return finished or any(_TEMPORARY.fullmatch(name) for name in names)
 
     def quarantine(self, bad: BadFile) -> BadFile:
-        """Move one file or folder to ``<root>/set-aside/`` under a name of its own."""
+        """Move one file or folder to the quarantine, under a name of its own."""
         name = bad.path.name
         if _KEY.fullmatch(bad.path.parent.name):
             name = f"{bad.path.parent.name[:16]}.{name}"
