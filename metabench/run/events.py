@@ -1,4 +1,4 @@
-"""What happens while cells run, as listeners hear of it: plain data that can cross a process border."""
+"""What happens while cells run, for listeners: plain data that can cross a process border."""
 
 from __future__ import annotations
 
