@@ -49,12 +49,12 @@ def run_cell(
 ) -> Record:
     """Run a cell to its record, and keep it where there is a store.
 
-    With a store the cell's lease is taken first; a finished record is handed back as it is, and a
-    run continues from its checkpoint. Checkpoints are at least ``checkpoint_seconds`` apart (0:
-    every outer step). ``time_limit`` in seconds of this call. ``workers``: threads for the episodes of a
-    step (default: the usable cores); they change no result. ``engine`` "auto": batched episodes on
-    a GPU, one after another on a CPU. ``stop`` is asked between steps. ``gather``: how other
-    processes come to share the episodes; they change no result either.
+    With a store the cell's lease is taken first; a finished record is handed back as it is, and
+    a run continues from its checkpoint. Checkpoints are at least ``checkpoint_seconds`` apart
+    (0: every outer step). ``time_limit`` in seconds of this call. ``workers``: threads for the
+    episodes of a step (default: the usable cores); they change no result. ``engine`` "auto":
+    batched episodes on a GPU, one after another on a CPU. ``stop`` is asked between steps.
+    ``gather``: how other processes come to share the episodes; they change no result either.
 
     What goes wrong while running becomes a record (diverged, timeout, failed). Raises
     NotApplicable, UnknownName, SettingError (nothing is run), StoreError (the lease cannot be
