@@ -404,10 +404,15 @@ class Cluster:
 
     def slurm_conf(self) -> str:
         """slurm.conf. Unknown keys stop every daemon and every client."""
-        o, home, host = self.options, self.home, socket.gethostname()
-        lines = [
+        parts = (self.conf_daemons(), self.conf_rules(), self.conf_nodes(), self.conf_accounting())
+        return "\n".join(line for part in parts for line in part) + "\n"
+
+    def conf_daemons(self) -> list[str]:
+        """Of slurm.conf, who runs, where files are, and how daemons know each other."""
+        o, home = self.options, self.home
+        return [
             "ClusterName=metabench",
-            f"SlurmctldHost={host}(127.0.0.1)",
+            f"SlurmctldHost={socket.gethostname()}(127.0.0.1)",
             f"SlurmctldPort={o.base_port}",
             f"SlurmUser={getpass.getuser()}",
             f"SlurmdUser={getpass.getuser()}",
@@ -423,6 +428,12 @@ class Cluster:
             "CredType=cred/munge",
             "# cred_expire is also how long a requeued job waits.",
             f"AuthInfo=socket={home}/run/munge.socket,cred_expire={o.requeue_wait}",
+        ]
+
+    def conf_rules(self) -> list[str]:
+        """Of slurm.conf, how jobs are scheduled, signalled, ended and counted."""
+        o = self.options
+        return [
             "# No cgroups: memory limits are not enforced, CPUs not bound, GPUs not hidden.",
             "ProctrackType=proctrack/linuxproc",
             "TaskPlugin=task/none",
@@ -460,6 +471,10 @@ class Cluster:
             "ReturnToService=1",
             "GresTypes=gpu,shard",
         ]
+
+    def conf_nodes(self) -> list[str]:
+        """Of slurm.conf, nodes and partitions."""
+        o, host, lines = self.options, socket.gethostname(), []
         for at, node in enumerate(o.node_names()):
             gres = f" Gres=gpu:fake:{o.gpus},shard:{o.gpus * o.shards}"
             lines.append(
@@ -470,23 +485,25 @@ class Cluster:
                 + " State=UNKNOWN"
             )
         common = "Nodes=ALL MaxTime=60 DefaultTime=15 State=UP"
-        lines += [
+        return [
+            *lines,
             f"PartitionName=main {common} Default=YES PriorityTier=1 PreemptMode=OFF",
             f"PartitionName=low {common} PriorityTier=1 PreemptMode=REQUEUE GraceTime={o.grace}",
             f"PartitionName=high {common} PriorityTier=10 PreemptMode=OFF",
         ]
-        if o.accounting:
-            lines += [
-                "AccountingStorageType=accounting_storage/slurmdbd",
-                "AccountingStorageHost=127.0.0.1",
-                f"AccountingStoragePort={o.base_port + 1}",
-                "AccountingStorageTRES=gres/gpu",
-                "# With munge the password is the path of its socket.",
-                f"AccountingStoragePass={home}/run/munge.socket",
-            ]
-        else:
-            lines.append("AccountingStorageType=accounting_storage/none")
-        return "\n".join(lines) + "\n"
+
+    def conf_accounting(self) -> list[str]:
+        """Of slurm.conf, where jobs are remembered."""
+        if not self.options.accounting:
+            return ["AccountingStorageType=accounting_storage/none"]
+        return [
+            "AccountingStorageType=accounting_storage/slurmdbd",
+            "AccountingStorageHost=127.0.0.1",
+            f"AccountingStoragePort={self.options.base_port + 1}",
+            "AccountingStorageTRES=gres/gpu",
+            "# With munge the password is the path of its socket.",
+            f"AccountingStoragePass={self.home}/run/munge.socket",
+        ]
 
     def gres_conf(self) -> str:
         """gres.conf, and the devices that it names: a GPU without a file counts as none."""
@@ -566,6 +583,17 @@ class Cluster:
             yield from self.ask("squeue").stdout.split("\n")
         else:
             yield f"no cluster runs in {self.home}"
+
+
+@contextlib.contextmanager
+def running(home: Path, options: Options) -> Iterator[Cluster]:
+    """A cluster that is up inside, and gone afterwards."""
+    cluster = Cluster(home, options)
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
 
 
 def missing_packages(accounting: bool) -> list[str]:

@@ -231,12 +231,13 @@ def submit(
     """
     from metabench.cluster import profile
     from metabench.cluster import submit as module
+    from metabench.cluster.draft import TAKEN
 
     cells, own = profile.split_set(set)
     site = profile.load(cluster, own)
     suite, store = load(suite), open_store(store)
     planned = plan(suite, budget=budget, set=cells, seeds=seeds, only=only, store=store)
-    states = module.TAKEN | ({"failed", "diverged"} if failed else frozenset())
+    states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
     made, slurm = module.prepare(suite.name, budget, planned, site, store, states)
     return module.enqueue(made, slurm, planned) if made.cells else None
 

@@ -23,9 +23,9 @@ from metabench.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from metabench.cluster.draft import Draft
     from metabench.cluster.profile import Profile
     from metabench.cluster.submission import Submission
-    from metabench.cluster.submit import Draft
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite, SuiteCell
@@ -75,7 +75,7 @@ def submit(
     dry_run: DryRun = False,
 ) -> None:
     """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too."""
-    from metabench.cluster.submit import TAKEN
+    from metabench.cluster.draft import TAKEN
 
     cells, profile = profiled(cluster, set)
     choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
@@ -99,7 +99,7 @@ def retry(
     dry_run: DryRun = False,
 ) -> None:
     """Queue again what was lost, with --failed also what failed; more memory or time each time."""
-    from metabench.cluster.submit import TAKEN
+    from metabench.cluster.draft import TAKEN
 
     cells, profile = profiled(cluster, set)
     choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
@@ -116,7 +116,7 @@ def cancel(
     """Cancel the jobs of a suite; what they had in hand keeps its checkpoint."""
     import time
 
-    from metabench.cluster import slurm
+    from metabench.cluster import job_states, slurm
     from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
     from metabench.cluster.profile import load
@@ -137,7 +137,7 @@ def cancel(
     for name in dict.fromkeys(cluster or str(s.profile["name"]) for s in mine):
         there = slurm.Slurm(_of(mine, name) if cluster is None else load(cluster))
         began = time.time()
-        answer = module.look(there, kept, seconds=0)
+        answer = job_states.look(there, kept, seconds=0)
         if answer.at < began:
             raise slurm.SlurmError(f"nothing was cancelled on {name}: {answer.problem}")
         group = [s for s in mine if cluster or s.profile["name"] == name]
@@ -199,6 +199,7 @@ def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
     from metabench.cli import printing
+    from metabench.cluster import refusals
     from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import SlurmError
@@ -217,7 +218,7 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
         )
         describe(out, made, planned)
         if not made.cells:
-            for reason in module.lacking(planned):
+            for reason in refusals.lacking(planned):
                 told(f"error: {suite.name}: {reason}")
                 code = 1
             continue
@@ -225,7 +226,7 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
             for script in made.scripts():
                 out.print(script, markup=False, highlight=False, soft_wrap=True)
             try:
-                against = module.refusals(made, slurm, planned)
+                against = refusals.refusals(made, slurm, planned)
             except SlurmError as error:
                 told(f"not checked against the cluster: {error}")
                 continue
@@ -235,7 +236,7 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
             continue
         try:
             queue(out, made, slurm, planned)
-        except module.Refusal as refusal:
+        except refusals.Refusal as refusal:
             # The other suites of "all" can do without it.
             told(f"error: {suite.name}: {refusal}")
             code = 1
@@ -301,9 +302,8 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
     be learnt, is printed."""
     import time
 
-    from metabench.cluster import cell_states
+    from metabench.cluster import cell_states, job_states
     from metabench.cluster import submission as folder
-    from metabench.cluster import submit as module
     from metabench.cluster.slurm import Slurm
 
     for text in folder.unreadable(store):
@@ -313,7 +313,7 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
     mine = [s for s in known if folder.keys(s) & keys]
     for name in dict.fromkeys(str(s.profile["name"]) for s in mine):
         group = [s for s in mine if s.profile["name"] == name]
-        answer = module.look(Slurm(_of(group, name)), store)
+        answer = job_states.look(Slurm(_of(group, name)), store)
         planned = cell_states.standings(planned, group, answer)
         jobs = [j for s in group for j in answer.live(s)]
         counts: dict[str, int] = {}
@@ -348,7 +348,9 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
     import time
 
     from metabench.cli import printing
+    from metabench.cluster import job_states
     from metabench.cluster import submit as module
+    from metabench.cluster.draft import TAKEN
     from metabench.suites.planning import plan
 
     err = printing.console(stderr=True)
@@ -365,8 +367,8 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
             break
         while True:
             time.sleep(max(POLL_SECONDS, min(LEAST_LOOK, profile.query_seconds)))
-            answer = module.look(slurm, store)
-            busy = module.busy(store, answer)
+            answer = job_states.look(slurm, store)
+            busy = job_states.busy(store, answer)
             open_ = [p for p in items if (r := store.get(p.cell.key)) is None or r.status != "done"]
             text = f"{len(items) - len(open_)} of {len(items)} cells done"
             if text != told:
@@ -376,7 +378,7 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
                 break
         planned = plan([_again(p) for p in planned], store)
         items = [p for p in planned if p.state not in ("skipped", "not applicable")]
-        if all(p.state not in module.TAKEN for p in items):
+        if all(p.state not in TAKEN for p in items):
             break
     for p in items:
         if p.state != "done":

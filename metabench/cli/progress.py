@@ -15,8 +15,8 @@ from metabench.run.events import (
     Event,
     Finished,
     Progress,
+    Quarantined,
     Refused,
-    SetAside,
     Started,
     Stopping,
     describe,
@@ -58,7 +58,7 @@ class Tally:
 
     def take(self, event: Event) -> None:
         """Count an event."""
-        if isinstance(event, SetAside | Stopping):
+        if isinstance(event, Quarantined | Stopping):
             return
         now = self.clock()
         if isinstance(event, Finished):

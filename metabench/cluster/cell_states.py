@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metabench.cluster import submission as folders
-from metabench.cluster.job_states import Answer, Job
-from metabench.cluster.submission import Attempt, Element, Submission
-from metabench.cluster.submit import ended_states
+from metabench.cluster.job_states import Answer, Job, ended_states
+from metabench.cluster.submission import Attempt, NodeStatus, Submission
 from metabench.core.text import duration
 from metabench.suites.planning import Planned, State
 
@@ -35,7 +34,7 @@ class _Known:
     submission: Submission
     keys: set[str]
     jobs: list[Job]
-    elements: dict[str, Element]
+    statuses: dict[str, NodeStatus]
     ends: dict[str, str]
 
 
@@ -47,8 +46,8 @@ def standings(
         _Known(
             s,
             folders.keys(s),
-            [j for a in s.arrays for j in answer.elements(a)],
-            folders.elements(s.folder),
+            [j for a in s.arrays for j in answer.jobs_of(a)],
+            folders.statuses(s.folder),
             ended_states(s.folder),
         )
         for s in reversed(submissions)
@@ -71,20 +70,20 @@ def standings(
 def _running(p: Planned, having: Sequence[_Known]) -> Planned:
     """``having``: the submissions of the cell; a job of any of them may have it."""
     key = p.cell.key
-    said = [(at, e, k) for k in having for e in k.elements.values()
+    said = [(at, e, k) for k in having for e in k.statuses.values()
             if (at := e.running.get(key)) is not None and not e.ended]  # fmt: skip
     if not said:
         return p
     # A job that was killed says so for ever: the latest word counts.
-    at, element, known = max(said, key=lambda s: s[1].beat)
-    parts = [f"job {element.job} on {element.node or element.host}"]
+    at, node, known = max(said, key=lambda s: s[1].beat)
+    parts = [f"job {node.job} on {node.node or node.host}"]
     parts.append(f"step {at.step}/{at.horizon}" if at.horizon else f"step {at.step}")
     parts.append(f"{at.phase}, {at.fraction:.0%}")
-    spent = element.beat - at.since
+    spent = node.beat - at.since
     if at.fraction > 0.02:
-        left = spent * (1 - at.fraction) / at.fraction - (time.time() - element.beat)
+        left = spent * (1 - at.fraction) / at.fraction - (time.time() - node.beat)
         parts.append(f"about {duration(max(0.0, left))} left")
-    state = next((j.state for j in known.jobs if j.id == element.job), "")
+    state = next((j.state for j in known.jobs if j.id == node.job), "")
     if state == "SUSPENDED":
         parts.append("suspended")
     return replace(p, reason=", ".join(parts))
@@ -128,7 +127,7 @@ def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
     )
     if history:
         last = history[-1]
-        # Slurm's word for a job that was cut off; else what its element or worker said.
+        # Slurm's word for a job that was cut off; else what its node worker or cell worker said.
         state = known.ends.get(last.job) or _state(known.jobs, last)
         if state in ENDS:
             name, why = ENDS[state]
@@ -159,7 +158,7 @@ def _why_pending(live: Sequence[Job]) -> str:
     running = sum(j.state in ("RUNNING", "COMPLETING") for j in live)
     suspended = sum(j.state == "SUSPENDED" for j in live)
     waiting = Counter(
-        j.reason or "no reason told" for j in live if j.state in ("PENDING", "CONFIGURING")
+        j.reason or "no reason given" for j in live if j.state in ("PENDING", "CONFIGURING")
     )
     parts = []
     if running:

@@ -14,9 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from metabench.cluster import submission as folders
 from metabench.cluster.slurm import Slurm, SlurmError
 from metabench.cluster.snapshot import write_json
 from metabench.cluster.submission import Array, Submission
+from metabench.core.errors import MetabenchError
+from metabench.store.store import Store
 
 LIVE = frozenset(
     {
@@ -76,18 +79,18 @@ class Answer:
     """None: not asked, because squeue knew every job."""
     problem: str = ""
 
-    def of(self, array: Array, element: str) -> Job:
-        """What is known of one element of an array."""
-        return self.jobs.get(f"{array.name}/{element}") or Job(element, UNKNOWN, source="nobody")
+    def of(self, array: Array, job: str) -> Job:
+        """What is known of one task of an array."""
+        return self.jobs.get(f"{array.name}/{job}") or Job(job, UNKNOWN, source="nobody")
 
-    def elements(self, array: Array) -> list[Job]:
-        """What is known of each element of an array."""
+    def jobs_of(self, array: Array) -> list[Job]:
+        """What is known of each task of an array."""
         known = array if array.job else replace(array, job=self.ids.get(array.name, ""))
-        return [self.of(array, e) for e in known.elements()]
+        return [self.of(array, e) for e in known.array_tasks()]
 
     def live(self, submission: Submission) -> list[Job]:
         """Its jobs that may still work."""
-        return [j for a in submission.arrays for j in self.elements(a) if j.live]
+        return [j for a in submission.arrays for j in self.jobs_of(a) if j.live]
 
 
 def ask(
@@ -115,14 +118,14 @@ def ask(
     ended = {k: j for k, j in (before.jobs if before else {}).items() if not j.live}
     missing: dict[str, Array] = {}
     for array in arrays:
-        for element in replace(array, job=array.job or ids.get(array.name, "")).elements():
-            key = f"{array.name}/{element}"
+        for job in replace(array, job=array.job or ids.get(array.name, "")).array_tasks():
+            key = f"{array.name}/{job}"
             if key in jobs:
                 continue
             if key in ended and ended[key].state != UNKNOWN:
                 jobs[key] = ended[key]
             else:
-                missing[element] = array
+                missing[job] = array
     accounting: bool | None = None
     problem = ""
     if missing:
@@ -157,9 +160,9 @@ def _squeue(slurm: Slurm, arrays: Iterable[Array]) -> tuple[dict[str, Job], dict
         words = line.split("|", 5)
         if len(words) < 6 or words[1] not in names:
             continue
-        element, name, state, node, left, reason = words
-        jobs[f"{name}/{element}"] = Job(element, state, _plain(reason), node, left)
-        ids[name] = element.partition("_")[0]
+        job, name, state, node, left, reason = words
+        jobs[f"{name}/{job}"] = Job(job, state, _plain(reason), node, left)
+        ids[name] = job.partition("_")[0]
     return jobs, ids
 
 
@@ -174,14 +177,58 @@ def _sacct(slurm: Slurm, missing: dict[str, Array]) -> dict[str, Job]:
     )  # fmt: skip
     out = {}
     for line in said.splitlines():
-        element, name, state, node = line.split("|")[:4]
-        array = missing.get(element)
+        job, name, state, node = line.split("|")[:4]
+        array = missing.get(job)
         if array is not None and array.name == name:
             # "CANCELLED by 1000"
             word, _, rest = state.partition(" ")
-            out[f"{name}/{element}"] = Job(element, word, rest, node, source="sacct")
+            out[f"{name}/{job}"] = Job(job, word, rest, node, source="sacct")
     return out
 
 
 def _plain(reason: str) -> str:
     return "" if reason in ("None", "(null)") else reason
+
+
+def ended_states(folder: Path) -> dict[str, str]:
+    """Job ids to how Slurm ended them, as far as anybody has asked."""
+    try:
+        found = json.loads((folder / "ended.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def keep_ended(submissions: Iterable[Submission], answer: Answer) -> None:
+    """Note how jobs ended while Slurm still knows it."""
+    for submission in submissions:
+        known = ended_states(submission.folder)
+        found = {
+            job.id: job.state
+            for array in submission.arrays
+            for job in answer.jobs_of(array)
+            if not job.live and job.state != "UNKNOWN"
+        }
+        if {**known, **found} != known:
+            with contextlib.suppress(MetabenchError):
+                write_json(submission.folder / "ended.json", {**known, **found})
+
+
+def look(slurm: Slurm, store: Store, *, seconds: float | None = None) -> Answer:
+    """What Slurm says of every submission to a store that is not over."""
+    known = folders.submissions(store)
+    cache = folders.root(store) / f"queue-{slurm.profile.name or 'profile'}.json"
+    mine = [s for s in known if s.profile.get("name") == slurm.profile.name]
+    answer = ask(slurm, mine, cache, seconds=seconds)
+    if not answer.problem:
+        keep_ended(mine, answer)
+    return answer
+
+
+def busy(store: Store, answer: Answer) -> dict[str, str]:
+    """Cells that a submission with live jobs has, by key, with the submission's name."""
+    out: dict[str, str] = {}
+    for submission in folders.submissions(store):
+        if submission.cancelled is None and answer.live(submission):
+            out |= dict.fromkeys(folders.keys(submission), submission.name)
+    return out

@@ -1,8 +1,8 @@
-"""What runs on a node: claim the next open cell, run it, record it, take the next while time lasts.
+"""What runs on a node: take the next open cell, run it, record it, and so on while time lasts.
 
-Elements are interchangeable: any number of them may work on a group of cells, none of them matters.
-On a signal every running cell keeps a checkpoint at its next step and is released, and the job
-requeues itself where there is something left to do.
+Node workers are interchangeable: any number of them may work on a group of cells, any of them may
+be lost. On a signal every running cell keeps a checkpoint at its next step and is released, and the
+job requeues itself where there is something left to do.
 """
 
 from __future__ import annotations
@@ -15,33 +15,26 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
-from metabench.cluster.submission import Element, Member, Running
+from metabench.cluster.cell_queue import LOOK_AGAIN_SECONDS, CellQueue, say
+from metabench.cluster.submission import Member, NodeStatus, Running
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.hardware import cores, gpus
 from metabench.run import rank_processes
 from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started, describe
-from metabench.run.local_launcher import failed_record
+from metabench.run.pool import Died, Pool
 from metabench.run.process import limit_memory
-from metabench.run.worker import Ended, Options, Worker
-from metabench.store import lease
-from metabench.store.record import Status
-from metabench.store.store import CLAIM, Store
+from metabench.run.worker import Ended, WorkerOptions
 
 PICKLE_SECONDS = 15.0
-"""How long an element waits for submitit's pickle before it goes on without: the launcher may have
-died between sbatch and the last rename."""
-TRIES = 5
-"""Attempts cut off without getting any further, after which a cell has failed."""
-POLL_SECONDS = 0.5
-LOOK_AGAIN_SECONDS = 2.0
+"""How long a node worker waits for submitit's pickle before it starts without: the launcher may
+have died between sbatch and the last rename."""
 NOTE_SECONDS = 2.0
 """Between two notes about itself while something happens."""
 BEAT_SECONDS = 20.0
@@ -50,13 +43,16 @@ TERM_SECONDS = 20.0
 """What SIGTERM leaves before SIGKILL, on most sites thirty."""
 SPARE_SECONDS = 15.0
 """Kept back from the warning time, for requeueing."""
+END_SECONDS = 10.0
+"""For an idle worker to end, without a warning."""
 FOUND = "found in the store"
+TOO_SLOW = "killed: it came to no step boundary in the time of warning"
 NOT_BEGUN = "not begun"
 """How an attempt ended that was stopped before the cell was taken up."""
 REFUSED = 3
-"""Exit code of an element that must not be tried again."""
+"""Exit code of a node worker that must not be tried again."""
 RANK_LOST = 5
-"""Exit code of an element that has lost a rank: its job is started again."""
+"""Exit code of a node worker that has lost a rank: its job is started again."""
 
 
 def work(run: str, number: int) -> dict[str, Any]:
@@ -75,7 +71,7 @@ def work(run: str, number: int) -> dict[str, Any]:
 
 
 def attend(run: str, number: int, rank: int) -> None:
-    """Be another rank of the cells that the first task of this job claims, until it is done."""
+    """Be another rank of the cells that the first task of this job leases, until it is done."""
     # The first task acts on warnings, at a step boundary that all ranks come to.
     for warning in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(warning, signal.SIG_IGN)
@@ -112,35 +108,21 @@ class _Work:
         self.folder = run
         self.group = folders.read_group(run / f"group-{number}.json")
         snapshot.check(self.group.code)
-        self.store = Store(self.group.store)
         self.started = float(os.environ.get("SLURM_JOB_START_TIME") or time.time())
         self.ends = self.started + 60 * self.group.minutes
         self.job = job_id()
-        self.number = number
         self.signal = ""
-        self.finished: set[str] = set()
-        self.later: dict[str, float] = {}
+        self.queue = CellQueue(run, self.group, self.left)
         self.attempt: dict[str, str] = {}
-        """The attempt at each cell in hand."""
+        """The attempt at each cell that is being run."""
         self.running: dict[str, Running] = {}
-        self.deaths: dict[str, int] = {}
-        self.pulses: dict[str, lease.Pulse | None] = {}
-        """Claims of others when they were first looked at closely."""
         self.done = 0
-        self.unsaved: dict[str, str] = {}
-        self.too_long = False
         self.rank_lost = ""
         self._noted = 0.0
         self._news = True
-        members = self.group.members
-        index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) % max(1, self.group.elements)
-        # Each begins with a stretch of its own, and helps the others at the end.
-        first = index * len(members) // max(1, self.group.elements)
-        self.members = [*members[first:], *members[:first]]
-        self.first = 0
 
     def run(self) -> dict[str, Any]:
-        """The life of an element."""
+        """All that a node worker does."""
         signal.signal(signal.SIGUSR2, self.warned)
         signal.signal(signal.SIGTERM, self.warned)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
@@ -149,8 +131,8 @@ class _Work:
         load_plugins()
         say(
             f"job {self.job} on {platform.node()}: {cores()} cores, "
-            f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'not told')}, restart "
-            f"{os.environ.get('SLURM_RESTART_COUNT', '0')}, {len(self.members)} cells"
+            f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'unknown')}, restart "
+            f"{os.environ.get('SLURM_RESTART_COUNT', '0')}, {len(self.queue.members)} cells"
         )
         self.note(force=True)
         self.loop()
@@ -158,8 +140,8 @@ class _Work:
             self.note(ended=self.rank_lost, force=True)
             raise SystemExit(RANK_LOST)
         # Those that it stopped itself are free by now.
-        self.later.clear()
-        left = self.next(ignore_time=True) is not None
+        self.queue.later.clear()
+        left = self.queue.next(ignore_time=True) is not None
         ended = "nothing left to do"
         if self.signal == "SIGTERM":
             ended = "terminated"
@@ -169,7 +151,7 @@ class _Work:
             ended = "out of time"
         self.note(ended=ended, force=True)
         say(f"job {self.job}: {self.done} cells recorded; {ended}")
-        return {"recorded": self.done, "ended": ended, "unsaved": self.unsaved}
+        return {"recorded": self.done, "ended": ended, "unsaved": self.queue.unsaved}
 
     def warned(self, number: int, _: object) -> None:
         """Only a flag: it is acted on between steps. Slurm's own end goes before a warning."""
@@ -177,7 +159,7 @@ class _Work:
             self.signal = signal.Signals(number).name
 
     def stopping(self) -> bool:
-        """Whether to stop: told to, or nearly out of time although no signal came."""
+        """Whether to stop: asked to, or nearly out of time although no signal came."""
         return bool(self.signal) or self.left() <= 0
 
     def left(self) -> float:
@@ -185,10 +167,42 @@ class _Work:
         return self.ends - self.group.signal_seconds - time.time()
 
     def loop(self) -> None:
+        """Run cells side by side until nothing is open or the time is up."""
+        pool = Pool(self.group.at_once, self.worker_options())
+        try:
+            while not (self.stopping() or self.rank_lost):
+                while not pool.full and (member := self.queue.next()) is not None:
+                    self.begin(member, pool)
+                if pool.at_work():
+                    self.listen(pool)
+                elif self.queue.doubtful():
+                    time.sleep(LOOK_AGAIN_SECONDS)
+                else:
+                    return
+                self.note()
+            say(f"stopping: {self.rank_lost or self.signal or 'out of time'}")
+            pool.stop()
+            deadline = time.monotonic() + self.grace()
+            while pool.at_work() and time.monotonic() < deadline:
+                self.listen(pool)
+        finally:
+            # With a warning every second counts, and an idle worker has nothing to lose.
+            for cell in pool.end(0.0 if self.signal else END_SECONDS):
+                self.died(Died(cell, TOO_SLOW, None))
+
+    def grace(self) -> float:
+        """Seconds that running cells have to come to a step boundary."""
+        if self.signal == "SIGTERM":
+            return TERM_SECONDS
+        return min(max(5.0, self.group.signal_seconds - SPARE_SECONDS), self.ends - time.time())
+
+    def worker_options(self) -> Callable[[int], WorkerOptions]:
+        """From how many were started before to the options of the next: they take turns on the
+        GPUs."""
         devices = gpus()
-        share, several = len(devices) > 1, self.group.ranks > 1
-        options = Options(
-            str(self.store.root),
+        several = self.group.ranks > 1
+        options = WorkerOptions(
+            self.group.store,
             self.group.at_once,
             # Where nodes do not bind jobs to cores, more are usable than were asked for.
             cores=min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK") or cores())),
@@ -198,132 +212,43 @@ class _Work:
             ranks=self.group.ranks,
             meet=str(meeting_place(self.folder)) if several else None,
         )
-        workers: list[Worker] = []
-        started = 0
-        try:
-            while not (self.stopping() or self.rank_lost):
-                while sum(w.cell is not None for w in workers) < self.group.at_once:
-                    member = self.next()
-                    if member is None:
-                        break
-                    worker = next((w for w in workers if w.cell is None), None)
-                    if worker is None:
-                        # The first of several ranks is the first of its node.
-                        gpu = devices[0 if several else started % len(devices)] if share else None
-                        with _warnings_held():
-                            worker = Worker(replace(options, gpu=gpu))
-                        workers.append(worker)
-                        started += 1
-                    self.begin(member, worker)
-                if not any(w.cell is not None for w in workers):
-                    if self.doubtful():
-                        time.sleep(LOOK_AGAIN_SECONDS)
-                        self.note()
-                        continue
-                    return
-                self.listen(workers)
-                self.note()
-            say(f"stopping: {self.rank_lost or self.signal or 'out of time'}")
-            for worker in workers:
-                worker.send(None)
-            grace = min(
-                max(5.0, self.group.signal_seconds - SPARE_SECONDS), self.ends - time.time()
-            )
-            if self.signal == "SIGTERM":
-                grace = TERM_SECONDS
-            deadline = time.monotonic() + grace
-            while any(w.cell is not None for w in workers) and time.monotonic() < deadline:
-                self.listen(workers)
-        finally:
-            self.end(workers)
 
-    def next(self, *, ignore_time: bool = False) -> Member | None:
-        """The next cell that is open, free, and short enough for the time left."""
-        count, now = len(self.members), time.monotonic()
-        for at in range(count):
-            place = (self.first + at) % count
-            member = self.members[place]
-            key = member.cell.key
-            if key in self.finished or key in self.running or self.later.get(key, 0.0) > now:
-                continue
-            if self.final(member):
-                self.finished.add(key)
-                continue
-            if self.store.holder(key) is not None:
-                self.later[key] = now + LOOK_AGAIN_SECONDS
-                continue
-            history = folders.attempts(self.folder, key)
-            if folders.fruitless(history) >= TRIES:
-                self.give_up(member, history)
-                continue
-            if not ignore_time and not self.fits(member):
-                self.too_long = True
-                continue
-            self.first = place
-            return member
-        return None
+        def turn(started: int) -> WorkerOptions:
+            if len(devices) <= 1:
+                return options
+            # The first of several ranks is the first of its node.
+            return replace(options, gpu=devices[0 if several else started % len(devices)])
 
-    def doubtful(self) -> bool:
-        """Whether a cell that somebody else holds may yet come free by itself: its claim has not
-        been seen to beat, as that of a job that died with its node would not be."""
-        out = False
-        for member in self.members:
-            key = member.cell.key
-            if key in self.finished:
-                continue
-            now = lease.pulse(self.store.folder(key) / CLAIM)
-            before = self.pulses.setdefault(key, now)
-            if now is None:
-                # Free, unless it is too long for what is left of this job, or done by now.
-                out = out or self.later.pop(key, None) is not None
-            elif not now.sure and now == before:
-                out = True
-        return out
+        return turn
 
-    def fits(self, member: Member) -> bool:
-        """Whether to begin a cell: it will end in time, or needs more than one job anyway and half
-        of this one is left."""
-        need = 1.2 * (member.estimated_seconds or 0.0)
-        whole = 60 * self.group.minutes - self.group.signal_seconds
-        return self.left() >= min(need, whole / 2)
-
-    def final(self, member: Member) -> bool:
-        """Whether a cell has the record that this submission is to make."""
-        record = self.store.get(member.cell.key)
-        if record is None:
-            return False
-        return record.status == "done" or member.before != (record.attempts, record.ended)
-
-    def begin(self, member: Member, worker: Worker) -> None:
+    def begin(self, member: Member, pool: Pool) -> None:
+        """Give a cell to a worker; the attempt is noted before anything can happen to it."""
         key = member.cell.key
+        with _warnings_kept_from_workers():
+            worker = pool.idle_worker()
         self.attempt[key] = uuid.uuid4().hex[:12]
         self.running[key] = Running(time.time())
-        self.tell(
+        self.queue.running.add(key)
+        self.note_attempt(
             key, job=self.job, host=platform.node(), at=time.time(), pid=worker.process.pid or 0
         )
         worker.send(member.cell)
         self._news = True
 
-    def tell(self, key: str, **what: Any) -> None:
+    def note_attempt(self, key: str, **what: Any) -> None:
         """Add to the history of a cell; the disk may refuse, which costs no result."""
         with contextlib.suppress(OSError):
             folders.note_attempt(self.folder, key, attempt=self.attempt[key], **what)
 
-    def listen(self, workers: list[Worker]) -> None:
-        """Take what workers say; drop those that have died."""
-        wait([w.connection for w in workers], POLL_SECONDS)
-        for worker in list(workers):
-            try:
-                for message in worker.messages():
-                    if isinstance(message, Ended):
-                        worker.cell = None
-                        self.ended(message)
-                    else:
-                        self.hear(message)
-            except EOFError:
-                workers.remove(worker)
-                if worker.cell is not None:
-                    self.died(worker, worker.death())
+    def listen(self, pool: Pool) -> None:
+        """Take what workers say."""
+        for message in pool.listen():
+            if isinstance(message, Ended):
+                self.ended(message)
+            elif isinstance(message, Died):
+                self.died(message)
+            else:
+                self.hear(message)
 
     def hear(self, event: Event) -> None:
         if isinstance(event, Progress):
@@ -341,92 +266,51 @@ class _Work:
                 )
             return
         if isinstance(event, Started):
-            self.tell(event.cell.key, step=event.step)
+            self.note_attempt(event.cell.key, step=event.step)
         elif isinstance(event, Interrupted):
-            self.tell(event.cell.key, what=f"stopped at step {event.step}")
+            self.note_attempt(event.cell.key, what=f"stopped at step {event.step}")
         elif isinstance(event, Finished):
-            self.tell(event.record.key, what=FOUND if event.reused else event.record.status)
+            self.note_attempt(event.record.key, what=FOUND if event.reused else event.record.status)
             if event.unsaved:
-                self.unsaved[event.record.key] = event.unsaved
+                self.queue.unsaved[event.record.key] = event.unsaved
         text = describe(event)
         if text:
             say(text)
 
     def ended(self, ended: Ended) -> None:
         key = ended.cell.key
-        self._news = True
-        self.running.pop(key, None)
+        self.over(key)
         if ended.how == "cut off":
             self.rank_lost = ended.what
-            self.tell(key, what=ended.what)
+            self.note_attempt(key, what=ended.what)
             say(describe(Retried(ended.cell, ended.what)))
             return
-        self.tell(key, end=ended.how, **({"what": ended.what} if ended.what else {}))
+        self.note_attempt(key, end=ended.how, **({"what": ended.what} if ended.what else {}))
         if ended.how == "held":
-            self.later[key] = time.monotonic() + LOOK_AGAIN_SECONDS
-            return
-        if ended.how == "recorded":
+            self.queue.later[key] = time.monotonic() + LOOK_AGAIN_SECONDS
+        elif ended.how == "recorded":
             self.done += 1
-            self.finished.add(key)
+            self.queue.finished.add(key)
         elif ended.how in ("refused", "unsaved"):
             say(f"{ended.cell}: {ended.how}: {ended.what}")
-            self.unsaved[key] = ended.what
-            self.finished.add(key)
+            self.queue.unsaved[key] = ended.what
+            self.queue.finished.add(key)
 
-    def died(self, worker: Worker, how: str) -> None:
+    def died(self, died: Died) -> None:
         """A worker is gone: its cell is open again, unless that has happened too often."""
-        assert worker.cell is not None
-        key = worker.cell.key
+        key = died.cell.key
+        self.over(key)
+        if self.stopping() and died.exit_code == 0:
+            self.note_attempt(key, end=NOT_BEGUN)
+            return
+        self.note_attempt(key, what=died.how)
+        say(describe(Retried(died.cell, died.how)))
+        self.queue.died(key)
+
+    def over(self, key: str) -> None:
         self._news = True
         self.running.pop(key, None)
-        if self.stopping() and worker.process.exitcode == 0:
-            self.tell(key, end=NOT_BEGUN)
-            return
-        self.tell(key, what=how)
-        say(describe(Retried(worker.cell, how)))
-        # The history may be on a full disk: it is not the only count.
-        self.deaths[key] = self.deaths.get(key, 0) + 1
-        if self.deaths[key] > TRIES:
-            self.finished.add(key)
-
-    def give_up(self, member: Member, history: list[folders.Attempt]) -> None:
-        """A record for a cell that is cut off again and again; its checkpoint stays."""
-        last = [a for a in history if a.end in ("", "stopped")][-TRIES:]
-        how = next((a.what for a in reversed(last) if a.what), "nothing was heard of it")
-        hosts = ", ".join(dict.fromkeys(a.host for a in last))
-        stopped = all(a.end == "stopped" for a in last)
-        status: Status = "timeout" if stopped else "failed"
-        reason = f"cut off {len(last)} times without getting further, on {hosts}: {how}"
-        self.finished.add(member.cell.key)
-        try:
-            mine = self.store.claim(member.cell.key)
-            if mine is None:
-                return
-            with mine:
-                if self.final(member):
-                    return
-                known = self.store.get(member.cell.key)
-                tries = known.attempts + 1 if known is not None else 1
-                record = failed_record(member.cell, status, reason, tries)
-                self.store.write(record, claim=mine)
-        except StoreError as error:
-            self.unsaved[member.cell.key] = str(error)
-        say(f"{member.cell}: {reason}")
-
-    def end(self, workers: list[Worker]) -> None:
-        """No worker outlives the element."""
-        for worker in workers:
-            if worker.cell is None:
-                worker.send(None)
-        for worker in workers:
-            # With a warning every second counts, and an idle worker has nothing to lose.
-            worker.process.join(10.0 if worker.cell is None and not self.signal else 0)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-                if worker.cell is not None:
-                    self.died(worker, "killed: it came to no step boundary in the time of warning")
-            worker.connection.close()
+        self.queue.running.discard(key)
 
     def requeue(self) -> str:
         """Ask Slurm to start this job again; what came of it."""
@@ -450,9 +334,9 @@ class _Work:
             return
         self._noted, self._news = time.monotonic(), False
         with contextlib.suppress(StoreError, OSError):
-            folders.write_element(
+            folders.write_status(
                 self.folder,
-                Element(
+                NodeStatus(
                     job=self.job,
                     restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
                     host=platform.node(),
@@ -471,7 +355,7 @@ class _Work:
 
 
 @contextlib.contextmanager
-def _warnings_held() -> Iterator[None]:
+def _warnings_kept_from_workers() -> Iterator[None]:
     """A process started inside never gets the warning, which Slurm sends to every process of a
     step and which would kill it; what comes meanwhile is delivered here afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
@@ -479,11 +363,6 @@ def _warnings_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def say(text: str) -> None:
-    """A line in the job's log."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
 
 
 def main(jobs: str, run: str, number: str) -> None:

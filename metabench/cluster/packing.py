@@ -39,12 +39,12 @@ class Bundle:
 
     needs: Needs
     members: list[Member]
-    elements: int
+    workers: int
 
 
 @dataclass(frozen=True)
 class Part:
-    """One array: which bundle it works on, its elements, and how many of them at a time."""
+    """One array: which bundle it works on, its jobs, and how many of them at a time."""
 
     bundle: int
     size: int
@@ -120,17 +120,17 @@ def _elements(members: Sequence[Member], profile: Profile) -> int:
 def _within(found: list[Bundle], most: int) -> list[Bundle]:
     """Fewer jobs for each, where they would be more than a user may have; workers pull, so fewer
     of them do the same work."""
-    total = sum(b.elements for b in found)
+    total = sum(b.workers for b in found)
     if total <= most:
         return found
-    return [Bundle(b.needs, b.members, max(1, b.elements * most // total)) for b in found]
+    return [Bundle(b.needs, b.members, max(1, b.workers * most // total)) for b in found]
 
 
 def parts(found: Sequence[Bundle], max_array: int, parallel: int) -> list[Part]:
-    """Arrays of at most ``max_array`` elements, ``parallel`` divided among them by size."""
+    """Arrays of at most ``max_array`` jobs, ``parallel`` divided among them by size."""
     sizes = []
     for at, bundle in enumerate(found):
-        left = bundle.elements
+        left = bundle.workers
         while left > 0:
             sizes.append((at, min(left, max_array)))
             left -= max_array

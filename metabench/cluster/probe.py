@@ -17,8 +17,9 @@ from typing import Any
 
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
-from metabench.cluster import submit as submitting
+from metabench.cluster.batch import executor
 from metabench.cluster.profile import SHORTEST, Profile
+from metabench.cluster.refusals import place_refusals
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
 from metabench.core.findings import Finding
 from metabench.datasets import data
@@ -75,7 +76,7 @@ def examine(profile: Profile, store: Store, *, wait: float = WAIT_SECONDS) -> li
     try:
         version = slurm.run("sinfo", "--version").strip()
         found("slurm", "ok", version)
-        found("MaxArraySize", "ok", f"{slurm.max_array()} elements an array")
+        found("MaxArraySize", "ok", f"{slurm.max_array()} tasks an array")
         wrong = beyond(profile, slurm.partitions())
         for reason in wrong:
             found("profile", "broken", reason, bad=True)
@@ -86,14 +87,14 @@ def examine(profile: Profile, store: Store, *, wait: float = WAIT_SECONDS) -> li
         slurm.run("sacct", "-n", "-X", "-S", "now-1hours", "-o", "JobID")
         found("accounting", "ok", "sacct answers")
     except SlurmError as error:
-        text = f"{error}: jobs that squeue has forgotten cannot be told of"
+        text = f"{error}: jobs that squeue has forgotten are unknown"
         found("accounting", "note", text)
     held = [line for line in slurm.run("squeue", "--me", "-h", "-o", "%A|%r").splitlines()
             if "held" in line.lower()]  # fmt: skip
     for line in held:
         job, _, reason = line.partition("|")
         found(f"job {job}", "note", f"held: {reason}", f"scontrol release {job}")
-    for reason in submitting.place_refusals(store.root, profile):
+    for reason in place_refusals(store.root, profile):
         found("store", "broken", reason, bad=True)
     if not any(f.bad for f in out):
         out += _ask_node(profile, slurm, store, section, wait)
@@ -110,14 +111,14 @@ def _ask_node(
     name = f"mb-{folder.name}"
     command = f"{profile.command()} -P -u -m metabench.cluster.probe {shlex.quote(str(folder))}"
     one = replace(profile, ranks=1, nodes=1)
-    executor = submitting.executor(
+    submitit = executor(
         one, command, folder, name, SHORTEST, profile.memory_gb, 1, [], "metabench doctor"
     )
     before = time.time()
     snapshot.take(folder)
     try:
         with environment({**slurm.env, **snapshot.job_environment(folder)}):
-            job = executor.submit(answer, str(folder)).job_id
+            job = submitit.submit(answer, str(folder)).job_id
     except Exception as error:
         said = str(error).strip().splitlines()[-1]
         yield Finding(section, "job", "broken", f"sbatch refused it: {said}", (), True)

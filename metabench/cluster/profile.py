@@ -87,7 +87,7 @@ class Profile:
     most_jobs: Whole = 1000
     """Jobs that the site lets one user have waiting and running."""
     max_array: Whole | None = None
-    """Elements of an array; None: the cluster is asked."""
+    """Tasks of an array; None: the cluster is asked."""
     pack_minutes: Positive = 45.0
     """Work that one job should have where costs are known."""
     checkpoint_seconds: Positive = 120.0

@@ -127,7 +127,7 @@ class Slurm:
         return out
 
     def max_array(self) -> int:
-        """Most elements of an array."""
+        """Most tasks of an array."""
         if self.profile.max_array is not None:
             return self.profile.max_array
         # The key is one more than the highest index, and indices begin at 0.

@@ -23,6 +23,8 @@ from metabench.core.errors import MetabenchError
 from metabench.store.store import CLUSTER, Store
 
 SUBMISSION = "submission.json"
+STATUSES = "elements"
+"""The folder of what jobs say of themselves; its name is that of earlier versions."""
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError)
 """What reading plain data raises that is not what was written."""
 
@@ -38,7 +40,7 @@ class Array:
     submitted: float = 0.0
     """Seconds since the epoch; tells the job from an older one with the same id."""
 
-    def elements(self) -> list[str]:
+    def array_tasks(self) -> list[str]:
         """The ids of its jobs."""
         if not self.job:
             return []
@@ -68,9 +70,9 @@ class Submission:
         """The name of its folder."""
         return self.folder.name
 
-    def elements(self) -> list[str]:
+    def array_tasks(self) -> list[str]:
         """The ids of all its jobs."""
-        return [e for array in self.arrays for e in array.elements()]
+        return [e for array in self.arrays for e in array.array_tasks()]
 
     def write(self) -> None:
         """Keep it."""
@@ -105,7 +107,7 @@ class Group:
     checkpoint_seconds: float = 120.0
     requeue: bool = True
     memory_fraction: float | None = None
-    elements: int = 1
+    workers: int = 1
     ranks: int = 1
     """Tasks of a job, which share the episodes of one cell."""
 
@@ -128,6 +130,8 @@ def read_group(path: Path) -> Group:
             )
             for m in data.pop("members")
         ]
+        if "elements" in data:  # written by an earlier version
+            data["workers"] = data.pop("elements")
         return Group(members=members, **data)
     except _DAMAGED as error:
         raise MetabenchError(f"{path} cannot be read: {error}") from None
@@ -244,12 +248,12 @@ def fruitless(history: Iterable[Attempt]) -> int:
     return count
 
 
-# elements
+# what jobs say of themselves
 
 
 @dataclass(frozen=True)
 class Running:
-    """A cell that a job has in hand: since when, how far, of how much."""
+    """A cell that a job is running: since when, how far, of how much."""
 
     since: float
     step: int = 0
@@ -260,7 +264,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Element:
+class NodeStatus:
     """The last word of one job about itself."""
 
     job: str
@@ -278,21 +282,21 @@ class Element:
     running: dict[str, Running] = field(default_factory=dict)
 
 
-def write_element(folder: Path, element: Element) -> None:
-    """Keep an element's last word."""
-    path = folder / "elements" / f"{element.job}.json"
+def write_status(folder: Path, status: NodeStatus) -> None:
+    """Keep what a job says of itself."""
+    path = folder / STATUSES / f"{status.job}.json"
     path.parent.mkdir(exist_ok=True)
-    write_json(path, asdict(element))
+    write_json(path, asdict(status))
 
 
-def elements(folder: Path) -> dict[str, Element]:
+def statuses(folder: Path) -> dict[str, NodeStatus]:
     """The last word of every job of a submission that has said any, by id."""
     out = {}
-    for path in (folder / "elements").glob("*.json"):
+    for path in (folder / STATUSES).glob("*.json"):
         with contextlib.suppress(*_DAMAGED):
             data = json.loads(path.read_text())
             running = {k: Running(**r) for k, r in data.pop("running").items()}
-            out[path.stem] = Element(running=running, **data)
+            out[path.stem] = NodeStatus(running=running, **data)
     return out
 
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
 from metabench.contract.problem import Batch, Episode, Params, Problem
-from metabench.contract.process_group import Ranks
+from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Solver
 from metabench.core.cell import Budget
@@ -45,7 +45,7 @@ class Context:
     engine: Literal["loop", "vmap"] = "loop"
     workers: int = 1
     chunk: int | None = None
-    ranks: Ranks = field(default_factory=Ranks)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     """The processes that share the episodes of a step with this one."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Choices made along the way that a reader of the record should know (memory mode ...); kept in
@@ -192,7 +192,7 @@ class Context:
         """f of every item, in order, the ranks taking turns; costs and notes are those of one
         process. ``work`` goes through the items of a rank (None: one after another)."""
         work = work or (lambda f, some: [f(item) for item in some])
-        if not self.ranks.divides(items):
+        if not self.group.divides(items):
             return work(f, items)
         counts, notes = self.meter.counts.as_dict(), dict(self.notes)
 
@@ -200,7 +200,7 @@ class Context:
             new = {k: v for k, v in self.notes.items() if k not in notes or notes[k] != v}
             return self.meter.counts.as_dict(), new
 
-        found, more = self.ranks.share(work, f, items, also)
+        found, more = self.group.share(work, f, items, also)
         self.meter.grow(counts, [after for after, _ in more])
         for _, new in more:
             self.notes.update(new)

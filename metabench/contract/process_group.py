@@ -4,8 +4,9 @@ Every rank runs the same outer loop on the same state, and everything that is no
 the cell (clocks, whether to stop, what a checkpoint holds) is rank 0's word. So nothing is summed
 across ranks but counts, and the arithmetic is that of one process, to the last bit.
 
-All talk is one operation, :meth:`Ranks.exchange`: a message of each rank to all. An exception is a
-message too, and is raised everywhere; so ranks cannot wait for each other in different places.
+All talk is one operation, :meth:`ProcessGroup.exchange`: a message of each rank to all. An
+exception is a message too, and is raised everywhere; so ranks cannot wait for each other in
+different places.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from metabench.core.errors import RankLost
 T = TypeVar("T")
 
 
-class Ranks:
+class ProcessGroup:
     """This process among the ``world`` processes of a cell; by default it is alone.
 
     ``device`` is where tensors go that were on another rank's device. ``fate`` says what has become

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ MAGIC = b"metabench checkpoint 2 "
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be gone on from; the text says why."""
+    """A checkpoint that a run cannot continue from; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,41 @@ class Boundary:
         restored = {
             "state": State(**data["state"]),
             "best": State(**best) if best is not None else None,
+            "counts": Counts(**data["counts"]).as_dict(),
             "valid": _unpack_metrics(data["valid"]),
             "metrics": {name: _unpack_metrics(m) for name, m in data["metrics"].items()},
         }
         return cls(**{**data, **restored})
 
 
-def save(path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
-    """Write nested dicts and lists of tensors, numbers, strings and None atomically.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A boundary, and what an attempt has noted and spent on the way there."""
 
-    ``made_with`` says under what conditions going on gives the same bits. Raises StoreError where
+    boundary: Boundary
+    notes: dict[str, Any]
+    seconds: float
+    """Of training."""
+    evaluation_seconds: float
+    peak: dict[str, float]
+    """Memory, in bytes."""
+    attempts: int
+    resumed: list[dict[str, Any]]
+    """Where earlier attempts were continued."""
+
+
+def save(path: Path, content: Checkpoint, made_with: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically, as plain data.
+
+    ``made_with`` says under what conditions continuing gives the same bits. Raises StoreError where
     the disk refuses.
+    """
+    write(path, {**vars(content), "boundary": content.boundary.pack()}, made_with)
+
+
+def write(path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+    """Seal nested dicts and lists of tensors, numbers, strings and None in a file, for
+    :func:`save`.
     """
     buffer = io.BytesIO()
     buffer.write(canonical(made_with).encode() + b"\n")
@@ -84,7 +109,7 @@ def save(path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any]) -
     write_atomic(path, MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
 
-def load(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
+def load(path: Path, made_with: Mapping[str, Any]) -> Checkpoint | None:
     """What :func:`save` wrote, tensors where they were; None where there is no such file.
 
     Raises Damaged, also where it was made under other conditions.
@@ -105,10 +130,27 @@ def load(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
         if then.get(name) != made_with.get(name):
             raise Damaged(f"was made with {name} {then.get(name)}, now {made_with.get(name)}")
     try:
-        content: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True)
+        content = torch.load(io.BytesIO(payload), weights_only=True)
+        return Checkpoint(**{**content, "boundary": Boundary.unpack(content["boundary"])})
     except Exception as error:
-        raise Damaged(f"holds something other than plain data: {error}") from None
-    return content
+        raise Damaged(f"cannot be read by this version of metabench: {_what(error)}") from None
+
+
+def _what(error: Exception) -> str:
+    """What a checkpoint holds that it should not, in a few words; torch says it in a page."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        return f"it holds a {named[1]}, not plain data alone"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def detached(state: State) -> State:
+    """The state without a graph: the same whether it comes from a step or from a checkpoint."""
+    return State(
+        *torch.utils._pytree.tree_map(
+            lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(vars(state).values())
+        )
+    )
 
 
 def _pack(state: State | None) -> dict[str, Any] | None:

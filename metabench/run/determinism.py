@@ -96,7 +96,7 @@ def intra_op_threads(spread: bool) -> int:
 @contextlib.contextmanager
 def fixed(device: torch.device) -> Iterator[None]:
     """Inside, results depend on nothing but the cell: algorithms are deterministic, and operations
-    use one thread unless told otherwise. Leaves the process as it was, its generators too."""
+    use one thread unless asked otherwise. Leaves the process as it was, its generators too."""
     before = torch.get_num_threads()
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
     deterministic = torch.are_deterministic_algorithms_enabled()

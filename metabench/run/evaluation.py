@@ -38,7 +38,7 @@ def evaluate(
     there = ctx.problem.count(split)
     n = episodes if there is None else min(episodes, there)
     values: dict[str, list[float]] = {}
-    world = ctx.ranks.world
+    world = ctx.group.world
     each = ctx.workers if ctx.engine == "loop" else ctx.problem.episodes_per_step
     part = max(PART, each * world) if ctx.engine == "loop" else each * world
     with ctx.uncounted():

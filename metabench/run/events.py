@@ -1,4 +1,4 @@
-"""What happens while cells run, told to a listener: plain data that can cross a process border."""
+"""What happens while cells run, for listeners: plain data that can cross a process border."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class SetAside:
+class Quarantined:
     """A file in the store that could not be trusted."""
 
     bad: BadFile
@@ -93,7 +93,7 @@ Event = (
     Started
     | Progress
     | Finished
-    | SetAside
+    | Quarantined
     | Elsewhere
     | Refused
     | Interrupted
@@ -122,8 +122,8 @@ def describe(event: Event) -> str:
         if record.reason and record.reason != event.unsaved:
             text += f": {record.reason}"
         return text + (f"; NOT SAVED: {event.unsaved}" if event.unsaved else "")
-    if isinstance(event, SetAside):
-        return f"set aside: {event.bad}" if event.bad.moved_to else f"in the store: {event.bad}"
+    if isinstance(event, Quarantined):
+        return f"quarantined: {event.bad}" if event.bad.moved_to else f"in the store: {event.bad}"
     if isinstance(event, Elsewhere):
         return f"{event.cell}: running elsewhere ({event.holder})"
     if isinstance(event, Refused):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from multiprocessing.connection import wait
 
-from metabench.contract.seeds import STREAMS, seed_for
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
 from metabench.core.hardware import cores, gpus
@@ -22,18 +18,18 @@ from metabench.run.events import (
     Event,
     Finished,
     Listener,
+    Quarantined,
     Refused,
     Retried,
-    SetAside,
-    Started,
     Stopping,
     ignore,
 )
-from metabench.run.worker import Ended, Options, Worker, run_one
+from metabench.run.failure import failed_record, write_failure
+from metabench.run.pool import POLL_SECONDS, Died, Pool, Worker
+from metabench.run.worker import Ended, WorkerOptions, run_one
 from metabench.store.record import Record, Status
 from metabench.store.store import BadFile, Store
 
-POLL_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 2.0
 """How often a cell that runs elsewhere is looked at, once there is nothing else to do."""
 GRACE_SECONDS = 60.0
@@ -55,9 +51,9 @@ class Summary:
     elsewhere: set[str] = field(default_factory=set)
     unsaved: dict[str, str] = field(default_factory=dict)
     """Key to the reason why the store could not keep what came of the cell."""
-    set_aside: list[BadFile] = field(default_factory=list)
+    quarantined: list[BadFile] = field(default_factory=list)
     remaining: list[Cell] = field(default_factory=list)
-    """Cells without a record: the launch was interrupted, or their worker was told to end."""
+    """Cells without a record: the launch was interrupted, or their worker was asked to end."""
     interrupted: bool = False
 
     def count(self, status: str) -> int:
@@ -95,8 +91,8 @@ class Summary:
                 self.reused.add(key)
             if event.unsaved:
                 self.unsaved[key] = event.unsaved
-        elif isinstance(event, SetAside):
-            self.set_aside.append(event.bad)
+        elif isinstance(event, Quarantined):
+            self.quarantined.append(event.bad)
         elif isinstance(event, Refused):
             self.refused[event.cell.key] = event.reason
 
@@ -133,7 +129,7 @@ def launch(
 
     Raises StoreError where the store cannot be read or mended.
     """
-    options = Options(
+    options = WorkerOptions(
         str(store.root),
         max(1, jobs),
         device,
@@ -146,7 +142,12 @@ def launch(
 
 class _Launch:
     def __init__(
-        self, store: Store, jobs: int, listener: Listener, wait_elsewhere: bool, options: Options
+        self,
+        store: Store,
+        jobs: int,
+        listener: Listener,
+        wait_elsewhere: bool,
+        options: WorkerOptions,
     ) -> None:
         self.store, self.jobs, self.listener, self.options = store, jobs, listener, options
         self.wait_elsewhere = wait_elsewhere
@@ -157,19 +158,19 @@ class _Launch:
         """Attempts and end of each record that was there when the launch began."""
         self.deaths: dict[str, int] = {}
         self.signals = 0
-        self._told_of_stopping = False
+        self._stop_reported = False
         self._looked = 0.0
 
     def run(self, cells: Iterable[Cell]) -> Summary:
-        for bad in self.store.mend():
-            self.tell(SetAside(bad))
+        for bad in self.store.repair():
+            self.report(Quarantined(bad))
         unique = {cell.key: cell for cell in cells}
         self.open.extend(cell for cell in unique.values() if not self.recorded(cell))
         with self.counting_signals(), contextlib.suppress(KeyboardInterrupt):
             if self.jobs <= 1 and self.options.ranks == 1:
-                self.alone()
+                self.in_this_process()
             else:
-                self.together()
+                self.in_workers()
         summary = self.summary
         known = summary.records.keys() | summary.refused.keys()
         summary.elsewhere = set(self.elsewhere)
@@ -179,15 +180,15 @@ class _Launch:
         ]
         return summary
 
-    def tell(self, event: Event) -> None:
+    def report(self, event: Event) -> None:
         self.summary.take(event)
         self.listener(event)
 
     def stopping(self) -> bool:
-        # Not told by the signal handler: it may come in the middle of the listener's printing.
-        if self.signals and not self._told_of_stopping:
-            self._told_of_stopping = True
-            self.tell(Stopping())
+        # Not reported by the signal handler: it may come in the middle of the listener's printing.
+        if self.signals and not self._stop_reported:
+            self._stop_reported = True
+            self.report(Stopping())
         return self.signals > 0
 
     def recorded(self, cell: Cell) -> bool:
@@ -198,7 +199,7 @@ class _Launch:
         news = self.before.setdefault(cell.key, now) != now
         if record is None or not (news or record.status == "done"):
             return False
-        self.tell(Finished(record, reused=True))
+        self.report(Finished(record, reused=True))
         return True
 
     def next(self) -> Cell | None:
@@ -228,71 +229,53 @@ class _Launch:
         time.sleep(POLL_SECONDS)
         return True
 
-    def alone(self) -> None:
+    def in_this_process(self) -> None:
         """One after another in this process."""
         while not self.stopping():
             cell = self.next()
             if cell is not None:
-                self.ended(run_one(cell, self.options, self.tell, self.stopping))
+                self.ended(run_one(cell, self.options, self.report, self.stopping))
             elif not self.open and not self.waiting():
                 return
 
-    def together(self) -> None:
+    def in_workers(self) -> None:
         """In worker processes, started as they are needed."""
-        # A device that is named by number is one of this process's, not of a pinned worker's.
-        devices = [] if ":" in (self.options.device or "") else gpus()
-        workers: list[Worker] = []
-        started = 0
+        pool = Pool(self.jobs, self.worker_options)
         try:
             while not self.stopping():
-                while sum(w.cell is not None for w in workers) < self.jobs:
-                    cell = self.next()
-                    if cell is None:
-                        break
-                    worker = next((w for w in workers if w.cell is None), None)
-                    if worker is None:
-                        worker = Worker(self.pinned(devices, started))
-                        workers.append(worker)
-                        started += 1
-                    worker.send(cell)
-                if any(w.cell is not None for w in workers):
-                    self.listen(workers)
+                while not pool.full and (cell := self.next()) is not None:
+                    pool.idle_worker().send(cell)
+                if pool.at_work():
+                    self.listen(pool)
                 elif not self.open and not self.waiting():
                     return
-            for worker in workers:
-                worker.send(None)
-            while any(w.cell is not None for w in workers):
-                self.listen(workers)
+            pool.stop()
+            while pool.at_work():
+                self.listen(pool)
         finally:
-            self.end(workers)
+            pool.end(END_SECONDS)
 
-    def pinned(self, devices: list[str], started: int) -> Options:
+    def worker_options(self, started: int) -> WorkerOptions:
         """The options of the next worker: its ranks take turns on the GPUs with all others."""
+        # A device that is named by number is one of this process's, not of a pinned worker's.
+        devices = [] if ":" in (self.options.device or "") else gpus()
         if not devices:
             return self.options
         n = self.options.ranks
         mine, *others = (devices[(started * n + i) % len(devices)] for i in range(n))
         return replace(self.options, gpu=mine, rank_gpus=tuple(others))
 
-    def listen(self, workers: list[Worker]) -> None:
-        """Take what workers say; drop those that have died."""
-        wait([w.connection for w in workers], POLL_SECONDS)
-        for worker in list(workers):
-            try:
-                for message in worker.messages():
-                    if isinstance(message, Started):
-                        worker.since = time.monotonic()
-                    if isinstance(message, Ended):
-                        worker.cell = worker.since = None
-                        self.ended(message)
-                    else:
-                        self.tell(message)
-                self.enforce_limit(worker)
-            except EOFError:
-                workers.remove(worker)
-                how = worker.death()
-                if worker.cell is not None:
-                    self.died(worker.cell, how)
+    def listen(self, pool: Pool) -> None:
+        """Take what workers say, and end those that are far over their time."""
+        for message in pool.listen():
+            if isinstance(message, Ended):
+                self.ended(message)
+            elif isinstance(message, Died):
+                self.died(message.cell, message.how)
+            else:
+                self.report(message)
+        for worker in pool.at_work():
+            self.enforce_limit(worker)
 
     def enforce_limit(self, worker: Worker) -> None:
         """Kill a worker that is far over the time limit without coming to a step boundary."""
@@ -301,8 +284,7 @@ class _Launch:
             return
         if time.monotonic() - worker.since > 1.1 * limit + GRACE_SECONDS:
             cell, worker.cell = worker.cell, None
-            worker.process.kill()
-            worker.process.join()
+            worker.kill()
             self.fail(
                 cell,
                 "timeout",
@@ -310,19 +292,19 @@ class _Launch:
             )
 
     def ended(self, ended: Ended) -> None:
-        """A cell has come to an end of some kind; records have been told of before."""
+        """A cell has come to an end of some kind; records have been reported before."""
         cell = ended.cell
         if ended.how == "held":
             if cell.key not in self.elsewhere:
-                self.tell(Elsewhere(cell, ended.what))
+                self.report(Elsewhere(cell, ended.what))
             self.elsewhere[cell.key] = cell
         elif ended.how == "cut off":
             self.died(cell, ended.what)
         elif ended.how == "refused":
-            self.tell(Refused(cell, ended.what))
+            self.report(Refused(cell, ended.what))
         elif ended.how == "unsaved":
-            record = failed_record(cell, "failed", ended.what, 1)
-            self.tell(Finished(record, unsaved=ended.what))
+            record = failed_record(cell, "failed", ended.what)
+            self.report(Finished(record, unsaved=ended.what))
 
     def died(self, cell: Cell, how: str) -> None:
         """The worker of a cell is dead: once more, or failed."""
@@ -333,40 +315,22 @@ class _Launch:
             return
         if self.deaths[cell.key] < TRIES:
             self.open.appendleft(cell)
-            self.tell(Retried(cell, how))
+            self.report(Retried(cell, how))
         else:
             self.fail(cell, "failed", f"{how}, {TRIES} times")
 
     def fail(self, cell: Cell, status: Status, reason: str) -> None:
-        """Write a record for a cell whose worker could not; its checkpoint stays."""
-        record, unsaved = failed_record(cell, status, reason, 1), ""
+        """A record for a cell whose worker could not write one."""
         try:
-            claim = self.store.claim(cell.key)
-            if claim is None:
-                self.elsewhere[cell.key] = cell
-                return
-            with claim:
-                known = self.store.get(cell.key)
-                if known is not None and known.status == "done":
-                    record = known
-                else:
-                    record = replace(record, attempts=known.attempts + 1 if known else 1)
-                    record = self.store.write(record, claim=claim)
+            record = write_failure(self.store, cell, status, reason, lambda r: r.status == "done")
         except StoreError as error:
-            unsaved = str(error)
-        self.tell(Finished(record, unsaved=unsaved))
-
-    def end(self, workers: list[Worker]) -> None:
-        """No worker outlives the launch."""
-        for worker in workers:
-            if worker.cell is None:
-                worker.send(None)
-        for worker in workers:
-            worker.process.join(END_SECONDS if worker.cell is None else 0)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.connection.close()
+            unsaved = failed_record(cell, status, reason)
+            self.report(Finished(unsaved, unsaved=str(error)))
+            return
+        if record is None:
+            self.elsewhere[cell.key] = cell
+        else:
+            self.report(Finished(record))
 
     @contextlib.contextmanager
     def counting_signals(self) -> Iterator[None]:
@@ -387,17 +351,3 @@ class _Launch:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def failed_record(cell: Cell, status: Status, reason: str, attempts: int) -> Record:
-    """A record of a cell whose process cannot write one; needs no torch."""
-    return Record(
-        key=cell.key,
-        cell=cell,
-        status=status,
-        reason=reason,
-        attempts=attempts,
-        seeds={stream: seed_for(cell.seed, stream) for stream in STREAMS},
-        environment={"machine": {"host": platform.node()}},
-        ended=datetime.now(UTC).isoformat(timespec="seconds"),
-    )

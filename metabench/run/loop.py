@@ -6,8 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ import torch
 
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Params
-from metabench.contract.process_group import Ranks
+from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, Cell
 from metabench.core.costs import COUNT_NAMES, Counts, Meter
@@ -30,22 +29,24 @@ from metabench.core.errors import (
     UnknownName,
 )
 from metabench.core.limits import RUNAWAY
-from metabench.hypergradients.tensor_memory import Footprint
 from metabench.run import checkpoint, determinism, learning_curve
-from metabench.run.checkpoint import Boundary
+from metabench.run.checkpoint import Boundary, Checkpoint, detached
 from metabench.run.evaluation import Metrics, Stopwatch, evaluate
-from metabench.run.events import Listener, Progress, SetAside, Started
-from metabench.store.lease import Claim
+from metabench.run.events import Listener, Progress, Quarantined, Started
+from metabench.run.first_step import peak_bytes
+from metabench.store.lease import Lease
 from metabench.store.store import CHECKPOINT, BadFile, Store
 
 Engine = Literal["auto", "loop", "vmap"]
+Parts = tuple[Any, Any, Any, Budget]
+"""Task, method, solver, and budget."""
 IDLE_STEPS = 1000
 """Steps without any cost that the budget limits, after which a run is ended."""
-TELL_SECONDS = 0.2
+PROGRESS_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How a cell is run: nothing here changes a result on the same kind of device."""
 
     device: torch.device
@@ -55,58 +56,49 @@ class Options:
     workers: int
     engine: Engine
     stop: Callable[[], bool]
+    begun: float = field(default_factory=time.monotonic)
+    """From when the time limit counts."""
 
 
 class Loop:
-    """One attempt at a cell. :meth:`prepare`, :meth:`train`, :meth:`judge` in this order; ``at``
-    always is the last step boundary, from which :meth:`save` makes a checkpoint.
+    """One attempt at a cell: :meth:`prepare`, :meth:`train`, :meth:`final_evaluations`, in this
+    order; ``at`` always is the last step boundary, from which :meth:`save` makes a checkpoint.
 
-    With several ``ranks`` each of them has one, and goes through the same steps; the store, the
-    claim, the listener and the clock that counts are rank 0's."""
+    In a ``group`` of several processes each has a loop, and goes through the same steps; the store,
+    the lease, the listener and the clock that counts are rank 0's. ``attempts`` counts this one.
+    """
 
-    def __init__(self, cell: Cell, parts: tuple[Any, Any, Any, Budget], options: Options) -> None:
-        self.cell, self.options = cell, options
+    def __init__(
+        self,
+        cell: Cell,
+        parts: Parts,
+        options: RunOptions,
+        group: ProcessGroup,
+        store: Store | None = None,
+        lease: Lease | None = None,
+        attempts: int = 1,
+    ) -> None:
+        self.cell, self.options, self.group = cell, options, group
         self.task, self.method, self.solver, self.budget = parts
+        self.store, self.lease, self.attempts = store, lease, attempts
         self.seeds = Seeds.of(cell.seed)
-        self.store: Store | None = None
-        self.claim: Claim | None = None
-        self.ranks = Ranks()
         self.hosts: list[str] = []
-        self.attempts = 1
         self.at: Boundary | None = None
         self.resumed: list[dict[str, Any]] = []
         self.training, self.evaluating = Stopwatch(options.device), Stopwatch(options.device)
         self.memory = determinism.PeakMemory(options.device)
         self._peak_before: dict[str, float] = {}
-        self._saved = self._told = self._begun = time.monotonic()
-        self._judged: tuple[State, Metrics] | None = None
+        self._saved = self._reported = time.monotonic()
+        self._validated: tuple[State, Metrics] | None = None
         self._footprint: dict[str, float] = {}
 
     def prepare(self) -> None:
         """Build the problem; go on from a checkpoint, or start."""
-        options, device = self.options, self.options.device
-        ranks = self.ranks
+        device = self.options.device
         self.problem = self.task.build(self.seeds, device)
-        spread = self.problem.episodes_per_step > 1
-        self.threads = determinism.intra_op_threads(spread)
+        self.threads = determinism.intra_op_threads(self.problem.episodes_per_step > 1)
         torch.set_num_threads(self.threads)
-        cuda = device.type == "cuda"
-        engine = options.engine
-        if not self.method.batched:
-            engine = "loop"
-        elif engine == "auto":
-            engine = "vmap" if cuda and spread else "loop"
-        self.ctx = Context(
-            self.problem,
-            self.solver,
-            self.seeds,
-            self.task.offers,
-            budget=self.budget,
-            device=device,
-            engine=engine,
-            workers=ranks.agree(options.workers if spread and not cuda else 1),
-            ranks=ranks,
-        )
+        self.ctx = self.context()
         if self.method.reconstruction:
             self.ctx.notes["reconstruction"] = self.method.reconstruction
         self.made_with = {
@@ -114,25 +106,47 @@ class Loop:
             "contract": self.cell.contract,
             "key": self.cell.key,
             "device": str(device),
-            "engine": engine,
+            "engine": self.ctx.engine,
             "threads": self.threads,
         }
-        if engine == "vmap" and ranks.world > 1:  # other batches may have other last bits
-            self.made_with["ranks"] = ranks.world
+        if self.ctx.engine == "vmap" and self.group.world > 1:
+            self.made_with["ranks"] = self.group.world  # other batches may have other last bits
         self.compare()
         if not self.resume():
             determinism.seed_globals(self.seeds.method, device)
             with self.training:
                 state = self.method.init(self.ctx)
-            state = self.told(_detached(state))
+            state = self.broadcast(detached(state))
             self.at = Boundary(state, counts=self.ctx.meter.counts.as_dict())
-        options.listener(Started(self.cell, self.boundary.step))
+        self.options.listener(Started(self.cell, self.boundary.step))
+
+    def context(self) -> Context:
+        """What the method is given of the problem, the engine chosen."""
+        options = self.options
+        spread = self.problem.episodes_per_step > 1
+        cuda = options.device.type == "cuda"
+        engine = options.engine
+        if not self.method.batched:
+            engine = "loop"
+        elif engine == "auto":
+            engine = "vmap" if cuda and spread else "loop"
+        return Context(
+            self.problem,
+            self.solver,
+            self.seeds,
+            self.task.offers,
+            budget=self.budget,
+            device=options.device,
+            engine=engine,
+            workers=self.group.agree(options.workers if spread and not cuda else 1),
+            group=self.group,
+        )
 
     def compare(self) -> None:
         """Raise SettingError where ranks differ in what changes results."""
-        if self.ranks.world == 1:
+        if self.group.world == 1:
             return
-        found = self.ranks.exchange((platform.node(), self.made_with))
+        found = self.group.exchange((platform.node(), self.made_with))
         self.hosts = [host for host, _ in found]
         for rank, (host, other) in enumerate(found):
             for name, value in found[0][1].items():
@@ -141,9 +155,9 @@ class Loop:
                         f"rank {rank} on {host} has {name} {other.get(name)}, rank 0 has {value}"
                     )
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """A value and the training clock as rank 0 has them."""
-        value, self.training.seconds = self.ranks.agree((value, self.training.seconds))
+        value, self.training.seconds = self.group.agree((value, self.training.seconds))
         return value
 
     def train(self) -> None:
@@ -154,13 +168,13 @@ class Loop:
             done = spent >= 1 or at.idle >= IDLE_STEPS
             seen = at.curve["step"][-1] if at.curve else None
             if seen != at.step and (done or at.step % self.budget.eval_every == 0):
-                self.look()
+                self.validate()
             if done:
                 break
             self.check()
-            self.tell("training", spent)
+            self.report_progress("training", spent)
             self.step()
-            self.offer()
+            self.maybe_checkpoint()
         if spent < 1:
             self.ctx.notes["ended"] = (
                 f"{IDLE_STEPS} steps without a cost that the budget limits: it can never be spent"
@@ -172,7 +186,7 @@ class Loop:
         determinism.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         with self.training:
             new, log = self.method.step(self.ctx, at.state)
-        moved, log = self.told((None if new is at.state else _detached(new), log))
+        moved, log = self.broadcast((None if new is at.state else detached(new), log))
         state = at.state if moved is None else moved
         _guard(at.step, log, state.reported)
         logs = dict(at.logs)
@@ -186,12 +200,12 @@ class Loop:
         idle = at.idle + 1 if self.spent(after) <= self.spent(at) else 0
         self.at = replace(after, idle=idle)
 
-    def look(self) -> None:
+    def validate(self) -> None:
         """A row of the learning curve: evaluate on the validation split, keep the best state."""
         at = self.boundary
-        if self._judged is None or self._judged[0] is not at.state:
-            self._judged = at.state, self.evaluate(self.method, at.state, "valid")
-        metrics = self._judged[1]
+        if self._validated is None or self._validated[0] is not at.state:
+            self._validated = at.state, self.evaluate(self.method, at.state, "valid")
+        metrics = self._validated[1]
         if self.task.metric not in metrics:
             raise UnknownName(f"metric of task {self.cell.task} called", self.task.metric, metrics)
         row: dict[str, float | None] = {"step": at.step}
@@ -204,14 +218,14 @@ class Loop:
         if self.budget.select == "last" or at.best is None or self.better(metrics, at.valid):
             new = replace(new, best=at.state, best_step=at.step, valid=metrics)
         self.at = new
-        self.offer()
+        self.maybe_checkpoint()
 
     def better(self, new: Metrics, old: Metrics) -> bool:
         """Whether the task's metric has improved."""
         a, b = new[self.task.metric].mean, old[self.task.metric].mean
         return a > b if self.task.goal == "max" else a < b
 
-    def judge(self) -> None:
+    def final_evaluations(self) -> None:
         """The final evaluations of the selected state: the first look at their splits."""
         best = self.boundary.best
         assert best is not None
@@ -232,37 +246,11 @@ class Loop:
                                 "but the inner training has run away"
                             )
                     self.at = replace(self.boundary, metrics=metrics)
-                    self.offer()
-        if self.budget.measure_memory and self.ranks.rank == 0:
-            self._footprint = {"peak_tensor_bytes": self.footprint()}
-
-    def footprint(self) -> int:
-        """Bytes of tensors that the first outer step holds at most: taken again, one episode after
-        another, and forgotten.
-
-        A thread of its own has none of the buffers that threads keep from step to step, so that
-        they count whatever ran before; a problem keeps what its first step made, so that after a
-        resumption this is made beforehand.
-        """
-        alone = replace(self.ctx, engine="loop", workers=1, ranks=Ranks())
-        ctx = replace(alone, meter=Meter(), notes=dict(self.ctx.notes), step=0)
-        determinism.seed_globals(self.seeds.method, self.options.device)
-        with self.evaluating:
-            state = _detached(self.method.init(ctx))
-
-            def step() -> int:
-                determinism.seed_globals(self.seeds.method + 1, self.options.device)
-                with Footprint() as held:
-                    self.method.step(ctx, state)
-                peak: int = held.peak
-                return peak
-
-            for _ in range(2 if self.resumed else 1):
-                with ThreadPoolExecutor(
-                    1, initializer=torch.set_num_threads, initargs=(self.threads,)
-                ) as thread:
-                    peak = thread.submit(step).result()
-        return peak
+                    self.maybe_checkpoint()
+        if self.budget.measure_memory and self.group.rank == 0:
+            with self.evaluating:
+                peak = peak_bytes(self.ctx, self.method, self.threads, again=bool(self.resumed))
+            self._footprint = {"peak_tensor_bytes": peak}
 
     def evaluate(self, method: Any, state: State, split: str) -> Metrics:
         """On as many episodes as the budget says. Raises Diverged."""
@@ -271,7 +259,7 @@ class Loop:
 
         def check() -> None:
             self.check()
-            self.tell("validation" if valid else split, self.spent(self.boundary))
+            self.report_progress("validation" if valid else split, self.spent(self.boundary))
 
         determinism.seed_globals(self.seeds.evaluation, self.options.device)
         with self.evaluating:
@@ -289,45 +277,45 @@ class Loop:
 
     def check(self) -> None:
         """Raise Stopped, TimedOut or Held where the run must not go on; rank 0 decides."""
-        self.ranks.together(self._check)
+        self.group.together(self._check)
 
     def _check(self) -> None:
         limit = self.options.time_limit
         if self.options.stop():
             raise Stopped(str(self.cell))
-        if limit is not None and time.monotonic() - self._begun > limit:
+        if limit is not None and time.monotonic() - self.options.begun > limit:
             raise TimedOut(f"not finished within {limit:g} seconds; a rerun goes on from here")
-        if self.claim is not None and self.claim.lost:
+        if self.lease is not None and self.lease.lost:
             raise Held(f"{self.cell}: another process has taken the cell over")
 
-    def tell(self, phase: str, spent: float) -> None:
+    def report_progress(self, phase: str, spent: float) -> None:
         """Progress, a few times a second at most."""
         now = time.monotonic()
-        if now - self._told >= TELL_SECONDS:
-            self._told, at = now, self.boundary
+        if now - self._reported >= PROGRESS_SECONDS:
+            self._reported, at = now, self.boundary
             latest = {name: total / n for name, (total, n) in at.logs.items()}
             self.options.listener(
                 Progress(self.cell, at.step, self.budget.outer_steps, spent, phase, latest)
             )
 
-    def offer(self) -> None:
+    def maybe_checkpoint(self) -> None:
         """A checkpoint, if it is time for one."""
         if time.monotonic() - self._saved >= self.options.checkpoint_seconds:
             self.save()
 
     def save(self, *, quietly: bool = False) -> None:
         """A checkpoint of the last step boundary. Raises StoreError unless ``quietly``."""
-        if self.at is None or self.store is None or self.claim is None or not self.claim.held():
+        if self.at is None or self.store is None or self.lease is None or not self.lease.held():
             return
-        content = {
-            "boundary": self.at.pack(),
-            "notes": self.ctx.notes,
-            "seconds": self.training.seconds,
-            "evaluation_seconds": self.evaluating.seconds,
-            "peak": self.peak(),
-            "attempts": self.attempts,
-            "resumed": self.resumed,
-        }
+        content = Checkpoint(
+            self.at,
+            self.ctx.notes,
+            self.training.seconds,
+            self.evaluating.seconds,
+            self.peak(),
+            self.attempts,
+            self.resumed,
+        )
         try:
             checkpoint.save(self.path(), content, self.made_with)
         except StoreError:
@@ -337,29 +325,29 @@ class Loop:
 
     def resume(self) -> bool:
         """Go on from the checkpoint, where there is one that can be trusted."""
-        data = self.ranks.agree(self._checkpoint())
-        if data is None:
+        found = self.group.agree(self._checkpoint())
+        if found is None:
             return False
-        at = self.at = Boundary.unpack(data["boundary"])
+        at = self.at = found.boundary
         self.ctx.step, self.ctx.meter = at.step, Meter(Counts(**at.counts))
-        self.ctx.notes.update(data["notes"])
-        self.training.seconds = data["seconds"]
-        self.evaluating.seconds = data["evaluation_seconds"]
-        self._peak_before, self.resumed = data["peak"], data["resumed"]
-        self.attempts = max(self.attempts, data["attempts"] + 1)
+        self.ctx.notes.update(found.notes)
+        self.training.seconds = found.seconds
+        self.evaluating.seconds = found.evaluation_seconds
+        self._peak_before, self.resumed = found.peak, found.resumed
+        self.attempts = max(self.attempts, found.attempts + 1)
         commit = determinism.facts()["git"].get("commit", "")
         self.resumed.append({"step": at.step, "at": stamp(), "commit": commit})
         return True
 
-    def _checkpoint(self) -> dict[str, Any] | None:
-        """What the store has; what cannot be trusted is set aside."""
+    def _checkpoint(self) -> Checkpoint | None:
+        """What the store has; what cannot be trusted is quarantined."""
         if self.store is None:
             return None
         try:
             return checkpoint.load(self.path(), self.made_with)
         except checkpoint.Damaged as damage:
-            bad = self.store.set_aside(BadFile(self.path(), str(damage)))
-            self.options.listener(SetAside(bad))
+            bad = self.store.quarantine(BadFile(self.path(), str(damage)))
+            self.options.listener(Quarantined(bad))
             return None
 
     def peak(self) -> dict[str, float]:
@@ -377,31 +365,6 @@ class Loop:
             **self.peak(),
             **self._footprint,
         }
-
-    def environment(self) -> dict[str, Any]:
-        """What it ran on."""
-        out: dict[str, Any] = {
-            **determinism.facts(),
-            "device": str(self.options.device),
-            "packages": determinism.packages(self.task, self.method, self.solver),
-            "memory_at_start_bytes": self.memory.at_start,
-            "resumed": self.resumed,
-        }
-        if self.at is not None:
-            out |= {
-                "engine": self.ctx.engine,
-                "threads": self.threads,
-                "workers": self.ctx.workers,
-                "ranks": self.ranks.world,
-            }
-        if self.hosts:
-            out["rank_hosts"] = self.hosts
-            if self.problem.episodes_per_step == 1:
-                out["ranks_note"] = (
-                    "a step has one episode, which one rank works on: the others only helped with "
-                    "evaluation"
-                )
-        return out
 
     def path(self) -> Path:
         """Of the checkpoint."""
@@ -428,12 +391,3 @@ def _guard(step: int, log: dict[str, float], lam: Params) -> None:
     if lam and not bool(torch.stack([torch.isfinite(v).all() for v in lam.values()]).all()):
         bad = [name for name, v in lam.items() if not bool(torch.isfinite(v).all())]
         raise Diverged(f"lam is not finite after outer step {step} (in {', '.join(bad)})")
-
-
-def _detached(state: State) -> State:
-    """The state without a graph: the same whether it comes from a step or from a checkpoint."""
-    return State(
-        *torch.utils._pytree.tree_map(
-            lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(vars(state).values())
-        )
-    )

@@ -33,12 +33,12 @@ from metabench.store.store import write_atomic
 if TYPE_CHECKING:
     import torch
 
-    from metabench.contract.process_group import Ranks
+    from metabench.contract.process_group import ProcessGroup
 
 PATIENCE = 1800.0
 """Seconds that ranks wait for each other within a step: shares differ, and an episode may be long.
 A process that dies is noticed at once, a node that falls silent only then."""
-MUSTER_SECONDS = 600.0
+ARRIVAL_SECONDS = 600.0
 """For every process to start Python and import torch."""
 MEET_SECONDS = 300.0
 """For ranks that are ready to form a group."""
@@ -64,7 +64,7 @@ class Call:
     patience: float
 
 
-class Crew:
+class RankProcesses:
     """The ranks 1 to ``others`` of the cells that this process runs; a context manager.
 
     They are processes of this machine, with CUDA_VISIBLE_DEVICES as in ``gpus`` (cyclic), or where
@@ -79,12 +79,12 @@ class Crew:
         patience: float = PATIENCE,
     ) -> None:
         self.others, self.gpus, self.patience = others, gpus, patience
-        self.hands: dict[int, _Hand] = {}
+        self.peers: dict[int, _Peer] = {}
         self.reception = _Reception(meet) if meet is not None else None
         # Before multiprocessing waits for its children, who wait for the pipe to close.
         atexit.register(self.close)
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> RankProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,16 +100,16 @@ class Crew:
     @contextlib.contextmanager
     def gathered(
         self, cell: Cell, device: torch.device, engine: str, stop: Callable[[], bool]
-    ) -> Iterator[Ranks]:
+    ) -> Iterator[ProcessGroup]:
         """Inside, every rank works on the cell; raises RankLost where one is gone or does not
         come, Stopped where ``stop`` says so before they are all there."""
         import torch.distributed as dist
 
-        from metabench.contract.process_group import Ranks, joined
+        from metabench.contract.process_group import ProcessGroup, joined
 
         world = self.others + 1
         try:
-            self._muster(cell, stop)
+            self._wait_for_peers(cell, stop)
             host = self.reception.host if self.reception is not None else "127.0.0.1"
             try:
                 store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -117,37 +117,37 @@ class Crew:
                 )
             except RuntimeError as error:
                 raise RankLost(f"no port to meet at on {host}: {error}") from None
-            for rank, hand in self.hands.items():
-                hand.send(
+            for rank, peer in self.peers.items():
+                peer.send(
                     Call(cell, rank, world, host, store.port, str(device), engine, self.patience)
                 )
-            self._wait(lambda: all(store.check([_name(r)]) for r in self.hands), MEET_SECONDS)
+            self._wait(lambda: all(store.check([_name(r)]) for r in self.peers), MEET_SECONDS)
             with joined(store, 0, world, self.patience, self._release):
-                yield Ranks(0, world, device, self.fate)
+                yield ProcessGroup(0, world, device, self.fate)
         except (RankLost, KeyboardInterrupt, SystemExit):
             self.dismiss()  # whatever they are in the middle of
             raise
 
     def _release(self) -> None:
-        for hand in self.hands.values():
-            hand.send(LEFT)
+        for peer in self.peers.values():
+            peer.send(LEFT)
 
     def fate(self) -> str:
         """What has become of those who are gone, in words; "" where none is known to be."""
         deadline = time.monotonic() + FATE_SECONDS
         while True:
-            gone = [f"rank {rank}: {how}" for rank, hand in self.hands.items() if (how := hand.end)]
+            gone = [f"rank {rank}: {how}" for rank, peer in self.peers.items() if (how := peer.end)]
             if gone or time.monotonic() > deadline:
                 return "; ".join(gone)
             time.sleep(POLL_SECONDS)
 
     def dismiss(self) -> None:
         """Let those that there are go; the next cell has new ones, or those that come again."""
-        for hand in self.hands.values():
-            hand.dismiss()
-        self.hands.clear()
+        for peer in self.peers.values():
+            peer.dismiss()
+        self.peers.clear()
 
-    def _muster(self, cell: Cell, stop: Callable[[], bool]) -> None:
+    def _wait_for_peers(self, cell: Cell, stop: Callable[[], bool]) -> None:
         """Have every rank there and ready."""
 
         def there() -> bool:
@@ -155,35 +155,37 @@ class Crew:
                 raise Stopped(str(cell))
             if self.reception is not None:
                 for rank, connection in self.reception.arrived():
-                    self.hands[rank] = _Hand(connection)
-            return len(self.hands) == self.others and all(h.ready() for h in self.hands.values())
+                    self.peers[rank] = _Peer(connection)
+            return len(self.peers) == self.others and all(
+                peer.ready() for peer in self.peers.values()
+            )
 
         if self.reception is None:
             for rank in range(1, self.others + 1):
-                if rank not in self.hands:
+                if rank not in self.peers:
                     gpu = self.gpus[(rank - 1) % len(self.gpus)] if self.gpus else None
-                    self.hands[rank] = _started(gpu)
-        self._wait(there, MUSTER_SECONDS)
+                    self.peers[rank] = _started_peer(gpu)
+        self._wait(there, ARRIVAL_SECONDS)
 
     def _wait(self, done: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not done():
-            for rank, hand in self.hands.items():
-                if hand.end:
-                    raise RankLost(f"rank {rank}: {hand.end}")
+            for rank, peer in self.peers.items():
+                if peer.end:
+                    raise RankLost(f"rank {rank}: {peer.end}")
             if time.monotonic() > deadline:
                 missing = [
                     str(r)
                     for r in range(1, self.others + 1)
-                    if r not in self.hands or not self.hands[r].ready()
+                    if r not in self.peers or not self.peers[r].ready()
                 ]
                 which = f"rank {', '.join(missing)}" if missing else "a rank"
                 raise RankLost(f"{which} did not come within {seconds:g} seconds")
             time.sleep(POLL_SECONDS)
 
 
-class _Hand:
-    """One of a crew, as rank 0 sees it."""
+class _Peer:
+    """Another rank, as rank 0 sees it."""
 
     def __init__(self, connection: Connection, process: BaseProcess | None = None) -> None:
         self.connection, self.process = connection, process
@@ -221,7 +223,7 @@ class _Hand:
         self.connection.close()
 
 
-def _started(gpu: str | None) -> _Hand:
+def _started_peer(gpu: str | None) -> _Peer:
     """A process of this machine."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
@@ -230,7 +232,7 @@ def _started(gpu: str | None) -> _Hand:
     with interrupts_ignored():
         process.start()
     theirs.close()
-    return _Hand(mine, process)
+    return _Peer(mine, process)
 
 
 def _main(connection: Connection, gpu: str | None) -> None:
@@ -272,16 +274,20 @@ def _answer(call: Call, leave: Callable[[], object]) -> None:
     import torch
     import torch.distributed as dist
 
-    from metabench.contract.process_group import Ranks, joined
+    from metabench.contract.process_group import ProcessGroup, joined
     from metabench.run.runner import follow
 
-    with contextlib.suppress(Exception):  # what goes wrong, rank 0 has been told or sees
+    with contextlib.suppress(Exception):  # what goes wrong, rank 0 has heard or sees
         store = dist.TCPStore(  # type: ignore[attr-defined]
             call.host, call.port, is_master=False, timeout=timedelta(seconds=MEET_SECONDS)
         )
         store.set(_name(call.rank), "here")
         with joined(store, call.rank, call.world, call.patience, leave):
-            follow(call.cell, Ranks(call.rank, call.world, torch.device(call.device)), call.engine)
+            follow(
+                call.cell,
+                ProcessGroup(call.rank, call.world, torch.device(call.device)),
+                call.engine,
+            )
 
 
 def _name(rank: int) -> str:
@@ -289,8 +295,8 @@ def _name(rank: int) -> str:
 
 
 class _Reception:
-    """Where ranks from other nodes come to: a socket, told of in a file that only its user reads,
-    with the key that they show."""
+    """Where ranks from other nodes come to: a socket; its address and the key to it are in a
+    file that only its user reads."""
 
     def __init__(self, place: Path) -> None:
         self.host = os.uname().nodename
@@ -298,7 +304,7 @@ class _Reception:
         self._listener = Listener(("", 0), backlog=64, authkey=key.encode())
         self._come: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
         threading.Thread(target=self._welcome, daemon=True).start()
-        _tell(place, {"host": self.host, "port": self._listener.address[1], "key": key})
+        _write_private(place, {"host": self.host, "port": self._listener.address[1], "key": key})
 
     def _welcome(self) -> None:
         while True:
@@ -319,7 +325,7 @@ class _Reception:
         self._listener.close()
 
 
-def _tell(place: Path, what: Any) -> None:
+def _write_private(place: Path, what: Any) -> None:
     """Write a file for this user's eyes."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -329,23 +335,23 @@ def _tell(place: Path, what: Any) -> None:
 
 
 def over(place: Path) -> None:
-    """Tell those who :func:`attend` that nobody will call any more. Raises StoreError."""
-    _tell(place, OVER)
+    """Let those who :func:`attend` know that nobody will call any more. Raises StoreError."""
+    _write_private(place, OVER)
 
 
 def attend(place: Path, rank: int, *, pause: float = 0.5) -> None:
-    """Be rank ``rank`` for whoever is told of in the file ``place``, one process after another
+    """Be rank ``rank`` for whoever is named in the file ``place``, one process after another
     where they die, until it says that it is :func:`over`."""
     while True:
         try:
-            told = json.loads(place.read_text())
+            named = json.loads(place.read_text())
         except (OSError, ValueError):
-            told = None
-        if told == OVER:
+            named = None
+        if named == OVER:
             return
-        if told is not None:
+        if named is not None:
             with contextlib.suppress(OSError, EOFError, multiprocessing.AuthenticationError):
-                connection = Client((told["host"], told["port"]), authkey=told["key"].encode())
+                connection = Client((named["host"], named["port"]), authkey=named["key"].encode())
                 with connection:
                     connection.send(rank)
                     serve(connection)

@@ -7,27 +7,31 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
 from metabench.contract.problem import Params
-from metabench.contract.process_group import Ranks
+from metabench.contract.process_group import ProcessGroup
 from metabench.core.capabilities import check_applicable
 from metabench.core.cell import Cell, instances
 from metabench.core.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
 from metabench.core.hardware import cores
 from metabench.run import determinism, learning_curve
-from metabench.run.events import Event, Finished, Interrupted, Listener, SetAside, ignore
-from metabench.run.loop import Engine, Loop, Options, stamp
+from metabench.run.events import Event, Finished, Interrupted, Listener, Quarantined, ignore
+from metabench.run.loop import Engine, Loop, Parts, RunOptions, stamp
+from metabench.store.lease import Lease
 from metabench.store.record import Curve, Record, Status
 from metabench.store.store import CHECKPOINT, Store
 
-Joined = Callable[[], AbstractContextManager[Ranks]]
-"""What gathers the ranks of a run."""
+Joined = Callable[[], AbstractContextManager[ProcessGroup]]
+"""What gathers the processes of a run."""
 
-Gather = Callable[[Cell, torch.device, Engine, Callable[[], bool]], AbstractContextManager[Ranks]]
+Gather = Callable[
+    [Cell, torch.device, Engine, Callable[[], bool]], AbstractContextManager[ProcessGroup]
+]
 """From a cell, its device, its engine and what says to stop, to the processes that share it:
-:meth:`metabench.run.rank_processes.Crew.gathered`."""
+:meth:`metabench.run.rank_processes.RankProcesses.gathered`."""
 
 
 def run_cell(
@@ -45,64 +49,63 @@ def run_cell(
 ) -> Record:
     """Run a cell to its record, and keep it where there is a store.
 
-    With a store the cell is claimed first; a finished record is handed back as it is, and a
-    checkpoint is gone on from. Checkpoints are at least ``checkpoint_seconds`` apart (0: every
-    outer step). ``time_limit`` in seconds of this call. ``workers``: threads for the episodes of a
-    step (default: the usable cores); they change no result. ``engine`` "auto": batched episodes on
-    a GPU, one after another on a CPU. ``stop`` is asked between steps. ``gather``: how other
-    processes come to share the episodes; they change no result either.
+    With a store the cell's lease is taken first; a finished record is handed back as it is, and
+    a run continues from its checkpoint. Checkpoints are at least ``checkpoint_seconds`` apart
+    (0: every outer step). ``time_limit`` in seconds of this call. ``workers``: threads for the
+    episodes of a step (default: the usable cores); they change no result. ``engine`` "auto":
+    batched episodes on a GPU, one after another on a CPU. ``stop`` is asked between steps.
+    ``gather``: how other processes come to share the episodes; they change no result either.
 
     What goes wrong while running becomes a record (diverged, timeout, failed). Raises
-    NotApplicable, UnknownName, SettingError (nothing is run), StoreError (the cell cannot be
-    claimed), Held (another live process has it), Stopped (``stop`` said so; a checkpoint is kept,
+    NotApplicable, UnknownName, SettingError (nothing is run), StoreError (the lease cannot be
+    written), Held (another live process has it), Stopped (``stop`` said so; a checkpoint is kept,
     as for KeyboardInterrupt), RankLost (one of the others is gone; likewise), and, once the record
     is kept, what ``listener`` raised.
     """
     parts = instances(cell)
     check_applicable(*parts[:3])
-    tell = _Teller(listener or ignore)
-    options = Options(
+    patient = _PatientListener(listener or ignore)
+    options = RunOptions(
         torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-        tell,
+        patient,
         checkpoint_seconds,
         time_limit,
         workers or cores(),
         engine,
         stop or (lambda: False),
     )
-    loop = Loop(cell, parts, options)
 
-    def joined() -> AbstractContextManager[Ranks]:
+    def joined() -> AbstractContextManager[ProcessGroup]:
         if gather is None:
-            return nullcontext(Ranks())
+            return nullcontext(ProcessGroup())
         return gather(cell, options.device, engine, options.stop)
 
     if store is not None:
-        record = _claimed(loop, store, joined)
+        record = _leased(cell, parts, options, joined, store)
     else:
-        record = _finished(loop, _run(loop, joined)[0])
-    if tell.error is not None:
-        raise tell.error
+        record = _Attempt(cell, parts, options, joined).run()[0]
+        patient(Finished(record))
+    if patient.error is not None:
+        raise patient.error
     return record
 
 
-def follow(cell: Cell, ranks: Ranks, engine: Engine) -> None:
+def follow(cell: Cell, group: ProcessGroup, engine: Engine) -> None:
     """Take part in a cell that rank 0 runs, as another rank of it; raises what that raises."""
-    options = Options(ranks.device, ignore, math.inf, None, 1, engine, lambda: False)
+    options = RunOptions(group.device, ignore, math.inf, None, 1, engine, lambda: False)
 
     def begun() -> Loop:
-        loop = Loop(cell, instances(cell), options)
-        loop.ranks = ranks
+        loop = Loop(cell, instances(cell), options, group)
         loop.prepare()
         return loop
 
-    with determinism.fixed(ranks.device):
-        loop = ranks.together(begun)
-        ranks.together(loop.train)
-        ranks.together(loop.judge)
+    with determinism.fixed(group.device):
+        loop = group.together(begun)
+        group.together(loop.train)
+        group.together(loop.final_evaluations)
 
 
-class _Teller:
+class _PatientListener:
     """A listener whose own errors are not taken for the cell's: they wait until it has ended."""
 
     def __init__(self, listener: Listener) -> None:
@@ -117,112 +120,142 @@ class _Teller:
                 self.error = error
 
 
-def _finished(loop: Loop, record: Record, unsaved: str = "") -> Record:
-    loop.options.listener(Finished(record, unsaved=unsaved))
-    return record
-
-
-def _claimed(loop: Loop, store: Store, joined: Joined) -> Record:
-    """The stored record of a finished cell, or a run under a claim."""
-    cell, tell = loop.cell, loop.options.listener
-    claim = store.claim(cell.key)
-    if claim is None:
+def _leased(cell: Cell, parts: Parts, options: RunOptions, joined: Joined, store: Store) -> Record:
+    """The stored record of a finished cell, or a run under a lease."""
+    lease = store.lease(cell.key)
+    if lease is None:
         raise Held(f"{cell} is being run by {store.holder(cell.key) or 'another process'}")
-    with claim:
-        for bad in store.mend_claimed(claim):
-            tell(SetAside(bad))
+    with lease:
+        for bad in store.repair_leased(lease):
+            options.listener(Quarantined(bad))
         known = store.get(cell.key)
         if known is not None and known.status == "done":
-            tell(Finished(known, reused=True))
+            options.listener(Finished(known, reused=True))
             return known
-        loop.store, loop.claim = store, claim
-        loop.attempts = known.attempts + 1 if known is not None else 1
-        return _keep(store, loop, joined)
+        attempts = known.attempts + 1 if known is not None else 1
+        record, unsaved = _Attempt(cell, parts, options, joined, store, lease, attempts).keep()
+        options.listener(Finished(record, unsaved=unsaved))
+        return record
 
 
-def _run(loop: Loop, joined: Joined) -> tuple[Record, Curve, Params | None]:
-    """The record, its curve, and the tested lam where the run is done."""
-    started = stamp()
-    status: Status = "done"
-    reason = trace = ""
-    determinism.facts()  # of the code that runs now, not of edits made meanwhile
-    with determinism.fixed(loop.options.device):
-        try:
-            with joined() as ranks:
-                loop.ranks = ranks
-                ranks.together(loop.prepare)
-                ranks.together(loop.train)
-                ranks.together(loop.judge)
-        except (Stopped, RankLost, KeyboardInterrupt, SystemExit):
-            # Where the disk refuses, the older checkpoint stays.
-            loop.save(quietly=True)
-            if loop.at is not None:
-                loop.options.listener(Interrupted(loop.cell, loop.at.step))
-            raise
-        except (Held, StoreError):
-            raise
-        except Diverged as error:
-            status, reason = "diverged", str(error)
-        except TimedOut as error:
-            status, reason = "timeout", str(error)
-            loop.save(quietly=True)
-        except Exception as error:
-            status, trace = "failed", traceback.format_exc()
-            reason = f"{type(error).__name__}: {error}"
-    record = Record(
-        key=loop.cell.key,
-        cell=loop.cell,
-        status=status,
-        reason=reason,
-        traceback=trace,
-        seeds=asdict(loop.seeds),
-        cost=loop.cost(),
-        environment=loop.environment(),
-        started=started,
-        ended=stamp(),
-        attempts=loop.attempts,
-    )
-    at = loop.at
-    if at is None:
-        return record, {}, None
-    record = replace(record, steps=at.step, notes=dict(loop.ctx.notes))
-    if status != "done" or at.best is None:
-        return record, at.curve, None
-    record = replace(
-        record,
-        metrics={"valid": at.valid, **at.metrics},
-        selected_step=at.best_step,
-        lam=learning_curve.describe(at.best.reported),
-    )
-    return record, at.curve, at.best.reported
+class _Attempt:
+    """A loop, run together with the processes that share it, and the record that comes of it."""
 
+    def __init__(
+        self,
+        cell: Cell,
+        parts: Parts,
+        options: RunOptions,
+        joined: Joined,
+        store: Store | None = None,
+        lease: Lease | None = None,
+        attempts: int = 1,
+    ) -> None:
+        def loop(group: ProcessGroup) -> Loop:
+            return Loop(cell, parts, options, group, store, lease, attempts)
 
-def _keep(store: Store, loop: Loop, joined: Joined) -> Record:
-    """Run, and write the record. Where the disk refuses, the cell has failed and says so if it can;
-    its checkpoint stays, for a rerun to go on from."""
-    unsaved = ""
-    try:
-        record, curve, lam = _run(loop, joined)
-        arrays = learning_curve.arrays(lam) if lam is not None else None
-        record = store.write(record, curve, arrays, claim=loop.claim)
-        if record.status != "timeout":
-            (store.folder(record.key) / CHECKPOINT).unlink(missing_ok=True)
-    except StoreError as error:
-        record = Record(
-            key=loop.cell.key,
-            cell=loop.cell,
-            status="failed",
-            reason=str(error),
-            traceback=traceback.format_exc(),
+        self.cell, self.joined, self.store, self.lease = cell, joined, store, lease
+        self.make = loop
+        self.loop = loop(ProcessGroup())  # until the others have come
+        self.device, self.listener = options.device, options.listener
+        self.started = stamp()
+
+    def run(self) -> tuple[Record, Curve, Params | None]:
+        """The record, its curve, and the tested lam where the run is done."""
+        status: Status = "done"
+        reason = trace = ""
+        determinism.facts()  # of the code that runs now, not of edits made meanwhile
+        with determinism.fixed(self.device):
+            try:
+                with self.joined() as group:
+                    loop = self.loop = self.make(group)
+                    group.together(loop.prepare)
+                    group.together(loop.train)
+                    group.together(loop.final_evaluations)
+            except (Stopped, RankLost, KeyboardInterrupt, SystemExit):
+                # Where the disk refuses, the older checkpoint stays.
+                self.loop.save(quietly=True)
+                if self.loop.at is not None:
+                    self.listener(Interrupted(self.cell, self.loop.at.step))
+                raise
+            except (Held, StoreError):
+                raise
+            except Diverged as error:
+                status, reason = "diverged", str(error)
+            except TimedOut as error:
+                status, reason = "timeout", str(error)
+                self.loop.save(quietly=True)
+            except Exception as error:
+                status, trace = "failed", traceback.format_exc()
+                reason = f"{type(error).__name__}: {error}"
+        record, at = self.record(status, reason, trace), self.loop.at
+        if at is None:
+            return record, {}, None
+        record = replace(record, notes=dict(self.loop.ctx.notes))
+        if status != "done" or at.best is None:
+            return record, at.curve, None
+        record = replace(
+            record,
+            metrics={"valid": at.valid, **at.metrics},
+            selected_step=at.best_step,
+            lam=learning_curve.describe(at.best.reported),
+        )
+        return record, at.curve, at.best.reported
+
+    def record(self, status: Status, reason: str, trace: str) -> Record:
+        """What every record says, however the run ended."""
+        loop = self.loop
+        return Record(
+            key=self.cell.key,
+            cell=self.cell,
+            status=status,
+            reason=reason,
+            traceback=trace,
             seeds=asdict(loop.seeds),
-            cost=loop.cost(),
             steps=loop.at.step if loop.at is not None else 0,
-            environment=loop.environment(),
+            cost=loop.cost(),
+            environment=_environment(loop),
+            started=self.started,
             ended=stamp(),
             attempts=loop.attempts,
         )
+
+    def keep(self) -> tuple[Record, str]:
+        """Run, and write the record; why it could not be written, or "". Where the disk refuses,
+        the cell has failed and says so if it can; its checkpoint stays, for a rerun to continue."""
+        assert self.store is not None
         try:
-            record = store.write(record, claim=loop.claim)
-        except StoreError as again:
-            unsaved = str(again)
-    return _finished(loop, record, unsaved)
+            record, curve, lam = self.run()
+            arrays = learning_curve.arrays(lam) if lam is not None else None
+            record = self.store.write(record, curve, arrays, lease=self.lease)
+            if record.status != "timeout":
+                (self.store.folder(record.key) / CHECKPOINT).unlink(missing_ok=True)
+        except StoreError as error:
+            record = self.record("failed", str(error), traceback.format_exc())
+            try:
+                return self.store.write(record, lease=self.lease), ""
+            except StoreError as again:
+                return record, str(again)
+        return record, ""
+
+
+def _environment(loop: Loop) -> dict[str, Any]:
+    """What an attempt ran on."""
+    out: dict[str, Any] = {
+        **determinism.facts(),
+        "device": str(loop.options.device),
+        "packages": determinism.packages(loop.task, loop.method, loop.solver),
+        "memory_at_start_bytes": loop.memory.at_start,
+        "resumed": loop.resumed,
+    }
+    if loop.at is not None:
+        out |= {"engine": loop.ctx.engine, "threads": loop.threads}
+        out |= {"workers": loop.ctx.workers, "ranks": loop.group.world}
+    if loop.hosts:
+        out["rank_hosts"] = loop.hosts
+        if loop.problem.episodes_per_step == 1:
+            out["ranks_note"] = (
+                "a step has one episode, which one rank works on: the others only helped with "
+                "evaluation"
+            )
+    return out

@@ -1,4 +1,4 @@
-"""A process that runs cells one after another, told what to do over a pipe; both ends of it.
+"""A process that runs cells one after another, as a pipe says.
 
 It stops at the next step boundary when asked, when terminated, and when the process at the other
 end is gone: nothing goes on unwatched, and nothing that a checkpoint can keep is lost.
@@ -7,13 +7,12 @@ end is gone: nothing goes on unwatched, and nothing that a checkpoint can keep i
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,10 +21,10 @@ from typing import TYPE_CHECKING, Literal
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
 from metabench.run.events import Event, Listener
-from metabench.run.process import death, interrupts_ignored, limit_memory
+from metabench.run.process import limit_memory
 
 if TYPE_CHECKING:
-    from metabench.run.rank_processes import Crew
+    from metabench.run.rank_processes import RankProcesses
 
 Ending = Literal["recorded", "held", "stopped", "refused", "unsaved", "cut off"]
 """cut off: another process of the cell is gone, and the cell is open again; unsaved: there is no
@@ -33,7 +32,7 @@ record, because the store cannot keep one or the cell cannot be built."""
 
 
 @dataclass(frozen=True)
-class Options:
+class WorkerOptions:
     """How every cell of a launch is run; see :func:`metabench.run.runner.run_cell`."""
 
     store: str
@@ -70,10 +69,10 @@ class Ended:
 
 def run_one(
     cell: Cell,
-    options: Options,
+    options: WorkerOptions,
     listener: Listener,
     stop: Callable[[], bool],
-    crew: Crew | None = None,
+    processes: RankProcesses | None = None,
 ) -> Ended:
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
     from metabench.core.hardware import cores
@@ -91,7 +90,7 @@ def run_one(
             time_limit=options.time_limit,
             workers=max(1, (options.cores or cores()) // sharing),
             stop=stop,
-            gather=crew.gathered if crew is not None else None,
+            gather=processes.gathered if processes is not None else None,
         )
     except Held as error:
         return Ended(cell, "held", str(error))
@@ -108,7 +107,7 @@ def run_one(
     return Ended(cell, "recorded")
 
 
-def main(connection: Connection, options: Options) -> None:
+def main(connection: Connection, options: WorkerOptions) -> None:
     """The life of a worker: cells come in, events and endings go out."""
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
@@ -138,21 +137,23 @@ def main(connection: Connection, options: Options) -> None:
 
     load_plugins()
     limit_memory(options.memory_fraction)
-    with _crew(options) as crew:
+    with _rank_processes(options) as processes:
         while not stop.is_set() and (cell := cells.get()) is not None:
             if options.output is not None:
                 with contextlib.suppress(OSError):  # a full disk costs what is printed, no more
                     _print_to(Path(options.output, f"{cell.key}.log"))
-            send(run_one(cell, options, send, stop.is_set, crew))
+            send(run_one(cell, options, send, stop.is_set, processes))
 
 
-def _crew(options: Options) -> contextlib.AbstractContextManager[Crew | None]:
+def _rank_processes(
+    options: WorkerOptions,
+) -> contextlib.AbstractContextManager[RankProcesses | None]:
     if options.ranks == 1:
         return contextlib.nullcontext()
-    from metabench.run.rank_processes import Crew
+    from metabench.run.rank_processes import RankProcesses
 
     meet = Path(options.meet) if options.meet is not None else None
-    return Crew(options.ranks - 1, options.rank_gpus, meet)
+    return RankProcesses(options.ranks - 1, options.rank_gpus, meet)
 
 
 def _print_to(path: Path) -> None:
@@ -164,40 +165,3 @@ def _print_to(path: Path) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
-
-
-class Worker:
-    """A worker as the launcher sees it: its process, the pipe to it, and the cell it has."""
-
-    def __init__(self, options: Options) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        # Not a daemon: a task may want processes of its own, to load data.
-        self.process = context.Process(target=main, args=(theirs, options))
-        with interrupts_ignored():  # from its first moment: the launcher decides
-            self.process.start()
-        theirs.close()
-        self.cell: Cell | None = None
-        self.since: float | None = None
-        """When the cell started; None while its process or its problem is still being made."""
-
-    def send(self, cell: Cell | None) -> None:
-        """A cell to run, or None: stop at the next step boundary and end."""
-        if cell is not None:
-            self.cell, self.since = cell, None
-        with contextlib.suppress(OSError):  # a dead worker is noticed when it is listened to
-            self.connection.send(cell)
-
-    def messages(self) -> Iterator[Event | Ended]:
-        """What it has said since; raises EOFError once it is dead and all has been read."""
-        try:
-            while self.connection.poll():
-                yield self.connection.recv()
-        except OSError:
-            raise EOFError from None
-        if not self.process.is_alive() and not self.connection.poll():
-            raise EOFError
-
-    def death(self) -> str:
-        """How the process ended, in words."""
-        return death(self.process)

@@ -1,8 +1,8 @@
-"""Who is working on a cell: a claim file made exclusively, kept warm, taken over only when stale.
+"""Who is working on a cell: a lease file made exclusively, renewed, taken over only when stale.
 
-A claim is stale where its process is gone (same machine), or where nobody has touched it for the
-length of a lease (another machine). The heartbeat is the file's own modification time, set
-through the holder's open file, so that it can never warm the claim of somebody else.
+A lease is stale where its process is gone (same machine), or where nobody has touched it for
+``LEASE_SECONDS`` (another machine). The heartbeat is the file's own modification time, set through
+the holder's open file, so that it can never renew the lease of somebody else.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pathlib import Path
 
 from metabench.core.errors import StoreError
 
-LEASE = 120.0
-"""Seconds without a heartbeat after which a claim from another machine is stale."""
-BEAT = 10.0
+LEASE_SECONDS = 120.0
+"""Seconds without a heartbeat after which a lease from another machine is stale."""
+BEAT_SECONDS = 10.0
 """Seconds between two heartbeats."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process behind a claim; ``place`` is host, boot and process namespace together."""
+    """The process behind a lease; ``place`` is host, boot and process namespace together."""
 
     host: str
     place: str
@@ -43,7 +43,7 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
 
-class Claim:
+class Lease:
     """The right to run one cell, held by this process until released; a context manager."""
 
     def __init__(self, path: Path, holder: Holder, fd: int, beat: float) -> None:
@@ -51,7 +51,7 @@ class Claim:
         self.lost = False
         self._ended = threading.Event()
         self._thread = threading.Thread(
-            target=self._beat, args=(beat,), name=f"claim-{path.parent.name[:10]}", daemon=True
+            target=self._beat, args=(beat,), name=f"lease-{path.parent.name[:10]}", daemon=True
         )
         self._thread.start()
 
@@ -65,7 +65,7 @@ class Claim:
                 return
 
     def held(self) -> bool:
-        """Whether the claim on disk is still this one; once lost it stays lost."""
+        """Whether the lease on disk is still this one; once lost it stays lost."""
         if not self.lost:
             seen = _read(self.path)
             if seen is None or seen.holder is None or seen.holder.nonce != self.holder.nonce:
@@ -73,7 +73,7 @@ class Claim:
         return not self.lost
 
     def release(self) -> None:
-        """Give the cell back; does nothing where the claim was lost or released before."""
+        """Give the cell back; does nothing where the lease was lost or released before."""
         if self._ended.is_set():
             return
         self._ended.set()
@@ -83,42 +83,42 @@ class Claim:
                 self.path.unlink(missing_ok=True)
         os.close(self._fd)
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
 
 
-def take(path: Path, *, lease: float = LEASE, beat: float = BEAT) -> Claim | None:
-    """The claim at ``path``, or None where somebody alive holds it.
+def take(path: Path, *, seconds: float = LEASE_SECONDS, beat: float = BEAT_SECONDS) -> Lease | None:
+    """The lease at ``path``, or None where somebody alive holds it.
 
-    Raises StoreError where the claim cannot be written.
+    Raises StoreError where the lease cannot be written.
     """
     with _locked(path.parent):
         while True:
-            claim = _create(path, beat)
-            if claim is not None:
-                return claim
+            lease = _create(path, beat)
+            if lease is not None:
+                return lease
             seen = _read(path)
             if seen is None:
                 continue
-            if _alive(seen, lease):
+            if _alive(seen, seconds):
                 return None
             _bury(path, seen)
 
 
-def holder(path: Path, *, lease: float = LEASE) -> Holder | None:
-    """Who, alive, holds the claim at ``path``; None where nobody does. Changes nothing."""
+def holder(path: Path, *, seconds: float = LEASE_SECONDS) -> Holder | None:
+    """Who, alive, holds the lease at ``path``; None where nobody does. Changes nothing."""
     seen = _read(path)
-    if seen is None or not _alive(seen, lease):
+    if seen is None or not _alive(seen, seconds):
         return None
     return seen.holder or Holder("an unknown host", "", 0, "", "", seen.touched)
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """A claim at one moment: two that differ are of a holder that lives."""
+    """A lease at one moment: two that differ are of a holder that lives."""
 
     nonce: str
     touched: float
@@ -126,10 +126,10 @@ class Pulse:
     """The holder is a live process of this machine."""
 
 
-def pulse(path: Path, *, lease: float = LEASE) -> Pulse | None:
-    """The claim at ``path`` now; None where nobody alive holds it. Changes nothing."""
+def pulse(path: Path, *, seconds: float = LEASE_SECONDS) -> Pulse | None:
+    """The lease at ``path`` now; None where nobody alive holds it. Changes nothing."""
     seen = _read(path)
-    if seen is None or not _alive(seen, lease):
+    if seen is None or not _alive(seen, seconds):
         return None
     who = seen.holder
     return Pulse(who.nonce if who else "", seen.touched, who is not None and who.place == _place())
@@ -156,19 +156,19 @@ def _read(path: Path) -> _Seen | None:
     return _Seen(data, who, touched, path.parent)
 
 
-def _alive(seen: _Seen, lease: float) -> bool:
+def _alive(seen: _Seen, seconds: float) -> bool:
     who = seen.holder
     if who is not None and who.place == _place():
         started = _started(who.pid)
         return started is not None and started == who.started
-    return _now(seen.folder) - seen.touched <= lease
+    return _now(seen.folder) - seen.touched <= seconds
 
 
-def _create(path: Path, beat: float) -> Claim | None:
-    """A new claim, complete from the moment it can be seen; None where there is one already."""
+def _create(path: Path, beat: float) -> Lease | None:
+    """A new lease, complete from the moment it can be seen; None where there is one already."""
     me = os.getpid()
     who = Holder(platform.node(), _place(), me, _started(me) or "", uuid.uuid4().hex, time.time())
-    draft = path.with_name(f".claim.{who.nonce}.tmp")
+    draft = path.with_name(f".lease.{who.nonce}.tmp")
     try:
         fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         try:
@@ -176,6 +176,10 @@ def _create(path: Path, beat: float) -> Claim | None:
             os.fsync(fd)
             try:
                 os.link(draft, path)
+            except FileNotFoundError:
+                # The holder of the lease has just tidied the folder up, this draft with the rest.
+                os.close(fd)
+                return None
             except OSError:
                 # A file server may answer a repeated question: the second name says what is so.
                 if os.fstat(fd).st_nlink != 2:
@@ -188,13 +192,13 @@ def _create(path: Path, beat: float) -> Claim | None:
     except FileExistsError:
         return None
     except OSError as error:
-        raise StoreError(f"cannot write the claim {path}: {error.strerror}") from error
-    return Claim(path, who, fd, beat)
+        raise StoreError(f"cannot write the lease {path}: {error.strerror}") from error
+    return Lease(path, who, fd, beat)
 
 
 def _bury(path: Path, stale: _Seen) -> None:
-    """Remove a stale claim, and no other: of several who try, one wins."""
-    grave = path.with_name(f".claim.{uuid.uuid4().hex}.tmp")
+    """Remove a stale lease, and no other: of several who try, one wins."""
+    grave = path.with_name(f".lease.{uuid.uuid4().hex}.tmp")
     try:
         os.rename(path, grave)
     except FileNotFoundError:
@@ -228,8 +232,9 @@ def _now(folder: Path) -> float:
     """The file system's own clock: comparable with modification times set by other machines."""
     probe = folder / f".clock.{uuid.uuid4().hex}.tmp"
     try:
-        probe.touch(exist_ok=False)
-        return probe.stat().st_mtime
+        # Through the open file: whoever holds the lease may tidy up meanwhile.
+        with probe.open("xb") as file:
+            return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()
     finally:

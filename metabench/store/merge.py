@@ -1,4 +1,4 @@
-"""Two stores become one: what one lacks is copied, and what they disagree about is told."""
+"""Two stores become one: what one lacks is copied, and what they disagree about is reported."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def _merge_one(record: Record, source: Store, target: Store, out: Merged) -> Non
         else:
             out.same += 1
         return
-    claim = target.claim(record.key)
-    if claim is None:
+    lease = target.lease(record.key)
+    if lease is None:
         out.running.append(str(record.cell))
         return
-    with claim:
-        target.mend_claimed(claim)
-        target.write(record, source.curve(record), source.lam(record), claim=claim)
+    with lease:
+        target.repair_leased(lease)
+        target.write(record, source.curve(record), source.lam(record), lease=lease)
     if known is None:
         out.copied += 1
     else:

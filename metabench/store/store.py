@@ -3,7 +3,7 @@
 ``<root>/<key[:2]>/<key>/`` holds ``record.json`` (written last; names the sha256 of the other
 files and of itself), ``curve.json.gz``, ``lam.npz``, and while a cell runs ``claim.json`` and
 ``checkpoint.pt``. What cannot be trusted is reported with its path and moved to
-``<root>/set-aside/``; its cell then counts as missing.
+``<root>/set-aside/``, the quarantine; its cell then counts as missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import canonical
 from metabench.core.errors import Held, StoreError
-from metabench.store import lease as claims
+from metabench.store import lease as leases
 from metabench.store.record import Curve, Record, from_dict
 
 if TYPE_CHECKING:
@@ -32,15 +32,11 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, np.ndarray[Any, Any]]
 
-RECORD, CURVE, LAM, CHECKPOINT, CLAIM = (
-    "record.json",
-    "curve.json.gz",
-    "lam.npz",
-    "checkpoint.pt",
-    "claim.json",
-)
-KNOWN = frozenset({RECORD, CURVE, LAM, CHECKPOINT, CLAIM})
-SET_ASIDE = "set-aside"
+RECORD, CURVE, LAM, CHECKPOINT = "record.json", "curve.json.gz", "lam.npz", "checkpoint.pt"
+# Stores written by earlier versions have this name and that of the quarantine: both stay.
+LEASE = "claim.json"
+KNOWN = frozenset({RECORD, CURVE, LAM, CHECKPOINT, LEASE})
+QUARANTINE = "set-aside"
 CLUSTER = "cluster"
 """Where submissions to a cluster keep what they need (:mod:`metabench.cluster.submission`)."""
 LARGEST_LAM = 2_000_000
@@ -60,14 +56,14 @@ class BadFile:
     moved_to: Path | None = None
 
     def __str__(self) -> str:
-        moved = f"; set aside as {self.moved_to}" if self.moved_to else ""
+        moved = f"; quarantined as {self.moved_to}" if self.moved_to else ""
         return f"{self.path}: {self.what}{moved}"
 
 
 class Store:
     """The records under ``root`` (default: METABENCH_STORE, or ``results/runs``).
 
-    Reading changes nothing; :meth:`mend`, :meth:`claim` and :meth:`write` do.
+    Reading changes nothing; :meth:`repair`, :meth:`lease` and :meth:`write` do.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
@@ -94,8 +90,8 @@ class Store:
             bad += _read(folder)[1]
         return sorted(bad, key=lambda b: b.path)
 
-    def mend(self, keys: Iterable[str] | None = None) -> list[BadFile]:
-        """Set aside what cannot be trusted, in the folders of ``keys`` or everywhere, and tidy up
+    def repair(self, keys: Iterable[str] | None = None) -> list[BadFile]:
+        """Quarantine what cannot be trusted, in the folders of ``keys`` or everywhere, and tidy up
         after killed processes.
 
         A cell that somebody is running is left to them. Entries directly under the root are
@@ -105,61 +101,61 @@ class Store:
         if keys is None:
             folders, foreign = self._folders()
             for bad in foreign:
-                out.append(bad if bad.path.parent == self.root else self.set_aside(bad))
+                out.append(bad if bad.path.parent == self.root else self.quarantine(bad))
         else:
             folders = [self.folder(key) for key in keys]
         for folder in folders:
             if not (_read(folder)[1] or self._untidy(folder)):
                 continue
-            claim = self.claim(folder.name)
-            if claim is not None:
-                with claim:
-                    out += self.mend_claimed(claim)
+            lease = self.lease(folder.name)
+            if lease is not None:
+                with lease:
+                    out += self.repair_leased(lease)
         return out
 
-    def mend_claimed(self, claim: claims.Claim) -> list[BadFile]:
-        """Set aside what cannot be trusted in the folder of a claim that the caller holds, and
+    def repair_leased(self, lease: leases.Lease) -> list[BadFile]:
+        """Quarantine what cannot be trusted in the folder of a lease that the caller holds, and
         remove what killed processes left behind."""
-        folder = claim.path.parent
+        folder = lease.path.parent
         for entry in _entries(folder):
             if _TEMPORARY.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)
         record, bad = _read(folder)
         if record is not None and record.status == "done":
             (folder / CHECKPOINT).unlink(missing_ok=True)
-        return [self.set_aside(b) for b in bad]
+        return [self.quarantine(b) for b in bad]
 
     def _untidy(self, folder: Path) -> bool:
         names = {entry.name for entry in _entries(folder)}
-        if CLAIM in names:
+        if LEASE in names:
             return self.holder(folder.name) is None
         finished = RECORD in names and CHECKPOINT in names
         return finished or any(_TEMPORARY.fullmatch(name) for name in names)
 
-    def set_aside(self, bad: BadFile) -> BadFile:
-        """Move one file or folder to ``<root>/set-aside/`` under a name of its own."""
+    def quarantine(self, bad: BadFile) -> BadFile:
+        """Move one file or folder to the quarantine, under a name of its own."""
         name = bad.path.name
         if _KEY.fullmatch(bad.path.parent.name):
             name = f"{bad.path.parent.name[:16]}.{name}"
-        target = self.root / SET_ASIDE / f"{name}.{uuid.uuid4().hex[:8]}"
+        target = self.root / QUARANTINE / f"{name}.{uuid.uuid4().hex[:8]}"
         try:
             target.parent.mkdir(exist_ok=True)
             os.rename(bad.path, target)
         except FileNotFoundError:
             return bad
         except OSError as error:
-            raise StoreError(f"cannot set aside {bad.path}: {error.strerror}") from error
+            raise StoreError(f"cannot quarantine {bad.path}: {error.strerror}") from error
         return replace(bad, moved_to=target)
 
-    def claim(self, key: str) -> claims.Claim | None:
+    def lease(self, key: str) -> leases.Lease | None:
         """The right to run a cell, or None where somebody alive has it."""
         folder = self.folder(key)
         _make(folder)
-        return claims.take(folder / CLAIM)
+        return leases.take(folder / LEASE)
 
-    def holder(self, key: str) -> claims.Holder | None:
+    def holder(self, key: str) -> leases.Holder | None:
         """Who is running a cell now; None where nobody is."""
-        return claims.holder(self.folder(key) / CLAIM)
+        return leases.holder(self.folder(key) / LEASE)
 
     def write(
         self,
@@ -167,12 +163,12 @@ class Store:
         curve: Curve | None = None,
         lam: Arrays | None = None,
         *,
-        claim: claims.Claim | None = None,
+        lease: leases.Lease | None = None,
     ) -> Record:
         """Keep a record and its files; returns it with ``files`` filled in.
 
         ``lam`` is kept up to ``LARGEST_LAM`` numbers. Raises StoreError where the disk refuses
-        (nothing half-written stays), Held where ``claim`` has been lost to another process.
+        (nothing half-written stays), Held where ``lease`` has been lost to another process.
         """
         folder = self.folder(record.key)
         files: dict[str, bytes] = {}
@@ -184,7 +180,7 @@ class Store:
             record, files={n: hashlib.sha256(data).hexdigest() for n, data in files.items()}
         )
         text = _render(record)
-        if claim is not None and not claim.held():
+        if lease is not None and not lease.held():
             raise Held(f"{record.cell}: another process has taken the cell over")
         _make(folder)
         try:
@@ -240,7 +236,7 @@ class Store:
         folders: list[Path] = []
         bad: list[BadFile] = []
         for entry in _entries(self.root):
-            if entry.name in (SET_ASIDE, CLUSTER):
+            if entry.name in (QUARANTINE, CLUSTER):
                 continue
             if not (_PREFIX.fullmatch(entry.name) and entry.is_dir()):
                 bad.append(BadFile(entry, "does not belong in a store"))

@@ -43,16 +43,17 @@ def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_
     type_, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metabench.cli import cluster_commands
-    from metabench.cluster import submit
+    from metabench.cluster import draft as drafting
+    from metabench.cluster import refusals, submit
 
-    monkeypatch.setattr(submit, "refusals", lambda made, *_: [f"no {made.suite}"])
+    monkeypatch.setattr(refusals, "refusals", lambda made, *_: [f"no {made.suite}"])
     done = type_("submit", *WORDS, "--dry-run")
     assert done.exit_code == 1 and "quickstart would be refused:\n  no quickstart" in done.output
     tried = []
 
-    def refuse(_out: object, made: submit.Draft, *_: object) -> None:
+    def refuse(_out: object, made: drafting.Draft, *_: object) -> None:
         tried.append(made.suite)
-        raise submit.Refusal("nothing was queued:\n  no data")
+        raise refusals.Refusal("nothing was queued:\n  no data")
 
     monkeypatch.setattr(cluster_commands, "queue", refuse)
     prepare = submit.prepare
@@ -133,7 +134,7 @@ def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-d
     from metabench.suites.suite import load
 
     (item, *_) = load("quickstart").cells("smoke")
-    held = Store(tmp_path / "runs").claim(item.cell.key)
+    held = Store(tmp_path / "runs").lease(item.cell.key)
     assert held is not None
     naps: list[float] = []
 

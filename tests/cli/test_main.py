@@ -481,7 +481,7 @@ def test_damaged_files_are_told(folder: Path) -> None:
     table = metabench("table", "small.toml", "--budget", "smoke")
     assert f"bad file: {path}" in table.err and "bad file" not in table.out
     typed = metabench("run", "small.toml", "--budget", "smoke", "--only", "reverse/one")
-    assert typed.code == 0 and "set aside" in typed.err
+    assert typed.code == 0 and "quarantined" in typed.err
     assert list((folder / "results" / "runs" / "set-aside").iterdir())
 
 

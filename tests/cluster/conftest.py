@@ -7,21 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster.faults.injection import forget_plugin, live_or_none
+from cluster.faults.stage import FOLDER, PAUSE, PLUGIN, SLOW, Stage
 
-from metabench.cluster_profiles import faults
 from metabench.cluster_profiles.local_cluster import (
     Cluster,
     ClusterError,
     Options,
     missing_packages,
 )
+from metabench.core.registry import load_plugin
 from metabench.store.store import Store
 
 REQUIRE = "METABENCH_REQUIRE_SLURM"
 
 
 def absent(reason: str) -> None:
-    """Skip for want of Slurm, or fail where it is required."""
+    """Skip where there is no Slurm, or fail where it is required."""
     if os.environ.get(REQUIRE) == "1":
         pytest.fail(f"{reason}, and {REQUIRE}=1")
     pytest.skip(f"no Slurm: {reason}")
@@ -46,17 +48,17 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
 @pytest.fixture
 def stage(
     slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[faults.Stage]:
+) -> Iterator[Stage]:
     """Makes a stage on the cluster: a store and the paced method; cancels what is left of it."""
-    for name in ("SLURM_CONF", faults.PAUSE, faults.FOLDER, "METABENCH_PLUGINS"):
+    for name in ("SLURM_CONF", PAUSE, FOLDER, "METABENCH_PLUGINS"):
         monkeypatch.setenv(name, "")
-    monkeypatch.delenv(faults.SLOW, raising=False)
-    made = faults.Stage(slurm_cluster, tmp_path, Store(tmp_path / "reference"))
-    made.plugin.write_text(faults.PLUGIN)
+    monkeypatch.delenv(SLOW, raising=False)
+    made = Stage(slurm_cluster, tmp_path, Store(tmp_path / "reference"))
+    made.plugin.write_text(PLUGIN)
     os.environ["METABENCH_PLUGINS"] = str(made.plugin)
-    faults.forget_plugin()
-    faults.load_plugin(made.plugin)
+    forget_plugin()
+    load_plugin(made.plugin)
     yield made
-    for job in {j.id.partition("_")[0] for j in faults.live_or_none(made)}:
+    for job in {j.id.partition("_")[0] for j in live_or_none(made)}:
         made.ask("scancel", job)
-    faults.forget_plugin()
+    forget_plugin()

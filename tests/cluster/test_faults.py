@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster.faults import FAULTS
+from cluster.faults.injection import forget_plugin, perform
 
-from metabench.cluster_profiles import faults
-from metabench.cluster_profiles.local_cluster import Cluster, Options, missing_packages
+from metabench.cluster_profiles.local_cluster import Cluster, Options, missing_packages, running
 from metabench.store.store import Store
 
 
@@ -24,7 +25,7 @@ def cluster(
         pytest.skip(f"no Slurm: {', '.join(missing)} not installed")
     port = 23817 if request.param else 22817
     options = Options(base_port=port, accounting=request.param)
-    with faults.running_cluster(tmp_path_factory.mktemp("slurm"), options) as made:
+    with running(tmp_path_factory.mktemp("slurm"), options) as made:
         yield made
 
 
@@ -34,17 +35,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("name", faults.FAULTS)
+@pytest.mark.parametrize("name", FAULTS)
 def test_no_cell_is_lost_or_doubled_or_changed(
     name: str, cluster: Cluster, reference: Store, tmp_path: Path
 ) -> None:
-    fault = faults.FAULTS[name]
+    fault = FAULTS[name]
     if fault.accounting_only and not cluster.options.accounting:
         pytest.skip("there is no database to stop")
     if fault.root and os.geteuid():
         pytest.skip("needs root, to mount a small file system")
-    row = faults.perform(fault, cluster, tmp_path, reference)
-    faults.forget_plugin()
+    row = perform(fault, cluster, tmp_path, reference)
+    forget_plugin()
     assert row.verdict == "ok", row
     assert (row.lost, row.doubled, row.left_over) == (0, 0, 0)
     assert row.identical == row.cells > 0

@@ -15,7 +15,15 @@ from metabench.cluster import submission as folder
 from metabench.cluster.cell_states import logs, standings
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Slurm, scrubbed
-from metabench.cluster.submission import Array, Attempt, Element, Group, Member, Running, Submission
+from metabench.cluster.submission import (
+    Array,
+    Attempt,
+    Group,
+    Member,
+    NodeStatus,
+    Running,
+    Submission,
+)
 from metabench.core.cell import Cell
 from metabench.store.store import Store
 from metabench.suites.planning import Planned
@@ -75,7 +83,7 @@ def test_squeue_is_asked_once_for_everything_and_not_again_soon(
         "9|mb-a-1|PENDING||20:00|launch failed requeued held\n11|other|RUNNING|n1|1:00|None\n"
     )
     answer = look(submission)
-    first, second, third = (j for a in submission.arrays for j in answer.elements(a))
+    first, second, third = (j for a in submission.arrays for j in answer.jobs_of(a))
     assert (first.state, first.node, first.left) == ("RUNNING", "n1", "10:00")
     assert (second.state, second.reason, second.live, second.held) == (
         "PENDING", "Priority", True, False,
@@ -95,12 +103,12 @@ def test_forgotten_jobs_are_asked_of_sacct_and_an_older_job_of_the_same_id_is_no
         "7_0|mb-a-0|CANCELLED by 1000|n1\n7_1|someone-elses|COMPLETED|n2\n"
     )
     answer = look(submission)
-    first, second = answer.elements(submission.arrays[0])
+    first, second = answer.jobs_of(submission.arrays[0])
     assert (first.state, first.source, first.live) == ("CANCELLED", "sacct", False)
     assert second.state == job_states.UNKNOWN and answer.accounting is True
     # What has ended is not asked for again.
     (bin / "sacct.out").write_text("")
-    assert look(submission).elements(submission.arrays[0])[0].state == "CANCELLED"
+    assert look(submission).jobs_of(submission.arrays[0])[0].state == "CANCELLED"
 
 
 def test_without_accounting_or_controller_it_says_what_it_cannot_know(
@@ -109,7 +117,7 @@ def test_without_accounting_or_controller_it_says_what_it_cannot_know(
     (bin / "squeue.out").write_text("7_0|mb-a-0|RUNNING|n1|10:00|None\n")
     answer = look(submission)
     assert answer.accounting is False and "no answer" in answer.problem
-    assert answer.elements(submission.arrays[0])[1].state == job_states.UNKNOWN
+    assert answer.jobs_of(submission.arrays[0])[1].state == job_states.UNKNOWN
     (bin / "squeue.out").unlink()
     later = look(submission)
     assert later.jobs == answer.jobs and later.at == answer.at, "the last answer, with its age"
@@ -169,9 +177,9 @@ def test_open_cells_without_a_job_are_told_how_the_last_one_ended(submission: Su
 def test_running_cells_are_told_how_far_they_are(submission: Submission) -> None:
     now = time.time()
     running = {CELLS[0].key: Running(now - 50, 20, 80, 0.25, "training")}
-    folder.write_element(
+    folder.write_status(
         submission.folder,
-        Element("7_0", 0, "host", "n1", 1, now - 60, now + 600, now, running=running),
+        NodeStatus("7_0", 0, "host", "n1", 1, now - 60, now + 600, now, running=running),
     )
     answer = job_states.Answer(now, {"mb-a-0/7_0": job_states.Job("7_0", "RUNNING")})
     (first, *_) = standings(planned("running"), [submission], answer)
@@ -181,8 +189,8 @@ def test_running_cells_are_told_how_far_they_are(submission: Submission) -> None
     newer.folder.mkdir()
     newer.write()
     Group([Member("r", "c", CELLS[0])], 60, 8.0, "", "").write(newer.folder / "group-0.json")
-    folder.write_element(
-        newer.folder, Element("8_0", 0, "host", "n2", 1, 0.0, 9.0, now - 30, running=running)
+    folder.write_status(
+        newer.folder, NodeStatus("8_0", 0, "host", "n2", 1, 0.0, 9.0, now - 30, running=running)
     )
     (first, *_) = standings(planned("running"), [submission, newer], answer)
     assert first.reason.startswith("job 7_0 on n1")
@@ -196,7 +204,7 @@ def test_damaged_files_are_told_or_done_without(submission: Submission, text: st
         path.write_text(text)
     if text != "[]":
         assert folder.keys(submission) == {cell.key for cell in CELLS}
-    assert len(stand(submission)) == 3 and folder.elements(submission.folder) == {}
+    assert len(stand(submission)) == 3 and folder.statuses(submission.folder) == {}
     assert job_states._read(submission.folder.parent / "queue.json") is None
     kept = Store(submission.store)
     assert [s.name for s in folder.submissions(kept)] == ["one"] and not folder.unreadable(kept)

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster.faults.oracle import judge
+from cluster.faults.stage import Stage
 
-from metabench.cluster import snapshot, submit
+from metabench.cluster import draft as drafting
+from metabench.cluster import snapshot
 from metabench.cluster import submission as folder
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, beyond
 from metabench.cluster.submission import Group, Member
-from metabench.cluster_profiles.faults import Stage
 from metabench.core.cell import Cell, make_cell
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
@@ -26,10 +28,10 @@ CELL = make_cell("glyphs", "maml", set={
 })  # fmt: skip
 
 
-def draft(tmp_path: Path, **settings: object) -> submit.Draft:
+def draft(tmp_path: Path, **settings: object) -> drafting.Draft:
     profile = Profile(**{"name": "x", "cpus": 2, **settings})  # type: ignore[arg-type]
     cell = Cell("ridge", "bilevel", "sgd", 0)
-    return submit.draft([Planned("r", "c", cell, "open")], profile, Store(tmp_path), "s", "b")
+    return drafting.draft([Planned("r", "c", cell, "open")], profile, Store(tmp_path), "s", "b")
 
 
 def test_nodes_and_ranks_are_tasks_of_one_job(tmp_path: Path) -> None:
@@ -55,15 +57,15 @@ def test_what_ranks_cannot_have_is_refused() -> None:
 
 
 def test_tasks_of_a_job_work_on_one_cell(tmp_path: Path) -> None:
-    """The element's own entries, as two processes of a job without Slurm."""
+    """The node worker's own entries, as two processes of a job without Slurm."""
     run, store = tmp_path / "run", Store(tmp_path / "runs")
     for name in ("cells", "elements"):
         (run / name).mkdir(parents=True)
     sha = snapshot.digest(snapshot.files())
     group = Group([Member("r", "c", CELL)], 60, 1.0, str(store.root), sha, ranks=2)
     group.write(run / "group-0.json")
-    code = "import sys; from metabench.cluster import element; "
-    calls = ["element.work(sys.argv[1], 0)", "element.attend(sys.argv[1], 0, 1)"]
+    code = "import sys; from metabench.cluster import node_worker; "
+    calls = ["node_worker.work(sys.argv[1], 0)", "node_worker.attend(sys.argv[1], 0, 1)"]
     tasks = [
         subprocess.Popen(
             [sys.executable, "-c", code + call, str(run)],
@@ -91,10 +93,10 @@ def test_cells_on_two_tasks_are_those_of_one_and_a_warning_is_acted_on_by_both(
     submission = stage.submit(seeds=2, pause=0.3, ranks=2, parallel=1)
     script = (submission.folder / "jobs" / "0" / "sbatch.sh").read_text()
     assert "--ntasks=2" in script and "#SBATCH --ntasks-per-node=2" in script
-    element, _ = stage.at_work(submission)
-    stage.ask("scancel", "--signal=USR2", element.job)
+    node, _ = stage.at_work(submission)
+    stage.ask("scancel", "--signal=USR2", node.job)
     stage.finish()
-    verdict = stage.judge()
+    verdict = judge(stage)
     assert verdict.good and verdict.attempts > 2
     for cell in stage.cells():
         record = stage.store.get(cell.key)

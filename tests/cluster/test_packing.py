@@ -53,9 +53,9 @@ def test_cells_are_bundled_by_needs_and_packed_by_cost() -> None:
     assert [b.needs.minutes for b in found] == [480, 120, 30], "the longest first"
     assert [len(b.members) for b in found] == [5, 3, 100]
     # 100 minutes with their margin in packs of 30; a long cell is a pack of its own.
-    assert [b.elements for b in found] == [5, 3, 5]
+    assert [b.workers for b in found] == [5, 3, 5]
     many = bundles([member(i) for i in range(1000)], PROFILE, {}, {})
-    assert [b.elements for b in many] == [50], "most_jobs"
+    assert [b.workers for b in many] == [50], "most_jobs"
     grown = bundles([member(0), member(1)], PROFILE, {}, {member(1).cell.key: Setbacks(memory=1)})
     assert {b.needs.memory_gb for b in grown} == {8, 16}
 
@@ -81,7 +81,7 @@ def test_parallelism_that_is_left_over_is_used() -> None:
 
 
 def test_the_sbatch_file_is_as_it_was(tmp_path: Path) -> None:
-    from metabench.cluster import submit
+    from metabench.cluster import draft as drafting
     from metabench.cluster.profile import load
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
@@ -89,7 +89,7 @@ def test_the_sbatch_file_is_as_it_was(tmp_path: Path) -> None:
     profile = load("gpu-preemptible", {"account": "lab", "setup": ["module load cuda"],
                                        "python": "python3", "extra.mail-type": "END"})  # fmt: skip
     planned = [Planned("r", "c", member(i).cell, "open") for i in range(3)]
-    made = submit.draft(planned, profile, Store(tmp_path), "suite", "paper")
+    made = drafting.draft(planned, profile, Store(tmp_path), "suite", "paper")
     made = replace(made, folder=Path("/runs/cluster/20300101-000000-suite-abcdef"))
     (script,) = made.scripts()
     golden = Path(__file__).with_name("gpu-preemptible.sbatch")
@@ -99,7 +99,7 @@ def test_the_sbatch_file_is_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", ["done", "failed", "diverged", "not applicable"])
 def test_only_missing_cells_are_taken(tmp_path: Path, state: str) -> None:
-    from metabench.cluster import submit
+    from metabench.cluster import draft as drafting
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
 
@@ -110,6 +110,6 @@ def test_only_missing_cells_are_taken(tmp_path: Path, state: str) -> None:
         Planned("r", "c", member(2).cell, "timeout"),
     ]
     busy = {member(2).cell.key: "earlier"}
-    made = submit.draft(planned, PROFILE, Store(tmp_path), "suite", "smoke", busy=busy)
+    made = drafting.draft(planned, PROFILE, Store(tmp_path), "suite", "smoke", busy=busy)
     assert [m.cell.seed for b in made.bundles for m in b.members] == [1]
     assert made.left_out == {member(2).cell.key: "earlier"} and made.others == {state: 1}

@@ -1,4 +1,4 @@
-"""What needs no cluster: refusals, claims on a forgetful server, the one-machine Slurm's files."""
+"""What needs no cluster: refusals, leases on a forgetful server, the one-machine Slurm's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from metabench.cluster import snapshot, submit
+from metabench.cluster import draft as drafting
+from metabench.cluster import refusals, snapshot, submit
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, Slurm, SlurmError
 from metabench.cluster.submission import Group, Member, read_group
@@ -31,9 +32,9 @@ ROOT = Path(__file__).parents[2]
 def refused(tmp_path: Path, state: str = "open", mend: str = "", **settings: Any) -> list[str]:
     profile = Profile(**{"shared": [str(tmp_path)], "cpus": 1, "memory_gb": 1, **settings})
     planned = [Planned("r", "c", CELL, state, "omniglot not found", mend)]  # type: ignore[arg-type]
-    made = submit.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
+    made = drafting.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
     nodes = [Partition("main", 4, 4.0, {"gpu": 2}, 60 * 24, True)]
-    return submit.refusals(made, cast(Slurm, SimpleNamespace(partitions=lambda: nodes)), planned)
+    return refusals.refusals(made, cast(Slurm, SimpleNamespace(partitions=lambda: nodes)), planned)
 
 
 def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -50,12 +51,12 @@ def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_store_that_nodes_cannot_see_is_refused(tmp_path: Path) -> None:
-    (said,) = submit.place_refusals(Path("/dev/shm/runs"), Profile())
+    (said,) = refusals.place_refusals(Path("/dev/shm/runs"), Profile())
     assert "which nodes do not see" in said
-    assert submit.place_refusals(Path("/tmp/runs"), Profile())
-    assert submit.place_refusals(tmp_path, Profile(shared=[str(tmp_path)])) == []
+    assert refusals.place_refusals(Path("/tmp/runs"), Profile())
+    assert refusals.place_refusals(tmp_path, Profile(shared=[str(tmp_path)])) == []
     (tmp_path / "file").write_text("")
-    (said,) = submit.place_refusals(tmp_path / "file", Profile(shared=["/"]))
+    (said,) = refusals.place_refusals(tmp_path / "file", Profile(shared=["/"]))
     assert "cannot be written" in said
 
 
@@ -83,7 +84,7 @@ def test_slurm_errors_are_told_by_the_line_that_says_why(
 def test_a_job_never_asks_for_no_memory(tmp_path: Path) -> None:
     profile = Profile(memory_gb=1e-4, cpus=1)
     planned = [Planned("r", "c", CELL, "open")]
-    made = submit.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
+    made = drafting.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
     assert "#SBATCH --mem=1M\n" in made.script(0), "0 means all of the node's"
 
 
@@ -101,7 +102,7 @@ def test_a_disk_that_is_full_is_left_with_nothing(
     for module in (submit, snapshot):
         monkeypatch.setattr(module, "write_atomic", full)
     planned = [Planned("r", "c", CELL, "open")]
-    made = submit.draft(planned, Profile(), Store(tmp_path / "runs"), "suite", "smoke")
+    made = drafting.draft(planned, Profile(), Store(tmp_path / "runs"), "suite", "smoke")
     with pytest.raises(StoreError, match=f"nothing was queued: cannot write .*{refused}: No space"):
         submit.submit(made, Slurm(Profile()))
     assert list((tmp_path / "runs" / "cluster").iterdir()) == []
@@ -137,7 +138,7 @@ def test_sbatch_is_not_tried_again_before_the_queue_was_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = [Planned("r", "c", CELL, "open")]
-    made = submit.draft(planned, Profile(name="x"), Store(tmp_path), "suite", "smoke")
+    made = drafting.draft(planned, Profile(name="x"), Store(tmp_path), "suite", "smoke")
     asked: list[str] = []
 
     class Executor:
@@ -145,7 +146,7 @@ def test_sbatch_is_not_tried_again_before_the_queue_was_searched(
             asked.append("sbatch")
             raise RuntimeError("sbatch: error: Socket timed out on send/recv operation")
 
-    monkeypatch.setattr(submit.Draft, "executor", lambda *_: Executor())
+    monkeypatch.setattr(drafting.Draft, "executor", lambda *_: Executor())
     monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.0)
     answers = iter([{}, {"41": "now"}])
     slurm = cast(Slurm, SimpleNamespace(named=lambda name: asked.append(name) or next(answers)))
@@ -225,7 +226,7 @@ def test_the_switch_turns_a_skip_into_a_failure(monkeypatch: pytest.MonkeyPatch)
         kit.absent("munge not installed")
 
 
-def test_a_claim_from_elsewhere_is_doubted_until_it_beats(
+def test_a_lease_from_elsewhere_is_doubted_until_it_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "claim.json"
@@ -238,7 +239,7 @@ def test_a_claim_from_elsewhere_is_doubted_until_it_beats(
     os.utime(path, (first.touched - 500, first.touched - 500))
     assert lease.pulse(path) is None, "its lease is over"
     path.unlink()
-    with cast(lease.Claim, lease.take(path)):
+    with cast(lease.Lease, lease.take(path)):
         mine = lease.pulse(path)
         assert mine is not None and mine.sure
     assert lease.pulse(path) is None
@@ -262,8 +263,10 @@ def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
                 place, CELL.key, attempt=f"{_}", job="7_0", host="n", at=1.0, what=what
             )
         write_json(place / "ended.json", {"7_0": state})
-    assert submit.setbacks(store, {CELL.key}, []) == {CELL.key: Setbacks(memory=2, time=1)}
+    assert drafting.setbacks(store, {CELL.key}, []) == {CELL.key: Setbacks(memory=2, time=1)}
     store.write(Record(key=CELL.key, cell=CELL, status="timeout"))
-    assert submit.setbacks(store, {CELL.key}, store.records())[CELL.key].time == 2
-    made = submit.draft([Planned("r", "c", CELL, "timeout")], Profile(memory_gb=4), store, "s", "b")
+    assert drafting.setbacks(store, {CELL.key}, store.records())[CELL.key].time == 2
+    made = drafting.draft(
+        [Planned("r", "c", CELL, "timeout")], Profile(memory_gb=4), store, "s", "b"
+    )
     assert made.bundles[0].needs.memory_gb == 16

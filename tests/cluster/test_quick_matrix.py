@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster.faults.oracle import judge
+from cluster.faults.stage import Stage
 
 from metabench.cluster import profile
 from metabench.cluster import submission as folder
 from metabench.cluster.cell_states import standings
 from metabench.cluster.probe import examine
+from metabench.cluster.refusals import Refusal
 from metabench.cluster.slurm import Slurm, beyond
-from metabench.cluster.submit import Refusal
-from metabench.cluster_profiles.faults import Stage
 
 
 @pytest.mark.slow
@@ -32,7 +33,7 @@ def test_twenty_cells_four_at_a_time_in_arrays_of_eight_one_of_them_failing(stag
 
     stage.until("a record of every cell", recorded, 150)
     stage.until("the end of all jobs", lambda: not stage.live())
-    verdict = stage.judge()
+    verdict = judge(stage)
     assert (verdict.lost, verdict.identical, verdict.doubled) == (1, 19, 0)
     assert verdict.left_over == []
     records = [stage.store.get(c.key) for c in stage.cells()]
@@ -64,7 +65,7 @@ def test_twenty_cells_four_at_a_time_in_arrays_of_eight_one_of_them_failing(stag
     again = stage.again(frozenset({"failed"}))
     assert again.cells == 1
     stage.finish()
-    assert stage.judge().good
+    assert judge(stage).good
 
 
 def test_what_the_partition_does_not_have_is_refused(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from metabench.cluster import submit
+from metabench.cluster import batch, submit
 from metabench.cluster.profile import Profile
 
 
@@ -25,7 +25,7 @@ def test_a_job_that_dies_is_started_again_a_few_times_or_not_where_that_cannot_b
     slurm.write_text(f'#!/bin/sh\n[ $1 = show ] && echo JobState=RUNNING || echo "$@" >> {asked}\n')
     slurm.chmod(0o755)
     script = tmp_path / "job"
-    script.write_text("\n".join(["(exit 9)", *submit._teardown(tmp_path)]))
+    script.write_text("\n".join(["(exit 9)", *batch.teardown_lines(tmp_path)]))
     told = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "9"}
     env = {**told, "SLURMD_NODENAME": "n1", "PATH": f"{tmp_path}:/usr/bin:/bin"}
     for _ in range(5):
@@ -34,7 +34,7 @@ def test_a_job_that_dies_is_started_again_a_few_times_or_not_where_that_cannot_b
         )
         assert done.returncode == 9
     again = asked.read_text().splitlines() if asked.exists() else []
-    assert again == (["requeue 9"] * submit.CRASHES if room else [])
+    assert again == (["requeue 9"] * batch.CRASHES if room else [])
 
 
 def test_every_data_folder_travels_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_the_number_does_not_depend_on_what_a_thread_or_a_problem_keeps(tmp_path
     set_ = {"outer_steps": 2, "eval_every": 2, "test_episodes": 1, "measure_memory": True}
     cell = make_cell("ridge", "bilevel", set={"budget": set_, "method": {"inner_steps": 5}})
     kind = methods.get("bilevel")
-    step, judge = kind.step, Loop.judge
+    step, judge = kind.step, Loop.final_evaluations
 
     def keeping(self, ctx, state):
         buffer("of this test", (50_000,), torch.zeros(1))
@@ -99,7 +99,7 @@ def test_the_number_does_not_depend_on_what_a_thread_or_a_problem_keeps(tmp_path
     monkeypatch.setattr(kind, "step", keeping)
     found = [run_cell(cell, Store(tmp_path / f"{i}")).cost["peak_tensor_bytes"] for i in range(2)]
     assert 4 * 50_000 < found[0] < 4 * 70_000
-    monkeypatch.setattr(Loop, "judge", stopped)
+    monkeypatch.setattr(Loop, "final_evaluations", stopped)
     with pytest.raises(Stopped):
         run_cell(cell, Store(tmp_path / "stopped"))
     again = run_cell(cell, Store(tmp_path / "stopped"))

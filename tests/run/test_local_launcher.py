@@ -24,15 +24,15 @@ from metabench.run.events import (
     Finished,
     Interrupted,
     Progress,
+    Quarantined,
     Refused,
     Retried,
-    SetAside,
     Started,
     Stopping,
 )
 from metabench.run.local_launcher import Summary, launch
 from metabench.store.record import Record
-from metabench.store.store import CLAIM, RECORD, BadFile, Store
+from metabench.store.store import LEASE, RECORD, BadFile, Store
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -130,7 +130,7 @@ def test_a_grid_is_run_whatever_single_cells_do(store: Store, plugin: Path, tmp_
     assert set(starts(tmp_path).values()) == {1}
     assert {r.key for r in store.records()} == {c.key for c in [bad, *cells]}
     assert sum(isinstance(e, Started) for e in events) == 5
-    assert not list(store.root.glob(f"*/*/{CLAIM}"))
+    assert not list(store.root.glob(f"*/*/{LEASE}"))
 
     again = launch(cells, store)
     assert again.exit_code == 0 and again.reused == {c.key for c in cells}
@@ -152,7 +152,7 @@ def test_a_worker_that_dies_costs_one_try_of_one_cell(
     assert {e.cell.seed for e in events if isinstance(e, Retried)} == {0, 1}
     assert list(summary.refused) == [refused.key]
     assert all(store.get(cell.key) == summary.records[cell.key] for cell in cells)
-    assert store.problems() == [] and not list(store.root.glob(f"*/*/{CLAIM}"))
+    assert store.problems() == [] and not list(store.root.glob(f"*/*/{LEASE}"))
     # Workers take turns on the GPUs.
     lines = (tmp_path / "starts").read_text().splitlines()
     assert {line.split()[2] for line in lines} == {"3", "5"}
@@ -186,8 +186,8 @@ def test_damaged_files_are_told_of_and_their_cells_run(
     path.write_bytes(path.read_bytes()[:100])
     events: list[Event] = []
     summary = launch(cells, store, listener=events.append)
-    (bad,) = [e.bad for e in events if isinstance(e, SetAside)]
-    assert bad.path == path and summary.set_aside == [bad]
+    (bad,) = [e.bad for e in events if isinstance(e, Quarantined)]
+    assert bad.path == path and summary.quarantined == [bad]
     assert summary.reused == {cells[1].key} and summary.exit_code == 0
     assert store.get(cells[0].key).status == "done"
 
@@ -299,7 +299,7 @@ def test_a_signal_ends_the_launch_at_step_boundaries(
     assert "run the same command again" in out and "Traceback" not in out
     assert out.count("checkpoint kept") == jobs
     assert out.count("interrupt again to end at once") == 1
-    assert not list(store.root.glob(f"*/*/{CLAIM}"))
+    assert not list(store.root.glob(f"*/*/{LEASE}"))
     assert len(list(store.root.glob("*/*/checkpoint.pt"))) == jobs
     assert store.problems() == []
 
@@ -322,7 +322,7 @@ def test_workers_do_not_outlive_a_killed_launcher(
     wait_for(lambda: all(gone(pid) for pid in pids), 20)
     # They had the time to say where they stood.
     assert len(list(store.root.glob("*/*/checkpoint.pt"))) == 2
-    assert not list(store.root.glob(f"*/*/{CLAIM}"))
+    assert not list(store.root.glob(f"*/*/{LEASE}"))
 
 
 def test_a_cell_that_runs_elsewhere_is_left_alone(
@@ -330,7 +330,7 @@ def test_a_cell_that_runs_elsewhere_is_left_alone(
 ) -> None:
     cells = [told(tmp_path, i) for i in range(2)]
     events: list[Event] = []
-    with store.claim(cells[0].key):
+    with store.lease(cells[0].key):
         summary = launch(cells, store, listener=events.append, wait_elsewhere=False)
     assert summary.elsewhere == {cells[0].key} and summary.exit_code == 1
     assert [e.cell for e in events if isinstance(e, Elsewhere)] == [cells[0]]
@@ -348,7 +348,7 @@ def events_of_a_launch() -> list[Event]:
         for c, s, r in ((cells[0], "done", ""), (cells[1], "failed", "ValueError: no"))
     )
     return [
-        SetAside(BadFile(Path("a/record.json"), "is garbled", Path("set-aside/x"))),
+        Quarantined(BadFile(Path("a/record.json"), "is garbled", Path("set-aside/x"))),
         Finished(replace(done, key=cells[4].key, cell=cells[4]), reused=True),
         Started(cells[0]),
         Started(cells[1], 7),
@@ -376,7 +376,7 @@ def test_plain_lines_say_what_happened() -> None:
             listener(event)
     text = out.getvalue()
     for part in (
-        "set aside: a/record.json: is garbled; set aside as set-aside/x",
+        "quarantined: a/record.json: is garbled; quarantined as set-aside/x",
         "found in the store",
         "goes on from step 7",
         "failed: ValueError: no",

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from metabench.contract.process_group import Ranks, _packed, _Raised, _unpacked
+from metabench.contract.process_group import ProcessGroup, _packed, _Raised, _unpacked
 from metabench.core import registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import Meter
 from metabench.core.errors import Distrusted, Diverged, RankLost, Stopped, UnknownName
 from metabench.run.events import Event, Retried
 from metabench.run.local_launcher import launch
-from metabench.run.rank_processes import Crew, over
+from metabench.run.rank_processes import RankProcesses, over
 from metabench.run.runner import run_cell
 from metabench.store.record import Record, curve_outcome
-from metabench.store.store import CHECKPOINT, CLAIM, Store
+from metabench.store.store import CHECKPOINT, LEASE, Store
 
 # A method that goes wrong on one rank, where a file of its own folder says so.
 PLUGIN = '''
@@ -87,7 +87,7 @@ class Ranked(methods.get("maml")):
     do: str = ""
 
     def step(self, ctx, state):
-        if ctx.step == 2 and ctx.ranks.rank == 1:
+        if ctx.step == 2 and ctx.group.rank == 1:
             once = Path(self.folder, "once")
             if self.do == "die" or (self.do == "die once" and not once.exists()):
                 once.write_text("")
@@ -97,10 +97,10 @@ class Ranked(methods.get("maml")):
         return super().step(ctx, state)
 
     def hypergradient(self, ctx, lam, theta, episode):
-        self.told(episode)
+        self.broadcast(episode)
         return super().hypergradient(ctx, lam, theta, episode)
 
-    def told(self, episode):
+    def broadcast(self, episode):
         # Of a step with episodes 4 to 7 those that rank 1 has come first, and last.
         if self.do == "diverge" and episode.index in (5, 6):
             raise Diverged(f"told to at episode {episode.index}")
@@ -144,9 +144,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
+def processes() -> Iterator[RankProcesses]:
     """One more rank, which stays for all tests until one of them kills it."""
-    with Crew(1, patience=240.0) as made:
+    with RankProcesses(1, patience=240.0) as made:
         yield made
 
 
@@ -158,8 +158,10 @@ def points(**method: Any) -> Cell:
     return cell("points", "ranked", method={"inner_steps": 2, **method})
 
 
-def run(one: Cell, store: Path, crew: Crew | None = None, **more: Any) -> Record:
-    return run_cell(one, Store(store), device="cpu", gather=crew and crew.gathered, **more)
+def run(one: Cell, store: Path, processes: RankProcesses | None = None, **more: Any) -> Record:
+    return run_cell(
+        one, Store(store), device="cpu", gather=processes and processes.gathered, **more
+    )
 
 
 def same(a: Record, b: Record, stores: Path) -> None:
@@ -175,13 +177,13 @@ def same(a: Record, b: Record, stores: Path) -> None:
     assert files[0] == files[1]
 
 
-def both(one: Cell, tmp_path: Path, crew: Crew) -> Record:
+def both(one: Cell, tmp_path: Path, processes: RankProcesses) -> Record:
     """The record of two processes, which is that of one."""
     alone = run(one, tmp_path / "one")
-    found = run(one, tmp_path / "two", crew)
+    found = run(one, tmp_path / "two", processes)
     same(alone, found, tmp_path)
     assert alone.environment["ranks"] == 1
-    assert not list((tmp_path / "two").glob(f"*/*/{CLAIM}"))
+    assert not list((tmp_path / "two").glob(f"*/*/{LEASE}"))
     return found
 
 
@@ -196,9 +198,16 @@ def both(one: Cell, tmp_path: Path, crew: Crew) -> Record:
     ],
 )
 def test_two_processes_give_the_bits_of_one(
-    task: str, method: str, task_settings: Any, method_settings: Any, tmp_path: Path, crew: Crew
+    task: str,
+    method: str,
+    task_settings: Any,
+    method_settings: Any,
+    tmp_path: Path,
+    processes: RankProcesses,
 ) -> None:
-    found = both(cell(task, method, task=task_settings, method=method_settings), tmp_path, crew)
+    found = both(
+        cell(task, method, task=task_settings, method=method_settings), tmp_path, processes
+    )
     assert found.status == "done", found.reason
     assert found.environment["ranks"] == 2 and len(found.environment["rank_hosts"]) == 2
     assert ("ranks_note" in found.environment) == (task == "ridge")
@@ -207,15 +216,15 @@ def test_two_processes_give_the_bits_of_one(
 def test_the_language_model_task_too(model: str, tmp_path: Path) -> None:
     one = cell("self_edit_policy", "restem", task={**POLICY, "model": model},
                method={"samples": 2, "batch": 2})  # fmt: skip
-    with Crew(1, patience=240.0) as crew:  # it must be born where the data are known
-        found = both(one, tmp_path, crew)
+    with RankProcesses(1, patience=240.0) as processes:  # it must be born where the data are known
+        found = both(one, tmp_path, processes)
     assert found.status == "done", found.traceback
     assert found.cost["trainings"] == 4 * 3 * 2
 
 
-def test_memory_is_that_of_one_process(tmp_path: Path, crew: Crew) -> None:
+def test_memory_is_that_of_one_process(tmp_path: Path, processes: RankProcesses) -> None:
     one = make_cell("points", "ranked", set={"budget": {**BUDGET, "measure_memory": True}})
-    assert both(one, tmp_path, crew).cost["peak_tensor_bytes"] > 0
+    assert both(one, tmp_path, processes).cost["peak_tensor_bytes"] > 0
 
 
 @pytest.mark.parametrize(
@@ -226,47 +235,51 @@ def test_memory_is_that_of_one_process(tmp_path: Path, crew: Crew) -> None:
     ],
 )
 def test_what_an_episode_raises_is_raised_on_all_ranks(
-    do: str, status: str, reason: str, tmp_path: Path, crew: Crew
+    do: str, status: str, reason: str, tmp_path: Path, processes: RankProcesses
 ) -> None:
     one = points(do=do)
-    alone, found = run(one, tmp_path / "one"), run(one, tmp_path / "two", crew)
+    alone, found = run(one, tmp_path / "one"), run(one, tmp_path / "two", processes)
     assert (found.status, found.reason) == (alone.status, alone.reason) == (status, reason)
     assert (found.steps, found.metrics, found.lam) == (alone.steps, alone.metrics, alone.lam)
     if status == "failed":
         assert "on rank 1" in found.traceback and "in told" in found.traceback
 
 
-def test_what_one_rank_alone_meets_is_told_and_nobody_hangs(tmp_path: Path, crew: Crew) -> None:
-    found = run(points(do="raise outside"), tmp_path, crew)
+def test_what_one_rank_alone_meets_is_told_and_nobody_hangs(
+    tmp_path: Path, processes: RankProcesses
+) -> None:
+    found = run(points(do="raise outside"), tmp_path, processes)
     assert (found.status, found.reason) == ("failed", "MemoryError: rank 1 is full")
-    found = run(points(do="raise own"), tmp_path, crew)
+    found = run(points(do="raise own"), tmp_path, processes)
     assert found.reason == "RuntimeError: Own: a class that does not travel"
-    assert run(points(), tmp_path, crew).status == "done"
+    assert run(points(), tmp_path, processes).status == "done"
 
 
 def test_a_rank_that_is_killed_ends_the_run_at_once_and_the_cell_can_go_on(
-    tmp_path: Path, crew: Crew
+    tmp_path: Path, processes: RankProcesses
 ) -> None:
     one = points(do="die once", folder=str(tmp_path))
     whole = run(one, tmp_path / "one")
-    assert run(points(), tmp_path / "three", crew).status == "done"  # its process is up
+    assert run(points(), tmp_path / "three", processes).status == "done"  # its process is up
     began = time.monotonic()
     with pytest.raises(RankLost, match=r"^rank 1: its process died \(signal 9, SIGKILL"):
-        run(one, tmp_path / "two", crew)
+        run(one, tmp_path / "two", processes)
     assert time.monotonic() - began < 20
     store = Store(tmp_path / "two")
     assert store.holder(one.key) is None and store.get(one.key) is None
     assert (store.folder(one.key) / CHECKPOINT).is_file()
-    found = run(one, tmp_path / "two", crew)
+    found = run(one, tmp_path / "two", processes)
     assert found.environment["resumed"][0]["step"] == 2 and found.attempts == 2
     same(whole, found, tmp_path)
 
 
 @pytest.mark.parametrize("first", ["one process", "two processes"])
-def test_a_run_goes_on_with_another_number_of_ranks(first: str, tmp_path: Path, crew: Crew) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(
+    first: str, tmp_path: Path, processes: RankProcesses
+) -> None:
     one = points()
     whole = run(one, tmp_path / "one")
-    orders = [crew, None] if first == "two processes" else [None, crew]
+    orders = [processes, None] if first == "two processes" else [None, processes]
     asked: list[int] = []
     with pytest.raises(Stopped):
         run(one, tmp_path / "two", orders[0], stop=lambda: asked.append(1) or len(asked) > 5)
@@ -275,12 +288,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(first: str, tmp_path: Path, 
     same(whole, found, tmp_path)
 
 
-def test_a_limit_in_seconds_is_rank_0s(tmp_path: Path, crew: Crew) -> None:
+def test_a_limit_in_seconds_is_rank_0s(tmp_path: Path, processes: RankProcesses) -> None:
     budget = {"seconds": 0.3, "eval_every": 10**6, "valid_episodes": 2, "test_episodes": 2}
     one = make_cell("recipe_bandit", "restem", set={"budget": budget})
-    found = run(one, tmp_path, crew)
+    found = run(one, tmp_path, processes)
     assert found.status == "done" and found.steps > 1
-    late = run(points(), tmp_path, crew, time_limit=0.0)
+    late = run(points(), tmp_path, processes, time_limit=0.0)
     assert late.status == "timeout"
 
 
@@ -294,7 +307,7 @@ def test_a_launch_tries_a_cell_again_whose_rank_has_died(tmp_path: Path) -> None
     assert failed.status == "failed" and failed.reason.endswith(", 2 times")
     for reason in [failed.reason, *(e.reason for e in events if isinstance(e, Retried))]:
         assert reason.startswith("rank 1: its process died (signal 9, SIGKILL")
-    assert not list(store.root.glob(f"*/*/{CLAIM}"))
+    assert not list(store.root.glob(f"*/*/{LEASE}"))
 
 
 # without a group
@@ -336,10 +349,10 @@ def test_ranks_from_elsewhere_come_to_where_they_are_told(tmp_path: Path) -> Non
     others = [subprocess.Popen([sys.executable, "-c", code, str(place), str(r)]) for r in (2, 1)]
     try:
         whole = run(one, tmp_path / "one")
-        for name in ("two", "three"):  # two processes claim cells, one after the other
-            with Crew(2, meet=place, patience=240.0) as crew:
+        for name in ("two", "three"):  # two processes lease cells, one after the other
+            with RankProcesses(2, meet=place, patience=240.0) as processes:
                 assert place.stat().st_mode & 0o777 == 0o600
-                found = run(one, tmp_path / name, crew)
+                found = run(one, tmp_path / name, processes)
             assert found.environment["ranks"] == 3
         same(whole, run(one, tmp_path / "two"), tmp_path)
         over(place)
@@ -361,7 +374,7 @@ def test_tensors_keep_bits_strides_and_type() -> None:
         "none": torch.zeros(0, 2),
         "bits": torch.tensor([True, False]),
         "leaf": torch.ones(2, requires_grad=True),
-        "nested": [(Ranks, 1.5, None)],
+        "nested": [(ProcessGroup, 1.5, None)],
     }
     found = _unpacked(_packed(said, 0), torch.device("cpu"))
     for name in set(said) - {"nested"}:
@@ -392,7 +405,7 @@ def test_exceptions_keep_their_type_and_words(error: Exception) -> None:
 
 
 def test_one_process_is_a_rank_of_its_own() -> None:
-    alone = Ranks()
+    alone = ProcessGroup()
     assert alone.agree(3) == 3 and alone.exchange("x") == ["x"] and not alone.divides([1, 2])
     with pytest.raises(Diverged):
         alone.together(lambda: (_ for _ in ()).throw(Diverged("x")))

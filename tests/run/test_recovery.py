@@ -23,10 +23,10 @@ import torch
 from metabench.core.cell import make_cell
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
-from metabench import checkpoint, environment
+from metabench.run import checkpoint, determinism
 
 torch.set_num_threads(1)
-environment.facts()
+determinism.facts()
 root, seed, least = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(seed)
 budget = {"outer_steps": 40, "eval_every": 9, "test_episodes": 3}
@@ -95,7 +95,7 @@ def test_a_cell_killed_again_and_again_ends_as_if_undisturbed(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 9
     whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
-    pieces.mend()  # a kill may fall between the last record and the end of its claim
+    pieces.repair()  # a kill may fall between the last record and the end of its lease
     same_stores(whole, pieces, [record.cell for record in whole.records()])
     assert any(record.attempts > 1 for record in pieces.records())
 

@@ -6,6 +6,8 @@ import math
 import os
 import re
 import statistics
+import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +27,10 @@ from metabench.core.costs import COUNT_NAMES
 from metabench.core.errors import Diverged, Held, NotApplicable, Stopped
 from metabench.run import checkpoint, determinism, learning_curve, loop
 from metabench.run.evaluation import estimate
-from metabench.run.events import Event, Finished, Interrupted, Progress, SetAside, Started
+from metabench.run.events import Event, Finished, Interrupted, Progress, Quarantined, Started
 from metabench.run.runner import run_cell
 from metabench.store.record import curve_outcome
-from metabench.store.store import CHECKPOINT, RECORD, SET_ASIDE, Store
+from metabench.store.store import CHECKPOINT, QUARANTINE, RECORD, Store
 
 OFFERS = frozenset({"outer_gradient", "second_order", "lam_in_inner_loss", "episodes"})
 
@@ -313,11 +315,11 @@ def test_a_finished_cell_is_not_run_again(store: Store) -> None:
 
 
 def test_a_cell_that_is_held_is_not_run(store: Store) -> None:
-    with store.claim(scripted().key), pytest.raises(Held, match=str(os.getpid())):
+    with store.lease(scripted().key), pytest.raises(Held, match=str(os.getpid())):
         run_cell(scripted(), store)
 
 
-def test_a_run_whose_claim_is_taken_ends_without_a_record(store: Store) -> None:
+def test_a_run_whose_lease_is_taken_ends_without_a_record(store: Store) -> None:
     cell = scripted("steal")
 
     def steal() -> None:
@@ -330,7 +332,7 @@ def test_a_run_whose_claim_is_taken_ends_without_a_record(store: Store) -> None:
 
 
 def test_events_tell_the_story(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "PROGRESS_SECONDS", 0.0)
     events: list[Event] = []
     record = run_cell(scripted(), listener=events.append)
     assert events[0] == Started(scripted(), 0) and events[-1] == Finished(record)
@@ -498,8 +500,26 @@ def test_a_time_limit_leaves_a_checkpoint_that_a_rerun_goes_on_from(tmp_path: Pa
     same(whole, pieces, cell.key)
 
 
-@pytest.mark.parametrize("how", ["truncate", "flip", "foreign", "other version", "code"])
-def test_a_checkpoint_that_cannot_be_trusted_is_set_aside(
+HOW = ["truncate", "flip", "foreign", "other version", "code", "old class", "old layout"]
+
+
+def old_checkpoint(path: Path, made: dict[str, Any], boundary: Any) -> None:
+    """A sealed checkpoint whose content an earlier version has written."""
+    rest = {"notes": {}, "seconds": 0.0, "evaluation_seconds": 0.0, "peak": {}}
+    content = {"boundary": boundary, **rest, "attempts": 1, "resumed": []}
+    checkpoint.write(path, content, made)
+
+
+def state_of_an_earlier_version(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An object of the class ``metabench.method.State``, a module that there is no more."""
+    module = types.ModuleType("metabench.method")
+    module.State = type("State", (), {"__module__": "metabench.method"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "metabench.method", module)
+    return module.State()
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_checkpoint_that_cannot_be_trusted_is_quarantined(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = scripted()
@@ -522,21 +542,29 @@ def test_a_checkpoint_that_cannot_be_trusted_is_set_aside(
     else:
         made = {**determinism.versions(), "contract": cell.contract, "key": cell.key}
         made |= {"device": "cpu", "engine": "loop", "threads": 1}
-        checkpoint.save(path, {"boundary": Scripted()}, made)
+        if how == "code":
+            old_checkpoint(path, made, Scripted())
+        elif how == "old class":
+            old_checkpoint(path, made, {"state": state_of_an_earlier_version(monkeypatch)})
+            monkeypatch.undo()
+        else:
+            old_checkpoint(path, made, {"state": {"lam": {}, "theta": None, "memory": {}}})
     events: list[Event] = []
     run_cell(cell, pieces, listener=events.append)
     monkeypatch.undo()
-    (bad,) = [e.bad for e in events if isinstance(e, SetAside)]
+    (bad,) = [e.bad for e in events if isinstance(e, Quarantined)]
     assert bad.path == path and bad.moved_to is not None
-    assert bad.moved_to.parent == pieces.root / SET_ASIDE and bad.moved_to.exists()
+    assert bad.moved_to.parent == pieces.root / QUARANTINE and bad.moved_to.exists()
     expected = {
         "truncate": "sha256",
         "flip": "sha256",
         "foreign": "not a checkpoint",
         "other version": "made with torch",
         "code": "plain data",
+        "old class": "this version of metabench: it holds a metabench.method.State, not plain data",
+        "old layout": "this version of metabench: KeyError: 'best'",
     }
-    assert expected[how] in bad.what
+    assert expected[how] in bad.what and "\n" not in bad.what
     same(whole, pieces, cell.key)
 
 
@@ -556,7 +584,7 @@ def test_a_full_disk_fails_the_cell_and_not_the_store(
     other = run_cell(scripted(outer_steps=2), store)
     events: list[Event] = []
     with monkeypatch.context() as m:
-        full_disk(m, from_call=9)  # the claim's, and a few checkpoints
+        full_disk(m, from_call=9)  # the lease's, and a few checkpoints
         record = run_cell(scripted(), store, checkpoint_seconds=0, listener=events.append)
     assert record.status == "failed" and "No space left" in record.reason
     (finished,) = [e for e in events if isinstance(e, Finished)]

@@ -77,9 +77,9 @@ def test_what_cannot_be_trusted_or_is_being_run_is_left_alone(
     one.write(record(1))
     path = one.folder(record(0).key) / RECORD
     path.write_bytes(path.read_bytes()[:50])
-    claim = two.claim(record(1).key)
-    assert claim is not None
-    with claim:
+    lease = two.lease(record(1).key)
+    assert lease is not None
+    with lease:
         merged = merge([one], two)
     assert merged.copied == 0 and len(merged.running) == 1
     assert len(merged.bad) == 1 and "cannot be read" in merged.bad[0]

@@ -1,4 +1,4 @@
-"""The store: round trips, damage at any byte, full disks, claims that processes race for."""
+"""The store: round trips, damage at any byte, full disks, leases that processes race for."""
 
 import errno
 import json
@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, StoreError
-from metabench.store import lease as claims
+from metabench.store import lease as leases
 from metabench.store.record import Estimate, Record
 from metabench.store.store import (
     CHECKPOINT,
-    CLAIM,
     CURVE,
     LAM,
     LARGEST_LAM,
+    LEASE,
+    QUARANTINE,
     RECORD,
-    SET_ASIDE,
     Store,
     hash_arrays,
     write_atomic,
@@ -140,7 +140,7 @@ def test_damage_at_any_byte_is_found_and_set_aside(data: st.DataObject) -> None:
         assert path in [bad.path for bad in store.problems()]
         assert sorted(store.records(), key=lambda r: r.cell.seed) == written[1:]
 
-        moved = store.mend()
+        moved = store.repair()
         assert path in [bad.path for bad in moved]
         assert all(bad.moved_to is not None and bad.moved_to.exists() for bad in moved)
         assert any(bad.moved_to.read_bytes() == bytes(content) for bad in moved)
@@ -152,7 +152,7 @@ def test_reading_moves_nothing(store: Store) -> None:
     path = store.folder(store.write(record_of(1)).key) / RECORD
     path.write_text("{")
     assert store.records() == [] and len(store.problems()) == 1
-    assert path.read_text() == "{" and not (store.root / SET_ASIDE).exists()
+    assert path.read_text() == "{" and not (store.root / QUARANTINE).exists()
 
 
 def test_a_missing_file_makes_the_record_bad(store: Store) -> None:
@@ -167,7 +167,7 @@ def test_a_missing_file_makes_the_record_bad(store: Store) -> None:
 def test_a_record_in_the_wrong_folder_is_set_aside(store: Store) -> None:
     one, two = (store.write(record_of(i)) for i in (1, 2))
     shutil.copy(store.folder(one.key) / RECORD, store.folder(two.key) / RECORD)
-    (bad,) = store.mend()
+    (bad,) = store.repair()
     assert "another cell" in bad.what
     assert store.records() == [one] and store.get(two.key) is None
 
@@ -182,11 +182,11 @@ def test_foreign_entries_are_reported_and_set_aside(store: Store) -> None:
     shutil.copytree(folder, misplaced)
     expected = {inside, beside, above, misplaced}
     assert {bad.path for bad in store.problems()} == expected
-    assert {bad.path for bad in store.mend()} == expected
+    assert {bad.path for bad in store.repair()} == expected
     # What lies directly under the root is left alone.
     assert above.exists() and not inside.exists() and not beside.exists()
     assert {bad.path for bad in store.problems()} == {above}
-    assert len(list((store.root / SET_ASIDE).iterdir())) == 3
+    assert len(list((store.root / QUARANTINE).iterdir())) == 3
     assert store.records() == [record]
 
 
@@ -199,7 +199,7 @@ def test_what_is_no_record_is_never_fatal(store: Store, text: str) -> None:
     bad.parent.mkdir(parents=True)
     bad.write_bytes(text.encode("latin-1"))
     assert store.records() == [good]
-    assert [b.path for b in store.mend()] == [bad]
+    assert [b.path for b in store.repair()] == [bad]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
@@ -210,7 +210,7 @@ def test_a_record_with_a_number_that_has_no_canonical_form_is_never_fatal(
     path = store.folder(store.write(record_of(2, cost={"seconds": 7.25})).key) / RECORD
     path.write_text(path.read_text().replace("7.25", number))
     assert store.records() == [good]
-    assert [b.path for b in store.mend()] == [path]
+    assert [b.path for b in store.repair()] == [path]
 
 
 def test_a_folder_in_the_place_of_a_record_is_never_fatal(store: Store) -> None:
@@ -218,7 +218,7 @@ def test_a_folder_in_the_place_of_a_record_is_never_fatal(store: Store) -> None:
     bad = store.folder(record_of(2).key) / RECORD
     bad.mkdir(parents=True)
     assert store.records() == [good]
-    assert [b.path for b in store.mend()] == [bad] and not bad.exists()
+    assert [b.path for b in store.repair()] == [bad] and not bad.exists()
 
 
 def test_a_record_with_a_changed_number_is_refused(store: Store) -> None:
@@ -317,91 +317,91 @@ def test_importing_the_store_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# Claims
+# Leases
 
 
-def dead_holder() -> claims.Holder:
+def dead_holder() -> leases.Holder:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    holder = claims.Holder(
-        "here", claims._place(), process.pid, claims._started(process.pid) or "", "n", time.time()
+    holder = leases.Holder(
+        "here", leases._place(), process.pid, leases._started(process.pid) or "", "n", time.time()
     )
     process.kill()
     process.wait()
     return holder
 
 
-def plant(store: Store, key: str, holder: claims.Holder | None, text: str = "") -> Path:
-    path = store.folder(key) / CLAIM
+def plant(store: Store, key: str, holder: leases.Holder | None, text: str = "") -> Path:
+    path = store.folder(key) / LEASE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(vars(holder)) if holder else text)
     return path
 
 
-def test_one_claim_at_a_time(store: Store) -> None:
+def test_one_lease_at_a_time(store: Store) -> None:
     key = record_of(1).key
-    with store.claim(key) as first:
-        assert first.held() and store.claim(key) is None
+    with store.lease(key) as first:
+        assert first.held() and store.lease(key) is None
         assert store.holder(key) == first.holder and str(os.getpid()) in str(first.holder)
     assert store.holder(key) is None and not first.path.exists()
-    with store.claim(key) as second:
+    with store.lease(key) as second:
         first.release()
         assert second.held()
 
 
-def test_a_dead_process_loses_its_claim(store: Store) -> None:
+def test_a_dead_process_loses_its_lease(store: Store) -> None:
     key = record_of(1).key
     plant(store, key, dead_holder())
     assert store.holder(key) is None
-    with store.claim(key) as claim:
-        assert claim.held()
+    with store.lease(key) as lease:
+        assert lease.held()
     assert list(store.folder(key).iterdir()) == []
 
 
 def test_a_zombie_counts_as_dead(store: Store) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    started = claims._started(process.pid)
+    started = leases._started(process.pid)
     assert started
     process.kill()
     deadline = time.monotonic() + 10
-    while claims._started(process.pid) is not None and time.monotonic() < deadline:
+    while leases._started(process.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert Path(f"/proc/{process.pid}").exists() and claims._started(process.pid) is None
+    assert Path(f"/proc/{process.pid}").exists() and leases._started(process.pid) is None
     process.wait()
 
 
 def test_a_reused_pid_is_not_the_holder(store: Store) -> None:
     key = record_of(1).key
-    me = claims.Holder("here", claims._place(), os.getpid(), "1", "n", time.time())
+    me = leases.Holder("here", leases._place(), os.getpid(), "1", "n", time.time())
     plant(store, key, me)
     assert store.holder(key) is None
 
 
-def test_another_machine_keeps_its_claim_for_a_lease(store: Store) -> None:
+def test_another_machine_keeps_its_lease_for_a_lease(store: Store) -> None:
     key = record_of(1).key
-    path = plant(store, key, claims.Holder("there", "there/boot/ns", 1, "1", "n", time.time()))
-    assert store.claim(key) is None
+    path = plant(store, key, leases.Holder("there", "there/boot/ns", 1, "1", "n", time.time()))
+    assert store.lease(key) is None
     holder = store.holder(key)
     assert holder is not None and holder.host == "there"
-    old = time.time() - claims.LEASE - 5
+    old = time.time() - leases.LEASE_SECONDS - 5
     os.utime(path, (old, old))
     assert store.holder(key) is None
-    with store.claim(key) as claim:
-        assert claim.held()
+    with store.lease(key) as lease:
+        assert lease.held()
 
 
-def test_a_garbled_claim_is_given_a_lease(store: Store) -> None:
+def test_a_garbled_lease_is_given_a_lease(store: Store) -> None:
     key = record_of(1).key
     path = plant(store, key, None, "garbage")
-    assert store.claim(key) is None and store.holder(key) is not None
-    old = time.time() - claims.LEASE - 5
+    assert store.lease(key) is None and store.holder(key) is not None
+    old = time.time() - leases.LEASE_SECONDS - 5
     os.utime(path, (old, old))
-    with store.claim(key) as claim:
-        assert claim.held()
+    with store.lease(key) as lease:
+        assert lease.held()
 
 
-def test_the_heartbeat_warms_the_own_claim_only(tmp_path: Path) -> None:
-    path = tmp_path / CLAIM
-    with claims.take(path, beat=0.02) as claim:
+def test_the_heartbeat_warms_the_own_lease_only(tmp_path: Path) -> None:
+    path = tmp_path / LEASE
+    with leases.take(path, beat=0.02) as lease:
         old = time.time() - 1000
         os.utime(path, (old, old))
         deadline = time.monotonic() + 10
@@ -409,23 +409,23 @@ def test_the_heartbeat_warms_the_own_claim_only(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert path.stat().st_mtime > old + 500
         other = plant(
-            Store(tmp_path), record_of(1).key, claims.Holder("there", "t", 1, "1", "m", 0.0)
+            Store(tmp_path), record_of(1).key, leases.Holder("there", "t", 1, "1", "m", 0.0)
         )
         os.utime(other, (old, old))
         os.replace(other, path)
         time.sleep(0.2)
         assert path.stat().st_mtime < old + 500
-        assert claim.lost
+        assert lease.lost
     assert json.loads(path.read_text())["nonce"] == "m"
 
 
-def test_who_lost_the_claim_must_not_write(store: Store) -> None:
+def test_who_lost_the_lease_must_not_write(store: Store) -> None:
     record = record_of(1)
-    with store.claim(record.key) as claim:
-        plant(store, record.key, claims.Holder("there", "t", 1, "1", "m", time.time()))
+    with store.lease(record.key) as lease:
+        plant(store, record.key, leases.Holder("there", "t", 1, "1", "m", time.time()))
         with pytest.raises(Held, match="taken"):
-            store.write(record, CURVE_OF, claim=claim)
-    assert os.listdir(store.folder(record.key)) == [CLAIM]
+            store.write(record, CURVE_OF, lease=lease)
+    assert os.listdir(store.folder(record.key)) == [LEASE]
 
 
 def test_what_killed_processes_leave_is_tidied_up(store: Store) -> None:
@@ -435,25 +435,26 @@ def test_what_killed_processes_leave_is_tidied_up(store: Store) -> None:
     (folder / CHECKPOINT).write_bytes(b"old")
     (folder / ".record.json.abc.tmp").write_bytes(b"half")
     assert store.problems() == []
-    assert store.mend() == []
+    assert store.repair() == []
     assert os.listdir(folder) == [RECORD] and store.get(record.key) == record
 
 
 def test_a_running_cell_is_not_mended(store: Store) -> None:
     path = store.folder(record_of(1).key) / RECORD
-    with store.claim(record_of(1).key) as claim:
+    with store.lease(record_of(1).key) as lease:
         path.write_text("half")
         (path.parent / ".x.tmp").touch()
         plant_there = os.listdir(path.parent)
         other = (
-            "import sys; from metabench.store.store import Store; print(Store(sys.argv[1]).mend())"
+            "import sys; from metabench.store.store import Store; "
+            "print(Store(sys.argv[1]).repair())"
         )
         done = subprocess.run(
             [sys.executable, "-c", other, str(store.root)], check=True, capture_output=True
         )
         assert done.stdout.strip() == b"[]"
         assert sorted(os.listdir(path.parent)) == sorted(plant_there)
-        assert len(store.mend_claimed(claim)) == 1
+        assert len(store.repair_leased(lease)) == 1
 
 
 RACE = """
@@ -464,17 +465,37 @@ print("ready", flush=True)
 sys.stdin.readline()
 fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 for key in keys:
-    claim = store.claim(key)
-    if claim is not None:
+    lease = store.lease(key)
+    if lease is not None:
         os.write(fd, f"+{key}\\n".encode())
         time.sleep(0.002)
-        assert claim.held()
+        assert lease.held()
         os.write(fd, f"-{key}\\n".encode())
-        claim.release()
+        lease.release()
 """
 
 
-def test_several_processes_never_hold_one_claim_together(store: Store, tmp_path: Path) -> None:
+def test_a_draft_that_another_holder_tidies_away_is_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two launchers on one store: who gets the lease removes every draft in the folder."""
+    key, link, tidied = record_of(1).key, os.link, []
+
+    def tidied_away(draft: Path, path: Path) -> None:
+        if not tidied:
+            tidied.append(draft)
+            draft.unlink()
+        link(draft, path)
+
+    monkeypatch.setattr(os, "link", tidied_away)
+    with store.lease(key) as first:
+        assert tidied and first.held()
+        tidied.clear()
+        assert store.lease(key) is None and tidied
+    assert list(store.folder(key).iterdir()) == []
+
+
+def test_several_processes_never_hold_one_lease_together(store: Store, tmp_path: Path) -> None:
     keys = [record_of(i).key for i in range(60)]
     dead = dead_holder()
     for key in keys[::2]:

@@ -111,9 +111,9 @@ def test_finished_running_and_interrupted_cells(suite: Suite, store: Store) -> N
     resumed = before["reverse/one/1"].cell
     store.folder(resumed.key).mkdir(parents=True)
     (store.folder(resumed.key) / CHECKPOINT).write_bytes(b"x")
-    claim = store.claim(before["reverse/four/0"].cell.key)
-    assert claim is not None
-    with claim:
+    lease = store.lease(before["reverse/four/0"].cell.key)
+    assert lease is not None
+    with lease:
         planned = look(suite, store, "laptop")
     assert planned["reverse/one/0"].state == "done"
     assert planned["reverse/one/0"].estimated_seconds is None

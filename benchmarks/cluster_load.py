@@ -1,8 +1,8 @@
 """How many trivial cells a one-machine Slurm gets through, and how long large plans take.
 
-    python -m metabench.cluster_profiles.load [--cells 1000] [--planned 10000] [--out FOLDER]
+    python -m benchmarks.cluster_load [--cells 1000] [--planned 10000] [--out FOLDER]
 
-Three ways of running the same thing: workers that pull cells, a raw sbatch array whose elements do
+Three ways of running the same thing: workers that pull cells, a raw sbatch array whose jobs do
 nothing but start Python, and one metabench job a cell. The plan, its standing and its table are
 timed for many more cells than are run.
 """
@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from metabench.analysis import results
+from metabench.cluster import draft as drafting
+from metabench.cluster import job_states
 from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
 from metabench.cluster.cell_states import standings
 from metabench.cluster.profile import load
 from metabench.cluster.slurm import Slurm
-from metabench.cluster_profiles.faults import running_cluster
-from metabench.cluster_profiles.local_cluster import Cluster, Options
+from metabench.cluster_profiles.local_cluster import Cluster, Options, running
 from metabench.core.errors import MetabenchError
 from metabench.reports import tables
 from metabench.store.store import Store
@@ -48,13 +49,13 @@ def pulled(store: Store, count: int, **settings: Any) -> dict[str, float]:
     there = Slurm(profile)
     begin = time.monotonic()
     planned = plan.plan(chosen(count), store)
-    made = submitting.draft(planned, profile, store, "load", "laptop", max_array=there.max_array())
+    made = drafting.draft(planned, profile, store, "load", "laptop", max_array=there.max_array())
     submission = submitting.submit(made, there)
     queued = time.monotonic() - begin
     keys = {p.cell.key for p in planned}
 
     def finished() -> bool:
-        answer = submitting.look(there, store, seconds=2.0)
+        answer = job_states.look(there, store, seconds=2.0)
         return not answer.live(submission)
 
     wait(finished, 1.0)
@@ -67,7 +68,7 @@ def pulled(store: Store, count: int, **settings: Any) -> dict[str, float]:
     )
     return {
         "cells": count,
-        "jobs": len(submission.elements()),
+        "jobs": len(submission.array_tasks()),
         "queued_seconds": round(queued, 2),
         "seconds": round(seconds, 1),
         "cells_per_second": round(count / seconds, 2),
@@ -77,7 +78,7 @@ def pulled(store: Store, count: int, **settings: Any) -> dict[str, float]:
 
 
 def raw(cluster: Cluster, count: int, home: Path) -> dict[str, float]:
-    """An sbatch array whose elements start Python and end."""
+    """An sbatch array whose jobs start Python and end."""
     begin = time.monotonic()
     for first in range(0, count, 1000):
         size = min(1000, count - first)
@@ -111,7 +112,7 @@ def planning(store: Store, count: int) -> dict[str, float]:
     out["plan_seconds"] = round(time.monotonic() - begin, 2)
     begin = time.monotonic()
     submissions = folder.submissions(store)
-    answer = submitting.look(Slurm(load("local", {"query_seconds": 0})), store)
+    answer = job_states.look(Slurm(load("local", {"query_seconds": 0})), store)
     standings(planned, submissions, answer)
     out["status_seconds"] = round(time.monotonic() - begin, 2)
     begin = time.monotonic()
@@ -135,9 +136,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="a folder for load.json")
     given = parser.parse_args(words)
     home = Path(tempfile.mkdtemp(prefix="metabench-load-"))
-    out: dict[str, Any] = {"command": "python -m metabench.cluster_profiles.load --out FOLDER"}
+    out: dict[str, Any] = {"command": "python -m benchmarks.cluster_load --out FOLDER"}
     out["cores"] = os.cpu_count()
-    with running_cluster(home / "cluster", Options(base_port=given.base_port)) as cluster:
+    with running(home / "cluster", Options(base_port=given.base_port)) as cluster:
         os.environ["SLURM_CONF"] = str(cluster.conf)
         many = Store(home / "many")
         out["pulled"] = pulled(many, given.cells, most_jobs=4)

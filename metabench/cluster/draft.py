@@ -1,0 +1,167 @@
+"""A submission before it is made: the cells that it takes, in jobs with what each needs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metabench.cluster import packing
+from metabench.cluster import submission as folders
+from metabench.cluster.batch import executor, teardown_lines
+from metabench.cluster.job_states import ended_states
+from metabench.cluster.packing import Bundle, Part, Setbacks
+from metabench.cluster.profile import Profile
+from metabench.cluster.submission import Member
+from metabench.store.record import Record
+from metabench.store.store import Store
+from metabench.suites.planning import Planned
+
+TAKEN = frozenset({"open", "timeout"})
+"""States of the cells that ``submit`` takes; ``retry`` takes others too."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A submission before it is made: what would be queued, and what would be left out."""
+
+    folder: Path
+    profile: Profile
+    suite: str
+    budget: str
+    store: Store
+    bundles: list[Bundle]
+    parts: list[Part]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Cells that other live jobs have already, by key, with the submission."""
+    others: dict[str, int] = field(default_factory=dict)
+    """State to number of the cells that are not to be run."""
+
+    @property
+    def cells(self) -> int:
+        """How many would be run."""
+        return sum(len(b.members) for b in self.bundles)
+
+    @property
+    def estimate(self) -> tuple[float, int]:
+        """Seconds of work where it is known, and for how many cells."""
+        known = [
+            m.estimated_seconds
+            for b in self.bundles
+            for m in b.members
+            if m.estimated_seconds is not None
+        ]
+        return sum(known), len(known)
+
+    def name(self, at: int) -> str:
+        """The name of the jobs of part ``at``."""
+        return f"mb-{self.folder.name.rpartition('-')[2]}-{at}"
+
+    def scripts(self) -> list[str]:
+        """The sbatch file of each part."""
+        return [self.script(at) for at in range(len(self.parts))]
+
+    def script(self, at: int) -> str:
+        """The sbatch file of one part, as submitit writes it."""
+        executor = self.executor(at)
+        if self.parts[at].size > 1:
+            executor.parameters["map_count"] = self.parts[at].size
+        text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+        return text
+
+    def jobs_folder(self, at: int) -> Path:
+        """Of a part's logs, sbatch file and pickles; there before the first job starts."""
+        return self.folder / "jobs" / str(at)
+
+    def executor(self, at: int) -> Any:
+        """A submitit executor for one part."""
+        part, profile = self.parts[at], self.profile
+        needs = self.bundles[part.bundle].needs
+        words = [str(self.jobs_folder(at)), str(self.folder), str(part.bundle)]
+        # -P: a checkout in the folder that jobs start in is not the code that was submitted.
+        command = f"{profile.command()} -P -u -m metabench.cluster.node_worker {shlex.join(words)}"
+        return executor(
+            profile,
+            command,
+            self.jobs_folder(at),
+            self.name(at),
+            needs.minutes,
+            needs.memory_gb,
+            part.parallel,
+            teardown_lines(self.folder),
+            f"metabench {self.suite} {self.budget}",
+        )
+
+
+def draft(
+    planned: Sequence[Planned],
+    profile: Profile,
+    store: Store,
+    suite: str,
+    budget: str,
+    *,
+    states: Iterable[str] = TAKEN,
+    busy: Mapping[str, str] | None = None,
+    max_array: int | None = None,
+) -> Draft:
+    """What a submission of the planned cells in ``states`` would be; nothing is asked or written.
+
+    ``busy``: cells that a live submission has, with its name.
+    """
+    states, busy = frozenset(states), busy or {}
+    unique = {p.cell.key: p for p in planned if p.state in states}
+    # A failed cell has had its turn there.
+    left_out = {k: busy[k] for k, p in unique.items() if k in busy and p.state in TAKEN}
+    records = {r.key: r for r in store.records()}
+    members = []
+    for key, p in unique.items():
+        if key in left_out:
+            continue
+        known = records.get(key)
+        before = (known.attempts, known.ended) if known is not None else None
+        members.append(Member(p.row, p.column, p.cell, p.estimated_seconds, before))
+    keys = {m.cell.key for m in members}
+    found = packing.bundles(
+        members, profile, packing.peaks(records.values()), setbacks(store, keys, records.values())
+    )
+    others: dict[str, int] = {}
+    for p in planned:
+        if p.state not in states:
+            others[p.state] = others.get(p.state, 0) + 1
+    return Draft(
+        folders.new_folder(store, suite),
+        profile,
+        suite,
+        budget,
+        store,
+        found,
+        packing.parts(found, max_array or profile.max_array or 1001, profile.parallel),
+        left_out,
+        others,
+    )
+
+
+def setbacks(store: Store, keys: set[str], records: Iterable[Record]) -> dict[str, Setbacks]:
+    """How often each cell ran out of memory or of time in earlier submissions, and by its record
+    among ``records``."""
+    out: dict[str, Setbacks] = {}
+    for submission in folders.submissions(store):
+        ends = ended_states(submission.folder)
+        for path in (submission.folder / "cells").glob("*.jsonl"):
+            key = path.stem
+            if key not in keys:
+                continue
+            memory = late = 0
+            for attempt in folders.attempts(submission.folder, key):
+                state = ends.get(attempt.job, "") if not attempt.end else ""
+                memory += "out of memory" in attempt.what or state == "OUT_OF_MEMORY"
+                late += state == "TIMEOUT"
+            known = out.get(key, Setbacks())
+            out[key] = Setbacks(known.memory + min(memory, 1), known.time + min(late, 1))
+    for record in records:
+        if record.key in keys and record.status == "timeout":
+            known = out.get(record.key, Setbacks())
+            out[record.key] = Setbacks(known.memory, known.time + 1)
+    return out

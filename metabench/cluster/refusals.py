@@ -1,0 +1,100 @@
+"""What speaks against a submission, found out before anything is queued."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from metabench.cluster.draft import Draft
+from metabench.cluster.profile import Profile
+from metabench.cluster.slurm import Slurm, beyond
+from metabench.core.errors import MetabenchError
+from metabench.datasets import data
+from metabench.suites.planning import Planned
+
+_PRIVATE_KINDS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+_PRIVATE_PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+
+
+class Refusal(MetabenchError):
+    """Why nothing was queued, each reason on a line of its own."""
+
+
+def refusals(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> list[str]:
+    """Everything that speaks against queueing, in words; asks Slurm, queues nothing."""
+    profile = made.profile
+    out = beyond(profile, slurm.partitions())
+    for bundle in made.bundles:
+        if bundle.needs.memory_gb > profile.memory_gb:
+            grown = replace(profile, memory_gb=bundle.needs.memory_gb)
+            for reason in beyond(grown, slurm.partitions()):
+                if reason not in out:
+                    out.append(f"{len(bundle.members)} cells need more memory: {reason}")
+    out += place_refusals(made.store.root, profile)
+    python = shlex.split(profile.command())[0]
+    if os.sep in python and not os.access(os.path.expandvars(python), os.X_OK):
+        out.append(f"python {python!r}: there is no such program")
+    elif os.sep not in python and not profile.setup and not shutil.which(python):
+        out.append(f"python {python!r}: there is no such program, and no setup line brings one")
+    for folder in data.folders(os.path.expandvars(profile.data)):
+        if not folder.is_dir():
+            out.append(f"data {str(folder)!r}: there is no such folder")
+    out += lacking(planned)
+    return list(dict.fromkeys(out))
+
+
+def lacking(planned: Sequence[Planned]) -> list[str]:
+    """What cells lack that nodes could not fetch, and how to get it."""
+    found: dict[tuple[str, str], int] = {}
+    for p in planned:
+        if p.state in ("missing data", "missing package"):
+            found[p.reason, p.mend] = found.get((p.reason, p.mend), 0) + 1
+    return [
+        f"{n} cells lack something that nodes could not fetch: {reason}; mend it with: {mend}, "
+        "or leave them out with --only"
+        for (reason, mend), n in found.items()
+    ]
+
+
+def place_refusals(root: Path, profile: Profile) -> list[str]:
+    """Why nodes could not see a store, and whether it can be written."""
+    out = []
+    real = root.resolve()
+    if profile.shared:
+        places = [Path(os.path.expandvars(p)).expanduser().resolve() for p in profile.shared]
+        if not any(real.is_relative_to(p) for p in places):
+            out.append(
+                f"store {root}: not in a folder that nodes share ({', '.join(profile.shared)})"
+            )
+    else:
+        kind = _file_system(real)
+        if kind in _PRIVATE_KINDS or any(real.is_relative_to(p) for p in _PRIVATE_PLACES):
+            out.append(
+                f"store {root}: on {kind or 'a private disk'} of this machine, which nodes do not "
+                "see; give --store, or name the shared folders in the profile (shared = [...])"
+            )
+    there = root
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        out.append(f"store {root}: cannot be written")
+    return out
+
+
+def _file_system(path: Path) -> str:
+    """The kind of file system that a path is on, "" where the system does not tell."""
+    best, kind = Path(), ""
+    try:
+        lines = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        words = line.split()
+        mount = Path(words[1].encode().decode("unicode_escape"))
+        if path.is_relative_to(mount) and len(mount.parts) >= len(best.parts):
+            best, kind = mount, words[2]
+    return kind
