@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metabench.cli.options import (
-    BudgetName,
-    Choice,
-    MethodNames,
-    Only,
-    Seeds,
-    Set,
-    SolverName,
-    StorePath,
-    SuiteName,
-    TaskNames,
-)
+from metabench.cli.options import BudgetName, Choice, StorePath, SuiteName, with_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,38 +51,23 @@ DryRun = Annotated[
 ]
 
 
+@with_options()
 def submit(
     cluster: ClusterName,
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     dry_run: DryRun = False,
 ) -> None:
     """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too."""
     from metabench.cluster.submit import TAKEN
 
-    cells, profile = profiled(cluster, set)
-    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
+    choice, profile = profiled(cluster, choice)
     raise typer.Exit(_submit(choice, profile, TAKEN, dry_run))
 
 
+@with_options()
 def retry(
     cluster: ClusterName,
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     failed: Annotated[
         bool, typer.Option("--failed", help="Cells with a record that is not done, too.")
     ] = False,
@@ -101,8 +76,7 @@ def retry(
     """Queue again what was lost, with --failed also what failed; more memory or time each time."""
     from metabench.cluster.submit import TAKEN
 
-    cells, profile = profiled(cluster, set)
-    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
+    choice, profile = profiled(cluster, choice)
     states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
     raise typer.Exit(_submit(choice, profile, states, dry_run))
 
@@ -189,12 +163,12 @@ def logs(
         typer.echo("\n".join(text[-lines:]))
 
 
-def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
-    """The settings that are about cells, and the profile with those that are about it."""
+def profiled(name: str, choice: Choice) -> tuple[Choice, Profile]:
+    """The choice with the settings that are about cells, the profile with those about it."""
     from metabench.cluster.profile import load, split_set
 
-    cells, own = split_set(set or ())
-    return cells, load(name, own)
+    cells, own = split_set(choice.set or ())
+    return replace(choice, set=cells), load(name, own)
 
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
