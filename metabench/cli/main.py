@@ -181,15 +181,15 @@ def check(
     """Check a method or a task against every promise of the contract."""
     from metabench import api
 
-    broken = 0
+    failed = 0
     for what, how in api.check(name):
         if how:
-            broken += 1
-            typer.secho(f"BROKEN  {what}: {how}", fg=typer.colors.RED)
+            failed += 1
+            typer.secho(f"FAILED  {what}: {how}", fg=typer.colors.RED)
         else:
             typer.echo(f"ok      {what}")
-    typer.echo(f"{name} breaks {broken} promises" if broken else f"{name} keeps the contract")
-    raise typer.Exit(int(broken > 0))
+    typer.echo(f"{name} fails {failed} checks" if failed else f"{name} passes every check")
+    raise typer.Exit(int(failed > 0))
 
 
 @app.command()

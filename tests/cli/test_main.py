@@ -686,10 +686,10 @@ def test_fetching_and_verifying_are_told(folder: Path, monkeypatch: pytest.Monke
 
 def test_check_tells_every_promise(folder: Path) -> None:
     typed = metabench("check", "fixed")
-    assert typed.code == 0 and typed.out.endswith("fixed keeps the contract\n")
+    assert typed.code == 0 and typed.out.endswith("fixed passes every check\n")
     assert typed.out.count("ok  ") > 10
     (folder / "bad.py").write_text(BAD_METHOD)
     typed = metabench("check", "bad", "--plugin", "bad.py")
     assert typed.code == 1
-    assert "BROKEN" in typed.out and re.search(r"bad breaks \d+ promises", typed.out)
+    assert "FAILED" in typed.out and re.search(r"bad fails \d+ checks", typed.out)
     assert metabench("check", "fixd").code == 2
