@@ -180,11 +180,11 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
     out, err = printing.console(), printing.console(stderr=True)
     code = 0
 
-    def told(text: str) -> None:
+    def report(text: str) -> None:
         err.print(text, markup=False, highlight=False, soft_wrap=True)
 
     for text in folder.unreadable(choice.open_store()):
-        told(text)
+        report(text)
     for suite, planned in choice.planned():
         made, slurm = module.prepare(
             suite.name, choice.budget, planned, profile, choice.open_store(), states, dry_run
@@ -192,7 +192,7 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
         describe(out, made, planned)
         if not made.cells:
             for reason in module.lacking(planned):
-                told(f"error: {suite.name}: {reason}")
+                report(f"error: {suite.name}: {reason}")
                 code = 1
             continue
         if dry_run:
@@ -201,17 +201,17 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
             try:
                 against = module.refusals(made, slurm, planned)
             except SlurmError as error:
-                told(f"not checked against the cluster: {error}")
+                report(f"not checked against the cluster: {error}")
                 continue
             if against:
-                told(f"{suite.name} would be refused:" + "".join(f"\n  {r}" for r in against))
+                report(f"{suite.name} would be refused:" + "".join(f"\n  {r}" for r in against))
                 code = 1
             continue
         try:
             queue(out, made, slurm, planned)
         except module.Refusal as refusal:
-            # The other suites of "all" can do without it.
-            told(f"error: {suite.name}: {refusal}")
+            # The other suites of "all" are queued all the same.
+            report(f"error: {suite.name}: {refusal}")
             code = 1
     return code
 
@@ -255,7 +255,7 @@ def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
 
 
 def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> Submission:
-    """Refuse or queue, and say so; raises Refusal."""
+    """Queue the jobs and print their numbers; raises Refusal."""
     from metabench.cluster import submit as module
 
     submission = module.enqueue(made, slurm, planned)
@@ -272,7 +272,7 @@ def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> 
 
 def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Planned]:
     """The plan with what clusters say of submitted cells; how old the answer is, and what could not
-    be learnt, is printed."""
+    be known, is printed."""
     import time
 
     from metabench.cluster import cell_states
@@ -293,25 +293,25 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
         counts: dict[str, int] = {}
         for job in jobs:
             counts[job.state.lower()] = counts.get(job.state.lower(), 0) + 1
-        told = ", ".join(f"{n} {state}" for state, n in counts.items()) or "none live"
+        states = ", ".join(f"{n} {state}" for state, n in counts.items()) or "none live"
         age = f"as of {max(0.0, time.time() - answer.at):.0f} s ago" if answer.at else "never asked"
-        out.print(f"\ncluster {name}: jobs {told}; {age}", markup=False, highlight=False)
+        out.print(f"\ncluster {name}: jobs {states}; {age}", markup=False, highlight=False)
         if answer.problem:
             out.print(
-                f"what cannot be known now: {answer.problem}",
+                f"not known now: {answer.problem}",
                 style="yellow",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
         elif answer.accounting is False:
-            out.print("no accounting: jobs that squeue has forgotten cannot be told of")
+            out.print("no accounting: nothing is known of jobs that squeue no longer lists")
     return planned
 
 
 POLL_SECONDS = 2.0
 LEAST_LOOK = 5.0
-"""Between two looks at the store while somebody waits."""
+"""Between two readings of the store while somebody waits."""
 ROUNDS = 3
 """How often cells that no job is left for are queued again."""
 
@@ -328,7 +328,7 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
     err = printing.console(stderr=True)
     store = choice.open_store()
     items = [p for p in planned if p.state not in ("skipped", "not applicable")]
-    rounds, told = 0, ""
+    rounds, shown = 0, ""
     while True:
         made, slurm = module.prepare(suite.name, choice.budget, planned, profile, store)
         if made.cells and rounds < ROUNDS:
@@ -343,9 +343,9 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
             busy = module.busy(store, answer)
             open_ = [p for p in items if (r := store.get(p.cell.key)) is None or r.status != "done"]
             text = f"{len(items) - len(open_)} of {len(items)} cells done"
-            if text != told:
+            if text != shown:
                 err.print(text, markup=False, highlight=False)
-                told = text
+                shown = text
             if not any(p.cell.key in busy for p in open_):
                 break
         planned = plan([_again(p) for p in planned], store)

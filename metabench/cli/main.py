@@ -1,7 +1,7 @@
 """The command line. Each command checks its words, calls the verb in :mod:`metabench.api`, prints.
 
 Exit codes: 0 all is well, 1 a cell or a check failed, 2 a name or a value that cannot be, 130
-interrupted. What is the user's to mend is one line without a traceback.
+interrupted. A mistake of the user is one line without a traceback.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Commands(TyperGroup):
             typer.secho("interrupted", fg=typer.colors.RED, err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # Nobody reads any more (head, less): their right, and no error of ours.
+            # The reader (head, less) has ended; that is not an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
 

@@ -66,7 +66,7 @@ Jobs = Annotated[
 ]
 
 MOST_SEEDS = 10_000
-"""Of one command; more are a slip of the keyboard."""
+"""Of one command; more are a typing mistake."""
 
 
 @dataclass(frozen=True)

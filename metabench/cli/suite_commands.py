@@ -240,7 +240,7 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
         markup=False,
         soft_wrap=True,
     )
-    printing.print_mends(err, planned)
+    printing.print_repairs(err, planned)
     code = int(any(p.state == "missing data" for p in planned))
     if not todo:
         printing.print_refusals(err, planned)
