@@ -111,7 +111,7 @@ def table(
     if out is not None and len(suites) > 1:
         raise SettingError(f"--out {out}: one file holds one table; name one suite")
     for each in suites:
-        fmt = format or (api.format_of(out) if out is not None else _screen_format())
+        fmt = format or (api.format_of(out) if out is not None else _terminal_format())
         found = api.results(each, **choice.words())
         printing.print_bad_files(printing.console(stderr=True), found.bad_files)
         text = tables.draw(found, fmt, cost=cost)
@@ -177,7 +177,7 @@ def reproduce(
         if code == 130:
             break
         shown = api.publish(each, out=folder, **choice.words())
-        typer.echo("\n" + shown.text(_screen_format()) + "\n")
+        typer.echo("\n" + shown.text(_terminal_format()) + "\n")
         *others, page = shown.files
         typer.echo(f"{len(others)} files of tables and plots in {page.parent}")
         typer.echo(f"report: {page}")
@@ -203,7 +203,7 @@ def cost(
     printing.print_estimates(out, spending.estimates(kept))
 
 
-def _screen_format() -> str:
+def _terminal_format() -> str:
     return "rich" if sys.stdout.isatty() else "text"
 
 
