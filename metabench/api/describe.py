@@ -83,12 +83,12 @@ def of_class(kind: str, name: str) -> Description:
         facts.append(("metric", f"{made.metric} ({goal} is better)"))
         facts.append(("offers", _words(made.offers)))
         facts.append(("data", ", ".join(made.data) or "none: made from the seed"))
-        crossings = [(m, _why_not(name, m)) for m in methods.names()]
-        tables.append(("Methods", _crossed("method", crossings)))
+        pairs = [(m, _why_not(name, m)) for m in methods.names()]
+        tables.append(("Methods", _crossed("method", pairs)))
     elif kind == "method":
-        facts.append(("needs", _words(made.needs) or "nothing of a task"))
-        crossings = [(t, _why_not(t, name)) for t in tasks.names()]
-        tables.append(("Tasks", _crossed("task", crossings)))
+        facts.append(("needs", _words(made.needs) or "nothing"))
+        pairs = [(t, _why_not(t, name)) for t in tasks.names()]
+        tables.append(("Tasks", _crossed("task", pairs)))
     if made.packages:
         facts.append(("packages", ", ".join(made.packages)))
     if kind == "method" and made.reconstruction:
@@ -106,8 +106,8 @@ def of_class(kind: str, name: str) -> Description:
 
 
 def _why_not(task: str, method: str) -> str | None:
-    """The reason against a crossing under default settings; a third party's broken module is a
-    reason too, so that it does not hide the rest."""
+    """Why a method does not apply to a task under default settings. A module that cannot be loaded
+    is a reason too, so that it does not hide the rest."""
     try:
         return why_not(tasks.get(task)(), methods.get(method)())
     except MetabenchError as error:
@@ -179,8 +179,8 @@ def _by_budget(place: Column | Row) -> str:
     """The settings of a column or a row, then those that it has under one budget or in one column
     alone."""
     more = {**getattr(place, "columns", {}), **place.budgets}
-    told = [_groups(place.set), *(f"{name}: {_groups(groups)}" for name, groups in more.items())]
-    return "; ".join(text for text in told if text)
+    texts = [_groups(place.set), *(f"{name}: {_groups(groups)}" for name, groups in more.items())]
+    return "; ".join(text for text in texts if text)
 
 
 def _groups(groups: Any, bare: str = "") -> str:

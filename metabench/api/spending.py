@@ -33,7 +33,7 @@ def seconds(record: Record) -> float:
 
 
 def held(record: Record) -> float:
-    """Seconds that all ranks together were kept busy, or waiting for each other."""
+    """Seconds of all ranks together, those of waiting for each other included."""
     return seconds(record) * int(record.environment.get("ranks") or 1)
 
 
@@ -56,7 +56,7 @@ def _cost(name: str, records: Sequence[Record], left: Sequence[Planned] = ()) ->
 
 
 def by_method(records: Iterable[Record]) -> list[Cost]:
-    """Costs of a whole store, by method and task, the dearest first."""
+    """Costs of a whole store, by method and task, the most expensive first."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(f"{record.cell.method} on {record.cell.task}", []).append(record)
@@ -100,7 +100,7 @@ class Estimated:
     median: float
     low: float
     high: float
-    """The tenth and the ninetieth part of a hundred (all of it for fewer than ten cells)."""
+    """The tenth and the ninetieth percentile (all of it for fewer than ten cells)."""
 
 
 def estimates(store: Store) -> list[Estimated]:

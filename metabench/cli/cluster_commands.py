@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metabench.cli.options import (
-    BudgetName,
-    Choice,
-    MethodNames,
-    Only,
-    Seeds,
-    Set,
-    SolverName,
-    StorePath,
-    SuiteName,
-    TaskNames,
-)
+from metabench.cli.options import BudgetName, Choice, StorePath, SuiteName, with_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,38 +51,23 @@ DryRun = Annotated[
 ]
 
 
+@with_options()
 def submit(
     cluster: ClusterName,
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     dry_run: DryRun = False,
 ) -> None:
     """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too."""
     from metabench.cluster.draft import TAKEN
 
-    cells, profile = profiled(cluster, set)
-    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
+    choice, profile = profiled(cluster, choice)
     raise typer.Exit(_submit(choice, profile, TAKEN, dry_run))
 
 
+@with_options()
 def retry(
     cluster: ClusterName,
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     failed: Annotated[
         bool, typer.Option("--failed", help="Cells with a record that is not done, too.")
     ] = False,
@@ -101,8 +76,7 @@ def retry(
     """Queue again what was lost, with --failed also what failed; more memory or time each time."""
     from metabench.cluster.draft import TAKEN
 
-    cells, profile = profiled(cluster, set)
-    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
+    choice, profile = profiled(cluster, choice)
     states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
     raise typer.Exit(_submit(choice, profile, states, dry_run))
 
@@ -189,12 +163,12 @@ def logs(
         typer.echo("\n".join(text[-lines:]))
 
 
-def profiled(name: str, set: Sequence[str] | None) -> tuple[list[str], Profile]:
-    """The settings that are about cells, and the profile with those that are about it."""
+def profiled(name: str, choice: Choice) -> tuple[Choice, Profile]:
+    """The choice with the settings that are about cells, the profile with those about it."""
     from metabench.cluster.profile import load, split_set
 
-    cells, own = split_set(set or ())
-    return cells, load(name, own)
+    cells, own = split_set(choice.set or ())
+    return replace(choice, set=cells), load(name, own)
 
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
@@ -207,11 +181,11 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
     out, err = printing.console(), printing.console(stderr=True)
     code = 0
 
-    def told(text: str) -> None:
+    def report(text: str) -> None:
         err.print(text, markup=False, highlight=False, soft_wrap=True)
 
     for text in folder.unreadable(choice.open_store()):
-        told(text)
+        report(text)
     for suite, planned in choice.planned():
         made, slurm = module.prepare(
             suite.name, choice.budget, planned, profile, choice.open_store(), states, dry_run
@@ -219,7 +193,7 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
         describe(out, made, planned)
         if not made.cells:
             for reason in refusals.lacking(planned):
-                told(f"error: {suite.name}: {reason}")
+                report(f"error: {suite.name}: {reason}")
                 code = 1
             continue
         if dry_run:
@@ -228,17 +202,17 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
             try:
                 against = refusals.refusals(made, slurm, planned)
             except SlurmError as error:
-                told(f"not checked against the cluster: {error}")
+                report(f"not checked against the cluster: {error}")
                 continue
             if against:
-                told(f"{suite.name} would be refused:" + "".join(f"\n  {r}" for r in against))
+                report(f"{suite.name} would be refused:" + "".join(f"\n  {r}" for r in against))
                 code = 1
             continue
         try:
             queue(out, made, slurm, planned)
         except refusals.Refusal as refusal:
-            # The other suites of "all" can do without it.
-            told(f"error: {suite.name}: {refusal}")
+            # The other suites of "all" are queued all the same.
+            report(f"error: {suite.name}: {refusal}")
             code = 1
     return code
 
@@ -282,7 +256,7 @@ def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
 
 
 def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> Submission:
-    """Refuse or queue, and say so; raises Refusal."""
+    """Queue the jobs and print their numbers; raises Refusal."""
     from metabench.cluster import submit as module
 
     submission = module.enqueue(made, slurm, planned)
@@ -299,7 +273,7 @@ def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> 
 
 def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Planned]:
     """The plan with what clusters say of submitted cells; how old the answer is, and what could not
-    be learnt, is printed."""
+    be known, is printed."""
     import time
 
     from metabench.cluster import cell_states, job_states
@@ -319,25 +293,25 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
         counts: dict[str, int] = {}
         for job in jobs:
             counts[job.state.lower()] = counts.get(job.state.lower(), 0) + 1
-        told = ", ".join(f"{n} {state}" for state, n in counts.items()) or "none live"
+        states = ", ".join(f"{n} {state}" for state, n in counts.items()) or "none live"
         age = f"as of {max(0.0, time.time() - answer.at):.0f} s ago" if answer.at else "never asked"
-        out.print(f"\ncluster {name}: jobs {told}; {age}", markup=False, highlight=False)
+        out.print(f"\ncluster {name}: jobs {states}; {age}", markup=False, highlight=False)
         if answer.problem:
             out.print(
-                f"what cannot be known now: {answer.problem}",
+                f"not known now: {answer.problem}",
                 style="yellow",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
         elif answer.accounting is False:
-            out.print("no accounting: jobs that squeue has forgotten cannot be told of")
+            out.print("no accounting: nothing is known of jobs that squeue no longer lists")
     return planned
 
 
 POLL_SECONDS = 2.0
 LEAST_LOOK = 5.0
-"""Between two looks at the store while somebody waits."""
+"""Between two readings of the store while somebody waits."""
 ROUNDS = 3
 """How often cells that no job is left for are queued again."""
 
@@ -356,7 +330,7 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
     err = printing.console(stderr=True)
     store = choice.open_store()
     items = [p for p in planned if p.state not in ("skipped", "not applicable")]
-    rounds, told = 0, ""
+    rounds, shown = 0, ""
     while True:
         made, slurm = module.prepare(suite.name, choice.budget, planned, profile, store)
         if made.cells and rounds < ROUNDS:
@@ -371,9 +345,9 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
             busy = job_states.busy(store, answer)
             open_ = [p for p in items if (r := store.get(p.cell.key)) is None or r.status != "done"]
             text = f"{len(items) - len(open_)} of {len(items)} cells done"
-            if text != told:
+            if text != shown:
                 err.print(text, markup=False, highlight=False)
-                told = text
+                shown = text
             if not any(p.cell.key in busy for p in open_):
                 break
         planned = plan([_again(p) for p in planned], store)

@@ -1,7 +1,7 @@
 """The command line. Each command checks its words, calls the verb in :mod:`metabench.api`, prints.
 
 Exit codes: 0 all is well, 1 a cell or a check failed, 2 a name or a value that cannot be, 130
-interrupted. What is the user's to mend is one line without a traceback.
+interrupted. A mistake of the user is one line without a traceback.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Commands(TyperGroup):
             typer.secho("interrupted", fg=typer.colors.RED, err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # Nobody reads any more (head, less): their right, and no error of ours.
+            # The reader (head, less) has ended; that is not an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
 
@@ -181,15 +181,15 @@ def check(
     """Check a method or a task against every promise of the contract."""
     from metabench import api
 
-    broken = 0
+    failed = 0
     for what, how in api.check(name):
         if how:
-            broken += 1
-            typer.secho(f"BROKEN  {what}: {how}", fg=typer.colors.RED)
+            failed += 1
+            typer.secho(f"FAILED  {what}: {how}", fg=typer.colors.RED)
         else:
             typer.echo(f"ok      {what}")
-    typer.echo(f"{name} breaks {broken} promises" if broken else f"{name} keeps the contract")
-    raise typer.Exit(int(broken > 0))
+    typer.echo(f"{name} fails {failed} checks" if failed else f"{name} passes every check")
+    raise typer.Exit(int(failed > 0))
 
 
 @app.command()

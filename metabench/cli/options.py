@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
@@ -30,46 +32,8 @@ SuiteName = Annotated[
         help="A built-in suite, the path of a .toml file, or 'all'.",
     ),
 ]
-TaskNames = Annotated[
-    list[str] | None,
-    typer.Option("--task", metavar="NAME", help="Instead of a suite: this task (repeatable) ..."),
-]
-MethodNames = Annotated[
-    list[str] | None,
-    typer.Option("--method", metavar="NAME", help="... crossed with this method (repeatable) ..."),
-]
-SolverName = Annotated[
-    str | None,
-    typer.Option(
-        "--solver", metavar="NAME", help="... with this inner solver; without, the method's own."
-    ),
-]
 BudgetName = Annotated[
-    str,
-    typer.Option(
-        "--budget", metavar="NAME", help="smoke (seconds), laptop (minutes), paper (for GPUs)."
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="GROUP.NAME=VALUE",
-        help="A setting: GROUP is task, method, "
-        "solver, budget, or the name of a row or column (ROW.solver.NAME=... for another group). "
-        "Repeatable.",
-    ),
-]
-Seeds = Annotated[
-    str | None, typer.Option("--seeds", metavar="0,1,5-9", help="Instead of the budget's seeds.")
-]
-Only = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--only",
-        metavar="ROW/COLUMN",
-        help="Only these cells: a row, a column, or ROW/COLUMN; * stands for anything. Repeatable.",
-    ),
+    str, typer.Option(metavar="NAME", help="smoke (seconds), laptop (minutes), paper (for GPUs).")
 ]
 StorePath = Annotated[
     Path | None,
@@ -100,57 +64,55 @@ Jobs = Annotated[
         help="Cells at a time.",
     ),
 ]
-RanksEach = Annotated[
-    int,
-    typer.Option(
-        "--ranks",
-        min=1,
-        metavar="N",
-        help="Processes that share the episodes of one cell, each with a GPU where there are "
-        "several; for cells too large for one.",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="NAME",
-        show_default="a GPU if there is one",
-        help="cpu, cuda, cuda:1.",
-    ),
-]
-TimeLimit = Annotated[
-    float | None,
-    typer.Option("--time-limit", min=0, metavar="SECONDS", help="For each cell."),
-]
-CheckpointEvery = Annotated[
-    float,
-    typer.Option(
-        "--checkpoint-every",
-        min=0,
-        metavar="SECONDS",
-        help="Least time between two checkpoints of a cell.",
-    ),
-]
-
 
 MOST_SEEDS = 10_000
-"""Of one command; more are a slip of the keyboard."""
+"""Of one command; more are a typing mistake."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """Which cells a command is about, as they were typed."""
 
-    suite: str | None
-    budget: str
-    set: Sequence[str] | None
-    seeds: str | None
-    store: Path | None
-    tasks: Sequence[str] | None
-    methods: Sequence[str] | None
-    solver: str | None
-    only: Sequence[str] | None = None
+    suite: SuiteName = None
+    budget: BudgetName = "laptop"
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP.NAME=VALUE",
+            help="A setting: GROUP is task, method, "
+            "solver, budget, or the name of a row or column (ROW.solver.NAME=... for another "
+            "group). Repeatable.",
+        ),
+    ] = None
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,5-9", help="Instead of the budget's seeds.")
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROW/COLUMN",
+            help="Only these cells: a row, a column, or ROW/COLUMN; * stands for anything. "
+            "Repeatable.",
+        ),
+    ] = None
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Instead of a suite: this task (repeatable) ..."),
+    ] = None
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="... crossed with this method (repeatable) ..."),
+    ] = None
+    solver: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="... with this inner solver; without, the method's own."),
+    ] = None
+    store: StorePath = None
+
+    @property
+    def whole_store(self) -> bool:
+        """Whether neither a suite nor tasks and methods are named."""
+        return self.suite is None and not (self.task or self.method)
 
     def suites(self) -> list[Suite]:
         """The suites meant; raises UnknownName, SuiteError."""
@@ -160,8 +122,8 @@ class Choice:
         from metabench.suites import suite as suites
 
         if self.suite is None:
-            return [planning.crossing(self.tasks or [], self.methods or [], self.solver)]
-        if self.tasks or self.methods:
+            return [planning.crossing(self.task or [], self.method or [], self.solver)]
+        if self.task or self.method:
             raise SuiteError(f"name suite {self.suite!r} or --task and --method, not both")
         names = suite_names() if self.suite == "all" else [self.suite]
         return [suites.load(name) for name in names]
@@ -199,6 +161,76 @@ class Choice:
             "seeds": seed_list(self.seeds),
             "store": self.open_store(),
         }
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How cells are run on this machine, as it was typed."""
+
+    jobs: Jobs = None
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", show_default="a GPU if there is one", help="cpu, cuda, cuda:1."
+        ),
+    ] = None
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="For each cell.")
+    ] = None
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Least time between two checkpoints of a cell."
+        ),
+    ] = 60.0
+    ranks: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Processes that share the episodes of one cell, each with a GPU where there are "
+            "several; for cells too large for one.",
+        ),
+    ] = 1
+
+
+Command = Callable[..., None]
+
+
+def with_options(*, without: str = "") -> Callable[[Command], Command]:
+    """Decorator: where a command has a parameter that is a dataclass, the command line has the
+    fields of that dataclass as options, but for ``without``, which keeps its default."""
+
+    def decorate(function: Command) -> Command:
+        hints = get_type_hints(function, include_extras=True)
+        shown: list[Parameter] = []
+        groups: dict[str, tuple[type, list[str]]] = {}
+        for parameter in signature(function).parameters.values():
+            kind = hints[parameter.name]
+            if is_dataclass(kind):
+                inside = get_type_hints(kind, include_extras=True)
+                taken = [f for f in fields(kind) if f.name != without]
+                groups[parameter.name] = (cast(type, kind), [f.name for f in taken])
+                shown += [
+                    Parameter(
+                        f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=inside[f.name]
+                    )
+                    for f in taken
+                ]
+            else:
+                shown.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind))
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            for name, (kind, taken) in groups.items():
+                given[name] = kind(**{field: given.pop(field) for field in taken})
+            function(**given)
+
+        command.__annotations__ = {p.name: p.annotation for p in shown}
+        command.__signature__ = Signature(shown)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
 def seed_list(text: str | None) -> list[int] | None:

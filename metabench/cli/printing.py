@@ -162,7 +162,7 @@ def _wide(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 
 def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
-    """One line a row, column and state; what is missing with what mends it; the cost in all."""
+    """One line a row, column and state; what is missing and how to get it; the cost in all."""
     from metabench.core.text import duration
     from metabench.reports.footnotes import Marks
     from metabench.suites.planning import TO_RUN
@@ -173,7 +173,7 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
     for (row, column, state, reason), group in _grouped(planned).items():
         known = [p.estimated_seconds for p in group if p.estimated_seconds is not None]
         cost = f"about {duration(sum(known))}" if known else ""
-        # What can be mended is told once, below.
+        # What can be repaired is named once, below.
         why = "" if group[0].mend else reason
         rows.append((row, column, _seeds(group), state, cost, why))
     notes = Marks("123456789")
@@ -198,15 +198,15 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
         if len(known) < len(open_):
             text += f"; {len(open_) - len(known)} of unknown cost"
         _line(out, text)
-    print_mends(out, planned)
+    print_repairs(out, planned)
 
 
-def print_mends(out: Console, planned: Iterable[Planned]) -> None:
-    """Each mending command once."""
-    for (state, reason, mend), n in Counter(
+def print_repairs(out: Console, planned: Iterable[Planned]) -> None:
+    """Each command that repairs something, once."""
+    for (state, reason, repair), n in Counter(
         (p.state, p.reason, p.mend) for p in planned if p.mend
     ).items():
-        _line(out, f"{state} ({n} cells): {reason}; mend it with: {mend}", "yellow")
+        _line(out, f"{state} ({n} cells): {reason}; repair it with: {repair}", "yellow")
 
 
 def print_refusals(out: Console, planned: Iterable[Planned]) -> None:
@@ -228,7 +228,7 @@ def print_status(out: Console, title: str, status: Status, tracebacks: bool = Fa
         ]
         if rows:
             grid(out, ("row", "column", "seeds", "key", "state", "why"), rows, whole=2)
-        print_mends(out, status.planned)
+        print_repairs(out, status.planned)
     else:
         _heading(out, title)
         counts = Counter((r.cell.task, r.cell.method, r.status) for r in status.records)
@@ -260,13 +260,13 @@ def print_findings(out: Console, findings: Sequence[Finding]) -> None:
         _heading(out, section)
         rows = [(f.name, f.verdict, f.detail) for f in findings if f.section == section]
         grid(out, ("what", "how it is", "detail"), rows)
-    mends: dict[tuple[str, ...], list[Finding]] = {}
+    repairs: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
         if finding.mend:
-            mends.setdefault(finding.mend, []).append(finding)
-    if mends:
-        _heading(out, "to mend it")
-    for commands, group in mends.items():
+            repairs.setdefault(finding.mend, []).append(finding)
+    if repairs:
+        _heading(out, "to repair it")
+    for commands, group in repairs.items():
         need = "needed" if any(f.essential for f in group) else "optional"
         _line(out, f"{', '.join(f.name for f in group)} ({need}):")
         for command in commands:
@@ -281,7 +281,7 @@ def print_data(out: Console, statuses: Iterable[Data]) -> None:
         known = status.dataset
         _heading(out, f"{known.name}: {known.title}")
         if status.found is None:
-            _line(out, f"missing; mend it with: {status.mend}", "yellow")
+            _line(out, f"missing; repair it with: {status.mend}", "yellow")
         else:
             size = size_text(status.bytes)
             _line(out, f"in {status.found.path} ({status.found.layout.name}, {size})", "green")

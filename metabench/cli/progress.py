@@ -93,12 +93,12 @@ class Tally:
 
     @property
     def ended(self) -> int:
-        """Cells that there is nothing left to do about."""
+        """Cells that are finished or refused."""
         return sum(self.counts.values())
 
     def seconds_left(self) -> float | None:
         """An estimate, from finished cells and from how fast the running ones go; None where
-        there is nothing to estimate from."""
+        nothing is known yet."""
         now = self.clock()
         whole: list[float] = list(self.durations)
         rest = 0.0

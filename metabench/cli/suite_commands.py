@@ -11,24 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metabench.cli.cluster_commands import MaybeCluster, profiled, run_on_cluster, with_cluster
-from metabench.cli.options import (
-    BudgetName,
-    CheckpointEvery,
-    Choice,
-    Device,
-    Jobs,
-    MethodNames,
-    Only,
-    OutFolder,
-    RanksEach,
-    Seeds,
-    Set,
-    SolverName,
-    StorePath,
-    SuiteName,
-    TaskNames,
-    TimeLimit,
-)
+from metabench.cli.options import Choice, Jobs, Launch, OutFolder, with_options
 
 if TYPE_CHECKING:
     from metabench.suites.planning import Planned
@@ -38,67 +21,37 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 10.0
 
 
+@with_options()
 def plan(
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     jobs: Jobs = None,
 ) -> None:
     """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
     from metabench.cli import printing
     from metabench.run.local_launcher import default_jobs
 
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     for each, planned in choice.planned():
-        printing.print_plan(
-            printing.console(), _title(each, budget), planned, jobs or default_jobs()
-        )
+        title = _title(each, choice.budget)
+        printing.print_plan(printing.console(), title, planned, jobs or default_jobs())
 
 
+@with_options()
 def run(
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
-    jobs: Jobs = None,
-    device: Device = None,
-    time_limit: TimeLimit = None,
-    checkpoint_every: CheckpointEvery = 60.0,
-    ranks: RanksEach = 1,
+    choice: Choice,
+    launch: Launch,
 ) -> None:
     """Run every cell that has no finished record; stop and start it as you like."""
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     code = 0
     for each, planned in choice.planned():
-        code = max(
-            code, _run(choice, each, planned, jobs, device, time_limit, checkpoint_every, ranks)
-        )
+        code = max(code, _run(choice, each, planned, launch))
         if code == 130:
             break
     raise typer.Exit(code)
 
 
+@with_options()
 def status(
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     tracebacks: Annotated[
         bool, typer.Option("--tracebacks", help="Show the whole tracebacks of failed cells.")
     ] = False,
@@ -110,9 +63,8 @@ def status(
     from metabench import api
     from metabench.cli import printing
 
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     out = printing.console()
-    if suite is None and not (task or method):
+    if choice.whole_store:
         kept = choice.open_store()
         printing.print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
         return
@@ -121,25 +73,19 @@ def status(
             out.clear()
         active = False
         for each in choice.suites():
-            found = api.status(each, only=only or (), **choice.words())
+            found = api.status(each, only=choice.only or (), **choice.words())
             planned = with_cluster(found.planned, choice.open_store(), out)
             active = active or any(p.state in ("running", "pending", "held") for p in planned)
             found = replace(found, planned=planned)
-            printing.print_status(out, _title(each, budget), found, tracebacks)
+            printing.print_status(out, _title(each, choice.budget), found, tracebacks)
         if not (watch and active):
             return
         time.sleep(WATCH_SECONDS)
 
 
+@with_options(without="only")
 def table(
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     format: Annotated[
         str | None,
         typer.Option(
@@ -161,12 +107,11 @@ def table(
     from metabench.core.errors import SettingError
     from metabench.reports import tables
 
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver)
     suites = choice.suites()
     if out is not None and len(suites) > 1:
         raise SettingError(f"--out {out}: one file holds one table; name one suite")
     for each in suites:
-        fmt = format or (api.format_of(out) if out is not None else _screen_format())
+        fmt = format or (api.format_of(out) if out is not None else _terminal_format())
         found = api.results(each, **choice.words())
         printing.print_bad_files(printing.console(stderr=True), found.bad_files)
         text = tables.draw(found, fmt, cost=cost)
@@ -176,15 +121,9 @@ def table(
             _name_files([api.write(out, text)])
 
 
+@with_options(without="only")
 def plot(
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     kind: Annotated[
         list[str] | None,
         typer.Option("--kind", metavar="NAME", help="Only this kind of plot. Repeatable."),
@@ -197,100 +136,74 @@ def plot(
     """Learning curves, accuracy against cost, trajectories of lam, ranking; PNG and PDF."""
     from metabench import api
 
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver)
     for each in choice.suites():
         folder = _folder(choice, each, out)
         _name_files(api.plot(each, kind=kind, cost=cost, out=folder, **choice.words()))
 
 
+@with_options(without="only")
 def report(
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
     out: OutFolder = None,
 ) -> None:
     """One self-contained HTML file with tables, plots and every record."""
     from metabench import api
 
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver)
     for each in choice.suites():
         _name_files([api.report(each, out=_folder(choice, each, out), **choice.words())])
 
 
+@with_options()
 def reproduce(
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
-    jobs: Jobs = None,
-    device: Device = None,
-    time_limit: TimeLimit = None,
-    checkpoint_every: CheckpointEvery = 60.0,
-    ranks: RanksEach = 1,
+    choice: Choice,
+    launch: Launch,
     out: OutFolder = None,
     cluster: MaybeCluster = None,
 ) -> None:
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
     from metabench import api
 
-    cells, profile = (set, None) if cluster is None else profiled(cluster, set)
-    choice = Choice(suite, budget, cells, seeds, store, task, method, solver, only)
+    profile = None
+    if cluster is not None:
+        choice, profile = profiled(cluster, choice)
     code = 0
     for each, planned in choice.planned():
         folder = api.made(_folder(choice, each, out))  # before hours of running
         if profile is not None:
             ran = run_on_cluster(choice, each, planned, profile)
         else:
-            ran = _run(choice, each, planned, jobs, device, time_limit, checkpoint_every, ranks)
+            ran = _run(choice, each, planned, launch)
         code = max(code, ran)
         if code == 130:
             break
         shown = api.publish(each, out=folder, **choice.words())
-        typer.echo("\n" + shown.text(_screen_format()) + "\n")
+        typer.echo("\n" + shown.text(_terminal_format()) + "\n")
         *others, page = shown.files
         typer.echo(f"{len(others)} files of tables and plots in {page.parent}")
         typer.echo(f"report: {page}")
     raise typer.Exit(code)
 
 
+@with_options()
 def cost(
-    suite: SuiteName = None,
-    budget: BudgetName = "laptop",
-    set: Set = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    task: TaskNames = None,
-    method: MethodNames = None,
-    solver: SolverName = None,
-    store: StorePath = None,
+    choice: Choice,
 ) -> None:
     """Hours that runs took, by method; what is left; and how good past estimates were."""
     from metabench.api import spending
     from metabench.cli import printing
     from metabench.suites.planning import TO_RUN
 
-    choice = Choice(suite, budget, set, seeds, store, task, method, solver, only)
     out, kept = printing.console(), choice.open_store()
-    if suite is None and not (task or method):
+    if choice.whole_store:
         printing.print_costs(out, f"{kept.root}", spending.by_method(kept.records()))
     else:
         for each, planned in choice.planned():
             rows = spending.by_row(planned, kept, TO_RUN)
-            printing.print_costs(out, _title(each, budget), rows)
+            printing.print_costs(out, _title(each, choice.budget), rows)
     printing.print_estimates(out, spending.estimates(kept))
 
 
-def _screen_format() -> str:
+def _terminal_format() -> str:
     return "rich" if sys.stdout.isatty() else "text"
 
 
@@ -310,16 +223,7 @@ def _name_files(paths: list[Path]) -> None:
         typer.echo(f"wrote {path}")
 
 
-def _run(
-    choice: Choice,
-    suite: Suite,
-    planned: list[Planned],
-    jobs: int | None,
-    device: str | None,
-    time_limit: float | None,
-    checkpoint_every: float,
-    ranks: int,
-) -> int:
+def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -> int:
     """Run a plan in sight of the user; the exit code."""
     from metabench import api
     from metabench.cli import printing
@@ -327,16 +231,16 @@ def _run(
     from metabench.run.local_launcher import default_jobs
     from metabench.suites.planning import TO_RUN
 
-    api.check_device(device)
+    api.check_device(launch.device)
     err = printing.console(stderr=True)
     todo = sum(p.state in TO_RUN for p in planned)
-    jobs = jobs or max(1, min(default_jobs() // ranks, todo))
+    jobs = launch.jobs or max(1, min(default_jobs() // launch.ranks, todo))
     err.print(
         f"{_title(suite, choice.budget)}: {printing.cells_of(planned)}",
         markup=False,
         soft_wrap=True,
     )
-    printing.print_mends(err, planned)
+    printing.print_repairs(err, planned)
     code = int(any(p.state == "missing data" for p in planned))
     if not todo:
         printing.print_refusals(err, planned)
@@ -346,11 +250,11 @@ def _run(
             [p for p in planned if p.state in TO_RUN],
             choice.open_store(),
             jobs=jobs,
-            device=device,
-            time_limit=time_limit,
-            checkpoint_seconds=checkpoint_every,
+            device=launch.device,
+            time_limit=launch.time_limit,
+            checkpoint_seconds=launch.checkpoint_every,
             listener=listener,
-            ranks=ranks,
+            ranks=launch.ranks,
         )
     if summary.exit_code:
         err.print(str(summary), markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a task that offers derivatives promises of them."""
+"""The checks of the derivatives that a task offers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _differences(f: Callable[[Params], Params], theta: Params, v: Params, h: flo
 
 
 def check_split(task: Any) -> None:
-    """Where the inner loss names a penalty or its own Hessian, both are what they say."""
+    """A diagonal penalty and a Hessian in closed form, where there is one, agree with the loss."""
     problem = build(task)
     lam, theta, episode = start(problem)
     theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
@@ -108,7 +108,9 @@ def check_split(task: Any) -> None:
     added = [0.5 * (c * theta[k].square()).sum() for k, c in (penalty or {}).items()]
     whole, parts = problem.inner_loss(lam, theta, batch), sum(added, start=rest)
     gap = float(abs(whole - parts) / (1 + abs(whole)))
-    assert gap <= allowed, f"the inner loss is {gap:.1e} away from its parts, penalty and the rest"
+    assert gap <= allowed, (
+        f"the inner loss is {gap:.1e} away from the sum of its penalty and the rest"
+    )
     closed = problem.inner_hessian(lam, theta, batch)
     if closed is None:
         return

@@ -23,7 +23,7 @@ STEPS = 3
 
 
 @dataclass
-class Crossing:
+class Harness:
     """A method on a task, on the CPU; every context starts anew from the same seeds."""
 
     method: Any
@@ -60,7 +60,7 @@ class Crossing:
         return State(**autodiff.detach_tree(vars(new))), log
 
 
-def adapted(at: Crossing, ctx: Context, state: State) -> list[Params]:
+def adapted(at: Harness, ctx: Context, state: State) -> list[Params]:
     """theta for a few validation episodes, by the engine of the context."""
     method = at.method
     steps: int = (method.inner_steps if method.test_steps is None else method.test_steps) or 1

@@ -1,34 +1,34 @@
-"""The public conformance kit: a third party's task or method shows that it keeps the contract.
+"""The public conformance kit: the checks of the contract, for a third party's method or task.
 
     from metabench.conformance.kit import check_method, check_task
     check_method("mine")        # a registered name, a class, or an instance with settings
 
-or, one test a promise:
+or, one test a check:
 
     @pytest.mark.parametrize("name, check", method_checks("mine"))
     def test_contract(name, check):
         check()
 
-A method is run on the kit's own small tasks, as far as its needs allow, or on those that are given;
-a task is crossed with every registered method that applies, or with those that are given.
-:mod:`metabench.conformance.method_checks` and :mod:`metabench.conformance.task_checks` say what is
-promised.
+A method runs on those of the kit's own small tasks that offer what it needs, or on given tasks. A
+task runs with every registered method that applies, or with given methods. What is checked stands
+in :mod:`metabench.conformance.declaration_checks`, :mod:`metabench.conformance.method_checks`,
+:mod:`metabench.conformance.task_checks` and :mod:`metabench.conformance.derivative_checks`.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from metabench.conformance import method_checks as method_promises
-from metabench.conformance import task_checks as task_promises
-from metabench.conformance.harness import Crossing
+from metabench.conformance import declaration_checks as declarations
+from metabench.conformance.harness import Harness
+from metabench.conformance.method_checks import CHECKS as METHOD_CHECKS
+from metabench.conformance.task_checks import CHECKS as TASK_CHECKS
+from metabench.conformance.task_checks import applicable_methods, check_methods
 from metabench.conformance.test_problems import Sample
 from metabench.core import registry, settings
-from metabench.core.capabilities import CAPABILITIES, check_applicable, why_not
+from metabench.core.capabilities import check_applicable, why_not
 from metabench.core.errors import NotApplicable
 
 __all__ = ["ContractError", "check_method", "check_task", "method_checks", "task_checks"]
@@ -37,17 +37,17 @@ Check = tuple[str, Callable[[], None]]
 
 
 class ContractError(AssertionError):
-    """A promise of the contract that is not kept; says whose, which, and how."""
+    """A check that failed; says whose, which, and why."""
 
 
 def check_method(method: Any, tasks: Iterable[Any] | None = None) -> None:
-    """Raise :class:`ContractError` at the first promise that a method does not keep."""
+    """Raise :class:`ContractError` at the first check that a method fails."""
     for _, check in method_checks(method, tasks):
         check()
 
 
 def check_task(task: Any, methods: Iterable[Any] | None = None) -> None:
-    """Raise :class:`ContractError` at the first promise that a task does not keep."""
+    """Raise :class:`ContractError` at the first check that a task fails."""
     for _, check in task_checks(task, methods):
         check()
 
@@ -56,8 +56,8 @@ def method_checks(method: Any, tasks: Iterable[Any] | None = None) -> list[Check
     """Every check of a method: a name such as ``resumes[ridge]``, and what runs it."""
     it = subject("method", method)
     checks = [
-        _check(it, "settings", partial(check_settings, it)),
-        _check(it, "declares", partial(_declares, it.needs, "needs")),
+        *_declaration_checks("method", it),
+        _check(it, "declares", partial(declarations.check_capabilities, it.needs, "needs")),
     ]
     chosen = kit_tasks(it) if tasks is None else [subject("task", task) for task in tasks]
     if not chosen:
@@ -66,9 +66,9 @@ def method_checks(method: Any, tasks: Iterable[Any] | None = None) -> list[Check
         same = [t.registered_name for t in chosen].count(task.registered_name) > 1
         where = f"{task.registered_name}{number if same else ''}"
         checks.append(_check(it, f"applicable[{where}]", partial(_applicable, task, it)))
-        for check in method_promises.CHECKS:
+        for check in METHOD_CHECKS:
             name = check.__name__.removeprefix("check_")
-            checks.append(_check(it, f"{name}[{where}]", partial(check, Crossing(it, task))))
+            checks.append(_check(it, f"{name}[{where}]", partial(check, Harness(it, task))))
     return checks
 
 
@@ -76,21 +76,21 @@ def task_checks(task: Any, methods: Iterable[Any] | None = None) -> list[Check]:
     """Every check of a task: a name such as ``episodes``, and what runs it."""
     it = subject("task", task)
     checks = [
-        _check(it, "settings", partial(check_settings, it)),
-        _check(it, "declares", partial(_declares, it.offers, "offers")),
+        *_declaration_checks("task", it),
+        _check(it, "declares", partial(declarations.check_capabilities, it.offers, "offers")),
     ]
-    for check in task_promises.CHECKS:
+    for check in TASK_CHECKS:
         checks.append(_check(it, check.__name__.removeprefix("check_"), partial(check, it)))
     if methods is None:
-        crossed = task_promises.applicable_methods(it)
+        crossed = applicable_methods(it)
     else:
         crossed = [subject("method", method) for method in methods]
     for method in crossed:
         checks.append(
             _check(it, f"applicable[{method.registered_name}]", partial(_applicable, it, method))
         )
-        run = partial(task_promises.check_crossings, it, [method])
-        checks.append(_check(it, f"crosses[{method.registered_name}]", run))
+        run = partial(check_methods, it, [method])
+        checks.append(_check(it, f"runs[{method.registered_name}]", run))
     return checks
 
 
@@ -120,36 +120,11 @@ def kit_tasks(method: Any) -> list[Any]:
     return [task for task in known if why_not(task, method) is None]
 
 
-def check_settings(it: Any) -> None:
-    """A frozen dataclass with a docstring and a name, whose settings all have defaults and are
-    plain values that pass their own types."""
-    cls = type(it)
-    made = vars(cls).get("__dataclass_params__")
-    assert made is not None, f"{cls.__name__} is not a dataclass"
-    assert made.frozen, f"{cls.__name__} is not frozen"
-    assert getattr(cls, "registered_name", ""), f"{cls.__name__} is not registered under a name"
-    own = cls.__doc__ or ""
-    assert own and not own.startswith(f"{cls.__name__}("), f"{cls.__name__} has no docstring"
-    _spelt(cls)
-    plain = settings.values(it)
-    again = settings.build(cls, plain, it.registered_name)
-    assert again == it, f"settings written out and read again differ: {again} is not {it}"
-    settings.build(cls, {}, it.registered_name)
-
-
-def _spelt(cls: type) -> None:
-    """Nothing of its own is named nearly as something that its base classes have."""
-    own = [k for k in vars(cls) if not k.startswith("_") and k not in settings.fields(cls)]
-    known = {k for base in cls.__mro__[1:] for k in (*vars(base), *inspect.get_annotations(base))}
-    for name in own:
-        near = [] if name in known else difflib.get_close_matches(name, known, 1, 0.85)
-        assert not near, f"{cls.__name__}.{name} means nothing to metabench: write {near[0]}"
-
-
-def _declares(words: Any, what: str) -> None:
-    assert isinstance(words, frozenset), f"{what} is a {type(words).__name__}, not a frozenset"
-    unknown = sorted(words - CAPABILITIES.keys())
-    assert not unknown, f"{what} has {unknown}; known: {', '.join(sorted(CAPABILITIES))}"
+def _declaration_checks(kind: str, it: Any) -> list[Check]:
+    return [
+        _check(it, "settings", partial(declarations.check_settings, it)),
+        _check(it, "attributes", partial(declarations.check_attributes, kind, it)),
+    ]
 
 
 def _applicable(task: Any, method: Any) -> None:

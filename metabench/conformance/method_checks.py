@@ -1,4 +1,4 @@
-"""What every method promises, each promise one short function of a crossing with a task."""
+"""The checks of a method, each one short function of the method on a task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from metabench.conformance.harness import (
     STEPS,
-    Crossing,
+    Harness,
     adapted,
     relative_gap,
     snapshot,
@@ -30,7 +30,7 @@ from metabench.core.errors import NotApplicable
 from metabench.run.evaluation import evaluate
 
 
-def check_state(at: Crossing) -> None:
+def check_state(at: Harness) -> None:
     """lam keeps its names, shapes and types and stays finite; theta is there if it is carried."""
     ctx = at.context()
     first = state = at.method.init(ctx)
@@ -48,7 +48,7 @@ def check_state(at: Crossing) -> None:
         state, _ = at.step(ctx, state)
 
 
-def check_log(at: Crossing) -> None:
+def check_log(at: Harness) -> None:
     """A step's log holds plain finite numbers by name."""
     ctx = at.context()
     _, log = at.step(ctx, at.method.init(ctx))
@@ -59,7 +59,7 @@ def check_log(at: Crossing) -> None:
         assert math.isfinite(value), f"log entry {name!r} is {value}"
 
 
-def check_adapt(at: Crossing) -> None:
+def check_adapt(at: Harness) -> None:
     """adapt gives a whole finite theta without a graph for an episode it has never seen."""
     ctx = at.context()
     state = at.run(ctx, 1)
@@ -74,7 +74,7 @@ def check_adapt(at: Crossing) -> None:
             assert not value.requires_grad, f"adapt gives a {name} that has a graph"
 
 
-def check_pure(at: Crossing) -> None:
+def check_pure(at: Harness) -> None:
     """A step and an adaptation change nothing that they are given."""
     ctx = at.context()
     state = at.run(ctx, 1)
@@ -91,20 +91,20 @@ def check_pure(at: Crossing) -> None:
         assert unchanged(before[name], value), f"{name} was changed in place"
 
 
-def check_storable(at: Crossing) -> None:
+def check_storable(at: Harness) -> None:
     """A state is plain data: saved and loaded again (weights_only) it is the same."""
     state = at.run(at.context(), 1)
     assert unchanged(snapshot(state), stored(state)), "the state comes back changed"
 
 
-def check_seeded(at: Crossing) -> None:
+def check_seeded(at: Harness) -> None:
     """Everything random comes from the seeds: the same seeds give the same bits."""
     first = at.run(at.context())
     torch.manual_seed(12345)
     assert unchanged(snapshot(first), at.run(at.context())), "a second run is different"
 
 
-def check_resumes(at: Crossing) -> None:
+def check_resumes(at: Harness) -> None:
     """Stored and loaded after every step, a run ends as the uninterrupted one, bit for bit."""
     ctx = at.context()
     expected = at.run(ctx)
@@ -121,25 +121,25 @@ def check_resumes(at: Crossing) -> None:
     assert on.meter.counts == ctx.meter.counts, "a run that was cut counts other costs"
 
 
-def check_undisturbed(at: Crossing) -> None:
-    """Looking at a state does not change the course of the run, and costs nothing."""
-    ctx, watched = at.context(), at.context()
-    expected, state = at.run(ctx), at.method.init(watched)
+def check_undisturbed(at: Harness) -> None:
+    """Evaluating a state does not change the run, and is not counted as cost."""
+    ctx, evaluated = at.context(), at.context()
+    expected, state = at.run(ctx), at.method.init(evaluated)
     for _ in range(STEPS):
-        evaluate(watched, at.method, state, "valid", 1)
-        state, _ = at.step(watched, state)
+        evaluate(evaluated, at.method, state, "valid", 1)
+        state, _ = at.step(evaluated, state)
     assert unchanged(snapshot(expected), state), "evaluation changes the run"
-    assert watched.meter.counts == ctx.meter.counts, "evaluation is counted as cost"
+    assert evaluated.meter.counts == ctx.meter.counts, "evaluation is counted as cost"
 
 
-def check_threads(at: Crossing) -> None:
+def check_threads(at: Harness) -> None:
     """Episodes spread over threads give the same bits and counts as one after another."""
     one, three = at.context(), at.context(workers=3)
     assert unchanged(snapshot(at.run(one)), at.run(three)), "threads change the result"
     assert three.meter.counts == one.meter.counts, "threads change the counts"
 
 
-def check_batched(at: Crossing) -> None:
+def check_batched(at: Harness) -> None:
     """All episodes at once (vmap) give what one after another gives, to rounding."""
     if not at.method.batched:
         return
@@ -161,7 +161,7 @@ def check_batched(at: Crossing) -> None:
             assert gap <= allowed, f"batched, adapt's theta is {gap:.1e} away"
 
 
-def check_counts(at: Crossing) -> None:
+def check_counts(at: Harness) -> None:
     """The meter agrees with how often the losses really are evaluated.
 
     Every evaluation belongs to one inner gradient, outer gradient or function evaluation; a
@@ -185,19 +185,19 @@ def check_counts(at: Crossing) -> None:
     assert least <= made <= most, f"losses are evaluated {made} times; counted: {n}"
 
 
-def check_needs(at: Crossing) -> None:
-    """It runs on a problem that has nothing but what its needs name, and gives the same."""
+def check_needs(at: Harness) -> None:
+    """On a problem that has only what its needs name, it runs and gives the same result."""
     problem = Limited(at.problem(), at.method.needs)
     try:
         found = at.run(at.context(problem.as_problem()))
     except Undeclared as error:
         raise AssertionError(f"{error}; needs are {sorted(at.method.needs)}") from None
     assert unchanged(snapshot(at.run(at.context())), found), (
-        "on a problem that has only what it needs, the result is another"
+        "on a problem that has only what it needs, the result is different"
     )
 
 
-def check_refused(at: Crossing) -> None:
+def check_refused(at: Harness) -> None:
     """A task that lacks any one of its needs is refused with the reason."""
     for need in at.method.needs:
         lacking = _Lacking(at.task, need)
@@ -209,7 +209,7 @@ def check_refused(at: Crossing) -> None:
             raise AssertionError(f"a task without {need!r} is not refused")
 
 
-def check_improves(at: Crossing) -> None:
+def check_improves(at: Harness) -> None:
     """On the closed-form problem a method that differentiates the outer loss brings it down."""
     ctx = at.context()
     known = at.task.registered_name == "quadratic" and not ctx.problem.carried
@@ -224,42 +224,42 @@ def check_improves(at: Crossing) -> None:
     assert after < before, f"50 outer steps bring the test loss from {before:g} to {after:g}"
 
 
-def check_exact(at: Crossing) -> None:
+def check_exact(at: Harness) -> None:
     """On the closed-form problem the hypergradient is the derivative of the outer loss at the theta
     that comes with it, under the settings for which the method's theory says so (``exact_with``).
 
-    Along three ways through lam, against central differences: a method that can never be exact has
-    no ``exact_with``, and nothing is checked.
+    It is compared with central differences along three directions of lam. A method that is never
+    exact has no ``exact_with``, and nothing is checked.
     """
-    promised = at.method.exact_with
-    if promised is None or at.task.registered_name != "quadratic":
+    exact = at.method.exact_with
+    if exact is None or at.task.registered_name != "quadratic":
         return
-    ctx, method = at.context(), replace(at.method, **promised)
+    ctx, method = at.context(), replace(at.method, **exact)
     state, episode = method.init(ctx), ctx.training_episodes()[0]
     lam = state.outer
     found = method.hypergradient(ctx, lam, state.theta, episode).grad
     gen = torch.Generator().manual_seed(0)
     for _ in range(3):
-        way = {
+        direction = {
             k: torch.randn(v.shape, generator=gen, dtype=torch.float64).to(v)
             for k, v in lam.items()
         }
 
-        def judged(size: float, way: Params = way) -> float:
-            there = autodiff.axpy(size, way, lam)
+        def outer_value(size: float, direction: Params = direction) -> float:
+            there = autodiff.axpy(size, direction, lam)
             end = method.hypergradient(ctx, there, state.theta, episode).theta
             return float(ctx.problem.outer_loss(there, end, episode.outer))
 
         h = 1e-4
-        slope = 8 * (judged(h) - judged(-h)) - (judged(2 * h) - judged(-2 * h))
-        expected, given = slope / (12 * h), float(autodiff.dot(found, way))
+        slope = 8 * (outer_value(h) - outer_value(-h)) - (outer_value(2 * h) - outer_value(-2 * h))
+        expected, given = slope / (12 * h), float(autodiff.dot(found, direction))
         assert abs(given - expected) <= 1e-8 * (1 + abs(expected)), (
-            f"with {promised} the hypergradient should be exact: along one way through lam it says "
+            f"with {exact} the hypergradient should be exact: along one direction of lam it says "
             f"{given:.10g}, differences {expected:.10g}"
         )
 
 
-CHECKS: tuple[Callable[[Crossing], None], ...] = (
+CHECKS: tuple[Callable[[Harness], None], ...] = (
     check_state,
     check_log,
     check_adapt,

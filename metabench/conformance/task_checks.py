@@ -1,4 +1,4 @@
-"""What every task promises, each promise one short function of the task's settings."""
+"""The checks of a task, each one short function of the task under its settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from metabench.conformance.declaration_checks import check_problem_attributes
 from metabench.conformance.derivative_checks import (
     build,
     check_batched,
@@ -17,7 +18,7 @@ from metabench.conformance.derivative_checks import (
     splits,
     start,
 )
-from metabench.conformance.harness import Crossing, snapshot, tolerance, unchanged
+from metabench.conformance.harness import Harness, snapshot, tolerance, unchanged
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Episode, count_numbers
 from metabench.core import optional_packages
@@ -26,7 +27,7 @@ from metabench.core.errors import Distrusted
 from metabench.core.registry import methods
 
 SMALL = 1000
-"""More numbers than this are no small lam."""
+"""The most numbers of a small lam."""
 
 
 def check_declarations(task: Any) -> None:
@@ -34,6 +35,11 @@ def check_declarations(task: Any) -> None:
     assert isinstance(task.metric, str) and task.metric, "metric must name one of the metrics"
     assert task.goal in ("max", "min"), f"goal is {task.goal!r}; it can be 'max' or 'min'"
     assert isinstance(task.data, tuple), "data must be a tuple of data set names"
+
+
+def check_problem(task: Any) -> None:
+    """No attribute of the problem is a misspelling of one that the contract reads."""
+    check_problem_attributes(build(task))
 
 
 def check_init(task: Any) -> None:
@@ -54,7 +60,7 @@ def check_init(task: Any) -> None:
 
 
 def check_episodes(task: Any) -> None:
-    """An episode is a function of seeds, split and index alone, in whatever order it is asked."""
+    """An episode is a function of seeds, split and index alone, in whatever order it is built."""
     problem = build(task)
     for split in splits(problem):
         n = problem.count(split)
@@ -63,10 +69,10 @@ def check_episodes(task: Any) -> None:
         later = snapshot(_content(problem.episode(split, last)))
         first = snapshot(_content(problem.episode(split, 0)))
         assert unchanged(later, _content(problem.episode(split, last))), (
-            f"episode {last} of {split!r} is another when asked for again"
+            f"episode {last} of {split!r} is different when asked for again"
         )
         assert unchanged(first, _content(build(task).episode(split, 0))), (
-            f"episode 0 of {split!r} is another when the problem is built again"
+            f"episode 0 of {split!r} is different when the problem is built again"
         )
         assert problem.episode(split, last).index == last, "an episode must know its index"
 
@@ -101,7 +107,7 @@ def check_losses(task: Any) -> None:
 
 
 def check_initialisation(task: Any) -> None:
-    """A method may add names to lam: theta, losses and projection do not mind them."""
+    """A method may add names to lam: theta, losses and projection work as before."""
     problem = build(task)
     lam, theta, episode = start(problem)
     more = {**lam, "added by a method": torch.tensor(3.0)}
@@ -113,7 +119,7 @@ def check_initialisation(task: Any) -> None:
 
 
 def check_hypers(task: Any) -> None:
-    """What is said of lam in words fits lam, and a search space has an end on every side."""
+    """``hypers`` fit lam, and a search space is bounded on every side."""
     problem = build(task)
     lam = problem.init_outer()
     for hyper in problem.hypers:
@@ -142,7 +148,9 @@ def check_project(task: Any) -> None:
         once = problem.project(away)
         assert unchanged(held, away), "project changes what it is given"
         assert {k: v.shape for k, v in once.items()} == {k: v.shape for k, v in lam.items()}
-        assert unchanged(snapshot(once), problem.project(once)), "projecting twice moves on"
+        assert unchanged(snapshot(once), problem.project(once)), (
+            "projecting twice is not projecting once"
+        )
         for hyper in problem.hypers:
             value = once[hyper.name]
             assert hyper.low is None or float(value.min()) >= hyper.low, f"{hyper.name} below low"
@@ -260,11 +268,11 @@ def check_prepare(task: Any) -> None:
             assert gap <= tolerance(theta), f"{name} of a prepared episode is {gap:.1e} away"
 
 
-def check_crossings(task: Any, crossed: list[Any]) -> None:
-    """Two outer steps and an adaptation of every method that applies, threads or not. A method may
-    say that it does not trust its own hypergradient there."""
-    for method in crossed:
-        at = Crossing(method, task)
+def check_methods(task: Any, chosen: list[Any]) -> None:
+    """Two outer steps and an adaptation of every method that applies, with and without threads. A
+    method may stop because it does not trust its own hypergradient there (Distrusted)."""
+    for method in chosen:
+        at = Harness(method, task)
         ctx = at.context()
         try:
             state = at.run(ctx, 2)
@@ -275,14 +283,15 @@ def check_crossings(task: Any, crossed: list[Any]) -> None:
             assert all(bool(torch.isfinite(v).all()) for v in params.values()), (
                 "two steps end in numbers that are not finite"
             )
-        in_threads = at.run(at.context(ctx.problem, workers=3), 2)
-        assert unchanged(snapshot(state), in_threads), (
+        threaded = at.run(at.context(ctx.problem, workers=3), 2)
+        assert unchanged(snapshot(state), threaded), (
             "episodes in threads give other numbers: a loss keeps something between calls"
         )
 
 
 CHECKS: tuple[Callable[[Any], None], ...] = (
     check_declarations,
+    check_problem,
     check_init,
     check_episodes,
     check_seeds,

@@ -1,4 +1,4 @@
-"""What the conformance kit runs methods on: a small task, and problems that watch their caller."""
+"""What the conformance kit runs methods on: a small task, and problems that check calls."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sample(Task):
         return GRADIENTS | own | {"head", "module", "episodes"}
 
     def build(self, seeds: Seeds, device: torch.device) -> Problem:
-        """The problem; nothing to load."""
+        """The problem; there is nothing to load."""
         return SampleProblem(self, seeds, device)
 
 
@@ -113,8 +113,8 @@ class SampleProblem(Problem):
         return Episode(draw if self.task.batches else draw("support"), draw("query"), index)
 
 
-class Watched:
-    """A problem that passes everything on; subclasses look at what is asked of it."""
+class Wrapped:
+    """A problem that passes everything on; subclasses observe what is asked of it."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -127,7 +127,7 @@ class Watched:
         return cast(Problem, self)
 
 
-class Counting(Watched):
+class Counting(Wrapped):
     """How often each loss is evaluated; once on several episodes or chains is several times."""
 
     def __init__(self, problem: Problem) -> None:
@@ -163,7 +163,7 @@ class Counting(Watched):
         return self._problem.log_likelihood(lam, episode, actions)
 
 
-class Limited(Watched):
+class Limited(Wrapped):
     """A problem that has only what ``needs`` names; anything else raises :class:`Undeclared`."""
 
     def __init__(self, problem: Problem, needs: frozenset[str]) -> None:

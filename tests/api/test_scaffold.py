@@ -147,7 +147,7 @@ def test_the_next_commands_work(
     assert commands == next_commands(kind, Path("mine.py")) and len(commands) == 3
     told = {command.split()[1]: type_in(command) for command in commands}
     assert f"{kind} mine" in told["show"]
-    assert "mine keeps the contract" in told["check"]
+    assert "mine passes every check" in told["check"]
     assert list((tmp_path / "results").glob("*/smoke/report.html"))
 
 

@@ -10,6 +10,8 @@ from typer.testing import CliRunner, Result
 
 from metabench.cli.main import app
 from metabench.cluster.submission import Array, Submission, submissions
+from metabench.core.cell import Cell
+from metabench.store.record import Record
 from metabench.store.store import Store
 
 
@@ -115,9 +117,11 @@ def test_what_cannot_be_asked_is_not_called_cancelled(type_, tmp_path: Path) -> 
 
 
 def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from test_costs import record  # type: ignore[import-not-found]
-
-    Store(tmp_path / "runs").write(record(0, "bilevel", 3000.0, "cuda:0"))
+    cell = Cell("ridge", "bilevel", "sgd", 0)
+    spent = {"seconds": 3000.0, "evaluation_seconds": 600.0}
+    on_gpu = {"device": "cuda:0"}
+    made = Record(key=cell.key, cell=cell, status="done", cost=spent, environment=on_gpu)
+    Store(tmp_path / "runs").write(made)
     done = type_("cost")
     assert done.exit_code == 0 and re.search(r"bilevel on ridge +1 +1 +0 +1", done.output)
     assert type_("cost", "quickstart", "--budget", "smoke").exit_code == 0

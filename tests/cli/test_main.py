@@ -492,7 +492,7 @@ def test_missing_packages_and_data_are_told_with_their_command(
         BAD_METHOD.replace("how: str", "packages = ('no_such_package',)\n    how: str")
     )
     words = ["--task", "quadratic", "--method", "bad", "--budget", "smoke", "--plugin", "bad.py"]
-    assert "mend it with: pip install no_such_package" in metabench("plan", *words).out
+    assert "repair it with: pip install no_such_package" in metabench("plan", *words).out
     typed = metabench("reproduce", *words)
     assert typed.code == 0, "an optional row is no failure"
     assert "pip install no_such_package" in typed.out, "the table says why it is a hole"
@@ -588,7 +588,7 @@ def test_tables_fit_80_columns_and_keep_names_whole(
             for ln in plain.splitlines()
             if len(ln) > 80
             and "source: " not in ln
-            and "mend it with" not in ln
+            and "repair it with" not in ln
             and "of unknown cost" not in ln
         ]
         assert not long, long
@@ -658,7 +658,7 @@ def test_data_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = metabench("data", "verify", "omniglot")
     assert missing.code == 1 and "not found; looked in" in missing.err
     plan = metabench("plan", "omniglot", "--budget", "smoke")
-    assert plan.code == 0 and "mend it with: metabench data fetch omniglot" in plan.out
+    assert plan.code == 0 and "repair it with: metabench data fetch omniglot" in plan.out
     run = metabench("run", "omniglot", "--budget", "smoke", "--only", "maml")
     assert run.code == 1 and "metabench data fetch omniglot" in run.err
     assert Store().records() == []
@@ -686,10 +686,10 @@ def test_fetching_and_verifying_are_told(folder: Path, monkeypatch: pytest.Monke
 
 def test_check_tells_every_promise(folder: Path) -> None:
     typed = metabench("check", "fixed")
-    assert typed.code == 0 and typed.out.endswith("fixed keeps the contract\n")
+    assert typed.code == 0 and typed.out.endswith("fixed passes every check\n")
     assert typed.out.count("ok  ") > 10
     (folder / "bad.py").write_text(BAD_METHOD)
     typed = metabench("check", "bad", "--plugin", "bad.py")
     assert typed.code == 1
-    assert "BROKEN" in typed.out and re.search(r"bad breaks \d+ promises", typed.out)
+    assert "FAILED" in typed.out and re.search(r"bad fails \d+ checks", typed.out)
     assert metabench("check", "fixd").code == 2

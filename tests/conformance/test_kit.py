@@ -1,4 +1,4 @@
-"""The conformance kit finds each kind of broken promise, and names it."""
+"""The conformance kit finds each kind of mistake, and names it."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -35,7 +35,7 @@ def test_a_task_by_name_class_or_instance(given):
     check_task(given, methods=["fixed"])
 
 
-def test_the_kits_own_task_keeps_the_contract():
+def test_the_kits_own_task_passes():
     for task in (Sample(), Sample(batches=True), SAMPLE):
         check_task(task)
 
@@ -47,14 +47,14 @@ def test_unknown_names():
 
 def test_names_of_the_checks():
     names = [name for name, _ in method_checks("fixed", ["ridge"])]
-    assert names[:3] == ["settings", "declares", "applicable[ridge]"]
+    assert names[:4] == ["settings", "attributes", "declares", "applicable[ridge]"]
     assert "resumes[ridge]" in names and len(set(names)) == len(names)
     names = [name for name, _ in task_checks("ridge", ["fixed"])]
-    assert names[-1] == "crosses[fixed]" and len(set(names)) == len(names)
+    assert names[-1] == "runs[fixed]" and len(set(names)) == len(names)
     assert len({name for name, _ in method_checks("fixed")}) == len(list(method_checks("fixed")))
 
 
-def test_a_crossing_that_the_theory_does_not_allow():
+def test_a_task_that_the_theory_does_not_allow():
     with pytest.raises(ContractError, match=r"maml: applicable\[ridge\]: maml needs .* initial"):
         check_method("maml", tasks=["ridge"])
 
@@ -72,7 +72,7 @@ def test_needs_that_no_task_of_the_kit_meets():
         check_method(Policy)
 
 
-# Methods, each with one promise broken.
+# Methods, each with one mistake.
 
 
 def broken_method(name="broken"):
@@ -104,6 +104,21 @@ class UnknownNeed(Bilevel):
     @property
     def needs(self):
         return frozenset({"gradients"})
+
+
+@broken_method()
+class MisspeltAttribute(Bilevel):
+    """Refuses solvers under a name that nothing reads."""
+
+    def refuse(self, solver):
+        return "no solver"
+
+
+@broken_method()
+class MisspeltClassAttribute(Bilevel):
+    """Names its packages under a name that nothing reads."""
+
+    package: ClassVar[tuple[str, ...]] = ("torch",)
 
 
 @broken_method()
@@ -241,14 +256,6 @@ class ThreadsDiffer(Bilevel):
 
 
 @broken_method()
-class Misspelt(GradientMethod):
-    """Has a name that nothing looks at."""
-
-    def refuse(self, solver):
-        return None
-
-
-@broken_method()
 class Uphill(GradientMethod):
     """Has the sign wrong."""
 
@@ -284,8 +291,9 @@ class TouchedByEvaluation(Bilevel):
 BROKEN_METHODS = {
     NoDocstring: "settings: .* docstring",
     NoDefault: "factor cannot be None",
-    Misspelt: "settings: .*Misspelt.refuse means nothing to metabench: write refuses",
     UnknownNeed: r"declares: needs has \['gradients'\]",
+    MisspeltAttribute: "attributes: nothing reads 'refuse': is 'refuses' meant",
+    MisspeltClassAttribute: "attributes: nothing reads 'package': is 'packages' meant",
     LosesNames: "state.*: lam's names change",
     LogsTensors: "log.*: log entry 'norm' is a Tensor",
     AdaptsWithGraph: "adapt.* has a graph",
@@ -393,8 +401,9 @@ BODY_BIAS = Hyper("body.bias", (5,), -1.0, 1.0)
 INIT = Sample().offers
 BROKEN_TASKS = {
     "offers": broken_task("declares: offers has", offers=SAMPLE.offers | {"speed"}),
+    "misspelt": broken_task("problem: nothing reads 'hyper': is 'hypers' meant", hyper=()),
     "own tensor": broken_task("init: init_outer gives away", init_outer=own_tensor),
-    "stream": broken_task("episodes: .* is another", episode=stream_episodes),
+    "stream": broken_task("episodes: .* is different", episode=stream_episodes),
     "seeds": broken_task("seeds: episodes are random", episode=same_episodes),
     "nan": broken_task("losses: inner_loss at the start is nan", inner_loss=nan_loss),
     "vector": broken_task("losses: inner_loss has shape", inner_loss=vector_loss),
@@ -441,7 +450,20 @@ def test_a_task_that_says_wrongly_what_it_measures_is_found(name, said):
     )
 
 
-def test_watched_problems():
+def test_names_of_ones_own_are_allowed():
+    own = {"__doc__": "Has own names.", "refusals": 3, "_refuse": None, "metrics": ("loss",)}
+    task = dataclass(frozen=True)(type("Own", (Sample,), own))()
+    dict(task_checks(task, []))["attributes"]()
+    own = {"__doc__": "Has own names.", "refusals": 3, "_refuse": None, "exact_with": None}
+    method = dataclass(frozen=True)(type("Own", (Bilevel,), own))()
+    dict(method_checks(method, []))["attributes"]()
+    misspelt = {"__doc__": "Has no such name.", "metrics_": ("loss",)}
+    wrong = dataclass(frozen=True)(type("Own", (Sample,), misspelt))()
+    with pytest.raises(ContractError, match="nothing reads 'metrics_': is 'metrics' meant"):
+        dict(task_checks(wrong, []))["attributes"]()
+
+
+def test_wrapped_problems():
     problem = SAMPLE.build(*_seeds())
     lam, episode = problem.init_outer(), problem.episode("train", 0)
     theta = problem.init_inner(lam, episode)
