@@ -13,8 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
-from metabench.contract.seeds import Seeds, generator
+from metabench import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Seeds, generator
 
 
 @dataclass(frozen=True)
