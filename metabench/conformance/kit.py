@@ -114,7 +114,7 @@ def subject(kind: str, given: Any) -> Any:
 
 
 def build(kind: str, name: str, **values: Any) -> Any:
-    """The registered "task", "method" or "solver" with these settings, the others at their defaults.
+    """The registered "task", "method" or "solver" with these settings, others at their default.
 
     Raises UnknownName for the kind, the name, or a setting; SettingError for a value.
     """
