@@ -88,19 +88,21 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted([*_HOME_OF, *_DOORS, "__version__"])
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # which would then take any name for granted
 
-        value: Any = version("metabench")
-    elif name in _DOORS:
-        return importlib.import_module(f"metabench.{name}")
-    elif name in _HOME_OF:
-        value = getattr(importlib.import_module(f"metabench.{_HOME_OF[name]}"), name)
-    else:
-        raise AttributeError(f"module 'metabench' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value: Any = version("metabench")
+        elif name in _DOORS:
+            return importlib.import_module(f"metabench.{name}")
+        elif name in _HOME_OF:
+            value = getattr(importlib.import_module(f"metabench.{_HOME_OF[name]}"), name)
+        else:
+            raise AttributeError(f"module 'metabench' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -127,7 +127,7 @@ def test_the_front_shows_its_names_and_no_more() -> None:
 def test_type_checkers_see_the_same_names() -> None:
     """The names under TYPE_CHECKING are those that are found when asked for, from one home."""
     tree = ast.parse(Path(str(metabench.__file__)).read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     found = {
         alias.name: str(node.module)
         for node in block.body
