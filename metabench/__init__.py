@@ -1,7 +1,18 @@
 """metabench: a benchmark suite for meta-learning and bilevel optimisation in PyTorch.
 
-The names below are imported when they are first used: ``import metabench`` costs neither torch nor
-pandas. The verbs of the command line are functions of :mod:`metabench.api`.
+A task or a method of your own imports seven paths, and only these: this one (the contract),
+:mod:`metabench.autodiff`, :mod:`metabench.implicit`, :mod:`metabench.unrolled` (what methods are
+made of), :mod:`metabench.testing` (checks), :mod:`metabench.errors`, and :mod:`metabench.api` (the
+verbs of the command line).
+
+>>> from metabench import Hyper, Seeds, generator
+>>> Hyper("log_decay", (10,), low=-8.0, high=2.0).shape
+(10,)
+>>> seeds = Seeds.of(0)
+>>> generator(seeds.data, "rows").initial_seed() == generator(seeds.data, "rows").initial_seed()
+True
+
+Names are imported when they are first used: ``import metabench`` costs neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -11,56 +22,88 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metabench import api as api
-    from metabench.contract.method import Context as Context
+    from metabench import autodiff as autodiff
+    from metabench import errors as errors
+    from metabench import implicit as implicit
+    from metabench import testing as testing
+    from metabench import unrolled as unrolled
+    from metabench.contract.context import Context as Context
     from metabench.contract.method import GradientMethod as GradientMethod
     from metabench.contract.method import Hypergradient as Hypergradient
+    from metabench.contract.method import InnerTraining as InnerTraining
+    from metabench.contract.method import Method as Method
+    from metabench.contract.method import Positive as Positive
+    from metabench.contract.method import SolverName as SolverName
     from metabench.contract.method import State as State
+    from metabench.contract.method import Steps as Steps
+    from metabench.contract.method import check_hypergradient as check_hypergradient
+    from metabench.contract.method import inner_loop as inner_loop
+    from metabench.contract.method import outer_solver as outer_solver
+    from metabench.contract.problem import GRADIENTS as GRADIENTS
     from metabench.contract.problem import Batch as Batch
     from metabench.contract.problem import Episode as Episode
     from metabench.contract.problem import Hyper as Hyper
     from metabench.contract.problem import Params as Params
     from metabench.contract.problem import Problem as Problem
+    from metabench.contract.problem import Task as Task
     from metabench.contract.seeds import Seeds as Seeds
-    from metabench.core.cell import Budget as Budget
-    from metabench.core.cell import Cell as Cell
-    from metabench.core.cell import make_cell as make_cell
-    from metabench.core.errors import MetabenchError as MetabenchError
-    from metabench.run.runner import run_cell as run_cell
-    from metabench.store.record import Record as Record
-    from metabench.store.store import Store as Store
-    from metabench.suites.suite import Suite as Suite
+    from metabench.contract.seeds import generator as generator
+    from metabench.contract.solver import Rate as Rate
+    from metabench.contract.solver import Solver as Solver
+    from metabench.contract.solver import SolverState as SolverState
+    from metabench.contract.solver import scaled as scaled
+    from metabench.core.capabilities import CAPABILITIES as CAPABILITIES
+    from metabench.core.registry import method as method
+    from metabench.core.registry import solver as solver
+    from metabench.core.registry import task as task
 
     __version__: str
 
+_DOORS = ("api", "autodiff", "errors", "implicit", "testing", "unrolled")
+"""The other six paths."""
+
 _HOMES = {
-    "core.cell": ("Budget", "Cell", "make_cell"),
-    "core.errors": ("MetabenchError",),
-    "contract.method": ("Context", "GradientMethod", "Hypergradient", "State"),
-    "contract.problem": ("Batch", "Episode", "Hyper", "Params", "Problem", "Seeds"),
-    "store.record": ("Record",),
-    "run.runner": ("run_cell",),
-    "store.store": ("Store",),
-    "suites.suite": ("Suite",),
+    "contract.context": ("Context",),
+    "contract.method": (
+        "GradientMethod",
+        "Hypergradient",
+        "InnerTraining",
+        "Method",
+        "Positive",
+        "SolverName",
+        "State",
+        "Steps",
+        "check_hypergradient",
+        "inner_loop",
+        "outer_solver",
+    ),
+    "contract.problem": ("GRADIENTS", "Batch", "Episode", "Hyper", "Params", "Problem", "Task"),
+    "contract.seeds": ("Seeds", "generator"),
+    "contract.solver": ("Rate", "Solver", "SolverState", "scaled"),
+    "core.capabilities": ("CAPABILITIES",),
+    "core.registry": ("method", "solver", "task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME_OF, "__version__", "api"])
+__all__ = sorted([*_HOME_OF, *_DOORS, "__version__"])
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # which would then take any name for granted
 
-        value: Any = version("metabench")
-    elif name == "api":
-        return importlib.import_module("metabench.api")
-    elif name in _HOME_OF:
-        value = getattr(importlib.import_module(f"metabench.{_HOME_OF[name]}"), name)
-    else:
-        raise AttributeError(f"module 'metabench' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value: Any = version("metabench")
+        elif name in _DOORS:
+            return importlib.import_module(f"metabench.{name}")
+        elif name in _HOME_OF:
+            value = getattr(importlib.import_module(f"metabench.{_HOME_OF[name]}"), name)
+        else:
+            raise AttributeError(f"module 'metabench' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

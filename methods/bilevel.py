@@ -15,13 +15,13 @@ from pydantic import Field
 from metabench.contract.method import Context, Hypergradient
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients import unrolled
 
 RATE = "inner_lr"  # name of the learned step size
 
 
-@methods.register("bilevel")
+@method("bilevel")
 @dataclass(frozen=True)
 class Bilevel(unrolled.Unrolling):
     """Bilevel unrolling (Franceschi 2018): differentiate through the inner solver's iterations."""

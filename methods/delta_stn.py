@@ -24,12 +24,12 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.method import Context
 from metabench.contract.problem import Batch, Params
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients.best_response import VALUE, Moment, SelfTuning, part, respond
 from metabench.hypergradients.unrolled import load_forward_mode
 
 
-@methods.register("delta_stn")
+@method("delta_stn")
 @dataclass(frozen=True)
 class DeltaSTN(SelfTuning):
     """Delta-STN (Bae 2020): the value trained as usual, the response on linearised predictions."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from metabench.contract import autodiff
 from metabench.contract.method import Context, InnerTraining, State, inner_loop
-from metabench.core.registry import methods
+from metabench.core.registry import method
 
 
-@methods.register("fixed")
+@method("fixed")
 @dataclass(frozen=True)
 class Fixed(InnerTraining):
     """No outer learning: lam stays at its first value, theta is trained as usual; the floor."""

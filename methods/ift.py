@@ -25,11 +25,11 @@ from metabench.contract.method import (
     inner_loop,
 )
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients import implicit
 
 
-@methods.register("ift")
+@method("ift")
 @dataclass(frozen=True)
 class IFT(GradientMethod):
     """Implicit differentiation (Lorraine 2019): Neumann series, conjugate gradient, or T1-T2."""

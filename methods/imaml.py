@@ -21,11 +21,11 @@ from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients import implicit
 
 
-@methods.register("imaml")
+@method("imaml")
 @dataclass(frozen=True)
 class IMAML(GradientMethod):
     """iMAML (Rajeswaran 2019): initial weights by the implicit gradient of a proximal problem."""

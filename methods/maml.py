@@ -15,13 +15,13 @@ import torch
 from metabench.contract.method import Context, Hypergradient, Positive, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients import unrolled
 
 RATE = "rate."  # prefix of Meta-SGD's step sizes
 
 
-@methods.register("maml")
+@method("maml")
 @dataclass(frozen=True)
 class MAML(unrolled.Unrolling):
     """MAML (Finn 2017): learn initial weights; options first order, ANIL, Meta-SGD."""

@@ -18,10 +18,10 @@ import torch
 from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.core.registry import methods
+from metabench.core.registry import method
 
 
-@methods.register("maml_learn2learn")
+@method("maml_learn2learn")
 @dataclass(frozen=True)
 class MAMLLearn2learn(GradientMethod):
     """MAML by the learn2learn library: clone, adapt, differentiate; a reference row."""

@@ -18,11 +18,11 @@ from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients import unrolled
 
 
-@methods.register("one_step")
+@method("one_step")
 @dataclass(frozen=True)
 class OneStep(GradientMethod):
     """One-step lookahead (DARTS, Liu 2019): through the last inner step; exact or differences."""

@@ -18,13 +18,13 @@ from pydantic import Field
 
 from metabench.contract.method import Context, State
 from metabench.contract.seeds import generator
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients.gradient_free import Search
 
 TRIED = "tried"  # in the method's memory: [*point, loss] of every try
 
 
-@methods.register("optuna_tpe")
+@method("optuna_tpe")
 @dataclass(frozen=True)
 class OptunaTPE(Search):
     """TPE (Bergstra 2011) by Optuna on a small lam; one full inner training a try."""

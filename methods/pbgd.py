@@ -44,7 +44,7 @@ from metabench.contract.method import (
 from metabench.contract.problem import Episode, Params
 from metabench.contract.solver import Solver, SolverState, why_no_noise
 from metabench.core.errors import Diverged
-from metabench.core.registry import methods
+from metabench.core.registry import method
 
 
 class Follower(NamedTuple):
@@ -68,7 +68,7 @@ class Descent(NamedTuple):
     omega: Follower
 
 
-@methods.register("pbgd")
+@method("pbgd")
 @dataclass(frozen=True)
 class PBGD(InnerTraining):
     """Penalty-based bilevel descent (Shen 2023): V-PBGD (value gap) or G-PBGD (gradient norm)."""

@@ -15,11 +15,11 @@ from scipy.stats import qmc
 
 from metabench.contract.method import Context, State
 from metabench.contract.seeds import generator
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients.gradient_free import Search
 
 
-@methods.register("random")
+@method("random")
 @dataclass(frozen=True)
 class Random(Search):
     """Random or quasi-random search on a small lam; one full inner training a try."""

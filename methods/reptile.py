@@ -19,10 +19,10 @@ from metabench.contract.method import (
     inner_loop,
 )
 from metabench.contract.problem import Episode, Params
-from metabench.core.registry import methods
+from metabench.core.registry import method
 
 
-@methods.register("reptile")
+@method("reptile")
 @dataclass(frozen=True)
 class Reptile(GradientMethod):
     """Reptile (Nichol 2018): move the initial weights towards where inner training ends."""

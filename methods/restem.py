@@ -23,12 +23,12 @@ from metabench.contract.context import Context
 from metabench.contract.method import Method, Positive, SolverName, State, Steps, outer_solver
 from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import generator
-from metabench.core.registry import methods
+from metabench.core.registry import method
 
 Kept = tuple[Episode, Batch]
 
 
-@methods.register("restem")
+@method("restem")
 @dataclass(frozen=True)
 class ReSTEM(Method):
     """ReST-EM (Singh 2024, SEAL 2025): clone the rewarded samples of a policy; rewards only."""

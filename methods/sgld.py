@@ -26,14 +26,14 @@ from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, State
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients import chain_estimators
 from metabench.hypergradients.chains import Chains, stacked
 
 CHAINS = "chains"  # in the method's memory: every chain's theta, where one is carried
 
 
-@methods.register("sgld")
+@method("sgld")
 @dataclass(frozen=True)
 class SGLD(GradientMethod):
     """HPO-SGLD (Kim 2025): the outer loss expected over theta that Langevin dynamics samples."""

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.problem import Batch, Params
-from metabench.core.registry import methods
+from metabench.core.registry import method
 from metabench.hypergradients.best_response import Moment, SelfTuning, respond
 
 
-@methods.register("stn")
+@method("stn")
 @dataclass(frozen=True)
 class STN(SelfTuning):
     """Self-tuning network (MacKay 2019): rows of theta gated by lam, trained under noise on lam."""

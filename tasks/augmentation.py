@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data.images import CLASSES, DrawnProblem, OfImages, shrunk
 from .models.augment import Strengths, augment, warped
@@ -61,7 +61,7 @@ STRONGEST = (30.0, 0.3, 0.3, 0.5, 0.9, 0.5)
 CELLS = 4  # a transformer sees the image as so many squares a side
 
 
-@tasks.register("augmentation")
+@task("augmentation")
 @dataclass(frozen=True)
 class Augmentation(OfImages):
     """Learning an augmentation: its ranges, or every weight of a network that augments."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 from metabench.datasets import data
 
 from .data import arrays
@@ -27,7 +27,7 @@ SPLITS = {"train": 64, "valid": 16, "test": 20}
 IMAGES, SIZE = 30, 64
 
 
-@tasks.register("caltech101_fs")
+@task("caltech101_fs")
 @dataclass(frozen=True)
 class Caltech101FS(Photographs):
     """Caltech-101, 64x64 photographs, 64 / 16 / 20 classes of 30 images, N-way K-shot."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data.cifar100 import CIFAR_FS
 from .families.cifar100_few_shot import Cifar100
 
 
-@tasks.register("cifar_fs")
+@task("cifar_fs")
 @dataclass(frozen=True)
 class CifarFS(Cifar100):
     """CIFAR-FS, 32x32 photographs, 64 / 16 / 20 classes of CIFAR-100, N-way K-shot."""

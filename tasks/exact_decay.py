@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 from metabench.hypergradients import reference
 
 from .data.images import CLASSES, load
@@ -36,7 +36,7 @@ Part = Annotated[int, Field(ge=1, le=10000)]
 Images = dict[str, tuple[Tensor, Tensor]]
 
 
-@tasks.register("exact_decay")
+@task("exact_decay")
 @dataclass(frozen=True)
 class ExactDecay(Task):
     """Weight decay on small MNIST images, with the exact hypergradient to compare with."""

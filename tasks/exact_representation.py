@@ -22,7 +22,7 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Task
 from metabench.contract.seeds import Seeds
-from metabench.core.registry import tasks
+from metabench.core.registry import task, tasks
 from metabench.hypergradients import reference
 
 from .families.few_shot import FewShotProblem
@@ -30,7 +30,7 @@ from .families.few_shot import FewShotProblem
 Count = Annotated[int, Field(ge=1)]
 
 
-@tasks.register("exact_representation")
+@task("exact_representation")
 @dataclass(frozen=True)
 class ExactRepresentation(Task):
     """Few-shot representation with the exact hypergradient to compare with."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data.cifar100 import FC100 as CLASSES
 from .families.cifar100_few_shot import Cifar100
 
 
-@tasks.register("fc100")
+@task("fc100")
 @dataclass(frozen=True)
 class FC100(Cifar100):
     """FC100, 32x32 photographs, 60 / 20 / 20 classes of CIFAR-100 by superclass, N-way K-shot."""

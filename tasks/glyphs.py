@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract.seeds import generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .families.few_shot import Classes, FewShot
 
@@ -38,7 +38,7 @@ _GLYPH = 44  # longer side of its ink
 _ALIKE = 0.85  # cosine of two regular renderings from which on they are one character
 
 
-@tasks.register("glyphs")
+@task("glyphs")
 @dataclass(frozen=True)
 class Glyphs(FewShot):
     """Characters of many scripts, embedded: 20 distorted drawings of each, split by script."""

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, shrunk
 
@@ -37,7 +37,7 @@ SURE = 40.0
 Count = Annotated[int, Field(ge=1)]
 
 
-@tasks.register("hyper_cleaning")
+@task("hyper_cleaning")
 @dataclass(frozen=True)
 class HyperCleaning(OfImages):
     """Data hyper-cleaning: one weight a training example, half of whose labels were redrawn."""

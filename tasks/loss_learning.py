@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, enough, shrunk
 from .families.noisy_targets import Learning, LearningProblem
@@ -39,7 +39,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@tasks.register("loss_learning")
+@task("loss_learning")
 @dataclass(frozen=True)
 class LossLearning(OfImages, Learning):
     """Learning a loss: images with wrong labels to train on, clean ones for the outer loss."""

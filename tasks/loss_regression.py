@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data.uci_tables import load
 from .families.noisy_targets import Learning, LearningProblem
@@ -37,7 +37,7 @@ Positive = Annotated[float, Field(gt=0)]
 KINDS = ("weight", "bias")
 
 
-@tasks.register("loss_regression")
+@task("loss_regression")
 @dataclass(frozen=True)
 class LossRegression(Learning):
     """Learning a loss for regression: targets with outliers to train on, clean rows to judge."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data import miniimagenet as mini
 from .families.few_shot import Classes
 from .families.photographs import Photographs
 
 
-@tasks.register("miniimagenet")
+@task("miniimagenet")
 @dataclass(frozen=True)
 class MiniImageNet(Photographs):
     """miniImageNet, 84x84 photographs, 64 / 16 / 20 classes of Ravi's split, N-way K-shot."""

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 from metabench.datasets import data
 
 from .data import arrays as _arrays
@@ -32,7 +32,7 @@ CHARACTERS, DRAWERS, SIZE = 1623, 20, 28
 _LOOK = "look with: metabench data verify omniglot"
 
 
-@tasks.register("omniglot")
+@task("omniglot")
 @dataclass(frozen=True)
 class Omniglot(FewShot):
     """Omniglot, 28x28, 1,623 characters and their rotations, N-way K-shot."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 MINIMA = ((0.3824, 0.4427), (1.2152, 0.1999), (2.8296, 1.2435))
 """x and value of the hyper-objective's local minima on [0, 3], to four decimals."""
@@ -32,7 +32,7 @@ NEAR = 0.05
 """How near to a minimum an x is said to have reached it."""
 
 
-@tasks.register("pbgd_toy")
+@task("pbgd_toy")
 @dataclass(frozen=True)
 class PBGDToy(Task):
     """The penalty paper's toy: a non-convex inner problem, three local minima on [0, 3]."""

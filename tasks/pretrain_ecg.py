@@ -18,7 +18,7 @@ from torch import Tensor
 from metabench.contract.problem import Batch
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data import ecg
 from .families.two_stage import three_roles
@@ -28,7 +28,7 @@ from .models.encoders import ResNet
 LEADS = 2
 
 
-@tasks.register("pretrain_ecg")
+@task("pretrain_ecg")
 @dataclass(frozen=True)
 class PretrainECG(WarpedViews):
     """Contrastive pre-training on ECG beats with a learned warp: few labels, unseen patients."""

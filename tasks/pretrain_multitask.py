@@ -22,7 +22,7 @@ from metabench.contract.method import Positive
 from metabench.contract.problem import Batch, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data import cifar100 as cifar
 from .data.images import shrunk
@@ -34,7 +34,7 @@ WAYS = 5
 """Classes of a superclass."""
 
 
-@tasks.register("pretrain_multitask")
+@task("pretrain_multitask")
 @dataclass(frozen=True)
 class PretrainMultitask(WeighedTasks):
     """Pre-training on superclasses of CIFAR-100, some corrupted: one weight a task, few labels."""

@@ -25,7 +25,7 @@ from metabench.contract.method import Positive
 from metabench.contract.problem import Batch, Hyper, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data import ppi
 from .families.task_weights import LIMIT, task_weights
@@ -39,7 +39,7 @@ FEW = 100
 """Weights that can be searched."""
 
 
-@tasks.register("pretrain_ppi")
+@task("pretrain_ppi")
 @dataclass(frozen=True)
 class PretrainPPI(TwoStage):
     """Pre-training on 5,000 functions of proteins, one weight each, for 40 others: graphs."""

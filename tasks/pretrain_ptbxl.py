@@ -18,7 +18,7 @@ from torch import Tensor
 from metabench.contract.problem import Batch, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data import ptbxl
 from .families.two_stage import Count, Rule, three_roles
@@ -26,7 +26,7 @@ from .families.warped_views import WarpedViews, WarpedViewsProblem
 from .models.encoders import ResNet
 
 
-@tasks.register("pretrain_ptbxl")
+@task("pretrain_ptbxl")
 @dataclass(frozen=True)
 class PretrainPTBXL(WarpedViews):
     """Contrastive pre-training on PTB-XL with a learned warp: five diagnoses, few labels."""

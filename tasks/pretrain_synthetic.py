@@ -22,14 +22,14 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import Batch, Params
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .families.task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
 from .families.two_stage import ENCODER, Count, Share, three_roles
 from .models.encoders import MLP, first_values
 
 
-@tasks.register("pretrain_synthetic")
+@task("pretrain_synthetic")
 @dataclass(frozen=True)
 class PretrainSynthetic(WeighedTasks):
     """Pre-training on 20 binary tasks, half with random labels: one weight a task, few labels."""

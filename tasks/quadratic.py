@@ -16,10 +16,10 @@ from torch import Tensor
 
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 
-@tasks.register("quadratic")
+@task("quadratic")
 @dataclass(frozen=True)
 class Quadratic(Task):
     """The closed-form check problem: a quadratic inner and outer loss, every answer known."""

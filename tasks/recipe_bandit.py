@@ -17,12 +17,12 @@ from torch import Tensor
 
 from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 Count = Annotated[int, Field(ge=1)]
 
 
-@tasks.register("recipe_bandit")
+@task("recipe_bandit")
 @dataclass(frozen=True)
 class RecipeBandit(Task):
     """A policy over recipes (learning rate, epochs) for a quadratic: rewards in closed form."""

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data.images import CLASSES, DrawnProblem, load
 
@@ -46,7 +46,7 @@ HYPERS = {
 }
 
 
-@tasks.register("regularised_mnist")
+@task("regularised_mnist")
 @dataclass(frozen=True)
 class RegularisedMNIST(Task):
     """Dropout rates and augmentation strengths of a small network on few MNIST images."""

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 
-@tasks.register("ridge")
+@task("ridge")
 @dataclass(frozen=True)
 class Ridge(Task):
     """Ridge regression with one log penalty a feature; half of the features are noise."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .families.policy import RewardedEdit, RewardedProblem
 from .families.self_edit import Count, Prompt
@@ -32,7 +32,7 @@ from .models.language import lora
 from .models.language.causal import Adapter
 
 
-@tasks.register("self_edit_policy")
+@task("self_edit_policy")
 @dataclass(frozen=True)
 class SelfEditPolicy(RewardedEdit):
     """SEAL: a language model writes its own training texts, rewarded by closed-book answers."""

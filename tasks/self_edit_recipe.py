@@ -31,7 +31,7 @@ from torch import Tensor
 
 from metabench.contract.problem import Batch, Episode, Hyper, Params
 from metabench.contract.seeds import Seeds
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .families.policy import RewardedEdit, RewardedProblem
 from .families.self_edit import Count
@@ -52,7 +52,7 @@ class Recipe:
     augmentations: frozenset[str]
 
 
-@tasks.register("self_edit_recipe")
+@task("self_edit_recipe")
 @dataclass(frozen=True)
 class SelfEditRecipe(RewardedEdit):
     """SEAL's few-shot form: learn the recipe by which a language model takes in a passage."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .families.self_edit import INSTRUCTIONS, SelfEdit, SelfEditProblem
 from .models.language.pretrained import Passage
@@ -35,7 +35,7 @@ FEATURES = ("surprise", "place", "digit", "capital")
 Kind = Literal["passage", "other", "implications", "long", "very_long", "rewrite", "self_qa"]
 
 
-@tasks.register("self_edit_weights")
+@task("self_edit_weights")
 @dataclass(frozen=True)
 class SelfEditWeights(SelfEdit):
     """Learn how much each self-edit and each kind of token counts when a language model adapts."""

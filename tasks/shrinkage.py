@@ -16,10 +16,10 @@ from torch import Tensor
 
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 
-@tasks.register("shrinkage")
+@task("shrinkage")
 @dataclass(frozen=True)
 class Shrinkage(Task):
     """One weight and its log penalty: the best response is known, and not affine."""

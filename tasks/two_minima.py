@@ -21,12 +21,12 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 NODES, REACH = 4001, 4.0  # of the trapezoidal rule; exp(-G) is nothing beyond
 
 
-@tasks.register("two_minima")
+@task("two_minima")
 @dataclass(frozen=True)
 class TwoMinima(Task):
     """A double well whose tilt is learned: two inner minima, a good and a poor one."""

@@ -36,7 +36,7 @@ from metabench.contract.problem import (
     count_numbers,
 )
 from metabench.contract.seeds import Seeds, generator
-from metabench.core.registry import tasks
+from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, enough, shrunk
 from .models.softmax import SoftmaxHessian
@@ -50,7 +50,7 @@ MOST = 2.0
 Count = Annotated[int, Field(ge=1)]
 
 
-@tasks.register("weight_decay")
+@task("weight_decay")
 @dataclass(frozen=True)
 class WeightDecay(OfImages):
     """Over-fitting a validation set: one weight decay for every weight, on a few images."""

@@ -52,7 +52,7 @@ def test_both_pass_the_conformance_kit(python):
     code = """
 import torch
 torch.set_num_threads(1)
-from metabench.conformance.kit import check_method, check_task
+from metabench.testing import check_method, check_task
 check_method("central_differences")
 check_method("central_differences", tasks=["cleaning"])
 check_task("cleaning")
@@ -84,14 +84,12 @@ def test_they_run_crossed_with_the_built_in_ones(python, tmp_path, task, method)
 def test_their_method_agrees_with_the_built_in_one_on_their_task(python):
     code = """
 import torch
-from metabench.contract.method import Context
-from metabench.contract.problem import Seeds
-from metabench.core.registry import methods, solvers, tasks
-seeds, task = Seeds.of(0), tasks.get("cleaning")()
-ctx = Context(task.build(seeds, torch.device("cpu")), solvers.get("sgd")(), seeds, task.offers)
+from metabench.testing import build, context
+ctx = context("cleaning")
 lam = {"logit": torch.linspace(-2, 2, 12, dtype=torch.float64)}
 found = [
-    methods.get(name)(inner_steps=20).hypergradient(ctx, lam, None, ctx.training_episodes()[0])
+    build("method", name, inner_steps=20)
+    .hypergradient(ctx, lam, None, ctx.training_episodes()[0])
     for name in ("central_differences", "bilevel")
 ]
 torch.testing.assert_close(found[0].grad["logit"], found[1].grad["logit"], rtol=1e-6, atol=1e-8)

@@ -180,6 +180,7 @@ class Results:
         """(evaluation, metric) of the table."""
         return self.suite.evaluation, self.suite.metric
 
+    @property
     def frame(self) -> pd.DataFrame:
         """One row a record of a crossing: names, seed, status, metrics, costs, key.
 

@@ -1,23 +1,37 @@
 """The verbs of metabench as functions: :func:`run`, :func:`table`, :func:`reproduce` and the rest.
 
 They do what the commands of the same names do, and import what is heavy when they are called.
+
+>>> from metabench import api
+>>> suite = api.crossing(tasks=["quadratic"], methods=["bilevel", "fixed"])
+>>> api.run(suite, budget="smoke", set=["budget.outer_steps=2"]).count("done")
+2
+>>> table = api.table(suite, budget="smoke", set=["budget.outer_steps=2"])
+>>> print(table)  # doctest: +ELLIPSIS
+bilevel, fixed on quadratic (budget smoke)
+...
+>>> table.frame["row"].tolist()
+['bilevel', 'fixed']
+
+Records are kept in the folder ``results/runs``, or where ``store`` says.
 """
 
-from metabench.api.verbs import (
-    Published,
-    Status,
+from metabench.api.inventory import (
     check,
-    check_device,
     data_fetch,
+    data_find,
     data_list,
     data_verify,
     doctor,
-    format_of,
     list_,
-    load,
-    made,
     new,
-    open_store,
+    show,
+)
+from metabench.api.output import Table
+from metabench.api.verbs import (
+    Published,
+    Status,
+    crossing,
     plan,
     plot,
     publish,
@@ -25,29 +39,24 @@ from metabench.api.verbs import (
     reproduce,
     results,
     run,
-    run_planned,
-    show,
     status,
     submit,
     table,
-    write,
 )
 
 __all__ = [
     "Published",
     "Status",
+    "Table",
     "check",
-    "check_device",
+    "crossing",
     "data_fetch",
+    "data_find",
     "data_list",
     "data_verify",
     "doctor",
-    "format_of",
     "list_",
-    "load",
-    "made",
     "new",
-    "open_store",
     "plan",
     "plot",
     "publish",
@@ -55,10 +64,8 @@ __all__ = [
     "reproduce",
     "results",
     "run",
-    "run_planned",
     "show",
     "status",
     "submit",
     "table",
-    "write",
 ]

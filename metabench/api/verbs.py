@@ -2,19 +2,18 @@
 
 ``suite`` is the name of a built-in suite, the path of a suite file, or a :class:`Suite`; ``set`` is
 {"method.inner_lr": 0.01} or ["method.inner_lr=0.01"]; ``store`` is a folder. Names and values are
-checked before anything runs: UnknownName, SettingError, SuiteError.
+checked before anything runs: UnknownName, SettingError, SuiteError (:mod:`metabench.errors`).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from metabench.core.errors import MetabenchError, SettingError, UnknownName
-from metabench.core.registry import Entry
+from metabench.api.output import SUFFIXES, Table, made, told, write
+from metabench.core.errors import SettingError
 from metabench.store.store import BadFile, Store
 from metabench.suites import planning as plans
 from metabench.suites import suite as suites
@@ -23,10 +22,7 @@ from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
-    from metabench.api.describe import Description
     from metabench.cluster.submission import Submission
-    from metabench.core.findings import Finding
-    from metabench.datasets import data
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary
     from metabench.store.record import Record
@@ -35,92 +31,18 @@ Settings = Iterable[str] | Mapping[str, Any]
 DEFAULT_BUDGET = "laptop"
 
 
-def list_(kind: str | None = None) -> dict[str, list[Entry]]:
-    """Names by kind: "task", "method", "solver", "suite"; imports no task and no method."""
-    from metabench.core.catalogue import listing
+def crossing(tasks: Sequence[str], methods: Sequence[str], solver: str | None = None) -> Suite:
+    """A suite of these tasks and methods, each with its default settings, for any verb; ``solver``
+    names the inner solver (None: each method's own).
 
-    return listing(kind)
+    >>> from metabench import api
+    >>> suite = api.crossing(tasks=["quadratic"], methods=["bilevel", "ift"])
+    >>> [planned.cell.method for planned in api.plan(suite, budget="smoke")]
+    ['bilevel', 'ift']
 
-
-def show(name: str, kind: str | None = None) -> list[Description]:
-    """What can be said of everything called ``name``; see :func:`metabench.api.describe.show`."""
-    from metabench.api.describe import show as shown
-
-    return shown(name, kind)
-
-
-def data_list() -> list[data.Status]:
-    """Every known data set: where it is, or the command that mends its absence."""
-    from metabench.datasets import data
-
-    return data.status()
-
-
-def data_fetch(name: str, *, to: str | Path | None = None) -> Path:
-    """Download a data set into the cache, or into the folder ``to``; gives its folder.
-
-    Raises UnknownName; MetabenchError where that cannot be done, with the way to do it by hand.
+    Raises UnknownName; SuiteError where the tasks have no metric in common.
     """
-    from metabench.datasets import data
-
-    return data.fetch(name, to=None if to is None else Path(to))
-
-
-def data_verify(name: str | None = None) -> list[data.Verdict]:
-    """Check every file of a data set (None: of all that are here) against size and checksum.
-
-    Raises UnknownName, DataMissing.
-    """
-    from metabench.datasets import data
-
-    names = [s.dataset.name for s in data.status() if s.found] if name is None else [name]
-    return [verdict for each in names for verdict in data.verify(each)]
-
-
-def doctor(store: str | Path | Store | None = None) -> list[Finding]:
-    """Versions, devices, data; what is missing, and the commands that mend it."""
-    from metabench.api.examination import examine
-
-    return examine(open_store(store))
-
-
-def check(name: str) -> Iterator[tuple[str, str]]:
-    """Each promise of the contract that a method or a task is checked against, in turn, and how it
-    breaks it ("" where it keeps it). Raises UnknownName.
-    """
-    from metabench.core.registry import methods, tasks
-
-    kinds = [k for k, known in (("method", methods), ("task", tasks)) if name in known.names()]
-    if not kinds:
-        raise UnknownName("method or task", name, [*methods.names(), *tasks.names()])
-    return _checked(kinds[0], name)
-
-
-def _checked(kind: str, name: str) -> Iterator[tuple[str, str]]:
-    import torch
-
-    from metabench.conformance import kit
-    from metabench.run.determinism import fixed
-
-    checks = kit.method_checks(name) if kind == "method" else kit.task_checks(name)
-    for what, run_check in checks:
-        broken = ""
-        try:
-            with fixed(torch.device("cpu")):
-                run_check()
-        except kit.ContractError as error:
-            broken = str(error)
-        yield what, broken
-
-
-def new(kind: str, name: str, folder: str | Path = ".") -> Path:
-    """Write a "method" or a "task" to start from into ``folder``; its path.
-
-    Raises UnknownName, SettingError, MetabenchError; see :func:`metabench.api.scaffold.new`.
-    """
-    from metabench.api.scaffold import new as written
-
-    return written(kind, name, folder)
+    return plans.crossing(tasks, methods, solver)
 
 
 def load(suite: str | Path | Suite) -> Suite:
@@ -142,7 +64,12 @@ def plan(
     only: Iterable[str] = (),
     store: str | Path | Store | None = None,
 ) -> list[Planned]:
-    """How each cell stands; nothing is run and nothing is built."""
+    """How each cell stands, and its cost in seconds where that can be told; nothing is run and
+    nothing is built.
+
+    ``budget``: a name that the suite has, such as "smoke"; ``seeds``: instead of the budget's own;
+    ``only``: rows, columns or "ROW/COLUMN", ``*`` for anything.
+    """
     cells = plans.choose(load(suite), budget, set=set, seeds=seeds, only=only)
     return plans.plan(cells, open_store(store))
 
@@ -155,12 +82,35 @@ def run(
     seeds: Sequence[int] | None = None,
     only: Iterable[str] = (),
     store: str | Path | Store | None = None,
-    **how: Any,
+    jobs: int = 1,
+    device: str | None = None,
+    time_limit: float | None = None,
+    checkpoint_seconds: float = 60.0,
+    listener: Listener | None = None,
+    ranks: int = 1,
 ) -> Summary:
-    """Run every cell that can be run and is not done; ``how``: see :func:`run_planned`."""
+    """Run every cell that can be run and is not done; cells are chosen as for :func:`plan`.
+
+    ``jobs``: cells at a time; ``device``: "cpu", "cuda", "cuda:1" (None: a GPU where there is one);
+    ``time_limit``: seconds for each cell; ``checkpoint_seconds``: least time between two
+    checkpoints; ``listener`` is called with every event; ``ranks``: processes that share the
+    episodes of one cell.
+
+    Cells that are not applicable, skipped, or that lack data or a package are left out. Several
+    ``jobs`` are processes that import the calling script again: it needs the usual
+    ``if __name__ == "__main__":``. Raises SettingError for a ``device`` that is not there.
+    """
     store = open_store(store)
-    planned = plan(suite, budget=budget, set=set, seeds=seeds, only=only, store=store)
-    return run_planned(planned, store, **how)
+    return run_planned(
+        plan(suite, budget=budget, set=set, seeds=seeds, only=only, store=store),
+        store,
+        jobs=jobs,
+        device=device,
+        time_limit=time_limit,
+        checkpoint_seconds=checkpoint_seconds,
+        listener=listener,
+        ranks=ranks,
+    )
 
 
 def run_planned(
@@ -174,12 +124,7 @@ def run_planned(
     listener: Listener | None = None,
     ranks: int = 1,
 ) -> Summary:
-    """Launch the cells of a plan, finished ones included (they are read, not run).
-
-    Cells that are not applicable, skipped, or that lack data or a package are left out. Several
-    ``jobs`` are processes that import the calling script again: it needs the usual
-    ``if __name__ == "__main__":``. Raises SettingError for a ``device`` that is not there.
-    """
+    """As :func:`run`, for the cells of a plan; finished ones are read, not run."""
     from metabench.run.local_launcher import launch
 
     check_device(device)
@@ -279,7 +224,8 @@ def results(
     seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
 ) -> Results:
-    """What the store has of the suite under this budget, holes with their reasons."""
+    """What the store has of the suite under this budget, holes with their reasons; ``.frame`` is a
+    pandas table with a row for each record."""
     from metabench.analysis.results import collect
 
     suite, store = load(suite), open_store(store)
@@ -293,27 +239,18 @@ def results(
     return collect(suite, budget, store, reasons, overrides=plans.overrides(set), seeds=seeds)
 
 
-SUFFIXES = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
-
-
-def format_of(path: str | Path) -> str:
-    """The table format that a file name asks for; raises UnknownName."""
-    suffix = Path(path).suffix
-    if suffix not in SUFFIXES:
-        raise UnknownName("table format for file names that end in", suffix, SUFFIXES)
-    return SUFFIXES[suffix]
-
-
 def table(
-    suite: str | Path | Suite, *, format: str = "text", cost: bool = False, **which: Any
-) -> str:
-    """The table, or what its runs cost, as "text", "markdown", "latex", "csv" or "html".
-
-    ``which``: the arguments of :func:`results`.
-    """
-    from metabench.reports import tables
-
-    return tables.draw(results(suite, **which), format, cost=cost)
+    suite: str | Path | Suite,
+    *,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
+    store: str | Path | Store | None = None,
+    cost: bool = False,
+) -> Table:
+    """The table of what is finished, the papers' numbers beside ours; ``cost``: what its runs cost,
+    in its place. ``print`` shows it; :meth:`Table.text` gives other formats."""
+    return Table(results(suite, budget=budget, set=set, seeds=seeds, store=store), cost)
 
 
 def plot(
@@ -322,16 +259,19 @@ def plot(
     out: str | Path,
     kind: Sequence[str] | None = None,
     cost: str | None = None,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
-    **which: Any,
 ) -> list[Path]:
     """Draw into the folder ``out``; the paths of what was drawn.
 
-    ``kind``: of :data:`metabench.reports.plots.KINDS`, None for the suite's own; ``cost``: the cost
-    that an axis shows.
+    ``kind``: of "learning", "cost", "trajectories", "ranking", "profile", "frontier", None for the
+    suite's own; ``cost``: the cost that an axis shows, such as "seconds". Raises UnknownName.
     """
     store = open_store(store)
-    return _draw(results(suite, store=store, **which), store, Path(out), kind, cost)
+    found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
+    return _draw(found, store, Path(out), kind, cost)
 
 
 def _draw(
@@ -339,7 +279,7 @@ def _draw(
 ) -> list[Path]:
     from metabench.reports import plots
 
-    with _told(out):
+    with told(out):
         return plots.draw(found, store, kind, made(out), cost)
 
 
@@ -347,18 +287,22 @@ def report(
     suite: str | Path | Suite,
     *,
     out: str | Path,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
-    **which: Any,
 ) -> Path:
-    """Write ``report.html`` into the folder ``out``; its path."""
+    """Write ``report.html``, one file with tables, plots and every record, into the folder ``out``;
+    its path."""
     store = open_store(store)
-    return _report(results(suite, store=store, **which), store, Path(out))
+    found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
+    return _report(found, store, Path(out))
 
 
 def _report(found: Results, store: Store, out: Path) -> Path:
     from metabench.reports import html_report
 
-    with _told(out):
+    with told(out):
         return html_report.report(found, store, made(out) / "report.html")
 
 
@@ -401,44 +345,29 @@ def reproduce(
     suite: str | Path | Suite,
     *,
     out: str | Path,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
     only: Iterable[str] = (),
+    store: str | Path | Store | None = None,
     jobs: int = 1,
     device: str | None = None,
     listener: Listener | None = None,
-    **which: Any,
 ) -> Published:
-    """Run what is missing, then :func:`publish`; what failed is a hole in the table.
+    """:func:`run` what is missing, then :func:`publish`; what failed is a hole in the table.
 
     Raises MetabenchError before anything runs where ``out`` cannot be made.
     """
     made(Path(out))
-    run(suite, only=only, jobs=jobs, device=device, listener=listener, **which)
-    return publish(suite, out=out, **which)
-
-
-@contextlib.contextmanager
-def _told(place: Path) -> Iterator[None]:
-    """Inside, a file that cannot be written is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise MetabenchError(f"cannot write {error.filename or place}: {error.strerror}") from None
-
-
-def made(folder: Path) -> Path:
-    """The folder, made where it is not there; raises MetabenchError where that cannot be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MetabenchError(f"cannot make the folder {folder}: {error.strerror}") from None
-    return folder
-
-
-def write(path: str | Path, text: str) -> Path:
-    """Write a text file, its folder too; raises MetabenchError where that cannot be done."""
-    path = Path(path)
-    made(path.parent)
-    with _told(path):
-        # A reason may quote a file name that is no text.
-        path.write_text(text, encoding="utf-8", errors="replace")
-    return path
+    run(
+        suite,
+        budget=budget,
+        set=set,
+        seeds=seeds,
+        only=only,
+        store=store,
+        jobs=jobs,
+        device=device,
+        listener=listener,
+    )
+    return publish(suite, out=out, budget=budget, set=set, seeds=seeds, store=store)

@@ -103,6 +103,7 @@ def table(
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""
     from metabench import api
+    from metabench.api import output
     from metabench.cli import printing
     from metabench.core.errors import SettingError
     from metabench.reports import tables
@@ -111,14 +112,14 @@ def table(
     if out is not None and len(suites) > 1:
         raise SettingError(f"--out {out}: one file holds one table; name one suite")
     for each in suites:
-        fmt = format or (api.format_of(out) if out is not None else _terminal_format())
+        fmt = format or (output.format_of(out) if out is not None else _terminal_format())
         found = api.results(each, **choice.words())
         printing.print_bad_files(printing.console(stderr=True), found.bad_files)
         text = tables.draw(found, fmt, cost=cost)
         if out is None:
             typer.echo(text.rstrip("\n"))
         else:
-            _name_files([api.write(out, text)])
+            _name_files([output.write(out, text)])
 
 
 @with_options(without="only")
@@ -162,13 +163,14 @@ def reproduce(
 ) -> None:
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
     from metabench import api
+    from metabench.api import output
 
     profile = None
     if cluster is not None:
         choice, profile = profiled(cluster, choice)
     code = 0
     for each, planned in choice.planned():
-        folder = api.made(_folder(choice, each, out))  # before hours of running
+        folder = output.made(_folder(choice, each, out))  # before hours of running
         if profile is not None:
             ran = run_on_cluster(choice, each, planned, profile)
         else:
@@ -225,13 +227,13 @@ def _name_files(paths: list[Path]) -> None:
 
 def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -> int:
     """Run a plan in sight of the user; the exit code."""
-    from metabench import api
+    from metabench.api import verbs
     from metabench.cli import printing
     from metabench.cli.progress import view
     from metabench.run.local_launcher import default_jobs
     from metabench.suites.planning import TO_RUN
 
-    api.check_device(launch.device)
+    verbs.check_device(launch.device)
     err = printing.console(stderr=True)
     todo = sum(p.state in TO_RUN for p in planned)
     jobs = launch.jobs or max(1, min(default_jobs() // launch.ranks, todo))
@@ -246,7 +248,7 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
         printing.print_refusals(err, planned)
         return code
     with view(todo, jobs) as listener:
-        summary = api.run_planned(
+        summary = verbs.run_planned(
             [p for p in planned if p.state in TO_RUN],
             choice.open_store(),
             jobs=jobs,

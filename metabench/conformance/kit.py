@@ -1,6 +1,6 @@
 """The public conformance kit: the checks of the contract, for a third party's method or task.
 
-    from metabench.conformance.kit import check_method, check_task
+    from metabench.testing import check_method, check_task
     check_method("mine")        # a registered name, a class, or an instance with settings
 
 or, one test a check:
@@ -21,17 +21,29 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
+
 from metabench.conformance import declaration_checks as declarations
 from metabench.conformance.harness import Harness
 from metabench.conformance.method_checks import CHECKS as METHOD_CHECKS
 from metabench.conformance.task_checks import CHECKS as TASK_CHECKS
 from metabench.conformance.task_checks import applicable_methods, check_methods
 from metabench.conformance.test_problems import Sample
+from metabench.contract.context import Context
+from metabench.contract.seeds import Seeds
 from metabench.core import registry, settings
 from metabench.core.capabilities import check_applicable, why_not
-from metabench.core.errors import NotApplicable
+from metabench.core.errors import NotApplicable, UnknownName
 
-__all__ = ["ContractError", "check_method", "check_task", "method_checks", "task_checks"]
+__all__ = [
+    "ContractError",
+    "build",
+    "check_method",
+    "check_task",
+    "context",
+    "method_checks",
+    "task_checks",
+]
 
 Check = tuple[str, Callable[[], None]]
 
@@ -101,6 +113,28 @@ def subject(kind: str, given: Any) -> Any:
     if not isinstance(given, type):
         return given
     return settings.build(given, {}, f"{kind} {getattr(given, 'registered_name', given.__name__)}")
+
+
+def build(kind: str, name: str, **values: Any) -> Any:
+    """The registered "task", "method" or "solver" with these settings, others at their default.
+
+    Raises UnknownName for the kind, the name, or a setting; SettingError for a value.
+    """
+    if kind not in registry.REGISTRIES:
+        raise UnknownName("kind", kind, registry.REGISTRIES)
+    return settings.build(registry.REGISTRIES[kind].get(name), values, f"{kind} {name}")
+
+
+def context(task: Any, solver: Any = "sgd", *, seed: int = 0) -> Context:
+    """What a method is handed, for tests: the problem of ``task`` on the CPU, built from the seeds
+    of a cell with this ``seed``, with nothing counted yet.
+
+    ``task`` and ``solver`` are registered names, classes, or instances with settings. Raises
+    UnknownName, DataMissing.
+    """
+    made, seeds = subject("task", task), Seeds.of(seed)
+    problem = made.build(seeds, torch.device("cpu"))
+    return Context(problem, subject("solver", solver), seeds, made.offers)
 
 
 def kit_tasks(method: Any) -> list[Any]:

@@ -173,6 +173,36 @@ solvers = Registry("solver", "metabench.solvers", "metabench.solvers", f"{_CONTR
 REGISTRIES = {"task": tasks, "method": methods, "solver": solvers}
 
 
+def task(name: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: make a frozen dataclass of settings known as the task ``name``.
+
+        @task("denoising")
+        @dataclass(frozen=True)
+        class Denoising: ...
+
+    :class:`metabench.Task` says what it must have. Raises MetabenchError where another module has
+    taken the name.
+    """
+    return tasks.register(name)
+
+
+def method(name: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: make a frozen dataclass of settings known as the method ``name``.
+
+    As :func:`task`; :class:`metabench.Method` says what it must have, and most derive from
+    :class:`metabench.GradientMethod`.
+    """
+    return methods.register(name)
+
+
+def solver(name: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: make a frozen dataclass of constants known as the inner solver ``name``.
+
+    As :func:`task`; :class:`metabench.Solver` says what it must have.
+    """
+    return solvers.register(name)
+
+
 def load_plugin(path: str | Path) -> None:
     """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``)."""
     path = Path(path).resolve()

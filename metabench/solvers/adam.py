@@ -10,10 +10,10 @@ from pydantic import Field
 
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
-from metabench.core.registry import solvers
+from metabench.core.registry import solver
 
 
-@solvers.register("adam")
+@solver("adam")
 @dataclass(frozen=True)
 class Adam(Solver):
     """Adam (Kingma, Ba 2015), torch.optim.Adam's form, differentiable throughout."""

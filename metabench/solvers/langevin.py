@@ -17,10 +17,10 @@ from torch import Tensor
 
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
-from metabench.core.registry import solvers
+from metabench.core.registry import solver
 
 
-@solvers.register("langevin")
+@solver("langevin")
 @dataclass(frozen=True)
 class Langevin(Solver):
     """Langevin dynamics: theta - lr gradient + sqrt(2 lr temperature) noise."""

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
-from metabench.core.registry import solvers
+from metabench.core.registry import solver
 
 
-@solvers.register("momentum")
+@solver("momentum")
 @dataclass(frozen=True)
 class Momentum(Solver):
     """Gradient descent with heavy-ball or Nesterov momentum (torch.optim.SGD's form)."""

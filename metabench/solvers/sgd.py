@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
-from metabench.core.registry import solvers
+from metabench.core.registry import solver
 
 
-@solvers.register("sgd")
+@solver("sgd")
 @dataclass(frozen=True)
 class SGD(Solver):
     """Plain gradient descent: theta - lr * gradient."""

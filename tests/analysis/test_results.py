@@ -13,8 +13,8 @@ def test_an_empty_store_is_all_open(suite, helpers):
     results = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
     assert results.states == {"open": 36}
     assert results.records == []
-    assert list(results.frame().columns)[:4] == ["suite", "budget", "row", "column"]
-    assert len(results.frame()) == 0
+    assert list(results.frame.columns)[:4] == ["suite", "budget", "row", "column"]
+    assert len(results.frame) == 0
 
 
 def test_every_hole_has_its_state_and_reason(holed):
@@ -118,7 +118,7 @@ def test_a_skipped_crossing_keeps_the_suites_reason(suite, helpers):
 
 def test_the_frame_has_a_row_a_record(holed):
     results, _ = holed
-    frame = results.frame()
+    frame = results.frame
     assert len(frame) == len(results.records) == 30
     assert set(frame["budget"]) == {"laptop"}
     line = frame[(frame["row"] == "maml") & (frame["column"] == "5w1s") & (frame["seed"] == 1)]

@@ -554,7 +554,7 @@ def test_the_same_verbs_from_python(folder: Path) -> None:
     status = api.status("small.toml", **how)
     assert [p.state for p in status.planned][:2] == ["done", "open"]
     assert len(status.records) == 1 and status.problems == []
-    assert "Unrolling" in api.table("small.toml", format="markdown", **how)
+    assert "Unrolling" in api.table("small.toml", **how).text("markdown")
     shown = api.reproduce("small.toml", out=folder / "out", **how)
     assert shown.files[-1] == folder / "out" / "report.html"
     assert all(path.is_file() for path in shown.files)

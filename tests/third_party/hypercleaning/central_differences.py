@@ -10,9 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metabench.contract import autodiff
-from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
-from metabench.contract.problem import Episode, Params
+from metabench import (
+    Context,
+    Episode,
+    GradientMethod,
+    Hypergradient,
+    Params,
+    Positive,
+    autodiff,
+    inner_loop,
+)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
-from metabench.contract.seeds import Seeds, generator
+from metabench import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Seeds, Task, generator
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""Verbs about what there is: registered names, data sets, this machine, and plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metabench.core.errors import UnknownName
+from metabench.core.registry import Entry
+from metabench.store.store import Store
+
+if TYPE_CHECKING:
+    from metabench.api.describe import Description
+    from metabench.core.findings import Finding
+    from metabench.datasets import data
+
+
+def list_(kind: str | None = None) -> dict[str, list[Entry]]:
+    """Names by kind: "task", "method", "solver", "suite" (None: all four), each sorted, with where
+    it comes from and a line of description. Imports no task and no method.
+
+    >>> from metabench import api
+    >>> [entry.name for entry in api.list_("solver")["solver"]]
+    ['adam', 'langevin', 'momentum', 'sgd']
+
+    Raises UnknownName for another kind.
+    """
+    from metabench.core.catalogue import listing
+
+    return listing(kind)
+
+
+def show(name: str, kind: str | None = None) -> list[Description]:
+    """What can be said of everything called ``name`` (one name can be a task and a suite), or of
+    the suite in the file at that path: text, settings, needs, what it can be crossed with.
+
+    >>> from metabench import api
+    >>> [setting.name for setting in api.show("momentum", "solver")[0].settings]
+    ['momentum', 'nesterov']
+
+    Raises UnknownName with near names.
+    """
+    from metabench.api.describe import show as shown
+
+    return shown(name, kind)
+
+
+def data_list() -> list[data.Status]:
+    """Every known data set: where it is and its size in bytes, or the command that brings it."""
+    from metabench.datasets import data
+
+    return data.status()
+
+
+def data_find(name: str) -> Path:
+    """The folder of a data set on this machine, for tasks that read it.
+
+    Raises UnknownName; DataMissing with the command that brings it.
+    """
+    from metabench.datasets import data
+
+    return data.find(name)
+
+
+def data_fetch(name: str, *, to: str | Path | None = None) -> Path:
+    """Download a data set into the cache, or into the folder ``to``; gives its folder.
+
+    Raises UnknownName; MetabenchError where that cannot be done, with the way to do it by hand.
+    """
+    from metabench.datasets import data
+
+    return data.fetch(name, to=None if to is None else Path(to))
+
+
+def data_verify(name: str | None = None) -> list[data.Verdict]:
+    """Check every file of a data set (None: of all that are here) against size and checksum.
+
+    Raises UnknownName, DataMissing.
+    """
+    from metabench.datasets import data
+
+    names = [s.dataset.name for s in data.status() if s.found] if name is None else [name]
+    return [verdict for each in names for verdict in data.verify(each)]
+
+
+def doctor(store: str | Path | Store | None = None) -> list[Finding]:
+    """Versions, devices, data and the store (None: the default one); what is missing, with the
+    commands that repair it."""
+    from metabench.api.examination import examine
+
+    return examine(store if isinstance(store, Store) else Store(store))
+
+
+def check(name: str) -> Iterator[tuple[str, str]]:
+    """Each promise of the contract that a method or a task is checked against, in turn, and how it
+    breaks it ("" where it keeps it). Raises UnknownName.
+    """
+    from metabench.core.registry import methods, tasks
+
+    kinds = [k for k, known in (("method", methods), ("task", tasks)) if name in known.names()]
+    if not kinds:
+        raise UnknownName("method or task", name, [*methods.names(), *tasks.names()])
+    return _checked(kinds[0], name)
+
+
+def _checked(kind: str, name: str) -> Iterator[tuple[str, str]]:
+    import torch
+
+    from metabench.conformance import kit
+    from metabench.run.determinism import fixed
+
+    checks = kit.method_checks(name) if kind == "method" else kit.task_checks(name)
+    for what, run_check in checks:
+        broken = ""
+        try:
+            with fixed(torch.device("cpu")):
+                run_check()
+        except kit.ContractError as error:
+            broken = str(error)
+        yield what, broken
+
+
+def new(kind: str, name: str, folder: str | Path = ".") -> Path:
+    """Write a "method" or a "task" to start from into ``folder``; its path.
+
+    Raises UnknownName, SettingError, MetabenchError; see :func:`metabench.api.scaffold.new`.
+    """
+    from metabench.api.scaffold import new as written
+
+    return written(kind, name, folder)

@@ -1,0 +1,89 @@
+"""What verbs hand over: tables in every format, and files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metabench.core.errors import MetabenchError, UnknownName
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from metabench.analysis.results import Results
+
+SUFFIXES = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
+
+
+def format_of(path: str | Path) -> str:
+    """The table format that a file name asks for; raises UnknownName."""
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise UnknownName("table format for file names that end in", suffix, SUFFIXES)
+    return SUFFIXES[suffix]
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """The table of a suite, or what its runs cost: text where it is printed, HTML in a notebook.
+
+    ``results``: what it was made from, cell by cell.
+    """
+
+    results: Results
+    cost: bool = False
+
+    def text(self, format: str = "text") -> str:
+        """The table as "text", "markdown", "latex", "csv", "html" or "rich" (text with colour codes
+        for a terminal). Raises UnknownName for another format."""
+        from metabench.reports import tables
+
+        return tables.draw(self.results, format, cost=self.cost)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a place of the table: means, their ± and the papers' numbers, in the table's unit
+        (the columns of the CSV file)."""
+        import pandas as pd
+
+        return pd.read_csv(io.StringIO(self.text("csv")))
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.text("html")
+
+
+@contextlib.contextmanager
+def told(place: Path) -> Iterator[None]:
+    """Inside, a file that cannot be written is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise MetabenchError(f"cannot write {error.filename or place}: {error.strerror}") from None
+
+
+def made(folder: Path) -> Path:
+    """The folder, made where it is not there; raises MetabenchError where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MetabenchError(f"cannot make the folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def write(path: str | Path, text: str) -> Path:
+    """Write a text file, its folder too; raises MetabenchError where that cannot be done."""
+    path = Path(path)
+    made(path.parent)
+    with told(path):
+        # A reason may quote a file name that is no text.
+        path.write_text(text, encoding="utf-8", errors="replace")
+    return path
