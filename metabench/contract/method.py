@@ -92,8 +92,7 @@ class Hypergradient(NamedTuple):
 
     ``diagnostics``: scalars by name that tell how far to trust it, larger is worse; the worst of a
     step's episodes goes to :meth:`GradientMethod.check_diagnostics` and to the learning curve.
-    ``memory``: what the method finds in ``State.memory`` at its next step; of a step's episodes the
-    last one's is kept.
+    ``memory``: what the next step finds in ``State.memory``; of a step's episodes the last's.
     """
 
     value: Tensor
@@ -327,9 +326,8 @@ class GradientMethod(InnerTraining):
         adapted theta too, so that there is nothing left to pass back. Not counted as cost."""
         if "outer_gradient" not in self.needs:
             return False
-        return all(
-            is_stationary(ctx, lam, h.theta, e) for e, h in zip(episodes, found, strict=True)
-        )
+        each = zip(episodes, found, strict=True)
+        return all(is_stationary(ctx, lam, h.theta, e) for e, h in each)
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Average, guard, update, project."""

@@ -82,7 +82,6 @@ def test_each_thread_stays_inside_its_core():
     """torch.get_num_threads says 1 in a new thread whose operations then take every core."""
     code = """
 import os, torch
-from metabench import grads
 from metabench.contract.context import Context
 from metabench.contract.problem import Episode
 torch.set_num_threads(1)

@@ -86,9 +86,9 @@ def test_a_lam_called_as_the_learned_step_size_is_another(mode):
 
 
 def test_a_linear_solve_goes_on_from_the_last_step():
-    method = WarmStarted(inner_steps=400, inner_lr=0.2, outer_lr=1e-12)
+    method = WarmStarted(outer_lr=1e-12)
     ctx = context("quadratic")
-    exact = methods.get("ift")(inverse="exact", inner_steps=400, inner_lr=0.2)
+    exact = methods.get("ift")(inverse="exact")
     state, episode = method.init(ctx), ctx.problem.episode("train", 0)
     known = exact.hypergradient(ctx, state.lam, None, episode).grad
     gaps = []
