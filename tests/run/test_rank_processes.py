@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import ClassVar
 import torch
 from metabench.core.errors import Diverged
-from metabench.contract.problem import Episode, Problem, generator, Task
+from metabench.contract.problem import Episode, Problem, Task
+from metabench.contract.seeds import generator
 from metabench.core.registry import methods, tasks
 
 class Points(Problem):
@@ -315,9 +316,9 @@ def test_a_launch_tries_a_cell_again_whose_rank_has_died(tmp_path: Path) -> None
 
 ORPHAN = """
 import sys, time
-from metabench.run.rank_processes import _started
+from metabench.run.rank_processes import _started_peer
 if __name__ == "__main__":
-    print(_started(None).process.pid, flush=True)
+    print(_started_peer(None).process.pid, flush=True)
     time.sleep(600)
 """
 
