@@ -116,7 +116,7 @@ def planning(store: Store, count: int) -> dict[str, float]:
     out["status_seconds"] = round(time.monotonic() - begin, 2)
     begin = time.monotonic()
     found = results.collect(
-        suite, "laptop", store, {}, overrides=plan.overrides(WORDS), seeds=range(count)
+        suite, "laptop", store, overrides=plan.overrides(WORDS), seeds=range(count)
     )
     tables.draw(found, "text")
     out["table_seconds"] = round(time.monotonic() - begin, 2)

@@ -262,12 +262,12 @@ def status(
 ) -> Status:
     """What is finished, what failed and why, what is damaged; nothing is run or moved."""
     store = open_store(store)
-    problems = store.problems()
+    records, problems = store.scan()
     if suite is None:
-        return Status([], store.records(), problems)
-    planned = plan(suite, budget=budget, set=set, seeds=seeds, only=only, store=store)
-    records = [store.get(p.cell.key) for p in planned]
-    return Status(planned, [r for r in records if r is not None], problems)
+        return Status([], records, problems)
+    cells = plans.choose(load(suite), budget, set=set, seeds=seeds, only=only)
+    planned = plans.plan(cells, store, records)
+    return Status(planned, [p.record for p in planned if p.record is not None], problems)
 
 
 def results(
@@ -282,14 +282,8 @@ def results(
     from metabench.analysis.results import collect
 
     suite, store = load(suite), open_store(store)
-    planned = plan(suite, budget=budget, set=set, seeds=seeds, store=store)
-    here = ("missing data", "missing package", "running")
-    reasons = {
-        p.cell.key: (p.state, f"{p.reason}; {p.mend}" if p.mend else p.reason)
-        for p in planned
-        if p.state in here
-    }
-    return collect(suite, budget, store, reasons, overrides=plans.overrides(set), seeds=seeds)
+    cells = plans.choose(suite, budget, set=set, seeds=seeds)
+    return collect(suite, budget, store, cells, overrides=plans.overrides(set), seeds=seeds)
 
 
 SUFFIXES = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}

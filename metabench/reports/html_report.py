@@ -15,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.results import Crossing, Records, Results, Run, read_curves
+from metabench.analysis.results import Crossing, Records, Results, read_curves
 from metabench.core.text import counted, human, with_pm
 from metabench.reports import renderers
 from metabench.reports.tables import COSTS, cost_grid, main_grid
 from metabench.store.record import Curve, Estimate
+from metabench.suites.planning import Planned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,7 +107,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
     )
 
 
-def anchor(run: Run) -> str:
+def anchor(run: Planned) -> str:
     """The id of a cell's section."""
     return f"record-{run.cell.key[:16]}"
 
@@ -171,14 +172,14 @@ def _crossing(
     }
 
 
-def _run(results: Results, run: Run, curve: Curve) -> dict[str, Any]:
+def _run(results: Results, run: Planned, curve: Curve) -> dict[str, Any]:
     record, cell = run.record, run.cell
     out: dict[str, Any] = {
         "id": anchor(run),
         "key": cell.key,
         "seed": cell.seed,
         "state": run.state,
-        "reason": run.reason,
+        "reason": run.why,
         "value": "",
         "traceback": "",
         "groups": [],

@@ -30,7 +30,7 @@ from metabench.run.events import (
     ignore,
 )
 from metabench.run.worker import Ended, Options, Worker, run_one
-from metabench.store.record import Record, Status
+from metabench.store.record import STATUSES, Record, Status
 from metabench.store.store import BadFile, Store
 
 POLL_SECONDS = 0.5
@@ -73,8 +73,7 @@ class Summary:
         return 0 if whole and not (self.unsaved or self.elsewhere or self.remaining) else 1
 
     def __str__(self) -> str:
-        statuses = ("done", "failed", "diverged", "timeout")
-        counts = {status: self.count(status) for status in statuses}
+        counts: dict[str, int] = {status: self.count(status) for status in STATUSES}
         counts |= {
             "not applicable": len(self.refused),
             "running elsewhere": len(self.elsewhere),

@@ -45,11 +45,11 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
 from metabench.core.catalogue import suite_folder, suite_names
-from metabench.core.cell import Budget, Cell, default_solver, make_cell
+from metabench.core.cell import Budget, Cell, Parts, default_solver, instances, make_cells
 from metabench.core.costs import Counts
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
-from metabench.core.settings import build, fields
+from metabench.core.settings import fields
 
 Settings = dict[str, Any]
 Groups = dict[Literal["task", "method", "solver", "budget"], Settings]
@@ -218,16 +218,15 @@ class Suite:
                     *[o.groups for o in overrides if o.concerns(row, column)],
                 ]
                 merged = merge(groups)
-                for seed in seeds:
-                    try:
-                        cell = make_cell(
-                            column.task, row.method, solver=row.solver, seed=seed, set=merged
-                        )
-                    except (UnknownName, SettingError) as error:
-                        error.add_note(f"suite {self.name}, row {row.id}, column {column.id}")
-                        raise
-                    skip = row.skip_reason if column.id in row.skip else None
-                    out.append(SuiteCell(row.id, column.id, cell, skip))
+                try:
+                    cells, parts = make_cells(
+                        column.task, row.method, seeds, solver=row.solver, set=merged
+                    )
+                except (UnknownName, SettingError) as error:
+                    error.add_note(f"suite {self.name}, row {row.id}, column {column.id}")
+                    raise
+                skip = row.skip_reason if column.id in row.skip else None
+                out += [SuiteCell(row.id, column.id, cell, skip, parts) for cell in cells]
         return out
 
     def check_measured(self, cells: Iterable[SuiteCell]) -> None:
@@ -236,8 +235,7 @@ class Suite:
         not among that."""
         meant = {(c.row, c.column): c for c in cells if c.skip is None}
         for (row, column), item in meant.items():
-            name = item.cell.task
-            task: Any = build(tasks.get(name), item.cell.task_settings, f"task {name}")
+            name, task = item.cell.task, item.parts[0]
             evaluations = getattr(task, "evaluations", None)
             for kind, wanted, known in (
                 ("metric", self.metric, getattr(task, "metrics", None)),
@@ -258,6 +256,13 @@ class SuiteCell:
     column: str
     cell: Cell
     skip: str | None = None
+    made: Parts | None = field(default=None, compare=False, repr=False)
+    """``parts``, where whoever made the cell has them."""
+
+    @property
+    def parts(self) -> Parts:
+        """The task, method, solver and budget objects that the cell names."""
+        return self.made or instances(self.cell)
 
 
 @dataclass(frozen=True)

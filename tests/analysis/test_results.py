@@ -4,7 +4,9 @@ import sys
 import pytest
 
 from metabench.analysis.results import collect, read_curves
+from metabench.core import optional_packages
 from metabench.core.errors import StoreError, UnknownName
+from metabench.core.registry import tasks
 from metabench.reports.tables import table
 from metabench.suites.suite import parse_override
 
@@ -88,13 +90,17 @@ def test_overrides_and_seeds_choose_other_cells(suite, helpers):
     assert few.states == {"done": 12, "open": 12}
 
 
-def test_reasons_explain_what_has_no_record_and_never_hide_one(suite, helpers):
+def test_what_is_missing_here_explains_holes_and_never_hides_a_record(suite, helpers, monkeypatch):
+    monkeypatch.setattr(optional_packages, "here", lambda name: name != "nobody_has")
+    monkeypatch.setattr(tasks.get("ridge"), "packages", ("nobody_has",))
     store = helpers.Fake()
     places = suite.cells("smoke")
     store.add(places[0])
-    reasons = {p.cell.key: ("missing package", "learn2learn is not installed") for p in places}
-    results = collect(suite, "smoke", store, reasons, why_not=helpers.allowed)
+    store.add(places[1], **helpers.failure("failed"))
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
     assert results.states == {"done": 1, "missing package": 11}
+    assert results.runs[1].why == "nobody_has is not installed; pip install nobody_has"
+    assert results.runs[1].record.status == "failed"
 
 
 def test_what_the_theory_forbids_is_asked_of_the_declarations(suite, helpers):
@@ -158,11 +164,14 @@ def test_a_curve_that_cannot_be_read_is_reported_and_not_fatal(suite, helpers):
 
 
 def test_nothing_here_imports_torch_pandas_or_matplotlib():
-    modules = "results stats entries formats notes long tables series panels plots rankings report"
     code = (
-        "import sys\n"
-        + "".join(f"import metabench.{m}\n" for m in modules.split())
-        + "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'jinja2', 'rich'}\n"
+        "import importlib, pkgutil, sys\n"
+        "from metabench import analysis, reports\n"
+        "for room in (analysis, reports):\n"
+        "    for found in pkgutil.iter_modules(room.__path__, room.__name__ + '.'):\n"
+        "        importlib.import_module(found.name)\n"
+        "assert 'metabench.reports.plots' in sys.modules\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'jinja2', 'rich'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from metabench import api
 from metabench.core import optional_packages, registry
-from metabench.core.cell import CONTRACT, Cell
+from metabench.core.cell import CONTRACT, Cell, instances, make_cell
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
@@ -356,3 +358,54 @@ def test_a_changed_contract_is_another_cell(suite: Suite, store: Store) -> None:
     cell = look(suite, store)["reverse/one/0"].cell
     store.write(record(replace(cell, contract=cell.contract + 1)))
     assert look(suite, store)["reverse/one/0"].state == "open"
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a record's file is read, by its cell, and settings are checked ("checked")."""
+    from metabench.core import settings
+    from metabench.store import store as module
+
+    found: Counter[str] = Counter()
+    read, build = module._read, settings.build
+
+    def counted_read(folder: Path) -> Any:
+        found[folder.name] += 1
+        return read(folder)
+
+    def counted_build(*args: Any) -> Any:
+        found["checked"] += 1
+        return build(*args)
+
+    monkeypatch.setattr(module, "_read", counted_read)
+    monkeypatch.setattr(settings, "build", counted_build)
+    return found
+
+
+@pytest.mark.parametrize("verb", ["plan", "status", "results", "table"])
+def test_a_record_is_read_once_and_a_place_checked_once(
+    suite: Suite, store: Store, counts: Counter[str], verb: str
+) -> None:
+    """Seeds of one place have the same four groups of settings."""
+    cells = choose(suite, "laptop")
+    keys = {c.cell.key for c in cells if c.skip is None}
+    for item in cells:
+        store.write(record(item.cell, "failed"))
+    counts.clear()
+    getattr(api, verb)(suite, budget="laptop", store=store)
+    assert counts.pop("checked") == 4 * len({(c.row, c.column) for c in cells})
+    assert set(counts.values()) == {1} and keys <= counts.keys()
+
+
+def test_cells_of_other_seeds_are_those_made_one_by_one(suite: Suite) -> None:
+    for item in choose(suite, "laptop"):
+        cell = item.cell
+        groups = {
+            "task": cell.task_settings,
+            "method": cell.method_settings,
+            "solver": cell.solver_settings,
+            "budget": cell.budget,
+        }
+        alone = make_cell(cell.task, cell.method, solver=cell.solver, seed=cell.seed, set=groups)
+        assert alone == cell and alone.key == cell.key
+        assert item.parts == instances(cell) == replace(item, made=None).parts
