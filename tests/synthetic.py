@@ -10,7 +10,8 @@ import pytest
 
 from metabench.analysis.results import collect
 from metabench.store.record import Curve, Estimate, Record
-from metabench.suites.suite import Suite, SuiteCell, from_dict
+from metabench.suites.loading import from_dict
+from metabench.suites.suite import Suite, SuiteCell
 
 COLUMNS = {"5w1s": ("5-way 1-shot", 40, 0.0), "5w5s": ("5-way 5-shot", 80, 0.028)}
 ROWS = {  # id: label, accuracy reached, speed, inner gradients a step

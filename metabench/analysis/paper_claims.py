@@ -12,7 +12,7 @@ from typing import Literal
 
 from metabench.analysis import stats
 from metabench.analysis.results import Results
-from metabench.suites.suite import Claim
+from metabench.suites.schema import PaperClaim
 
 Verdict = Literal["holds", "not shown", "not contradicted", "contradicted", "not tested"]
 VERDICTS: dict[Verdict, str] = {
@@ -32,7 +32,7 @@ class Tested:
     """A claim in one column: how much better the row is, unscaled, with the half-width of the
     interval, over how many common seeds."""
 
-    claim: Claim
+    claim: PaperClaim
     better: str
     column: str
     gain: float | None

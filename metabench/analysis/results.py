@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from metabench.core.capabilities import why_not
 from metabench.core.errors import StoreError, UnknownName
 from metabench.store.record import Curve, Estimate, Record
+from metabench.suites.overrides import Override
 from metabench.suites.planning import STATES, Kept, Planned, WhyNot, states_of
-from metabench.suites.suite import Column, Override, Published, Row, Suite, SuiteCell
+from metabench.suites.schema import Column, Published, Row
+from metabench.suites.suite import Suite, SuiteCell
 
 if TYPE_CHECKING:
     import pandas as pd

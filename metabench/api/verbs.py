@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.core.registry import Entry
 from metabench.store.store import BadFile, Store
+from metabench.suites import loading as suites
 from metabench.suites import planning as plans
-from metabench.suites import suite as suites
+from metabench.suites.overrides import read_overrides
 from metabench.suites.planning import Planned
 from metabench.suites.suite import Suite
 
@@ -283,7 +284,7 @@ def results(
 
     suite, store = load(suite), open_store(store)
     cells = plans.choose(suite, budget, set=set, seeds=seeds)
-    return collect(suite, budget, store, cells, overrides=plans.overrides(set), seeds=seeds)
+    return collect(suite, budget, store, cells, overrides=read_overrides(set), seeds=seeds)
 
 
 SUFFIXES = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}

@@ -7,7 +7,7 @@ import io
 
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
 from metabench.analysis.results import Results
-from metabench.suites.suite import Column, Published
+from metabench.suites.schema import Column, Published
 
 FIELDS = (
     "suite",

@@ -10,7 +10,7 @@ from metabench.core.cell import Budget
 from metabench.core.settings import fields
 from metabench.core.text import counted, listed, one_line, shortened, with_pm
 from metabench.reports.renderers import Note
-from metabench.suites.suite import Column, Row
+from metabench.suites.schema import Column, Row
 
 
 class Marks:

@@ -28,7 +28,7 @@ from metabench.reports.figure_style import (
     styled,
 )
 from metabench.store.record import Curve
-from metabench.suites.suite import PLOTS
+from metabench.suites.schema import PLOTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from metabench.reports.footnotes import (
     reconstruction_notes,
 )
 from metabench.reports.renderers import Grid, Item, Note
-from metabench.suites.suite import LABELS, Published
+from metabench.suites.schema import LABELS, Published
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]
 FORMATS: tuple[str, ...] = get_args(Format)

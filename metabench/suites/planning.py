@@ -19,15 +19,9 @@ from metabench.core.registry import methods, solvers, tasks
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
 from metabench.suites.durations import Estimates
-from metabench.suites.suite import (
-    Column,
-    Override,
-    Row,
-    Suite,
-    SuiteBudget,
-    SuiteCell,
-    parse_override,
-)
+from metabench.suites.overrides import read_overrides
+from metabench.suites.schema import Column, Row, SuiteBudget
+from metabench.suites.suite import Suite, SuiteCell
 
 State = Literal[
     "done",
@@ -205,7 +199,7 @@ def choose(
     methods or tasks, or ROW/COLUMN; ``*`` stands for anything. The name of a row that is also its
     method's means the row alone. Raises UnknownName, SettingError.
     """
-    cells = suite.cells(budget, overrides(set), seeds)
+    cells = suite.cells(budget, read_overrides(set), seeds)
     suite.check_measured(cells)
     patterns = [_pattern(text, suite) for text in only]
     if not patterns:
@@ -248,20 +242,7 @@ def _pattern(text: str, suite: Suite) -> tuple[str, str]:
     return pair
 
 
-def overrides(set: Iterable[str] | Mapping[str, Any]) -> list[Override]:
-    """Overrides from "GROUP.NAME=VALUE" or from {"GROUP.NAME": value}; raises SettingError."""
-    if not isinstance(set, Mapping):
-        return [parse_override(text) for text in set]
-    out = []
-    for place, value in set.items():
-        scope, dot, name = place.partition(".")
-        if not (scope and dot and name):
-            raise SettingError(f"cannot read setting {place!r}; write GROUP.NAME")
-        out.append(Override(scope, name, value))
-    return out
-
-
-def crossing(
+def suite_of_pairs(
     task_names: Sequence[str], method_names: Sequence[str], solver: str | None = None
 ) -> Suite:
     """A suite of the given tasks and methods, each with its own defaults.

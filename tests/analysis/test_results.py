@@ -8,7 +8,7 @@ from metabench.core import optional_packages
 from metabench.core.errors import StoreError, UnknownName
 from metabench.core.registry import tasks
 from metabench.reports.tables import table
-from metabench.suites.suite import parse_override
+from metabench.suites.overrides import parse_override
 
 
 def test_an_empty_store_is_all_open(suite, helpers):
@@ -92,7 +92,7 @@ def test_overrides_and_seeds_choose_other_cells(suite, helpers):
 
 def test_what_is_missing_here_explains_holes_and_never_hides_a_record(suite, helpers, monkeypatch):
     monkeypatch.setattr(optional_packages, "here", lambda name: name != "nobody_has")
-    monkeypatch.setattr(tasks.get("ridge"), "packages", ("nobody_has",))
+    monkeypatch.setattr(tasks.get("ridge"), "packages", ("nobody_has",), raising=False)
     store = helpers.Fake()
     places = suite.cells("smoke")
     store.add(places[0])

@@ -17,7 +17,7 @@ from metabench.core.errors import UnknownName
 from metabench.reports import tables
 from metabench.reports.footnotes import budget_notes
 from metabench.store.record import Estimate
-from metabench.suites.suite import parse_override
+from metabench.suites.overrides import parse_override
 
 GOLDEN = Path(__file__).parent / "golden"
 SUFFIX = {"markdown": "md", "latex": "tex", "html": "html", "text": "txt"}
@@ -176,7 +176,7 @@ def test_two_papers_for_one_number_are_both_shown(helpers):
     suite = helpers.make_suite()
     from dataclasses import replace
 
-    from metabench.suites.suite import Published
+    from metabench.suites.schema import Published
 
     suite = replace(suite, paper=[*suite.paper, Published(**more)])
     results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)

@@ -19,8 +19,9 @@ from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
 from metabench.suites import planning
-from metabench.suites.planning import Planned, choose, crossing
-from metabench.suites.suite import Suite, from_dict
+from metabench.suites.loading import from_dict
+from metabench.suites.planning import Planned, choose, suite_of_pairs
+from metabench.suites.suite import Suite
 
 TEXT = """
 title = "Small"
@@ -226,7 +227,9 @@ def test_missing_data_and_packages_come_with_their_command(
         raise DataMissing(name, ["here", "there"], f"metabench data fetch {name}")
 
     monkeypatch.setattr(data, "locate", locate)
-    planned = planning.plan(choose(crossing(["needy", "packed"], ["bilevel"]), "smoke"), store)
+    planned = planning.plan(
+        choose(suite_of_pairs(["needy", "packed"], ["bilevel"]), "smoke"), store
+    )
     assert [p.state for p in planned] == ["missing data", "missing package"]
     assert planned[0].mend == "metabench data fetch no_such_data"
     assert planned[0].reason == "data set 'no_such_data' not found; looked in here, there"
@@ -247,7 +250,7 @@ def test_data_is_looked_for_in_the_layout_that_the_task_names(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     for source, state in [("auto", "open"), ("metabench", "open"), ("torchvision", "missing data")]:
-        suite = crossing(["omniglot"], ["fixed"])
+        suite = suite_of_pairs(["omniglot"], ["fixed"])
         cells = choose(suite, "smoke", set=[f"task.source={source}"], seeds=[0])
         (planned,) = planning.plan(cells, store)
         assert planned.state == state, source
@@ -255,7 +258,7 @@ def test_data_is_looked_for_in_the_layout_that_the_task_names(
 
 
 def test_a_finished_cell_needs_nothing(needy: None, store: Store) -> None:
-    item = choose(crossing(["needy"], ["bilevel"]), "smoke")[0]
+    item = choose(suite_of_pairs(["needy"], ["bilevel"]), "smoke")[0]
     store.write(record(item.cell))
     assert planning.plan([item], store)[0].state == "done"
 
@@ -288,8 +291,8 @@ def test_overrides_as_a_mapping(suite: Suite) -> None:
         choose(suite, "smoke", set={"inner_lr": 0.2})
 
 
-def test_a_crossing_is_a_suite_of_defaults() -> None:
-    made = crossing(["quadratic"], ["bilevel", "fixed", "bilevel"], "momentum")
+def test_pairs_are_a_suite_of_defaults() -> None:
+    made = suite_of_pairs(["quadratic"], ["bilevel", "fixed", "bilevel"], "momentum")
     cells = choose(made, "laptop")
     assert [(c.row, c.column, c.cell.seed) for c in cells if c.cell.seed == 1] == [
         ("bilevel", "quadratic", 1),
@@ -298,15 +301,15 @@ def test_a_crossing_is_a_suite_of_defaults() -> None:
     assert cells[0].cell.solver == "momentum"
     assert (made.metric, made.goal) == ("loss", "min")
     with pytest.raises(UnknownName, match="near: quadratic"):
-        crossing(["quadratc"], ["bilevel"])
+        suite_of_pairs(["quadratc"], ["bilevel"])
     with pytest.raises(UnknownName, match="near: bilevel"):
-        crossing(["quadratic"], ["bilvel"])
+        suite_of_pairs(["quadratic"], ["bilvel"])
     with pytest.raises(UnknownName, match="near: momentum"):
-        crossing(["quadratic"], ["bilevel"], "momentun")
+        suite_of_pairs(["quadratic"], ["bilevel"], "momentun")
     with pytest.raises(SuiteError, match="at least one --task"):
-        crossing([], ["bilevel"])
+        suite_of_pairs([], ["bilevel"])
     with pytest.raises(SuiteError, match="quadratic: loss, glyphs: accuracy"):
-        crossing(["quadratic", "glyphs"], ["bilevel"])
+        suite_of_pairs(["quadratic", "glyphs"], ["bilevel"])
 
 
 def test_recipes() -> None:
