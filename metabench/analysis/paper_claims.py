@@ -49,7 +49,7 @@ def verdicts(results: Results) -> list[Tested]:
         for better in claim.better:
             for column in claim.columns or [c.id for c in results.columns]:
                 one, other = (
-                    results.crossings[row, column].estimates(*results.metric)
+                    results.table_cells[row, column].estimates(*results.metric)
                     for row in (better, claim.than)
                 )
                 gains = [sign * (one[s].mean - other[s].mean) for s in one if s in other]

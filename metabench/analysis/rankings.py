@@ -23,7 +23,7 @@ class Ranked:
 def scores(results: Results, row: str) -> list[list[float]]:
     """Values of the table's metric of finished runs, a list a column that has any."""
     groups = [
-        [e.mean for e in results.crossings[row, column.id].estimates(*results.metric).values()]
+        [e.mean for e in results.table_cells[row, column.id].estimates(*results.metric).values()]
         for column in results.columns
     ]
     return [group for group in groups if group]
@@ -39,7 +39,7 @@ def ranked(results: Results) -> Ranked:
         row.id: {
             (column.id, seed): e.mean
             for column in results.columns
-            for seed, e in results.crossings[row.id, column.id].estimates(*results.metric).items()
+            for seed, e in results.table_cells[row.id, column.id].estimates(*results.metric).items()
         }
         for row in results.rows
     }

@@ -22,7 +22,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?(?!\w)|\b(?:na
 
 
 class Hole(NamedTuple):
-    """What some cells of a crossing have instead of a number."""
+    """What some cells of a table cell have instead of a number."""
 
     state: str
     reason: str
@@ -52,7 +52,7 @@ class Records(Kept, Protocol):
 
 
 @dataclass(frozen=True)
-class Crossing:
+class TableCell:
     """One place in the table: a row and a column, with a run for every seed that is planned."""
 
     row: str
@@ -103,7 +103,7 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Results:
-    """A suite under one budget, crossing by crossing, in the order of its table.
+    """A suite under one budget, table cell by table cell, in the order of its table.
 
     Numbers are looked up by the keys of the cells that the suite plans for this budget and these
     overrides, so that two budgets cannot mix.
@@ -111,7 +111,7 @@ class Results:
 
     suite: Suite
     budget: str
-    crossings: dict[tuple[str, str], Crossing]
+    table_cells: dict[tuple[str, str], TableCell]
     overrides: tuple[Override, ...] = ()
     seeds: tuple[int, ...] | None = None
     """Asked for instead of the budget's own."""
@@ -133,7 +133,7 @@ class Results:
     @property
     def runs(self) -> list[Planned]:
         """Every planned cell, in table order."""
-        return [run for crossing in self.crossings.values() for run in crossing.runs]
+        return [run for table_cell in self.table_cells.values() for run in table_cell.runs]
 
     @property
     def records(self) -> list[Record]:
@@ -144,7 +144,7 @@ class Results:
     @property
     def states(self) -> dict[str, int]:
         """State to number of planned cells."""
-        return Crossing("", "", tuple(self.runs)).states
+        return TableCell("", "", tuple(self.runs)).states
 
     def row_label(self, row: str) -> str:
         """What a row is called in the table."""
@@ -156,7 +156,7 @@ class Results:
         return self.suite.evaluation, self.suite.metric
 
     def frame(self) -> pd.DataFrame:
-        """One row a record of a crossing: names, seed, status, metrics, costs, key.
+        """One row a record of a table cell: names, seed, status, metrics, costs, key.
 
         Metrics are columns ``EVALUATION/METRIC`` with ``.std``, ``.ci95``, ``.n`` (over episodes),
         unscaled; costs are ``cost/NAME``.
@@ -164,15 +164,15 @@ class Results:
         import pandas as pd
 
         rows = []
-        for crossing in self.crossings.values():
-            for run in crossing.runs:
+        for table_cell in self.table_cells.values():
+            for run in table_cell.runs:
                 if (record := run.record) is None:
                     continue
                 line: dict[str, object] = {
                     "suite": self.suite.name,
                     "budget": self.budget,
-                    "row": crossing.row,
-                    "column": crossing.column,
+                    "row": table_cell.row,
+                    "column": table_cell.column,
                     "task": record.cell.task,
                     "method": record.cell.method,
                     "solver": record.cell.solver,
@@ -227,7 +227,7 @@ def collect(
     return Results(
         suite,
         budget,
-        {at: Crossing(*at, tuple(runs), tuple(papers.get(at, ()))) for at, runs in places.items()},
+        {at: TableCell(*at, tuple(runs), tuple(papers.get(at, ()))) for at, runs in places.items()},
         overrides,
         seeds,
         tuple(map(str, bad_files)),

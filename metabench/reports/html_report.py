@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.results import Crossing, Records, Results, read_curves
+from metabench.analysis.results import Records, Results, TableCell, read_curves
 from metabench.core.text import counted, human, with_pm
 from metabench.reports import renderers
 from metabench.reports.tables import COSTS, cost_grid, main_grid
@@ -60,7 +60,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
     from markupsafe import Markup
 
     curves, unread = read_curves(results, store)
-    places = {at: f"at-{n}" for n, at in enumerate(results.crossings)}
+    places = {at: f"at-{n}" for n, at in enumerate(results.table_cells)}
 
     def link(place: tuple[str, str]) -> str:
         return f"#{places[place]}"
@@ -75,14 +75,14 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
     names = {column.id: column.label or column.id for column in results.columns}
     holes = [
         (f"{results.row_label(row)}, {names[column]}, seed {run.cell.seed}", run)
-        for (row, column), crossing in results.crossings.items()
+        for (row, column), crossing in results.table_cells.items()
         for run in crossing.runs
         if run.state not in ("done", "not applicable", "skipped")
     ]
     failed = ("failed", "diverged", "timeout")
     crossings = [
         _crossing(results, crossing, places[at], curves)
-        for at, crossing in results.crossings.items()
+        for at, crossing in results.table_cells.items()
     ]
     # Rows with equal settings share their cells: an id stands for the first place.
     seen: set[str] = set()
@@ -150,7 +150,7 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def _crossing(
-    results: Results, crossing: Crossing, place: str, curves: dict[str, Curve]
+    results: Results, crossing: TableCell, place: str, curves: dict[str, Curve]
 ) -> dict[str, Any]:
     column = next(c for c in results.columns if c.id == crossing.column)
     row = next(r for r in results.rows if r.id == crossing.row)

@@ -37,7 +37,7 @@ class Override:
     only: str = ""
 
     def concerns(self, row: Row, column: Column) -> bool:
-        """Whether the override is meant for this crossing."""
+        """Whether the override is meant for this row and column."""
         return not self.only or self.only in (row.id, row.method, column.id, column.task)
 
 

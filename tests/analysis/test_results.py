@@ -29,7 +29,7 @@ def test_every_hole_has_its_state_and_reason(holed):
         "open": 3,
         "not applicable": 3,
     }
-    crossing = results.crossings["reptile", "5w5s"]
+    crossing = results.table_cells["reptile", "5w5s"]
     assert crossing.states == {"diverged": 2, "timeout": 1}
     assert crossing.holes("test", "accuracy") == [
         ("timeout", "60 s are used up at outer step 400", (0,)),
@@ -51,7 +51,7 @@ def test_a_reason_with_other_numbers_is_said_once(suite, helpers):
             reason = f"the series grows: term 20 at outer step {step} is {size} times the first"
             store.add(place, **{**helpers.failure("diverged"), "reason": reason})
     results = collect(suite, "laptop", store, why_not=helpers.allowed)
-    crossing = results.crossings["maml", "5w1s"]
+    crossing = results.table_cells["maml", "5w1s"]
     told = "the series grows: term 20 at outer step 225 / 613 is 61.3 / nan times the first"
     assert crossing.holes("test", "accuracy") == [("diverged", told, (0, 2))]
     text = table(results, "text")
@@ -118,7 +118,7 @@ def test_a_skipped_crossing_keeps_the_suites_reason(suite, helpers):
     ]
     suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
     results = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
-    assert [r.reason for r in results.crossings["maml", "5w5s"].runs] == ["too dear"]
+    assert [r.reason for r in results.table_cells["maml", "5w5s"].runs] == ["too dear"]
     assert results.states == {"open": 3, "skipped": 1}
 
 
@@ -128,7 +128,7 @@ def test_the_frame_has_a_row_a_record(holed):
     assert len(frame) == len(results.records) == 30
     assert set(frame["budget"]) == {"laptop"}
     line = frame[(frame["row"] == "maml") & (frame["column"] == "5w1s") & (frame["seed"] == 1)]
-    record = results.crossings["maml", "5w1s"].done[1]
+    record = results.table_cells["maml", "5w1s"].done[1]
     assert line["test/accuracy"].item() == record.metrics["test"]["accuracy"].mean
     assert line["test/accuracy.n"].item() == 600
     assert line["cost/inner_gradients"].item() == 5000
@@ -141,7 +141,7 @@ def test_a_record_without_the_metric_is_a_hole(suite, helpers):
     suite = helpers.make_suite(metric="f1", paper=[], paper_rows=[])
     store = helpers.fill(suite, "smoke")
     results = collect(suite, "smoke", store, why_not=helpers.allowed)
-    (hole,) = results.crossings["maml", "5w1s"].holes("test", "f1")
+    (hole,) = results.table_cells["maml", "5w1s"].holes("test", "f1")
     assert hole == (
         "done without the metric",
         "no 'f1' in 'test'; it has accuracy, nearest_neighbour",

@@ -157,13 +157,14 @@ def test_csv_is_long_and_has_both_sides(holed):
     maml = at["maml", "5w1s"]
     mean = (
         sum(
-            e.mean for e in results.crossings["maml", "5w1s"].estimates("test", "accuracy").values()
+            e.mean
+            for e in results.table_cells["maml", "5w1s"].estimates("test", "accuracy").values()
         )
         / 3
     )
     assert float(maml["ours_mean"]) == pytest.approx(100 * mean)
     assert (maml["paper_value"], maml["paper_pm"], maml["unit"]) == ("98.7", "0.4", "%")
-    assert maml["keys"].split() == [r.cell.key for r in results.crossings["maml", "5w1s"].runs]
+    assert maml["keys"].split() == [r.cell.key for r in results.table_cells["maml", "5w1s"].runs]
     assert at["fomaml", "5w5s"]["ours_pm_over"] == "episodes"
     assert at["fomaml", "5w5s"]["holes"] == "2 open: not run yet"
     assert at["reptile", "5w5s"]["ours_mean"] == ""
