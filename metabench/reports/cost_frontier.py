@@ -22,6 +22,7 @@ from metabench.reports.figure_style import (
     scale_of,
 )
 from metabench.store.record import Record
+from metabench.suites.planning import NEVER_RUN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +132,7 @@ def _incomplete(results: Results) -> list[str]:
         lost: dict[str, int] = {}
         for row in results.rows:
             states = results.table_cells[row.id, column.id].states
-            if states.keys() - {"done", "not applicable", "skipped"}:
+            if states.keys() - {"done", *NEVER_RUN}:
                 label = row.series or row.label or row.id
                 lost[label] = lost.get(label, 0) + 1
         if lost:

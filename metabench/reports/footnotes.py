@@ -10,6 +10,7 @@ from metabench.core.cell import Budget
 from metabench.core.settings import fields
 from metabench.core.text import counted, listed, one_line, shortened, with_pm
 from metabench.reports.renderers import Note
+from metabench.suites.planning import NEVER_RUN
 from metabench.suites.schema import Column, Row
 
 
@@ -105,7 +106,7 @@ def budget_notes(results: Results) -> list[Note]:
         told = "; ".join(f"{said} ({listed(labels)})" for said, labels in alone.items())
         out.append(Note(f"Settings of this budget alone: {told}."))
     states = results.states
-    if set(states) - {"done", "not applicable", "skipped"}:
+    if set(states) - {"done", *NEVER_RUN}:
         by_state = ", ".join(f"{n} {state}" for state, n in states.items())
         out.append(Note(f"Incomplete: of {len(results.runs)} cells {by_state}."))
     return out

@@ -20,7 +20,7 @@ from metabench.core.text import counted, human, with_pm
 from metabench.reports import renderers
 from metabench.reports.tables import COSTS, cost_grid, main_grid
 from metabench.store.record import Curve, Estimate
-from metabench.suites.planning import Planned
+from metabench.suites.planning import NEVER_RUN, Planned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         (f"{results.row_label(row)}, {names[column]}, seed {run.cell.seed}", run)
         for (row, column), crossing in results.table_cells.items()
         for run in crossing.runs
-        if run.state not in ("done", "not applicable", "skipped")
+        if run.state not in {"done", *NEVER_RUN}
     ]
     failed = ("failed", "diverged", "timeout")
     crossings = [
@@ -159,15 +159,11 @@ def _crossing(
         "title": f"{results.row_label(crossing.row)}, {column.label or column.id}",
         "reference": row.reference,
         "states": ", ".join(f"{n} {state}" for state, n in crossing.states.items()),
-        "why": "; ".join(
-            dict.fromkeys(
-                r.reason for r in crossing.runs if r.state in ("not applicable", "skipped")
-            )
-        ),
+        "why": "; ".join(dict.fromkeys(r.reason for r in crossing.runs if r.state in NEVER_RUN)),
         "runs": [
             _run(results, run, curves.get(run.cell.key, {}))
             for run in crossing.runs
-            if run.state not in ("not applicable", "skipped")
+            if run.state not in NEVER_RUN
         ],
     }
 
