@@ -34,7 +34,7 @@ from metabench.core.capabilities import why_not
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import Cell, canonical, instances
 from metabench.store.record import Record
-from metabench.suites import suite as suites
+from metabench.suites import loading as suites
 
 ROOT = Path(__file__).parents[1] / "results"
 DOCS = ROOT.parent / "docs" / "budgets.md"

@@ -32,6 +32,7 @@ from metabench.core.errors import MetabenchError
 from metabench.reports import tables
 from metabench.store.store import Store
 from metabench.suites import planning as plan
+from metabench.suites.overrides import read_overrides
 
 WORDS = ["budget.outer_steps=1", "budget.valid_episodes=1", "budget.test_episodes=1"]
 SECONDS = 1500.0
@@ -39,7 +40,7 @@ SECONDS = 1500.0
 
 def chosen(count: int) -> list[Any]:
     """That many cells of next to no work."""
-    suite = plan.crossing(["ridge"], ["fixed"])
+    suite = plan.suite_of_pairs(["ridge"], ["fixed"])
     return plan.choose(suite, "laptop", set=WORDS, seeds=range(count))
 
 
@@ -104,7 +105,7 @@ def wait(done: Callable[[], bool], every: float) -> None:
 
 def planning(store: Store, count: int) -> dict[str, float]:
     """Seconds for the plan, the standing and the table of many cells in a store."""
-    suite = plan.crossing(["ridge"], ["fixed"])
+    suite = plan.suite_of_pairs(["ridge"], ["fixed"])
     out: dict[str, float] = {"cells": count}
     begin = time.monotonic()
     cells = chosen(count)
@@ -117,7 +118,7 @@ def planning(store: Store, count: int) -> dict[str, float]:
     out["status_seconds"] = round(time.monotonic() - begin, 2)
     begin = time.monotonic()
     found = results.collect(
-        suite, "laptop", store, {}, overrides=plan.overrides(WORDS), seeds=range(count)
+        suite, "laptop", store, overrides=read_overrides(WORDS), seeds=range(count)
     )
     tables.draw(found, "text")
     out["table_seconds"] = round(time.monotonic() - begin, 2)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from metabench.core.catalogue import suite_names
-from metabench.suites import suite as suites
+from metabench.suites import loading as suites
 
 CLOCKS = {"seconds", "evaluation_seconds", "peak_memory_bytes", "peak_device_memory_bytes"}
 MACHINE = {"environment", "started", "ended", "attempts", "files", "notes"}

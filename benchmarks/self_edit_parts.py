@@ -23,7 +23,7 @@ import torch
 from metabench.contract.method import Context, State
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.cell import instances
-from metabench.suites import suite as suites
+from metabench.suites import loading as suites
 
 PARTS = ("draw", "reward", "m_step", "evaluation")
 

@@ -10,7 +10,8 @@ import pytest
 
 from metabench.analysis.results import collect
 from metabench.store.record import Curve, Estimate, Record
-from metabench.suites.suite import Suite, SuiteCell, from_dict
+from metabench.suites.loading import from_dict
+from metabench.suites.suite import Suite, SuiteCell
 
 COLUMNS = {"5w1s": ("5-way 1-shot", 40, 0.0), "5w5s": ("5-way 5-shot", 80, 0.028)}
 ROWS = {  # id: label, accuracy reached, speed, inner gradients a step
@@ -109,14 +110,17 @@ class Fake:
         self.curves: dict[str, Curve] = {}
         self.bad: list[str] = []
 
-    def get(self, key: str) -> Record | None:
-        return self.kept.get(key)
+    def scan(self) -> tuple[list[Record], list[str]]:
+        return list(self.kept.values()), self.bad
+
+    def folder(self, key: str) -> Path:
+        return Path("in memory", key)
+
+    def holder(self, key: str) -> None:
+        return None
 
     def curve(self, record: Record) -> Curve:
         return self.curves.get(record.key, {})
-
-    def problems(self) -> list[str]:
-        return self.bad
 
     def add(self, place: SuiteCell, **changes: object) -> Record:
         """A plausible record of this place, with a curve."""
@@ -193,7 +197,7 @@ class Fake:
         return record
 
 
-def allowed(_: object) -> None:
+def allowed(*_: object) -> None:
     """Every crossing of the synthetic suite is meant."""
 
 
@@ -250,10 +254,10 @@ def holed(suite):
     del store.kept[at["bilevel", "5w5s", 2].cell.key]
     store.bad = ["ab/cdef/record.json: cannot be read as a record: not a record <b>"]
 
-    def why_not(cell):
+    def why_not(task, method, solver):
         return (
             "a head of its own is needed, which ridge does not offer"
-            if (cell.method_settings["inner_steps"] == 15 and cell.task_settings["rows"] == 80)
+            if (method.inner_steps == 15 and task.rows == 80)
             else None
         )
 

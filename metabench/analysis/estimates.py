@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from metabench.analysis import stats
-from metabench.analysis.results import Crossing, Results
+from metabench.analysis.results import Results, TableCell
 from metabench.store.record import Estimate
 
 ALPHA = 0.05
@@ -74,7 +74,8 @@ def entry(estimates: Mapping[int, Estimate]) -> Entry | None:
 def column_entries(results: Results, column: str) -> dict[str, Entry]:
     """Row to number of ours in one column, the best marked; rows that are holes are left out."""
     estimates = {
-        row.id: results.crossings[row.id, column].estimates(*results.metric) for row in results.rows
+        row.id: results.table_cells[row.id, column].estimates(*results.metric)
+        for row in results.rows
     }
     found = {row: made for row, known in estimates.items() if (made := entry(known))}
     if not found:
@@ -138,7 +139,7 @@ def floor(results: Results, column: str) -> tuple[Entry | None, list[str]]:
     chosen: dict[int, Estimate] = {}
     others = []
     for row in results.rows:
-        known = results.crossings[row.id, column].estimates(
+        known = results.table_cells[row.id, column].estimates(
             results.suite.evaluation, results.suite.floor
         )
         for seed, found in known.items():
@@ -149,9 +150,9 @@ def floor(results: Results, column: str) -> tuple[Entry | None, list[str]]:
     return entry(dict(sorted(chosen.items()))), others
 
 
-def costs(crossing: Crossing) -> dict[str, float]:
+def costs(table_cell: TableCell) -> dict[str, float]:
     """Mean of each cost over finished cells, with ``steps``; empty where none has finished."""
-    done = crossing.done
+    done = table_cell.done
     names = sorted({name for record in done for name in record.cost})
     out = {"steps": stats.mean([float(r.steps) for r in done])} if done else {}
     for name in names:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from metabench.analysis import stats
 from metabench.analysis.results import Results
-from metabench.suites.suite import Claim
+from metabench.suites.schema import PaperClaim
 
 Verdict = Literal["holds", "not shown", "not contradicted", "contradicted", "not tested"]
 VERDICTS: dict[Verdict, str] = {
@@ -32,7 +32,7 @@ class Tested:
     """A claim in one column: how much better the row is, unscaled, with the half-width of the
     interval, over how many common seeds."""
 
-    claim: Claim
+    claim: PaperClaim
     better: str
     column: str
     gain: float | None
@@ -49,7 +49,7 @@ def verdicts(results: Results) -> list[Tested]:
         for better in claim.better:
             for column in claim.columns or [c.id for c in results.columns]:
                 one, other = (
-                    results.crossings[row, column].estimates(*results.metric)
+                    results.table_cells[row, column].estimates(*results.metric)
                     for row in (better, claim.than)
                 )
                 gains = [sign * (one[s].mean - other[s].mean) for s in one if s in other]

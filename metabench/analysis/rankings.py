@@ -17,13 +17,13 @@ class Ranked:
     rows: tuple[str, ...]
     numbers: tuple[int, ...]
     ranking: Ranking | None
-    notes: tuple[str, ...]
+    footnotes: tuple[str, ...]
 
 
 def scores(results: Results, row: str) -> list[list[float]]:
     """Values of the table's metric of finished runs, a list a column that has any."""
     groups = [
-        [e.mean for e in results.crossings[row, column.id].estimates(*results.metric).values()]
+        [e.mean for e in results.table_cells[row, column.id].estimates(*results.metric).values()]
         for column in results.columns
     ]
     return [group for group in groups if group]
@@ -33,13 +33,13 @@ def ranked(results: Results) -> Ranked:
     """The Friedman test with Nemenyi's critical difference, a block a (column, seed).
 
     Rows with the fewest values are left out until at least two blocks are complete. Seeds of one
-    column are repetitions and not further tasks, which the notes say.
+    column are repetitions and not further tasks, which the footnotes say.
     """
     values = {
         row.id: {
             (column.id, seed): e.mean
             for column in results.columns
-            for seed, e in results.crossings[row.id, column.id].estimates(*results.metric).items()
+            for seed, e in results.table_cells[row.id, column.id].estimates(*results.metric).items()
         }
         for row in results.rows
     }
@@ -53,14 +53,14 @@ def ranked(results: Results) -> Ranked:
         kept.remove(min(kept, key=lambda row: len(values[row])))
     blocks = complete()
     left_out = [results.row_label(row) for row in values if row not in kept]
-    notes = [f"Left out, for lack of finished runs: {listed(left_out)}."] if left_out else []
+    footnotes = [f"Left out, for lack of finished runs: {listed(left_out)}."] if left_out else []
     numbers = tuple(i for i, row in enumerate(values) if row in kept)
     if len(kept) < 3 or len(blocks) < 2:
         said = (
             f"No ranking: it needs 3 methods with finished runs in 2 common blocks (column, seed); "
             f"there are {len(kept)} methods and {len(blocks)} common blocks."
         )
-        return Ranked(tuple(kept), numbers, None, (said, *notes))
+        return Ranked(tuple(kept), numbers, None, (said, *footnotes))
     found = ranking([[values[row][block] for row in kept] for block in blocks], results.suite.goal)
     columns = list(dict.fromkeys(column for column, _ in blocks))
     said = (
@@ -68,17 +68,17 @@ def ranked(results: Results) -> Ranked:
         f"{'column' if len(columns) == 1 else 'columns'} × seeds): p = {found.p:.2g}. Methods "
         "joined by a bar do not differ at 5 % (Nemenyi)."
     )
-    notes.insert(0, said)
+    footnotes.insert(0, said)
     if found.critical >= len(kept) - 1:
-        notes.append(
+        footnotes.append(
             f"Too few blocks: a critical difference of {found.critical:.2f} is no less than the "
             f"largest possible one, {len(kept) - 1}; the order is a description only."
         )
     if len(columns) < 5:
-        notes.append(
+        footnotes.append(
             "Seeds of one column are repetitions, not further tasks: this says how stable the "
             "order is over seeds of these tasks, nothing of other tasks."
         )
     if found.p >= 0.05:
-        notes.append("The Friedman test finds no difference among the methods at 5 %.")
-    return Ranked(tuple(kept), numbers, found, tuple(notes))
+        footnotes.append("The Friedman test finds no difference among the methods at 5 %.")
+    return Ranked(tuple(kept), numbers, found, tuple(footnotes))

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from metabench.core.cell import Cell
+from metabench.core.capabilities import why_not
 from metabench.core.errors import StoreError, UnknownName
 from metabench.store.record import Curve, Estimate, Record
-from metabench.suites.suite import Column, Override, Published, Row, Suite, SuiteCell
+from metabench.suites.overrides import Override
+from metabench.suites.planning import STATES, Kept, Planned, WhyNot, states_of
+from metabench.suites.schema import Column, Published, Row
+from metabench.suites.suite import Suite, SuiteCell
 
 if TYPE_CHECKING:
     import pandas as pd
-
-STATES = (
-    "done",
-    "failed",
-    "diverged",
-    "timeout",
-    "running",
-    "open",
-    "missing package",
-    "missing data",
-    "not applicable",
-    "skipped",
-)
-"""Every state of a planned cell; all but the first are holes in a table."""
-
-Reasons = Mapping[str, tuple[str, str]]
-"""Key of a cell to (state, reason in words), for cells that cannot run on this machine."""
-
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?(?!\w)|\b(?:nan|inf)\b")
 
 
 class Hole(NamedTuple):
-    """What some cells of a crossing have instead of a number."""
+    """What some cells of a table cell have instead of a number."""
 
     state: str
     reason: str
@@ -53,12 +38,12 @@ def joined(reasons: Sequence[str]) -> str:
     return "".join(a + b for a, b in zip(words, [*numbers, ""], strict=True))
 
 
-class Records(Protocol):
+class Records(Kept, Protocol):
     """Where records come from: a :class:`metabench.store.store.Store`, or anything with these
-    two."""
+    methods."""
 
-    def get(self, key: str) -> Record | None:
-        """The record of a cell, or None."""
+    def scan(self) -> tuple[list[Record], Sequence[object]]:
+        """Every record that can be trusted, and every file that cannot, in words."""
         ...
 
     def curve(self, record: Record) -> Curve:
@@ -67,22 +52,12 @@ class Records(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
-    """One planned cell: its state, why it is a hole if it is one, and its record."""
-
-    cell: Cell
-    state: str
-    reason: str = ""
-    record: Record | None = None
-
-
-@dataclass(frozen=True)
-class Crossing:
+class TableCell:
     """One place in the table: a row and a column, with a run for every seed that is planned."""
 
     row: str
     column: str
-    runs: tuple[Run, ...]
+    runs: tuple[Planned, ...]
     paper: tuple[Published, ...] = ()
 
     @property
@@ -94,7 +69,7 @@ class Crossing:
     def states(self) -> dict[str, int]:
         """State to number of cells, in the order of ``STATES``, zeros left out."""
         found = [r.state for r in self.runs]
-        return {s: found.count(s) for s in (*STATES, *sorted({*found} - {*STATES})) if s in found}
+        return {s: found.count(s) for s in STATES if s in found}
 
     def estimates(self, evaluation: str, metric: str) -> dict[int, Estimate]:
         """Seed to this metric of the finished cells that have it."""
@@ -110,7 +85,7 @@ class Crossing:
         numbers alone are one."""
         found: dict[tuple[str, tuple[str, ...]], list[tuple[int, str]]] = {}
         for run in self.runs:
-            state, reason = run.state, run.reason
+            state, reason = str(run.state), run.why
             if state == "done":
                 known = run.record.metrics.get(evaluation, {}) if run.record else {}
                 if metric in known:
@@ -128,7 +103,7 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Results:
-    """A suite under one budget, crossing by crossing, in the order of its table.
+    """A suite under one budget, table cell by table cell, in the order of its table.
 
     Numbers are looked up by the keys of the cells that the suite plans for this budget and these
     overrides, so that two budgets cannot mix.
@@ -136,7 +111,7 @@ class Results:
 
     suite: Suite
     budget: str
-    crossings: dict[tuple[str, str], Crossing]
+    table_cells: dict[tuple[str, str], TableCell]
     overrides: tuple[Override, ...] = ()
     seeds: tuple[int, ...] | None = None
     """Asked for instead of the budget's own."""
@@ -156,9 +131,9 @@ class Results:
         return self.suite.columns
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[Planned]:
         """Every planned cell, in table order."""
-        return [run for crossing in self.crossings.values() for run in crossing.runs]
+        return [run for table_cell in self.table_cells.values() for run in table_cell.runs]
 
     @property
     def records(self) -> list[Record]:
@@ -169,7 +144,7 @@ class Results:
     @property
     def states(self) -> dict[str, int]:
         """State to number of planned cells."""
-        return Crossing("", "", tuple(self.runs)).states
+        return TableCell("", "", tuple(self.runs)).states
 
     def row_label(self, row: str) -> str:
         """What a row is called in the table."""
@@ -182,7 +157,7 @@ class Results:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a record of a crossing: names, seed, status, metrics, costs, key.
+        """One row a record of a table cell: names, seed, status, metrics, costs, key.
 
         Metrics are columns ``EVALUATION/METRIC`` with ``.std``, ``.ci95``, ``.n`` (over episodes),
         unscaled; costs are ``cost/NAME``.
@@ -190,15 +165,15 @@ class Results:
         import pandas as pd
 
         rows = []
-        for crossing in self.crossings.values():
-            for run in crossing.runs:
+        for table_cell in self.table_cells.values():
+            for run in table_cell.runs:
                 if (record := run.record) is None:
                     continue
                 line: dict[str, object] = {
                     "suite": self.suite.name,
                     "budget": self.budget,
-                    "row": crossing.row,
-                    "column": crossing.column,
+                    "row": table_cell.row,
+                    "column": table_cell.column,
                     "task": record.cell.task,
                     "method": record.cell.method,
                     "solver": record.cell.solver,
@@ -227,64 +202,38 @@ def collect(
     suite: Suite,
     budget: str,
     store: Records,
-    reasons: Reasons | None = None,
+    cells: Sequence[SuiteCell] | None = None,
     *,
     overrides: Iterable[Override] = (),
     seeds: Iterable[int] | None = None,
-    why_not: Callable[[Cell], str | None] | None = None,
+    why_not: WhyNot = why_not,
 ) -> Results:
     """What the store has of the cells that ``suite`` plans under ``budget``.
 
-    ``reasons`` says what else is known of cells without a record (a package or data set that is
-    missing). ``why_not`` says whether the theory allows a cell (default: what the task and the
-    method declare). Raises UnknownName for a budget that the suite does not have.
+    ``cells``: those that it plans with these overrides and seeds, where the caller has them.
+    ``why_not`` says whether the theory allows a cell (default: what the task and the method
+    declare). Raises UnknownName for a budget that the suite does not have.
     """
     overrides = tuple(overrides)
     seeds = None if seeds is None else tuple(seeds)
-    allowed = _declared if why_not is None else why_not
-    planned: dict[tuple[str, str], list[SuiteCell]] = {}
-    for place in suite.cells(budget, overrides, seeds):
-        planned.setdefault((place.row, place.column), []).append(place)
+    if cells is None:
+        cells = suite.cells(budget, overrides, seeds)
+    records, bad_files = store.scan()
+    places: dict[tuple[str, str], list[Planned]] = {}
+    for planned in states_of(cells, store, records, why_not):
+        places.setdefault((planned.row, planned.column), []).append(planned)
     papers: dict[tuple[str, str], list[Published]] = {}
     for number in suite.paper:
         papers.setdefault((number.row, number.column), []).append(number)
-    crossings = {}
-    for at, places in planned.items():
-        refused = None if places[0].skip else allowed(places[0].cell)
-        runs = tuple(_run(place, store, reasons or {}, refused) for place in places)
-        crossings[at] = Crossing(*at, runs, tuple(papers.get(at, ())))
-    problems = getattr(store, "problems", None)
     return Results(
         suite,
         budget,
-        crossings,
+        {at: TableCell(*at, tuple(runs), tuple(papers.get(at, ()))) for at, runs in places.items()},
         overrides,
         seeds,
-        tuple(str(bad) for bad in problems()) if problems is not None else (),
-        {at: tuple(numbers) for at, numbers in papers.items() if at not in planned},
+        tuple(map(str, bad_files)),
+        {at: tuple(numbers) for at, numbers in papers.items() if at not in places},
     )
-
-
-def _run(place: SuiteCell, store: Records, reasons: Reasons, refused: str | None) -> Run:
-    if place.skip:
-        return Run(place.cell, "skipped", place.skip)
-    if refused:
-        return Run(place.cell, "not applicable", refused)
-    record = store.get(place.cell.key)
-    if record is not None and record.status == "done":
-        return Run(place.cell, "done", "", record)
-    if place.cell.key in reasons:
-        return Run(place.cell, *reasons[place.cell.key], record)
-    if record is not None:
-        return Run(place.cell, record.status, record.reason, record)
-    return Run(place.cell, "open", "not run yet")
-
-
-def _declared(cell: Cell) -> str | None:
-    from metabench.core.capabilities import why_not
-    from metabench.core.cell import instances
-
-    return why_not(*instances(cell)[:3])
 
 
 def read_curves(results: Results, store: Records) -> tuple[dict[str, Curve], list[str]]:

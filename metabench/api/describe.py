@@ -19,8 +19,9 @@ from metabench.core.cell import Budget
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks
 from metabench.core.settings import fields, typed
-from metabench.suites import suite as suites
-from metabench.suites.suite import Column, Row, Suite
+from metabench.suites import loading as suites
+from metabench.suites.schema import Column, Row
+from metabench.suites.suite import Suite
 
 
 @dataclass(frozen=True)

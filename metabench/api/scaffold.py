@@ -11,7 +11,7 @@ from string import Template
 
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.core.registry import REGISTRIES
-from metabench.suites.suite import GROUPS
+from metabench.suites.schema import GROUPS
 
 KINDS = ("method", "task")
 CHECK = {"method": "quadratic", "task": "bilevel"}

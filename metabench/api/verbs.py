@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.core.errors import SettingError
 from metabench.store.store import BadFile, Store
+from metabench.suites import loading as suites
 from metabench.suites import planning as plans
-from metabench.suites import suite as suites
+from metabench.suites.overrides import read_overrides
 from metabench.suites.planning import Planned
 from metabench.suites.suite import Suite
 
@@ -36,13 +37,13 @@ def crossing(tasks: Sequence[str], methods: Sequence[str], solver: str | None = 
     names the inner solver (None: each method's own).
 
     >>> from metabench import api
-    >>> suite = api.crossing(tasks=["quadratic"], methods=["bilevel", "ift"])
+    >>> suite = api.suite_of_pairs(tasks=["quadratic"], methods=["bilevel", "ift"])
     >>> [planned.cell.method for planned in api.plan(suite, budget="smoke")]
     ['bilevel', 'ift']
 
     Raises UnknownName; SuiteError where the tasks have no metric in common.
     """
-    return plans.crossing(tasks, methods, solver)
+    return plans.suite_of_pairs(tasks, methods, solver)
 
 
 def load(suite: str | Path | Suite) -> Suite:
@@ -208,12 +209,12 @@ def status(
 ) -> Status:
     """What is finished, what failed and why, what is damaged; nothing is run or moved."""
     store = open_store(store)
-    problems = store.problems()
+    records, problems = store.scan()
     if suite is None:
-        return Status([], store.records(), problems)
-    planned = plan(suite, budget=budget, set=set, seeds=seeds, only=only, store=store)
-    records = [store.get(p.cell.key) for p in planned]
-    return Status(planned, [r for r in records if r is not None], problems)
+        return Status([], records, problems)
+    cells = plans.choose(load(suite), budget, set=set, seeds=seeds, only=only)
+    planned = plans.plan(cells, store, records)
+    return Status(planned, [p.record for p in planned if p.record is not None], problems)
 
 
 def results(
@@ -229,14 +230,8 @@ def results(
     from metabench.analysis.results import collect
 
     suite, store = load(suite), open_store(store)
-    planned = plan(suite, budget=budget, set=set, seeds=seeds, store=store)
-    here = ("missing data", "missing package", "running")
-    reasons = {
-        p.cell.key: (p.state, f"{p.reason}; {p.mend}" if p.mend else p.reason)
-        for p in planned
-        if p.state in here
-    }
-    return collect(suite, budget, store, reasons, overrides=plans.overrides(set), seeds=seeds)
+    cells = plans.choose(suite, budget, set=set, seeds=seeds)
+    return collect(suite, budget, store, cells, overrides=read_overrides(set), seeds=seeds)
 
 
 def table(

@@ -325,11 +325,11 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
     from metabench.cluster import job_states
     from metabench.cluster import submit as module
     from metabench.cluster.draft import TAKEN
-    from metabench.suites.planning import plan
+    from metabench.suites.planning import NEVER_RUN, plan
 
     err = printing.console(stderr=True)
     store = choice.open_store()
-    items = [p for p in planned if p.state not in ("skipped", "not applicable")]
+    items = [p for p in planned if p.state not in NEVER_RUN]
     rounds, shown = 0, ""
     while True:
         made, slurm = module.prepare(suite.name, choice.budget, planned, profile, store)
@@ -351,7 +351,7 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
             if not any(p.cell.key in busy for p in open_):
                 break
         planned = plan([_again(p) for p in planned], store)
-        items = [p for p in planned if p.state not in ("skipped", "not applicable")]
+        items = [p for p in planned if p.state not in NEVER_RUN]
         if all(p.state not in TAKEN for p in items):
             break
     for p in items:

@@ -118,11 +118,11 @@ class Choice:
         """The suites meant; raises UnknownName, SuiteError."""
         from metabench.core.catalogue import suite_names
         from metabench.core.errors import SuiteError
+        from metabench.suites import loading as suites
         from metabench.suites import planning
-        from metabench.suites import suite as suites
 
         if self.suite is None:
-            return [planning.crossing(self.task or [], self.method or [], self.solver)]
+            return [planning.suite_of_pairs(self.task or [], self.method or [], self.solver)]
         if self.task or self.method:
             raise SuiteError(f"name suite {self.suite!r} or --task and --method, not both")
         names = suite_names() if self.suite == "all" else [self.suite]

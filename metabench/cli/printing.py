@@ -211,7 +211,9 @@ def print_repairs(out: Console, planned: Iterable[Planned]) -> None:
 
 def print_refusals(out: Console, planned: Iterable[Planned]) -> None:
     """Each reason for a cell that is never run, once."""
-    never = [p for p in planned if p.state in ("not applicable", "skipped")]
+    from metabench.suites.planning import NEVER_RUN
+
+    never = [p for p in planned if p.state in NEVER_RUN]
     for (state, reason), n in Counter((p.state, p.reason) for p in never).items():
         _line(out, f"{state} ({n} cells): {reason}", "yellow")
 

@@ -21,6 +21,7 @@ from metabench.run.events import (
     Stopping,
     describe,
 )
+from metabench.store.record import STATUSES
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -50,7 +51,7 @@ class Tally:
         self, total: int, jobs: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.total, self.jobs, self.clock = total, max(1, jobs), clock
-        self.counts = dict.fromkeys(("done", "failed", "diverged", "timeout", "not applicable"), 0)
+        self.counts = dict.fromkeys((*STATUSES, "not applicable"), 0)
         self.reused = 0
         self.elsewhere: set[str] = set()
         self.running: dict[str, Running] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -97,6 +97,10 @@ def canonical(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+Parts = tuple[Any, Any, Any, Budget]
+"""The task, method, solver and budget objects that a cell names."""
+
+
 def make_cell(
     task: str,
     method: str,
@@ -110,38 +114,51 @@ def make_cell(
 
     Raises UnknownName or SettingError (names, values) before anything is run.
     """
+    return make_cells(task, method, [seed], solver=solver, set=set)[0][0]
+
+
+def make_cells(
+    task: str,
+    method: str,
+    seeds: Iterable[int],
+    *,
+    solver: str | None = None,
+    set: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[list[Cell], Parts]:
+    """A cell for each seed, and the objects that all of them name: settings are checked once.
+
+    The cells share their dicts of settings. Arguments and errors as of :func:`make_cell`.
+    """
     given = dict(set or {})
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise SettingError(f"seed cannot be {seed!r}: write a whole number") from None
+    seeds = [_whole(seed) for seed in seeds]
     chosen: Any = methods.get(method)
     solver = solver or chosen.default_solver
-    parts = {
-        "task": settings.build(tasks.get(task), given.pop("task", {}), f"task {task}"),
-        "method": settings.build(methods.get(method), given.pop("method", {}), f"method {method}"),
-        "solver": settings.build(solvers.get(solver), given.pop("solver", {}), f"solver {solver}"),
-        "budget": settings.build(Budget, given.pop("budget", {}), "budget"),
-    }
-    if given:
-        raise UnknownName("group of settings", next(iter(given)), parts)
-    if all(getattr(parts["budget"], limit) is None for limit in Budget.LIMITS):
-        raise SettingError(f"budget: set at least one of {', '.join(Budget.LIMITS)}")
-    plain = {name: settings.values(part) for name, part in parts.items()}
-    plain["budget"] = {k: v for k, v in plain["budget"].items() if v is not None}
-    return Cell(
-        task=task,
-        method=method,
-        solver=solver,
-        seed=seed,
-        task_settings=plain["task"],
-        method_settings=plain["method"],
-        solver_settings=plain["solver"],
-        budget=plain["budget"],
+    parts: Parts = (
+        settings.build(tasks.get(task), given.pop("task", {}), f"task {task}"),
+        settings.build(methods.get(method), given.pop("method", {}), f"method {method}"),
+        settings.build(solvers.get(solver), given.pop("solver", {}), f"solver {solver}"),
+        settings.build(Budget, given.pop("budget", {}), "budget"),
     )
+    if given:
+        known = ("task", "method", "solver", "budget")
+        raise UnknownName("group of settings", next(iter(given)), known)
+    if all(getattr(parts[-1], limit) is None for limit in Budget.LIMITS):
+        raise SettingError(f"budget: set at least one of {', '.join(Budget.LIMITS)}")
+    for_task, for_method, for_solver, limits = map(settings.values, parts)
+    limits = {k: v for k, v in limits.items() if v is not None}
+    return [
+        Cell(task, method, solver, seed, for_task, for_method, for_solver, limits) for seed in seeds
+    ], parts
 
 
-def instances(cell: Cell) -> tuple[Any, Any, Any, Budget]:
+def _whole(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise SettingError(f"seed cannot be {seed!r}: write a whole number") from None
+
+
+def instances(cell: Cell) -> Parts:
     """The task, method, solver and budget objects that the cell names, validated again."""
     return (
         settings.build(tasks.get(cell.task), cell.task_settings, f"task {cell.task}"),

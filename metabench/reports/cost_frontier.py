@@ -22,6 +22,7 @@ from metabench.reports.figure_style import (
     scale_of,
 )
 from metabench.store.record import Record
+from metabench.suites.planning import NEVER_RUN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def cost_of(record: Record, name: str) -> float | None:
 
 def costs_known(results: Results) -> list[str]:
     """Costs that some finished run has, above 0."""
-    done = [r for crossing in results.crossings.values() for r in crossing.done]
+    done = [r for crossing in results.table_cells.values() for r in crossing.done]
     names = {name for record in done for name, value in record.cost.items() if value}
     return sorted(names | ({"derivatives"} if names & {*DERIVATIVES} else set()))
 
@@ -72,7 +73,7 @@ def lines(results: Results, column: str, cost: str) -> dict[str, list[Point]]:
     evaluation, metric = results.metric
     out: dict[str, list[Point]] = {}
     for row in results.rows:
-        crossing = results.crossings[row.id, column]
+        crossing = results.table_cells[row.id, column]
         found = crossing.estimates(evaluation, metric)
         spent = [cost_of(r, cost) for r in crossing.done if r.cell.seed in found]
         known = [v for v in spent if v is not None]
@@ -130,8 +131,8 @@ def _incomplete(results: Results) -> list[str]:
     for column in results.columns:
         lost: dict[str, int] = {}
         for row in results.rows:
-            states = results.crossings[row.id, column.id].states
-            if states.keys() - {"done", "not applicable", "skipped"}:
+            states = results.table_cells[row.id, column.id].states
+            if states.keys() - {"done", *NEVER_RUN}:
                 label = row.series or row.label or row.id
                 lost[label] = lost.get(label, 0) + 1
         if lost:

@@ -7,7 +7,7 @@ import io
 
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
 from metabench.analysis.results import Results
-from metabench.suites.suite import Column, Published
+from metabench.suites.schema import Column, Published
 
 FIELDS = (
     "suite",
@@ -102,7 +102,7 @@ def main_csv(results: Results) -> str:
     for column in suite.columns:
         entries = column_entries(results, column.id)
         for row in suite.rows:
-            crossing = results.crossings[row.id, column.id]
+            crossing = results.table_cells[row.id, column.id]
             found = entries.get(row.id)
             more: dict[str, object] = {
                 "seeds_done": 0,
@@ -130,13 +130,13 @@ def main_csv(results: Results) -> str:
 
 def cost_csv(results: Results) -> str:
     """One line a crossing: mean over finished seeds of every cost."""
-    found = {at: costs(crossing) for at, crossing in results.crossings.items()}
+    found = {at: costs(crossing) for at, crossing in results.table_cells.items()}
     names = sorted({name for known in found.values() for name in known})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["suite", "budget", "row", "column", "seeds_done", "seeds_planned", *names])
     for (row, column), known in found.items():
-        crossing = results.crossings[row, column]
+        crossing = results.table_cells[row, column]
         writer.writerow(
             [
                 results.suite.name,

@@ -33,7 +33,7 @@ def ranking(results: Results) -> Figure:
     """A critical-difference diagram, with what it may say in words below."""
     order = ranked(results)
     if order.ranking is None:
-        return empty("Ranking of the methods", " ".join(order.notes))
+        return empty("Ranking of the methods", " ".join(order.footnotes))
     from matplotlib.figure import Figure
 
     names = [
@@ -44,7 +44,7 @@ def ranking(results: Results) -> Figure:
     half = math.ceil(len(best) / 2)
     cliques = order.ranking.cliques()
     width = 2 * PANEL[0]
-    lines = wrapped(order.notes, width)
+    lines = wrapped(order.footnotes, width)
     top, step = 0.42 + 0.16 * len(cliques), 0.23
     height = 0.75 + top + step * half + 0.14 * len(lines)
     figure = Figure(figsize=(width, height))

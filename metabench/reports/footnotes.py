@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from metabench.analysis.paper_claims import VERDICTS, Tested, verdicts
-from metabench.analysis.results import Crossing, Hole, Results
+from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.cell import Budget
 from metabench.core.settings import fields
 from metabench.core.text import counted, listed, one_line, shortened, with_pm
 from metabench.reports.renderers import Note
-from metabench.suites.suite import Column, Row
+from metabench.suites.planning import NEVER_RUN
+from metabench.suites.schema import Column, Row
 
 
 class Marks:
@@ -39,7 +40,7 @@ class Marks:
         return name
 
 
-def hole_notes(crossing: Crossing, missing: list[Hole]) -> list[str]:
+def hole_notes(crossing: TableCell, missing: list[Hole]) -> list[str]:
     """One sentence a reason why cells of a crossing have no number; none for cells that simply
     have not been run."""
     out = []
@@ -63,7 +64,7 @@ def reconstruction_notes(results: Results) -> list[Note]:
     rows: dict[str, list[str]] = {}
     for row in results.rows:
         for column in results.columns:
-            for record in results.crossings[row.id, column.id].done:
+            for record in results.table_cells[row.id, column.id].done:
                 said, label = record.notes.get("reconstruction"), row.label or row.id
                 if said and label not in rows.setdefault(str(said), []):
                     rows[str(said)].append(label)
@@ -105,7 +106,7 @@ def budget_notes(results: Results) -> list[Note]:
         told = "; ".join(f"{said} ({listed(labels)})" for said, labels in alone.items())
         out.append(Note(f"Settings of this budget alone: {told}."))
     states = results.states
-    if set(states) - {"done", "not applicable", "skipped"}:
+    if set(states) - {"done", *NEVER_RUN}:
         by_state = ", ".join(f"{n} {state}" for state, n in states.items())
         out.append(Note(f"Incomplete: of {len(results.runs)} cells {by_state}."))
     return out
@@ -119,7 +120,7 @@ def other_budgets(results: Results, limits: dict[str, Any]) -> list[str]:
     for row in suite.rows:
         where: dict[str, list[str]] = {}
         for column in suite.columns:
-            budget = results.crossings[row.id, column.id].runs[0].cell.budget
+            budget = results.table_cells[row.id, column.id].runs[0].cell.budget
             for name in sorted({*limits, *budget}, key=lambda n: (n not in Budget.LIMITS, n)):
                 if budget.get(name) != limits.get(name):
                     said = f"{name} = {_plain(budget.get(name, 'none'))}"
@@ -200,7 +201,7 @@ def _places(results: Results, some: list[Tested]) -> str:
             gain = counted(t.seeds, "common seed")
         else:
             gain = with_pm(t.gain, t.pm, scale, least)
-            if t.seeds < (planned := len(results.crossings[t.better, t.column].runs)):
+            if t.seeds < (planned := len(results.table_cells[t.better, t.column].runs)):
                 gain += f", n={t.seeds} of {planned}"  # a seed that diverged is no witness
         words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
     return f" ({'; '.join(words)})"

@@ -15,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.results import Crossing, Records, Results, Run, read_curves
+from metabench.analysis.results import Records, Results, TableCell, read_curves
 from metabench.core.text import counted, human, with_pm
 from metabench.reports import renderers
 from metabench.reports.tables import COSTS, cost_grid, main_grid
 from metabench.store.record import Curve, Estimate
+from metabench.suites.planning import NEVER_RUN, Planned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
     from markupsafe import Markup
 
     curves, unread = read_curves(results, store)
-    places = {at: f"at-{n}" for n, at in enumerate(results.crossings)}
+    places = {at: f"at-{n}" for n, at in enumerate(results.table_cells)}
 
     def link(place: tuple[str, str]) -> str:
         return f"#{places[place]}"
@@ -74,14 +75,14 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
     names = {column.id: column.label or column.id for column in results.columns}
     holes = [
         (f"{results.row_label(row)}, {names[column]}, seed {run.cell.seed}", run)
-        for (row, column), crossing in results.crossings.items()
+        for (row, column), crossing in results.table_cells.items()
         for run in crossing.runs
-        if run.state not in ("done", "not applicable", "skipped")
+        if run.state not in {"done", *NEVER_RUN}
     ]
     failed = ("failed", "diverged", "timeout")
     crossings = [
         _crossing(results, crossing, places[at], curves)
-        for at, crossing in results.crossings.items()
+        for at, crossing in results.table_cells.items()
     ]
     # Rows with equal settings share their cells: an id stands for the first place.
     seen: set[str] = set()
@@ -106,7 +107,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
     )
 
 
-def anchor(run: Run) -> str:
+def anchor(run: Planned) -> str:
     """The id of a cell's section."""
     return f"record-{run.cell.key[:16]}"
 
@@ -149,7 +150,7 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def _crossing(
-    results: Results, crossing: Crossing, place: str, curves: dict[str, Curve]
+    results: Results, crossing: TableCell, place: str, curves: dict[str, Curve]
 ) -> dict[str, Any]:
     column = next(c for c in results.columns if c.id == crossing.column)
     row = next(r for r in results.rows if r.id == crossing.row)
@@ -158,27 +159,23 @@ def _crossing(
         "title": f"{results.row_label(crossing.row)}, {column.label or column.id}",
         "reference": row.reference,
         "states": ", ".join(f"{n} {state}" for state, n in crossing.states.items()),
-        "why": "; ".join(
-            dict.fromkeys(
-                r.reason for r in crossing.runs if r.state in ("not applicable", "skipped")
-            )
-        ),
+        "why": "; ".join(dict.fromkeys(r.reason for r in crossing.runs if r.state in NEVER_RUN)),
         "runs": [
             _run(results, run, curves.get(run.cell.key, {}))
             for run in crossing.runs
-            if run.state not in ("not applicable", "skipped")
+            if run.state not in NEVER_RUN
         ],
     }
 
 
-def _run(results: Results, run: Run, curve: Curve) -> dict[str, Any]:
+def _run(results: Results, run: Planned, curve: Curve) -> dict[str, Any]:
     record, cell = run.record, run.cell
     out: dict[str, Any] = {
         "id": anchor(run),
         "key": cell.key,
         "seed": cell.seed,
         "state": run.state,
-        "reason": run.reason,
+        "reason": run.why,
         "value": "",
         "traceback": "",
         "groups": [],

@@ -28,7 +28,7 @@ from metabench.reports.figure_style import (
     styled,
 )
 from metabench.store.record import Curve
-from metabench.suites.suite import PLOTS
+from metabench.suites.schema import PLOTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,7 +137,7 @@ def _slug(name: str) -> str:
 
 
 def _curves_of(results: Results, curves: dict[str, Curve], row: str, column: str) -> list[Curve]:
-    found = (curves.get(record.key) for record in results.crossings[row, column].done)
+    found = (curves.get(record.key) for record in results.table_cells[row, column].done)
     return [curve for curve in found if curve]
 
 
@@ -160,7 +160,7 @@ def _lines(
     seeds = 0
     for column, axis in zip(results.columns, axes, strict=True):
         for number, row in enumerate(results.rows):
-            crossing = results.crossings[row.id, column.id]
+            crossing = results.table_cells[row.id, column.id]
             found = line(_curves_of(results, curves, row.id, column.id), y, x)
             label = row.label or row.id
             if found is None:
@@ -229,7 +229,7 @@ def _tracks(
 
 def _far_apart(results: Results, curves: dict[str, Curve], x: str) -> bool:
     """Whether some runs get so much further along x than others that these would be a blot."""
-    keys = {record.key for crossing in results.crossings.values() for record in crossing.done}
+    keys = {record.key for crossing in results.table_cells.values() for record in crossing.done}
     known = (curves.get(key, {}).get(x, []) for key in keys)
     last = [max(v for v in values if v is not None) for values in known if any(values)]
     return bool(last) and max(last) > 8 * min(last)

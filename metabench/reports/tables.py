@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 from metabench.analysis.estimates import ALPHA, FEWEST, Entry, column_entries, costs, floor
-from metabench.analysis.results import Crossing, Hole, Results
+from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.errors import UnknownName
 from metabench.core.limits import RUNAWAY
 from metabench.core.settings import typed
@@ -22,7 +22,7 @@ from metabench.reports.footnotes import (
     reconstruction_notes,
 )
 from metabench.reports.renderers import Grid, Item, Note
-from metabench.suites.suite import LABELS, Published
+from metabench.suites.schema import LABELS, Published
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -92,7 +92,7 @@ def main_grid(results: Results) -> Grid:
     for row in suite.rows:
         line = [Item(row.label or row.id)]
         for column in suite.columns:
-            crossing = results.crossings[row.id, column.id]
+            crossing = results.table_cells[row.id, column.id]
             if published:
                 line.append(_paper_item(crossing.paper, sources))
             line.append(_our_item(results, crossing, entries[column.id].get(row.id), holes))
@@ -107,7 +107,7 @@ def main_grid(results: Results) -> Grid:
             measured = (
                 row.id
                 for row in suite.rows
-                if results.crossings[row.id, column.id].estimates(suite.evaluation, suite.floor)
+                if results.table_cells[row.id, column.id].estimates(suite.evaluation, suite.floor)
             )
             place = (next(measured), column.id) if found else None
             line += [Item("")] * published + [Item(text, place=place)]
@@ -188,7 +188,7 @@ def published_text(number: Published) -> str:
     return " ± ".join(f"{x:.{decimals}f}" for x in parts)
 
 
-def _our_item(results: Results, crossing: Crossing, found: Entry | None, holes: Marks) -> Item:
+def _our_item(results: Results, crossing: TableCell, found: Entry | None, holes: Marks) -> Item:
     missing = crossing.holes(*results.metric)
     marks = tuple(holes.mark(note) for note in hole_notes(crossing, missing))
     place = (crossing.row, crossing.column)
@@ -342,7 +342,7 @@ SELDOM = ("steps", "peak_device_memory_bytes", "peak_tensor_bytes")
 
 def cost_grid(results: Results) -> Grid:
     """Costs by task and method, with costs that are zero everywhere left out."""
-    found = {at: costs(crossing) for at, crossing in results.crossings.items()}
+    found = {at: costs(crossing) for at, crossing in results.table_cells.items()}
     seen = {name for known in found.values() for name, value in known.items() if value}
     names = [n for n in COSTS if n in seen] + sorted(seen - COSTS.keys())
     rows: list[list[Item]] = []
@@ -351,7 +351,7 @@ def cost_grid(results: Results) -> Grid:
         rules.add(len(rows))
         for row in results.rows:
             known = found[row.id, column.id]
-            crossing = results.crossings[row.id, column.id]
+            crossing = results.table_cells[row.id, column.id]
             n = len(crossing.done)
             seeds = f"{n} of {len(crossing.runs)}"
             line = [Item(column.label or column.id), Item(row.label or row.id), Item(seeds)]

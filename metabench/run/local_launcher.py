@@ -27,7 +27,7 @@ from metabench.run.events import (
 from metabench.run.failure import failed_record, write_failure
 from metabench.run.pool import POLL_SECONDS, Died, Pool, Worker
 from metabench.run.worker import Ended, WorkerOptions, run_one
-from metabench.store.record import Record, Status
+from metabench.store.record import STATUSES, Record, Status
 from metabench.store.store import BadFile, Store
 
 LOOK_AGAIN_SECONDS = 2.0
@@ -69,8 +69,7 @@ class Summary:
         return 0 if whole and not (self.unsaved or self.elsewhere or self.remaining) else 1
 
     def __str__(self) -> str:
-        statuses = ("done", "failed", "diverged", "timeout")
-        counts = {status: self.count(status) for status in statuses}
+        counts: dict[str, int] = {status: self.count(status) for status in STATUSES}
         counts |= {
             "not applicable": len(self.refused),
             "running elsewhere": len(self.elsewhere),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,6 +14,7 @@ SCHEMA = 1
 
 
 Status = Literal["done", "failed", "diverged", "timeout"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 Curve = dict[str, list[float | None]]
 """Columns of equal length; ``step`` counts outer steps done; None where a row has no such value.

@@ -78,17 +78,25 @@ class Store:
         """The record of a cell; None where there is none that can be trusted."""
         return _read(self.folder(key))[0]
 
+    def scan(self) -> tuple[list[Record], list[BadFile]]:
+        """Every record that can be trusted, sorted by key, and every file that cannot, sorted by
+        path. Each record is read once; nothing is moved."""
+        folders, bad = self._folders()
+        records = []
+        for folder in folders:
+            record, damaged = _read(folder)
+            bad += damaged
+            if record is not None:
+                records.append(record)
+        return records, sorted(bad, key=lambda b: b.path)
+
     def records(self) -> list[Record]:
         """Every record that can be trusted, sorted by key."""
-        found = (_read(folder)[0] for folder in self._folders()[0])
-        return [record for record in found if record is not None]
+        return self.scan()[0]
 
     def problems(self) -> list[BadFile]:
         """Every file that cannot be trusted, sorted by path; nothing is moved."""
-        folders, bad = self._folders()
-        for folder in folders:
-            bad += _read(folder)[1]
-        return sorted(bad, key=lambda b: b.path)
+        return self.scan()[1]
 
     def repair(self, keys: Iterable[str] | None = None) -> list[BadFile]:
         """Quarantine what cannot be trusted, in the folders of ``keys`` or everywhere, and tidy up

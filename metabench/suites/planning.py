@@ -5,40 +5,34 @@ Nothing is built and nothing is written: tasks and methods are asked for their d
 
 from __future__ import annotations
 
-import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
-from metabench.core.cell import CONTRACT, Cell, canonical, instances
+from metabench.core.cell import Cell
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
-from metabench.suites.suite import (
-    Column,
-    Override,
-    Row,
-    Suite,
-    SuiteBudget,
-    SuiteCell,
-    parse_override,
-)
+from metabench.suites.durations import Estimates
+from metabench.suites.overrides import read_overrides
+from metabench.suites.schema import Column, Row, SuiteBudget
+from metabench.suites.suite import Suite, SuiteCell
 
 State = Literal[
     "done",
-    "open",
     "failed",
     "diverged",
     "timeout",
     "running",
-    "not applicable",
-    "missing data",
+    "open",
     "missing package",
+    "missing data",
+    "not applicable",
     "skipped",
     "pending",
     "held",
@@ -50,18 +44,22 @@ State = Literal[
     "crashed",
     "lost",
 ]
+"""How a cell stands, in the order in which states are told. Those from "pending" on are known only
+where a cluster was asked."""
 STATES: tuple[State, ...] = get_args(State)
 TO_RUN = frozenset({"open", "failed", "diverged", "timeout", "running"})
 """States of the cells that a launch is given; it leaves the running ones to whoever runs them."""
+NEVER_RUN = frozenset({"not applicable", "skipped"})
+"""States of the cells that no launch is given, whatever is installed."""
 
 
 @dataclass(frozen=True)
 class Planned:
     """A cell of a suite, how it stands, why, and what to type where something is missing.
 
-    States from "pending" on are known only where a cluster was asked.
     ``estimated_seconds``: of training and evaluation, from ``similar`` finished cells of the same
     task and method; None where there are none, or where there is nothing left to run.
+    ``record``: what the store has of the cell, also where its run went wrong.
     """
 
     row: str
@@ -72,52 +70,102 @@ class Planned:
     mend: str = ""
     estimated_seconds: float | None = None
     similar: int = 0
+    record: Record | None = field(default=None, repr=False)
+
+    @property
+    def why(self) -> str:
+        """Why there is no number, with what mends it: for those who see no more than a table."""
+        if self.state == "open":
+            return self.reason or "not run yet"
+        return f"{self.reason}; {self.mend}" if self.mend else self.reason
 
 
-def plan(suite_cells: Iterable[SuiteCell], store: Store) -> list[Planned]:
-    """How each cell stands, in the order given."""
-    records = {record.key: record for record in store.records()}
-    estimates = Estimates(records.values())
+class Kept(Protocol):
+    """What a plan asks of a :class:`metabench.store.store.Store`."""
+
+    def folder(self, key: str) -> Path:
+        """The folder of a cell; it need not exist."""
+        ...
+
+    def holder(self, key: str) -> object | None:
+        """Who is running a cell now, in words; None where nobody is."""
+        ...
+
+
+WhyNot = Callable[[Any, Any, Any], str | None]
+"""Task, method and solver to the reason why they do not go together, if there is one."""
+
+
+def plan(
+    suite_cells: Iterable[SuiteCell], store: Store, records: Sequence[Record] | None = None
+) -> list[Planned]:
+    """How each cell stands and what it will take, in the order given.
+
+    ``records``: all of the store's, where the caller has read them.
+    """
+    records = store.records() if records is None else records
+    estimates = Estimates(records)
     out = []
-    for item in suite_cells:
-        planned = _stand(item, store, records.get(item.cell.key))
+    for planned in states_of(suite_cells, store, records):
         if planned.state in TO_RUN:
-            seconds, similar = estimates.of(item.cell)
+            seconds, similar = estimates.of(planned.cell)
             planned = replace(planned, estimated_seconds=seconds, similar=similar)
         out.append(planned)
     return out
 
 
-def _stand(item: SuiteCell, store: Store, record: Record | None) -> Planned:
-    cell = item.cell
+def states_of(
+    suite_cells: Iterable[SuiteCell],
+    store: Kept,
+    records: Iterable[Record],
+    why_not: WhyNot = why_not,
+) -> list[Planned]:
+    """How each cell stands, in the order given, by the ``records`` that ``store`` has."""
+    known = {record.key: record for record in records}
+    return [state_of(item, store, known.get(item.cell.key), why_not) for item in suite_cells]
+
+
+def state_of(
+    item: SuiteCell, store: Kept, record: Record | None, why_not: WhyNot = why_not
+) -> Planned:
+    """How one cell stands: the only place where that is decided.
+
+    What is finished is done, whatever is missing here; what cannot be run here says so, even where
+    an earlier run of it went wrong.
+    """
+    task, method, solver, _ = item.parts
 
     def planned(state: State, reason: str = "", mend: str = "") -> Planned:
-        return Planned(item.row, item.column, cell, state, reason, mend)
+        kept = None if state in NEVER_RUN else record
+        return Planned(item.row, item.column, item.cell, state, reason, mend, record=kept)
 
     if item.skip is not None:
         return planned("skipped", item.skip)
-    task, method, solver, _ = instances(cell)
-    reason = why_not(task, method, solver)
-    if reason:
+    if reason := why_not(task, method, solver):
         return planned("not applicable", reason)
     if record is not None and record.status == "done":
         return planned("done")
-    holder = store.holder(cell.key)
-    if holder is not None:
+    if (holder := store.holder(item.cell.key)) is not None:
         return planned("running", f"by {holder}")
-    for part in (task, method, solver):
-        for name in part.packages:
-            if not optional_packages.here(name):
-                mend = " && ".join(optional_packages.recipe(name))
-                return planned("missing package", f"{name} is not installed", mend)
-    missing = _missing_data(task) or task.missing
-    if missing is not None:
+    if missing := _missing_package(task, method, solver):
+        return planned("missing package", *missing)
+    if missing := _missing_data(task) or task.missing:
         return planned("missing data", *missing)
     if record is not None:
         return planned(record.status, record.reason)
-    if (store.folder(cell.key) / CHECKPOINT).is_file():
+    if (store.folder(item.cell.key) / CHECKPOINT).is_file():
         return planned("open", "goes on from a checkpoint")
     return planned("open")
+
+
+def _missing_package(*parts: Any) -> tuple[str, str] | None:
+    """The first package that is not installed, and the command that installs it."""
+    for part in parts:
+        for name in part.packages:
+            if not optional_packages.here(name):
+                mend = " && ".join(optional_packages.recipe(name))
+                return f"{name} is not installed", mend
+    return None
 
 
 def _missing_data(task: Any) -> tuple[str, str] | None:
@@ -136,72 +184,6 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
     return None
 
 
-class Estimates:
-    """Seconds that a cell will take, from the finished ones of the same task and method."""
-
-    def __init__(self, records: Iterable[Record]) -> None:
-        self._finished: dict[tuple[str, str], list[Record]] = defaultdict(list)
-        for record in records:
-            # Those of another contract may have other budgets, and took other work.
-            if record.status == "done" and record.cell.contract == CONTRACT:
-                self._finished[record.cell.task, record.cell.method].append(record)
-        self._found: dict[str, tuple[float | None, int]] = {}
-
-    def of(self, cell: Cell) -> tuple[float | None, int]:
-        """The median over similar cells, scaled by the work planned, and how many those are.
-
-        Cells with equal settings are preferred, whatever their seed and budget.
-        """
-        # Seeds are many, and cost the same.
-        key = canonical([cell.task, cell.method, *_settings(cell), cell.budget])
-        if key not in self._found:
-            self._found[key] = self._median(cell)
-        return self._found[key]
-
-    def _median(self, cell: Cell) -> tuple[float | None, int]:
-        known = self._finished.get((cell.task, cell.method), [])
-        equal = [r for r in known if _settings(r.cell) == _settings(cell)]
-        for group in (equal, known):
-            found = [s for s in (_scaled(r, cell) for r in group) if s is not None]
-            if found:
-                return statistics.median(found), len(found)
-        return None, 0
-
-
-def _settings(cell: Cell) -> tuple[Any, ...]:
-    return (cell.task_settings, cell.method_settings, cell.solver, cell.solver_settings)
-
-
-def _scaled(record: Record, cell: Cell) -> float | None:
-    """Seconds of ``cell`` if it costs as much a unit of work as ``record`` did."""
-    share = _share(record, cell.budget)
-    if share is None:
-        return None
-    training: float = record.cost.get("seconds", 0.0) * share
-    training = min(training, cell.budget.get("seconds", training))
-    episodes = _judged(cell.budget, record.steps * share)
-    ratio = episodes / max(1.0, _judged(record.cell.budget, record.steps))
-    return training + record.cost.get("evaluation_seconds", 0.0) * ratio
-
-
-def _share(record: Record, budget: Mapping[str, Any]) -> float | None:
-    """How many times the record's work a budget asks for, by the first limit that binds."""
-    spent = {"outer_steps": float(record.steps), **record.cost}
-    ratios: list[float] = []
-    for limit, used in spent.items():
-        if limit in budget:
-            if not used and budget[limit]:
-                continue
-            ratios.append(budget[limit] / used if used else 0.0)
-    return min(ratios) if ratios else None
-
-
-def _judged(budget: Mapping[str, Any], steps: float) -> float:
-    """Episodes evaluated on the way and at the end."""
-    rounds = steps / budget["eval_every"] + 1
-    return float(rounds * budget["valid_episodes"] + budget["test_episodes"])
-
-
 def choose(
     suite: Suite,
     budget: str,
@@ -216,7 +198,7 @@ def choose(
     methods or tasks, or ROW/COLUMN; ``*`` stands for anything. The name of a row that is also its
     method's means the row alone. Raises UnknownName, SettingError.
     """
-    cells = suite.cells(budget, overrides(set), seeds)
+    cells = suite.cells(budget, read_overrides(set), seeds)
     suite.check_measured(cells)
     patterns = [_pattern(text, suite) for text in only]
     if not patterns:
@@ -259,20 +241,7 @@ def _pattern(text: str, suite: Suite) -> tuple[str, str]:
     return pair
 
 
-def overrides(set: Iterable[str] | Mapping[str, Any]) -> list[Override]:
-    """Overrides from "GROUP.NAME=VALUE" or from {"GROUP.NAME": value}; raises SettingError."""
-    if not isinstance(set, Mapping):
-        return [parse_override(text) for text in set]
-    out = []
-    for place, value in set.items():
-        scope, dot, name = place.partition(".")
-        if not (scope and dot and name):
-            raise SettingError(f"cannot read setting {place!r}; write GROUP.NAME")
-        out.append(Override(scope, name, value))
-    return out
-
-
-def crossing(
+def suite_of_pairs(
     task_names: Sequence[str], method_names: Sequence[str], solver: str | None = None
 ) -> Suite:
     """A suite of the given tasks and methods, each with its own defaults.

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from metabench.analysis import estimates
 from metabench.analysis.results import collect
+from metabench.core.text import with_pm
 from metabench.store.record import Estimate
 
 
@@ -126,7 +127,7 @@ def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, help
     ],
 )
 def test_numbers_as_text(mean, pm, scale, least, text):
-    assert estimates.with_pm(mean, pm, scale, least) == text
+    assert with_pm(mean, pm, scale, least) == text
 
 
 @given(
@@ -135,7 +136,7 @@ def test_numbers_as_text(mean, pm, scale, least, text):
 def test_numbers_as_text_say_what_they_are(mean, pm, how):
     """Read back, the text is within half a digit of the half-width, or within 0.1 %."""
     scale, least = how
-    text = estimates.with_pm(mean, pm, scale, least)
+    text = with_pm(mean, pm, scale, least)
     power = float("1" + text[text.index("e") :]) if "e" in text else 1.0
     numbers = text.partition("e")[0].strip("()").split(" ± ")
     back = float(numbers[0]) * power
@@ -145,6 +146,6 @@ def test_numbers_as_text_say_what_they_are(mean, pm, how):
 
 
 def test_costs_are_means_over_finished_seeds(holed):
-    found = estimates.costs(holed[0].crossings["anil", "5w1s"])
+    found = estimates.costs(holed[0].table_cells["anil", "5w1s"])
     assert (found["steps"], found["inner_gradients"], found["seconds"]) == (1000, 5000, 20)
-    assert estimates.costs(holed[0].crossings["reptile", "5w5s"]) == {}
+    assert estimates.costs(holed[0].table_cells["reptile", "5w5s"]) == {}

@@ -6,8 +6,8 @@ def test_complete_results_are_ranked_over_columns_and_seeds(full):
     found = ranked(full[0])
     assert found.ranking.blocks == 6
     assert len(found.rows) == 6
-    assert "2 columns × seeds" in found.notes[0]
-    assert any("not further tasks" in note for note in found.notes)
+    assert "2 columns × seeds" in found.footnotes[0]
+    assert any("not further tasks" in note for note in found.footnotes)
     best = min(range(6), key=lambda i: found.ranking.ranks[i])
     assert found.rows[best] == "bilevel"
 
@@ -15,7 +15,7 @@ def test_complete_results_are_ranked_over_columns_and_seeds(full):
 def test_rows_with_holes_give_way_until_blocks_are_complete(holed):
     found = ranked(holed[0])
     assert found.ranking.blocks == 2
-    assert any("Too few blocks" in note for note in found.notes)
+    assert any("Too few blocks" in note for note in found.footnotes)
 
 
 def test_too_little_is_said_and_not_ranked(suite, helpers):
@@ -26,7 +26,7 @@ def test_too_little_is_said_and_not_ranked(suite, helpers):
     ):
         found = ranked(results)
         assert found.ranking is None
-        assert "No ranking" in found.notes[0]
+        assert "No ranking" in found.footnotes[0]
 
 
 def test_a_row_without_any_value_is_left_out_by_name(suite, helpers):
@@ -37,7 +37,7 @@ def test_a_row_without_any_value_is_left_out_by_name(suite, helpers):
     found = ranked(collect(suite, "laptop", store, why_not=helpers.allowed))
     assert "anil" not in found.rows
     assert found.numbers == (0, 1, 3, 4, 5)
-    assert any("ANIL" in note for note in found.notes)
+    assert any("ANIL" in note for note in found.footnotes)
 
 
 def test_scores_are_by_column(holed):

@@ -4,9 +4,11 @@ import sys
 import pytest
 
 from metabench.analysis.results import collect, read_curves
+from metabench.core import optional_packages
 from metabench.core.errors import StoreError, UnknownName
+from metabench.core.registry import tasks
 from metabench.reports.tables import table
-from metabench.suites.suite import parse_override
+from metabench.suites.overrides import parse_override
 
 
 def test_an_empty_store_is_all_open(suite, helpers):
@@ -27,7 +29,7 @@ def test_every_hole_has_its_state_and_reason(holed):
         "open": 3,
         "not applicable": 3,
     }
-    crossing = results.crossings["reptile", "5w5s"]
+    crossing = results.table_cells["reptile", "5w5s"]
     assert crossing.states == {"diverged": 2, "timeout": 1}
     assert crossing.holes("test", "accuracy") == [
         ("timeout", "60 s are used up at outer step 400", (0,)),
@@ -49,7 +51,7 @@ def test_a_reason_with_other_numbers_is_said_once(suite, helpers):
             reason = f"the series grows: term 20 at outer step {step} is {size} times the first"
             store.add(place, **{**helpers.failure("diverged"), "reason": reason})
     results = collect(suite, "laptop", store, why_not=helpers.allowed)
-    crossing = results.crossings["maml", "5w1s"]
+    crossing = results.table_cells["maml", "5w1s"]
     told = "the series grows: term 20 at outer step 225 / 613 is 61.3 / nan times the first"
     assert crossing.holes("test", "accuracy") == [("diverged", told, (0, 2))]
     text = table(results, "text")
@@ -88,13 +90,17 @@ def test_overrides_and_seeds_choose_other_cells(suite, helpers):
     assert few.states == {"done": 12, "open": 12}
 
 
-def test_reasons_explain_what_has_no_record_and_never_hide_one(suite, helpers):
+def test_what_is_missing_here_explains_holes_and_never_hides_a_record(suite, helpers, monkeypatch):
+    monkeypatch.setattr(optional_packages, "here", lambda name: name != "nobody_has")
+    monkeypatch.setattr(tasks.get("ridge"), "packages", ("nobody_has",), raising=False)
     store = helpers.Fake()
     places = suite.cells("smoke")
     store.add(places[0])
-    reasons = {p.cell.key: ("missing package", "learn2learn is not installed") for p in places}
-    results = collect(suite, "smoke", store, reasons, why_not=helpers.allowed)
+    store.add(places[1], **helpers.failure("failed"))
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
     assert results.states == {"done": 1, "missing package": 11}
+    assert results.runs[1].why == "nobody_has is not installed; pip install nobody_has"
+    assert results.runs[1].record.status == "failed"
 
 
 def test_what_the_theory_forbids_is_asked_of_the_declarations(suite, helpers):
@@ -112,7 +118,7 @@ def test_a_skipped_crossing_keeps_the_suites_reason(suite, helpers):
     ]
     suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
     results = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
-    assert [r.reason for r in results.crossings["maml", "5w5s"].runs] == ["too dear"]
+    assert [r.reason for r in results.table_cells["maml", "5w5s"].runs] == ["too dear"]
     assert results.states == {"open": 3, "skipped": 1}
 
 
@@ -122,7 +128,7 @@ def test_the_frame_has_a_row_a_record(holed):
     assert len(frame) == len(results.records) == 30
     assert set(frame["budget"]) == {"laptop"}
     line = frame[(frame["row"] == "maml") & (frame["column"] == "5w1s") & (frame["seed"] == 1)]
-    record = results.crossings["maml", "5w1s"].done[1]
+    record = results.table_cells["maml", "5w1s"].done[1]
     assert line["test/accuracy"].item() == record.metrics["test"]["accuracy"].mean
     assert line["test/accuracy.n"].item() == 600
     assert line["cost/inner_gradients"].item() == 5000
@@ -135,7 +141,7 @@ def test_a_record_without_the_metric_is_a_hole(suite, helpers):
     suite = helpers.make_suite(metric="f1", paper=[], paper_rows=[])
     store = helpers.fill(suite, "smoke")
     results = collect(suite, "smoke", store, why_not=helpers.allowed)
-    (hole,) = results.crossings["maml", "5w1s"].holes("test", "f1")
+    (hole,) = results.table_cells["maml", "5w1s"].holes("test", "f1")
     assert hole == (
         "done without the metric",
         "no 'f1' in 'test'; it has accuracy, nearest_neighbour",
@@ -158,11 +164,14 @@ def test_a_curve_that_cannot_be_read_is_reported_and_not_fatal(suite, helpers):
 
 
 def test_nothing_here_imports_torch_pandas_or_matplotlib():
-    modules = "results stats entries formats notes long tables series panels plots rankings report"
     code = (
-        "import sys\n"
-        + "".join(f"import metabench.{m}\n" for m in modules.split())
-        + "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'jinja2', 'rich'}\n"
+        "import importlib, pkgutil, sys\n"
+        "from metabench import analysis, reports\n"
+        "for room in (analysis, reports):\n"
+        "    for found in pkgutil.iter_modules(room.__path__, room.__name__ + '.'):\n"
+        "        importlib.import_module(found.name)\n"
+        "assert 'metabench.reports.plots' in sys.modules\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'jinja2', 'rich'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

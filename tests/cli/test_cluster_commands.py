@@ -135,7 +135,7 @@ def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-d
     type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metabench.cli import suite_commands
-    from metabench.suites.suite import load
+    from metabench.suites.loading import load
 
     (item, *_) = load("quickstart").cells("smoke")
     held = Store(tmp_path / "runs").lease(item.cell.key)

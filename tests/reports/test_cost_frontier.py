@@ -7,7 +7,7 @@ from metabench.core.errors import SuiteError, UnknownName
 from metabench.reports import cost_frontier, plots
 from metabench.reports.html_report import render
 from metabench.store.record import Estimate
-from metabench.suites.suite import load
+from metabench.suites.loading import load
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_every_number_of_the_table_leads_to_its_records(holed, pages):
     *targets, one, other = targets
     assert (one, other) == (targets[0], targets[1]), "the floor is measured in the first row's runs"
     assert len(targets) == len(set(targets)) == 12
-    for (_, crossing), target in zip(results.crossings.items(), targets, strict=True):
+    for (_, crossing), target in zip(results.table_cells.items(), targets, strict=True):
         start = text.index(f'<section id="{target}">')
         section = text[start : text.index("</section>", start)]
         for run in crossing.runs:

@@ -83,7 +83,7 @@ def test_the_cost_axis_can_be_chosen(full):
 def test_steps_are_logarithmic_where_one_row_takes_many_times_as_many(full):
     results, store = full
     assert plots.figures(results, store, ["learning"])["learning"].axes[0].get_xscale() == "linear"
-    longer = {r.key for r in results.crossings["maml", "5w1s"].done}
+    longer = {r.key for r in results.table_cells["maml", "5w1s"].done}
 
     class Stretched:
         def curve(self, record):
@@ -98,7 +98,7 @@ def test_steps_are_logarithmic_where_one_row_takes_many_times_as_many(full):
 def test_a_row_that_is_looked_at_once_is_a_point_on_a_logarithmic_axis(full):
     """It was trained: a level line would say that it was not."""
     results, store = full
-    once = {r.key for r in results.crossings["maml", "5w1s"].done}
+    once = {r.key for r in results.table_cells["maml", "5w1s"].done}
 
     class Once:
         def curve(self, record):
@@ -132,7 +132,7 @@ def test_curves_are_the_validation_metric_of_finished_runs(full):
     results, store = full
     figure = plots.figures(results, store, ["learning"])["learning"]
     axis = figure.axes[0]
-    curves = [store.curve(r) for r in results.crossings["maml", "5w1s"].done]
+    curves = [store.curve(r) for r in results.table_cells["maml", "5w1s"].done]
     expected = [
         100 * sum(c["valid/accuracy"][i] for c in curves) / 3 for i in range(len(curves[0]["step"]))
     ]

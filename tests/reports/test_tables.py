@@ -17,7 +17,7 @@ from metabench.core.errors import UnknownName
 from metabench.reports import tables
 from metabench.reports.footnotes import budget_notes
 from metabench.store.record import Estimate
-from metabench.suites.suite import parse_override
+from metabench.suites.overrides import parse_override
 
 GOLDEN = Path(__file__).parent / "golden"
 SUFFIX = {"markdown": "md", "latex": "tex", "html": "html", "text": "txt"}
@@ -157,13 +157,14 @@ def test_csv_is_long_and_has_both_sides(holed):
     maml = at["maml", "5w1s"]
     mean = (
         sum(
-            e.mean for e in results.crossings["maml", "5w1s"].estimates("test", "accuracy").values()
+            e.mean
+            for e in results.table_cells["maml", "5w1s"].estimates("test", "accuracy").values()
         )
         / 3
     )
     assert float(maml["ours_mean"]) == pytest.approx(100 * mean)
     assert (maml["paper_value"], maml["paper_pm"], maml["unit"]) == ("98.7", "0.4", "%")
-    assert maml["keys"].split() == [r.cell.key for r in results.crossings["maml", "5w1s"].runs]
+    assert maml["keys"].split() == [r.cell.key for r in results.table_cells["maml", "5w1s"].runs]
     assert at["fomaml", "5w5s"]["ours_pm_over"] == "episodes"
     assert at["fomaml", "5w5s"]["holes"] == "2 open: not run yet"
     assert at["reptile", "5w5s"]["ours_mean"] == ""
@@ -176,7 +177,7 @@ def test_two_papers_for_one_number_are_both_shown(helpers):
     suite = helpers.make_suite()
     from dataclasses import replace
 
-    from metabench.suites.suite import Published
+    from metabench.suites.schema import Published
 
     suite = replace(suite, paper=[*suite.paper, Published(**more)])
     results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)

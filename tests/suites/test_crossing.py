@@ -6,9 +6,10 @@ from metabench.core import registry
 from metabench.core.capabilities import why_not
 from metabench.core.cell import instances
 from metabench.core.registry import Registry
-from metabench.suites import suite
+from metabench.suites import loading
+from metabench.suites.suite import SuiteCell
 
-CROSSING = suite.load("crossing")
+CROSSING = loading.load("crossing")
 
 
 def built_in(known: Registry) -> set[str]:
@@ -35,7 +36,7 @@ def test_every_method_applies_somewhere_and_every_task_has_a_learner() -> None:
 
 
 @pytest.mark.parametrize("item", CROSSING.cells("smoke"), ids=lambda c: f"{c.row}-{c.column}")
-def test_every_hole_has_a_short_reason_that_says_nothing_twice(item: suite.SuiteCell) -> None:
+def test_every_hole_has_a_short_reason_that_says_nothing_twice(item: SuiteCell) -> None:
     reason = why_not(*instances(item.cell)[:2])
     if reason is None:
         return

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any, ClassVar
 
 import pytest
 
+from metabench import api
 from metabench.contract.problem import Task
 from metabench.core import optional_packages, registry
-from metabench.core.cell import CONTRACT, Cell
+from metabench.core.cell import CONTRACT, Cell, instances, make_cell
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
 from metabench.suites import planning
-from metabench.suites.planning import Planned, choose, crossing
-from metabench.suites.suite import Suite, from_dict
+from metabench.suites.loading import from_dict
+from metabench.suites.planning import Planned, choose, suite_of_pairs
+from metabench.suites.suite import Suite
 
 TEXT = """
 title = "Small"
@@ -225,7 +228,9 @@ def test_missing_data_and_packages_come_with_their_command(
         raise DataMissing(name, ["here", "there"], f"metabench data fetch {name}")
 
     monkeypatch.setattr(data, "locate", locate)
-    planned = planning.plan(choose(crossing(["needy", "packed"], ["bilevel"]), "smoke"), store)
+    planned = planning.plan(
+        choose(suite_of_pairs(["needy", "packed"], ["bilevel"]), "smoke"), store
+    )
     assert [p.state for p in planned] == ["missing data", "missing package"]
     assert planned[0].mend == "metabench data fetch no_such_data"
     assert planned[0].reason == "data set 'no_such_data' not found; looked in here, there"
@@ -246,7 +251,7 @@ def test_data_is_looked_for_in_the_layout_that_the_task_names(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     for source, state in [("auto", "open"), ("metabench", "open"), ("torchvision", "missing data")]:
-        suite = crossing(["omniglot"], ["fixed"])
+        suite = suite_of_pairs(["omniglot"], ["fixed"])
         cells = choose(suite, "smoke", set=[f"task.source={source}"], seeds=[0])
         (planned,) = planning.plan(cells, store)
         assert planned.state == state, source
@@ -254,7 +259,7 @@ def test_data_is_looked_for_in_the_layout_that_the_task_names(
 
 
 def test_a_finished_cell_needs_nothing(needy: None, store: Store) -> None:
-    item = choose(crossing(["needy"], ["bilevel"]), "smoke")[0]
+    item = choose(suite_of_pairs(["needy"], ["bilevel"]), "smoke")[0]
     store.write(record(item.cell))
     assert planning.plan([item], store)[0].state == "done"
 
@@ -287,8 +292,8 @@ def test_overrides_as_a_mapping(suite: Suite) -> None:
         choose(suite, "smoke", set={"inner_lr": 0.2})
 
 
-def test_a_crossing_is_a_suite_of_defaults() -> None:
-    made = crossing(["quadratic"], ["bilevel", "fixed", "bilevel"], "momentum")
+def test_pairs_are_a_suite_of_defaults() -> None:
+    made = suite_of_pairs(["quadratic"], ["bilevel", "fixed", "bilevel"], "momentum")
     cells = choose(made, "laptop")
     assert [(c.row, c.column, c.cell.seed) for c in cells if c.cell.seed == 1] == [
         ("bilevel", "quadratic", 1),
@@ -297,15 +302,15 @@ def test_a_crossing_is_a_suite_of_defaults() -> None:
     assert cells[0].cell.solver == "momentum"
     assert (made.metric, made.goal) == ("loss", "min")
     with pytest.raises(UnknownName, match="near: quadratic"):
-        crossing(["quadratc"], ["bilevel"])
+        suite_of_pairs(["quadratc"], ["bilevel"])
     with pytest.raises(UnknownName, match="near: bilevel"):
-        crossing(["quadratic"], ["bilvel"])
+        suite_of_pairs(["quadratic"], ["bilvel"])
     with pytest.raises(UnknownName, match="near: momentum"):
-        crossing(["quadratic"], ["bilevel"], "momentun")
+        suite_of_pairs(["quadratic"], ["bilevel"], "momentun")
     with pytest.raises(SuiteError, match="at least one --task"):
-        crossing([], ["bilevel"])
+        suite_of_pairs([], ["bilevel"])
     with pytest.raises(SuiteError, match="quadratic: loss, glyphs: accuracy"):
-        crossing(["quadratic", "glyphs"], ["bilevel"])
+        suite_of_pairs(["quadratic", "glyphs"], ["bilevel"])
 
 
 def test_recipes() -> None:
@@ -357,3 +362,54 @@ def test_a_changed_contract_is_another_cell(suite: Suite, store: Store) -> None:
     cell = look(suite, store)["reverse/one/0"].cell
     store.write(record(replace(cell, contract=cell.contract + 1)))
     assert look(suite, store)["reverse/one/0"].state == "open"
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a record's file is read, by its cell, and settings are checked ("checked")."""
+    from metabench.core import settings
+    from metabench.store import store as module
+
+    found: Counter[str] = Counter()
+    read, build = module._read, settings.build
+
+    def counted_read(folder: Path) -> Any:
+        found[folder.name] += 1
+        return read(folder)
+
+    def counted_build(*args: Any) -> Any:
+        found["checked"] += 1
+        return build(*args)
+
+    monkeypatch.setattr(module, "_read", counted_read)
+    monkeypatch.setattr(settings, "build", counted_build)
+    return found
+
+
+@pytest.mark.parametrize("verb", ["plan", "status", "results", "table"])
+def test_a_record_is_read_once_and_a_place_checked_once(
+    suite: Suite, store: Store, counts: Counter[str], verb: str
+) -> None:
+    """Seeds of one place have the same four groups of settings."""
+    cells = choose(suite, "laptop")
+    keys = {c.cell.key for c in cells if c.skip is None}
+    for item in cells:
+        store.write(record(item.cell, "failed"))
+    counts.clear()
+    getattr(api, verb)(suite, budget="laptop", store=store)
+    assert counts.pop("checked") == 4 * len({(c.row, c.column) for c in cells})
+    assert set(counts.values()) == {1} and keys <= counts.keys()
+
+
+def test_cells_of_other_seeds_are_those_made_one_by_one(suite: Suite) -> None:
+    for item in choose(suite, "laptop"):
+        cell = item.cell
+        groups = {
+            "task": cell.task_settings,
+            "method": cell.method_settings,
+            "solver": cell.solver_settings,
+            "budget": cell.budget,
+        }
+        alone = make_cell(cell.task, cell.method, solver=cell.solver, seed=cell.seed, set=groups)
+        assert alone == cell and alone.key == cell.key
+        assert item.parts == instances(cell) == replace(item, made=None).parts

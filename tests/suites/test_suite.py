@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from metabench.core.catalogue import suite_names
 from metabench.core.errors import SettingError, SuiteError, UnknownName
-from metabench.suites import suite as suites
-from metabench.suites.suite import from_dict, merge, parse_override
+from metabench.suites import loading as suites
+from metabench.suites.loading import from_dict
+from metabench.suites.overrides import parse_override
+from metabench.suites.suite import merge
 
 TEXT = """
 title = "Small"

@@ -101,7 +101,7 @@ class Stage:
 
     def planned(self, seeds: list[int], steps: int = STEPS) -> list[planning.Planned]:
         """The cells of some seeds, and how they stand."""
-        suite = planning.crossing(["ridge"], ["paced"])
+        suite = planning.suite_of_pairs(["ridge"], ["paced"])
         chosen = planning.choose(suite, "laptop", set=self.words(steps), seeds=seeds)
         return planning.plan(chosen, self.store)
 

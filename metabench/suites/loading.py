@@ -1,0 +1,263 @@
+"""Suite files: TOML that says what to run for one paper table, and what the papers report.
+
+Grammar (``results/suites/omniglot.toml`` is an example)::
+
+    title, description     text
+    metric                 metric of the table, a key of Problem.metrics
+    goal                   "max" or "min"
+    evaluation             named evaluation of the table ("test")
+    percent                true: numbers are shown times 100
+    logs                   true: numbers span powers of ten, so methods are compared by logarithms
+    floor                  a metric that needs no learning, shown as a row of its own; optional
+    floor_label            that row's label
+    command                the command that reproduces the table
+    plots                  kinds of plots to draw; without, those of learning curves and rankings
+    costs                  costs that they show, in the report and in files; optional
+    extends                a suite in the same folder that gives every key which this one does not:
+                           another metric of the same cells; columns = ["ID", ...] keeps some of its
+
+    [budgets.NAME]         seeds = [...], the fields of cell.Budget,
+                           set.task.*, set.method.*, set.solver.* for every cell
+    [[columns]]            id, label, task, set.{task,budget}.* for the column, and budgets.BUDGET.*
+    [[rows]]               id, label, method, solver (without: the method's own default),
+                           series: the line of the plot "frontier" that the row is a point of,
+                           set.{task,method,solver,budget}.*,
+                           columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,
+                           with the same kind of tables, skip = ["column", ...] with skip_reason
+    [[paper]]              row, column, value, pm, pm_meaning, source, label
+    [[claims]]             better = ["row", ...], than = "row", source: what a paper says of these
+                           rows, tested on ours; or_equal = true: no worse; columns = [...]: of
+                           these alone
+
+Later settings win: column, budget, column's budget, row, row's budget, row's column, row's cells,
+command line.
+Paper rows may name a row that is not run here: give it under [[paper_rows]] (id, label).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from metabench.core.catalogue import suite_folder, suite_names
+from metabench.core.cell import Budget
+from metabench.core.errors import SuiteError, UnknownName
+from metabench.core.settings import fields
+from metabench.suites.schema import (
+    BUDGETS,
+    COSTS,
+    GROUPS,
+    LABELS,
+    PLOTS,
+    Column,
+    PaperClaim,
+    PaperRow,
+    Published,
+    Row,
+)
+from metabench.suites.suite import Suite
+
+T = TypeVar("T")
+
+
+def load(name: str | Path) -> Suite:
+    """A built-in suite by name, or any suite by the path of its file.
+
+    Raises UnknownName for a name that is neither, SuiteError for a file that is no suite.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if str(name) not in suite_names():
+            raise UnknownName("suite", str(name), suite_names(), "or give the path of a .toml file")
+        path = suite_folder() / f"{name}.toml"
+    elif not path.is_file():
+        raise SuiteError(f"no suite file {str(path)!r}")
+    data = _read(path)
+    if "extends" in data:
+        name = str(data.pop("extends"))
+        base = path.parent / f"{name}.toml"
+        beside = base.parent == path.parent and base.is_file()
+        given = _read(base) if beside else {"extends": ""}
+        if "extends" in given:
+            raise SuiteError(f"{path}: extends {name!r}: no whole suite beside it")
+        if _are_names(data.get("columns")):
+            from_dict(given, base)
+            given = _narrowed(given, data.pop("columns"), path)
+        data = {**given, **data}
+    return from_dict(data, path)
+
+
+def _are_names(columns: Any) -> bool:
+    return isinstance(columns, list) and any(isinstance(c, str) for c in columns)
+
+
+def _narrowed(suite: dict[str, Any], columns: list[str], path: Path) -> dict[str, Any]:
+    """A whole suite with no more than the named columns of it."""
+    there = [c["id"] for c in suite["columns"]]
+    if strange := [c for c in columns if c not in there]:
+        unknown = UnknownName("column", str(strange[0]), there)
+        raise SuiteError(f"{path}: {unknown}")
+
+    def kept(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in table.items() if k in columns}
+
+    rows = []
+    for row in suite["rows"]:
+        own: dict[str, Any] = {}
+        if "columns" in row:
+            own["columns"] = kept(row["columns"])
+        if "skip" in row:
+            own["skip"] = [c for c in row["skip"] if c in columns]
+        if "cells" in row:
+            own["cells"] = {budget: kept(at) for budget, at in row["cells"].items()}
+        rows.append({**row, **own})
+    return {
+        **suite,
+        "columns": [c for c in suite["columns"] if c["id"] in columns],
+        "rows": rows,
+        "paper": [n for n in suite.get("paper", []) if n["column"] in columns],
+        "claims": [
+            {**claim, "columns": [c for c in claim.get("columns", []) if c in columns]}
+            for claim in suite.get("claims", [])
+            if not claim.get("columns") or {*claim["columns"]} & {*columns}
+        ],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: not TOML: {error}") from None
+
+
+def from_dict(data: dict[str, Any], path: Path) -> Suite:
+    """A suite from parsed TOML; ``path`` names it and stands in errors."""
+    data = {"name": path.stem, **data}
+    limits = set(fields(Budget))
+    budgets = data.get("budgets")
+    for name, budget in budgets.items() if isinstance(budgets, dict) else ():
+        if isinstance(budget, dict):
+            rest = {k: v for k, v in budget.items() if k not in limits}
+            own = {k: v for k, v in budget.items() if k in limits}
+            data["budgets"] = {**data["budgets"], name: {**rest, "limits": own}}
+    try:
+        suite = TypeAdapter(Suite).validate_python(data)
+    except ValidationError as error:
+        unknown = "unexpected_keyword_argument"
+        # A misspelt name first: what it leaves unset follows from it.
+        first = min(error.errors(), key=lambda e: e["type"] != unknown)
+        where = ".".join(str(p) for p in first["loc"])
+        said = first["msg"].lower()
+        if first["type"] == unknown:
+            said = str(UnknownName("setting called", str(first["loc"][-1]), _known(first["loc"])))
+        raise SuiteError(f"{path}: {where}: {said}") from None
+    _check(suite, path)
+    return suite
+
+
+def _known(place: tuple[str | int, ...]) -> set[str]:
+    """What may stand where something unknown does, by its place in the file."""
+    if len(place) == 1:
+        return set(fields(Suite))
+    if place[0] == "budgets":
+        return {"seeds", "set"} | set(fields(Budget))
+    parts = {"columns": Column, "rows": Row, "paper": Published, "paper_rows": PaperRow,
+             "claims": PaperClaim}  # fmt: skip
+    return set(fields(parts[str(place[0])]))
+
+
+def _check(suite: Suite, path: Path) -> None:
+    """Cross references; raises SuiteError."""
+    rows = [r.id for r in suite.rows] + [r.id for r in suite.paper_rows]
+    columns = [c.id for c in suite.columns]
+    for check in (_names, _words, _budgets, _paper, _claims, _places):
+        for broken in check(suite, rows, columns):
+            raise SuiteError(f"{path}: {broken}")
+
+
+def _names(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
+    for kind, ids in (("row", rows), ("column", columns)):
+        if twice := _twice(ids):
+            yield f"two {kind}s are called {twice!r}"
+        # --set GROUP.NAME=VALUE could not tell it from the group.
+        for name in ids:
+            if not name or name in GROUPS:
+                yield f"a {kind} cannot be called {name!r}"
+    # It names a folder of results.
+    if not suite.name or suite.name in (".", "..") or {"/", "\\"} & {*suite.name}:
+        yield f"a suite cannot be called {suite.name!r}"
+
+
+def _words(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
+    yield from _unknown("kind of plot", suite.plots, PLOTS)
+    yield from _unknown("cost", suite.costs, COSTS)
+
+
+def _budgets(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
+    for name, budget in suite.budgets.items():
+        if _twice(budget.seeds) is not None:
+            yield f"budgets.{name}.seeds: a seed stands there twice"
+    missing = [b for b in BUDGETS if b not in suite.budgets]
+    if missing:
+        yield f"no budget {missing[0]!r}; every suite has {', '.join(BUDGETS)}"
+
+
+def _paper(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
+    for number in suite.paper:
+        for kind, name, known in (("row", number.row, rows), ("column", number.column, columns)):
+            if name not in known:
+                yield f"a paper number names {kind} {name!r}; known: {known}"
+        where = f"paper number {number.row}/{number.column}"
+        label = number.label.strip("[]")
+        if label not in LABELS:
+            yield f"{where}: {UnknownName('label of paper numbers called', number.label, LABELS)}"
+        if number.pm is not None and not number.pm_meaning:
+            yield f"{where}: +- {number.pm} of what? give pm_meaning"
+
+
+def _claims(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
+    if suite.claims and suite.logs:
+        yield "claims are tested by differences; logs = true compares methods by logarithms"
+    run = [r.id for r in suite.rows]
+    for claim in suite.claims:
+        for unknown in (
+            *_unknown("row", [*claim.better, claim.than], run),
+            *_unknown("column", claim.columns, columns),
+        ):
+            yield f"a claim: {unknown}"
+        if claim.than in claim.better:
+            yield f"a claim compares row {claim.than!r} with itself"
+        for names in (claim.better, claim.columns):
+            if again := _twice(names):
+                yield f"a claim names {again!r} twice"
+
+
+def _places(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
+    places: list[Column | Row] = [*suite.columns, *suite.rows]
+    for place in places:
+        for name in [*place.budgets, *(place.cells if isinstance(place, Row) else ())]:
+            if name not in suite.budgets:
+                yield f"{place.id} names budget {name!r}"
+    for row in suite.rows:
+        for name in [*row.columns, *row.skip, *(c for at in row.cells.values() for c in at)]:
+            if name not in columns:
+                yield f"row {row.id} names column {name!r}; known: {columns}"
+        if row.skip and not row.skip_reason:
+            yield f"row {row.id} skips columns without a skip_reason"
+
+
+def _unknown(kind: str, names: Iterable[str], known: Iterable[str]) -> Iterator[str]:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            yield str(UnknownName(kind, name, known))
+
+
+def _twice(names: Sequence[T]) -> T | None:
+    """The first name that stands there more than once; None where all differ."""
+    return next((name for name in names if names.count(name) > 1), None)

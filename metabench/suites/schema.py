@@ -1,0 +1,120 @@
+"""The parts of a suite file: its columns, rows, budgets, and what papers report.
+
+The grammar is told in :mod:`metabench.suites.loading`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, FiniteFloat, with_config
+
+from metabench.core.costs import Counts
+from metabench.core.settings import fields
+
+Settings = dict[str, Any]
+Groups = dict[Literal["task", "method", "solver", "budget"], Settings]
+BUDGETS = ("smoke", "laptop", "paper")
+GROUPS = ("task", "method", "solver", "budget")
+PLOTS = ("learning", "cost", "trajectories", "ranking", "profile", "frontier")
+"""Every kind of plot."""
+COSTS = (
+    *fields(Counts), "derivatives", "seconds", "evaluation_seconds",
+    "peak_memory_bytes", "peak_device_memory_bytes", "peak_tensor_bytes",
+)  # fmt: skip
+"""Every cost that a plot can show."""
+LABELS = {
+    "repo": "read in the official repository",
+    "text": "read in a full text of the paper",
+    "2nd": "read in another public document that quotes the paper",
+    "rerun": "a third party's re-run, not the authors' number",
+    "memory": "recalled, not verified: not to be relied on before somebody has looked it up",
+    "derived": "mathematics done for this suite",
+}
+"""How solid a published number is."""
+strict = ConfigDict(extra="forbid")
+"""A name that the grammar does not have is an error."""
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: a task with settings, and what differs by budget."""
+
+    id: str
+    task: str
+    label: str = ""
+    set: Groups = field(default_factory=dict)
+    budgets: dict[str, Groups] = field(default_factory=dict)
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class Row:
+    """One row: a method with settings, and what differs by column or budget."""
+
+    id: str
+    method: str
+    label: str = ""
+    series: str = ""
+    """Label of the line that this row is a point of where results are drawn against cost."""
+    solver: str | None = None
+    """None: the method's own default, mostly "sgd"."""
+    set: Groups = field(default_factory=dict)
+    columns: dict[str, Groups] = field(default_factory=dict)
+    budgets: dict[str, Groups] = field(default_factory=dict)
+    cells: dict[str, dict[str, Groups]] = field(default_factory=dict)
+    """Budget to column to settings: what differs by both."""
+    skip: list[str] = field(default_factory=list)
+    skip_reason: str = ""
+    reference: str = ""
+    """Where the method and these settings come from."""
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class PaperRow:
+    """A published row without a run of ours."""
+
+    id: str
+    label: str
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class Published:
+    """One published number, in the table's unit, with its spread, its meaning and its source."""
+
+    row: str
+    column: str
+    value: FiniteFloat
+    source: str
+    label: str
+    """How solid it is: a key of ``LABELS``."""
+    pm: FiniteFloat | None = None
+    pm_meaning: str = ""
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class PaperClaim:
+    """Each of ``better`` is better than ``than`` by the table's metric, or no worse."""
+
+    better: Annotated[list[str], Field(min_length=1)]
+    than: str
+    source: Annotated[str, Field(min_length=1)]
+    or_equal: Annotated[bool, Field(strict=True)] = False
+    columns: list[str] = field(default_factory=list)
+    """Empty: all."""
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class SuiteBudget:
+    """Seeds and limits of one budget; ``limits`` are fields of
+    :class:`metabench.core.cell.Budget`."""
+
+    seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+    limits: Settings = field(default_factory=dict)
+    set: Groups = field(default_factory=dict)
