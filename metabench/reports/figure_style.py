@@ -1,4 +1,4 @@
-"""What all figures share: style, colours, panels with a legend above and notes below."""
+"""What all figures share: style, colours, panels with a legend above and footnotes below."""
 
 from __future__ import annotations
 
@@ -110,6 +110,12 @@ def empty(title: str, why: str) -> Figure:
         color=GREY,
     )
     return figure
+
+
+def label_left(axes: Sequence[Axes], label: str) -> None:
+    """Name the vertical axis of the panels at the left."""
+    for axis in axes[:: min(2, len(axes))]:
+        axis.set_ylabel(label)
 
 
 def scale_of(results: Results) -> float:

@@ -27,7 +27,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Note:
+class Footnote:
     """A line below a grid; ``mark`` is what refers to it, empty for a general one. ``code`` is
     set apart at its end, as a command is."""
 
@@ -45,7 +45,7 @@ class Grid:
     groups: Sequence[tuple[str, int]]
     heads: Sequence[str]
     rows: Sequence[Sequence[Item]]
-    notes: Sequence[Note] = ()
+    footnotes: Sequence[Footnote] = ()
     rules: frozenset[int] = field(default_factory=frozenset)
     left: int = 1
     label: str = ""
@@ -84,7 +84,7 @@ def markdown(grid: Grid) -> str:
         colalign=["left" if i < grid.left else "right" for i in range(len(heads))],
     )
     lines = [f"### {markdown_escape(grid.title)}", "", table, ""]
-    for note in grid.notes:
+    for note in grid.footnotes:
         mark = f"<sup>{note.mark}</sup> " if note.mark else ""
         code = f" {_code_span(note.code)}" if note.code else ""
         lines.append(f"- {mark}{markdown_escape(note.text)}{code}")
@@ -117,7 +117,7 @@ def text(grid: Grid) -> str:
     )
     notes = [
         (f"[{n.mark}] " if n.mark else "") + one_line(n.text) + (f" {n.code}" if n.code else "")
-        for n in grid.notes
+        for n in grid.footnotes
     ]
     lines = [line.rstrip() for line in table.splitlines()]
     return "\n".join([grid.title, "", *lines, "", *notes]) + "\n"
@@ -206,7 +206,7 @@ def latex(grid: Grid) -> str:
         r"\begin{minipage}{\linewidth}",
         r"\footnotesize\raggedright",
     ]
-    for note in grid.notes:
+    for note in grid.footnotes:
         mark = rf"\textsuperscript{{{note.mark}}}" if note.mark else ""
         code = rf" \texttt{{{latex_escape(note.code)}}}" if note.code else ""
         lines.append(rf"{mark}{latex_escape(note.text)}{code}\par")
@@ -246,7 +246,7 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
         cells = "".join(cell(x, "th" if i < grid.left else "td") for i, x in enumerate(row))
         out.append(f"<tr{kind}>{cells}</tr>")
     out += ["</tbody>", "</table>", '<ul class="notes">']
-    for note in grid.notes:
+    for note in grid.footnotes:
         mark = f"<sup>{escape(note.mark)}</sup> " if note.mark else ""
         code = f" <code>{escape(one_line(note.code))}</code>" if note.code else ""
         out.append(f"<li>{mark}{escape(one_line(note.text))}{code}</li>")
@@ -263,7 +263,7 @@ def rich(grid: Grid, width: int | None = None) -> Group:
     from rich.text import Text
 
     notes = []
-    for note in grid.notes:
+    for note in grid.footnotes:
         line = Text(f"[{note.mark}] " if note.mark else "", style="dim")
         line.append(one_line(note.text))
         line.append(f" {note.code}" if note.code else "", style="bold")

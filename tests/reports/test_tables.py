@@ -15,7 +15,7 @@ import pytest
 from metabench.analysis.results import collect
 from metabench.core.errors import UnknownName
 from metabench.reports import tables
-from metabench.reports.footnotes import budget_notes
+from metabench.reports.footnotes import budget_footnotes
 from metabench.store.record import Estimate
 from metabench.suites.suite import parse_override
 
@@ -75,7 +75,7 @@ def test_without_papers_there_are_no_paper_columns(helpers):
     results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)
     grid = tables.main_grid(results)
     assert list(grid.heads)[1:] == ["ours", "ours"]
-    assert any("No paper reports" in note.text for note in grid.notes)
+    assert any("No paper reports" in note.text for note in grid.footnotes)
 
 
 def test_no_table_has_a_nan_or_a_bare_plus_minus(full, holed):
@@ -263,7 +263,7 @@ def test_rows_and_columns_with_other_budgets_are_told_together(helpers):
     ]
     suite = replace(suite, columns=[suite.columns[0], five], rows=rows)
     found = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
-    note = next(n.text for n in budget_notes(found) if n.text.startswith("Other"))
+    note = next(n.text for n in budget_footnotes(found) if n.text.startswith("Other"))
     assert note == (
         "Other budgets: MAML, MAML, first order, ANIL and Bilevel representation in 5-way 5-shot: "
         "outer_steps = 3, eval_every = 1; Reptile and No outer learning: outer_steps = 0; "
