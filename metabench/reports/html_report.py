@@ -1,6 +1,6 @@
 """The report of a suite: one HTML file that needs nothing else, every number linked to its records.
 
-Tables, plots as inline SVG, holes and set-aside files on top, then each record: settings, seeds,
+First tables, plots as inline SVG, holes and unreadable files; then each record: settings, seeds,
 versions, git state, machine, costs, its learning curve, its traceback where it failed, and all of
 it as JSON.
 """
@@ -50,7 +50,7 @@ def report(
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A reason may quote a file name that is no text.
+    # A reason may quote a file name that is not valid text.
     text = render(results, store, costs=costs)
     path.write_text(text, encoding="utf-8", errors="replace")
     return path
@@ -86,7 +86,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         _crossing(results, crossing, places[at], curves)
         for at, crossing in results.crossings.items()
     ]
-    # Rows with equal settings share their cells: an id stands for the first place.
+    # Rows with equal settings share their cells: the first place keeps the plain id.
     seen: set[str] = set()
     for crossing in crossings:
         for run in crossing["runs"]:

@@ -1,7 +1,7 @@
 """The plots of a suite as PNG and PDF: learning, cost, trajectories, ranking, profile, frontier.
 
 Colours are Okabe and Ito's, which the colour-blind can tell apart; methods also differ by marker.
-Only finished runs are drawn. Figures say in words what their shades are and what they lack.
+Only finished runs are drawn. Footnotes say what the shades are and what is missing.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ USUAL = tuple(kind for kind in KINDS if kind != "frontier")
 """What is drawn of a suite that does not say."""
 DEFAULT_COST = "inner_gradients"
 MOST_PARTS = 10
-"""Lines of a trajectory that are drawn; those that move most are kept."""
+"""How many lines of a trajectory are drawn: those that move most."""
 UNEVEN = 30
-"""From which ratio of the largest line to the smallest on a trajectory's axis is logarithmic."""
+"""A trajectory's axis is logarithmic where the largest line is so many times the smallest."""
 
 
 def draw(
@@ -57,7 +57,7 @@ def draw(
     """Write every figure of these kinds as PNG and PDF into ``out_dir``; returns the paths.
 
     ``kinds`` None: the suite's own. ``cost`` is the cost axis: a count, or "seconds"; None: the
-    suite's own, a figure each, or inner gradients. Raises UnknownName for a kind that there is not
+    suite's own, a figure for each, or inner gradients. Raises UnknownName for an unknown kind
     or a cost that nothing has.
     """
     folder = Path(out_dir)
@@ -78,7 +78,7 @@ def figures(
     kinds: Sequence[str] | None = None,
     cost: str | None = None,
 ) -> dict[str, Figure]:
-    """File name without suffix to figure; as :func:`draw`. Trajectories are one a column."""
+    """File name without suffix to figure; as :func:`draw`. Trajectories: one for each column."""
     curves = read_curves(results, store)[0]
     out: dict[str, Figure] = {}
     for each in [cost] if cost else results.suite.costs or [DEFAULT_COST]:
@@ -251,7 +251,7 @@ def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
 
 
 def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:
-    """The validation metric against what has been spent; a log axis where spending differs much."""
+    """The validation metric against the cost so far."""
     name = f"cost/{cost}"
     logarithmic = _far_apart(results, curves, name)
     words = "training seconds" if cost == "seconds" else cost.replace("_", " ")
@@ -304,7 +304,7 @@ def _trajectory_footnotes(task: str, found: dict[str, list[Part]], large: bool) 
 
 
 def _scaled(axis: Axes, lines: Sequence[Line]) -> None:
-    """Logarithmic, through 0, where one entry would hide another: a rotation a dropout rate."""
+    """Logarithmic, through 0, where a large entry (a rotation) would hide a small one (a rate)."""
     sizes = [size for line in lines if (size := max(map(abs, [*line.low, *line.high]))) > 0]
     if sizes and max(sizes) > UNEVEN * min(sizes):
         axis.set_yscale("symlog", linthresh=min(sizes), linscale=0.5)

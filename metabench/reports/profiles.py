@@ -31,7 +31,7 @@ def profile_figure(results: Results) -> Figure:
     margin = 0.02 * (high - low or abs(high) or 1.0)
     grid = [low - margin, *sorted(set(values)), high + margin]
     better = "at least" if results.suite.goal == "max" else "at most"
-    notes = [
+    footnotes = [
         f"Share of finished runs (columns weigh the same) whose {results.suite.evaluation} "
         f"{results.suite.metric.replace('_', ' ')} is {better} the value on the axis. Above: the "
         "interquartile mean of all columns' runs, and, where each has several, the 95 % interval "
@@ -41,7 +41,7 @@ def profile_figure(results: Results) -> Figure:
         row.label or row.id for row in results.rows if 0 < len(table[row.id]) < len(results.columns)
     ]
     if short:
-        notes.append(f"Not in every column: {listed(short)}.")
+        footnotes.append(f"Not in every column: {listed(short)}.")
     figure, (axis,) = panels(["Performance profile"])
     for number, row in enumerate(results.rows):
         groups = table[row.id]
@@ -55,7 +55,7 @@ def profile_figure(results: Results) -> Figure:
     axis.set_ylim(-3, 103)
     axis.set_xlabel(axis_label(results, results.suite.evaluation))
     axis.set_ylabel("runs, %")
-    return finish(figure, notes, handles)
+    return finish(figure, footnotes, handles)
 
 
 def _robust_mean(groups: Sequence[Sequence[float]], scale: float) -> str:

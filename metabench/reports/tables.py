@@ -1,4 +1,4 @@
-"""The tables of a suite: the papers' numbers beside ours, and what each number cost."""
+"""The tables of a suite: the papers' numbers beside ours, and what the runs cost."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def table(
 ) -> str:
     """The main table: rows are methods, columns are tasks, the paper's number | ours.
 
-    "csv" is long: one line a crossing and published number, in the table's unit. "rich" is text
-    with colour codes for a terminal. ``link`` (html): the address of a crossing's records. Raises
-    UnknownName for a format that there is not.
+    "csv" has a line for each row, column and published number, in the table's unit. "rich" is text
+    with colour codes for a terminal. ``link`` (html) gives the address of the records of a row and
+    column. Raises UnknownName for an unknown format.
     """
     if fmt == "csv":
         return csv_export.main_csv(results)
@@ -64,7 +64,7 @@ def draw(results: Results, fmt: str, *, cost: bool = False) -> str:
 
 
 def render(grid: Grid, fmt: str, link: Callable[[tuple[str, str]], str] | None = None) -> str:
-    """A grid as text in one of ``FORMATS`` but csv."""
+    """A grid as text in one of ``FORMATS``, csv excepted."""
     if fmt == "rich":
         from rich.console import Console
 
@@ -171,7 +171,7 @@ def _paper_item(numbers: tuple[Published, ...], sources: FootnoteMarks) -> Item:
 
 
 def published_text(number: Published) -> str:
-    """A published value with its +-, in as many decimals as the paper has."""
+    """A published value with its ±, in as many decimals as the paper gives."""
     parts = [number.value] if number.pm is None else [number.value, number.pm]
     decimals = max(len(str(float(x)).partition(".")[2]) for x in parts)
     if any("e" in str(float(x)) for x in parts):
@@ -222,7 +222,7 @@ COSTS = {
 }
 """Costs that the harness knows, in the table's order, in words."""
 SELDOM = ("steps", "peak_device_memory_bytes", "peak_tensor_bytes")
-"""Costs that not every run has, of whose absence a table says nothing."""
+"""Costs that not every run has: a table does not list them as zero."""
 
 
 def cost_grid(results: Results) -> Grid:
