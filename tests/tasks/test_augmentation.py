@@ -110,7 +110,9 @@ def test_ranges_of_zero_leave_the_images_as_they_are():
 
 def test_draws_are_even_up_to_the_range():
     problem = made(first="hand", batch=200)
-    strengths = problem.learned.strengths(problem.init_outer(), problem.episode("train", 0).batch(0))
+    strengths = problem.learned.strengths(
+        problem.init_outer(), problem.episode("train", 0).batch(0)
+    )
     for name, most in (("rotation", 15.0), ("right", 0.1), ("brightness", 0.2), ("cutout", 0.25)):
         drawn = getattr(strengths, name)
         assert 0.9 * most < float(drawn.abs().max()) <= most
