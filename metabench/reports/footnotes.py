@@ -304,7 +304,7 @@ def significance_footnotes(entries: Entries) -> list[Footnote]:
     # The best of a column is not tested either.
     if any(sum(e.test == "none" for e in column) > 1 for column in columns):
         out += (
-            ". Where there is but one episode, or no common seed, no test is possible; then only "
+            ". Where there is only one episode, or no common seed, no test is possible; then only "
             "means that are the best to four digits are bold"
         )
     most = max(len(e.seeds) for column in columns for e in column)
@@ -343,8 +343,8 @@ def runaway_footnotes(results: Results, entries: Entries) -> list[Footnote]:
         return []
     return [
         Footnote(
-            f"{listed(found)}: finite, but so large that the inner training must have run away; "
-            "a smaller inner step size may mend it."
+            f"{listed(found)}: finite, but so large that the inner training must have diverged; "
+            "a smaller inner step size may help."
         )
     ]
 

@@ -158,10 +158,10 @@ class _Drawn:
         out = [
             "Mean over finished seeds; shade: 95 % t-interval over seeds."
             if self.seeds > 1
-            else "One finished seed: nothing is said of others."
+            else "One finished seed: other seeds may differ."
         ]
         if self.levels:
-            out.append(f"Level dashes: {listed(dict.fromkeys(self.levels))}, {level}.")
+            out.append(f"Dashed level lines: {listed(dict.fromkeys(self.levels))}, {level}.")
         if self.missing:
             out.append(f"Incomplete: {'; '.join(self.missing)}.")
         return out

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metabench.reports import renderers
-from metabench.reports.renderers import Grid, Item, Footnote
+from metabench.reports.renderers import Footnote, Grid, Item
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
 
