@@ -13,36 +13,13 @@ from metabench.suites.suite import Column, Published
 Line = dict[str, object]
 
 FIELDS = (
-    "suite",
-    "budget",
-    "kind",
-    "row",
-    "row_label",
-    "column",
-    "column_label",
-    "evaluation",
-    "metric",
-    "goal",
-    "unit",
-    "ours_mean",
-    "ours_pm",
-    "ours_pm_over",
-    "ours_std_over_seeds",
-    "seeds_done",
-    "seeds_planned",
-    "episodes_least",
-    "episodes_most",
-    "best",
-    "p_holm",
-    "test",
+    "suite", "budget", "kind", "row", "row_label", "column", "column_label",
+    "evaluation", "metric", "goal", "unit",
+    "ours_mean", "ours_pm", "ours_pm_over", "ours_std_over_seeds",
+    "seeds_done", "seeds_planned", "episodes_least", "episodes_most", "best", "p_holm", "test",
     "holes",
-    "paper_value",
-    "paper_pm",
-    "paper_pm_meaning",
-    "paper_source",
-    "paper_label",
-    "keys",
-)
+    "paper_value", "paper_pm", "paper_pm_meaning", "paper_source", "paper_label", "keys",
+)  # fmt: skip
 """Columns of the CSV table; ``kind`` is method, floor or paper; ``keys`` are of every planned
 cell; numbers are in the table's unit."""
 

@@ -29,33 +29,22 @@ FORMATS: tuple[str, ...] = get_args(Format)
 HOLE = "—"
 
 
-def table(
-    results: Results,
-    fmt: Format = "markdown",
-    *,
-    link: Callable[[tuple[str, str]], str] | None = None,
-) -> str:
+def table(results: Results, fmt: Format = "markdown") -> str:
     """The main table: rows are methods, columns are tasks, the paper's number | ours.
 
     "csv" has a line for each row, column and published number, in the table's unit. "rich" is text
-    with colour codes for a terminal. ``link`` (html) gives the address of the records of a row and
-    column. Raises UnknownName for an unknown format.
+    with colour codes for a terminal. Raises UnknownName for an unknown format.
     """
     if fmt == "csv":
         return csv_export.main_csv(results)
-    return render(main_grid(results), fmt, link)
+    return render(main_grid(results), fmt)
 
 
-def cost_table(
-    results: Results,
-    fmt: Format = "markdown",
-    *,
-    link: Callable[[tuple[str, str]], str] | None = None,
-) -> str:
+def cost_table(results: Results, fmt: Format = "markdown") -> str:
     """What a run cost, mean over finished seeds: counts, seconds, peak memory. As :func:`table`."""
     if fmt == "csv":
         return csv_export.cost_csv(results)
-    return render(cost_grid(results), fmt, link)
+    return render(cost_grid(results), fmt)
 
 
 def draw(results: Results, fmt: str, *, cost: bool = False) -> str:
@@ -63,7 +52,7 @@ def draw(results: Results, fmt: str, *, cost: bool = False) -> str:
     return (cost_table if cost else table)(results, cast("Format", fmt))
 
 
-def render(grid: Grid, fmt: str, link: Callable[[tuple[str, str]], str] | None = None) -> str:
+def render(grid: Grid, fmt: str) -> str:
     """A grid as text in one of ``FORMATS``, csv excepted."""
     if fmt == "rich":
         from rich.console import Console
@@ -72,9 +61,12 @@ def render(grid: Grid, fmt: str, link: Callable[[tuple[str, str]], str] | None =
         console = Console(file=file, force_terminal=True)
         console.print(renderers.rich(grid, console.width))
         return file.getvalue()
-    if fmt == "html":
-        return renderers.html(grid, link)
-    plain = {"markdown": renderers.markdown, "latex": renderers.latex, "text": renderers.text}
+    plain: dict[str, Callable[[Grid], str]] = {
+        "markdown": renderers.markdown,
+        "latex": renderers.latex,
+        "text": renderers.text,
+        "html": renderers.html,
+    }
     if fmt not in plain:
         raise UnknownName("table format", fmt, FORMATS)
     return plain[fmt](grid)

@@ -14,7 +14,7 @@ import pytest
 
 from metabench.analysis.results import collect
 from metabench.core.errors import UnknownName
-from metabench.reports import tables
+from metabench.reports import renderers, tables
 from metabench.reports.footnotes import budget_footnotes
 from metabench.store.record import Estimate
 from metabench.suites.suite import parse_override
@@ -193,7 +193,7 @@ def test_an_unknown_format_names_the_near_one(full):
 
 def test_html_links_every_number_of_ours(holed):
     results, _ = holed
-    text = tables.table(results, "html", link=lambda at: f"#{at[0]}-{at[1]}")
+    text = renderers.html(tables.main_grid(results), lambda at: f"#{at[0]}-{at[1]}")
     assert text.count("<a href=") == 12 + 2
     floor = text[text.index("Pixel nearest neighbour") :]
     assert '<a href="#maml-5w1s">' in floor and '<a href="#maml-5w5s">' in floor
