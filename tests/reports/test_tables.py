@@ -15,7 +15,7 @@ import pytest
 from metabench.analysis.results import collect
 from metabench.core.errors import UnknownName
 from metabench.reports import renderers, tables
-from metabench.reports.footnotes import budget_footnotes
+from metabench.reports.footnotes import budget_footnotes, command_footnotes
 from metabench.store.record import Estimate
 from metabench.suites.suite import parse_override
 
@@ -134,7 +134,8 @@ def test_the_command_can_be_typed_as_it_stands(suite, helpers):
     results = collect(suite, "smoke", helpers.Fake(), seeds=[0, 7], why_not=helpers.allowed)
     assert "metabench reproduce synthetic --budget smoke --seeds 0,7" in tables.table(results)
     results = dataclasses.replace(results, overrides=tuple(overrides))
-    assert tables._command(results) == (
+    (command,) = command_footnotes(results)
+    assert command.code == (
         "metabench reproduce synthetic --budget smoke --set method.truncate=unset "
         "--set 'maml.memory=a b' --seeds 0,7"
     )
