@@ -14,7 +14,6 @@ state that the validation part selects, not the best along the run.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -30,6 +29,7 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, shrunk
+from .models.classifier import first_weights, layered
 
 SURE = 40.0
 """A logit whose sigmoid is 1 (or, negated, nearly 0) in float32."""
@@ -128,29 +128,14 @@ class HyperCleaningProblem(Problem):
         train["y"] = torch.cat([noise, true[redrawn:]])
         self.right = train["y"] == true
 
-        pixels, layers = train["x"].shape[1], OrderedDict[str, nn.Module]()
-        if task.network == "mlp":
-            layers["hidden"] = nn.Linear(pixels, task.hidden, dtype=dtype, device=device)
-            layers["squash"] = nn.Sigmoid()
-        width = task.hidden if task.network == "mlp" else pixels
-        layers["head"] = nn.Linear(width, CLASSES, dtype=dtype, device=device)
-        self.module: nn.Sequential = nn.Sequential(layers)
-        self.start = self._first_weights(dtype)
+        hidden = task.hidden if task.network == "mlp" else None
+        x = train["x"]
+        self.module = layered(x.shape[1], hidden, nn.Sigmoid(), CLASSES, x)
+        self.start = first_weights(self.module, generator(seeds.init, "hyper_cleaning"))
         self.module.load_state_dict(self.start)
         self.hypers = (
             Hyper("logit", (task.n_train,), meaning="logit of each training example's weight"),
         )
-
-    def _first_weights(self, dtype: torch.dtype) -> Params:
-        """Uniform within 1 / sqrt(inputs), as torch's linear layers start."""
-        gen, out = generator(self.seeds.init, "hyper_cleaning"), Params()
-        bound = 1.0
-        for name, value in self.module.named_parameters():
-            if name.endswith("weight"):
-                bound = value.shape[1] ** -0.5
-            first = torch.rand(value.shape, generator=gen, dtype=torch.float64)
-            out[name] = (bound * (2 * first - 1)).to(self.device, dtype)
-        return out
 
     def init_outer(self) -> Params:
         """logit [n_train]: 0, or the bound's."""

@@ -21,9 +21,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
+
+from .families.no_data import NoData
 
 MINIMA = ((0.3824, 0.4427), (1.2152, 0.1999), (2.8296, 1.2435))
 """x and value of the hyper-objective's local minima on [0, 3], to four decimals."""
@@ -63,12 +65,12 @@ class PBGDToy(Task):
         return PBGDToyProblem(self, seeds, device)
 
 
-class PBGDToyProblem(Problem):
+class PBGDToyProblem(NoData):
     """lam: ``x`` [starts], theta: ``y`` [starts], float64; losses are sums over the starts, whose
     gradients do not mix."""
 
     def __init__(self, task: PBGDToy, seeds: Seeds, device: torch.device) -> None:
-        self.carried = task.carried
+        self.carried, self.device = task.carried, device
         gen = generator(seeds.init, "pbgd_toy")
         x, y = torch.rand(2, task.starts, generator=gen, dtype=torch.float64)
         self.x, self.y = (3.5 * x).clamp(max=3.0).to(device), (13.5 * y - 5.0).to(device)
@@ -102,15 +104,6 @@ class PBGDToyProblem(Problem):
             "residual": float((x + y).abs().mean()),
             "reached": float((far < NEAR).double().mean()),
         }
-
-    def episode(self, split: str, index: int) -> Episode:
-        """There is no data: every episode is the same."""
-        none = {"none": self.x.new_zeros(1)}
-        return Episode(none, none, index)
-
-    def count(self, split: str) -> int | None:
-        """One."""
-        return 1
 
 
 def objective(x: Tensor, y: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Contrastive pre-training on ECGs with a learned warp, judged on few labels and unseen patients.
 
 After Raghu et al.: Meta-learning to Improve Pre-training, NeurIPS 2021, arXiv 2111.01754, section 5
-(see ``_warped_views.py``). Differs: beats of MIT-BIH (two leads, AAMI classes N, S, V, F, patients
-of DS1 and DS2) for ten seconds of PTB-XL (twelve leads, five diagnoses), which are the task
-``pretrain_ptbxl``.
+(see :mod:`metabench.tasks.families.warped_views`). Differs: beats of MIT-BIH (two leads, AAMI
+classes N, S, V, F, patients of DS1 and DS2) for ten seconds of PTB-XL (twelve leads, five
+diagnoses), which are the task ``pretrain_ptbxl``.
 """
 
 from __future__ import annotations

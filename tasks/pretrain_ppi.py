@@ -3,8 +3,8 @@
 Raghu et al.: Meta-learning to Improve Pre-training, NeurIPS 2021, arXiv 2111.01754, section 4, on
 the protein graphs of Hu et al., ICLR 2020. Graphs of seven species are pre-trained and fine-tuned
 on, human ones tested; half of the human ones (the "easy" half) are pre-trained on too. Differs:
-layer norm for batch norm (see ``_gin.py``), no dropout in fine-tuning, splits drawn anew for each
-seed, and on test graphs the head is trained on the validation graphs too.
+layer norm for batch norm (see :mod:`metabench.tasks.models.gin`), no dropout in fine-tuning, splits
+drawn anew for each seed, and on test graphs the head is trained on the validation graphs too.
 
 Graphs are addressed: an example x is the number of a graph, which ``encode`` looks up. A batch of
 them has no fixed size, so episodes cannot be stacked, and the problem is a carried one.

@@ -3,7 +3,8 @@
 Raghu et al.: Meta-learning to Improve Pre-training, NeurIPS 2021, arXiv 2111.01754, section 5, with
 its data; the network's widths and the crop are those of its code (aniruddhraghu/meta-pretraining,
 simclr). Differs: group norm for batch norm; the warp's curve and white noise of one size (see
-``_warped_views.py``); on test examples the head is trained on the validation examples too.
+:mod:`metabench.tasks.families.warped_views`); on test examples the head is trained on the
+validation examples too.
 """
 
 from __future__ import annotations

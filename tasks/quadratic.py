@@ -14,9 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
+
+from .families.no_data import NoData
 
 
 @task("quadratic")
@@ -64,11 +66,11 @@ class Quadratic(Task):
         return QuadraticProblem(self, seeds, device)
 
 
-class QuadraticProblem(Problem):
+class QuadraticProblem(NoData):
     """``A`` [d, d], ``B`` [d, d], ``c`` [d], float64."""
 
     def __init__(self, task: Quadratic, seeds: Seeds, device: torch.device) -> None:
-        self.task, self.carried = task, task.carried
+        self.task, self.carried, self.device = task, task.carried, device
         d = task.dim
         if d == 1:
             a, b, c = (torch.tensor([[x]], dtype=torch.float64) for x in (task.a, task.b, task.c))
@@ -127,11 +129,3 @@ class QuadraticProblem(Problem):
     def exact_hypergradient(self, lam: Params) -> Tensor:
         """B' (B lam - c), at the exact inner minimiser [d] (formulation "target")."""
         return self.B.T @ (self.target(lam) - self.c)
-
-    def episode(self, split: str, index: int) -> Episode:
-        """There is no data: every episode is the same."""
-        return Episode({"none": self.c.new_zeros(1)}, {"none": self.c.new_zeros(1)}, index)
-
-    def count(self, split: str) -> int | None:
-        """One."""
-        return 1

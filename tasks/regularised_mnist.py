@@ -27,7 +27,8 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
-from .data.images import CLASSES, DrawnProblem, load
+from .data.images import CLASSES, Images, load
+from .families.drawn_images import DrawnImages, cut
 
 Count = Annotated[int, Field(ge=1)]
 SIZE = 28
@@ -102,7 +103,7 @@ class RegularisedMNIST(Task):
         return RegularisedMNISTProblem(self, images, seeds, device)
 
 
-class RegularisedMNISTProblem(DrawnProblem):
+class RegularisedMNISTProblem(DrawnImages):
     """Training batches: ``x`` [n, 1, 28, 28] in [0, 1], ``y`` [n], uniform ``input`` like ``x`` and
     ``hidden0``, ``hidden1`` [n, *units] for masks, ``move`` [n, 3] and ``corner`` [n, 2] uniform,
     ``grain`` normal like ``x``; outer batches ``x`` and ``y`` alone.
@@ -111,18 +112,22 @@ class RegularisedMNISTProblem(DrawnProblem):
     ``noise``, ``cutout``, as far as they are tuned.
     """
 
-    carried = True
-
     def __init__(
         self,
         task: RegularisedMNIST,
-        images: dict[str, tuple[Tensor, Tensor]],
+        images: Images,
         seeds: Seeds,
         device: torch.device,
     ) -> None:
         self.task, self.seeds, self.device = task, seeds, device
         self.dtype: torch.dtype = getattr(torch, task.dtype)
-        self.parts, self.size = self.cut(images), task.batch
+        sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
+        parts = cut("regularised_mnist", images, sizes, generator(seeds.data, "regularised_mnist"))
+        self.parts = {
+            split: {"x": x.to(device, self.dtype), "y": y.to(device)}
+            for split, (x, y) in parts.items()
+        }
+        self.size = task.batch
         n = task.width
         if task.network == "mlp":
             self.units: tuple[tuple[int, ...], ...] = ((n,), (n,))
@@ -138,28 +143,6 @@ class RegularisedMNISTProblem(DrawnProblem):
             names += ["shift", "rotation", "noise"] + ([] if task.smooth else ["cutout"])
         hidden = Hyper("hidden_dropout", (2,), 0.0, RATE, meaning="part of each layer dropped")
         self.hypers = tuple(HYPERS.get(name, hidden) for name in names)
-
-    def cut(self, images: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Batch]:
-        """Training and validation part of the shuffled training images; the first test images."""
-        task, (x, y), (test_x, test_y) = self.task, images["train"], images["test"]
-        wanted = task.n_train + task.n_valid
-        if wanted > len(x) or task.n_test > len(test_x):
-            raise SettingError(
-                f"n_train + n_valid = {wanted} of {len(x)} training images, "
-                f"n_test = {task.n_test} of {len(test_x)} test images"
-            )
-        order = torch.randperm(len(x), generator=generator(self.seeds.data, "regularised_mnist"))
-        train, valid = order.split([task.n_train, len(x) - task.n_train])
-        valid = valid[: task.n_valid]
-        chosen = {
-            "train": (x[train], y[train]),
-            "valid": (x[valid], y[valid]),
-            "test": (test_x[: task.n_test], test_y[: task.n_test]),
-        }
-        return {
-            split: {"x": a.to(self.device, self.dtype), "y": b.to(self.device)}
-            for split, (a, b) in chosen.items()
-        }
 
     def init_outer(self) -> Params:
         """The tuned strengths."""
@@ -238,19 +221,9 @@ class RegularisedMNISTProblem(DrawnProblem):
         erased = inside[:, 0, :, None] & inside[:, 1, None, :]
         return x * (~erased[:, None]).to(self.dtype)
 
-    def loss_of_prediction(
-        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
-    ) -> Tensor:
-        """Mean cross-entropy."""
-        return F.cross_entropy(prediction, batch["y"])
-
-    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Of the regularised network."""
-        return self.loss_of_prediction(lam, theta, self.predict(lam, theta, batch), batch)
-
-    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Of the plain network: lam enters through theta alone."""
-        return F.cross_entropy(self.logits(theta, batch["x"], (None, None)), batch["y"])
+    def plain_logits(self, theta: Params, x: Tensor) -> Tensor:
+        """[n, 10] of the network without dropout."""
+        return self.logits(theta, x, (None, None))
 
     def draw(self, gen: torch.Generator) -> Batch:
         """A training batch with the numbers that its regularisers take."""
@@ -267,11 +240,3 @@ class RegularisedMNISTProblem(DrawnProblem):
             grain = torch.randn(n, 1, SIZE, SIZE, generator=gen, dtype=self.dtype)
             batch["grain"] = grain.to(self.device)
         return batch
-
-    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """loss and accuracy of the plain network on the episode's outer part."""
-        logits, y = self.logits(theta, episode.outer["x"], (None, None)), episode.outer["y"]
-        return {
-            "loss": float(F.cross_entropy(logits, y)),
-            "accuracy": float((logits.argmax(1) == y).double().mean()),
-        }

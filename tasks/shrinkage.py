@@ -14,9 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import task
+
+from .families.no_data import NoData
 
 
 @task("shrinkage")
@@ -44,7 +46,7 @@ class Shrinkage(Task):
         return ShrinkageProblem(self, device)
 
 
-class ShrinkageProblem(Problem):
+class ShrinkageProblem(NoData):
     """lam and theta are one number each, float64."""
 
     hypers = (Hyper("log_penalty", (1,), -6.0, 6.0, meaning="u, the log of the weight's penalty"),)
@@ -98,12 +100,3 @@ class ShrinkageProblem(Problem):
             "response_error": float((theta["w"] - exact).abs().sum()),
             "lam_error": abs(float(lam["log_penalty"].sum()) - self.best()),
         }
-
-    def episode(self, split: str, index: int) -> Episode:
-        """There is no data: every episode is the same."""
-        nothing = torch.zeros(1, dtype=torch.float64, device=self.device)
-        return Episode({"none": nothing}, {"none": nothing}, index)
-
-    def count(self, split: str) -> int | None:
-        """One."""
-        return 1

@@ -19,9 +19,11 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
+
+from .families.no_data import NoData
 
 NODES, REACH = 4001, 4.0  # of the trapezoidal rule; exp(-G) is nothing beyond
 
@@ -61,11 +63,11 @@ class TwoMinima(Task):
         return TwoMinimaProblem(self, seeds, device)
 
 
-class TwoMinimaProblem(Problem):
+class TwoMinimaProblem(NoData):
     """theta and lam ("tilt") have shape []; float64."""
 
     def __init__(self, task: TwoMinima, seeds: Seeds, device: torch.device) -> None:
-        self.task, self.carried, self.seeds = task, task.carried, seeds
+        self.task, self.carried, self.seeds, self.device = task, task.carried, seeds, device
         self.zero = torch.zeros((), dtype=torch.float64, device=device)
         bound = 1.2 * task.height
         self.hypers = (Hyper("tilt", (), -bound, bound, meaning="pull of theta to the right"),)
@@ -107,11 +109,6 @@ class TwoMinimaProblem(Problem):
     def expected_hypergradient(self, lam: Params) -> Tensor:
         """The derivative of :meth:`expected_loss` []."""
         return autodiff.grad(self.expected_loss, lam)[1]["tilt"]
-
-    def episode(self, split: str, index: int) -> Episode:
-        """There is no data."""
-        none = {"none": self.zero}
-        return Episode(none, none, index)
 
     def count(self, split: str) -> int | None:
         """One where theta is carried."""

@@ -15,7 +15,6 @@ pseudo-inverse gives at the same theta.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -39,6 +38,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, enough, shrunk
+from .models.classifier import first_weights, layered
 from .models.softmax import SoftmaxHessian
 
 DECAY = "log_decay."
@@ -123,30 +123,16 @@ class WeightDecayProblem(Problem):
                     "x": shrunk(x[chosen], task.shrink).flatten(1).to(device, dtype),
                     "y": y[chosen].to(device),
                 }
-        pixels, layers = self.parts["train"]["x"].shape[1], OrderedDict[str, nn.Module]()
-        if task.network == "mlp":
-            layers["hidden"] = nn.Linear(pixels, task.hidden, dtype=dtype, device=device)
-            layers["squash"] = nn.Tanh()
-        width = task.hidden if task.network == "mlp" else pixels
-        layers["head"] = nn.Linear(width, CLASSES, dtype=dtype, device=device)
-        self.module: nn.Sequential = nn.Sequential(layers)
-        self.start = self._first_weights()
+        hidden = task.hidden if task.network == "mlp" else None
+        x = self.parts["train"]["x"]
+        self.module = layered(x.shape[1], hidden, nn.Tanh(), CLASSES, x)
+        self.start = first_weights(self.module, generator(seeds.init, "weight_decay"))
         self.module.load_state_dict(self.start)
         self.begin = self._trained()
         self.hypers = tuple(
             Hyper(DECAY + k, tuple(v.shape), -20.0, MOST, meaning="log of each weight's decay")
             for k, v in self.start.items()
         )
-
-    def _first_weights(self) -> Params:
-        """Uniform within 1 / sqrt(inputs), as torch's linear layers start."""
-        gen, out, bound = generator(self.seeds.init, "weight_decay"), Params(), 1.0
-        for name, value in self.module.named_parameters():
-            if name.endswith("weight"):
-                bound = value.shape[1] ** -0.5
-            first = torch.rand(value.shape, generator=gen, dtype=torch.float64)
-            out[name] = (bound * (2 * first - 1)).to(value)
-        return {k: v.detach() for k, v in out.items()}
 
     def _trained(self) -> Params:
         lam, theta = self.init_outer(), dict(self.start)

@@ -3,7 +3,7 @@
 They do what the commands of the same names do, and import what is heavy when they are called.
 
 >>> from metabench import api
->>> suite = api.crossing(tasks=["quadratic"], methods=["bilevel", "fixed"])
+>>> suite = api.suite_of_pairs(tasks=["quadratic"], methods=["bilevel", "fixed"])
 >>> api.run(suite, budget="smoke", set=["budget.outer_steps=2"]).count("done")
 2
 >>> table = api.table(suite, budget="smoke", set=["budget.outer_steps=2"])
@@ -31,7 +31,6 @@ from metabench.api.output import Table
 from metabench.api.verbs import (
     Published,
     Status,
-    crossing,
     plan,
     plot,
     publish,
@@ -41,6 +40,7 @@ from metabench.api.verbs import (
     run,
     status,
     submit,
+    suite_of_pairs,
     table,
 )
 
@@ -49,7 +49,6 @@ __all__ = [
     "Status",
     "Table",
     "check",
-    "crossing",
     "data_fetch",
     "data_find",
     "data_list",
@@ -67,5 +66,6 @@ __all__ = [
     "show",
     "status",
     "submit",
+    "suite_of_pairs",
     "table",
 ]

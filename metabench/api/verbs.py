@@ -32,7 +32,9 @@ Settings = Iterable[str] | Mapping[str, Any]
 DEFAULT_BUDGET = "laptop"
 
 
-def crossing(tasks: Sequence[str], methods: Sequence[str], solver: str | None = None) -> Suite:
+def suite_of_pairs(
+    tasks: Sequence[str], methods: Sequence[str], solver: str | None = None
+) -> Suite:
     """A suite of these tasks and methods, each with its default settings, for any verb; ``solver``
     names the inner solver (None: each method's own).
 

@@ -164,7 +164,7 @@ def _wide(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
     """One line a row, column and state; what is missing and how to get it; the cost in all."""
     from metabench.core.text import duration
-    from metabench.reports.footnotes import Marks
+    from metabench.reports.footnotes import FootnoteMarks
     from metabench.suites.planning import TO_RUN
 
     _heading(out, title)
@@ -176,15 +176,15 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
         # What can be repaired is named once, below.
         why = "" if group[0].mend else reason
         rows.append((row, column, _seeds(group), state, cost, why))
-    notes = Marks("123456789")
+    footnotes = FootnoteMarks("123456789")
     if out.is_terminal and _wide(header, rows) > out.width:
         # Prose in a narrow last column is a line of two words each.
-        rows = [(*row, f"[{notes.mark(why)}]" if why else "") for *row, why in rows]
+        rows = [(*row, f"[{footnotes.mark(why)}]" if why else "") for *row, why in rows]
     grid(out, header, rows, whole=2)
     _line(out, "")
-    for mark, text in notes.items():
+    for mark, text in footnotes.items():
         _text(out, f"[{mark}] {text}")
-    if notes.items():
+    if footnotes.items():
         _line(out, "")
     _line(out, f"{len(planned)} cells: {cells_of(planned)}")
     open_ = [p for p in planned if p.state in TO_RUN]

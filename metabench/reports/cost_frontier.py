@@ -1,4 +1,4 @@
-"""Where each method's settings end: the table's metric against what a whole run cost.
+"""The plot "frontier": the table's metric of each row against what a whole run cost.
 
 Rows of a suite that share a ``series`` are the points of one line, joined in the suite's order: one
 method with a growing inner budget. Axes are logarithmic where values differ much.
@@ -17,6 +17,7 @@ from metabench.reports.figure_style import (
     axis_label,
     empty,
     finish,
+    label_left,
     look_of,
     panels,
     scale_of,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DERIVATIVES = ("inner_gradients", "outer_gradients", "hvps", "mixed_products")
-"""What the cost "derivatives" is the sum of."""
+"""The costs whose sum is the cost "derivatives"."""
 WORDS = {
     "derivatives": "gradients and products in all",
     "hvps": "Hessian products",
@@ -39,12 +40,12 @@ WORDS = {
     "peak_memory_bytes": "peak memory of the process",
 }
 WIDE = 30.0
-"""Largest value over smallest from which on an axis is logarithmic."""
+"""An axis is logarithmic where the largest value is more than so many times the smallest."""
 HEIGHT = 1.35
 
 
 class Point(NamedTuple):
-    """Medians over finished seeds of cost and metric, and the metric's least and greatest seed."""
+    """Medians over finished seeds of cost and metric; the metric's least and greatest value."""
 
     x: float
     y: float
@@ -69,7 +70,7 @@ def costs_known(results: Results) -> list[str]:
 
 
 def lines(results: Results, column: str, cost: str) -> dict[str, list[Point]]:
-    """Label of a series (or of a row that is in none) to its points, in the suite's order."""
+    """Label of a series, or of a row that is in none, to its points, in the suite's order."""
     evaluation, metric = results.metric
     out: dict[str, list[Point]] = {}
     for row in results.rows:
@@ -85,7 +86,8 @@ def lines(results: Results, column: str, cost: str) -> dict[str, list[Point]]:
 
 
 def frontier(results: Results, cost: str) -> Figure:
-    """The table's metric of every row against its cost, a line a series, a panel a column."""
+    """The table's metric of every row against its cost: a line for each series, a panel for each
+    column."""
     words = WORDS.get(cost, cost.replace("_", " "))
     found = {column.id: lines(results, column.id, cost) for column in results.columns}
     drawn = [p for known in found.values() for points in known.values() for p in points]
@@ -102,32 +104,25 @@ def frontier(results: Results, cost: str) -> Figure:
                 continue
             look = look_of(number)
             xs, ys = [p.x for p in points], [p.y * scale for p in points]
-            axis.vlines(
-                xs,
-                [p.low * scale for p in points],
-                [p.high * scale for p in points],
-                color=look["color"],
-                lw=0.8,
-                alpha=0.6,
-            )
+            lows, highs = [p.low * scale for p in points], [p.high * scale for p in points]
+            axis.vlines(xs, lows, highs, color=look["color"], lw=0.8, alpha=0.6)
             (handle,) = axis.plot(xs, ys, **look | {"lw": 1.1, "ms": 3.6})
             handles.setdefault(label, handle)
         _scaled(axis, [p for points in known.values() for p in points], cost)
         axis.set_xlabel(words)
-    for axis in axes[:: min(2, len(axes))]:
-        axis.set_ylabel(axis_label(results, "").strip())
+    label_left(axes, axis_label(results, "").strip())
     several = any(p.seeds > 1 for p in drawn)
-    notes = [
+    footnotes = [
         "Each line: one method, its inner budget growing from point to point in the table's order; "
         + ("median of finished seeds, stroke from the least to the greatest." if several else
            "one finished seed.")
     ]  # fmt: skip
-    return finish(figure, notes + _incomplete(results), handles)
+    return finish(figure, footnotes + _incomplete(results), handles)
 
 
 def _incomplete(results: Results) -> list[str]:
-    """Of which points of which lines seeds are missing that there should be."""
-    notes = []
+    """How many points of each line lack seeds, by column."""
+    footnotes = []
     for column in results.columns:
         lost: dict[str, int] = {}
         for row in results.rows:
@@ -137,12 +132,12 @@ def _incomplete(results: Results) -> list[str]:
                 lost[label] = lost.get(label, 0) + 1
         if lost:
             points = listed(f"{n} of {label}" for label, n in lost.items())
-            notes.append(f"{column.label or column.id}: points that lack seeds: {points}.")
-    return notes
+            footnotes.append(f"{column.label or column.id}: points that lack seeds: {points}.")
+    return footnotes
 
 
 def _scaled(axis: Axes, points: list[Point], cost: str) -> None:
-    """Log axes where values differ much; a cost of 0 keeps its place at the left."""
+    """Logarithmic axes where values differ much; a cost of 0 is shown at the left end."""
     from matplotlib.ticker import MultipleLocator
 
     if not points:

@@ -1,4 +1,4 @@
-"""What all figures share: style, colours, panels with a legend above and notes below."""
+"""Style, colours, and panels with a legend above and footnotes below, the same in all figures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def look_of(number: int) -> dict[str, Any]:
 
 
 def panels(titles: Sequence[str], most: int = 2) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel a title; :func:`finish` makes room for legend and notes."""
+    """A figure with a panel for each title; :func:`finish` makes room for legend and footnotes."""
     from matplotlib.figure import Figure
 
     across = min(most, len(titles))
@@ -65,15 +65,17 @@ def panels(titles: Sequence[str], most: int = 2) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def wrapped(notes: Sequence[str], width: float) -> list[str]:
-    """Notes in lines that fit into ``width`` inches."""
-    return [part for note in notes for part in textwrap.wrap(note, int(width * 20))]
+def wrapped(footnotes: Sequence[str], width: float) -> list[str]:
+    """Footnotes in lines that fit into ``width`` inches."""
+    return [part for note in footnotes for part in textwrap.wrap(note, int(width * 20))]
 
 
-def finish(figure: Figure, notes: Sequence[str], handles: dict[str, Any] | None = None) -> Figure:
-    """Add the legend above the panels and the notes below, and lay everything out."""
+def finish(
+    figure: Figure, footnotes: Sequence[str], handles: dict[str, Any] | None = None
+) -> Figure:
+    """Add the legend above the panels and the footnotes below, and lay everything out."""
     width, height = (float(size) for size in figure.get_size_inches())
-    lines = wrapped(notes, width)
+    lines = wrapped(footnotes, width)
     if lines:
         figure.supxlabel(plain("\n".join(lines)), fontsize=7, color=GREY, x=0.01, ha="left")
         height += 0.14 * len(lines)
@@ -90,7 +92,7 @@ def finish(figure: Figure, notes: Sequence[str], handles: dict[str, Any] | None 
             handlelength=1.8,
         )
     figure.set_figheight(height)
-    # Laid out once and for all: a figure is saved in several formats.
+    # Laid out once: a figure is saved in several formats.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
@@ -101,19 +103,19 @@ def empty(title: str, why: str) -> Figure:
     figure, (axis,) = panels([title])
     axis.set_axis_off()
     figure.set_figheight(1.5)
-    axis.text(
-        0.0,
-        0.9,
-        plain("\n".join(textwrap.wrap(why, 70))),
-        transform=axis.transAxes,
-        va="top",
-        color=GREY,
-    )
+    text = plain("\n".join(textwrap.wrap(why, 70)))
+    axis.text(0.0, 0.9, text, transform=axis.transAxes, va="top", color=GREY)
     return figure
 
 
+def label_left(axes: Sequence[Axes], label: str) -> None:
+    """Name the vertical axis of the panels at the left."""
+    for axis in axes[:: min(2, len(axes))]:
+        axis.set_ylabel(label)
+
+
 def scale_of(results: Results) -> float:
-    """What values of the table's metric are shown times."""
+    """The factor by which values of the table's metric are shown."""
     return 100.0 if results.suite.percent else 1.0
 
 

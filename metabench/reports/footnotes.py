@@ -1,34 +1,43 @@
-"""The sentences below a table: budgets in words, holes and their reasons, source labels."""
+"""The footnotes of a table: budgets in words, what ± and bold mean, holes and their reasons."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Set as AbstractSet
 from typing import Any
 
+from metabench.analysis.estimates import ALPHA, FEWEST, Entry
 from metabench.analysis.paper_claims import VERDICTS, Tested, verdicts
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.cell import Budget
-from metabench.core.settings import fields
+from metabench.core.limits import RUNAWAY
+from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened, with_pm
-from metabench.reports.renderers import Note
+from metabench.reports.renderers import Footnote
 from metabench.suites.planning import NEVER_RUN
-from metabench.suites.schema import Column, Row
+from metabench.suites.schema import LABELS, Column, Row
+
+Entries = dict[str, dict[str, Entry]]
+"""Column to row to number of ours; holes are left out."""
+Floors = dict[str, tuple[Entry | None, list[str]]]
+"""Column to what :func:`metabench.analysis.estimates.floor` gives."""
 
 
-class Marks:
-    """Short marks for notes, each text once: a, b, ..., z, aa, ab, ..."""
+class FootnoteMarks:
+    """Short marks for footnotes, one for each text: a, b, ..., z, aa, ab, ..., or 1, 2, ..."""
 
     def __init__(self, letters: str) -> None:
         self.letters = letters
         self._texts: dict[str, str] = {}
 
     def mark(self, text: str) -> str:
-        """The mark of a note, a new one where the text is new."""
+        """The mark of a footnote, a new one where the text is new."""
         if text not in self._texts:
             self._texts[text] = self._name(len(self._texts))
         return self._texts[text]
 
     def items(self) -> list[tuple[str, str]]:
-        """(mark, text), in the order given."""
+        """(mark, text), in the order in which they were marked."""
         return [(mark, text) for text, mark in self._texts.items()]
 
     def _name(self, number: int) -> str:
@@ -40,9 +49,44 @@ class Marks:
         return name
 
 
-def hole_notes(crossing: TableCell, missing: list[Hole]) -> list[str]:
-    """One sentence a reason why cells of a crossing have no number; none for cells that simply
-    have not been run."""
+def general_footnotes(results: Results, entries: Entries, floors: Floors) -> list[Footnote]:
+    """What concerns the main table as a whole, in the order in which it is read."""
+    return [
+        *budget_footnotes(results),
+        *interval_footnotes(entries),
+        *significance_footnotes(entries),
+        *claim_footnotes(results),
+        *_floor_footnotes(results, entries, floors),
+        *reconstruction_footnotes(results),
+        *runaway_footnotes(results, entries),
+        *(() if results.suite.paper else (Footnote("No paper reports this table."),)),
+    ]
+
+
+def _floor_footnotes(results: Results, entries: Entries, floors: Floors) -> list[Footnote]:
+    suite = results.suite
+    if not suite.floor:
+        return []
+    out = [
+        Footnote(
+            f"{column.label or column.id}: {listed(others)} met other test episodes "
+            "than the first method (the floor differs): not strictly comparable."
+        )
+        for column in suite.columns
+        if (others := floors[column.id][1])
+    ]
+    if any(entries.values()):
+        out.append(
+            Footnote(
+                f"{suite.floor_label or suite.floor}: learns nothing; measured on the methods' "
+                f"own {suite.evaluation} episodes."
+            )
+        )
+    return out
+
+
+def hole_footnotes(crossing: TableCell, missing: list[Hole]) -> list[str]:
+    """A sentence for each reason why cells of one row and column have no number."""
     out = []
     for state, reason, chosen in missing:
         reason = shortened(reason)
@@ -59,8 +103,8 @@ def hole_notes(crossing: TableCell, missing: list[Hole]) -> list[str]:
     return out
 
 
-def reconstruction_notes(results: Results) -> list[Note]:
-    """What of the methods shown is a reconstruction, by their finished records: a sentence each."""
+def reconstruction_footnotes(results: Results) -> list[Footnote]:
+    """What is reconstructed in the methods shown, by their finished records: a sentence each."""
     rows: dict[str, list[str]] = {}
     for row in results.rows:
         for column in results.columns:
@@ -69,46 +113,55 @@ def reconstruction_notes(results: Results) -> list[Note]:
                 if said and label not in rows.setdefault(str(said), []):
                     rows[str(said)].append(label)
     return [
-        Note(f"Reconstructed in part ({listed(labels)}): {one_line(said).rstrip('.')}.")
+        Footnote(f"Reconstructed in part ({listed(labels)}): {one_line(said).rstrip('.')}.")
         for said, labels in rows.items()
     ]
 
 
-def budget_notes(results: Results) -> list[Note]:
+def budget_footnotes(results: Results) -> list[Footnote]:
     """The budget in words, with the rows that have another, and how many cells are done."""
-    suite, chosen = results.suite, results.suite.budget(results.budget)
-    limits = {**_defaults(), **chosen.limits}
+    limits = {**_defaults(), **results.suite.budget(results.budget).limits}
+    out = [Footnote(f"Budget {results.budget}: {'; '.join(_budget_in_words(results, limits))}.")]
+    different = other_budgets(results, limits)
+    if different:
+        out.append(Footnote(f"Other budgets: {'; '.join(different)}."))
+    alone = _settings_of_budget(results)
+    if alone:
+        told = "; ".join(f"{said} ({listed(labels)})" for said, labels in alone.items())
+        out.append(Footnote(f"Settings of this budget alone: {told}."))
+    states = results.states
+    if set(states) - {"done", *NEVER_RUN}:
+        by_state = ", ".join(f"{n} {state}" for state, n in states.items())
+        out.append(Footnote(f"Incomplete: of {len(results.runs)} cells {by_state}."))
+    return out
+
+
+def _budget_in_words(results: Results, limits: dict[str, Any]) -> list[str]:
     seeds = sorted({run.cell.seed for run in results.runs})
     words = [
         *_limits_in_words(limits),
         f"validation on {counted(limits['valid_episodes'], 'episode')} every "
         f"{counted(limits['eval_every'], 'outer step')}",
-        f"{counted(limits['test_episodes'], f'{suite.evaluation} episode')}",
+        f"{counted(limits['test_episodes'], f'{results.suite.evaluation} episode')}",
         f"tested: {_SELECT[limits['select']]}",
         f"planned seeds: {listed(map(str, seeds))}",
     ]
-    for group, values in chosen.set.items():
+    for group, values in results.suite.budget(results.budget).set.items():
         words += [f"{group}.{name} = {_plain(value)}" for name, value in values.items()]
     for override in results.overrides:
         words.append(f"set by hand: {override.scope}.{override.name} = {_plain(override.value)}")
-    out = [Note(f"Budget {results.budget}: {'; '.join(words)}.")]
-    different = other_budgets(results, limits)
-    if different:
-        out.append(Note(f"Other budgets: {'; '.join(different)}."))
-    alone: dict[str, list[str]] = {}
-    places: list[Column | Row] = [*suite.columns, *suite.rows]
+    return words
+
+
+def _settings_of_budget(results: Results) -> dict[str, list[str]]:
+    """What columns and rows set in this budget alone, to the labels of those that do."""
+    out: dict[str, list[str]] = {}
+    places: list[Column | Row] = [*results.columns, *results.rows]
     for place in places:
         for group, values in place.budgets.get(results.budget, {}).items():
             for name, value in values.items() if group != "budget" else ():
                 said = f"{group}.{name} = {_plain(value)}"
-                alone.setdefault(said, []).append(place.label or place.id)
-    if alone:
-        told = "; ".join(f"{said} ({listed(labels)})" for said, labels in alone.items())
-        out.append(Note(f"Settings of this budget alone: {told}."))
-    states = results.states
-    if set(states) - {"done", *NEVER_RUN}:
-        by_state = ", ".join(f"{n} {state}" for state, n in states.items())
-        out.append(Note(f"Incomplete: of {len(results.runs)} cells {by_state}."))
+                out.setdefault(said, []).append(place.label or place.id)
     return out
 
 
@@ -160,9 +213,9 @@ def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def claim_notes(results: Results) -> list[Note]:
-    """A sentence a claim and row, after one that says how they are tested; none without claims or
-    before there are numbers."""
+def claim_footnotes(results: Results) -> list[Footnote]:
+    """A sentence that says how the papers' claims are tested, then one for each claim and row; none
+    where there are no claims or no numbers yet."""
     found = verdicts(results)
     if all(t.gain is None for t in found):
         return []
@@ -170,7 +223,7 @@ def claim_notes(results: Results) -> list[Note]:
     meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
     unit = ", in points," if results.suite.percent else ""
     out = [
-        Note(
+        Footnote(
             f"Claims: mean gain{unit} over common seeds ± half-width of its paired 95 % "
             f"t-interval. {meanings[0].upper()}{meanings[1:]}. Several claims are not corrected "
             "for being several."
@@ -186,13 +239,13 @@ def claim_notes(results: Results) -> list[Note]:
             for verdict in VERDICTS
             if (some := [t for t in these if t.verdict == verdict])
         )
-        out.append(Note(f"Claim ({claim.source}): {said}: {told}."))
+        out.append(Footnote(f"Claim ({claim.source}): {said}: {told}."))
     return out
 
 
 def _places(results: Results, some: list[Tested]) -> str:
-    """(column gain; column gain), the column left out where there is one alone, and how many seeds
-    there are where they are not all."""
+    """(column gain; column gain). A table of one column leaves its name out. The number of seeds is
+    told where some are missing."""
     scale, least = (100.0, 1) if results.suite.percent else (1.0, None)
     labels = {c.id: c.label or c.id for c in results.columns}
     words = []
@@ -202,6 +255,122 @@ def _places(results: Results, some: list[Tested]) -> str:
         else:
             gain = with_pm(t.gain, t.pm, scale, least)
             if t.seeds < (planned := len(results.table_cells[t.better, t.column].runs)):
-                gain += f", n={t.seeds} of {planned}"  # a seed that diverged is no witness
+                gain += f", n={t.seeds} of {planned}"  # a diverged seed gives no gain
         words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
     return f" ({'; '.join(words)})"
+
+
+def interval_footnotes(entries: Entries) -> list[Footnote]:
+    """What ± is an interval over, with the numbers of seeds and episodes."""
+    found = [e for column in entries.values() for e in column.values()]
+    if not found:
+        return [Footnote("No cell has finished: there are no numbers of ours yet.")]
+    episodes = _span([n for e in found for n in e.episodes])
+    out = []
+    over_seeds = [e for e in found if e.over == "seeds"]
+    if over_seeds:
+        counts = _span([len(e.seeds) for e in over_seeds])
+        out.append(
+            Footnote(
+                "Ours: mean over seeds; ± is the half-width of the 95 % t-interval over seeds of "
+                f"the per-seed means (n = {counts} seeds, {episodes} test episodes each)."
+            )
+        )
+    one = [e for e in found if e.over == "episodes"]
+    if one:
+        which = "Numbers of one seed" if over_seeds else "Ours: one seed"
+        out.append(
+            Footnote(
+                f"{which}: ± is the half-width of the 95 % t-interval over the {episodes} test "
+                "episodes of that run; it says nothing of other seeds."
+            )
+        )
+    if any(e.over == "nothing" for e in found):
+        out.append(Footnote("A number without ± is one seed on one test episode."))
+    return out
+
+
+def significance_footnotes(entries: Entries) -> list[Footnote]:
+    """What bold means, and the tests behind it; none where no column compares two methods."""
+    columns = [list(column.values()) for column in entries.values()]
+    if not any(len(column) > 1 for column in columns):
+        return []
+    used = {e.test for column in columns for e in column}
+    paired = bool(used & {"paired", "paired logs"})
+    out = "Bold: best of ours in the column"
+    if paired or "welch" in used:
+        out += f", and every method that is not significantly worse at {100 * ALPHA:.0f} %"
+    if tests := _tests_in_words(used):
+        out += "; test against the best: " + "; ".join(tests) + "; Holm's correction by column"
+    # The best of a column is not tested either.
+    if any(sum(e.test == "none" for e in column) > 1 for column in columns):
+        out += (
+            ". Where there is only one episode, or no common seed, no test is possible; then only "
+            "means that are the best to four digits are bold"
+        )
+    most = max(len(e.seeds) for column in columns for e in column)
+    if paired and most < 5:
+        out += f". With {most} seeds only large differences are significant"
+    return [Footnote(out + ".")]
+
+
+def _tests_in_words(used: AbstractSet[str]) -> list[str]:
+    out = []
+    if used & {"paired", "paired logs"}:
+        kind = ""
+        if "paired logs" in used:
+            kind = " of logarithms" + (" where all are above 0" if "paired" in used else "")
+        out.append(
+            f"paired t-test{kind} over common seeds (a seed fixes data, first values and test "
+            "episodes; with fewer than 6 seeds a Wilcoxon test cannot reach 5 %)"
+        )
+    if "welch" in used:
+        out.append(
+            f"with fewer than {FEWEST} common seeds Welch's unpaired t-test over their test "
+            "episodes, which says nothing of other seeds"
+        )
+    return out
+
+
+def runaway_footnotes(results: Results, entries: Entries) -> list[Footnote]:
+    """Which numbers are finite, but so large that they are no results."""
+    found = [
+        f"{results.row_label(row)} ({column.label or column.id})"
+        for column in results.columns
+        for row, e in entries[column.id].items()
+        if abs(e.mean) >= RUNAWAY
+    ]
+    if not found:
+        return []
+    return [
+        Footnote(
+            f"{listed(found)}: finite, but so large that the inner training must have diverged; "
+            "a smaller inner step size may help."
+        )
+    ]
+
+
+def _span(counts: list[int]) -> str:
+    return f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,}–{max(counts):,}"
+
+
+def label_footnotes(results: Results) -> list[Footnote]:
+    """What the labels behind the papers' numbers mean; none where no number has one."""
+    used = {number.label.strip("[]") for number in results.suite.paper}
+    labels = [f"[{name}] {meaning}" for name, meaning in LABELS.items() if name in used]
+    return [Footnote(f"Labels: {'; '.join(labels)}.")] if labels else []
+
+
+def command_footnotes(results: Results) -> list[Footnote]:
+    """The command that gives the table again, with what was set by hand."""
+    command = results.suite.command
+    if not command:
+        return []
+    if "--budget" not in command:
+        command += f" --budget {results.budget}"
+    for override in results.overrides:
+        setting = f"{override.scope}.{override.name}={typed(override.value)}"
+        command += f" --set {shlex.quote(setting)}"
+    if results.seeds is not None:
+        command += f" --seeds {','.join(map(str, results.seeds))}"
+    return [Footnote("Reproduce with:", code=command)]

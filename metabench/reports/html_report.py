@@ -1,6 +1,6 @@
 """The report of a suite: one HTML file that needs nothing else, every number linked to its records.
 
-Tables, plots as inline SVG, holes and set-aside files on top, then each record: settings, seeds,
+First tables, plots as inline SVG, holes and unreadable files; then each record: settings, seeds,
 versions, git state, machine, costs, its learning curve, its traceback where it failed, and all of
 it as JSON.
 """
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.results import Records, Results, TableCell, read_curves
+from metabench.core.cell import Cell
 from metabench.core.text import counted, human, with_pm
 from metabench.reports import renderers
 from metabench.reports.tables import COSTS, cost_grid, main_grid
-from metabench.store.record import Curve, Estimate
+from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.planning import NEVER_RUN, Planned
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ TITLES = {
     "frontier": "Result against cost",
 }
 DEFAULT_COSTS = ("inner_gradients", "seconds")
+Pairs = tuple[str, list[tuple[str, str]]]
+"""A title and what is listed under it: names and values."""
 
 
 def report(
@@ -48,7 +51,7 @@ def report(
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A reason may quote a file name that is no text.
+    # A reason may quote a file name that is not valid text.
     text = render(results, store, costs=costs)
     path.write_text(text, encoding="utf-8", errors="replace")
     return path
@@ -84,7 +87,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         _crossing(results, crossing, places[at], curves)
         for at, crossing in results.table_cells.items()
     ]
-    # Rows with equal settings share their cells: an id stands for the first place.
+    # Rows with equal settings share their cells: the first place keeps the plain id.
     seen: set[str] = set()
     for crossing in crossings:
         for run in crossing["runs"]:
@@ -170,43 +173,63 @@ def _crossing(
 
 def _run(results: Results, run: Planned, curve: Curve) -> dict[str, Any]:
     record, cell = run.record, run.cell
-    out: dict[str, Any] = {
+    evaluation, metric = results.metric
+    found = record.metrics.get(evaluation, {}).get(metric) if record else None
+    return {
         "id": anchor(run),
         "key": cell.key,
         "seed": cell.seed,
         "state": run.state,
         "reason": run.why,
-        "value": "",
-        "traceback": "",
-        "groups": [],
-        "json": "",
-        "curve_json": "",
-        "thumbnail": "",
+        "value": _estimate(results, metric, found) if found else "",
+        "traceback": record.traceback if record else "",
+        "groups": _groups(results, record) if record else _settings(cell),
+        "json": _json(record.as_dict() if record else asdict(cell)),
+        "curve_json": json.dumps(curve) if record and curve else "",
+        "thumbnail": _thumbnail(curve, f"valid/{metric}") if record else "",
     }
-    out["groups"] = [
+
+
+def _settings(cell: Cell) -> list[Pairs]:
+    return [
         (f"task {cell.task}", _pairs(cell.task_settings)),
         (f"method {cell.method}", _pairs(cell.method_settings)),
         (f"solver {cell.solver}", _pairs(cell.solver_settings)),
         ("budget", _pairs(cell.budget)),
     ]
-    if record is None:
-        out["json"] = _json(asdict(cell))
-        return out
-    evaluation, metric = results.metric
-    found = record.metrics.get(evaluation, {}).get(metric)
-    if found is not None:
-        out["value"] = _estimate(results, metric, found)
-    measured = [
+
+
+def _groups(results: Results, record: Record) -> list[Pairs]:
+    """What the report lists of a record, in titled groups; empty ones are left out."""
+    names = [n for n in (*COSTS, *sorted(record.cost)) if n in record.cost]
+    facts = {k: v for k, v in record.environment.items() if not isinstance(v, Mapping)}
+    parts = {k: v for k, v in record.environment.items() if isinstance(v, Mapping)}
+    git = parts.pop("git", {})
+    groups = [
+        ("measured (± 95 % interval over episodes)", _measured(results, record)),
+        ("cost", [(COSTS.get(n, n), human(n, record.cost[n])) for n in dict.fromkeys(names)]),
+        ("run", _course(record)),
+        *_settings(record.cell),
+        ("seeds", _pairs(record.seeds)),
+        ("lam", _pairs({k: v for k, v in record.lam.items() if k in ("numbers", "sha256")})),
+        ("git", _pairs(git)),
+        *[(name, _pairs(value)) for name, value in parts.items()],
+        ("environment", _pairs(facts)),
+    ]
+    return [(name, pairs) for name, pairs in groups if pairs]
+
+
+def _measured(results: Results, record: Record) -> list[tuple[str, str]]:
+    return [
         (f"{split}/{name}", _estimate(results, name, e))
         for split, metrics in record.metrics.items()
         for name, e in metrics.items()
     ]
-    cost = [
-        (COSTS.get(n, n), human(n, record.cost[n]))
-        for n in (*COSTS, *sorted(record.cost))
-        if n in record.cost
-    ]
-    run_facts: list[tuple[str, Any]] = [
+
+
+def _course(record: Record) -> list[tuple[str, str]]:
+    """How the run went."""
+    facts: list[tuple[str, Any]] = [
         ("status", record.status),
         ("outer steps", record.steps),
         ("tested step", record.selected_step),
@@ -215,32 +238,7 @@ def _run(results: Results, run: Planned, curve: Curve) -> dict[str, Any]:
         ("ended", record.ended),
         *_pairs(record.notes),
     ]
-    git = record.environment.get("git")
-    git = git if isinstance(git, Mapping) else {}
-    out["groups"] = [
-        ("measured (± 95 % interval over episodes)", measured),
-        ("cost", list(dict.fromkeys(cost))),
-        ("run", [(k, str(v)) for k, v in run_facts if v not in (None, "")]),
-        *out["groups"],
-        ("seeds", _pairs(record.seeds)),
-        ("lam", _pairs({k: v for k, v in record.lam.items() if k in ("numbers", "sha256")})),
-        ("git", _pairs(git)),
-        *[
-            (name, _pairs(value))
-            for name, value in record.environment.items()
-            if name != "git" and isinstance(value, Mapping)
-        ],
-        (
-            "environment",
-            _pairs({k: v for k, v in record.environment.items() if not isinstance(v, Mapping)}),
-        ),
-    ]
-    out["groups"] = [(name, pairs) for name, pairs in out["groups"] if pairs]
-    out["traceback"] = record.traceback
-    out["json"] = _json(record.as_dict())
-    out["curve_json"] = json.dumps(curve) if curve else ""
-    out["thumbnail"] = _thumbnail(curve, f"valid/{metric}")
-    return out
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
 
 
 def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,34 +1,37 @@
 """The plots of a suite as PNG and PDF: learning, cost, trajectories, ranking, profile, frontier.
 
 Colours are Okabe and Ito's, which the colour-blind can tell apart; methods also differ by marker.
-Only finished runs are drawn. Figures say in words what their shades are and what they lack.
+Only finished runs are drawn. Footnotes say what the shades are and what is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.curves import Line, line, spaced, trajectory
+from metabench.analysis.curves import Line, Part, line, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.cell import Budget
 from metabench.core.text import listed
 from metabench.reports.cost_frontier import costs_known, frontier
-from metabench.reports.diagrams import profile_figure, ranking
+from metabench.reports.critical_difference import ranking
 from metabench.reports.figure_style import (
     GREY,
     axis_label,
     empty,
     finish,
+    label_left,
     look_of,
     panels,
     plain,
     scale_of,
     styled,
 )
+from metabench.reports.profiles import profile_figure
 from metabench.store.record import Curve
-from metabench.suites.schema import PLOTS
+from metabench.suites.schema import PLOTS, Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,9 +42,9 @@ USUAL = tuple(kind for kind in KINDS if kind != "frontier")
 """What is drawn of a suite that does not say."""
 DEFAULT_COST = "inner_gradients"
 MOST_PARTS = 10
-"""Lines of a trajectory that are drawn; those that move most are kept."""
+"""How many lines of a trajectory are drawn: those that move most."""
 UNEVEN = 30
-"""From which ratio of the largest line to the smallest on a trajectory's axis is logarithmic."""
+"""A trajectory's axis is logarithmic where the largest line is so many times the smallest."""
 
 
 def draw(
@@ -54,7 +57,7 @@ def draw(
     """Write every figure of these kinds as PNG and PDF into ``out_dir``; returns the paths.
 
     ``kinds`` None: the suite's own. ``cost`` is the cost axis: a count, or "seconds"; None: the
-    suite's own, a figure each, or inner gradients. Raises UnknownName for a kind that there is not
+    suite's own, a figure for each, or inner gradients. Raises UnknownName for an unknown kind
     or a cost that nothing has.
     """
     folder = Path(out_dir)
@@ -75,7 +78,7 @@ def figures(
     kinds: Sequence[str] | None = None,
     cost: str | None = None,
 ) -> dict[str, Figure]:
-    """File name without suffix to figure; as :func:`draw`. Trajectories are one a column."""
+    """File name without suffix to figure; as :func:`draw`. Trajectories: one for each column."""
     curves = read_curves(results, store)[0]
     out: dict[str, Figure] = {}
     for each in [cost] if cost else results.suite.costs or [DEFAULT_COST]:
@@ -103,7 +106,7 @@ def figures_of(
                 out[f"cost-{cost}"] = _against_cost(results, curves, cost)
             elif kind == "trajectories":
                 for column in results.columns:
-                    figure = _trajectories(results, curves, column.id)
+                    figure = _trajectories(results, curves, column)
                     if figure is not None:
                         out[f"trajectories-{_slug(column.id)}"] = figure
             elif kind == "ranking":
@@ -141,73 +144,79 @@ def _curves_of(results: Results, curves: dict[str, Curve], row: str, column: str
     return [curve for curve in found if curve]
 
 
-def _lines(
+@dataclass
+class _Drawn:
+    """What has been drawn of validation metrics: handles by label, and what footnotes tell."""
+
+    handles: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    levels: list[str] = field(default_factory=list)
+    seeds: int = 0
+
+    def footnotes(self, level: str) -> list[str]:
+        """What shades are and what is missing; ``level`` explains the level lines."""
+        out = [
+            "Mean over finished seeds; shade: 95 % t-interval over seeds."
+            if self.seeds > 1
+            else "One finished seed: other seeds may differ."
+        ]
+        if self.levels:
+            out.append(f"Dashed level lines: {listed(dict.fromkeys(self.levels))}, {level}.")
+        if self.missing:
+            out.append(f"Incomplete: {'; '.join(self.missing)}.")
+        return out
+
+
+def _panel(
     results: Results,
     curves: dict[str, Curve],
+    column: Column,
     x: str,
-    axes: Sequence[Axes],
+    axis: Axes,
     start: Callable[[Line], int],
-    level: str,
-) -> tuple[dict[str, Any], list[str]]:
-    """Draw the validation metric of every row in every panel; returns handles by label, and
-    notes on what is missing. A row that does not move along x is a level line, which the notes
-    explain by ``level``."""
-    y = f"valid/{results.suite.metric}"
-    scale = scale_of(results)
-    handles: dict[str, Any] = {}
-    missing: list[str] = []
-    levels: list[str] = []
-    seeds = 0
-    for column, axis in zip(results.columns, axes, strict=True):
-        for number, row in enumerate(results.rows):
-            crossing = results.table_cells[row.id, column.id]
-            found = line(_curves_of(results, curves, row.id, column.id), y, x)
-            label = row.label or row.id
-            if found is None:
-                continue
-            seeds = max(seeds, found.seeds)
-            look = look_of(number)
-            first = start(found)
-            xs, ys, lows, highs = (
-                [v * s for v in values[first:]]
-                for values, s in (
-                    (found.x, 1.0),
-                    (found.y, scale),
-                    (found.low, scale),
-                    (found.high, scale),
-                )
-            )
-            if len(set(found.x)) < 2:
-                value = found.y[-1] * scale
-                handle = axis.axhline(value, color=look["color"], linestyle=(0, (5, 2)), lw=1.2)
-                levels.append(label)
-            else:  # a row that is looked at once, after its start, is a point with its interval
-                every = max(1, len(xs) // 6)
-                (handle,) = axis.plot(xs, ys, **look, markevery=(number % every, every))
-                if results.suite.percent:
-                    lows = [max(0.0, v) for v in lows]
-                    highs = [min(100.0, v) for v in highs]
-                if len(xs) > 1:
-                    axis.fill_between(xs, lows, highs, color=look["color"], alpha=0.15, lw=0)
-                else:
-                    axis.vlines(xs, lows, highs, color=look["color"], alpha=0.4, lw=1.2)
-            if found.seeds < len(crossing.runs):
-                n = f"{found.seeds} of {len(crossing.runs)} seeds"
-                missing.append(f"{label} ({column.label or column.id}: {n})")
-            handles.setdefault(label, handle)
-        if not axis.lines:
-            axis.set(xticks=[], yticks=[])
-            axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
-    notes = [
-        "Mean over finished seeds; shade: 95 % t-interval over seeds."
-        if seeds > 1
-        else "One finished seed: nothing is said of others."
-    ]
-    if levels:
-        notes.append(f"Level dashes: {listed(dict.fromkeys(levels))}, {level}.")
-    if missing:
-        notes.append(f"Incomplete: {'; '.join(missing)}.")
-    return handles, notes
+    drawn: _Drawn,
+) -> None:
+    """Draw the validation metric of every row against ``x``, each from the point ``start``; a row
+    that does not move along x becomes a level line."""
+    for number, row in enumerate(results.rows):
+        crossing = results.table_cells[row.id, column.id]
+        known = _curves_of(results, curves, row.id, column.id)
+        found = line(known, f"valid/{results.suite.metric}", x)
+        label = row.label or row.id
+        if found is None:
+            continue
+        drawn.seeds = max(drawn.seeds, found.seeds)
+        if len(set(found.x)) < 2:
+            value = found.y[-1] * scale_of(results)
+            colour = look_of(number)["color"]
+            handle = axis.axhline(value, color=colour, linestyle=(0, (5, 2)), lw=1.2)
+            drawn.levels.append(label)
+        else:
+            handle = _track(results, axis, number, found, start(found))
+        if found.seeds < len(crossing.runs):
+            n = f"{found.seeds} of {len(crossing.runs)} seeds"
+            drawn.missing.append(f"{label} ({column.label or column.id}: {n})")
+        drawn.handles.setdefault(label, handle)
+    if not axis.lines:
+        axis.set(xticks=[], yticks=[])
+        axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
+
+
+def _track(results: Results, axis: Axes, number: int, found: Line, first: int) -> Any:
+    """Draw a line from its point ``first`` and its interval; a line of one point is that point
+    with a stroke."""
+    scale, look = scale_of(results), look_of(number)
+    xs, ys = found.x[first:], [v * scale for v in found.y[first:]]
+    lows, highs = ([v * scale for v in values[first:]] for values in (found.low, found.high))
+    every = max(1, len(xs) // 6)
+    (handle,) = axis.plot(xs, ys, **look, markevery=(number % every, every))
+    if results.suite.percent:
+        lows, highs = [max(0.0, v) for v in lows], [min(100.0, v) for v in highs]
+    if len(xs) > 1:
+        axis.fill_between(xs, lows, highs, color=look["color"], alpha=0.15, lw=0)
+    else:
+        axis.vlines(xs, lows, highs, color=look["color"], alpha=0.4, lw=1.2)
+    return handle
 
 
 def _tracks(
@@ -215,20 +224,21 @@ def _tracks(
 ) -> Figure:
     figure, axes = panels([column.label or column.id for column in results.columns])
     first = (lambda found: sum(v <= 0 for v in found.x)) if logarithmic else (lambda _: 0)
-    handles, notes = _lines(results, curves, x, axes, first, level)
-    if not handles:
+    drawn = _Drawn()
+    for column, axis in zip(results.columns, axes, strict=True):
+        _panel(results, curves, column, x, axis, first, drawn)
+    if not drawn.handles:
         return empty(xlabel.capitalize(), "No finished run has a learning curve yet.")
     for axis in axes:
         axis.set_xlabel(xlabel)
         if logarithmic and axis.lines:
             axis.set_xscale("log")
-    for axis in axes[:: min(2, len(axes))]:
-        axis.set_ylabel(axis_label(results, "validation"))
-    return finish(figure, notes, handles)
+    label_left(axes, axis_label(results, "validation"))
+    return finish(figure, drawn.footnotes(level), drawn.handles)
 
 
 def _far_apart(results: Results, curves: dict[str, Curve], x: str) -> bool:
-    """Whether some runs get so much further along x than others that these would be a blot."""
+    """Whether some runs get so much further along x than others that a linear axis hides those."""
     keys = {record.key for crossing in results.table_cells.values() for record in crossing.done}
     known = (curves.get(key, {}).get(x, []) for key in keys)
     last = [max(v for v in values if v is not None) for values in known if any(values)]
@@ -241,7 +251,7 @@ def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
 
 
 def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:
-    """The validation metric against what has been spent; a log axis where spending differs much."""
+    """The validation metric against the cost so far."""
     name = f"cost/{cost}"
     logarithmic = _far_apart(results, curves, name)
     words = "training seconds" if cost == "seconds" else cost.replace("_", " ")
@@ -249,34 +259,21 @@ def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figu
     return _tracks(results, curves, name, words, "at no such cost (last value)", logarithmic)
 
 
-def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Figure | None:
-    """lam against outer steps, a panel a method; None where no lam moves."""
+def _trajectories(results: Results, curves: dict[str, Curve], column: Column) -> Figure | None:
+    """lam against outer steps, a panel for each method; None where no lam moves."""
     import matplotlib as mpl
 
     found = {}
     for row in results.rows:
-        parts = trajectory(_curves_of(results, curves, row.id, column))
+        parts = trajectory(_curves_of(results, curves, row.id, column.id))
         if any(part.moved for part in parts):
             found[row.label or row.id] = parts
     if not found:
         return None
     large = any(part.large for parts in found.values() for part in parts)
-    task = next(c.label or c.id for c in results.columns if c.id == column)
-    what = (
-        "root mean square of the entries of each part of lam, less its value at the start"
-        if large
-        else "entries of lam"
-    )
-    several = any(part.line.seeds > 1 for parts in found.values() for part in parts)
-    spread = "mean over finished seeds, shade from the least to the greatest"
-    notes = [f"{task}: {what}; {spread if several else 'one finished seed'}."]
-    cut = {label: len(parts) for label, parts in found.items() if len(parts) > MOST_PARTS}
-    if cut:
-        counts = ", ".join(f"{n} of {label}" for label, n in cut.items())
-        notes.append(f"The {MOST_PARTS} that move most (there are {counts}).")
     figure, axes = panels(list(found))
     colours = mpl.colormaps["viridis"]
-    for axis, (_, parts) in zip(axes, found.items(), strict=True):
+    for axis, parts in zip(axes, found.values(), strict=True):
         kept = sorted(sorted(parts, key=lambda p: -p.moved)[:MOST_PARTS], key=parts.index)
         for i, part in enumerate(kept):
             colour = colours(0.82 * i / max(1, len(kept) - 1))
@@ -286,13 +283,28 @@ def _trajectories(results: Results, curves: dict[str, Curve], column: str) -> Fi
         _scaled(axis, [p.line for p in kept])
         _end_labels(axis, [(p.label, p.line) for p in kept], colours)
         axis.set_xlabel("outer steps")
-    for axis in axes[:: min(2, len(axes))]:
-        axis.set_ylabel("change of size" if large else "lam")
-    return finish(figure, notes)
+    label_left(axes, "change of size" if large else "lam")
+    return finish(figure, _trajectory_footnotes(column.label or column.id, found, large))
+
+
+def _trajectory_footnotes(task: str, found: dict[str, list[Part]], large: bool) -> list[str]:
+    what = (
+        "root mean square of the entries of each part of lam, less its value at the start"
+        if large
+        else "entries of lam"
+    )
+    several = any(part.line.seeds > 1 for parts in found.values() for part in parts)
+    spread = "mean over finished seeds, shade from the least to the greatest"
+    out = [f"{task}: {what}; {spread if several else 'one finished seed'}."]
+    cut = {label: len(parts) for label, parts in found.items() if len(parts) > MOST_PARTS}
+    if cut:
+        counts = ", ".join(f"{n} of {label}" for label, n in cut.items())
+        out.append(f"The {MOST_PARTS} that move most (there are {counts}).")
+    return out
 
 
 def _scaled(axis: Axes, lines: Sequence[Line]) -> None:
-    """Logarithmic, through 0, where one entry would hide another: a rotation a dropout rate."""
+    """Logarithmic, through 0, where a large entry (a rotation) would hide a small one (a rate)."""
     sizes = [size for line in lines if (size := max(map(abs, [*line.low, *line.high]))) > 0]
     if sizes and max(sizes) > UNEVEN * min(sizes):
         axis.set_yscale("symlog", linthresh=min(sizes), linscale=0.5)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Item:
-    """One place of a grid: text, whether it is among the best, marks of the notes that concern it,
-    and the place (row, column) whose records it comes from."""
+    """One field of a grid: its text, whether it is among the best, the marks of its footnotes, and
+    the place (row, column) whose records it comes from."""
 
     text: str
     bold: bool = False
@@ -27,9 +27,9 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Note:
-    """A line below a grid; ``mark`` is what refers to it, empty for a general one. ``code`` is
-    set apart at its end, as a command is."""
+class Footnote:
+    """A line below a grid; ``mark`` is what refers to it, empty for a general one. ``code``, a
+    command, is shown as code at its end."""
 
     text: str
     mark: str = ""
@@ -45,14 +45,14 @@ class Grid:
     groups: Sequence[tuple[str, int]]
     heads: Sequence[str]
     rows: Sequence[Sequence[Item]]
-    notes: Sequence[Note] = ()
+    footnotes: Sequence[Footnote] = ()
     rules: frozenset[int] = field(default_factory=frozenset)
     left: int = 1
     label: str = ""
 
 
 def joined_heads(grid: Grid, between: str) -> list[str]:
-    """One head a column: the label of its group, then its own."""
+    """The head of each column: the label of its group, then its own."""
     over = [label for label, span in grid.groups for _ in range(span)]
     return [
         between.join(part for part in pair if part) for pair in zip(over, grid.heads, strict=True)
@@ -67,8 +67,7 @@ def markdown_escape(text: str) -> str:
 
 
 def markdown(grid: Grid) -> str:
-    """A pipe table and its notes as a list."""
-    from tabulate import tabulate
+    """A pipe table and its footnotes as a list."""
 
     def cell(item: Item) -> str:
         text = markdown_escape(item.text)
@@ -76,19 +75,26 @@ def markdown(grid: Grid) -> str:
         return text + (f" <sup>{','.join(item.marks)}</sup>" if item.marks else "")
 
     heads = [markdown_escape(head) for head in joined_heads(grid, ": ")]
-    table = tabulate(
-        [[cell(item) for item in row] for row in grid.rows],
-        headers=heads,
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["left" if i < grid.left else "right" for i in range(len(heads))],
-    )
+    table = _tabulated(grid, heads, cell, "pipe")
     lines = [f"### {markdown_escape(grid.title)}", "", table, ""]
-    for note in grid.notes:
+    for note in grid.footnotes:
         mark = f"<sup>{note.mark}</sup> " if note.mark else ""
         code = f" {_code_span(note.code)}" if note.code else ""
         lines.append(f"- {mark}{markdown_escape(note.text)}{code}")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _tabulated(grid: Grid, heads: Sequence[str], cell: Callable[[Item], str], style: str) -> str:
+    """The body of a grid in one of tabulate's styles."""
+    from tabulate import tabulate
+
+    return tabulate(
+        [[cell(item) for item in row] for row in grid.rows],
+        headers=heads,
+        tablefmt=style,
+        disable_numparse=True,
+        colalign=["left" if i < grid.left else "right" for i in range(len(heads))],
+    )
 
 
 def _code_span(text: str) -> str:
@@ -100,27 +106,20 @@ def _code_span(text: str) -> str:
 
 
 def text(grid: Grid) -> str:
-    """Plain text; the best have a star."""
-    from tabulate import tabulate
+    """Plain text; the best numbers have a star."""
 
     def cell(item: Item) -> str:
         marks = f" [{','.join(item.marks)}]" if item.marks else ""
         return one_line(item.text) + ("*" if item.bold else "") + marks
 
     heads = [head.replace("\0", "\n") for head in joined_heads(grid, "\0")]
-    table = tabulate(
-        [[cell(item) for item in row] for row in grid.rows],
-        headers=heads,
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=["left" if i < grid.left else "right" for i in range(len(heads))],
-    )
-    notes = [
+    table = _tabulated(grid, heads, cell, "simple")
+    footnotes = [
         (f"[{n.mark}] " if n.mark else "") + one_line(n.text) + (f" {n.code}" if n.code else "")
-        for n in grid.notes
+        for n in grid.footnotes
     ]
     lines = [line.rstrip() for line in table.splitlines()]
-    return "\n".join([grid.title, "", *lines, "", *notes]) + "\n"
+    return "\n".join([grid.title, "", *lines, "", *footnotes]) + "\n"
 
 
 _LATEX = {
@@ -166,8 +165,10 @@ def latex_escape(text: str) -> str:
 
 
 def latex(grid: Grid) -> str:
-    """A table float with booktabs rules and the notes below (preamble: ``\\usepackage{booktabs}``
-    and ``\\usepackage[T1]{fontenc}``)."""
+    """A table float with booktabs rules and the footnotes below.
+
+    Preamble: ``\\usepackage{booktabs}`` and ``\\usepackage[T1]{fontenc}``.
+    """
 
     def cell(item: Item) -> str:
         text = latex_escape(item.text)
@@ -206,7 +207,7 @@ def latex(grid: Grid) -> str:
         r"\begin{minipage}{\linewidth}",
         r"\footnotesize\raggedright",
     ]
-    for note in grid.notes:
+    for note in grid.footnotes:
         mark = rf"\textsuperscript{{{note.mark}}}" if note.mark else ""
         code = rf" \texttt{{{latex_escape(note.code)}}}" if note.code else ""
         lines.append(rf"{mark}{latex_escape(note.text)}{code}\par")
@@ -214,7 +215,7 @@ def latex(grid: Grid) -> str:
 
 
 def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> str:
-    """A ``<table>`` and its notes. ``link`` gives the address of a place's records; without it
+    """A ``<table>`` and its footnotes. ``link`` gives the address of a place's records; without it
     there are no links."""
     escape, left = html_module.escape, ' class="left"'
 
@@ -246,7 +247,7 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
         cells = "".join(cell(x, "th" if i < grid.left else "td") for i, x in enumerate(row))
         out.append(f"<tr{kind}>{cells}</tr>")
     out += ["</tbody>", "</table>", '<ul class="notes">']
-    for note in grid.notes:
+    for note in grid.footnotes:
         mark = f"<sup>{escape(note.mark)}</sup> " if note.mark else ""
         code = f" <code>{escape(one_line(note.code))}</code>" if note.code else ""
         out.append(f"<li>{mark}{escape(one_line(note.text))}{code}</li>")
@@ -254,22 +255,22 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
 
 
 def rich(grid: Grid, width: int | None = None) -> Group:
-    """A renderable for a rich console; the best are bold and green.
+    """A renderable for a rich console; the best numbers are bold and green.
 
-    Where not even the longest words fit into ``width`` characters, the columns are laid out in
-    several tables, each with the row labels.
+    Where the longest words do not fit into ``width`` characters, the columns are split into several
+    tables, each with the row labels.
     """
     from rich.console import Group
     from rich.text import Text
 
-    notes = []
-    for note in grid.notes:
+    footnotes = []
+    for note in grid.footnotes:
         line = Text(f"[{note.mark}] " if note.mark else "", style="dim")
         line.append(one_line(note.text))
         line.append(f" {note.code}" if note.code else "", style="bold")
-        notes.append(line)
+        footnotes.append(line)
     tables = [_rich_table(grid, part, n == 0) for n, part in enumerate(_parts(grid, width))]
-    return Group(*tables, *notes)
+    return Group(*tables, *footnotes)
 
 
 def _parts(grid: Grid, width: int | None) -> list[list[int]]:

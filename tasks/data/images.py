@@ -6,7 +6,6 @@ LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009. Nothing is normalised or a
 from __future__ import annotations
 
 import gzip
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Batch, Episode, Problem, Task
-from metabench.contract.seeds import Seeds, generator
+from metabench.contract.problem import Task
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.datasets import data
 
@@ -64,38 +62,6 @@ class OfImages(Task):
     def images(self) -> Images:
         """The splits "train" and "test". Raises DataMissing."""
         return load(self.dataset, None if self.source == "auto" else self.source)
-
-
-class DrawnProblem(Problem):
-    """Training batches drawn anew for every step from ``parts`` (split to "x" and "y"), ``size``
-    images each. A subclass fills these in."""
-
-    seeds: Seeds
-    device: torch.device
-    parts: dict[str, Batch]
-    size: int
-
-    @abstractmethod
-    def draw(self, gen: torch.Generator) -> Batch:
-        """A training batch."""
-
-    def some(self, split: str, gen: torch.Generator) -> Batch:
-        """A batch of different images of a part."""
-        part = self.parts[split]
-        picked = torch.randperm(len(part["y"]), generator=gen)[: self.size].to(self.device)
-        return {k: v[picked] for k, v in part.items()}
-
-    def episode(self, split: str, index: int) -> Episode:
-        """Training batches drawn anew for every step; in training a validation batch for the outer
-        loss, else the whole validation or test part."""
-
-        def inner(step: int) -> Batch:
-            return self.draw(generator(self.seeds.batches, split, index, step))
-
-        if split != "train":
-            return Episode(inner, self.parts[split], index)
-        gen = generator(self.seeds.batches, "outer", index)
-        return Episode(inner, self.some("valid", gen), index)
 
 
 def enough(task: str, dataset: str, what: str, wanted: int, there: int) -> None:

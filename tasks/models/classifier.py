@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench.contract.problem import Params
@@ -70,3 +71,28 @@ class Classifier:
                 x = F.linear(x.flatten(1), w, b)
                 x = x if name == "head" else x.relu()
         return x
+
+
+def layered(
+    inputs: int, hidden: int | None, squash: nn.Module, classes: int, like: Tensor
+) -> nn.Sequential:
+    """A linear ``head``, after a layer ``hidden`` of so many units and ``squash`` where that is
+    not None; dtype and device of ``like``."""
+    kind = {"dtype": like.dtype, "device": like.device}
+    layers = OrderedDict[str, nn.Module]()
+    if hidden is not None:
+        layers["hidden"], layers["squash"] = nn.Linear(inputs, hidden, **kind), squash
+    layers["head"] = nn.Linear(inputs if hidden is None else hidden, classes, **kind)
+    return nn.Sequential(layers)
+
+
+def first_weights(module: nn.Module, gen: torch.Generator) -> Params:
+    """Uniform within 1 / sqrt(inputs), as torch's linear layers start; drawn in float64."""
+    out: Params = {}
+    bound = 1.0
+    for name, value in module.named_parameters():
+        if name.endswith("weight"):
+            bound = value.shape[1] ** -0.5
+        first = torch.rand(value.shape, generator=gen, dtype=torch.float64)
+        out[name] = (bound * (2 * first - 1)).to(value.device, value.dtype)
+    return out

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.results import collect
-from metabench.reports.footnotes import claim_notes
+from metabench.reports.footnotes import claim_footnotes
 from metabench.reports.tables import main_grid
 from metabench.store.record import Estimate
 
@@ -83,7 +83,7 @@ def test_a_table_tells_each_claim_in_a_sentence(helpers):
     rows = claim(better=["maml", "fixed"], columns=[])
     known = results(helpers, values, [rows, claim(better=["fixed"], than="maml", or_equal=True)])
     label = {r.id: r.label for r in known.rows}
-    texts = [n.text for n in claim_notes(known)]
+    texts = [n.text for n in claim_footnotes(known)]
     assert texts[0] == (
         "Claims: mean gain, in points, over common seeds ± half-width of its paired 95 % "
         "t-interval. Holds: the interval lies above 0; not contradicted: 0 is inside, and no more "
@@ -96,17 +96,17 @@ def test_a_table_tells_each_claim_in_a_sentence(helpers):
         f"not tested ({second} 0 common seeds)."
     )
     assert texts[3].startswith(f"Claim (A 2020): {label['fixed']} no worse than {label['maml']}")
-    shown = [n.text for n in main_grid(known).notes]
+    shown = [n.text for n in main_grid(known).footnotes]
     assert [t for t in shown if t in texts] == texts
 
 
 def test_a_claim_on_fewer_seeds_than_planned_says_so(helpers):
     """Of a row that diverged on a seed the others alone are compared."""
     values = {"maml": [0.91, 0.92], "anil": [0.82, 0.8201, 0.84]}
-    texts = [n.text for n in claim_notes(results(helpers, values, [claim()]))]
+    texts = [n.text for n in claim_footnotes(results(helpers, values, [claim()]))]
     assert texts[1].endswith(": holds (5-way 1-shot 9.5 ± 6.3, n=2 of 3).")
 
 
 def test_no_claims_or_no_numbers_no_words(full, helpers):
-    assert claim_notes(full[0]) == []
-    assert claim_notes(results(helpers, {"maml": [0.5, 0.6, 0.7]}, [claim()])) == []
+    assert claim_footnotes(full[0]) == []
+    assert claim_footnotes(results(helpers, {"maml": [0.5, 0.6, 0.7]}, [claim()])) == []

@@ -114,7 +114,7 @@ def test_a_row_that_is_looked_at_once_is_a_point_on_a_logarithmic_axis(full):
     assert axis.get_xscale() == "log"
     (point,) = [found for found in axis.lines if list(found.get_xdata()) == [3]]
     assert point.get_marker() not in ("", "None")
-    assert "Level dashes: MAML" not in names(figure)
+    assert "Dashed level lines: MAML" not in names(figure)
 
 
 def test_an_unknown_cost_is_refused_where_nothing_has_run_too(suite, helpers):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metabench.reports import renderers
-from metabench.reports.renderers import Grid, Item, Note
+from metabench.reports.renderers import Footnote, Grid, Item
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
 
@@ -43,7 +43,7 @@ def grid(text: str) -> Grid:
         [("", 1), ("g", 1)],
         ["a", "b"],
         [[Item(text), Item(text, True)]],
-        [Note(text, code="c" + text)],
+        [Footnote(text, code="c" + text)],
     )
 
 

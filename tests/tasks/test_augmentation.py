@@ -102,15 +102,17 @@ def test_parts_and_the_law():
 def test_ranges_of_zero_leave_the_images_as_they_are():
     problem = made(first="none")
     batch = problem.episode("train", 0).batch(0)
-    close(problem.augmented(problem.init_outer(), batch), batch["x"])
+    close(problem.learned.augmented(problem.init_outer(), batch), batch["x"])
     none = made(form="randaugment", magnitude=0.0)
     batch = none.episode("train", 0).batch(0)
-    close(none.augmented(none.init_outer(), batch), batch["x"])
+    close(none.learned.augmented(none.init_outer(), batch), batch["x"])
 
 
 def test_draws_are_even_up_to_the_range():
     problem = made(first="hand", batch=200)
-    strengths = problem.strengths(problem.init_outer(), problem.episode("train", 0).batch(0))
+    strengths = problem.learned.strengths(
+        problem.init_outer(), problem.episode("train", 0).batch(0)
+    )
     for name, most in (("rotation", 15.0), ("right", 0.1), ("brightness", 0.2), ("cutout", 0.25)):
         drawn = getattr(strengths, name)
         assert 0.9 * most < float(drawn.abs().max()) <= most
@@ -121,7 +123,7 @@ def test_randaugment_draws_so_many_operations_at_one_magnitude():
     problem = made(form="randaugment", operations=3, magnitude=0.5, batch=200)
     batch = problem.episode("train", 0).batch(0)
     assert set(batch["chosen"].sum(1).tolist()) <= {0.0, 1.0, 2.0, 3.0}
-    angle = problem.strengths(problem.init_outer(), batch).rotation
+    angle = problem.learned.strengths(problem.init_outer(), batch).rotation
     close(angle.abs(), 15.0 * batch["chosen"][:, 0])
 
 
@@ -129,11 +131,11 @@ def test_a_network_starts_near_the_identity_and_every_weight_matters():
     problem = made(form="network")
     lam, theta = problem.init_outer(), problem.init_inner({}, None)
     batch = problem.episode("train", 0).batch(0)
-    gap = (problem.augmented(lam, batch) - batch["x"]).abs().mean()
+    gap = (problem.learned.augmented(lam, batch) - batch["x"]).abs().mean()
     assert 0 < float(gap) < 0.2
     g = autodiff.grad(lambda p: problem.inner_loss(p, theta, batch), lam)[1]
     assert all(bool(v.any()) for v in g.values())
-    away = problem.transform(lam, batch) - torch.eye(2, 3, dtype=F64)
+    away = problem.learned.transform(lam, batch) - torch.eye(2, 3, dtype=F64)
     assert 0 < float(away.abs().max()) < 0.2
 
 
