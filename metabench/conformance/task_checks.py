@@ -304,13 +304,13 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
 
 
 def applicable_methods(task: Any) -> list[Any]:
-    """Every registered method with default settings that the task allows and whose packages are
-    installed."""
+    """Every registered method with default settings that the task allows and whose packages can
+    be imported."""
     known = [methods.get(name)() for name in methods.names()]
     return [
         m
         for m in known
-        if all(optional_packages.here(name) for name in getattr(m, "packages", ()))
+        if not any(optional_packages.why_not(name) for name in getattr(m, "packages", ()))
         and why_not(task, m) is None
     ]
 

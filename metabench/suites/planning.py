@@ -107,9 +107,9 @@ def _stand(item: SuiteCell, store: Store, record: Record | None) -> Planned:
         return planned("running", f"by {holder}")
     for part in (task, method, solver):
         for name in getattr(part, "packages", ()):
-            if not optional_packages.here(name):
+            if lack := optional_packages.why_not(name):
                 mend = " && ".join(optional_packages.recipe(name))
-                return planned("missing package", f"{name} is not installed", mend)
+                return planned("missing package", lack, mend)
     missing = _missing_data(task) or getattr(task, "missing", None)
     if missing is not None:
         return planned("missing data", *missing)

@@ -119,6 +119,29 @@ def test_old_and_missing_packages(
     assert old.bad and missing.bad and pair.bad
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "told"),
+    [
+        ("scipy", "99.1", "99.1; never tested with metabench: the newest tested is "),
+        ("optuna", "99.1", "99.1; never tested with metabench: the newest tested is "),
+        ("optuna", "3.9", "3.9; never tested with metabench: the oldest tested is 4.0"),
+    ],
+)
+def test_versions_that_were_never_tested_are_a_note(
+    quick: dict[str, Any],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    version: str,
+    told: str,
+) -> None:
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda n: version if n == name else real(n))
+    finding = named(examine(store), name)
+    assert finding.verdict == "note" and not finding.bad
+    assert finding.detail.startswith(told)
+
+
 def test_learn2learn_comes_with_its_two_commands(
     quick: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from optional import needs
 from small_models import CPU, model, moved, tokens
 
 from metabench.contract import autodiff
@@ -11,7 +12,7 @@ from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import solvers
 from metabench.tasks.models.language import lora
 
-transformers = pytest.importorskip("transformers", reason="needs the extra llm: transformers")
+transformers = needs("transformers")
 F64 = torch.float64
 
 
@@ -36,7 +37,7 @@ def test_logits_are_those_of_transformers(more):
 
 
 def test_deltas_are_those_of_peft():
-    peft = pytest.importorskip("peft", reason="needs the extra llm: peft")
+    peft = needs("peft")
     its = model()
     decoder = lora.decoder_of(its, torch.float32, CPU)
     deltas = moved(decoder)

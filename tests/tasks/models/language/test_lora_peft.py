@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from optional import needs
 from small_models import CPU, model, moved, tokens
 
 from metabench.contract import autodiff
@@ -13,7 +14,7 @@ from metabench.tasks.models.language import lora
 from metabench.tasks.models.language.causal import Adapter
 from metabench.tasks.models.language.lora_peft import PeftDecoder
 
-pytest.importorskip("peft", reason="needs the extra llm: peft")
+needs("peft")
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
 
@@ -100,7 +101,8 @@ def test_the_cache_has_the_name_that_the_model_takes(name, monkeypatch):
         given.append(name in more)
         ours = inspect.signature(real).parameters
         there = "cache" if "cache" in ours else "past_key_values"
-        return real(body, ids, **{**more, there: more.pop(name)})
+        held = more.pop(name)
+        return real(body, ids, **more, **{there: held})
 
     forward.__signature__ = signature.replace(parameters=[
         inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()
