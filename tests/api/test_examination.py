@@ -17,7 +17,7 @@ from metabench.cli import printing
 from metabench.cli.main import app
 from metabench.core import optional_packages
 from metabench.core.findings import Finding
-from metabench.datasets import data
+from metabench.datasets import catalogue, data
 from metabench.store.store import Store
 
 PROBE: dict[str, Any] = {
@@ -178,7 +178,7 @@ def test_data_found_and_missing(
         data,
         "status",
         lambda: [
-            data.Status(data.DATASETS["omniglot"], found, bytes=12_100_000)  # type: ignore[arg-type]
+            data.Status(catalogue.DATASETS["omniglot"], found, bytes=12_100_000)  # type: ignore[arg-type]
         ],
     )
     finding = named(examine(store), "omniglot")
