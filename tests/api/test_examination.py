@@ -111,9 +111,9 @@ def test_old_and_missing_packages(
     monkeypatch.setattr(metadata, "version", version)
     findings = examine(store)
     old = named(findings, "typer")
-    assert (old.verdict, old.mend) == ("too old", ('pip install --upgrade "typer>=0.12"',))
+    assert (old.verdict, old.mend) == ("too old", ('pip install --upgrade "typer>=0.12.5"',))
     missing = named(findings, "pandas")
-    assert (missing.verdict, missing.mend) == ("missing", ('pip install "pandas>=2.2"',))
+    assert (missing.verdict, missing.mend) == ("missing", ('pip install "pandas>=2.2.2"',))
     pair = named(findings, "torchvision")
     assert pair.mend == ("pip install torch torchvision",)
     assert old.bad and missing.bad and pair.bad
