@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from optional import needs
 
 from metabench.tasks.models.language import lora
 
-transformers = pytest.importorskip("transformers", reason="needs the extra llm: transformers")
+transformers = needs("transformers")
 F64 = torch.float64
 CPU = torch.device("cpu")
 

@@ -152,7 +152,22 @@ def _package(name: str, lowest: tuple[int, ...], probe: dict[str, Any]) -> Findi
         if name == "torchvision" and "torch_error" not in probe:
             detail += f"; it does not fit torch {probe['torch']}"
         return Finding("versions", name, "broken", detail, PAIR, essential=True)
-    return Finding("versions", name, "ok", version)
+    return _tested("versions", name, version)
+
+
+def _tested(section: str, name: str, version: str) -> Finding:
+    """A package that works, with a note where no test was ever run with its version."""
+    numbers = optional_packages.version_tuple(version)
+    oldest = optional_packages.bounds().get(name, ())
+    newest = optional_packages.newest_tested().get(name)
+    told = ""
+    if numbers < oldest:
+        told = f"oldest tested is {'.'.join(map(str, oldest))}"
+    elif newest is not None and numbers > optional_packages.version_tuple(newest):
+        told = f"newest tested is {newest}"
+    if not told:
+        return Finding(section, name, "ok", version)
+    return Finding(section, name, "note", f"{version}; never tested with metabench: the {told}")
 
 
 def _machine(probe: dict[str, Any]) -> Iterator[Finding]:
@@ -263,7 +278,7 @@ def _optional(probe: dict[str, Any]) -> Iterator[Finding]:
                     optional_packages.recipe(name),
                 )
             else:
-                yield Finding("optional packages", name, "ok", version)
+                yield _tested("optional packages", name, version)
         except metadata.PackageNotFoundError:
             what = purpose if " " in purpose else f"extra {purpose}"
             yield Finding(

@@ -313,13 +313,14 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
 
 
 def applicable_methods(task: Any) -> list[Any]:
-    """Every registered method with default settings that the task allows and whose packages are
-    installed."""
+    """Every registered method with default settings that the task allows and whose packages can
+    be imported."""
     known = [methods.get(name)() for name in methods.names()]
     return [
         m
         for m in known
-        if all(optional_packages.here(name) for name in m.packages) and why_not(task, m) is None
+        if not any(optional_packages.why_not(name) for name in m.packages)
+        and why_not(task, m) is None
     ]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
+from collections.abc import Iterable
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +22,20 @@ def here(name: str) -> bool:
         return importlib.util.find_spec(name.partition(".")[0]) is not None
     except ValueError:  # a module that was put in sys.modules by hand
         return True
+
+
+@lru_cache
+def why_not(name: str) -> str:
+    """Why a package cannot be used, "" where it can: it is imported to find out."""
+    if not here(name):
+        return f"{name} is not installed"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says on being imported is no lack
+            importlib.import_module(name)
+    except Exception as error:  # of somebody else's module: anything
+        return f"{name} cannot be imported: {type(error).__name__}: {error}"
+    return ""
 
 
 def recipe(name: str) -> tuple[str, ...]:
@@ -53,11 +70,27 @@ def extras() -> dict[str, list[str]]:
 
 def base() -> dict[str, tuple[int, ...]]:
     """What metabench always requires: package to its lowest version, () for any."""
-    out = {}
-    for line in metadata.requires("metabench") or []:
-        if "extra" not in line:
-            lowest = re.search(r">=\s*([\d.]+)", line)
-            out[_name(line)] = version_tuple(lowest[1]) if lowest else ()
+    return _bounds(line for line in metadata.requires("metabench") or [] if "extra" not in line)
+
+
+def bounds() -> dict[str, tuple[int, ...]]:
+    """The same with all extras; tests are run with these versions."""
+    return _bounds(metadata.requires("metabench") or [])
+
+
+def _bounds(lines: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    lowest = ((_name(line), re.search(r">=\s*([\d.]+)", line)) for line in lines)
+    return {name: version_tuple(found[1]) if found else () for name, found in lowest}
+
+
+def newest_tested() -> dict[str, str]:
+    """Package to the newest version that metabench was tested with or has results of."""
+    spec = importlib.util.find_spec("metabench.constraints")
+    out: dict[str, str] = {}
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for file in Path(folder).glob("*.txt"):
+            for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", file.read_text("utf-8")):
+                out[name] = max(version, out.get(name, ""), key=version_tuple)
     return out
 
 

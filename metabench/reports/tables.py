@@ -22,7 +22,8 @@ from metabench.reports.footnotes import (
     reconstruction_footnotes,
 )
 from metabench.reports.renderers import Footnote, Grid, Item
-from metabench.suites.schema import PaperRow, Published, Row, Suite
+from metabench.suites.schema import PaperRow, Published, Row
+from metabench.suites.suite import Suite
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]
 FORMATS: tuple[str, ...] = get_args(Format)

@@ -159,12 +159,11 @@ def state_of(
 
 
 def _missing_package(*parts: Any) -> tuple[str, str] | None:
-    """The first package that is not installed, and the command that installs it."""
+    """Why the first package that cannot be used cannot, and the command that installs it."""
     for part in parts:
         for name in part.packages:
-            if not optional_packages.here(name):
-                mend = " && ".join(optional_packages.recipe(name))
-                return f"{name} is not installed", mend
+            if lack := optional_packages.why_not(name):
+                return lack, " && ".join(optional_packages.recipe(name))
     return None
 
 

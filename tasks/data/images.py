@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import Task
 from metabench.core.errors import MetabenchError, SettingError
-from metabench.datasets import data
+from metabench.datasets import catalogue, data
 
 from . import arrays, pickles
 
@@ -110,7 +110,7 @@ def _load(name: str, layout: str, folder: Path) -> Images:
 def _read(name: str, layout: str, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """uint8 images [n, channels, height, width] and labels [n] of each split."""
     if layout == "metabench":
-        (named,) = next(x.files for x in data.dataset(name).layouts if x.name == layout)
+        (named,) = next(x.files for x in catalogue.dataset(name).layouts if x.name == layout)
         out = {}
         for split in ("train", "test"):
             x, y = arrays.read(folder / named.path, f"{split}_images", f"{split}_labels")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optional import needs
 
 from metabench.analysis import stats
 
@@ -154,7 +155,7 @@ def test_ranking_is_scipys_friedman():
 
 
 def test_critical_difference_is_scikit_posthocs():
-    posthocs = pytest.importorskip("scikit_posthocs", reason="scikit-posthocs is not installed")
+    posthocs = needs("scikit_posthocs")
     table = np.array(DEMSAR)
     p = posthocs.posthoc_nemenyi_friedman(table).to_numpy()
     found = stats.ranking(DEMSAR)
@@ -165,7 +166,7 @@ def test_critical_difference_is_scikit_posthocs():
 
 
 def test_holm_is_scikit_posthocs():
-    posthocs = pytest.importorskip("scikit_posthocs", reason="scikit-posthocs is not installed")
+    posthocs = needs("scikit_posthocs")
     from scipy.stats import ttest_rel
 
     table = np.array(DEMSAR)[:9]

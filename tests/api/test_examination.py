@@ -17,7 +17,7 @@ from metabench.cli import printing
 from metabench.cli.main import app
 from metabench.core import optional_packages
 from metabench.core.findings import Finding
-from metabench.datasets import data
+from metabench.datasets import catalogue, data
 from metabench.store.store import Store
 
 PROBE: dict[str, Any] = {
@@ -111,12 +111,35 @@ def test_old_and_missing_packages(
     monkeypatch.setattr(metadata, "version", version)
     findings = examine(store)
     old = named(findings, "typer")
-    assert (old.verdict, old.mend) == ("too old", ('pip install --upgrade "typer>=0.12"',))
+    assert (old.verdict, old.mend) == ("too old", ('pip install --upgrade "typer>=0.12.5"',))
     missing = named(findings, "pandas")
-    assert (missing.verdict, missing.mend) == ("missing", ('pip install "pandas>=2.2"',))
+    assert (missing.verdict, missing.mend) == ("missing", ('pip install "pandas>=2.2.2"',))
     pair = named(findings, "torchvision")
     assert pair.mend == ("pip install torch torchvision",)
     assert old.bad and missing.bad and pair.bad
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "told"),
+    [
+        ("scipy", "99.1", "99.1; never tested with metabench: the newest tested is "),
+        ("optuna", "99.1", "99.1; never tested with metabench: the newest tested is "),
+        ("optuna", "3.9", "3.9; never tested with metabench: the oldest tested is 4.0"),
+    ],
+)
+def test_versions_that_were_never_tested_are_a_note(
+    quick: dict[str, Any],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    version: str,
+    told: str,
+) -> None:
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda n: version if n == name else real(n))
+    finding = named(examine(store), name)
+    assert finding.verdict == "note" and not finding.bad
+    assert finding.detail.startswith(told)
 
 
 def test_learn2learn_comes_with_its_two_commands(
@@ -155,7 +178,7 @@ def test_data_found_and_missing(
         data,
         "status",
         lambda: [
-            data.Status(data.DATASETS["omniglot"], found, bytes=12_100_000)  # type: ignore[arg-type]
+            data.Status(catalogue.DATASETS["omniglot"], found, bytes=12_100_000)  # type: ignore[arg-type]
         ],
     )
     finding = named(examine(store), "omniglot")

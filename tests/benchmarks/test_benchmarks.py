@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from optional import needs
 
 from metabench.core.errors import DataMissing
 from metabench.datasets import data
@@ -201,7 +202,7 @@ def test_costs_beyond_a_limit_are_holes_with_their_reason(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_seconds_of_a_suite_of_self_edits(tmp_path):
-    pytest.importorskip("transformers", reason="needs the extra llm: transformers")
+    needs("transformers")
     try:
         data.find("squad"), data.find("tinylm_260k")
     except DataMissing as missing:

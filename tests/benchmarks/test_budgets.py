@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optional import needs
 from oracles import F64
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -163,9 +164,9 @@ def by_hand(
 @pytest.mark.parametrize("form", ["functional", "peft"])
 @pytest.mark.parametrize("width", [16, 32])
 def test_a_language_model_by_formula(width, form):
-    pytest.importorskip("transformers")
+    needs("transformers")
     if form == "peft":
-        pytest.importorskip("peft")
+        needs("peft")
     known = _language.Sizes("made up", 2, width, 3 * width, 4, 2, 100, tied=True)
     every = list(known.maps)
     with _language.traced():
@@ -184,7 +185,7 @@ def test_a_language_model_by_formula(width, form):
 
 
 def test_steps_on_one_document_cost_the_flops_of_a_step_on_all(monkeypatch):
-    pytest.importorskip("transformers")
+    needs("transformers")
     known = _language.Sizes("made up", 1, 16, 48, 4, 2, 100, tied=True)
     monkeypatch.setitem(_language.MODELS, "made up", known)
     sizes = {"documents": 4, "documents_at_once": 3, "edit_tokens": 24, "sample_tokens": 12}

@@ -22,7 +22,7 @@ from metabench.cli.options import seed_list
 from metabench.core import registry
 from metabench.core.catalogue import listing
 from metabench.core.errors import SettingError, UnknownName
-from metabench.datasets import data
+from metabench.datasets import catalogue, data
 from metabench.store.store import Store
 from metabench.suites.planning import STATES
 
@@ -644,7 +644,7 @@ def test_data_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert typed.code == 0
     assert "omniglot: Omniglot" in typed.out and "metabench data fetch omniglot" in typed.out
     assert metabench("data").out == typed.out
-    for known in data.DATASETS.values():
+    for known in catalogue.DATASETS.values():
         told = typed.out[typed.out.index(f"{known.name}: ") :].split("\n\n")[0]
         assert known.origin in told and known.licence in told and known.offline in told
         for layout in known.layouts:
@@ -665,7 +665,6 @@ def test_data_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fetching_and_verifying_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metabench.datasets import data
     from metabench.datasets.data import Verdict
 
     def fetch(name: str, *, to: Path | None, progress: Callable[..., None]) -> Path:

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from optional import needs
 
 from metabench.conformance.kit import method_checks, subject, task_checks
 from metabench.contract.seeds import Seeds
-from metabench.core import optional_packages, registry
+from metabench.core import registry
 from metabench.core.errors import DataMissing
 
 FEW_SHOT = {"filters": 4, "meta_batch": 2, "queries": 2}
@@ -173,10 +174,7 @@ def with_settings(kind, chosen):
 @pytest.mark.parametrize("task", with_settings("task", TASKS))
 def test_a_task_keeps_the_contract(task):
     for package in getattr(task, "packages", ()):
-        if not optional_packages.here(package):
-            pytest.skip(
-                f"{package} is not installed: {' && '.join(optional_packages.recipe(package))}"
-            )
+        needs(package)
     try:
         task.build(Seeds.of(0), torch.device("cpu"))
     except DataMissing as missing:
@@ -188,10 +186,7 @@ def test_a_task_keeps_the_contract(task):
 @pytest.mark.parametrize("method", with_settings("method", METHODS))
 def test_a_method_keeps_the_contract(method):
     for package in getattr(method, "packages", ()):
-        if not optional_packages.here(package):
-            pytest.skip(
-                f"{package} is not installed: {' && '.join(optional_packages.recipe(package))}"
-            )
+        needs(package)
     for _, check in method_checks(method):
         check()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from metabench.core.errors import DataMissing, MetabenchError, UnknownName
-from metabench.datasets import data
+from metabench.datasets import catalogue, data
 from metabench.datasets.download import digest, download
 
 
@@ -179,21 +179,21 @@ NAMES = ("inside/a/1.png", "inside/b/2.png", "inside/readme.txt")
 def toy(server, monkeypatch):
     """A data set "toy" in two layouts: one file, or an archive that the server has."""
     server.files["/inside.zip"] = body = archive(NAMES)
-    one = data.File("x.npz", 3, hashlib.sha256(b"abc").hexdigest())
-    extra = data.File("y.npz", 3, hashlib.sha256(b"abd").hexdigest(), needed=False)
-    made = data.DataSet(
+    one = catalogue.File("x.npz", 3, hashlib.sha256(b"abc").hexdigest())
+    extra = catalogue.File("y.npz", 3, hashlib.sha256(b"abd").hexdigest(), needed=False)
+    made = catalogue.DataSet(
         "toy", "A toy", "nowhere", "MIT", "nobody",
         layouts=(
-            data.Layout("arrays", "toy", files=(one, extra)),
-            data.Layout(
+            catalogue.Layout("arrays", "toy", files=(one, extra)),
+            catalogue.Layout(
                 "pictures", "toy-py",
-                archives=(data.Archive((server.url("/inside.zip"),), md5(body), "inside", 2),),
+                archives=(catalogue.Archive((server.url("/inside.zip"),), md5(body), "inside", 2),),
                 homes=("~/library",),
             ),
         ),
         offline="copy toy-py",
     )  # fmt: skip
-    monkeypatch.setitem(data.DATASETS, "toy", made)
+    monkeypatch.setitem(catalogue.DATASETS, "toy", made)
     return made
 
 
@@ -348,10 +348,10 @@ def test_an_archive_that_lacks_files_is_not_unpacked_over_what_is_there(
     toy, server, tmp_path, monkeypatch
 ):
     server.files["/inside.zip"] = body = archive(NAMES[1:])
-    short = data.Archive((server.url("/inside.zip"),), md5(body), "inside", 2)
-    layout = data.Layout("pictures", "toy-py", archives=(short,))
+    short = catalogue.Archive((server.url("/inside.zip"),), md5(body), "inside", 2)
+    layout = catalogue.Layout("pictures", "toy-py", archives=(short,))
     monkeypatch.setitem(
-        data.DATASETS, "toy", data.DataSet("toy", "", "", "", "", layouts=(layout,))
+        catalogue.DATASETS, "toy", catalogue.DataSet("toy", "", "", "", "", layouts=(layout,))
     )
     kept = tmp_path / "cache" / "toy-py" / "inside" / "3.png"
     kept.parent.mkdir(parents=True)
@@ -374,10 +374,16 @@ def test_a_folder_that_cannot_be_made_is_told(toy, tmp_path):
 
 
 def test_what_has_no_address_says_what_to_copy(monkeypatch):
-    plain = data.DataSet(
-        "private", "", "", "", "", layouts=(data.Layout("arrays", "private"),), offline="ask Ada"
+    plain = catalogue.DataSet(
+        "private",
+        "",
+        "",
+        "",
+        "",
+        layouts=(catalogue.Layout("arrays", "private"),),
+        offline="ask Ada",
     )
-    monkeypatch.setitem(data.DATASETS, "private", plain)
+    monkeypatch.setitem(catalogue.DATASETS, "private", plain)
     with pytest.raises(
         MetabenchError, match="private has no public address to fetch from; ask Ada"
     ):
@@ -387,7 +393,7 @@ def test_what_has_no_address_says_what_to_copy(monkeypatch):
 def test_status_tells_what_is_there(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
     before = {s.dataset.name: s for s in data.status()}
-    assert set(before) == set(data.DATASETS)
+    assert set(before) == set(catalogue.DATASETS)
     assert before["toy"].found is None
     assert before["toy"].mend.startswith("metabench data fetch toy")
     put_arrays(tmp_path)
@@ -399,17 +405,17 @@ def zipped_file(server, sha256, *before):
     """A layout's file "x" that the server has, gzipped."""
     server.files["/x.gz"] = body = gzip.compress(BODY)
     urls = (*before, server.url("/x.gz"))
-    return data.File("x", len(BODY), sha256, True, urls, md5(body))
+    return catalogue.File("x", len(BODY), sha256, True, urls, md5(body))
 
 
 def only(monkeypatch, name, layout):
-    made = data.DataSet(name, "", "", "", "", layouts=(layout,))
-    monkeypatch.setitem(data.DATASETS, name, made)
+    made = catalogue.DataSet(name, "", "", "", "", layouts=(layout,))
+    monkeypatch.setitem(catalogue.DATASETS, name, made)
 
 
 def test_single_files_are_fetched_unpacked_and_verified(server, tmp_path, monkeypatch):
     file = zipped_file(server, hashlib.sha256(BODY).hexdigest(), server.url("/none.gz"))
-    only(monkeypatch, "toy", data.Layout("idx", "toy/raw", files=(file,)))
+    only(monkeypatch, "toy", catalogue.Layout("idx", "toy/raw", files=(file,)))
     with pytest.raises(DataMissing, match=r"data fetch toy, or set .* holds toy/raw"):
         data.find("toy")
     folder = data.fetch("toy")
@@ -426,7 +432,7 @@ def test_single_files_are_fetched_unpacked_and_verified(server, tmp_path, monkey
 
 def test_a_file_that_unpacks_to_something_else_is_refused(server, tmp_path, monkeypatch):
     file = zipped_file(server, "0" * 64)
-    only(monkeypatch, "toy", data.Layout("idx", "toy/raw", files=(file,)))
+    only(monkeypatch, "toy", catalogue.Layout("idx", "toy/raw", files=(file,)))
     with pytest.raises(MetabenchError, match=r"x\.gz unpacks to sha256 \w+\.\.\. instead of 0000"):
         data.fetch("toy")
     assert "x" not in [p.name for p in (tmp_path / "cache" / "toy" / "raw").iterdir()]
@@ -440,8 +446,8 @@ def test_a_tar_file_can_be_the_whole_folder(server, tmp_path, monkeypatch):
             member.size = len(name)
             tar.addfile(member, io.BytesIO(name.encode()))
     server.files["/toy.tar.gz"] = body = out.getvalue()
-    archive = data.Archive((server.url("/toy.tar.gz"),), md5(body), ".", 2, "batch_*")
-    only(monkeypatch, "toy", data.Layout("pictures", "toy-py", archives=(archive,)))
+    archive = catalogue.Archive((server.url("/toy.tar.gz"),), md5(body), ".", 2, "batch_*")
+    only(monkeypatch, "toy", catalogue.Layout("pictures", "toy-py", archives=(archive,)))
     folder = data.fetch("toy")
     assert folder == tmp_path / "cache" / "toy-py" == data.find("toy")
     assert (folder / "batch_2").read_text() == "toy-py/batch_2"
@@ -452,7 +458,7 @@ def test_a_tar_file_can_be_the_whole_folder(server, tmp_path, monkeypatch):
     assert (folder / "batch_1").exists()
 
 
-@pytest.mark.parametrize("known", data.DATASETS.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("known", catalogue.DATASETS.values(), ids=lambda d: d.name)
 def test_what_is_known_of_a_data_set_is_complete(known):
     assert all((known.title, known.origin, known.licence, known.cite, known.offline))
     for layout in known.layouts:

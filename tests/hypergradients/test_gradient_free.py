@@ -18,9 +18,9 @@ HYPERS = (
     Hyper("shift", (1,), -2.0, 2.0),
 )
 LIKE = {k: torch.zeros(n, dtype=F64) for k, n in (("rate", 2), ("kind", ()), ("shift", 1))}
-HAVE = optional_packages.here("optuna")
+LACK = optional_packages.why_not("optuna")
 needs_optuna = pytest.mark.skipif(
-    not HAVE, reason=f"optuna is not installed: {' && '.join(optional_packages.recipe('optuna'))}"
+    bool(LACK), reason=f"{LACK}: {' && '.join(optional_packages.recipe('optuna'))}"
 )
 
 

@@ -429,7 +429,8 @@ print(json.dumps(torch.autograd.grad(loss, lam)[0].tolist()))
 
 
 def torchopt_python():
-    if optional_packages.here("torchopt"):
+    lack = optional_packages.why_not("torchopt")
+    if not lack:
         return sys.executable
     peers = os.environ.get("METABENCH_PEERS")
     if peers:
@@ -437,7 +438,7 @@ def torchopt_python():
         if found.returncode == 0:
             return peers
     pytest.skip(
-        f"torchopt is not installed ({' && '.join(optional_packages.recipe('torchopt'))}), nor "
+        f"{lack} ({' && '.join(optional_packages.recipe('torchopt'))}), nor "
         "does METABENCH_PEERS name an interpreter that has it"
     )
 

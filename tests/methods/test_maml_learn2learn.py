@@ -9,9 +9,10 @@ from metabench.conformance.test_problems import Sample, SampleProblem
 from metabench.contract.seeds import Seeds
 from metabench.core import optional_packages, registry
 
+LACK = optional_packages.why_not("learn2learn")
 pytestmark = pytest.mark.skipif(
-    not optional_packages.here("learn2learn"),
-    reason=f"learn2learn is not installed: {' && '.join(optional_packages.recipe('learn2learn'))}",
+    bool(LACK),
+    reason=f"{LACK}: {' && '.join(optional_packages.recipe('learn2learn'))}",
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from optional import needs
 
 from metabench.contract.process_group import ProcessGroup, _packed, _Raised, _unpacked
 from metabench.core import registry
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 import torch
+from optional import needs
 from metabench.core.errors import Diverged
 from metabench.contract.problem import Episode, Problem, Task
 from metabench.contract.seeds import generator
@@ -137,7 +139,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    pytest.importorskip("transformers", reason="needs the extra llm: transformers")
+    needs("transformers")
     from self_edits import small_world
 
     with small_world(tmp_path_factory.mktemp("data")) as folder:

@@ -241,11 +241,11 @@ def test_missing_data_and_packages_come_with_their_command(
 def test_data_is_looked_for_in_the_layout_that_the_task_names(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench.datasets import data
+    from metabench.datasets import catalogue
 
     monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
     monkeypatch.setenv("METABENCH_CACHE", str(tmp_path))
-    arrays = data.dataset("omniglot").layouts[0]
+    arrays = catalogue.dataset("omniglot").layouts[0]
     for file in arrays.files:
         path = tmp_path / arrays.folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from optional import needs
 from oracles import F64, context
 
 from metabench.conformance.kit import task_checks
@@ -15,8 +16,8 @@ from metabench.core.registry import methods, tasks
 from metabench.core.settings import build
 from metabench.tasks.models.language import lora
 
-pytest.importorskip("transformers", reason="needs the extra llm: transformers")
-from self_edits import small_world
+needs("transformers")
+from self_edits import small_world  # noqa: E402
 
 Task, ReSTEM = tasks.get("self_edit_policy"), methods.get("restem")
 SIZES = {"rank": 1, "policy_rank": 2, "targets": ("q", "down"), "question_tokens": 40,
@@ -186,7 +187,7 @@ def test_the_base_is_never_moved(world):
 
 
 def test_under_peft_rewards_and_trainings_are_the_same(world):
-    pytest.importorskip("peft", reason="needs the extra llm: peft")
+    needs("peft")
     found = []
     for adapter in ("functional", "peft"):
         task = small(world, dtype="float32", adapter=adapter, at_once=2, adapt_solver="sgd")
@@ -220,7 +221,7 @@ def test_documents_in_passes_of_any_size_are_trained_on_alike(world):
 @pytest.mark.parametrize("adapter", ["functional", "peft"])
 def test_prompts_and_edits_longer_than_the_model_reads_are_refused(world, adapter):
     if adapter == "peft":
-        pytest.importorskip("peft", reason="needs the extra llm: peft")
+        needs("peft")
     task = small(world, sample_tokens=400, adapter=adapter, dtype="float32")
     with pytest.raises(SettingError, match=r"edit_tokens . sample_tokens, .*reads at most 512"):
         context(task)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from optional import needs
 from oracles import F64, context
 
 from metabench.conformance.kit import task_checks
@@ -16,8 +17,8 @@ from metabench.core import settings
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
 
-pytest.importorskip("transformers", reason="needs the extra llm: transformers")
-from self_edits import small_world
+needs("transformers")
+from self_edits import small_world  # noqa: E402
 
 Task, ReSTEM = tasks.get("self_edit_recipe"), methods.get("restem")
 module = importlib.import_module("metabench.tasks.self_edit_recipe")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optional import needs
 from oracles import F64, after_training, context, differences, hypergradient
 
 from metabench.conformance.kit import task_checks
@@ -20,8 +21,8 @@ from metabench.core.registry import methods, tasks
 from metabench.datasets import data
 from metabench.tasks.models.language import lora
 
-pytest.importorskip("transformers", reason="needs the extra llm: transformers")
-from self_edits import small_world, write_squad
+needs("transformers")
+from self_edits import small_world, write_squad  # noqa: E402
 
 lm = importlib.import_module("metabench.tasks.models.language.pretrained")
 Task = tasks.get("self_edit_weights")

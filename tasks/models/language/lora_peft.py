@@ -9,6 +9,7 @@ parameters while a model runs (torch.func.functional_call), one thread at a time
 from __future__ import annotations
 
 import importlib
+import inspect
 import threading
 import warnings
 from collections.abc import Sequence
@@ -64,6 +65,12 @@ class PeftDecoder(CausalLM):
         weight: Tensor = getattr(module, "base_layer", module).weight
         return weight
 
+    @property
+    def _cache_argument(self) -> str:
+        """What the model calls its cache: transformers renamed it in 5.24, model by model."""
+        known = inspect.signature(self.model.get_decoder().forward).parameters
+        return "cache" if "cache" in known else "past_key_values"
+
     def _path(self, layer: int, target: str) -> str:
         if (layer, target) not in self._maps:
             raise MetabenchError(
@@ -112,7 +119,7 @@ class PeftDecoder(CausalLM):
         if cache is not None:
             if not cache:
                 cache.append(importlib.import_module("transformers").DynamicCache())
-            more["past_key_values"] = cache[0]
+            more[self._cache_argument] = cache[0]
             past = cache[0].get_seq_length()
         if left is not None:
             at = torch.arange(past + ids.shape[-1], device=ids.device) - left[:, None]

@@ -14,7 +14,7 @@ import torch
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
 from metabench.core.registry import tasks
-from metabench.datasets import data
+from metabench.datasets import catalogue, data
 
 images = importlib.import_module("metabench.tasks.data.images")
 GEN = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def test_batches_of_cifar10(root, monkeypatch):
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_arrays(name, root, monkeypatch):
     made = small(monkeypatch, name, "metabench")
-    layout = next(x for x in data.dataset(name).layouts if x.name == "metabench")
+    layout = next(x for x in catalogue.dataset(name).layouts if x.name == "metabench")
     (root / layout.folder).mkdir()
     arrays = {}
     for split, (x, y) in made.items():

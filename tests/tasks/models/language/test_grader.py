@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from optional import needs
 from oracles import F64, context
 
 from metabench.contract.seeds import generator
@@ -17,8 +18,8 @@ from metabench.suites import planning
 from metabench.suites.suite import SuiteCell
 from metabench.tasks.models.language.causal import CausalLM
 
-pytest.importorskip("transformers", reason="needs the extra llm: transformers")
-from self_edits import small_world
+needs("transformers")
+from self_edits import small_world  # noqa: E402
 
 Task, ReSTEM = tasks.get("self_edit_policy"), methods.get("restem")
 grading, models = (

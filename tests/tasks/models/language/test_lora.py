@@ -5,13 +5,14 @@ import warnings
 import pytest
 import torch
 from language_models import CPU, model, moved, tiny, tokens
+from optional import needs
 
 from metabench.contract import autodiff
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import solvers
 from metabench.tasks.models.language import lora
 
-transformers = pytest.importorskip("transformers", reason="needs the extra llm: transformers")
+transformers = needs("transformers")
 
 LONG_CONTEXT = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
@@ -30,7 +31,7 @@ def test_logits_are_those_of_transformers(more):
 
 
 def test_deltas_are_those_of_peft():
-    peft = pytest.importorskip("peft", reason="needs the extra llm: peft")
+    peft = needs("peft")
     its = model()
     decoder = lora.decoder_of(its, torch.float32, CPU)
     deltas = moved(decoder)

@@ -1,8 +1,11 @@
 """Models under peft against the functional form: the same features, gradients, trainings, texts."""
 
+import inspect
+
 import pytest
 import torch
 from language_models import CPU, model, moved, tokens
+from optional import needs
 
 from metabench.contract import autodiff
 from metabench.core.errors import MetabenchError
@@ -11,7 +14,7 @@ from metabench.tasks.models.language import lora
 from metabench.tasks.models.language.causal import Adapter
 from metabench.tasks.models.language.lora_peft import PeftDecoder
 
-pytest.importorskip("peft", reason="needs the extra llm: peft")
+needs("peft")
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
 
@@ -85,3 +88,28 @@ def test_an_architecture_without_a_functional_form_runs_and_names_are_checked():
         its.linear(9, "q")
     with pytest.raises(MetabenchError, match="no vmap"), autodiff.functional():
         its.logits(ids)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_has_the_name_that_the_model_takes(name, monkeypatch):
+    """transformers renamed it in 5.24, and warns of the old name."""
+    _, its = pair()
+    signature = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)])
+    real, given = type(its.model.get_decoder()).forward, []
+
+    def forward(body, ids, **more):
+        given.append(name in more)
+        ours = inspect.signature(real).parameters
+        there = "cache" if "cache" in ours else "past_key_values"
+        held = more.pop(name)
+        return real(body, ids, **more, **{there: held})
+
+    forward.__signature__ = signature.replace(parameters=[
+        inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()
+    ])  # fmt: skip
+    monkeypatch.setattr(type(its.model.get_decoder()), "forward", forward)
+    ids, cache = tokens(2, 6), []
+    whole = its.hidden(ids, cache=[])
+    parts = [its.hidden(part, cache=cache) for part in (ids[:, :4], ids[:, 4:])]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+    assert given == [True] * 3

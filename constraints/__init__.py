@@ -1,0 +1,1 @@
+"""Versions of other packages: those of the committed results, and the newest that were tested."""

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from metabench.core import optional_packages, registry
+from metabench.store.store import Store
+from metabench.suites import planning
+
+ROOT = Path(__file__).parents[2]
+
+
+def versions() -> dict[str, str]:
+    spec = importlib.util.spec_from_file_location("versions", ROOT / ".ci" / "versions.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    known: dict[str, str] = module.bounds()
+    return known
+
+
+def test_every_package_has_a_lowest_version() -> None:
+    known = versions()
+    assert "torch" in known and "transformers" in known and "pytest" in known
+    assert not [name for name, lowest in known.items() if not lowest]
+
+
+def test_what_is_recorded_as_tested_is_asked_for_and_not_too_old() -> None:
+    known = versions()
+    for name, newest in optional_packages.newest_tested().items():
+        assert name in known, f"constraints name {name}, pyproject.toml does not"
+        lowest, number = map(optional_packages.version_tuple, (known[name], newest))
+        assert lowest <= number, name
+
+
+def test_no_requirement_is_listed_twice() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    listed = [line.split(">")[0].split("=")[0] for lines in groups for line in lines]
+    assert len(listed) == len(set(listed))
+
+
+def test_a_package_that_cannot_be_imported_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "poor_package.py").write_text("raise RuntimeError('built for another torch')")
+    monkeypatch.syspath_prepend(tmp_path)
+    optional_packages.why_not.cache_clear()
+    said = "poor_package cannot be imported: RuntimeError: built for another torch"
+    assert optional_packages.why_not("poor_package") == said
+    assert optional_packages.why_not("no_such_package") == "no_such_package is not installed"
+    assert optional_packages.why_not("json") == ""
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """What a task or a method asks for."""
+    known = {n: r for r in registry.REGISTRIES.values() for n in r.names()}
+    return tuple(getattr(known[name].get(name)(), "packages", ()))
+
+
+@pytest.mark.parametrize(
+    ("package", "task", "method"),
+    [
+        ("optuna", "quadratic", "optuna_tpe"),
+        ("learn2learn", "quadratic", "maml_learn2learn"),
+        ("transformers", "self_edit_policy", "restem"),
+        ("safetensors", "self_edit_policy", "restem"),
+    ],
+)
+def test_a_broken_package_spoils_only_its_own_cells(
+    package: str, task: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{package}.py").write_text("raise RuntimeError('broken on purpose')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    optional_packages.why_not.cache_clear()
+    try:
+        made = planning.choose(planning.crossing([task], [method]), "smoke")
+        (its,) = planning.plan(made, Store(tmp_path / "runs"))
+        other = planning.choose(planning.crossing(["quadratic"], ["bilevel"]), "smoke")
+        (sound,) = planning.plan(other, Store(tmp_path / "runs"))
+    finally:
+        optional_packages.why_not.cache_clear()
+    assert package in (*packages_of(task), *packages_of(method))
+    assert its.state in ("missing package", "not applicable")
+    if its.state == "missing package":
+        assert its.reason == f"{package} cannot be imported: RuntimeError: broken on purpose"
+        assert its.mend
+    assert sound.state == "open"
