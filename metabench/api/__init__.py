@@ -3,8 +3,9 @@
 They do what the commands of the same names do, and import what is heavy when they are called.
 """
 
+from metabench.api.publication import publish
 from metabench.api.verbs import (
-    Published,
+    Rendered,
     Status,
     check,
     check_device,
@@ -20,7 +21,7 @@ from metabench.api.verbs import (
     open_store,
     plan,
     plot,
-    publish,
+    render,
     report,
     reproduce,
     results,
@@ -34,7 +35,7 @@ from metabench.api.verbs import (
 )
 
 __all__ = [
-    "Published",
+    "Rendered",
     "Status",
     "check",
     "check_device",
@@ -51,6 +52,7 @@ __all__ = [
     "plan",
     "plot",
     "publish",
+    "render",
     "report",
     "reproduce",
     "results",

@@ -362,8 +362,8 @@ def _report(found: Results, store: Store, out: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Published:
-    """What :func:`publish` makes: the results, and the files written, the report last."""
+class Rendered:
+    """What :func:`render` makes: the results, and the files written, the report last."""
 
     results: Results
     files: list[Path]
@@ -375,13 +375,13 @@ class Published:
         return tables.table(self.results, cast("tables.Format", format)).rstrip("\n")
 
 
-def publish(
+def render(
     suite: str | Path | Suite,
     *,
     out: str | Path,
     store: str | Path | Store | None = None,
     **which: Any,
-) -> Published:
+) -> Rendered:
     """Tables in every format, plots and report of what is finished, in the folder ``out``."""
     from metabench.reports import tables
 
@@ -393,7 +393,7 @@ def publish(
         for suffix, fmt in SUFFIXES.items()
     ]
     files += _draw(found, store, out, None, None)
-    return Published(found, [*files, _report(found, store, out)])
+    return Rendered(found, [*files, _report(found, store, out)])
 
 
 def reproduce(
@@ -405,14 +405,14 @@ def reproduce(
     device: str | None = None,
     listener: Listener | None = None,
     **which: Any,
-) -> Published:
-    """Run what is missing, then :func:`publish`; what failed is a hole in the table.
+) -> Rendered:
+    """Run what is missing, then :func:`render`; what failed is a hole in the table.
 
     Raises MetabenchError before anything runs where ``out`` cannot be made.
     """
     made(Path(out))
     run(suite, only=only, jobs=jobs, device=device, listener=listener, **which)
-    return publish(suite, out=out, **which)
+    return render(suite, out=out, **which)
 
 
 @contextlib.contextmanager
