@@ -28,12 +28,13 @@ from metabench.api.inventory import (
     show,
 )
 from metabench.api.output import Table
+from metabench.api.publication import publish
 from metabench.api.verbs import (
-    Published,
+    Rendered,
     Status,
     plan,
     plot,
-    publish,
+    render,
     report,
     reproduce,
     results,
@@ -45,7 +46,7 @@ from metabench.api.verbs import (
 )
 
 __all__ = [
-    "Published",
+    "Rendered",
     "Status",
     "Table",
     "check",
@@ -59,6 +60,7 @@ __all__ = [
     "plan",
     "plot",
     "publish",
+    "render",
     "report",
     "reproduce",
     "results",

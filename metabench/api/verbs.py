@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.core.errors import SettingError
@@ -304,8 +304,8 @@ def _report(found: Results, store: Store, out: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Published:
-    """What :func:`publish` makes: the results, and the files written, the report last."""
+class Rendered:
+    """What :func:`render` makes: the results, and the files written, the report last."""
 
     results: Results
     files: list[Path]
@@ -314,28 +314,30 @@ class Published:
         """The table."""
         from metabench.reports import tables
 
-        return tables.table(self.results, cast("tables.Format", format)).rstrip("\n")
+        return tables.draw(self.results, format).rstrip("\n")
 
 
-def publish(
+def render(
     suite: str | Path | Suite,
     *,
     out: str | Path,
+    budget: str = DEFAULT_BUDGET,
+    set: Settings = (),
+    seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
-    **which: Any,
-) -> Published:
+) -> Rendered:
     """Tables in every format, plots and report of what is finished, in the folder ``out``."""
     from metabench.reports import tables
 
     store, out = open_store(store), Path(out)
-    found = results(suite, store=store, **which)
+    found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
     files = [
-        write(out / f"{name}{suffix}", draw(found, cast("tables.Format", fmt)))
-        for name, draw in (("table", tables.table), ("cost", tables.cost_table))
+        write(out / f"{name}{suffix}", tables.draw(found, fmt, cost=name == "cost"))
+        for name in ("table", "cost")
         for suffix, fmt in SUFFIXES.items()
     ]
     files += _draw(found, store, out, None, None)
-    return Published(found, [*files, _report(found, store, out)])
+    return Rendered(found, [*files, _report(found, store, out)])
 
 
 def reproduce(
@@ -350,8 +352,8 @@ def reproduce(
     jobs: int = 1,
     device: str | None = None,
     listener: Listener | None = None,
-) -> Published:
-    """:func:`run` what is missing, then :func:`publish`; what failed is a hole in the table.
+) -> Rendered:
+    """:func:`run` what is missing, then :func:`render`; what failed is a hole in the table.
 
     Raises MetabenchError before anything runs where ``out`` cannot be made.
     """
@@ -367,4 +369,4 @@ def reproduce(
         device=device,
         listener=listener,
     )
-    return publish(suite, out=out, budget=budget, set=set, seeds=seeds, store=store)
+    return render(suite, out=out, budget=budget, set=set, seeds=seeds, store=store)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -17,6 +17,9 @@ from typer.core import TyperGroup
 from metabench.cli import cluster_commands as cluster
 from metabench.cli import suite_commands
 from metabench.cli.options import StorePath
+
+if TYPE_CHECKING:
+    from metabench.store.merge import Merged
 
 PLUGIN = "--plugin"
 
@@ -69,7 +72,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer()
 store_app = typer.Typer(no_args_is_help=True)
-app.add_typer(store_app, name="store", help="Stores of records: merge them.")
+app.add_typer(store_app, name="store", help="Stores of records: merge them, import published ones.")
 app.add_typer(
     data_app,
     name="data",
@@ -144,6 +147,7 @@ for verb in (
     suite_commands.table,
     suite_commands.plot,
     suite_commands.report,
+    suite_commands.publish,
     suite_commands.reproduce,
     suite_commands.cost,
     cluster.submit,
@@ -263,6 +267,39 @@ def store_merge(
     from metabench.store.store import Store
 
     merged = merge([Store(path) for path in sources], Store(into))
+    _tell_merged(merged)
+
+
+@store_app.command("import")
+def store_import(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Published records: results/*/*/records.jsonl.gz."),
+    ],
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into",
+            metavar="DIR",
+            envvar="METABENCH_STORE",
+            show_default="results/runs",
+            help="The store to add to.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the files and count; write nothing.")
+    ] = False,
+) -> None:
+    """Put published records into a store, for table, plot and report to work with; what the store
+    has already stays, and results that differ are told."""
+    from metabench.store.merge import merge
+    from metabench.store.published import Published
+    from metabench.store.store import Store
+
+    _tell_merged(merge([Published(file) for file in files], Store(into), dry_run=dry_run))
+
+
+def _tell_merged(merged: Merged) -> None:
     for text in (*merged.conflicts, *merged.bad):
         typer.secho(str(text), fg=typer.colors.RED, err=True)
     for text in merged.running:

@@ -1,4 +1,5 @@
-"""The commands about the cells of a suite: plan, run, status, table, plot, report, reproduce."""
+"""The commands about the cells of a suite: plan, run, status, table, plot, report, publish,
+reproduce."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metabench.cli.cluster_commands import MaybeCluster, profiled, run_on_cluster, with_cluster
-from metabench.cli.options import Choice, Jobs, Launch, OutFolder, with_options
+from metabench.cli.options import (
+    BudgetName,
+    Choice,
+    Jobs,
+    Launch,
+    OutFolder,
+    StorePath,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from metabench.suites.planning import Planned
@@ -154,6 +163,26 @@ def report(
         _name_files([api.report(each, out=_folder(choice, each, out), **choice.words())])
 
 
+def publish(
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="A built-in suite, or the path of a .toml file.")
+    ],
+    budget: BudgetName = "laptop",
+    store: StorePath = None,
+    out: OutFolder = None,
+) -> None:
+    """Write what is committed of a suite: records with learning curves, table, one figure."""
+    from metabench import api
+    from metabench.suites import loading
+
+    found = loading.load(suite)
+    folder = out or Path("results", found.name, budget)
+    published = api.publish(found, budget=budget, store=store, out=folder)
+    _name_files(published.files)
+    if published.missing:
+        typer.secho(published.missing, fg=typer.colors.YELLOW, err=True)
+
+
 @with_options()
 def reproduce(
     choice: Choice,
@@ -178,7 +207,7 @@ def reproduce(
         code = max(code, ran)
         if code == 130:
             break
-        shown = api.publish(each, out=folder, **choice.words())
+        shown = api.render(each, out=folder, **choice.words())
         typer.echo("\n" + shown.text(_terminal_format()) + "\n")
         *others, page = shown.files
         typer.echo(f"{len(others)} files of tables and plots in {page.parent}")

@@ -1,15 +1,19 @@
-"""Two stores become one: what one lacks is copied, and what they disagree about is reported."""
+"""What a store lacks is copied from other stores, or from published files; what they disagree about
+is told, and never overwritten."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metabench.core.errors import StoreError
 from metabench.store.record import Record, curve_outcome
 from metabench.store.store import Store
+
+if TYPE_CHECKING:
+    from metabench.store.published import Published
 
 
 @dataclass(frozen=True)
@@ -53,52 +57,74 @@ class Merged:
         return ", ".join(f"{n} {what}" for what, n in counts.items() if n) or "nothing to merge"
 
 
-def merge(sources: Iterable[Store], target: Store) -> Merged:
+def merge(sources: Iterable[Store | Published], target: Store, *, dry_run: bool = False) -> Merged:
     """Copy into ``target`` every record that it lacks or has in a worse state; sources stay as they
-    are. Merging again changes nothing. Raises StoreError where the target refuses, or where a
-    source is not there or is the target.
+    are. Merging again changes nothing. ``dry_run``: nothing is written, and what would be is
+    counted.
+
+    Raises StoreError where the target refuses, or where a source is not there or is the target.
     """
-    out = Merged()
+    merging = _Merging(target, dry_run)
     for source in sources:
-        if not source.root.is_dir():
+        if not source.root.exists():
             raise StoreError(f"{source.root}: there is no store")
         if source.root.resolve() == target.root.resolve():
             raise StoreError(f"{source.root} cannot be merged into itself")
-        out.bad += [str(b) for b in source.problems()]
+        merging.out.bad += [str(b) for b in source.problems()]
         for record in source.records():
-            _merge_one(record, source, target, out)
-    return out
+            merging.add(record, source)
+    return merging.out
 
 
-def _merge_one(record: Record, source: Store, target: Store, out: Merged) -> None:
-    known = target.get(record.key)
-    if known is not None and (known.status == "done" or record.status != "done"):
-        if record.status != "done":
-            out.kept += 1
-        elif different := _difference(known, record, target, source):
-            out.conflicts.append(Conflict(str(record.cell), source.root, different))
+class _Merging:
+    def __init__(self, target: Store, dry_run: bool) -> None:
+        self.target, self.dry_run = target, dry_run
+        self.out = Merged()
+        self.unwritten: dict[str, tuple[Record, Store | Published]] = {}
+        """What a dry run would have written by now."""
+
+    def add(self, record: Record, source: Store | Published) -> None:
+        known, place = self.unwritten.get(record.key) or (self.target.get(record.key), self.target)
+        if known is not None and (known.status == "done" or record.status != "done"):
+            if record.status != "done":
+                self.out.kept += 1
+            elif different := _difference(known, record, place, source):
+                self.out.conflicts.append(Conflict(str(record.cell), source.root, different))
+            else:
+                self.out.same += 1
+        elif not self._written(record, source):
+            self.out.running.append(str(record.cell))
+        elif known is None:
+            self.out.copied += 1
         else:
-            out.same += 1
-        return
-    lease = target.lease(record.key)
-    if lease is None:
-        out.running.append(str(record.cell))
-        return
-    with lease:
-        target.repair_leased(lease)
-        target.write(record, source.curve(record), source.lam(record), lease=lease)
-    if known is None:
-        out.copied += 1
-    else:
-        out.replaced += 1
+            self.out.replaced += 1
+
+    def _written(self, record: Record, source: Store | Published) -> bool:
+        """False where somebody is running the cell."""
+        if self.dry_run:
+            if self.target.holder(record.key) is not None:
+                return False
+            self.unwritten[record.key] = record, source
+            return True
+        lease = self.target.lease(record.key)
+        if lease is None:
+            return False
+        with lease:
+            self.target.repair_leased(lease)
+            self.target.write(record, source.curve(record), source.lam(record), lease=lease)
+        return True
 
 
-def _difference(mine: Record, theirs: Record, target: Store, source: Store) -> str:
+def _difference(
+    mine: Record, theirs: Record, target: Store | Published, source: Store | Published
+) -> str:
     """What two finished records of a cell disagree about, and where each was made; "" where they
-    are equal in every bit that may not depend on the machine."""
+    are equal in every bit that may not depend on the machine. A curve that one of them lacks is no
+    disagreement: some published records have none."""
     one, two = mine.outcome(), theirs.outcome()
     names = [name for name in one if one[name] != two.get(name)]
-    if curve_outcome(target.curve(mine)) != curve_outcome(source.curve(theirs)):
+    curves = [curve_outcome(c) for c in (target.curve(mine), source.curve(theirs)) if c]
+    if len(curves) == 2 and curves[0] != curves[1]:
         names.append("curve")
     if not names:
         return ""

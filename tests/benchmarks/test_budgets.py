@@ -21,6 +21,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import make_cell
 from metabench.core.registry import methods, solvers, tasks
+from metabench.store.published import RECORDS
 from metabench.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -233,33 +234,26 @@ def test_what_cannot_change_a_cost_is_no_different_cost():
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Results of a suite as they are committed: a report that holds its records."""
+    """Results of a suite as they are committed."""
     root = tmp_path_factory.mktemp("results")
     store = Store(root / "runs")
     api.run("closed-form", budget="smoke", only=["fixed", "truncated"], store=store)
-    api.report("closed-form", budget="smoke", store=store, out=root / "closed-form" / "laptop")
+    api.publish("closed-form", budget="smoke", store=store, out=root / "closed-form" / "laptop")
     return root, store
 
 
-def test_records_in_each_of_three_forms(results, tmp_path):
+def test_committed_records(results, tmp_path):
     root, store = results
-    records = {r.key: r for r in store.records()}
-    assert _records.committed(root / "closed-form" / "laptop") == records
-    lines, single = tmp_path / "lines", tmp_path / "single"
-    lines.mkdir()
-    with gzip.open(lines / "records.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(r.as_dict()) + "\n" for r in records.values())
-    assert _records.committed(lines) == records
-    for name, record in records.items():
-        (single / "records" / name).mkdir(parents=True)
-        (single / "records" / name / "record.json").write_text(json.dumps(record.as_dict()))
-    assert _records.committed(single) == records
+    found = _records.committed(root / "closed-form" / "laptop")
+    assert {k: r.outcome() for k, r in found.items()} == {
+        r.key: r.outcome() for r in store.records()
+    }
+    assert all(r.environment["threads"] for r in found.values())
     assert _records.committed(tmp_path / "nothing") == {}
-    (lines / "records.jsonl.gz").unlink()
-    with gzip.open(lines / "records.jsonl.gz", "wt") as file:
+    with gzip.open(tmp_path / RECORDS, "wt") as file:
         file.write(json.dumps({"cell": {}}) + "\n")
-    with pytest.raises(ValueError, match=r"records\.jsonl\.gz"):
-        _records.committed(lines)
+    with pytest.raises(ValueError, match=r"records\.jsonl\.gz: line 1: "):
+        _records.committed(tmp_path)
 
 
 def test_the_laptop_table(results, tmp_path, capsys):

@@ -304,6 +304,39 @@ def test_reproduce_runs_and_shows(folder: Path) -> None:
     assert f"{len(names) - 1} files of tables and plots" in typed.out
 
 
+def test_published_records_give_the_same_table_elsewhere(folder: Path) -> None:
+    words = ("small.toml", "--budget", "smoke")
+    nothing = metabench("publish", *words)
+    assert nothing.code == 1 and "nothing to publish; run: metabench run" in nothing.err
+    assert metabench("run", *words, "--only", "reverse/one").code == 0
+    typed = metabench("publish", *words)
+    assert typed.code == 0 and typed.err == "1 cell without a finished record\n"
+    out = folder / "results" / "small" / "smoke"
+    files = ["figure.png", "records.jsonl.gz", "table.csv", "table.md"]
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert sorted(typed.out.splitlines()) == [f"wrote results/small/smoke/{f}" for f in files]
+
+    records = str(out / "records.jsonl.gz")
+    assert metabench("store", "import", records, "--into", "other", "--dry-run").out == "1 copied\n"
+    assert not (folder / "other").exists()
+    assert metabench("store", "import", records, "--into", "other").out == "1 copied\n"
+    again = metabench("store", "import", records, "--into", "other")
+    assert again.code == 0 and again.out == "1 the same in both\n"
+    table = metabench("table", *words, "--store", "other", "-f", "markdown").out
+    assert table == (out / "table.md").read_text()
+    assert metabench("report", *words, "--store", "other", "--out", "page").code == 0
+    assert metabench("publish", *words, "--store", "other", "--out", "p").code == 0
+    for name in files:
+        assert (folder / "p" / name).read_bytes() == (out / name).read_bytes(), name
+
+    (out / "records.jsonl.gz").write_bytes(b"{}")
+    broken = metabench("store", "import", records, "--into", "other")
+    assert broken.code == 1 and broken.out == "1 bad files\n"
+    assert broken.err.startswith(f"{records}: line 1: the file is damaged")
+    gone = metabench("store", "import", "none.gz", "--into", "other")
+    assert gone.code == 1 and gone.err == "error: none.gz: No such file or directory\n"
+
+
 def test_a_crossing_without_a_suite(folder: Path) -> None:
     words = [
         "--task",

@@ -1,0 +1,87 @@
+"""What is committed of a suite: four files, from which everything else is rendered on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metabench.api.output import made, write
+from metabench.api.verbs import DEFAULT_BUDGET, load, open_store, results
+from metabench.core.errors import MetabenchError
+from metabench.core.text import counted
+from metabench.store import published
+from metabench.store.store import Store, write_atomic
+from metabench.suites.planning import NEVER_RUN, Planned
+
+if TYPE_CHECKING:
+    from metabench.analysis.results import Results
+    from metabench.suites.suite import Suite
+
+FIGURE = "figure.png"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The files of :func:`publish`, and how many cells have no finished record, in words ("" where
+    all have one)."""
+
+    files: list[Path]
+    missing: str = ""
+
+
+def publish(
+    suite: str | Path | Suite,
+    *,
+    out: str | Path,
+    budget: str = DEFAULT_BUDGET,
+    store: str | Path | Store | None = None,
+) -> Publication:
+    """Write ``records.jsonl.gz``, ``table.md``, ``table.csv`` and ``figure.png`` (at most 100 kB;
+    none where the suite's first figure does not fit) into the folder ``out``.
+
+    Cells without a record are holes in the table; what this machine lacks to run them is not said.
+    Raises MetabenchError where nothing is finished, StoreError where a file cannot be trusted.
+    """
+    from metabench.reports import tables
+    from metabench.reports.small_figure import small_figure
+
+    suite, store, out = load(suite), open_store(store), Path(out)
+    found = of_records_alone(results(suite, budget=budget, store=store))
+    states = found.states
+    if not states.get("done"):
+        raise MetabenchError(
+            f"{suite.name} has no finished cell of budget {budget} in {store.root}: nothing to "
+            f"publish; run: metabench run {suite.name} --budget {budget}"
+        )
+    files = [
+        published.publish(found.records, store, made(out) / published.RECORDS),
+        write(out / "table.md", tables.table(found, "markdown")),
+        write(out / "table.csv", tables.table(found, "csv")),
+    ]
+    figure = small_figure(found, store)
+    if figure is None:
+        (out / FIGURE).unlink(missing_ok=True)
+    else:
+        write_atomic(out / FIGURE, figure)
+        files.append(out / FIGURE)
+    left = sum(n for state, n in states.items() if state not in ("done", *NEVER_RUN))
+    return Publication(files, f"{counted(left, 'cell')} without a finished record" if left else "")
+
+
+def of_records_alone(found: Results) -> Results:
+    """Results in which nothing depends on the machine that looks: cells that have no record are
+    open, whatever data or packages are missing here, and whoever runs them."""
+    cells = {
+        at: replace(cell, runs=tuple(map(_recorded, cell.runs)))
+        for at, cell in found.table_cells.items()
+    }
+    return replace(found, table_cells=cells)
+
+
+def _recorded(run: Planned) -> Planned:
+    if run.state in ("done", *NEVER_RUN):
+        return run
+    if run.record is None:
+        return replace(run, state="open", reason="not run yet", mend="")
+    return replace(run, state=run.record.status, reason=run.record.reason, mend="")

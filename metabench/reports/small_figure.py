@@ -1,0 +1,44 @@
+"""The one figure of a suite that is committed: a PNG of few colours, of at most 100 kB."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from metabench.analysis.results import Records, Results, read_curves
+from metabench.reports.figure_style import styled
+from metabench.reports.plots import DEFAULT_COST, figures_of, kinds_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LARGEST = 100_000
+"""Bytes."""
+DPI = (150, 125, 100)
+"""Tried in turn until the file is small enough; below, text cannot be read."""
+COLOURS = 64
+
+
+def small_figure(results: Results, store: Records) -> bytes | None:
+    """The first figure of the suite's first kind as PNG; None where there is none, or where it is
+    larger than ``LARGEST``."""
+    curves, _ = read_curves(results, store)
+    cost = (results.suite.costs or [DEFAULT_COST])[0]
+    for figure in figures_of(results, curves, kinds_of(results)[:1], cost).values():
+        for dpi in DPI:
+            data = _png(figure, dpi)
+            if len(data) <= LARGEST:
+                return data
+        break
+    return None
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
+    from PIL import Image
+
+    drawn, reduced = io.BytesIO(), io.BytesIO()
+    with styled():
+        figure.savefig(drawn, format="png", dpi=dpi)
+    image = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    image.save(reduced, format="png", optimize=True)
+    return reduced.getvalue()

@@ -1,0 +1,53 @@
+"""What is committed under results/: the tables are what the records give, and nobody is named."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from metabench.analysis.results import Results, collect
+from metabench.api.publication import FIGURE, of_records_alone
+from metabench.reports import tables
+from metabench.reports.small_figure import LARGEST
+from metabench.store.published import RECORDS, Published, render, without_paths
+from metabench.suites import suite as suites
+
+ROOT = Path(__file__).parents[1] / "results"
+FOLDERS = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
+FILES = {RECORDS, "table.md", "table.csv"}
+WITHOUT_CURVES = {"hypergradient-fidelity"}
+
+
+def found(folder: Path) -> tuple[Published, Results]:
+    kept = Published(folder / RECORDS)
+    return kept, of_records_alone(collect(suites.load(folder.parent.name), folder.name, kept))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.parent.name)
+def test_the_committed_tables_are_what_the_records_give(folder: Path) -> None:
+    kept, results = found(folder)
+    assert kept.problems() == []
+    assert {r.key for r in results.records} == {r.key for r in kept.records()}
+    assert any(map(kept.curve, kept.records())) == (folder.parent.name not in WITHOUT_CURVES)
+    for name, format in (("table.md", "markdown"), ("table.csv", "csv")):
+        assert tables.draw(results, format) == (folder / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.parent.name)
+def test_committed_files_are_few_and_small_and_name_nobody(folder: Path) -> None:
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files.keys() >= FILES
+    assert len(files.get(FIGURE, b"")) <= LARGEST
+    assert files[RECORDS][4:8] == bytes(4), "no time in the header"
+    kept = Published(folder / RECORDS)
+    lines = [render(record, kept.curve(record)) for record in kept.records()]
+    assert b"".join(lines) == gzip.decompress(files[RECORDS]), "as publish writes it, nobody named"
+    table = files["table.md"].decode()
+    assert without_paths(table) == table
+
+
+def test_results_stay_small() -> None:
+    sizes = [path.stat().st_size for folder in FOLDERS for path in folder.iterdir()]
+    assert len(FOLDERS) >= 31 and sum(sizes) < 11_000_000
