@@ -16,7 +16,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-NEEDED = ("pyproject.toml", "README.md", "LICENSE", "metabench", "tasks", "methods", "slurm")
+NEEDED = (
+    "pyproject.toml", "README.md", "LICENSE", "constraints", "metabench", "tasks", "methods", "slurm",
+)  # fmt: skip
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -12,7 +12,7 @@ from metabench.api.publication import FIGURE, of_records_alone
 from metabench.reports import tables
 from metabench.reports.small_figure import LARGEST
 from metabench.store.published import RECORDS, Published, render, without_paths
-from metabench.suites import suite as suites
+from metabench.suites import loading as suites
 
 ROOT = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
