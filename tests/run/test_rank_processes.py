@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 import torch
-from optional import needs
 from metabench.core.errors import Diverged
 from metabench.contract.problem import Episode, Problem, Task
 from metabench.contract.seeds import generator
@@ -100,10 +99,10 @@ class Ranked(methods.get("maml")):
         return super().step(ctx, state)
 
     def hypergradient(self, ctx, lam, theta, episode):
-        self.broadcast(episode)
+        self.act(episode)
         return super().hypergradient(ctx, lam, theta, episode)
 
-    def broadcast(self, episode):
+    def act(self, episode):
         # Of a step with episodes 4 to 7 those that rank 1 has come first, and last.
         if self.do == "diverge" and episode.index in (5, 6):
             raise Diverged(f"told to at episode {episode.index}")
@@ -245,7 +244,7 @@ def test_what_an_episode_raises_is_raised_on_all_ranks(
     assert (found.status, found.reason) == (alone.status, alone.reason) == (status, reason)
     assert (found.steps, found.metrics, found.lam) == (alone.steps, alone.metrics, alone.lam)
     if status == "failed":
-        assert "on rank 1" in found.traceback and "in told" in found.traceback
+        assert "on rank 1" in found.traceback and "in act" in found.traceback
 
 
 def test_what_one_rank_alone_meets_is_told_and_nobody_hangs(
@@ -282,6 +281,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 ) -> None:
     one = points()
     whole = run(one, tmp_path / "one")
+    # Its process is up: while it starts, stop is asked at every look.
+    assert run(points(), tmp_path / "three", processes).status == "done"
     orders = [processes, None] if first == "two processes" else [None, processes]
     asked: list[int] = []
     with pytest.raises(Stopped):
