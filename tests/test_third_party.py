@@ -64,10 +64,10 @@ check_task("cleaning")
     ("task", "method"),
     [
         ("quadratic", "central_differences"),
-        ("ridge", "central_differences"),
+        pytest.param("ridge", "central_differences", marks=pytest.mark.slow),
         ("cleaning", "central_differences"),
         ("cleaning", "bilevel"),
-        ("cleaning", "random"),
+        pytest.param("cleaning", "random", marks=pytest.mark.slow),
     ],
 )
 def test_they_run_crossed_with_the_built_in_ones(python, tmp_path, task, method):

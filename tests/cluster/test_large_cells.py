@@ -87,6 +87,7 @@ def test_tasks_of_a_job_work_on_one_cell(tmp_path: Path) -> None:
     assert "rank 1" in said[1]
 
 
+@pytest.mark.slow
 def test_cells_on_two_tasks_are_those_of_one_and_a_warning_is_acted_on_by_both(
     stage: Stage,
 ) -> None:

@@ -1,4 +1,7 @@
-"""Everything registered keeps the contract, and every crossing that applies takes its steps."""
+"""Everything registered keeps the contract, and every pair that applies takes its steps.
+
+The first settings of each are run always, the others with -m slow.
+"""
 
 import pytest
 import torch
@@ -165,7 +168,11 @@ def built_in(kind):
 
 def with_settings(kind, chosen):
     return [
-        pytest.param(registry.REGISTRIES[kind].get(name)(**set_), id=f"{name}{number or ''}")
+        pytest.param(
+            registry.REGISTRIES[kind].get(name)(**set_),
+            id=f"{name}{number or ''}",
+            marks=[pytest.mark.slow] * bool(number),
+        )
         for name in built_in(kind)
         for number, set_ in enumerate(chosen.get(name, [{}]))
     ]

@@ -284,7 +284,11 @@ def test_two_launchers_share_a_grid(
 
 @pytest.mark.parametrize(
     ("jobs", "number", "group"),
-    [(1, signal.SIGINT, True), (2, signal.SIGINT, True), (2, signal.SIGTERM, False)],
+    [
+        pytest.param(1, signal.SIGINT, True, marks=pytest.mark.slow),
+        (2, signal.SIGINT, True),
+        (2, signal.SIGTERM, False),
+    ],
 )
 def test_a_signal_ends_the_launch_at_step_boundaries(
     store: Store, plugin: Path, tmp_path: Path, start: Start, jobs: int, number: int, group: bool

@@ -215,6 +215,7 @@ def test_two_processes_give_the_bits_of_one(
     assert ("ranks_note" in found.environment) == (task == "ridge")
 
 
+@pytest.mark.slow
 def test_the_language_model_task_too(model: str, tmp_path: Path) -> None:
     one = cell("self_edit_policy", "restem", task={**POLICY, "model": model},
                method={"samples": 2, "batch": 2})  # fmt: skip

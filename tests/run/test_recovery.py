@@ -235,6 +235,7 @@ def check(launches: Launches, tmp_path: Path, kills: int) -> None:
     assert any(record.environment["resumed"] for record in launches.store.records())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launches", [(1, 300)], indirect=True)
 def test_a_launch_killed_six_times_ends_as_if_undisturbed(
     launches: Launches, tmp_path: Path
