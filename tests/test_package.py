@@ -17,8 +17,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = (
-    "pyproject.toml", "README.md", "LICENSE", "constraints", "metabench", "tasks", "methods", "slurm",
-)  # fmt: skip
+    *("pyproject.toml", "README.md", "LICENSE"),
+    *("constraints", "metabench", "tasks", "methods", "slurm"),
+)
 
 
 def test_the_citation_is_of_this_version() -> None:
