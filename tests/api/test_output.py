@@ -12,7 +12,7 @@ from metabench.core.errors import UnknownName
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> api.Table:
     store = tmp_path_factory.mktemp("runs")
-    suite = api.crossing(tasks=["quadratic"], methods=["bilevel", "fixed"])
+    suite = api.suite_of_pairs(tasks=["quadratic"], methods=["bilevel", "fixed"])
     api.run(suite, budget="smoke", only=["bilevel"], store=store)
     return api.table(suite, budget="smoke", store=store)
 

@@ -79,9 +79,9 @@ def test_a_broken_package_spoils_only_its_own_cells(
     monkeypatch.delitem(sys.modules, package, raising=False)
     optional_packages.why_not.cache_clear()
     try:
-        made = planning.choose(planning.crossing([task], [method]), "smoke")
+        made = planning.choose(planning.suite_of_pairs([task], [method]), "smoke")
         (its,) = planning.plan(made, Store(tmp_path / "runs"))
-        other = planning.choose(planning.crossing(["quadratic"], ["bilevel"]), "smoke")
+        other = planning.choose(planning.suite_of_pairs(["quadratic"], ["bilevel"]), "smoke")
         (sound,) = planning.plan(other, Store(tmp_path / "runs"))
     finally:
         optional_packages.why_not.cache_clear()
