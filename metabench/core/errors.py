@@ -15,7 +15,7 @@ class UnknownName(MetabenchError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
         message = f"no {kind} {name!r}"
         if near:
             message += f"; near: {', '.join(near)}"

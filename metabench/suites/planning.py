@@ -16,6 +16,7 @@ from metabench.core.capabilities import why_not
 from metabench.core.cell import Cell
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
+from metabench.core.settings import several
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
 from metabench.suites.durations import Estimates
@@ -197,6 +198,9 @@ def choose(
     methods or tasks, or ROW/COLUMN; ``*`` stands for anything. The name of a row that is also its
     method's means the row alone. Raises UnknownName, SettingError.
     """
+    if not (seeds is None or isinstance(seeds, Iterable)):
+        raise SettingError(f"seeds cannot be {seeds!r}: give a list of whole numbers")
+    only = several("only", only)
     cells = suite.cells(budget, read_overrides(set), seeds)
     suite.check_measured(cells)
     patterns = [_pattern(text, suite) for text in only]
@@ -249,8 +253,8 @@ def suite_of_pairs(
     """
     if not task_names or not method_names:
         raise SuiteError("name a suite, or at least one --task and one --method")
-    classes = [tasks.get(name) for name in task_names]
-    for name in method_names:
+    classes = [tasks.get(name) for name in several("tasks", task_names)]
+    for name in several("methods", method_names):
         methods.get(name)
     if solver is not None:
         solvers.get(solver)
