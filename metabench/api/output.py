@@ -64,7 +64,7 @@ class Table:
 
 @contextlib.contextmanager
 def told(place: Path) -> Iterator[None]:
-    """Inside, a file that cannot be written is the user's to mend."""
+    """Inside, a file that cannot be written is the user's to repair."""
     try:
         yield
     except OSError as error:

@@ -75,7 +75,7 @@ class Planned:
 
     @property
     def why(self) -> str:
-        """Why there is no number, with what mends it: for those who see no more than a table."""
+        """Why there is no number, with what repairs it: for those who see no more than a table."""
         if self.state == "open":
             return self.reason or "not run yet"
         return f"{self.reason}; {self.mend}" if self.mend else self.reason
@@ -169,7 +169,7 @@ def _missing_package(*parts: Any) -> tuple[str, str] | None:
 
 
 def _missing_data(task: Any) -> tuple[str, str] | None:
-    """What a task cannot find, and the command that mends it."""
+    """What a task cannot find, and the command that repairs it."""
     if not task.data:
         return None
     from metabench.datasets import data
@@ -178,7 +178,7 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
         try:
             data.locate(name, None if task.source == "auto" else task.source)
         except DataMissing as error:
-            return str(error).partition("; mend:")[0], error.mend
+            return str(error).partition("; repair:")[0], error.mend
         except UnknownName as error:
             return str(error), ""
     return None

@@ -295,7 +295,7 @@ def test_a_file_that_may_not_grow_is_not_half_written(tmp_path: Path) -> None:
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     root.write_text("not a folder")
-    for look in (Store(root).records, Store(root).problems, Store(root).mend):
+    for look in (Store(root).records, Store(root).problems, Store(root).repair):
         with pytest.raises(StoreError, match="is a file, not the folder of a store"):
             look()
 
