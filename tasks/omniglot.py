@@ -155,7 +155,7 @@ def read_pictures(folder: Path) -> np.ndarray:
     if not there.all():
         raise MetabenchError(
             f"{folder} holds {there.sum():,} of Omniglot's {there.size:,} drawings; "
-            "mend: remove it, then metabench data fetch omniglot"
+            "repair: remove it, then metabench data fetch omniglot"
         )
     return images
 

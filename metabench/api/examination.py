@@ -1,4 +1,4 @@
-"""What this machine has and lacks, each lack with the commands that mend it."""
+"""What this machine has and lacks, each lack with the commands that repair it."""
 
 from __future__ import annotations
 
@@ -232,7 +232,9 @@ def _store(store: Store) -> Iterator[Finding]:
             bad.path.name,
             "broken",
             str(bad),
-            mend=("metabench run SUITE  # sets bad files aside and runs their cells again",),
+            mend=(
+                "metabench run SUITE  # moves bad files to quarantine and runs their cells again",
+            ),
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabench.core.errors import MetabenchError, UnknownName
+from metabench.store.store import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +64,7 @@ class Table:
 
 @contextlib.contextmanager
 def told(place: Path) -> Iterator[None]:
-    """Inside, a file that cannot be written is the user's to mend."""
+    """Inside, a file that cannot be written is the user's to repair."""
     try:
         yield
     except OSError as error:
@@ -80,10 +81,12 @@ def made(folder: Path) -> Path:
 
 
 def write(path: str | Path, text: str) -> Path:
-    """Write a text file, its folder too; raises MetabenchError where that cannot be done."""
+    """Write a text file, its folder too; a reader sees all of it or what was there before.
+
+    Raises MetabenchError where that cannot be done.
+    """
     path = Path(path)
     made(path.parent)
-    with told(path):
-        # A reason may quote a file name that is no text.
-        path.write_text(text, encoding="utf-8", errors="replace")
+    # A reason may quote a file name that is no text.
+    write_atomic(path, text.encode("utf-8", errors="replace"))
     return path

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.api.output import SUFFIXES, Table, made, told, write
-from metabench.core.errors import SettingError
+from metabench.core.errors import SettingError, SuiteError
 from metabench.store.store import BadFile, Store
 from metabench.suites import loading as suites
 from metabench.suites import planning as plans
@@ -50,6 +50,8 @@ def suite_of_pairs(
 
 def load(suite: str | Path | Suite) -> Suite:
     """The suite that a verb is given."""
+    if not isinstance(suite, str | Path | Suite):
+        raise SuiteError(f"suite cannot be {suite!r}: give a name, the path of a file, or a Suite")
     return suite if isinstance(suite, Suite) else suites.load(suite)
 
 
@@ -131,6 +133,14 @@ def run_planned(
     from metabench.run.local_launcher import launch
 
     check_device(device)
+    for name, value, least in (
+        ("jobs", jobs, 1),
+        ("ranks", ranks, 1),
+        ("time_limit", time_limit, 0),
+        ("checkpoint_seconds", checkpoint_seconds, 0),
+    ):
+        if value is not None and not (isinstance(value, int | float) and value >= least):
+            raise SettingError(f"{name} cannot be {value!r}: give a number of at least {least}")
     cells = [p.cell for p in planned if p.state in plans.TO_RUN or p.state == "done"]
     return launch(
         cells,

@@ -162,7 +162,7 @@ for verb in (
 def doctor(
     ctx: typer.Context, store: StorePath = None, profile: cluster.MaybeCluster = None
 ) -> None:
-    """Versions, devices, data, a cluster; what is missing, and the command that mends it."""
+    """Versions, devices, data, a cluster; what is missing, and the command that repairs it."""
     from metabench.api.examination import examine
     from metabench.cli import printing
     from metabench.store.store import Store
@@ -218,7 +218,7 @@ def _data(ctx: typer.Context) -> None:
 
 @data_app.command("list")
 def data_list() -> None:
-    """Every data set that is known: where it is, or what mends its absence; source, licence, sizes,
+    """Every data set that is known: where it is, or what brings it; source, licence, sizes,
     checksums, and what to copy to a machine without network."""
     from metabench.cli import printing
     from metabench.datasets import data

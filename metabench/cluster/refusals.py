@@ -54,7 +54,7 @@ def lacking(planned: Sequence[Planned]) -> list[str]:
         if p.state in ("missing data", "missing package"):
             found[p.reason, p.mend] = found.get((p.reason, p.mend), 0) + 1
     return [
-        f"{n} cells lack something that nodes could not fetch: {reason}; mend it with: {mend}, "
+        f"{n} cells lack something that nodes could not fetch: {reason}; repair it with: {mend}, "
         "or leave them out with --only"
         for (reason, mend), n in found.items()
     ]

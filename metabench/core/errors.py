@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class MetabenchError(Exception):
-    """Base of every error that is the user's to mend; shown without a traceback."""
+    """Base of every error that is the user's to repair; shown without a traceback."""
 
 
 class UnknownName(MetabenchError):
@@ -15,7 +15,7 @@ class UnknownName(MetabenchError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
         message = f"no {kind} {name!r}"
         if near:
             message += f"; near: {', '.join(near)}"
@@ -37,16 +37,16 @@ class StoreError(MetabenchError):
 
 
 class DataMissing(MetabenchError):
-    """A data set that is not on this machine; carries the command that mends it."""
+    """A data set that is not on this machine; carries the command that repairs it."""
 
     def __init__(self, name: str, looked: Iterable[str], mend: str) -> None:
         where = ", ".join(looked)
-        super().__init__(f"data set {name!r} not found; looked in {where}; mend: {mend}")
+        super().__init__(f"data set {name!r} not found; looked in {where}; repair: {mend}")
         self.name, self.mend = name, mend
 
 
 class NotApplicable(MetabenchError):
-    """A crossing of a task and a method that the theory does not allow, with the reason."""
+    """A pair of a task and a method that the theory does not allow, with the reason."""
 
 
 class Diverged(Exception):

@@ -1,4 +1,4 @@
-"""What an examination of this machine finds, and the commands that mend it."""
+"""What an examination of this machine finds, and the commands that repair it."""
 
 from __future__ import annotations
 

@@ -54,8 +54,10 @@ class Registry:
 
         def add(cls: type[T]) -> type[T]:
             if self.base not in {f"{c.__module__}.{c.__qualname__}" for c in cls.__mro__}:
+                base = f"metabench.{self.base.rpartition('.')[2]}"
                 raise MetabenchError(
-                    f"{self.kind} {name!r}: class {cls.__name__} does not derive from {self.base}"
+                    f"{self.kind} {name!r}: class {cls.__name__} does not derive from {base}; "
+                    f"write: class {cls.__name__}({base})"
                 )
             known = self._classes.get(name)
             taken = f"{self.package}.{name}" if name in self._files() else cls.__module__
@@ -204,7 +206,11 @@ def solver(name: str) -> Callable[[type[T]], type[T]]:
 
 
 def load_plugin(path: str | Path) -> None:
-    """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``)."""
+    """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``).
+
+    Raises MetabenchError where there is no such file, or where it cannot be read as Python or
+    imports what is not there.
+    """
     path = Path(path).resolve()
     if not path.is_file():
         raise MetabenchError(f"no plug-in file {str(path)!r}")
@@ -220,13 +226,22 @@ def load_plugin(path: str | Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, ImportError | SyntaxError):
+            raise MetabenchError(f"plug-in {path}: {error}{_public(error)}") from error
         raise
     # Child processes find the same plug-ins through the environment.
     listed = [p for p in os.environ.get("METABENCH_PLUGINS", "").split(os.pathsep) if p]
     if str(path) not in listed:
         os.environ["METABENCH_PLUGINS"] = os.pathsep.join([*listed, str(path)])
+
+
+def _public(error: ImportError | SyntaxError) -> str:
+    """What a plug-in can import, where it looked for something else of metabench."""
+    if not (isinstance(error, ImportError) and (error.name or "").startswith("metabench")):
+        return ""
+    return f"; plug-ins can import from metabench: {', '.join(dir(sys.modules['metabench']))}"
 
 
 def load_plugins() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -22,6 +22,18 @@ UNSET = "unset"
 def fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """The settable fields of a settings dataclass, by name."""
     return {f.name: f for f in dataclasses.fields(cls) if f.init}
+
+
+def several(name: str, values: Any) -> list[str]:
+    """``values`` as a list of text; raises SettingError for one text alone, and for anything else.
+
+    ``name`` is the argument that they are given as.
+    """
+    items = [*values] if isinstance(values, Iterable) and not isinstance(values, str) else None
+    if items is None or not all(isinstance(item, str) for item in items):
+        near = f", for example [{values!r}]" if isinstance(values, str) else ""
+        raise SettingError(f"{name} cannot be {values!r}: give a list of texts{near}")
+    return items
 
 
 def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:

@@ -59,7 +59,7 @@ def _places(layout: Layout) -> list[Path]:
 def locate(name: str, layout: str | None = None) -> Found:
     """Where a data set is, in the first layout found (or in the one called ``layout``).
 
-    Raises DataMissing with the command that mends it, UnknownName.
+    Raises DataMissing with the command that repairs it, UnknownName.
     """
     known = dataset(name).layouts
     chosen = [x for x in known if layout in (None, x.name)]
@@ -112,7 +112,7 @@ class Status:
 
 
 def status() -> list[Status]:
-    """Every known data set: where it is, or the command that mends its absence."""
+    """Every known data set: where it is, or the command that repairs its absence."""
     out = []
     for known in DATASETS.values():
         try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.analysis.curves import Line, Part, line, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.cell import Budget
+from metabench.core.settings import several
 from metabench.core.text import listed
 from metabench.reports.cost_frontier import costs_known, frontier
 from metabench.reports.critical_difference import ranking
@@ -95,7 +96,7 @@ def figures_of(
     results: Results, curves: dict[str, Curve], kinds: Sequence[str], cost: str
 ) -> dict[str, Figure]:
     """As :func:`figures`, from learning curves by key."""
-    check_names("kind of plot", kinds, KINDS)
+    check_names("kind of plot", several("kind", kinds), KINDS)
     out: dict[str, Figure] = {}
     with styled():
         for kind in kinds:

@@ -126,7 +126,7 @@ def launch(
     ``ranks``: processes that share the episodes of one cell, each with a GPU of its own where there
     are enough; they change no result.
 
-    Raises StoreError where the store cannot be read or mended.
+    Raises StoreError where the store cannot be read or repaired.
     """
     options = WorkerOptions(
         str(store.root),

@@ -65,14 +65,17 @@ def merge(sources: Iterable[Store | Published], target: Store, *, dry_run: bool 
     Raises StoreError where the target refuses, or where a source is not there or is the target.
     """
     merging = _Merging(target, dry_run)
+    held: list[tuple[Record, Store | Published]] = []
     for source in sources:
         if not source.root.exists():
             raise StoreError(f"{source.root}: there is no store")
         if source.root.resolve() == target.root.resolve():
             raise StoreError(f"{source.root} cannot be merged into itself")
         merging.out.bad += [str(b) for b in source.problems()]
-        for record in source.records():
-            merging.add(record, source)
+        held += [(record, source) for record in source.records() if not merging.add(record, source)]
+    for record, source in held:  # another merge lets go of a cell in no time
+        if not merging.add(record, source):
+            merging.out.running.append(str(record.cell))
     return merging.out
 
 
@@ -83,7 +86,8 @@ class _Merging:
         self.unwritten: dict[str, tuple[Record, Store | Published]] = {}
         """What a dry run would have written by now."""
 
-    def add(self, record: Record, source: Store | Published) -> None:
+    def add(self, record: Record, source: Store | Published) -> bool:
+        """False where the record is to be copied and somebody is running the cell."""
         known, place = self.unwritten.get(record.key) or (self.target.get(record.key), self.target)
         if known is not None and (known.status == "done" or record.status != "done"):
             if record.status != "done":
@@ -93,14 +97,15 @@ class _Merging:
             else:
                 self.out.same += 1
         elif not self._written(record, source):
-            self.out.running.append(str(record.cell))
+            return False
         elif known is None:
             self.out.copied += 1
         else:
             self.out.replaced += 1
+        return True
 
     def _written(self, record: Record, source: Store | Published) -> bool:
-        """False where somebody is running the cell."""
+        """False where somebody is running the cell, or has finished it by now."""
         if self.dry_run:
             if self.target.holder(record.key) is not None:
                 return False
@@ -110,6 +115,8 @@ class _Merging:
         if lease is None:
             return False
         with lease:
+            if (now := self.target.get(record.key)) is not None and now.status == "done":
+                return False
             self.target.repair_leased(lease)
             self.target.write(record, source.curve(record), source.lam(record), lease=lease)
         return True

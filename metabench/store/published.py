@@ -105,6 +105,8 @@ class Published:
                         self._bad.setdefault(what, []).append(number)
                     else:
                         self._records[record.key], self._curves[record.key] = record, curve
+            if not number:
+                raise EOFError("there is nothing in it")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             self._bad[f"the file is damaged from here on: {error}"] = [number + 1]
         except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 from metabench.core.cell import Budget
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
-from metabench.core.settings import fields, parse
+from metabench.core.settings import fields, parse, several
 from metabench.suites.schema import GROUPS, Column, Groups, Row
 
 
@@ -56,7 +56,8 @@ def parse_override(text: str) -> Override:
 def read_overrides(set: Iterable[str] | Mapping[str, Any]) -> list[Override]:
     """Overrides from "GROUP.NAME=VALUE" or from {"GROUP.NAME": value}; raises SettingError."""
     if not isinstance(set, Mapping):
-        return [parse_override(text) for text in set]
+        return [parse_override(text) for text in several("set", set)]
+    several("names of settings", set)
     out = []
     for place, value in set.items():
         scope, dot, name = place.partition(".")

@@ -16,6 +16,7 @@ from metabench.core.capabilities import why_not
 from metabench.core.cell import Cell
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
+from metabench.core.settings import several
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
 from metabench.suites.durations import Estimates
@@ -74,7 +75,7 @@ class Planned:
 
     @property
     def why(self) -> str:
-        """Why there is no number, with what mends it: for those who see no more than a table."""
+        """Why there is no number, with what repairs it: for those who see no more than a table."""
         if self.state == "open":
             return self.reason or "not run yet"
         return f"{self.reason}; {self.mend}" if self.mend else self.reason
@@ -168,7 +169,7 @@ def _missing_package(*parts: Any) -> tuple[str, str] | None:
 
 
 def _missing_data(task: Any) -> tuple[str, str] | None:
-    """What a task cannot find, and the command that mends it."""
+    """What a task cannot find, and the command that repairs it."""
     if not task.data:
         return None
     from metabench.datasets import data
@@ -177,7 +178,7 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
         try:
             data.locate(name, None if task.source == "auto" else task.source)
         except DataMissing as error:
-            return str(error).partition("; mend:")[0], error.mend
+            return str(error).partition("; repair:")[0], error.mend
         except UnknownName as error:
             return str(error), ""
     return None
@@ -197,6 +198,9 @@ def choose(
     methods or tasks, or ROW/COLUMN; ``*`` stands for anything. The name of a row that is also its
     method's means the row alone. Raises UnknownName, SettingError.
     """
+    if not (seeds is None or isinstance(seeds, Iterable)):
+        raise SettingError(f"seeds cannot be {seeds!r}: give a list of whole numbers")
+    only = several("only", only)
     cells = suite.cells(budget, read_overrides(set), seeds)
     suite.check_measured(cells)
     patterns = [_pattern(text, suite) for text in only]
@@ -249,8 +253,8 @@ def suite_of_pairs(
     """
     if not task_names or not method_names:
         raise SuiteError("name a suite, or at least one --task and one --method")
-    classes = [tasks.get(name) for name in task_names]
-    for name in method_names:
+    classes = [tasks.get(name) for name in several("tasks", task_names)]
+    for name in several("methods", method_names):
         methods.get(name)
     if solver is not None:
         solvers.get(solver)

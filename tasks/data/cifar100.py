@@ -79,7 +79,7 @@ FC100 = {
 def images(source: Source, split: dict[str, list[str]], part: str) -> Tensor:
     """uint8 [classes, images, 3, 32, 32] of "train", "valid" or "test" of a split.
 
-    Raises DataMissing with the command that mends it, and MetabenchError where a file is damaged
+    Raises DataMissing with the command that repairs it, and MetabenchError where a file is damaged
     or another.
     """
     held_out = [name for names in split.values() for name in names]

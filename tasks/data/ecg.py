@@ -59,7 +59,7 @@ class Beats:
 def load() -> Beats:
     """The recordings of DS1 and DS2.
 
-    Raises DataMissing with the command that mends it, and MetabenchError where the file is damaged
+    Raises DataMissing with the command that repairs it, MetabenchError where the file is damaged
     or another.
     """
     return _read(data.locate("mitbih").path.resolve())

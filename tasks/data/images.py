@@ -92,7 +92,7 @@ def load(name: str, layout: str | None = None) -> Images:
     Float32 [n, channels, height, width] in 0..1 and int64 [n], in the layout's order. ``layout``
     None takes the best that is there: for CIFAR-10 all 60,000 images (layout "torchvision") before
     one in six ("metabench"). What comes back is shared between callers: never change it in place.
-    Raises DataMissing with the command that mends it, UnknownName, and MetabenchError where
+    Raises DataMissing with the command that repairs it, UnknownName, and MetabenchError where
     a file holds something else than it should.
     """
     found = data.locate(name, layout)
@@ -132,7 +132,7 @@ def _read(name: str, layout: str, folder: Path) -> dict[str, tuple[np.ndarray, n
 def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """One of CIFAR-10's pickled batches: uint8 [n, 3, 32, 32] and [n]."""
     if not path.is_file():
-        raise MetabenchError(f"{path} is missing; mend: metabench data fetch cifar10")
+        raise MetabenchError(f"{path} is missing; repair: metabench data fetch cifar10")
     held = pickles.load(path)
     return np.asarray(held["data"]).reshape(-1, 3, 32, 32), np.asarray(held["labels"], np.uint8)
 

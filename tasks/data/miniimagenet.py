@@ -81,7 +81,7 @@ class Part(NamedTuple):
 def images(source: str | None, part: str) -> Tensor:
     """uint8 [classes, 600, 3, 84, 84] of "train", "valid" or "test"; None: the first layout there.
 
-    Raises DataMissing with the command that mends it, and MetabenchError where the files are not
+    Raises DataMissing with the command that repairs it, and MetabenchError where the files are not
     miniImageNet in that split or cannot be read.
     """
     found = data.locate("miniimagenet", source)

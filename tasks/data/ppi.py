@@ -101,7 +101,7 @@ def spans(first: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
 def load() -> Graphs:
     """All labelled graphs, in the order of the file.
 
-    Raises DataMissing with the command that mends it, and MetabenchError where the file is damaged
+    Raises DataMissing with the command that repairs it, MetabenchError where the file is damaged
     or another.
     """
     return _read(data.locate("ppi_bio").path.resolve() / FILE)

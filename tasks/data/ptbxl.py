@@ -70,7 +70,7 @@ class Hearts:
 def load() -> Hearts:
     """All records, in the order of the table.
 
-    Raises DataMissing with the command that mends it, and MetabenchError where files are damaged or
+    Raises DataMissing with the command that repairs it, MetabenchError where files are damaged or
     others.
     """
     return _read(data.locate("ptbxl").path.resolve())

@@ -119,7 +119,7 @@ class RewardedEdit(SelfEdit):
 
     @property
     def missing(self) -> tuple[str, str] | None:
-        """A model that is not here, and what mends it."""
+        """A model that is not here, and what repairs it."""
         return missing(*self.models)
 
     def language_model(self, device: torch.device) -> LanguageModel:

@@ -114,7 +114,7 @@ class SelfEdit(Task):
 
     @property
     def missing(self) -> tuple[str, str] | None:
-        """The model, where it is not here, and what mends it."""
+        """The model, where it is not here, and what repairs it."""
         return missing(self.model)
 
     def language_model(self, device: torch.device) -> LanguageModel:

@@ -110,6 +110,25 @@ def test_a_plugin_that_fails_is_forgotten(plugins_forgotten: None, tmp_path: Pat
     load_plugin(path)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("from metabench.problem import Problem", r"'metabench.problem'; .* metabench: .*Problem"),
+        ("from metabench import Probelm", "cannot import name 'Probelm' .*; .* metabench: "),
+        ("import none_such", "No module named 'none_such'$"),
+        ("def f(:", r"old.py, line 1\)$"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_says_so_in_a_line(
+    plugins_forgotten: None, tmp_path: Path, source: str, said: str
+) -> None:
+    path = tmp_path / "old.py"
+    path.write_text(source)
+    with pytest.raises(MetabenchError, match=f"^plug-in {path}: .*{said}"):
+        load_plugin(path)
+    assert "metabench_plugin_old" not in sys.modules
+
+
 def test_a_name_can_be_taken_once(plugins_forgotten: None, tmp_path: Path) -> None:
     solvers.get("sgd")
     path = tmp_path / "thief.py"
@@ -143,7 +162,9 @@ def test_a_built_in_that_nobody_has_asked_for_is_not_replaced(tmp_path: Path) ->
 
 @pytest.mark.parametrize("known", registry.REGISTRIES.values(), ids=lambda r: r.kind)
 def test_what_is_registered_derives_from_the_contract(known: Registry) -> None:
-    with pytest.raises(MetabenchError, match=f"'plain': class Plain .* derive from {known.base}"):
+    public = f"metabench.{known.kind.title()}"
+    said = rf"'plain': class Plain .* derive from {public}; write: class Plain\({public}\)$"
+    with pytest.raises(MetabenchError, match=said):
         known.register("plain")(type("Plain", (), {}))
     assert "plain" not in known.names()
 

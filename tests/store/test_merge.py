@@ -9,6 +9,7 @@ import pytest
 
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
+from metabench.store.lease import Lease
 from metabench.store.merge import merge
 from metabench.store.record import Estimate, Record
 from metabench.store.store import RECORD, Store
@@ -81,10 +82,35 @@ def test_what_cannot_be_trusted_or_is_being_run_is_left_alone(
     assert lease is not None
     with lease:
         merged = merge([one], two)
-    assert merged.copied == 0 and len(merged.running) == 1
+    assert merged.copied == 0 and merged.running == [str(record(1).cell)]
     assert len(merged.bad) == 1 and "cannot be read" in merged.bad[0]
     with pytest.raises(StoreError, match="into itself"):
         merge([one], one)
     with pytest.raises(StoreError, match="there is no store"):
         merge([Store(one.root / "no")], two)
     assert replace(record(0), status="failed").status == "failed"
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+def test_what_another_merge_writes_meanwhile_stays(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch, lets_go: bool
+) -> None:
+    """It writes the first cell between this one's look at the cell and its lease, or holds it."""
+    one, two = stores
+    for seed in range(3):
+        one.write(record(seed))
+    theirs: list[Record] = []
+    free = two.lease
+
+    def lease(key: str) -> Lease | None:
+        if theirs:
+            return free(key)
+        theirs.append(
+            two.write(next(r for s in range(3) if (r := record(s, accuracy=0.7)).key == key))
+        )
+        return free(key) if lets_go else None
+
+    monkeypatch.setattr(two, "lease", lease)
+    merged = merge([one], two)
+    assert (merged.copied, len(merged.conflicts), merged.running) == (2, 1, [])
+    assert two.get(theirs[0].key) == theirs[0]

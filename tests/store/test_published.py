@@ -152,7 +152,7 @@ def test_a_damaged_file_gives_what_stands_before_the_damage(file: Path, cut: int
     file.write_bytes(whole[:cut])
     found = Published(file)
     assert len(found.records()) <= 40
-    assert cut == 0 or "the file is damaged from here on" in str(found.problems()[-1])
+    assert "the file is damaged from here on" in str(found.problems()[-1])
     assert cut > 0 or len(found.records()) in (0, 40)
 
 

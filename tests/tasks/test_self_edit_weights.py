@@ -334,5 +334,5 @@ def test_a_damaged_file_of_passages_is_said(world, tmp_path, monkeypatch, kept):
     path = tmp_path / "squad" / "squad_seal.parquet"
     path.write_bytes(path.read_bytes()[:kept])
     monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
-    with pytest.raises(MetabenchError, match=r"squad_seal.parquet cannot be read \(.+\); mend: "):
+    with pytest.raises(MetabenchError, match=r"squad_seal.parquet cannot be read \(.+\); repair: "):
         lm.passages()

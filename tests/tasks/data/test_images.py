@@ -121,7 +121,9 @@ def test_a_batch_that_would_run_something_is_refused(root, monkeypatch):
     with pytest.raises(MetabenchError, match=r"asks for os\.system"):
         images.load("cifar10")
     evil.unlink()
-    with pytest.raises(MetabenchError, match="data_batch_3 is missing; mend: metabench data fetch"):
+    with pytest.raises(
+        MetabenchError, match="data_batch_3 is missing; repair: metabench data fetch"
+    ):
         images.load("cifar10")
 
 

@@ -1,0 +1,58 @@
+"""What verbs are given by mistake is refused in a line that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metabench import api
+from metabench.core.errors import MetabenchError
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "said"),
+    [
+        ("plan", {"suite": None}, "suite cannot be None: give a name, .*"),
+        ("plan", {"suite": "closedform"}, "no suite 'closedform'; near: closed-form; .*"),
+        ("plan", {"budget": "smok"}, "no budget of suite .* called 'smok'; near: smoke; .*"),
+        ("plan", {"budget": None}, "no budget of suite .* called None; known: laptop, .*"),
+        ("plan", {"only": "reverse"}, r"only cannot be 'reverse': .* \['reverse'\]"),
+        ("plan", {"only": [3]}, r"only cannot be \[3\]: give a list of texts"),
+        ("plan", {"only": ["revers"]}, "no row or column .* 'revers'; near: reverse, .*"),
+        ("plan", {"set": "method.inner_lr=0.1"}, r"set cannot be 'method.inner_lr=0.1': .*"),
+        ("plan", {"set": None}, "set cannot be None: give a list of texts"),
+        ("plan", {"set": {3: 4}}, "names of settings cannot be .*: give a list of texts"),
+        ("plan", {"set": {"method.inner_l": 1}}, ".* 'inner_l'; near: inner_lr, .*"),
+        ("plan", {"seeds": 0}, "seeds cannot be 0: give a list of whole numbers"),
+        ("plan", {"seeds": "0,1"}, "seed cannot be '0': write a whole number(\n.*)?"),
+        ("run", {"jobs": 0}, "jobs cannot be 0: give a number of at least 1"),
+        ("run", {"jobs": "2"}, "jobs cannot be '2': give a number of at least 1"),
+        ("run", {"ranks": 0}, "ranks cannot be 0: give a number of at least 1"),
+        ("run", {"time_limit": -1.0}, "time_limit cannot be -1.0: give a number of at least 0"),
+        ("run", {"checkpoint_seconds": "x"}, "checkpoint_seconds cannot be 'x': .*"),
+        ("run", {"device": "gpu"}, "device cannot be 'gpu': .*"),
+        ("plot", {"kind": "ranking", "out": "figures"}, r"kind cannot be 'ranking': .*"),
+        ("plot", {"kind": ["rankin"], "out": "figures"}, ".* 'rankin'; near: ranking, .*"),
+    ],
+)
+def test_mistakes_are_named(
+    verb: str,
+    given: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = {"suite": "closed-form", "budget": "smoke", "store": tmp_path / "runs"} | given
+    with pytest.raises(MetabenchError, match=f"^{said}$"):
+        getattr(api, verb)(**words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_name_where_several_are_asked_for() -> None:
+    with pytest.raises(MetabenchError, match=r"tasks cannot be 'quadratic': .* \['quadratic'\]"):
+        api.suite_of_pairs("quadratic", ["bilevel"])
+    with pytest.raises(MetabenchError, match=r"methods cannot be 'bilevel': .* \['bilevel'\]"):
+        api.suite_of_pairs(["quadratic"], "bilevel")
