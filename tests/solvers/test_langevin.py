@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import F64, LinearEpisodes, SmallNet, context, differences, given, hypergradient
 
-from metabench.conformance.harness import Crossing, snapshot, unchanged
+from metabench.conformance.harness import Harness, snapshot, unchanged
 from metabench.contract.method import inner_loop
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.core.capabilities import why_not
@@ -205,7 +205,7 @@ def test_episodes_all_at_once_see_their_own_noise(batches, chunk):
     def run(**more):
         problem = SmallNet(batches=batches)
         ctx = given(problem, *OFFERS, solver=Langevin(temperature=0.01), **more)
-        return Crossing(method, None).run(ctx).lam
+        return Harness(method, None).run(ctx).lam
 
     looped, batched = run(), run(engine="vmap", chunk=chunk)
     for k, v in looped.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import F64, differences, given, hypergradient
 
-from metabench.conformance.harness import Crossing
+from metabench.conformance.harness import Harness
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS
 from metabench.contract.seeds import Seeds
@@ -165,7 +165,7 @@ def test_a_learned_range_grows_towards_the_law_and_stays_small_without_one():
     for law in (0.0, 25.0):
         ctx = context(tune="rotation", law_rotation=law, n_train=100, network="mlp", width=32)
         method = methods.get("one_step")(inner_steps=1, inner_lr=0.5, outer_lr=0.01)
-        state = Crossing(method, None).run(ctx, 200)
+        state = Harness(method, None).run(ctx, 200)
         ends[law] = ctx.problem.metrics(state.lam, state.theta, ctx.problem.episode("test", 0))
     assert ends[25.0]["rotation"] > ends[0.0]["rotation"] + 5
     found = ends[25.0]

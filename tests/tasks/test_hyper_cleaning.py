@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import F64, context, hypergradient
 
-from metabench.conformance.harness import Crossing
+from metabench.conformance.harness import Harness
 from metabench.conformance.kit import method_checks
 from metabench.contract import autodiff
 from metabench.core.capabilities import why_not
@@ -67,7 +67,7 @@ def _bytes(x):
 
 
 def test_other_seeds_draw_other_parts():
-    one, two = (Crossing(None, Task(**TINY), seeds=_seeds(i)).problem() for i in (0, 1))
+    one, two = (Harness(None, Task(**TINY), seeds=_seeds(i)).problem() for i in (0, 1))
     assert not torch.equal(one.parts["train"]["x"], two.parts["train"]["x"])
     assert not torch.equal(one.start["head.weight"], two.start["head.weight"])
 

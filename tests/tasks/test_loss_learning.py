@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import F64, given
 
-from metabench.conformance.harness import Crossing
+from metabench.conformance.harness import Harness
 from metabench.contract.problem import GRADIENTS
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
@@ -136,7 +136,7 @@ def test_metrics_look_at_the_split_that_is_asked():
 
 def after(method, steps, **set_):
     ctx = context(**set_)
-    state = Crossing(method, None).run(ctx, steps)
+    state = Harness(method, None).run(ctx, steps)
     return ctx.problem.metrics(state.lam, state.theta, ctx.problem.episode("test", 0))
 
 

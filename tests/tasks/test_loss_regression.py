@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import F64, differences, given, hypergradient
 
-from metabench.conformance.harness import Crossing
+from metabench.conformance.harness import Harness
 from metabench.contract.problem import GRADIENTS
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
@@ -219,7 +219,7 @@ def test_minibatches_carry_their_places():
 
 def test_a_learned_power_leaves_the_outliers_aside():
     problem = made(outliers=0.3, form="power", carried=True)
-    at = Crossing(methods.get("ift")(inner_steps=5, inner_lr=0.1, terms=10, outer_lr=0.05), None)
+    at = Harness(methods.get("ift")(inner_steps=5, inner_lr=0.1, terms=10, outer_lr=0.05), None)
     ctx = context(problem)
     state = at.run(ctx, 60)
     plain = methods.get("fixed")(inner_steps=300, inner_lr=0.05)
