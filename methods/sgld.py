@@ -83,7 +83,7 @@ class SGLD(GradientMethod):
 
     def refuses(self, solver: Solver) -> str | None:
         """One that the estimator is not true for."""
-        if solver.init({"theta": torch.zeros(())}):
+        if solver.init({"theta": torch.zeros((), dtype=torch.float32)}):
             return (
                 "sgld moves theta along the gradient itself; solver "
                 f"{solver.registered_name} keeps a memory: use langevin, or sgd for no noise"

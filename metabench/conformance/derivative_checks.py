@@ -51,7 +51,9 @@ def check_derivatives(task: Any) -> None:
         def slope(p: Params) -> Tensor:
             f = problem.inner_loss
             g = autodiff.grad(lambda t: f(p, t, batch), moved, create_graph=True)[1]
-            return sum((v.square().sum() for v in g.values()), start=torch.zeros(()))
+            return sum(
+                (v.square().sum() for v in g.values()), start=torch.zeros((), dtype=torch.float32)
+            )
 
         _real(autodiff.grad(slope, lam)[1], "the inner loss's gradient in lam")
     if "lam_is_initialisation" in offers:

@@ -125,7 +125,7 @@ class Comoment:
 
     def __init__(self) -> None:
         self.n = 0
-        self._x: Tensor = torch.zeros(())
+        self._x: Tensor = torch.zeros((), dtype=torch.float32)
         self._y: Params = {}
         self._sum: Params = {}
 
