@@ -25,13 +25,18 @@ class Untouched:
     def __init__(self, state: State, *, bits: bool = False) -> None:
         self._state, self._bits = state, bits
         self._leaves = dict(_leaves(vars(state), ""))
-        self._marks = {k: self._mark(x) for k, x in self._leaves.items() if isinstance(x, Tensor)}
+        self._marks = {
+            name: self._mark(leaf)
+            for name, leaf in self._leaves.items()
+            if isinstance(leaf, Tensor)
+        }
 
     def check(self, when: str) -> None:
         """Raise :class:`ChangedInPlace` where the state is another now."""
         now = dict(_leaves(vars(self._state), ""))
         for name in {**self._leaves, **now}:
-            old, new = self._leaves.get(name), now.get(name)
+            old: Any = self._leaves.get(name)
+            new: Any = now.get(name)
             if isinstance(new, Tensor):
                 if old is not new or self._mark(new) != self._marks[name]:
                     break
