@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from metabench import testing as testing
     from metabench import unrolled as unrolled
     from metabench.contract.context import Context as Context
+    from metabench.contract.guards import check_hypergradient as check_hypergradient
     from metabench.contract.method import GradientMethod as GradientMethod
     from metabench.contract.method import Hypergradient as Hypergradient
     from metabench.contract.method import InnerTraining as InnerTraining
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from metabench.contract.method import SolverName as SolverName
     from metabench.contract.method import State as State
     from metabench.contract.method import Steps as Steps
-    from metabench.contract.method import check_hypergradient as check_hypergradient
     from metabench.contract.method import inner_loop as inner_loop
     from metabench.contract.method import outer_solver as outer_solver
     from metabench.contract.problem import GRADIENTS as GRADIENTS
@@ -64,6 +64,7 @@ _DOORS = ("api", "autodiff", "errors", "implicit", "testing", "unrolled")
 
 _HOMES = {
     "contract.context": ("Context",),
+    "contract.guards": ("check_hypergradient",),
     "contract.method": (
         "GradientMethod",
         "Hypergradient",
@@ -73,7 +74,6 @@ _HOMES = {
         "SolverName",
         "State",
         "Steps",
-        "check_hypergradient",
         "inner_loop",
         "outer_solver",
     ),

@@ -147,7 +147,11 @@ class AugmentationProblem(DrawnImages):
         out = {}
         for split, (x, y) in cut("augmentation", images, sizes, gen).items():
             if split != "train" and task.law_rotation:
-                x = turned(x, task.law_rotation * (2 * torch.rand(len(x), generator=gen) - 1))
+                x = turned(
+                    x,
+                    task.law_rotation
+                    * (2 * torch.rand(len(x), generator=gen, dtype=torch.float32) - 1),
+                )
             x = shrunk(x, task.shrink).to(self.device, self.dtype)
             out[split] = {"x": x, "y": y.to(self.device)}
         return out
@@ -195,4 +199,4 @@ class AugmentationProblem(DrawnImages):
 def turned(x: Tensor, degrees: Tensor) -> Tensor:
     """Images [n, channels, side, side] turned by ``degrees`` [n]."""
     zero = torch.zeros_like(degrees)
-    return augment(x, Strengths(degrees, *[zero] * 5), torch.zeros(len(x), 2))
+    return augment(x, Strengths(degrees, *[zero] * 5), torch.zeros(len(x), 2, dtype=torch.float32))

@@ -60,11 +60,11 @@ def _drawn(split: str, seed: int) -> Tensor:
     faces = _characters()[split]
     gen = generator(seed, "glyphs", split)
     n = len(faces)
-    pick = torch.rand(n, DRAWINGS, generator=gen)
+    pick = torch.rand(n, DRAWINGS, generator=gen, dtype=torch.float32)
     images = torch.stack(
         [f[(p * len(f)).long()] for f, p in zip(faces, pick, strict=True)]
     ).flatten(0, 1)
-    width = torch.rand(len(images), generator=gen)
+    width = torch.rand(len(images), generator=gen, dtype=torch.float32)
     images[width < 0.25] = _thinner(images[width < 0.25])
     images[width > 0.75] = _thicker(images[width > 0.75])
     parts = []
@@ -79,7 +79,7 @@ def _affine(n: int, gen: torch.Generator) -> Tensor:
     """Sampling grids [n, 56, 56, 2] of random rotations, shears, scales and shifts."""
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(n, generator=gen)
+        return low + (high - low) * torch.rand(n, generator=gen, dtype=torch.float32)
 
     turn, shear = uniform(-0.35, 0.35), uniform(-0.3, 0.3)
     wide, high = uniform(0.85, 1.35), uniform(0.85, 1.35)
@@ -96,7 +96,7 @@ def _affine(n: int, gen: torch.Generator) -> Tensor:
 
 def _displacement(n: int, gen: torch.Generator) -> Tensor:
     """Smooth random displacements [n, 56, 56, 2], as if drawn by another hand."""
-    coarse = torch.randn(n, 2, 5, 5, generator=gen) * 0.07
+    coarse = torch.randn(n, 2, 5, 5, generator=gen, dtype=torch.float32) * 0.07
     smooth = F.interpolate(coarse, size=SIZE // 2, mode="bicubic", align_corners=True)
     fine = F.interpolate(smooth, size=2 * SIZE, mode="bilinear", align_corners=True)
     return fine.permute(0, 2, 3, 1)
@@ -119,7 +119,7 @@ def _characters() -> dict[str, list[Tensor]]:
     """
     fonts = {path: _coverage(path) for path in _fonts()}
     everything = sorted(set().union(*fonts.values()))
-    taken, count = torch.zeros(len(everything), _RENDERED * _RENDERED), 0
+    taken, count = torch.zeros(len(everything), _RENDERED * _RENDERED, dtype=torch.float32), 0
     out: dict[str, list[Tensor]] = {}
     for split in ("test", "valid", "train"):
         out[split] = []

@@ -125,7 +125,9 @@ class PretrainMultitaskProblem(WeighedTasksProblem):
         true = torch.arange(WAYS, device=device).repeat_interleave(task.n_pretrain)
         true = true.expand(task.n_tasks, -1)
         noise = torch.randint(WAYS, true.shape, generator=gen).to(device)
-        swapped = (torch.rand(true.shape, generator=gen) < task.redrawn).to(device)
+        swapped = (torch.rand(true.shape, generator=gen, dtype=torch.float32) < task.redrawn).to(
+            device
+        )
         self.y = torch.where(self.useless[:, None] & swapped, noise, true)
         self.right = self.y == true
 

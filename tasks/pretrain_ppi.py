@@ -192,7 +192,7 @@ class PretrainPPIProblem(TwoStageProblem):
             batch = {"x": chosen.to(self.device), "y": y.to(self.device, self.dtype)}
             if task.dropout:
                 shape = (task.layers, self.graphs.nodes(chosen), task.width)
-                keep = torch.rand(shape, generator=gen) >= task.dropout
+                keep = torch.rand(shape, generator=gen, dtype=torch.float32) >= task.dropout
                 batch["keep"] = keep.to(self.device, self.dtype) / (1 - task.dropout)
             return batch
 

@@ -81,7 +81,7 @@ class PretrainSyntheticProblem(WeighedTasksProblem):
             return x, torch.cos(angle[:, None] - phases) > 0
 
         x, right = draw(task.n_pretrain)
-        coins = torch.rand(task.n_pretrain, task.n_tasks, generator=gen) < 0.5
+        coins = torch.rand(task.n_pretrain, task.n_tasks, generator=gen, dtype=torch.float32) < 0.5
         y = torch.where(split_tasks(task.n_tasks, task.useless), coins, right[:, :-1])
         self.examples = {"x": x.to(device, self.dtype), "y": y.to(device, self.dtype)}
         parts = []

@@ -170,7 +170,9 @@ class SelfEditWeightsProblem(SelfEditProblem):
         digit = [[any(c.isdigit() for c in w) for w in row] for row in words]
         capital = [[any(c.isupper() for c in w) for w in row] for row in words]
         even = math.log(self.lm.decoder.vocabulary)
-        place = torch.linspace(-1, 1, ids.shape[1], device=self.device).expand(ids.shape)
+        place = torch.linspace(-1, 1, ids.shape[1], device=self.device, dtype=torch.float32).expand(
+            ids.shape
+        )
         surprise = torch.cat([lost.new_zeros(len(ids), 1), 2 * lost / even - 1], 1)
         parts = [surprise, place, *(torch.tensor(x, device=self.device) for x in (digit, capital))]
         return torch.stack([x.to(self.start_dtype) for x in parts], -1)

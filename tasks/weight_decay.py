@@ -202,7 +202,7 @@ class WeightDecayProblem(Problem):
 
         _, (to_lam, to_theta) = autodiff.pullbacks(slope, lam, theta)
         v = autodiff.grad(lambda t: self.outer_loss(lam, t, self.parts["valid"]), theta)[1]
-        eye = torch.eye(count_numbers(theta)).to(autodiff.flatten(v))
+        eye = torch.eye(count_numbers(theta), dtype=torch.float32).to(autodiff.flatten(v))
         h = torch.stack([autodiff.flatten(to_theta(autodiff.unflatten(e, theta))) for e in eye])
         x = torch.linalg.pinv((h + h.t()) / 2, hermitian=True) @ autodiff.flatten(v)
         return -autodiff.flatten(to_lam(autodiff.unflatten(x, theta)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metabench.conformance.harness import tolerance
 from metabench.contract import autodiff
-from metabench.contract.problem import Episode, Params, Problem
+from metabench.contract.problem import Episode, Params, Problem, differentiated_loss
 from metabench.contract.seeds import Seeds
 
 
@@ -51,7 +51,9 @@ def check_derivatives(task: Any) -> None:
         def slope(p: Params) -> Tensor:
             f = problem.inner_loss
             g = autodiff.grad(lambda t: f(p, t, batch), moved, create_graph=True)[1]
-            return sum((v.square().sum() for v in g.values()), start=torch.zeros(()))
+            return sum(
+                (v.square().sum() for v in g.values()), start=torch.zeros((), dtype=torch.float32)
+            )
 
         _real(autodiff.grad(slope, lam)[1], "the inner loss's gradient in lam")
     if "lam_is_initialisation" in offers:
@@ -103,19 +105,25 @@ def check_split(task: Any) -> None:
     lam, theta, episode = start(problem)
     theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
     allowed = tolerance(theta)
+    moved = problem.project({k: v + 0.1 for k, v in lam.items()})
+    for there in (lam, moved):
+        penalty = problem.diagonal_penalty(there)
+        rest = problem.unpenalised_loss(there, theta, batch)
+        added = [0.5 * (c * theta[k].square()).sum() for k, c in (penalty or {}).items()]
+        whole, parts = problem.inner_loss(there, theta, batch), sum(added, start=rest)
+        gap = float(abs(whole - parts) / (1 + abs(whole)))
+        why = (
+            "" if penalty is not None else "; it has no diagonal_penalty, so nothing uses the rest"
+        )
+        assert gap <= allowed, (
+            f"the inner loss is {gap:.1e} away from the sum of its penalty and the rest{why}"
+        )
     penalty = problem.diagonal_penalty(lam)
-    rest = problem.unpenalised_loss(lam, theta, batch)
-    added = [0.5 * (c * theta[k].square()).sum() for k, c in (penalty or {}).items()]
-    whole, parts = problem.inner_loss(lam, theta, batch), sum(added, start=rest)
-    gap = float(abs(whole - parts) / (1 + abs(whole)))
-    assert gap <= allowed, (
-        f"the inner loss is {gap:.1e} away from the sum of its penalty and the rest"
-    )
     closed = problem.inner_hessian(lam, theta, batch)
     if closed is None:
         return
     v = {k: torch.cos(torch.arange(x.numel()).to(x)).view(x.shape) for k, x in theta.items()}
-    loss = problem.unpenalised_loss
+    loss = differentiated_loss(problem, penalty)
     _, (back,) = autodiff.pullbacks(
         lambda t: autodiff.grad(lambda p: loss(lam, p, batch), t, create_graph=True)[1], theta
     )

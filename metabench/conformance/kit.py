@@ -34,6 +34,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core import registry, settings
 from metabench.core.capabilities import check_applicable, why_not
 from metabench.core.errors import NotApplicable, UnknownName
+from metabench.run.determinism import fixed
 
 __all__ = [
     "ContractError",
@@ -179,7 +180,8 @@ def _check(it: Any, name: str, run: Callable[[], None]) -> Check:
         if not __debug__:
             raise ContractError("nothing can be checked: python -O leaves assertions out")
         try:
-            run()
+            with fixed(torch.device("cpu")):
+                run()
         except Exception as error:
             what = (
                 str(error)

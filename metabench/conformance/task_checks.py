@@ -110,7 +110,7 @@ def check_initialisation(task: Any) -> None:
     """A method may add names to lam: theta, losses and projection work as before."""
     problem = build(task)
     lam, theta, episode = start(problem)
-    more = {**lam, "added by a method": torch.tensor(3.0)}
+    more = {**lam, "added by a method": torch.tensor(3.0, dtype=torch.float32)}
     wider = problem.init_inner(more, episode)
     assert list(wider) == list(theta), f"with more names in lam, theta becomes {list(wider)}"
     problem.inner_loss(more, theta, episode.batch(0))

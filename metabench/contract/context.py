@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Batch, Episode, Params, Problem
+from metabench.contract.problem import Batch, Episode, Params, Problem, differentiated_loss
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Solver
@@ -101,7 +101,7 @@ class Context:
             lam, theta, batch = autodiff.detach(lam), autodiff.detach(theta), autodiff.detach(batch)
         moving = theta if only is None else {k: theta[k] for k in only}
         penalty = self.problem.diagonal_penalty(lam)
-        loss = self.problem.inner_loss if penalty is None else self.problem.unpenalised_loss
+        loss = differentiated_loss(self.problem, penalty)
         g = autodiff.grad(
             lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
         )[1]

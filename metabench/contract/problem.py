@@ -160,13 +160,14 @@ class Problem(ABC):
         return None
 
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """G without the term of :meth:`diagonal_penalty`."""
+        """G without the term of :meth:`diagonal_penalty`; used only where that gives one
+        (:func:`differentiated_loss`)."""
         return self.inner_loss(lam, theta, batch)
 
     def inner_hessian(
         self, lam: Params, theta: Params, batch: Batch
     ) -> Callable[[Params], Params] | None:
-        """v -> H v for the Hessian H of :meth:`unpenalised_loss` in theta, in closed form; None:
+        """v -> H v for the Hessian H of :func:`differentiated_loss` in theta, in closed form; None:
         it is left to differentiation. Optional; must work under vmap where episodes do."""
         return None
 
@@ -272,6 +273,14 @@ class Task(ABC):
     def missing(self) -> tuple[str, str] | None:
         """What else is not on this machine, and the command that brings it."""
         return None
+
+
+def differentiated_loss(
+    problem: Problem, penalty: Params | None
+) -> Callable[[Params, Params, Batch], Tensor]:
+    """What is left of G to differentiate beside ``penalty``, its :meth:`Problem.diagonal_penalty`:
+    all of it where that is None, whatever ``unpenalised_loss`` says."""
+    return problem.inner_loss if penalty is None else problem.unpenalised_loss
 
 
 def count_numbers(params: Mapping[str, Tensor]) -> int:

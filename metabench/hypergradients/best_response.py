@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract import autodiff
+from metabench.contract.guards import check_hypergradient, is_stationary, zero_may_pass
 from metabench.contract.method import (
     Context,
     Method,
@@ -31,8 +32,6 @@ from metabench.contract.method import (
     SolverName,
     State,
     Steps,
-    check_hypergradient,
-    is_stationary,
     outer_solver,
 )
 from metabench.contract.per_example_weights import Gated
@@ -267,7 +266,9 @@ class SelfTuning(Method):
             log = {
                 "outer_loss": float(loss),
                 "hypergradient_norm": check_hypergradient(
-                    {"u": g["u"]}, ctx.step, lambda: self.is_at_optimum(at, phi)
+                    {"u": g["u"]},
+                    ctx.step,
+                    lambda: self.is_at_optimum(at, phi) or zero_may_pass(ctx),
                 ),
                 "scale": float(at.scale.mean()),
             }

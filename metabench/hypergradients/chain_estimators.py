@@ -88,7 +88,8 @@ def first_order(at: Chains, theta: Params | None, kappa: float) -> Hypergradient
 
 def covariance(at: Chains, theta: Params | None) -> Hypergradient:
     """Mean of grad_lam F minus Cov(F, grad_lam G) / temperature, over the samples of all chains: no
-    second derivatives, high variance. A sample is taken before its step, with that step's batch."""
+    second derivatives, high variance, and a bias of O(lr), since steps of size lr do not sample
+    exp(-G / temperature) itself. A sample is taken before its step, with that step's batch."""
     ctx, lam = at.ctx, at.lam
 
     def one(theta: Params, noise: Params, t: int) -> Any:
@@ -125,7 +126,7 @@ class Comoment:
 
     def __init__(self) -> None:
         self.n = 0
-        self._x: Tensor = torch.zeros(())
+        self._x: Tensor = torch.zeros((), dtype=torch.float32)
         self._y: Params = {}
         self._sum: Params = {}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.problem import Episode, Params
+from metabench.contract.problem import Batch, Episode, Params, differentiated_loss
 from metabench.core.errors import Distrusted, Diverged, SettingError
 
 CHECK_EVERY = 5
@@ -94,9 +94,10 @@ def linearise(
     )
     one = torch.ones_like(value)
     direct, v = to_lam(one), autodiff.flatten(to_theta(one))
-    curvature, mixed = _derivatives(ctx, lam, theta, at, batch)
-
     penalty = problem.diagonal_penalty(autodiff.detach(lam))
+    curvature, mixed = _derivatives(
+        ctx, differentiated_loss(problem, penalty), lam, theta, lambda p: at(p).batch(batch)
+    )
     diagonal = None if penalty is None else _spread(penalty, theta) + damping
     buffer = None if autodiff.is_functional() else torch.empty_like(v)
 
@@ -124,19 +125,23 @@ def linearise(
 
 
 def _derivatives(
-    ctx: Context, lam: Params, theta: Params, at: Callable[[Params], Episode], batch: int
+    ctx: Context,
+    whole: Callable[[Params, Params, Batch], Tensor],
+    lam: Params,
+    theta: Params,
+    at: Callable[[Params], Batch],
 ) -> tuple[Callable[[Params], Params], Callable[[Params], Params]]:
-    """Hessian and mixed products of the unpenalised G; the task's own Hessian where it has one."""
-    problem = ctx.problem
+    """Hessian and mixed products of the loss beside the penalty; the task's own Hessian where it
+    has one."""
 
     def loss(p: Params, y: Params) -> Tensor:
-        return problem.unpenalised_loss(p, y, at(p).batch(batch))
+        return whole(p, y, at(p))
 
     def gradient(p: Params, y: Params) -> Params:
         return autodiff.grad(lambda t: loss(p, t), y, create_graph=True)[1]
 
-    here = autodiff.detach(at(lam).batch(batch))
-    closed = problem.inner_hessian(autodiff.detach(lam), theta, here)
+    here = autodiff.detach(at(lam))
+    closed = ctx.problem.inner_hessian(autodiff.detach(lam), theta, here)
     if closed is None:
         ctx.meter.add(inner_gradients=1)
         _, (to_lam, to_theta) = autodiff.pullbacks(gradient, lam, theta)

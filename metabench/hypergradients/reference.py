@@ -116,9 +116,9 @@ def compare(found: Params, true: Params) -> dict[str, float]:
     a, b = autodiff.flatten({k: found[k] for k in true}), autodiff.flatten(true)
     size, unit = a.norm(), b / b.norm()
     # Two unit vectors u, v: |u - v|^2 = 2 - 2 cos.
-    gap = 0.5 * (a / size - unit).square().sum() if float(size) > 0 else torch.ones(())
+    gap = float(0.5 * (a / size - unit).square().sum()) if float(size) > 0 else 1.0
     return {
-        "cosine": 1.0 - float(gap),
-        "one_minus_cosine": float(gap),
+        "cosine": 1.0 - gap,
+        "one_minus_cosine": gap,
         "relative_error": float((a - b).norm() / b.norm()),
     }

@@ -300,7 +300,7 @@ def load_forward_mode() -> None:
         warnings.filterwarnings(
             "ignore", r".*torch\.jit\.script. is deprecated", DeprecationWarning
         )
-        zero = torch.zeros(())
+        zero = torch.zeros((), dtype=torch.float32)
         torch.func.jvp(torch.sin, (zero,), (zero,))
 
 

@@ -9,10 +9,10 @@ import platform
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,32 +93,139 @@ def intra_op_threads(spread: bool) -> int:
     return 1 if spread else max(1, int(os.environ.get(THREADS) or 1))
 
 
+class Setting(NamedTuple):
+    """A setting of the process or the thread that results depend on."""
+
+    read: Callable[[], Any]
+    put: Callable[[Any], Any]
+    value: Any
+    """Inside a cell: torch's own default, but on a GPU for the deterministic algorithms."""
+
+
+def _flag(of: Any, name: str, value: Any) -> Setting:
+    return Setting(lambda: getattr(of, name), lambda to: setattr(of, name, to), value)
+
+
+def _autocast(kind: str) -> Setting:
+    return Setting(
+        lambda: torch.is_autocast_enabled(kind),
+        lambda to: torch.set_autocast_enabled(kind, to),
+        False,
+    )
+
+
+def _default_device() -> torch.device | None:
+    """As set_default_device has set it for this thread, which torch does not tell from a caller's
+    ``with torch.device(...)``."""
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return context.device if context is not None else None
+
+
+def _float32_precision(*, fresh: bool = False) -> tuple[str | None, ...]:
+    """Of matrix products in float32: as the old function says it (None where only the new ones
+    have set it, when it raises), as the new ones do; ``fresh``: as torch starts."""
+    if fresh:
+        return "highest", *["none" for _ in _precisions()[:1]]
+    try:
+        old = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        old = None
+    places = _precisions()
+    return old, *[of.fp32_precision for of in (places if old is None else places[:1])]
+
+
+def _put_float32_precision(to: tuple[str | None, ...]) -> None:
+    torch.set_float32_matmul_precision(to[0] or "highest")
+    for of, precision in zip(_precisions(), to[1:], strict=False):
+        of.fp32_precision = precision
+
+
+def _precisions() -> list[Any]:
+    """What the new functions of torch 2.9 set: of everything, then of matrix products."""
+    every: Any = torch.backends
+    if not hasattr(every, "fp32_precision"):
+        return []
+    return [every, every.cuda.matmul, every.mkldnn.matmul]
+
+
+@functools.cache
+def _settings(cuda: bool) -> tuple[Setting, ...]:
+    """All of them; a library may change any when it is imported."""
+    return (
+        Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+        Setting(_default_device, torch.set_default_device, None),
+        Setting(torch.is_grad_enabled, torch.set_grad_enabled, True),
+        Setting(_float32_precision, _put_float32_precision, _float32_precision(fresh=True)),
+        Setting(
+            # torch does not say: half the smallest normal number is a denormal.
+            lambda: sys.float_info.min / 2.0 == 0.0,
+            torch.set_flush_denormal,
+            False,
+        ),
+        Setting(
+            lambda: (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
+            lambda to: torch.use_deterministic_algorithms(to[0], warn_only=to[1]),
+            (cuda, cuda),
+        ),
+        _flag(torch.backends.cudnn, "enabled", True),
+        _flag(torch.backends.cudnn, "benchmark", False),
+        _flag(torch.backends.cudnn, "deterministic", False),
+        _flag(torch.backends.cudnn, "allow_tf32", True),
+        _autocast("cpu"),
+        _autocast("cuda"),
+    )
+
+
+def _put(settings: tuple[Setting, ...], values: Iterable[Any]) -> None:
+    for setting, value in zip(settings, values, strict=True):
+        if setting.read() != value:
+            setting.put(value)
+
+
+def settle(device: torch.device) -> None:
+    """Give every setting that results depend on its value for a cell on this device."""
+    settings = _settings(device.type == "cuda")
+    _put(settings, [setting.value for setting in settings])
+
+
 @contextlib.contextmanager
 def fixed(device: torch.device) -> Iterator[None]:
-    """Inside, results depend on nothing but the cell: algorithms are deterministic, and operations
-    use one thread unless asked otherwise. Leaves the process as it was, its generators too."""
-    before = torch.get_num_threads()
+    """Inside, results depend on nothing but the cell: settings are torch's own whatever a caller or
+    a plug-in made of them, algorithms are deterministic, and operations use one thread unless asked
+    otherwise. Leaves the process as it was, its generators too."""
+    cuda = device.type == "cuda"
+    settings = _settings(cuda)
+    threads = torch.get_num_threads()
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        if device.type == "cuda":
+    with contextlib.ExitStack() as inside:
+        inside.enter_context(warnings.catch_warnings())
+        if torch.is_inference_mode_enabled():
+            inside.enter_context(torch.inference_mode(False))
+        if cuda:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
             warnings.filterwarnings("ignore", message=".*deterministic")
+        before = [setting.read() for setting in settings]
+        torch.set_num_threads(1)
+        settle(device)
+        if torch.get_default_device().type != "cpu":  # the caller is inside of torch.device(...)
+            inside.enter_context(torch.device("cpu"))
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            torch.set_num_threads(before)
+            _put(settings, before)
+            torch.set_num_threads(threads)
             torch.set_rng_state(generators[0])
             np.random.set_state(generators[1])
             random.setstate(generators[2])
 
 
 def seed_globals(seed: int, device: torch.device) -> None:
-    """Seed the generators that no task or method should use, in case one does."""
+    """Seed the generators that no task or method should use, in case one does; and settle what
+    either has changed since the cell began, a library that it imports late for example."""
+    settle(device)
     # torch.manual_seed would, without CUDA, remember every call with its stack for later.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -14,13 +14,11 @@ from typing import Any, Literal
 import torch
 
 from metabench.contract.method import Context, State
-from metabench.contract.problem import Params
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, Cell
 from metabench.core.costs import COUNT_NAMES, Counts, Meter
 from metabench.core.errors import (
-    Diverged,
     Held,
     SettingError,
     Stopped,
@@ -34,6 +32,7 @@ from metabench.run.checkpoint import Boundary, Checkpoint, detached
 from metabench.run.evaluation import Metrics, Stopwatch, evaluate
 from metabench.run.events import Listener, Progress, Quarantined, Started
 from metabench.run.first_step import peak_bytes
+from metabench.run.guards import Untouched, check_numbers
 from metabench.store.lease import Lease
 from metabench.store.store import CHECKPOINT, BadFile, Store
 
@@ -90,6 +89,7 @@ class Loop:
         self._peak_before: dict[str, float] = {}
         self._saved = self._reported = time.monotonic()
         self._validated: tuple[State, Metrics] | None = None
+        self._kept: dict[str, Untouched] = {}
         self._footprint: dict[str, float] = {}
 
     def prepare(self) -> None:
@@ -184,11 +184,13 @@ class Loop:
         """One outer step, guarded. Raises Diverged."""
         at = self.boundary
         determinism.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
+        given = Untouched(at.state)
         with self.training:
             new, log = self.method.step(self.ctx, at.state)
+        given.check(f"by outer step {at.step}")
         moved, log = self.broadcast((None if new is at.state else detached(new), log))
         state = at.state if moved is None else moved
-        _guard(at.step, log, state.reported)
+        check_numbers(at.step, log, state.reported)
         logs = dict(at.logs)
         for name, value in log.items():
             if math.isfinite(value):
@@ -203,8 +205,10 @@ class Loop:
     def validate(self) -> None:
         """A row of the learning curve: evaluate on the validation split, keep the best state."""
         at = self.boundary
+        self.check_kept()
         if self._validated is None or self._validated[0] is not at.state:
             self._validated = at.state, self.evaluate(self.method, at.state, "valid")
+            self._kept["validated"] = Untouched(at.state, bits=True)
         metrics = self._validated[1]
         if self.task.metric not in metrics:
             raise UnknownName(f"metric of task {self.cell.task} called", self.task.metric, metrics)
@@ -217,8 +221,14 @@ class Loop:
         new = replace(at, curve=learning_curve.appended(at.curve, row), logs={})
         if self.budget.select == "last" or at.best is None or self.better(metrics, at.valid):
             new = replace(new, best=at.state, best_step=at.step, valid=metrics)
+            self._kept["best"] = self._kept["validated"]
         self.at = new
         self.maybe_checkpoint()
+
+    def check_kept(self) -> None:
+        """Raise ChangedInPlace where the state last validated, or the best one, was written to."""
+        for held in self._kept.values():
+            held.check("after it was validated")
 
     def better(self, new: Metrics, old: Metrics) -> bool:
         """Whether the task's metric has improved."""
@@ -229,6 +239,7 @@ class Loop:
         """The final evaluations of the selected state: the first look at their splits."""
         best = self.boundary.best
         assert best is not None
+        self.check_kept()
         self.ctx.step = self.boundary.best_step
         ways = [("", self.method)]
         test, train = self.method.test_steps, self.method.inner_steps
@@ -262,8 +273,11 @@ class Loop:
             self.report_progress("validation" if valid else split, self.spent(self.boundary))
 
         determinism.seed_globals(self.seeds.evaluation, self.options.device)
+        given = Untouched(state)
         with self.evaluating:
-            return evaluate(self.ctx, method, state, split, episodes, check)
+            found = evaluate(self.ctx, method, state, split, episodes, check)
+        given.check(f"by its evaluation on {split!r}")
+        return found
 
     def spent(self, at: Boundary) -> float:
         """The largest part of any of the budget's limits that is used up."""
@@ -381,13 +395,3 @@ class Loop:
 def stamp() -> str:
     """Now, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _guard(step: int, log: dict[str, float], lam: Params) -> None:
-    """Raise Diverged where the outer loss or lam is no number."""
-    loss = log.get("outer_loss")
-    if loss is not None and not math.isfinite(loss):
-        raise Diverged(f"the outer loss at outer step {step} is {loss}")
-    if lam and not bool(torch.stack([torch.isfinite(v).all() for v in lam.values()]).all()):
-        bad = [name for name, v in lam.items() if not bool(torch.isfinite(v).all())]
-        raise Diverged(f"lam is not finite after outer step {step} (in {', '.join(bad)})")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
@@ -16,7 +17,10 @@ from metabench.core.registry import solver
 @solver("adam")
 @dataclass(frozen=True)
 class Adam(Solver):
-    """Adam (Kingma, Ba 2015), torch.optim.Adam's form, differentiable throughout."""
+    """Adam (Kingma, Ba 2015), torch.optim.Adam's form, differentiable throughout.
+
+    Moments of half-precision parameters are kept, and their steps computed, in float32.
+    """
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -24,11 +28,11 @@ class Adam(Solver):
 
     def init(self, theta: Params) -> SolverState:
         """Both moments and the step count, zero."""
-        first = next(iter(theta.values()))
+        device = next((v.device for v in theta.values()), None)
         return {
-            "mean": {k: torch.zeros_like(v) for k, v in theta.items()},
-            "square": {k: torch.zeros_like(v) for k, v in theta.items()},
-            "count": {"steps": torch.zeros((), dtype=first.dtype, device=first.device)},
+            "mean": {k: torch.zeros_like(v, dtype=_wide(v)) for k, v in theta.items()},
+            "square": {k: torch.zeros_like(v, dtype=_wide(v)) for k, v in theta.items()},
+            "count": {"steps": torch.zeros((), dtype=torch.float64, device=device)},
         }
 
     def update(
@@ -41,15 +45,24 @@ class Adam(Solver):
     ) -> tuple[Params, SolverState]:
         """One step."""
         b1, b2 = self.beta1, self.beta2
-        t = state["count"]["steps"] + 1
-        mean = {k: b1 * state["mean"][k] + (1 - b1) * grad[k] for k in theta}
-        square = {k: b2 * state["square"][k] + (1 - b2) * grad[k].square() for k in theta}
+        steps = state["count"]["steps"] + 1
+        g = {k: grad[k].to(_wide(v)) for k, v in theta.items()}
+        mean = {k: b1 * state["mean"][k] + (1 - b1) * g[k] for k in theta}
+        square = {k: b2 * state["square"][k] + (1 - b2) * g[k].square() for k in theta}
         new = {}
-        for k in theta:
+        for k, v in theta.items():
+            t = steps.to(
+                _wide(v)
+            )  # a count that took the type of bfloat16 would leave 0.999^t at 1
             second = square[k] / (1 - b2**t)
             # The root has no derivative at 0; where no gradient has come yet, nothing moves.
             seen = second > 0
             root = torch.where(seen, second, torch.ones_like(second)).sqrt()
             step = mean[k] / (1 - b1**t) / (torch.where(seen, root, root - 1) + self.eps)
-            new[k] = theta[k] - scaled(lr, k, step)
-        return new, {"mean": mean, "square": square, "count": {"steps": t}}
+            new[k] = (v - scaled(lr, k, step)).to(v.dtype)
+        return new, {"mean": mean, "square": square, "count": {"steps": steps}}
+
+
+def _wide(v: Tensor) -> torch.dtype:
+    """The type that a parameter's moments are in."""
+    return torch.promote_types(v.dtype, torch.float32)

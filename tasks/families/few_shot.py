@@ -250,7 +250,9 @@ class FewShotProblem(Problem):
         gen = generator(stream, split, index)
         source = self.splits[split]
         chosen = torch.randperm(len(source), generator=gen)[: task.ways]
-        order = torch.rand(task.ways, source.images.shape[1], generator=gen).argsort(dim=1)
+        order = torch.rand(
+            task.ways, source.images.shape[1], generator=gen, dtype=torch.float32
+        ).argsort(dim=1)
         images = source.pick(chosen, order[:, : shots + task.queries])
         labels = torch.arange(task.ways)
         support, query = (

@@ -216,7 +216,7 @@ def _elementwise(
         for name, shape in (("first", (units, 2)), ("second", (units, units)), ("end", (1, units))):
             draw = 2 * torch.rand(shape, generator=gen, dtype=torch.float64) - 1
             out[f"loss.{name}"] = draw * 0.1 * shape[1] ** -0.5
-        out["loss.first"][:2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        out["loss.first"][:2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float32)
         out["loss.second"][0, :2] += 1.0
         out["loss.end"][0, 0] += 2.0
         return out

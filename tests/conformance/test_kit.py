@@ -397,6 +397,10 @@ def untransformable(self, lam, theta, batch):
     return SampleProblem.inner_loss(self, lam, theta, batch) * float(batch["x"][0, 0] > -99)
 
 
+def other_rest(self, lam, theta, batch):
+    return 0.5 * SampleProblem.inner_loss(self, lam, theta, batch)
+
+
 BODY_BIAS = Hyper("body.bias", (5,), -1.0, 1.0)
 INIT = Sample().offers
 BROKEN_TASKS = {
@@ -425,6 +429,10 @@ BROKEN_TASKS = {
     ),
     "metric": broken_task("metrics: .* no loss", metrics=lambda *_: {"accuracy": 1.0}),
     "prepare": broken_task("prepare: outer_loss of a prepared", prepare=other_batch),
+    "rest": broken_task(
+        "split: .* it has no diagonal_penalty, so nothing uses the rest",
+        unpenalised_loss=other_rest,
+    ),
     "vmap": broken_task("batched: RuntimeError: vmap", inner_loss=untransformable),
 }
 

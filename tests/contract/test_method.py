@@ -7,11 +7,11 @@ import torch
 from oracles import F64, LinearEpisodes, SmallNet, context, given, quadratic_end
 
 from metabench.contract import autodiff
+from metabench.contract.guards import check_hypergradient
 from metabench.contract.method import (
     GradientMethod,
     Hypergradient,
     State,
-    check_hypergradient,
     inner_loop,
     outer_rate,
 )

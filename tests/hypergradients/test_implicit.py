@@ -745,3 +745,16 @@ def test_needs():
     assert "lam_in_inner_loss" in IFT().needs and "lam_is_initialisation" in IMAML().needs
     assert "second_order" in OneStep().needs
     assert "second_order" not in OneStep(mixed="differences").needs
+
+
+def test_a_penalty_that_is_not_said_to_be_diagonal_is_not_lost():
+    """unpenalised_loss without diagonal_penalty: the whole inner loss is differentiated."""
+    split, whole = context("ridge"), context("ridge")
+    whole.problem.diagonal_penalty = lambda lam: None
+    for name, set_ in (("ift", {"inverse": "cg", "terms": 10}), ("bilevel", {}), ("one_step", {})):
+        found, expected = (
+            hypergradient(ctx, name, inner_steps=5, inner_lr=0.2, **set_)["log_penalty"]
+            for ctx in (whole, split)
+        )
+        assert float(expected.norm()) > 1e-3
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=name)

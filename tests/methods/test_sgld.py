@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import F64, context, given, hypergradient
 
+from metabench.api.describe import settings_of
 from metabench.conformance.kit import method_checks
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.core import settings
@@ -419,3 +420,8 @@ def test_a_cell_has_the_method_s_own_solver_and_its_record_says_what_is_reconstr
     assert record.status == "done", record.reason
     assert record.notes["reconstruction"] == SGLD.reconstruction
     assert record.metrics["test"]["expected_loss"].mean > 0
+
+
+def test_show_says_that_the_covariance_estimator_is_biased():
+    (estimator,) = (s for s in settings_of(SGLD) if s.name == "estimator")
+    assert "bias of O(inner_lr)" in estimator.doc and "-0.4328" in estimator.doc

@@ -96,6 +96,37 @@ def test_adam_where_no_gradient_has_come():
     assert torch.equal(new["a"], theta["a"])
 
 
+@pytest.mark.parametrize("types", [
+    ("bfloat16", "float32", "float64"), ("float16", "bfloat16"), ("float32", "float64"),
+    ("float64", "float32"),
+])  # fmt: skip
+def test_adam_moves_every_tensor_whatever_the_type_of_the_first(types):
+    """With a gradient that stays, each of its steps is the step size."""
+    solver = solvers.get("adam")()
+    theta = {name: torch.ones(2, dtype=getattr(torch, name)) for name in types}
+    g, memory = {k: torch.full_like(v, 0.5) for k, v in theta.items()}, solver.init(theta)
+    for _ in range(10):
+        theta, memory = solver.update(theta, g, memory, 0.0625)  # exact in half precision too
+    assert memory["count"]["steps"] == 10
+    for name, v in theta.items():
+        assert v.dtype is getattr(torch, name)
+        torch.testing.assert_close(v, torch.full_like(v, 1 - 10 * 0.0625), rtol=0, atol=1e-5)
+
+
+def test_adam_of_a_float16_parameter_whose_gradient_is_tiny_or_nothing_stays_finite():
+    solver = solvers.get("adam")()
+    theta = {"a": torch.ones(2, dtype=torch.float16)}
+    g = {"a": torch.tensor([0.0, 1e-4], dtype=torch.float16)}
+    new, _ = solver.update(theta, g, solver.init(theta), 0.25)
+    assert new["a"].tolist() == [1.0, 0.75]
+
+
+def test_adam_of_nothing_takes_a_step():
+    solver = solvers.get("adam")()
+    new, memory = solver.update({}, {}, solver.init({}), 0.1)
+    assert new == {} and memory["count"]["steps"] == 1
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_step_size_for_every_parameter(name):
     solver = PAIRS[name][0]

@@ -226,7 +226,7 @@ class CausalLM(ABC):
         """Tokens one by one, from the first one's logits on."""
         shape = scores.shape[:-1]
         ids = torch.zeros(*shape, tokens, dtype=torch.int64, device=self.device)
-        counts = torch.zeros(*shape, tokens, device=self.device)
+        counts = torch.zeros(*shape, tokens, device=self.device, dtype=torch.float32)
         going = torch.ones(shape, dtype=torch.bool, device=self.device)
         ends = torch.tensor(stops, dtype=torch.int64, device=self.device)
         for t in range(tokens):

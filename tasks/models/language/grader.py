@@ -74,7 +74,7 @@ class Grader:
         rows = [(before, word) for before in prompts for word in (words[:1] if short else words)]
         longest = max(len(before) + len(word) for before, word in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        wanted = torch.zeros(len(rows), longest)
+        wanted = torch.zeros(len(rows), longest, dtype=torch.float32)
         for i, (before, word) in enumerate(rows):
             end = len(before) + len(word)
             ids[i, :end] = torch.tensor(before + word)

@@ -1,0 +1,52 @@
+"""Whether a hypergradient means anything: not a number, zero, or zero for a good reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.problem import Episode, Params
+from metabench.core.errors import Diverged
+
+ZERO_STEPS = 3
+"""Outer steps in a row with a hypergradient of zero that end a run whose theta is carried."""
+
+
+def zero_may_pass(ctx: Context) -> bool:
+    """Whether a hypergradient of zero at this step may be the start's alone: a carried theta moves
+    on, away from a 0 that it may start at. Counted, and noted, in ``ctx.notes``."""
+    before = ctx.notes.get("zero_hypergradient", {})
+    if not ctx.problem.carried:
+        return False
+    in_a_row = before["in_a_row"] + 1 if before.get("last_step") == ctx.step - 1 else 1
+    ctx.notes["zero_hypergradient"] = {"last_step": ctx.step, "in_a_row": in_a_row}
+    return in_a_row < min(ZERO_STEPS, ctx.horizon or ZERO_STEPS)
+
+
+def is_stationary(ctx: Context, lam: Params, theta: Params, episode: Episode) -> bool:
+    """Whether the outer loss has a gradient of exactly zero in theta. Not counted as cost."""
+    judged = partial(ctx.problem.outer_loss, lam, batch=episode.outer)
+    return float(autodiff.norm(autodiff.grad(judged, theta)[1])) == 0.0
+
+
+def check_hypergradient(
+    g: Params, step: int, is_right: Callable[[], bool] = lambda: False
+) -> float:
+    """The norm of a hypergradient; raises :class:`Diverged` where it is no number, or exactly 0
+    with ``is_right`` false: a run at its optimum has no hypergradient and has not diverged."""
+    size = float(autodiff.norm(g))
+    if not math.isfinite(size):
+        bad = [k for k, v in g.items() if not bool(torch.isfinite(v).all())]
+        where = f" (in {', '.join(bad)})" if bad else ""
+        raise Diverged(f"the hypergradient at outer step {step} is not finite{where}")
+    if size == 0.0 and not is_right():
+        raise Diverged(
+            f"the hypergradient at outer step {step} is exactly zero: through this method the "
+            "outer loss does not depend on lam"
+        )
+    return size

@@ -1,0 +1,98 @@
+"""A method that changes the state that it is given is named, not believed."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from metabench.contract.method import State
+from metabench.core import registry
+from metabench.core.cell import make_cell
+from metabench.run.guards import ChangedInPlace, Untouched
+from metabench.run.runner import run_cell
+
+Bilevel = registry.methods.get("bilevel")
+FAST = {"outer_lr": 0.3, "inner_steps": 20, "inner_lr": 0.3}
+"""Overshoots, so that the best of the states is not the last."""
+
+
+def result(name, **more):
+    budget = {"outer_steps": 60, "eval_every": 10}
+    return run_cell(make_cell("ridge", name, set={"method": FAST | more, "budget": budget}))
+
+
+def copied(state, new):
+    for k, v in state.lam.items():
+        v.copy_(new.lam[k])
+    return replace(new, lam=state.lam)
+
+
+def copied_as_data(state, new):
+    for k, v in state.lam.items():
+        v.data.copy_(new.lam[k])
+    return replace(new, lam=state.lam)
+
+
+def same_state(state, new):
+    copied(state, new)
+    return state
+
+
+def same_dict(state, new):
+    state.lam.update(new.lam)
+    return state
+
+
+WAYS = {f.__name__: f for f in (copied, copied_as_data, same_state, same_dict)}
+
+
+@dataclass(frozen=True)
+class InPlace(Bilevel):
+    """Gives its next state in one of the ways that are not allowed."""
+
+    way: str = ""
+
+    def step(self, ctx, state):
+        new, log = super().step(ctx, state)
+        return WAYS[self.way](state, new), log
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    registry.methods.register("in_place")(InPlace)
+    yield
+    registry.methods._classes.pop("in_place")
+
+
+def test_the_best_state_is_not_the_last_one():
+    record = result("bilevel")
+    assert record.selected_step == 30
+    assert record.metrics["test"]["loss"].mean == pytest.approx(0.15345, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_method_that_changes_its_state_in_place_fails_by_name(way):
+    record = result("in_place", way=way)
+    assert record.status == "failed" and record.metrics == {}
+    assert "lam.log_penalty of the state was changed in place" in record.reason
+    assert "clone" in record.reason
+
+
+def changes():
+    lam = {"a": torch.tensor([1.0, 2.0])}
+    yield State(lam), lambda: lam["a"].add_(1.0), "lam.a"
+    memory = {"n": 1, "list": [torch.zeros(2, dtype=torch.float32)]}
+    state = State({}, None, memory)
+    yield state, lambda: memory.update(n=2), "memory.n"
+    yield state, lambda: memory["list"].append(1), "memory.list.1"
+    yield state, lambda: memory.pop("list"), "memory.list.0"
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_what_was_changed_is_named(case):
+    state, change, name = list(changes())[case]
+    held = Untouched(state)
+    held.check("by nobody")
+    change()
+    with pytest.raises(ChangedInPlace, match=rf"^{name} of the state was .* by a step"):
+        held.check("by a step")
