@@ -23,7 +23,7 @@ from metabench.contract.method import Context, State
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, Cell, instances
 from metabench.core.errors import DataMissing
-from metabench.datasets import data
+from metabench.datasets import locate
 from metabench.hypergradients.tensor_memory import Footprint, tensors
 from metabench.run.evaluation import evaluate
 
@@ -374,7 +374,7 @@ def absent(task: Any) -> list[str]:
     out = []
     for name in task.data:
         try:
-            data.locate(name, None if source == "auto" else source)
+            locate.locate(name, None if source == "auto" else source)
         except DataMissing:
             if name not in STAND_INS:
                 raise

@@ -51,14 +51,14 @@ def context(row: Row, n: int, dtype: str):
     from metabench.contract.seeds import Seeds
     from metabench.core.errors import DataMissing
     from metabench.core.registry import solvers, tasks
-    from metabench.datasets import data
+    from metabench.datasets import locate
 
     task = tasks.get("hyper_cleaning")(
         network=row.network, n_train=n, n_valid=n, n_test=1, dtype=dtype
     )
     seeds, device = Seeds.of(0), torch.device("cpu")
     try:
-        data.find("mnist")
+        locate.find("mnist")
         problem, kind = task.build(seeds, device), "MNIST"
     except DataMissing:
         from metabench.tasks.hyper_cleaning import HyperCleaningProblem

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import task
-from metabench.datasets import data
+from metabench.datasets import locate
 
 from .data import arrays
 from .families.few_shot import Classes
@@ -37,7 +37,7 @@ class Caltech101FS(Photographs):
 
     def classes(self, split: str) -> Classes:
         """uint8 [classes, 30, 3, 64, 64]."""
-        images, parts = _read(data.find("caltech101_fs").resolve())
+        images, parts = _read(locate.find("caltech101_fs").resolve())
         return Classes(images[parts == list(SPLITS).index(split)])
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import task
-from metabench.datasets import data
+from metabench.datasets import locate
 
 from .data import arrays as _arrays
 from .data import omniglot_lists as lists
@@ -77,7 +77,7 @@ class Omniglot(FewShot):
         return {"one_shot_runs": [GivenEpisode(one, labels, other, labels) for one, other in runs]}
 
     def _images(self) -> Tensor:
-        found = data.locate("omniglot", None if self.source == "auto" else self.source)
+        found = locate.locate("omniglot", None if self.source == "auto" else self.source)
         return _read(found.path.resolve(), arrays=found.layout.name == "metabench")
 
 

@@ -239,10 +239,10 @@ def _store(store: Store) -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from metabench.datasets import data
+    from metabench.datasets import locate
 
-    looked = ", ".join(map(str, data.roots()))
-    for status in data.status():
+    looked = ", ".join(map(str, locate.roots()))
+    for status in locate.status():
         name = status.dataset.name
         if status.found is None:
             detail = f"looked in {looked}"

@@ -13,7 +13,7 @@ from metabench.store.store import Store
 if TYPE_CHECKING:
     from metabench.api.describe import Description
     from metabench.core.findings import Finding
-    from metabench.datasets import data
+    from metabench.datasets import locate, verify
 
 
 def list_(kind: str | None = None) -> dict[str, list[Entry]]:
@@ -46,11 +46,11 @@ def show(name: str, kind: str | None = None) -> list[Description]:
     return shown(name, kind)
 
 
-def data_list() -> list[data.Status]:
+def data_list() -> list[locate.Status]:
     """Every known data set: where it is and its size in bytes, or the command that brings it."""
-    from metabench.datasets import data
+    from metabench.datasets import locate
 
-    return data.status()
+    return locate.status()
 
 
 def data_find(name: str) -> Path:
@@ -58,9 +58,9 @@ def data_find(name: str) -> Path:
 
     Raises UnknownName; DataMissing with the command that brings it.
     """
-    from metabench.datasets import data
+    from metabench.datasets import locate
 
-    return data.find(name)
+    return locate.find(name)
 
 
 def data_fetch(name: str, *, to: str | Path | None = None) -> Path:
@@ -68,20 +68,20 @@ def data_fetch(name: str, *, to: str | Path | None = None) -> Path:
 
     Raises UnknownName; MetabenchError where that cannot be done, with the way to do it by hand.
     """
-    from metabench.datasets import data
+    from metabench.datasets import fetch
 
-    return data.fetch(name, to=None if to is None else Path(to))
+    return fetch.fetch(name, to=None if to is None else Path(to))
 
 
-def data_verify(name: str | None = None) -> list[data.Verdict]:
+def data_verify(name: str | None = None) -> list[verify.Verdict]:
     """Check every file of a data set (None: of all that are here) against size and checksum.
 
     Raises UnknownName, DataMissing.
     """
-    from metabench.datasets import data
+    from metabench.datasets import locate, verify
 
-    names = [s.dataset.name for s in data.status() if s.found] if name is None else [name]
-    return [verdict for each in names for verdict in data.verify(each)]
+    names = [s.dataset.name for s in locate.status() if s.found] if name is None else [name]
+    return [verdict for each in names for verdict in verify.verify(each)]
 
 
 def doctor(store: str | Path | Store | None = None) -> list[Finding]:

@@ -27,25 +27,15 @@ def _profile_names(incomplete: str) -> list[str]:
     return [n for n in names() if n.startswith(incomplete)]
 
 
-ClusterName = Annotated[
-    str,
-    typer.Option(
-        "--cluster",
-        metavar="PROFILE",
-        autocompletion=_profile_names,
-        help="A cluster profile, or the path of its .toml file.",
-    ),
-]
-MaybeCluster = Annotated[
-    str | None,
-    typer.Option(
-        "--cluster",
-        metavar="PROFILE",
-        autocompletion=_profile_names,
-        show_default=False,
-        help="A cluster profile, or the path of its .toml file.",
-    ),
-]
+_CLUSTER = typer.Option(
+    "--cluster",
+    metavar="PROFILE",
+    autocompletion=_profile_names,
+    show_default=False,
+    help="A cluster profile, or the path of its .toml file.",
+)
+ClusterName = Annotated[str, _CLUSTER]
+MaybeCluster = Annotated[str | None, _CLUSTER]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the sbatch files and queue nothing.")
 ]

@@ -221,9 +221,9 @@ def data_list() -> None:
     """Every data set that is known: where it is, or what brings it; source, licence, sizes,
     checksums, and what to copy to a machine without network."""
     from metabench.cli import printing
-    from metabench.datasets import data
+    from metabench.datasets import locate
 
-    printing.print_data(printing.console(), data.status())
+    printing.print_data(printing.console(), locate.status())
 
 
 @data_app.command("fetch")
@@ -235,10 +235,10 @@ def data_fetch(
 ) -> None:
     """Download a data set, check it and unpack it; goes on with what has come already."""
     from metabench.cli import printing
-    from metabench.datasets import data
+    from metabench.datasets import fetch
 
     with printing.downloading(printing.console(stderr=True)) as progress:
-        folder = data.fetch(name, to=to, progress=progress)
+        folder = fetch.fetch(name, to=to, progress=progress)
     typer.echo(f"{name} is in {folder}")
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from metabench.api.spending import Cost, Estimated
     from metabench.core.findings import Finding
     from metabench.core.registry import Entry
-    from metabench.datasets.data import Status as Data
-    from metabench.datasets.data import Verdict
     from metabench.datasets.download import Progress
+    from metabench.datasets.locate import Status as Data
+    from metabench.datasets.verify import Verdict
     from metabench.suites.planning import Planned
 
 LONGEST_DEFAULT = 60

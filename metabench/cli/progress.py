@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from metabench.core.cell import Cell
 from metabench.core.text import duration
@@ -131,25 +130,7 @@ class Tally:
         return ", ".join(parts)
 
 
-class View(Protocol):
-    """A listener that is a context manager."""
-
-    def __call__(self, event: Event) -> None:
-        """Show an event."""
-
-    def __enter__(self) -> Self:
-        """Begin to show."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Show the last state."""
-
-
-def view(total: int, jobs: int = 1, console: Console | None = None) -> View:
+def view(total: int, jobs: int = 1, console: Console | None = None) -> Live | Lines:
     """The right view of a launch of ``total`` cells for where the output goes."""
     from rich.console import Console as RichConsole
 
@@ -238,13 +219,8 @@ class Live:
         self._live.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
         self.console.print(str(self.tally), markup=False, highlight=False)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metabench.cluster import submission as folders
 from metabench.cluster.job_states import Answer, Job, ended_states
-from metabench.cluster.submission import Attempt, NodeStatus, Submission
+from metabench.cluster.submission import NodeStatus, Submission
 from metabench.core.text import duration
 from metabench.suites.planning import Planned, State
 
@@ -128,7 +128,9 @@ def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
     if history:
         last = history[-1]
         # Slurm's word for a job that was cut off; else what its node worker or cell worker said.
-        state = known.ends.get(last.job) or _state(known.jobs, last)
+        state = known.ends.get(last.job) or next(
+            (j.state for j in known.jobs if j.id == last.job), ""
+        )
         if state in ENDS:
             name, why = ENDS[state]
             said = f"{why} ({last.job} on {last.host}){tried}"
@@ -147,10 +149,6 @@ def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
     if history and history[-1].what:
         why += f"; last: {history[-1].what}"
     return replace(p, state="lost", reason=why + tried, mend=mend)
-
-
-def _state(jobs: Iterable[Job], attempt: Attempt) -> str:
-    return next((j.state for j in jobs if j.id == attempt.job), "")
 
 
 def _why_pending(live: Sequence[Job]) -> str:

@@ -22,7 +22,7 @@ from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.refusals import place_refusals
 from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
 from metabench.core.findings import Finding
-from metabench.datasets import data
+from metabench.datasets import locate
 from metabench.store.store import Store
 
 WAIT_SECONDS = 120.0
@@ -55,7 +55,7 @@ def answer(folder: str) -> dict[str, Any]:
             out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except Exception as error:
         out["torch_error"] = f"{type(error).__name__}: {error}"
-    named = data.folders(out["data"])
+    named = locate.folders(out["data"])
     out["data_there"] = not named or any(map(os.path.isdir, named))
     snapshot.write_json(place / ANSWER, out)
     return out

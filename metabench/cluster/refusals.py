@@ -13,7 +13,7 @@ from metabench.cluster.draft import Draft
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Slurm, beyond
 from metabench.core.errors import MetabenchError
-from metabench.datasets import data
+from metabench.datasets import locate
 from metabench.suites.planning import Planned
 
 _PRIVATE_KINDS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
@@ -40,7 +40,7 @@ def refusals(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> list[str]
         out.append(f"python {python!r}: there is no such program")
     elif os.sep not in python and not profile.setup and not shutil.which(python):
         out.append(f"python {python!r}: there is no such program, and no setup line brings one")
-    for folder in data.folders(os.path.expandvars(profile.data)):
+    for folder in locate.folders(os.path.expandvars(profile.data)):
         if not folder.is_dir():
             out.append(f"data {str(folder)!r}: there is no such folder")
     out += lacking(planned)

@@ -20,7 +20,7 @@ from metabench.cluster.refusals import Refusal, refusals
 from metabench.cluster.slurm import Slurm, SlurmError, environment
 from metabench.cluster.submission import Array, Group, Submission
 from metabench.core.errors import MetabenchError, SettingError, StoreError
-from metabench.datasets import data
+from metabench.datasets import locate
 from metabench.store.store import Store, write_atomic
 from metabench.suites.planning import Planned
 
@@ -70,7 +70,7 @@ def variables(made: Draft, slurm: Slurm) -> dict[str, str]:
     """The environment of sbatch, which is that of the jobs."""
     out = {**slurm.env, **snapshot.job_environment(made.folder)}
     if named := os.path.expandvars(made.profile.data) or out.get("METABENCH_DATA"):
-        places = [str(folder.absolute()) for folder in data.folders(named)]
+        places = [str(folder.absolute()) for folder in locate.folders(named)]
         out["METABENCH_DATA"] = os.pathsep.join(places)
     return out
 

@@ -231,18 +231,8 @@ class _Never(torch.autograd.Function):
         raise Undeclared("it differentiates a loss once more often than its needs say")
 
 
-class _Once(torch.autograd.Function):
+class _Once(_Never):
     """The identity; its gradient cannot be differentiated again."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -232,7 +232,7 @@ class Task(ABC):
     """The metric that selection and tables use, a key of ``Problem.metrics``."""
     goal: ClassVar[Literal["max", "min"]]
     data: ClassVar[tuple[str, ...]]
-    """Data sets (names in :mod:`metabench.datasets.data`) that must be on the machine."""
+    """Data sets (names in :mod:`metabench.datasets.catalogue`) that must be on the machine."""
 
     @property
     @abstractmethod

@@ -98,7 +98,7 @@ class Registry:
                 doc, origin = _module_doc(folder / f"{name}.py"), "built-in"
             else:
                 doc, origin = _point_doc(points[name]), _package_of(points[name])
-            out.append(Entry(name, origin, _first_line(doc)))
+            out.append(Entry(name, origin, doc.strip().split("\n", 1)[0]))
         return out
 
     def clashes(self) -> dict[str, list[str]]:
@@ -162,10 +162,6 @@ def _point_doc(point: EntryPoint) -> str:
 
 def _module_doc(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-
-
-def _first_line(doc: str) -> str:
-    return doc.strip().split("\n", 1)[0]
 
 
 _CONTRACT = "metabench.contract"

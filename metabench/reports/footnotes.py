@@ -120,7 +120,8 @@ def reconstruction_footnotes(results: Results) -> list[Footnote]:
 
 def budget_footnotes(results: Results) -> list[Footnote]:
     """The budget in words, with the rows that have another, and how many cells are done."""
-    limits = {**_defaults(), **results.suite.budget(results.budget).limits}
+    defaults = {k: f.default for k, f in fields(Budget).items() if f.default is not None}
+    limits = {**defaults, **results.suite.budget(results.budget).limits}
     out = [Footnote(f"Budget {results.budget}: {'; '.join(_budget_in_words(results, limits))}.")]
     different = other_budgets(results, limits)
     if different:
@@ -194,10 +195,6 @@ _SELECT = {
     "best_valid": "the state with the best validation metric",
     "last": "the last state",
 }
-
-
-def _defaults() -> dict[str, Any]:
-    return {k: f.default for k, f in fields(Budget).items() if f.default is not None}
 
 
 def _limits_in_words(limits: dict[str, Any]) -> list[str]:

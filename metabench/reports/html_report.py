@@ -184,7 +184,9 @@ def _run(results: Results, run: Planned, curve: Curve) -> dict[str, Any]:
         "value": _estimate(results, metric, found) if found else "",
         "traceback": record.traceback if record else "",
         "groups": _groups(results, record) if record else _settings(cell),
-        "json": _json(record.as_dict() if record else asdict(cell)),
+        "json": json.dumps(
+            record.as_dict() if record else asdict(cell), indent=1, ensure_ascii=False
+        ),
         "curve_json": json.dumps(curve) if record and curve else "",
         "thumbnail": _thumbnail(curve, f"valid/{metric}") if record else "",
     }
@@ -205,8 +207,13 @@ def _groups(results: Results, record: Record) -> list[Pairs]:
     facts = {k: v for k, v in record.environment.items() if not isinstance(v, Mapping)}
     parts = {k: v for k, v in record.environment.items() if isinstance(v, Mapping)}
     git = parts.pop("git", {})
+    measured = [
+        (f"{split}/{name}", _estimate(results, name, e))
+        for split, metrics in record.metrics.items()
+        for name, e in metrics.items()
+    ]
     groups = [
-        ("measured (± 95 % interval over episodes)", _measured(results, record)),
+        ("measured (± 95 % interval over episodes)", measured),
         ("cost", [(COSTS.get(n, n), human(n, record.cost[n])) for n in dict.fromkeys(names)]),
         ("run", _course(record)),
         *_settings(record.cell),
@@ -217,14 +224,6 @@ def _groups(results: Results, record: Record) -> list[Pairs]:
         ("environment", _pairs(facts)),
     ]
     return [(name, pairs) for name, pairs in groups if pairs]
-
-
-def _measured(results: Results, record: Record) -> list[tuple[str, str]]:
-    return [
-        (f"{split}/{name}", _estimate(results, name, e))
-        for split, metrics in record.metrics.items()
-        for name, e in metrics.items()
-    ]
 
 
 def _course(record: Record) -> list[tuple[str, str]]:
@@ -246,10 +245,6 @@ def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in values.items()
     ]
-
-
-def _json(data: Any) -> str:
-    return json.dumps(data, indent=1, ensure_ascii=False)
 
 
 def _estimate(results: Results, metric: str, e: Estimate) -> str:

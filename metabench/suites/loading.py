@@ -84,15 +84,12 @@ def load(name: str | Path) -> Suite:
         given = _read(base) if beside else {"extends": ""}
         if "extends" in given:
             raise SuiteError(f"{path}: extends {name!r}: no whole suite beside it")
-        if _are_names(data.get("columns")):
+        columns = data.get("columns")
+        if isinstance(columns, list) and any(isinstance(c, str) for c in columns):
             from_dict(given, base)
             given = _narrowed(given, data.pop("columns"), path)
         data = {**given, **data}
     return from_dict(data, path)
-
-
-def _are_names(columns: Any) -> bool:
-    return isinstance(columns, list) and any(isinstance(c, str) for c in columns)
 
 
 def _narrowed(suite: dict[str, Any], columns: list[str], path: Path) -> dict[str, Any]:

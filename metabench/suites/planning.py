@@ -172,11 +172,11 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
     """What a task cannot find, and the command that repairs it."""
     if not task.data:
         return None
-    from metabench.datasets import data
+    from metabench.datasets import locate
 
     for name in task.data:
         try:
-            data.locate(name, None if task.source == "auto" else task.source)
+            locate.locate(name, None if task.source == "auto" else task.source)
         except DataMissing as error:
             return str(error).partition("; repair:")[0], error.mend
         except UnknownName as error:

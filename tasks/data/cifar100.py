@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import data
+from metabench.datasets import locate
 
 from . import arrays, pickles
 
@@ -85,7 +85,7 @@ def images(source: Source, split: dict[str, list[str]], part: str) -> Tensor:
     held_out = [name for names in split.values() for name in names]
     chosen = split[part] if part in split else [name for name in NAMES if name not in held_out]
     index = torch.tensor(sorted(NAMES.index(name) for name in chosen))
-    return _read(data.locate("cifar100", source).path.resolve(), source)[index]
+    return _read(locate.locate("cifar100", source).path.resolve(), source)[index]
 
 
 @lru_cache(maxsize=2)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import data
+from metabench.datasets import locate
 
 from . import arrays
 
@@ -62,7 +62,7 @@ def load() -> Beats:
     Raises DataMissing with the command that repairs it, MetabenchError where the file is damaged
     or another.
     """
-    return _read(data.locate("mitbih").path.resolve())
+    return _read(locate.locate("mitbih").path.resolve())
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import Task
 from metabench.core.errors import MetabenchError, SettingError
-from metabench.datasets import catalogue, data
+from metabench.datasets import catalogue, locate
 
 from . import arrays, pickles
 
@@ -95,7 +95,7 @@ def load(name: str, layout: str | None = None) -> Images:
     Raises DataMissing with the command that repairs it, UnknownName, and MetabenchError where
     a file holds something else than it should.
     """
-    found = data.locate(name, layout)
+    found = locate.locate(name, layout)
     shared = _load(name, found.layout.name, found.path.resolve())
     return dict(shared)
 

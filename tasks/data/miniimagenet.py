@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import data
+from metabench.datasets import locate
 
 from . import pickles
 
@@ -84,7 +84,7 @@ def images(source: str | None, part: str) -> Tensor:
     Raises DataMissing with the command that repairs it, and MetabenchError where the files are not
     miniImageNet in that split or cannot be read.
     """
-    found = data.locate("miniimagenet", source)
+    found = locate.locate("miniimagenet", source)
     return torch.from_numpy(_images(found.layout.name, found.path.resolve(), part))
 
 
@@ -95,7 +95,7 @@ def _images(layout: str, folder: Path, part: str) -> np.ndarray:
     shape = (len(held.members), PER_CLASS, 3, SIZE, SIZE)
     if not held.stamp:
         return _fill(np.empty(shape, np.uint8), held)
-    kept = data.cache() / "decoded" / f"miniimagenet-{part}-{held.stamp[:16]}.npy"
+    kept = locate.cache() / "decoded" / f"miniimagenet-{part}-{held.stamp[:16]}.npy"
     if not kept.is_file():
         _keep(kept, shape, held)
     images: np.ndarray = np.load(kept, mmap_mode="c")  # writable in memory: torch wants it so
@@ -260,7 +260,7 @@ def _parquet(folder: Path, part: str) -> Part:
         "parquet",
         data_files=[str(path) for path in files],
         split="train",  # what the builder calls all of them
-        cache_dir=str(data.cache() / "datasets"),
+        cache_dir=str(locate.cache() / "datasets"),
     )
     return _rows(held, files)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import data
+from metabench.datasets import locate
 
 PRETRAIN, DOWNSTREAM = 5000, 40
 """Functions (terms of the Gene Ontology) to pre-train on, and to fine-tune on."""
@@ -104,7 +104,7 @@ def load() -> Graphs:
     Raises DataMissing with the command that repairs it, MetabenchError where the file is damaged
     or another.
     """
-    return _read(data.locate("ppi_bio").path.resolve() / FILE)
+    return _read(locate.locate("ppi_bio").path.resolve() / FILE)
 
 
 class Held:

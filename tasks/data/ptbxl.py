@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import data
+from metabench.datasets import locate
 
 RATE = 100
 """Samples a second."""
@@ -73,7 +73,7 @@ def load() -> Hearts:
     Raises DataMissing with the command that repairs it, MetabenchError where files are damaged or
     others.
     """
-    return _read(data.locate("ptbxl").path.resolve())
+    return _read(locate.locate("ptbxl").path.resolve())
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError, UnknownName
-from metabench.datasets import data
+from metabench.datasets import locate
 
 from . import arrays
 
@@ -32,7 +32,7 @@ def load(name: str) -> tuple[Tensor, Tensor]:
     """
     if name not in SIZES:
         raise UnknownName("regression table", name, SIZES)
-    return _load(name, data.find("uci_regression").resolve() / "uci_regression.npz")
+    return _load(name, locate.find("uci_regression").resolve() / "uci_regression.npz")
 
 
 @lru_cache(maxsize=8)

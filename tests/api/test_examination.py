@@ -17,7 +17,7 @@ from metabench.cli import printing
 from metabench.cli.main import app
 from metabench.core import optional_packages
 from metabench.core.findings import Finding
-from metabench.datasets import catalogue, data
+from metabench.datasets import catalogue, locate
 from metabench.store.store import Store
 
 PROBE: dict[str, Any] = {
@@ -175,10 +175,10 @@ def test_data_found_and_missing(
     assert finding.mend[0].startswith("metabench data fetch omniglot")
     found = SimpleNamespace(layout=SimpleNamespace(name="arrays"), path=tmp_path / "omniglot")
     monkeypatch.setattr(
-        data,
+        locate,
         "status",
         lambda: [
-            data.Status(catalogue.DATASETS["omniglot"], found, bytes=12_100_000)  # type: ignore[arg-type]
+            locate.Status(catalogue.DATASETS["omniglot"], found, bytes=12_100_000)  # type: ignore[arg-type]
         ],
     )
     finding = named(examine(store), "omniglot")

@@ -14,7 +14,7 @@ import pytest
 from optional import needs
 
 from metabench.core.errors import DataMissing
-from metabench.datasets import data
+from metabench.datasets import locate
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,7 +204,7 @@ def test_costs_beyond_a_limit_are_holes_with_their_reason(tmp_path, monkeypatch)
 def test_seconds_of_a_suite_of_self_edits(tmp_path):
     needs("transformers")
     try:
-        data.find("squad"), data.find("tinylm_260k")
+        locate.find("squad"), locate.find("tinylm_260k")
     except DataMissing as missing:
         pytest.skip(str(missing))
     out = tmp_path / "parts.json"

@@ -22,7 +22,7 @@ from metabench.cli.options import seed_list
 from metabench.core import registry
 from metabench.core.catalogue import listing
 from metabench.core.errors import SettingError, UnknownName
-from metabench.datasets import catalogue, data
+from metabench.datasets import catalogue, fetch, verify
 from metabench.store.store import Store
 from metabench.suites.planning import STATES
 
@@ -698,19 +698,19 @@ def test_data_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fetching_and_verifying_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metabench.datasets.data import Verdict
+    from metabench.datasets.verify import Verdict
 
-    def fetch(name: str, *, to: Path | None, progress: Callable[..., None]) -> Path:
+    def fetched(name: str, *, to: Path | None, progress: Callable[..., None]) -> Path:
         for so_far in (0, 5, 10):
             progress("https://example.org/a/omniglot.zip", so_far, 10)
         return to or folder
 
-    monkeypatch.setattr(data, "fetch", fetch)
+    monkeypatch.setattr(fetch, "fetch", fetched)
     typed = metabench("data", "fetch", "omniglot", "--to", "here")
     assert typed.out == "omniglot is in here\n"
     assert typed.err == "fetching https://example.org/a/omniglot.zip\n"
     verdicts = [Verdict(Path("a.npz")), Verdict(Path("b.npz"), "5 bytes instead of 6")]
-    monkeypatch.setattr(data, "verify", lambda name: verdicts)
+    monkeypatch.setattr(verify, "verify", lambda name: verdicts)
     typed = metabench("data", "verify", "omniglot")
     assert typed.code == 1
     assert typed.out == "ok     a.npz\nWRONG  b.npz: 5 bytes instead of 6\n"

@@ -222,12 +222,12 @@ def test_missing_data_and_packages_come_with_their_command(
     needy: None, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metabench.core.errors import DataMissing
-    from metabench.datasets import data
+    from metabench.datasets import locate
 
-    def locate(name: str, layout: str | None) -> data.Found:
+    def missing(name: str, layout: str | None) -> locate.Found:
         raise DataMissing(name, ["here", "there"], f"metabench data fetch {name}")
 
-    monkeypatch.setattr(data, "locate", locate)
+    monkeypatch.setattr(locate, "locate", missing)
     planned = planning.plan(
         choose(suite_of_pairs(["needy", "packed"], ["bilevel"]), "smoke"), store
     )

@@ -15,7 +15,7 @@ from PIL import Image
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, MetabenchError
 from metabench.core.registry import tasks
-from metabench.datasets import data
+from metabench.datasets import fetch, locate, verify
 
 mini = importlib.import_module("metabench.tasks.data.miniimagenet")
 PARTS = {"train": "train", "valid": "val", "test": "test"}
@@ -194,12 +194,12 @@ def test_fetching_goes_through_datasets(root, tmp_path, monkeypatch):
     import datasets
 
     with pytest.raises(DataMissing, match="metabench data fetch miniimagenet"):
-        data.find("miniimagenet")
+        locate.find("miniimagenet")
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda name: asked.append(name) or as_datasets())
-    folder = data.fetch("miniimagenet")
-    assert folder == tmp_path / "cache" / "miniimagenet-datasets" == data.find("miniimagenet")
-    data.fetch("miniimagenet")
+    folder = fetch.fetch("miniimagenet")
+    assert folder == tmp_path / "cache" / "miniimagenet-datasets" == locate.find("miniimagenet")
+    fetch.fetch("miniimagenet")
     assert asked == ["GATE-engine/mini_imagenet"]
     assert [p.name for p in folder.parent.iterdir()] == ["miniimagenet-datasets"]
     check("auto")
@@ -209,16 +209,16 @@ def test_fetching_goes_through_datasets(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(MetabenchError, match=r"cannot load GATE-.*Couldn't reach.*; by hand: copy"):
-        data.fetch("miniimagenet", to=tmp_path / "elsewhere")
+        fetch.fetch("miniimagenet", to=tmp_path / "elsewhere")
 
 
 def test_verifying_counts_and_says_that_it_only_counts(root):
     write_cache(root)
-    verdicts = data.verify("miniimagenet")
+    verdicts = verify.verify("miniimagenet")
     assert [v.wrong for v in verdicts] == ["", "", ""]
     assert all(v.note.startswith("counted only (1)") for v in verdicts)
     write_csv(root)
-    wrong = [v.wrong for v in data.verify("miniimagenet")]
+    wrong = [v.wrong for v in verify.verify("miniimagenet")]
     assert wrong == ["", "", "", "200 files instead of 60,000"]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, MetabenchError
 from metabench.core.registry import tasks
-from metabench.datasets import data
+from metabench.datasets import locate
 
 omniglot = importlib.import_module("metabench.tasks.omniglot")
 fewshot = importlib.import_module("metabench.tasks.families.few_shot")
@@ -23,7 +23,7 @@ PARTS = ("train", "valid", "test")
 def folder():
     """The folder of the arrays that were made, once, from the official drawings."""
     try:
-        return data.locate("omniglot", "metabench").path
+        return locate.locate("omniglot", "metabench").path
     except DataMissing as missing:
         pytest.skip(str(missing))
 
@@ -124,7 +124,7 @@ def test_every_source_gives_the_same_episodes(folder, pictures, tmp_path, monkey
     else:
         monkeypatch.setenv("METABENCH_DATA", str(pictures))
     with pytest.raises(DataMissing):
-        data.locate("omniglot", "metabench")
+        locate.locate("omniglot", "metabench")
     theirs = build(**settings, source=source)
     for part in PARTS:
         assert torch.equal(ours.splits[part].images, theirs.splits[part].images)

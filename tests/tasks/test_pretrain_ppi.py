@@ -14,7 +14,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.datasets import data
+from metabench.datasets import locate
 
 ppi = importlib.import_module("metabench.tasks.data.ppi")
 gin = importlib.import_module("metabench.tasks.models.gin")
@@ -201,7 +201,7 @@ def test_what_is_missing_comes_with_the_address(tmp_path, monkeypatch):
         tasks.get("pretrain_ppi")().build(Seeds.of(0), torch.device("cpu"))
     assert "wget http://snap.stanford.edu/gnn-pretrain/data/bio_dataset.zip" in missing.value.mend
     assert "the folder that holds bio/dataset" in missing.value.mend
-    [verdict] = [s for s in data.status() if s.dataset.name == "ppi_bio"]
+    [verdict] = [s for s in locate.status() if s.dataset.name == "ppi_bio"]
     assert verdict.found is None
 
 

@@ -14,7 +14,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.datasets import data
+from metabench.datasets import fetch, locate, verify
 
 ptbxl = importlib.import_module("metabench.tasks.data.ptbxl")
 finetune = importlib.import_module("metabench.tasks.families.two_stage")
@@ -108,7 +108,7 @@ def test_records_are_read_in_millivolts_with_their_diagnoses(signal):
 def test_the_zip_files_own_folder_is_found_too(signal, tmp_path):
     long = "ptb-xl-a-large-publicly-available-electrocardiography-dataset-1.0.3"
     (tmp_path / "ptbxl").rename(tmp_path / long)
-    assert data.locate("ptbxl").layout.name == "1.0.3"
+    assert locate.locate("ptbxl").layout.name == "1.0.3"
     assert len(ptbxl.load().fold) == RECORDS
 
 
@@ -153,7 +153,7 @@ def test_counts_are_told_by_version(signal, tmp_path, monkeypatch):
         patch.setattr(ptbxl, "VERSIONS", {21799: "1.0.3"})
         with pytest.raises(MetabenchError, match=r"has 60 records, none of .*21799 \(1\.0\.3\)"):
             ptbxl.load()
-    verdicts = {v.path.name: v for v in data.verify("ptbxl")}
+    verdicts = {v.path.name: v for v in verify.verify("ptbxl")}
     assert verdicts["ptbxl_database.csv"].wrong == ""
     assert verdicts["*_lr.dat"].wrong == "60 files instead of 21,799 or 21,801 or 21,837"
     assert "SHA256SUMS" in verdicts["*_lr.dat"].note
@@ -168,7 +168,7 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(tmp_path, monkeyp
     assert "physionet.org/files/ptb-xl/1.0.3/" in missing.value.mend
     assert "set METABENCH_DATA to the folder that holds ptbxl" in missing.value.mend
     with pytest.raises(MetabenchError, match="metabench does not fetch ptbxl; by hand: wget"):
-        data.fetch("ptbxl")
+        fetch.fetch("ptbxl")
 
 
 @pytest.mark.parametrize("split", ["folds", "pooled"])

@@ -18,7 +18,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
-from metabench.datasets import data
+from metabench.datasets import locate
 from metabench.tasks.models.language import lora
 
 needs("transformers")
@@ -228,7 +228,7 @@ def test_attention_is_never_fused(world):
         patch.setattr(F, "scaled_dot_product_attention", None)
         g = hypergradient(ctx, "bilevel", lam=lam, inner_steps=2)
     assert all(bool(torch.isfinite(v).all()) for v in g.values())
-    assert float(autodiff.norm(g)) > 0 and data.find("squad").is_dir() and episode.index == 0
+    assert float(autodiff.norm(g)) > 0 and locate.find("squad").is_dir() and episode.index == 0
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import data
+from metabench.datasets import locate
 
 from . import lora
 from .causal import CausalLM
@@ -174,7 +174,7 @@ def load(
     callers. Raises DataMissing, and MetabenchError where nothing can be loaded by that name or its
     architecture has no functional form.
     """
-    where = str(data.find(TINY).resolve()) if model == TINY else os.path.expanduser(model)
+    where = str(locate.find(TINY).resolve()) if model == TINY else os.path.expanduser(model)
     return _load(where, dtype, str(device), form, every_gpu)
 
 
@@ -257,7 +257,7 @@ def passages() -> dict[str, tuple[Passage, ...]]:
     No article of "test" is in the other two. Raises DataMissing, and MetabenchError for a file that
     does not hold them.
     """
-    path = data.find("squad") / "squad_seal.parquet"
+    path = locate.find("squad") / "squad_seal.parquet"
     found = _passages(path.resolve())
     wanted = {
         "train": (("train", "round0"), ("train", "round1")),

@@ -14,7 +14,7 @@ import torch
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, MetabenchError, SettingError, UnknownName
 from metabench.core.registry import tasks
-from metabench.datasets import catalogue, data
+from metabench.datasets import catalogue, verify
 
 images = importlib.import_module("metabench.tasks.data.images")
 GEN = np.random.default_rng(0)
@@ -257,7 +257,7 @@ def test_the_real_data(name, layout):
     if labels is not None:
         assert y[:10].tolist() == labels
     assert images.load(name, layout)["train"][0] is x  # one copy, shared
-    assert not [v.path for v in data.verify(name) if v.wrong]
+    assert not [v.path for v in verify.verify(name) if v.wrong]
 
 
 @pytest.mark.parametrize("name", ["augmentation", "loss_learning", "weight_decay"])

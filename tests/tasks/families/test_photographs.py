@@ -15,7 +15,7 @@ from metabench.core import settings
 from metabench.core.cell import Budget
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, solvers, tasks
-from metabench.datasets import data
+from metabench.datasets import locate
 
 cifar = importlib.import_module("metabench.tasks.data.cifar100")
 caltech = importlib.import_module("metabench.tasks.caltech101_fs")
@@ -25,7 +25,7 @@ PARTS = ("train", "valid", "test")
 
 def there(name, layout=None):
     try:
-        return data.locate(name, layout).path
+        return locate.locate(name, layout).path
     except DataMissing as missing:
         pytest.skip(str(missing))
 
