@@ -92,9 +92,9 @@ def doctor(store: str | Path | Store | None = None) -> list[Finding]:
     return examine(store if isinstance(store, Store) else Store(store))
 
 
-def check(name: str) -> Iterator[tuple[str, str]]:
-    """Each promise of the contract that a method or a task is checked against, in turn, and how it
-    breaks it ("" where it keeps it). Raises UnknownName.
+def check(name: str) -> Iterator[tuple[str, str, str]]:
+    """Each promise of the contract that a method or a task is checked against, in turn, how it
+    breaks it, and why it was not tested ("" and "" where it is kept). Raises UnknownName.
     """
     from metabench.core.registry import methods, tasks
 
@@ -104,21 +104,19 @@ def check(name: str) -> Iterator[tuple[str, str]]:
     return _checked(kinds[0], name)
 
 
-def _checked(kind: str, name: str) -> Iterator[tuple[str, str]]:
-    import torch
-
+def _checked(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
     from metabench.conformance import kit
-    from metabench.run.determinism import fixed
 
     checks = kit.method_checks(name) if kind == "method" else kit.task_checks(name)
+    said: dict[str, str] = {}
     for what, run_check in checks:
-        broken = ""
+        broken = untested = ""
         try:
-            with fixed(torch.device("cpu")):
-                run_check()
+            untested = run_check()
         except kit.ContractError as error:
-            broken = str(error)
-        yield what, broken
+            first = said.setdefault(error.cause, what)
+            broken = str(error) if first == what else f"for the same reason as {first}"
+        yield what, broken, untested
 
 
 def new(kind: str, name: str, folder: str | Path = ".") -> Path:

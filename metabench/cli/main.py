@@ -186,8 +186,10 @@ def check(
     from metabench import api
 
     failed = 0
-    for what, how in api.check(name):
-        if how:
+    for what, how, untested in api.check(name):
+        if untested:
+            typer.echo(f"-       {what}: not tested: {untested}")
+        elif how:
             failed += 1
             typer.secho(f"FAILED  {what}: {how}", fg=typer.colors.RED)
         else:

@@ -22,6 +22,10 @@ STEPS = 3
 """Outer steps of a run."""
 
 
+class NotTested(Exception):
+    """A check that has nothing to test here; the text says why."""
+
+
 @dataclass
 class Harness:
     """A method on a task, on the CPU; every context starts anew from the same seeds."""

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from metabench.conformance import declaration_checks as declarations
-from metabench.conformance.harness import Harness
+from metabench.conformance.harness import Harness, NotTested
 from metabench.conformance.method_checks import CHECKS as METHOD_CHECKS
 from metabench.conformance.task_checks import CHECKS as TASK_CHECKS
 from metabench.conformance.task_checks import applicable_methods, check_methods
@@ -46,11 +46,15 @@ __all__ = [
     "task_checks",
 ]
 
-Check = tuple[str, Callable[[], None]]
+Check = tuple[str, Callable[[], str]]
+"""A name, and what runs it: raises :class:`ContractError`, or says why nothing was tested ("" where
+something was)."""
 
 
 class ContractError(AssertionError):
-    """A check that failed; says whose, which, and why."""
+    """A check that failed; says whose, which, and why (``cause`` by itself)."""
+
+    cause = ""
 
 
 def check_method(method: Any, tasks: Iterable[Any] | None = None) -> None:
@@ -176,12 +180,14 @@ def _no_task(method: Any) -> None:
 
 
 def _check(it: Any, name: str, run: Callable[[], None]) -> Check:
-    def check() -> None:
+    def check() -> str:
         if not __debug__:
             raise ContractError("nothing can be checked: python -O leaves assertions out")
         try:
             with fixed(torch.device("cpu")):
                 run()
+        except NotTested as why:
+            return str(why)
         except Exception as error:
             what = (
                 str(error)
@@ -189,6 +195,9 @@ def _check(it: Any, name: str, run: Callable[[], None]) -> Check:
                 else f"{type(error).__name__}: {error}"
             )
             who = getattr(it, "registered_name", type(it).__name__)
-            raise ContractError(f"{who}: {name}: {what}") from error
+            failure = ContractError(f"{who}: {name}: {what}")
+            failure.cause = what
+            raise failure from error
+        return ""
 
     return name, check

@@ -13,6 +13,7 @@ import torch
 from metabench.conformance.harness import (
     STEPS,
     Harness,
+    NotTested,
     adapted,
     relative_gap,
     snapshot,
@@ -22,8 +23,11 @@ from metabench.conformance.harness import (
 )
 from metabench.conformance.test_problems import Counting, Limited, Undeclared
 from metabench.contract import autodiff
-from metabench.contract.method import State
-from metabench.contract.problem import Params
+from metabench.contract.context import Context
+from metabench.contract.method import GradientMethod, State
+from metabench.contract.method import split as parted
+from metabench.contract.problem import Episode, Params
+from metabench.core import settings
 from metabench.core.capabilities import check_applicable
 from metabench.core.costs import Counts, Meter
 from metabench.core.errors import NotApplicable
@@ -142,7 +146,7 @@ def check_threads(at: Harness) -> None:
 def check_batched(at: Harness) -> None:
     """All episodes at once (vmap) give what one after another gives, to rounding."""
     if not at.method.batched:
-        return
+        raise NotTested("the method says that episodes cannot be batched")
     looped = at.context()
     expected = at.run(looped)
     allowed = tolerance(expected.outer)
@@ -213,8 +217,10 @@ def check_improves(at: Harness) -> None:
     """On the closed-form problem a method that differentiates the outer loss brings it down."""
     ctx = at.context()
     known = at.task.registered_name == "quadratic" and not ctx.problem.carried
-    if not known or "outer_gradient" not in at.method.needs:
-        return
+    if not known:
+        raise NotTested("only on the closed-form problem is it known that it must")
+    if "outer_gradient" not in at.method.needs:
+        raise NotTested("the method does not differentiate the outer loss")
     first = at.method.init(ctx)
     ctx.budget = replace(ctx.budget, outer_steps=50)
     last = at.run(ctx, 50)
@@ -226,19 +232,46 @@ def check_improves(at: Harness) -> None:
 
 def check_exact(at: Harness) -> None:
     """On the closed-form problem the hypergradient is the derivative of the outer loss at the theta
-    that comes with it, under the settings for which the method's theory says so (``exact_with``).
+    that comes with it, under the settings for which the method's theory says so (``exact_with``);
+    and one plain outer step (gradient descent, no clipping) moves lam by it.
 
-    It is compared with central differences along three directions of lam. A method that is never
-    exact has no ``exact_with``, and nothing is checked.
+    It is compared with central differences along three directions of lam.
     """
     exact = at.method.exact_with
-    if exact is None or at.task.registered_name != "quadratic":
-        return
-    ctx, method = at.context(), replace(at.method, **exact)
+    if at.task.registered_name != "quadratic":
+        raise NotTested("only the closed-form problem has known derivatives")
+    if exact is None:
+        raise NotTested("the method says of no settings that they are exact (exact_with)")
+    plain = {k: v for k, v in {**PLAIN, **exact}.items() if k in settings.fields(type(at.method))}
+    ctx, method = at.context(), replace(at.method, **plain)
     state, episode = method.init(ctx), ctx.training_episodes()[0]
-    lam = state.outer
-    found = method.hypergradient(ctx, lam, state.theta, episode).grad
-    gen = torch.Generator().manual_seed(0)
+    given = {}
+    if _has_hypergradient(method):
+        given["the hypergradient"] = method.hypergradient_from(ctx, state, episode).grad
+    if "outer_lr" in plain:
+        moved = method.step(ctx, state)[0].outer
+        given["an outer step"] = {
+            k: (v - moved[k]) / PLAIN["outer_lr"] for k, v in state.outer.items()
+        }
+    if not given or (ctx.problem.carried and not _has_hypergradient(method)):
+        raise NotTested("it has no hypergradient of its own and no outer_lr that scales its step")
+    _check_slopes(ctx, method, state, episode, given, exact)
+
+
+PLAIN: dict[str, Any] = {
+    "outer_solver": "sgd",
+    "outer_lr": 2.0**-10,
+    "outer_decay": "none",
+    "clip": None,
+}
+"""Settings of an outer step that moves lam by the hypergradient; a method may lack some."""
+
+
+def _check_slopes(
+    ctx: Context, method: Any, state: State, episode: Episode, given: dict[str, Params], exact: Any
+) -> None:
+    gen, lam = torch.Generator().manual_seed(0), state.outer
+    trained = "the hypergradient" in given
     for _ in range(3):
         direction = {
             k: torch.randn(v.shape, generator=gen, dtype=torch.float64).to(v)
@@ -247,16 +280,51 @@ def check_exact(at: Harness) -> None:
 
         def outer_value(size: float, direction: Params = direction) -> float:
             there = autodiff.axpy(size, direction, lam)
-            end = method.hypergradient(ctx, there, state.theta, episode).theta
+            if trained:
+                end = method.hypergradient(ctx, there, state.theta, episode).theta
+            else:
+                own, learned = parted(there)
+                end = method.adapt(ctx, replace(state, lam=own, learned=learned), episode)
             return float(ctx.problem.outer_loss(there, end, episode.outer))
 
         h = 1e-4
         slope = 8 * (outer_value(h) - outer_value(-h)) - (outer_value(2 * h) - outer_value(-2 * h))
-        expected, given = slope / (12 * h), float(autodiff.dot(found, direction))
-        assert abs(given - expected) <= 1e-8 * (1 + abs(expected)), (
-            f"with {exact} the hypergradient should be exact: along one direction of lam it says "
-            f"{given:.10g}, differences {expected:.10g}"
-        )
+        expected = slope / (12 * h)
+        for what, g in given.items():
+            said = float(autodiff.dot(g, direction))
+            assert abs(said - expected) <= 1e-8 * (1 + abs(expected)), (
+                f"with {exact} {what} should be exact: along one direction of lam it says "
+                f"{said:.10g}, differences {expected:.10g}"
+            )
+
+
+def check_precision(at: Harness) -> None:
+    """In float64, a hypergradient is not rounded to float32 on the way."""
+    ctx = at.context()
+    state = at.method.init(ctx)
+    if not _has_hypergradient(at.method):
+        raise NotTested("the method has no hypergradient of its own")
+    if any(v.dtype != torch.float64 for v in state.outer.values()):
+        raise NotTested("lam is not in float64")
+    g = autodiff.flatten(at.method.hypergradient_from(ctx, state, ctx.training_episodes()[0]).grad)
+    g = g[g != 0]
+    if len(g) < FEW:
+        raise NotTested(f"fewer than {FEW} numbers of the hypergradient are not zero")
+    assert not torch.equal(g, g.float().double()), (
+        "every number of the first hypergradient is one of float32"
+    )
+
+
+def _has_hypergradient(method: Any) -> bool:
+    own = (type(method), GradientMethod)
+    names = ("hypergradient", "hypergradient_from")
+    return isinstance(method, GradientMethod) and any(
+        len({getattr(cls, name) for cls in own}) == 2 for name in names
+    )
+
+
+FEW = 3
+"""Numbers that may all be ones of float32 by chance."""
 
 
 CHECKS: tuple[Callable[[Harness], None], ...] = (
@@ -275,6 +343,7 @@ CHECKS: tuple[Callable[[Harness], None], ...] = (
     check_refused,
     check_improves,
     check_exact,
+    check_precision,
 )
 
 

@@ -18,13 +18,24 @@ from metabench.conformance.derivative_checks import (
     splits,
     start,
 )
-from metabench.conformance.harness import Harness, snapshot, tolerance, unchanged
+from metabench.conformance.harness import (
+    Harness,
+    NotTested,
+    snapshot,
+    stored,
+    tolerance,
+    unchanged,
+)
+from metabench.contract import autodiff
+from metabench.contract.context import Context
+from metabench.contract.method import State
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Episode, count_numbers
 from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
 from metabench.core.errors import Distrusted
 from metabench.core.registry import methods
+from metabench.run.evaluation import evaluate
 
 SMALL = 1000
 """The most numbers of a small lam."""
@@ -75,6 +86,12 @@ def check_episodes(task: Any) -> None:
             f"episode 0 of {split!r} is different when the problem is built again"
         )
         assert problem.episode(split, last).index == last, "an episode must know its index"
+    valid = problem.episode("valid", 0).outer
+    # Where training is judged by that too, the problem is a formula, or one set of data by intent.
+    differs = not unchanged(snapshot(valid), problem.episode("train", 0).outer)
+    for split in problem.evaluations:
+        same = differs and unchanged(snapshot(valid), problem.episode(split, 0).outer)
+        assert not same, f"episode 0 of {split!r} is judged by the data of episode 0 of 'valid'"
 
 
 def check_seeds(task: Any) -> None:
@@ -82,7 +99,7 @@ def check_seeds(task: Any) -> None:
     problem, other = build(task, 0), build(task, 1)
     n = problem.count("train")
     if n is not None and n < 2:
-        return
+        raise NotTested("it has one training episode")
     first = snapshot(_content(problem.episode("train", 0)))
     if not unchanged(first, _content(problem.episode("train", 1))):
         assert not unchanged(first, _content(other.episode("train", 0))), (
@@ -179,7 +196,7 @@ def check_parts(task: Any) -> None:
 def check_prediction(task: Any) -> None:
     """The inner loss is the loss of the model's prediction."""
     if "prediction" not in task.offers:
-        return
+        raise NotTested("it offers no prediction")
     problem = build(task)
     lam, theta, episode = start(problem)
     batch = episode.batch(0)
@@ -192,7 +209,7 @@ def check_prediction(task: Any) -> None:
 def check_best_response(task: Any) -> None:
     """A task with one minimiser to learn has one inner problem."""
     if "best_response" not in task.offers:
-        return
+        raise NotTested("it offers no best response to learn")
     problem = build(task)
     n, m = problem.count("train"), problem.episodes_per_step
     assert (n, m) == (1, 1), (
@@ -203,7 +220,7 @@ def check_best_response(task: Any) -> None:
 def check_per_example(task: Any) -> None:
     """Both losses are means over examples, each with its own lam; so may theta's rows differ."""
     if "per_example_lam" not in task.offers:
-        return
+        raise NotTested("it offers no lam for each example")
     problem = build(task)
     lam, theta, episode = start(problem)
     gen = torch.Generator().manual_seed(0)
@@ -242,8 +259,10 @@ def check_metrics(task: Any) -> None:
     )
     for split in splits(problem)[1:]:
         lam, theta, episode = start(problem, split)
+        held = snapshot((lam, theta, _content(episode)))
         with torch.no_grad():
             metrics = problem.metrics(lam, theta, episode)
+        assert unchanged(held, (lam, theta, _content(episode))), "metrics changes what it is given"
         assert task.metric in metrics, f"metrics of {split!r} are {list(metrics)}: no {task.metric}"
         said = tuple(metrics) if task.metrics is None else task.metrics
         assert set(said) == set(metrics), (
@@ -283,9 +302,22 @@ def check_methods(task: Any, chosen: list[Any]) -> None:
             assert all(bool(torch.isfinite(v).all()) for v in params.values()), (
                 "two steps end in numbers that are not finite"
             )
+        check_nothing_hidden(at, ctx, state)
         threaded = at.run(at.context(ctx.problem, workers=3), 2)
         assert unchanged(snapshot(state), threaded), (
             "episodes in threads give other numbers: a loss keeps something between calls"
+        )
+
+
+def check_nothing_hidden(at: Harness, ctx: Context, state: State) -> None:
+    """A saved state has the metrics on a problem freshly built that it has on the one used."""
+    kept = stored(State(**autodiff.detach_tree(vars(state))))
+    fresh = at.context(step=ctx.step, notes=dict(ctx.notes))
+    used, again = (evaluate(c, at.method, kept, "valid", 1) for c in (ctx, fresh))
+    for name, found in used.items():
+        assert found.mean == again[name].mean, (
+            f"{name} of a saved state is {again[name].mean:.10g} on a problem freshly built, "
+            f"{found.mean:.10g} on the one used: it keeps something beside lam and theta"
         )
 
 

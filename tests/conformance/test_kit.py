@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from metabench.api import inventory
 from metabench.conformance.kit import (
     ContractError,
     check_method,
@@ -16,7 +17,7 @@ from metabench.conformance.kit import (
 )
 from metabench.conformance.test_problems import Counting, Limited, Sample, SampleProblem, Undeclared
 from metabench.contract import autodiff
-from metabench.contract.method import GradientMethod, State
+from metabench.contract.method import GradientMethod, InnerTraining, State
 from metabench.contract.problem import Hyper
 from metabench.core.errors import UnknownName
 from metabench.core.registry import methods, tasks
@@ -275,6 +276,24 @@ class Shortened(Bilevel):
 
 
 @broken_method()
+class ShortenedStep(Bilevel):
+    """Its hypergradient is right, and its step uses half of it."""
+
+    def step(self, ctx, state):
+        new, log = super().step(ctx, state)
+        return replace(new, lam={k: (v + state.lam[k]) / 2 for k, v in new.lam.items()}), log
+
+
+@broken_method()
+class Rounded(Bilevel):
+    """Takes its hypergradient through float32."""
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        found = super().hypergradient(ctx, lam, theta, episode)
+        return found._replace(grad={k: v.float().double() for k, v in found.grad.items()})
+
+
+@broken_method()
 class TouchedByEvaluation(Bilevel):
     """An evaluation moves what the next step sees."""
 
@@ -310,6 +329,8 @@ BROKEN_METHODS = {
     ThreadsDiffer: "threads.*: threads change the result",
     Uphill: "improves.*: 50 outer steps bring",
     Shortened: "exact.*: with .* the hypergradient should be exact: .* differences",
+    ShortenedStep: "exact.*: with .* an outer step should be exact: .* differences",
+    Rounded: "precision.*: every number of the first hypergradient is one",
     TouchedByEvaluation: "undisturbed.*: evaluation changes the run",
 }
 
@@ -317,7 +338,48 @@ BROKEN_METHODS = {
 @pytest.mark.parametrize("method", BROKEN_METHODS, ids=lambda m: m.__name__)
 def test_a_broken_method_is_found(method):
     with pytest.raises(ContractError, match=BROKEN_METHODS[method]):
-        check_method(method, None if method in (Uphill, Shortened) else [SAMPLE])
+        check_method(method, None if method in (Uphill, Shortened, ShortenedStep) else [SAMPLE])
+
+
+class OwnStep(InnerTraining):
+    """Has a step of its own, and no hypergradient."""
+
+    outer_lr: float = 0.1
+    factor: float = 1.0
+    needs: ClassVar[frozenset[str]] = Bilevel().needs | {"lam_in_inner_loss"}
+    exact_with: ClassVar[dict[str, float] | None] = {"inner_lr": 0.2}
+
+    def init(self, ctx):
+        return State(ctx.problem.init_outer())
+
+    def step(self, ctx, state):
+        teacher = Bilevel(inner_steps=self.inner_steps, inner_lr=self.inner_lr)
+        found = teacher.hypergradient(ctx, state.lam, None, ctx.training_episodes()[0])
+        move = self.factor * self.outer_lr
+        lam = {k: v - move * found.grad[k] for k, v in state.lam.items()}
+        return State(lam), {"outer_loss": float(found.value)}
+
+
+OwnStep = dataclass(frozen=True)(OwnStep)
+OwnStep.registered_name = "own_step"
+
+
+def exact_check(method):
+    return dict(method_checks(method, ["quadratic"]))["exact[quadratic]"]
+
+
+def test_a_halved_step_of_a_methods_own_is_found():
+    assert exact_check(OwnStep())() == ""
+    with pytest.raises(ContractError, match="an outer step should be exact"):
+        exact_check(OwnStep(factor=0.5))()
+
+
+def test_a_check_that_tests_nothing_says_so_and_why(monkeypatch):
+    monkeypatch.setattr(OwnStep, "exact_with", None)
+    assert "says of no settings that they are exact" in exact_check(OwnStep())()
+    checks = dict(task_checks("quadratic", []))
+    assert checks["per_example"]() == "it offers no lam for each example"
+    assert checks["losses"]() == ""
 
 
 # Tasks, each with one promise broken in its problem.
@@ -401,6 +463,24 @@ def other_rest(self, lam, theta, batch):
     return 0.5 * SampleProblem.inner_loss(self, lam, theta, batch)
 
 
+def writing_metrics(self, lam, theta, episode):
+    theta["head.bias"].add_(1.0)
+    return {"loss": 0.0}
+
+
+def by_validation(self, split, index):
+    return SampleProblem.episode(self, "valid" if split == "test" else split, index)
+
+
+def running_loss(self, lam, theta, batch):
+    self.running = 0.9 * getattr(self, "running", 0.0) + 0.1 * float(batch["x"].mean())
+    return SampleProblem.inner_loss(self, lam, theta, batch)
+
+
+def running_metrics(self, lam, theta, episode):
+    return {"loss": float(self.outer_loss(lam, theta, episode.outer)) + getattr(self, "running", 0)}
+
+
 BODY_BIAS = Hyper("body.bias", (5,), -1.0, 1.0)
 INIT = Sample().offers
 BROKEN_TASKS = {
@@ -433,6 +513,11 @@ BROKEN_TASKS = {
         "split: .* it has no diagonal_penalty, so nothing uses the rest",
         unpenalised_loss=other_rest,
     ),
+    "writing": broken_task("metrics: metrics changes what it is given", metrics=writing_metrics),
+    "leak": broken_task(
+        "episodes: episode 0 of 'test' is judged by the data of episode 0 of 'valid'",
+        episode=by_validation,
+    ),
     "vmap": broken_task("batched: RuntimeError: vmap", inner_loss=untransformable),
 }
 
@@ -442,6 +527,30 @@ def test_a_broken_task_is_found(name):
     task, words = BROKEN_TASKS[name]
     with pytest.raises(ContractError, match=words):
         check_task(task, methods=[])
+
+
+def test_hidden_state_of_a_task_is_found():
+    """As running statistics of a batch normalisation, which a resumed run would have lost."""
+    task, _ = broken_task("", inner_loss=running_loss, metrics=running_metrics)
+    with pytest.raises(ContractError, match=r"loss of a saved state is .* freshly built"):
+        dict(task_checks(task, ["bilevel"]))["runs[bilevel]"]()
+
+
+def test_one_cause_is_said_once():
+    class Broken(SampleProblem):
+        def init_outer(self):
+            raise RuntimeError("no way to start")
+
+    task = dataclass(frozen=True)(
+        type("Task", (Sample,), {"__doc__": "Broken.", "build": lambda s, *at: Broken(SAMPLE, *at)})
+    )
+    tasks.register("cannot_start")(task)
+    try:
+        failed = [how for _, how, _ in inventory.check("cannot_start") if how]
+    finally:
+        tasks._classes.pop("cannot_start")
+    assert len(failed) > 5 and sum("no way to start" in how for how in failed) == 1
+    assert failed[1] == "for the same reason as init"
 
 
 @pytest.mark.parametrize(
