@@ -16,6 +16,7 @@ bilevel, fixed on quadratic (budget smoke)
 Records are kept in the folder ``results/runs``, or where ``store`` says.
 """
 
+from metabench.api.describe import show
 from metabench.api.inventory import (
     check,
     data_fetch,
@@ -23,12 +24,10 @@ from metabench.api.inventory import (
     data_list,
     data_verify,
     doctor,
-    list_,
-    new,
-    show,
 )
 from metabench.api.output import Table
 from metabench.api.publication import publish
+from metabench.api.scaffold import new
 from metabench.api.verbs import (
     Rendered,
     Status,
@@ -44,6 +43,7 @@ from metabench.api.verbs import (
     suite_of_pairs,
     table,
 )
+from metabench.core.catalogue import listing as list_
 
 __all__ = [
     "Rendered",

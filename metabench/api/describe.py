@@ -50,8 +50,12 @@ class Description:
 
 
 def show(name: str, kind: str | None = None) -> list[Description]:
-    """Descriptions of everything called ``name`` (one name can be a task and a suite), or of the
-    suite in the file at that path.
+    """What can be said of everything called ``name`` (one name can be a task and a suite), or of
+    the suite in the file at that path: text, settings, needs, what it can be crossed with.
+
+    >>> from metabench import api
+    >>> [setting.name for setting in api.show("momentum", "solver")[0].settings]
+    ['momentum', 'nesterov']
 
     Raises UnknownName with near names.
     """

@@ -1,4 +1,4 @@
-"""Verbs about what there is: registered names, data sets, this machine, and plug-ins."""
+"""Verbs about what there is: data sets, this machine, and plug-ins."""
 
 from __future__ import annotations
 
@@ -7,43 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabench.core.errors import UnknownName
-from metabench.core.registry import Entry
 from metabench.store.store import Store
 
 if TYPE_CHECKING:
-    from metabench.api.describe import Description
     from metabench.core.findings import Finding
     from metabench.datasets import locate, verify
-
-
-def list_(kind: str | None = None) -> dict[str, list[Entry]]:
-    """Names by kind: "task", "method", "solver", "suite" (None: all four), each sorted, with where
-    it comes from and a line of description. Imports no task and no method.
-
-    >>> from metabench import api
-    >>> [entry.name for entry in api.list_("solver")["solver"]]
-    ['adam', 'langevin', 'momentum', 'sgd']
-
-    Raises UnknownName for another kind.
-    """
-    from metabench.core.catalogue import listing
-
-    return listing(kind)
-
-
-def show(name: str, kind: str | None = None) -> list[Description]:
-    """What can be said of everything called ``name`` (one name can be a task and a suite), or of
-    the suite in the file at that path: text, settings, needs, what it can be crossed with.
-
-    >>> from metabench import api
-    >>> [setting.name for setting in api.show("momentum", "solver")[0].settings]
-    ['momentum', 'nesterov']
-
-    Raises UnknownName with near names.
-    """
-    from metabench.api.describe import show as shown
-
-    return shown(name, kind)
 
 
 def data_list() -> list[locate.Status]:
@@ -117,13 +85,3 @@ def _checked(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
             first = said.setdefault(error.cause, what)
             broken = str(error) if first == what else f"for the same reason as {first}"
         yield what, broken, untested
-
-
-def new(kind: str, name: str, folder: str | Path = ".") -> Path:
-    """Write a "method" or a "task" to start from into ``folder``; its path.
-
-    Raises UnknownName, SettingError, MetabenchError; see :func:`metabench.api.scaffold.new`.
-    """
-    from metabench.api.scaffold import new as written
-
-    return written(kind, name, folder)

@@ -19,7 +19,7 @@ CHECK = {"method": "quadratic", "task": "bilevel"}
 
 
 def new(kind: str, name: str, folder: str | Path = ".") -> Path:
-    """Write ``name``.py into ``folder`` and return its path.
+    """Write a "method" or a "task" to start from into ``folder``, as ``name``.py; its path.
 
     Raises UnknownName for another kind, SettingError for a name that cannot be one or is taken,
     MetabenchError where the file exists already.
