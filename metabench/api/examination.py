@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metabench.core import optional_packages
+from metabench.core.errors import MetabenchError
 from metabench.core.findings import Finding, Verdict
 from metabench.core.registry import REGISTRIES, load_plugin
 from metabench.core.text import size_text
@@ -294,9 +295,9 @@ def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
         try:
             load_plugin(path)
         except Exception as error:
-            yield Finding(
-                "plug-ins", str(path), "broken", f"{type(error).__name__}: {error}", essential=True
-            )
+            known = isinstance(error, MetabenchError)
+            what = str(error) if known else f"{type(error).__name__}: {error}"
+            yield Finding("plug-ins", str(path), "broken", what, essential=True)
         else:
             yield Finding("plug-ins", str(path), "ok")
     for kind, registry in REGISTRIES.items():
