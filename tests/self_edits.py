@@ -36,17 +36,20 @@ def small_world(folder: Path) -> Iterator[str]:
 
 
 def write_squad(folder: Path) -> None:
-    """folder/squad/squad_seal.parquet: three passages a part, no article in both splits."""
+    """folder/squad/squad_seal.parquet: three passages a part, no article or question in both
+    splits."""
     import pandas as pd
 
     rows = []
     for split, subset in PARTS:
+        more = " Say it." if split == "validation" else ""
         for i, (title, (text, question, answer)) in enumerate(FACTS.items()):
             if i == 3 and subset == "round1":
                 continue
             rows.append({
                 "split": split, "subset": subset, "title": f"{title} of the {split} set",
-                "context": f"{text} {subset}", "questions": [question, f"Again: {question}"],
+                "context": f"{text} {subset}",
+                "questions": [f"{question}{more}", f"Again: {question}{more}"],
                 "answers": [answer, answer],
             })  # fmt: skip
     (folder / "squad").mkdir(parents=True)

@@ -130,6 +130,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     registry.load_plugin(path)
     yield
     del registry.methods._classes["ranked"], registry.tasks._classes["points"]
+    del sys.modules["metabench_plugin_ranked"]  # a worker may come back to this file later
     if before is None:
         del os.environ["METABENCH_PLUGINS"]
     else:

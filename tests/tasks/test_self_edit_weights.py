@@ -177,7 +177,7 @@ def test_what_crosses_and_what_does_not(world):
 
 @pytest.mark.parametrize("formulation", ["weights", "init"])
 def test_it_keeps_the_contract(world, formulation):
-    task = small(world, formulation=formulation, edit_tokens=12, question_tokens=12,
+    task = small(world, formulation=formulation, edit_tokens=12, question_tokens=40,
                  targets=("v",), edits=("passage", "rewrite"))  # fmt: skip
     for _, check in task_checks(task, methods=[]):
         check()
