@@ -231,8 +231,11 @@ class Task(ABC):
     metric: ClassVar[str]
     """The metric that selection and tables use, a key of ``Problem.metrics``."""
     goal: ClassVar[Literal["max", "min"]]
-    data: ClassVar[tuple[str, ...]]
-    """Data sets (names in :mod:`metabench.datasets.catalogue`) that must be on the machine."""
+
+    @property
+    @abstractmethod
+    def data(self) -> tuple[str, ...]:
+        """Data sets (names in :mod:`metabench.datasets.catalogue`) that must be on the machine."""
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ def layered(
 ) -> nn.Sequential:
     """A linear ``head``, after a layer ``hidden`` of so many units and ``squash`` where that is
     not None; dtype and device of ``like``."""
-    kind = {"dtype": like.dtype, "device": like.device}
+    kind: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
     layers = OrderedDict[str, nn.Module]()
     if hidden is not None:
         layers["hidden"], layers["squash"] = nn.Linear(inputs, hidden, **kind), squash
