@@ -4,7 +4,12 @@ import os
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("metabench", deadline=None)
+hypothesis.settings.load_profile("metabench")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # Before torch: as many workers as cores, a thread each.
     os.environ["OMP_NUM_THREADS"] = "1"
