@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-# How long an example takes is the machine's affair.
-hypothesis.settings.register_profile("metabench", deadline=None)
-hypothesis.settings.load_profile("metabench")
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # Before torch: as many workers as cores, a thread each.
     os.environ["OMP_NUM_THREADS"] = "1"
 
 from metabench.core import registry
 
 pytest_plugins = ["synthetic"]
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("metabench", deadline=None)
+hypothesis.settings.load_profile("metabench")
 
 
 @pytest.fixture
