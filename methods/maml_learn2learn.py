@@ -79,8 +79,9 @@ class MAMLLearn2learn(GradientMethod):
         """A first-order clone after ``test_steps`` steps."""
         start = autodiff.detach(ctx.problem.init_inner(state.lam, episode))
         steps = self.inner_steps if self.test_steps is None else self.test_steps
-        learner = replace(self, order="first").learner(ctx, start)
-        end = weights_of(self.adapted(ctx, state.lam, learner, episode, steps))
+        first = replace(self, order="first")
+        learner = first.learner(ctx, start)
+        end = weights_of(first.adapted(ctx, state.lam, learner, episode, steps))
         return {k: end[k].detach() for k in start}
 
 
