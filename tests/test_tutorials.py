@@ -103,6 +103,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**kept, **pip, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_followed_word_by_word(page: str, words: dict[str, str], tmp_path: Path) -> None:
     printed = ""

@@ -26,6 +26,7 @@ def run(*arguments, module="few_shot"):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_tiny_row_of_metabench_alone(tmp_path):
     out = tmp_path / "speed.json"
     done = run(

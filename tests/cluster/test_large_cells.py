@@ -56,6 +56,7 @@ def test_what_ranks_cannot_have_is_refused() -> None:
     assert said == "cpus 2 for each of 4 ranks: a node of partition main has 4"
 
 
+@pytest.mark.slow
 def test_tasks_of_a_job_work_on_one_cell(tmp_path: Path) -> None:
     """The node worker's own entries, as two processes of a job without Slurm."""
     run, store = tmp_path / "run", Store(tmp_path / "runs")

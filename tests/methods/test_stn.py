@@ -187,7 +187,7 @@ def test_delta_stn_has_the_exact_value_and_a_biased_slope(scale):
     assert abs(slope + EXACT * (1 - EXACT)) > 1e-4
 
 
-@pytest.mark.parametrize("cls", [STN, DeltaSTN])
+@pytest.mark.parametrize("cls", [STN, pytest.param(DeltaSTN, marks=pytest.mark.slow)])
 def test_training_under_noise_goes_where_the_quadrature_says(cls):
     method = cls(scale=1.0, inner_steps=400, inner_lr=0.05, samples=24, warmup=1, **RAW)
     ctx = context(Shrinkage(first_log_penalty=U))

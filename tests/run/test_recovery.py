@@ -88,6 +88,7 @@ def same_stores(whole: Store, pieces: Store, cells: list[Cell]) -> None:
     assert {path.name for path in pieces.root.iterdir()} == {cell.key[:2] for cell in cells}
 
 
+@pytest.mark.slow
 def test_a_cell_killed_again_and_again_ends_as_if_undisturbed(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORKS, str(tmp_path), "1", "3"], capture_output=True, text=True
