@@ -52,7 +52,7 @@ class Quadratic(Task):
     @property
     def offers(self) -> frozenset[str]:
         """Everything but a network; lam is small up to 16 dimensions."""
-        own = {"lam_in_inner_loss", "best_response"}
+        own = {"lam_in_inner_loss", "best_response", "full_batch", "strongly_convex"}
         if self.formulation == "init":
             own = {"lam_is_initialisation"}
         if not self.carried:

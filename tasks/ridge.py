@@ -41,6 +41,7 @@ class Ridge(Task):
     def offers(self) -> frozenset[str]:
         """A small, bounded lam in the inner loss."""
         own = {"lam_in_inner_loss", "search_space", "best_response", "prediction"}
+        own |= {"full_batch", "strongly_convex"}
         if self.features <= 16:
             own.add("small_lam")
         if not self.carried:

@@ -39,6 +39,7 @@ class Shrinkage(Task):
     def offers(self) -> frozenset[str]:
         """Everything that a scalar problem can."""
         own = {"lam_in_inner_loss", "best_response", "prediction", "small_lam", "search_space"}
+        own |= {"full_batch", "strongly_convex"}
         return GRADIENTS | own | (set() if self.carried else {"episodes"})
 
     def build(self, seeds: Seeds, device: torch.device) -> ShrinkageProblem:

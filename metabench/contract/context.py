@@ -97,17 +97,41 @@ class Context:
         diagonal penalty (:meth:`Problem.diagonal_penalty`) is taken by hand.
         """
         self.meter.add(inner_gradients=1, hvps=hvps, mixed_products=mixed_products)
+        return self._inner(lam, theta, batch, create_graph, only)[1]
+
+    def inner_value_and_grad(
+        self, lam: Params, theta: Params, batch: Batch
+    ) -> tuple[Tensor, Params]:
+        """G, and its gradient in theta as :meth:`inner_grad` counts it; both without a graph."""
+        self.meter.add(inner_gradients=1)
+        value, g = self._inner(lam, theta, batch, False, None)
+        penalty = self.problem.diagonal_penalty(lam)
+        if penalty is not None:
+            parts = [(c * theta[k].square()).sum() for k, c in penalty.items()]
+            value = value + 0.5 * torch.stack(parts).sum().detach()
+        return value, g
+
+    def _inner(
+        self,
+        lam: Params,
+        theta: Params,
+        batch: Batch,
+        create_graph: bool,
+        only: Sequence[str] | None,
+    ) -> tuple[Tensor, Params]:
+        """G beside its diagonal penalty, and the gradient of all of G."""
         if not create_graph:
             lam, theta, batch = autodiff.detach(lam), autodiff.detach(theta), autodiff.detach(batch)
         moving = theta if only is None else {k: theta[k] for k in only}
         penalty = self.problem.diagonal_penalty(lam)
         loss = differentiated_loss(self.problem, penalty)
-        g = autodiff.grad(
+        value, g = autodiff.grad(
             lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
-        )[1]
+        )
         if penalty is None:
-            return g
-        return {k: v.addcmul(penalty[k], moving[k]) if k in penalty else v for k, v in g.items()}
+            return value, g
+        whole = {k: v.addcmul(penalty[k], moving[k]) if k in penalty else v for k, v in g.items()}
+        return value, whole
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch, *, hvps: int = 0) -> Tensor:
         """G, for a caller that differentiates it once: counted as one inner gradient, and as

@@ -69,6 +69,19 @@ class Hyper:
     meaning: str = ""
 
 
+@dataclass(frozen=True)
+class Moduli:
+    """What bounds the inner Hessian H in theta at one lam: mu I <= H <= smooth I everywhere.
+
+    ``certified``: both are proved bounds. False: at least one is an estimate, and what follows
+    from it, such as a distance to the minimiser, is one too.
+    """
+
+    mu: float
+    smooth: float
+    certified: bool = True
+
+
 class Problem(ABC):
     """A task made ready: data in memory, seeds fixed, on one device.
 
@@ -169,6 +182,11 @@ class Problem(ABC):
     ) -> Callable[[Params], Params] | None:
         """v -> H v for the Hessian H of :func:`differentiated_loss` in theta, in closed form; None:
         it is left to differentiation. Optional; must work under vmap where episodes do."""
+        return None
+
+    def moduli(self, lam: Params) -> Moduli | None:
+        """Strong convexity and smoothness of G in theta (capability ``strongly_convex``); None: not
+        known. Optional: solves to an accuracy then say how far theta is from the minimiser."""
         return None
 
     def sample(self, lam: Params, episode: Episode, n: int, generator: torch.Generator) -> Batch:

@@ -195,21 +195,30 @@ def neumann(
 
 
 def conjugate_gradient(
-    product: Product, v: Tensor, *, terms: int, tolerance: float | None = None
+    product: Product,
+    v: Tensor,
+    *,
+    terms: int,
+    tolerance: float | None = None,
+    start: Tensor | None = None,
+    check_every: int = CHECK_EVERY,
 ) -> Solved:
-    """H^-1 v by conjugate gradient from zero, for a positive definite H.
+    """H^-1 v by conjugate gradient from ``start`` (None: zero), for a positive definite H.
 
-    ``terms`` Hessian products, fewer where the residual falls to ``tolerance`` |v|. From a
-    direction of no positive curvature on nothing is changed (Steihaug's rule). Watched:
-    ``residual`` over |v|, and ``negative_curvature``, the largest -p'Hp / |p|^2 over the largest
-    |Hp| / |p| so far, where it is beyond rounding, else 0.
+    ``terms`` Hessian products, fewer where the residual falls to ``tolerance`` |v|, which is looked
+    at every ``check_every`` terms; a start costs one product more. From a direction of no positive
+    curvature on nothing is changed (Steihaug's rule). Watched: ``residual`` over |v|, and
+    ``negative_curvature``, the largest -p'Hp / |p|^2 over the largest |Hp| / |p| so far, where it
+    is beyond rounding, else 0.
     """
-    x, r, p = torch.zeros_like(v), v.clone(), v.clone()
-    rs = first = torch.dot(r, r)
+    first = torch.dot(v, v)
+    x = torch.zeros_like(v) if start is None else start.clone()
+    r = v.clone() if start is None else v - product(x)
+    p, rs = r.clone(), torch.dot(r, r)
     alive, bend, scale = first > 0, torch.zeros_like(first), torch.zeros_like(first)
     noise = 100 * torch.finfo(v.dtype).eps
     for j in range(terms):
-        if tolerance is not None and _is_small(j, rs.sqrt(), tolerance, first.sqrt()):
+        if tolerance is not None and _is_small(j, rs.sqrt(), tolerance, first.sqrt(), check_every):
             break
         hp = product(p)
         curvature = torch.dot(p, hp)
@@ -298,5 +307,7 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
 
 
-def _is_small(j: int, size: Tensor, tolerance: float, first: Tensor) -> bool:
-    return j % CHECK_EVERY == 0 and bool(size <= tolerance * first)
+def _is_small(
+    j: int, size: Tensor, tolerance: float, first: Tensor, every: int = CHECK_EVERY
+) -> bool:
+    return j % every == 0 and bool(size <= tolerance * first)

@@ -35,6 +35,11 @@ COINS = {**TWO_STAGES, "n_tasks": 4, "hidden": 6, "features": 4, "n_pretrain": 3
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
     "ridge": [{}, {"carried": True}],
+    "newsgroups": [
+        {"n_train": 30},
+        {"n_train": 30, "classes": 20, "decays": "class", "carried": False},
+        {"n_train": 30, "decays": "word"},
+    ],
     "glyphs": [
         FEW_SHOT,
         REPRESENTATION,
@@ -139,6 +144,7 @@ METHODS = {
     "ift": [{}, {"inverse": "cg", "damping": 0.1, "indefinite": "truncate"},
             {"inverse": "identity"}, {"inverse": "identity", "alpha": 0.1},
             {"inverse": "cg", "tolerance": 1e-3, "indefinite": "truncate"}],
+    "hoag": [{}, {"schedule": "exact", "solver_rule": "lbfgs", "double_step": True}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],

@@ -1,0 +1,117 @@
+"""20 Newsgroups: parts, bounds, and the known curve of the outer loss over the decay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from oracles import F64, context, differences
+from torch.nn import functional as F
+
+from metabench.contract.seeds import Seeds
+from metabench.core.errors import DataMissing
+from metabench.datasets import locate
+from metabench.hypergradients.inner_solve import to_accuracy
+from metabench.methods.hoag import HOAG
+from metabench.tasks.data.newsgroups import Posts
+from metabench.tasks.newsgroups import Newsgroups, NewsgroupsProblem
+
+CPU = torch.device("cpu")
+
+
+def few(**settings):
+    """The problem on 60 invented posts of 12 words."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.6, (60, 12)) + np.eye(60, 12)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    posts = Posts(scipy.sparse.csr_array(x), np.arange(60) % 20, np.arange(60) % 3 == 0)
+    return NewsgroupsProblem(Newsgroups(**settings), Seeds.of(0), CPU, posts), x
+
+
+@pytest.fixture
+def real():
+    try:
+        locate.find("newsgroups20")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+
+
+def test_parts_are_apart_and_the_published_ones_share_the_later_posts():
+    three, _ = few()
+    sizes = {split: len(part["y"]) for split, part in three.parts.items()}
+    assert sizes == {"train": 40, "valid": 10, "test": 10}
+    published, _ = few(posts="as published")
+    assert len(published.parts["valid"]["y"]) == 20
+    assert torch.equal(published.parts["valid"]["values"], published.parts["test"]["values"])
+    assert len(few(n_train=25)[0].parts["train"]["y"]) == 25
+
+
+@pytest.mark.parametrize(
+    ("classes", "decays"), [(2, "one"), (2, "word"), (20, "one"), (20, "class"), (20, "word")]
+)
+def test_losses_derivatives_and_bounds(classes, decays):
+    problem, x = few(classes=classes, decays=decays)
+    lam = {"log_decay": torch.linspace(-2, 0.5, problem.decays, dtype=F64)}
+    episode = problem.episode("train", 0)
+    w = torch.randn(problem.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
+    rows = torch.from_numpy(x[np.arange(60) % 3 != 0])
+    topics = torch.arange(60)[torch.arange(60) % 3 != 0] % 20
+    if classes == 2:
+        sign = torch.where(topics < 10, -1.0, 1.0).double()
+        loss = torch.log1p(torch.exp(-sign * (rows @ w))).sum()
+    else:
+        loss = F.cross_entropy(rows @ w, topics, reduction="sum")
+    decay = lam["log_decay"].exp()
+    each = decay[:, None] if decays == "word" and classes == 20 else decay
+    expected = loss + 0.5 * (each * w * w).sum()
+    torch.testing.assert_close(problem.inner_loss(lam, {"w": w}, episode.inner), expected)
+
+    g = differences(lambda t: problem.inner_loss(lam, t, episode.inner), {"w": w})["w"]
+    leaf = w.clone().requires_grad_()
+    (found,) = torch.autograd.grad(problem.inner_loss(lam, {"w": leaf}, episode.inner), leaf)
+    torch.testing.assert_close(found, g, rtol=1e-7, atol=1e-8)
+
+    hessian = torch.func.hessian(lambda v: problem.inner_loss(lam, {"w": v}, episode.inner))(w)
+    values = torch.linalg.eigvalsh(hessian.reshape(w.numel(), w.numel()))
+    bounds = problem.moduli(lam)
+    assert bounds.certified and bounds.mu <= values[0] + 1e-12 and values[-1] <= bounds.smooth
+
+
+def test_a_decay_a_class_needs_classes():
+    with pytest.raises(ValueError, match="a decay a class needs 20"):
+        Newsgroups(decays="class")
+
+
+TRUTH = {-2.0: 2569.9, -2.5: 2531.9, -3.0: 2543.9, -4.0: 2729.5}
+"""The outer loss at inner minimisers, found by another program (card 09's last section)."""
+
+
+@pytest.mark.slow
+def test_the_curve_on_the_real_posts_and_where_hoag_ends(real):
+    """HOAG ends within 0.1 of the best log decay, -2.63, and 1e-3 of the best loss, 2530."""
+    ctx = context(Newsgroups(posts="as published"))
+    problem, episode = ctx.problem, ctx.problem.episode("train", 0)
+    theta = problem.init_inner(problem.init_outer(), episode)
+    for decay, expected in TRUTH.items():
+        lam = {"log_decay": torch.tensor([decay], dtype=F64)}
+        found = to_accuracy(ctx, lam, theta, episode, norm=5e-4)
+        theta = found.theta
+        assert found.reached
+        assert float(problem.outer_loss(lam, theta, episode.outer)) == pytest.approx(
+            expected, abs=0.06
+        )
+    method = HOAG()
+    ctx.meter.counts.inner_gradients = 0
+    state = method.init(ctx)
+    for ctx.step in range(20):
+        state, log = method.step(ctx, state)
+    assert float(state.lam["log_decay"]) == pytest.approx(-2.63, abs=0.02)
+    assert log["outer_loss"] == pytest.approx(2530.0, rel=1e-3)
+    assert ctx.meter.counts.inner_gradients < 700, "an 11-point warm-started grid takes 1,470"
+
+
+def test_the_real_parts(real):
+    problem = context(Newsgroups(posts="as published")).problem
+    assert len(problem.parts["train"]["y"]) == 11471 and len(problem.parts["test"]["y"]) == 7662
+    assert problem.shape == (14547,)
