@@ -51,7 +51,7 @@ class Table:
         (the columns of the CSV file)."""
         import pandas as pd
 
-        return pd.read_csv(io.StringIO(self.text("csv")))
+        return pd.read_csv(io.StringIO(self.text("csv")), float_precision="round_trip")
 
     def __str__(self) -> str:
         return self.text()
