@@ -189,6 +189,8 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
         if dry_run:
             for script in made.scripts():
                 out.print(script, markup=False, highlight=False, soft_wrap=True)
+            names = ", ".join(sorted(module.variables(made, slurm)))
+            report(f"variables that travel to jobs (keep_env adds others): {names}")
             try:
                 against = refusals.refusals(made, slurm, planned)
             except SlurmError as error:
