@@ -21,6 +21,7 @@ from metabench.cluster.batch import script
 from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.refusals import place_refusals
 from metabench.cluster.slurm import Slurm, SlurmError, beyond
+from metabench.cluster.trust import closed_to_others
 from metabench.core.findings import Finding
 from metabench.datasets import locate
 from metabench.store.store import Store
@@ -105,7 +106,9 @@ def _ask_node(
     profile: Profile, slurm: Slurm, store: Store, section: str, wait: float
 ) -> Iterator[Finding]:
     folder = folders.root(store) / f"probe-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(parents=True, mode=0o755)
+    with closed_to_others():
+        folder.mkdir(parents=True)
+        snapshot.take(folder)
     token = uuid.uuid4().hex
     (folder / TOKEN).write_text(token)
     name = f"mb-{folder.name}"
@@ -115,7 +118,6 @@ def _ask_node(
         one, command, folder, name, SHORTEST, profile.memory_gb, 1, [], "metabench doctor"
     )
     before = time.time()
-    snapshot.take(folder)
     path = folder / "sbatch.sh"
     path.write_text(text)
     try:

@@ -144,7 +144,9 @@ def cost_csv(results: Results) -> str:
     names = sorted({name for known in found.values() for name in known})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["suite", "budget", "row", "column", "seeds_done", "seeds_planned", *names])
+    writer.writerow(
+        ["suite", "budget", "row", "column", "seeds_done", "seeds_planned", *map(field, names)]
+    )
     for (row, column), known in found.items():
         crossing = results.table_cells[row, column]
         writer.writerow(
