@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from metabench.cli import cluster_commands as cluster
-from metabench.cli import suite_commands
+from metabench.cli import printing, suite_commands
 from metabench.cli.options import StorePath
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except MetabenchError as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-            typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)
+            printing.say(f"error: {error}{notes}", err=True, color=typer.colors.RED)
             wrong_words = isinstance(error, UnknownName | SettingError | SuiteError)
             raise typer.Exit(2 if wrong_words else 1) from None
         except KeyboardInterrupt:
@@ -84,7 +84,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(version("metabench"))
+        printing.say(version("metabench"))
         raise typer.Exit
 
 
@@ -120,7 +120,6 @@ def list_(
     ] = None,
 ) -> None:
     """Tasks, methods, solvers and suites, a line each."""
-    from metabench.cli import printing
     from metabench.core.catalogue import listing
 
     printing.print_listing(printing.console(), listing(kind.removesuffix("s") if kind else None))
@@ -135,7 +134,6 @@ def show(
 ) -> None:
     """What a task, method, solver or suite is: settings with defaults, needs, source."""
     from metabench import api
-    from metabench.cli import printing
 
     printing.print_descriptions(printing.console(), api.show(name, kind))
 
@@ -164,7 +162,6 @@ def doctor(
 ) -> None:
     """Versions, devices, data, a cluster; what is missing, and the command that repairs it."""
     from metabench.api.examination import examine
-    from metabench.cli import printing
     from metabench.store.store import Store
 
     if profile is not None:
@@ -188,13 +185,13 @@ def check(
     failed = 0
     for what, how, untested in api.check(name):
         if untested:
-            typer.echo(f"-       {what}: not tested: {untested}")
+            printing.say(f"-       {what}: not tested: {untested}")
         elif how:
             failed += 1
             typer.secho(f"FAILED  {what}: {how}", fg=typer.colors.RED)
         else:
-            typer.echo(f"ok      {what}")
-    typer.echo(f"{name} fails {failed} checks" if failed else f"{name} passes every check")
+            printing.say(f"ok      {what}")
+    printing.say(f"{name} fails {failed} checks" if failed else f"{name} passes every check")
     raise typer.Exit(int(failed > 0))
 
 
@@ -207,9 +204,9 @@ def new(
     from metabench.api.scaffold import new, next_commands
 
     path = new(kind, name)
-    typer.echo(f"wrote {path}; next:")
+    printing.say(f"wrote {path}; next:")
     for command in next_commands(kind, path):
-        typer.echo(f"    {command}")
+        printing.say(f"    {command}")
 
 
 @data_app.callback(invoke_without_command=True)
@@ -222,7 +219,6 @@ def _data(ctx: typer.Context) -> None:
 def data_list() -> None:
     """Every data set that is known: where it is, or what brings it; source, licence, sizes,
     checksums, and what to copy to a machine without network."""
-    from metabench.cli import printing
     from metabench.datasets import locate
 
     printing.print_data(printing.console(), locate.status())
@@ -236,12 +232,11 @@ def data_fetch(
     ] = None,
 ) -> None:
     """Download a data set, check it and unpack it; goes on with what has come already."""
-    from metabench.cli import printing
     from metabench.datasets import fetch
 
     with printing.downloading(printing.console(stderr=True)) as progress:
         folder = fetch.fetch(name, to=to, progress=progress)
-    typer.echo(f"{name} is in {folder}")
+    printing.say(f"{name} is in {folder}")
 
 
 @data_app.command("verify")
@@ -252,7 +247,6 @@ def data_verify(
 ) -> None:
     """Check every file of a data set against its size and checksum."""
     from metabench import api
-    from metabench.cli import printing
 
     verdicts = api.data_verify(name)
     printing.print_verdicts(printing.console(), verdicts)
@@ -305,6 +299,6 @@ def _tell_merged(merged: Merged) -> None:
     for text in (*merged.conflicts, *merged.bad):
         typer.secho(str(text), fg=typer.colors.RED, err=True)
     for text in merged.running:
-        typer.echo(f"{text}: is being run, left alone")
-    typer.echo(str(merged))
+        printing.say(f"{text}: is being run, left alone")
+    printing.say(str(merged))
     raise typer.Exit(int(bool(merged.conflicts or merged.bad)))

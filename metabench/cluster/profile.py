@@ -21,8 +21,8 @@ from metabench.core.errors import SettingError, UnknownName
 FOLDER = "METABENCH_CLUSTERS"
 """A folder of the user's own profiles (default: ~/.config/metabench/clusters)."""
 SHORTEST = 11
-"""Minutes: below, submitit takes every signal for a time-out, and Slurm may send it up to a minute
-early."""
+"""Minutes: Slurm may send its warning up to a minute early, and a shorter job is nothing but start
+and end."""
 
 Whole = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -102,7 +102,10 @@ class Profile:
     data: str = ""
     """METABENCH_DATA on the nodes."""
     keep_env: list[str] = field(default_factory=list)
-    """Variables of the launcher that travel although their name looks like a secret's."""
+    """Variables of the launcher that travel besides those that jobs are known to need."""
+    trusted: list[str] = field(default_factory=list)
+    """Users and groups that may write in the folders above a submission: they could run code as
+    you."""
     shared: list[str] = field(default_factory=list)
     """Folders that nodes see under the same path; empty: judged by the kind of file system."""
     slurm_conf: str = ""

@@ -67,7 +67,7 @@ def _fetch_hub(name: str, folder: Path) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held = load_dataset(name)
+        held = load_dataset(name, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise MetabenchError(f"datasets cannot load {name}: {error}") from error
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:

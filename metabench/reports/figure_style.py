@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.results import Results
+from metabench.core.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def styled() -> Iterator[None]:
 
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: no mathematics, no hidden legend entry."""
-    text = text.replace("$", r"\$")
+    text = printable(text).replace("$", r"\$")
     return " " + text if text.startswith("_") else text
 
 

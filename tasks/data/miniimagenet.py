@@ -261,6 +261,7 @@ def _parquet(folder: Path, part: str) -> Part:
         data_files=[str(path) for path in files],
         split="train",  # what the builder calls all of them
         cache_dir=str(locate.cache() / "datasets"),
+        trust_remote_code=False,
     )
     return _rows(held, files)
 

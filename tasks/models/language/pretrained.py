@@ -210,12 +210,17 @@ def _load(where: str, dtype: str, device: str, form: Form, every_gpu: bool) -> L
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library, about its own future
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **packed)
+            # Unless it is told, the library asks on a terminal whether to run a model's own code.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                where, **packed, trust_remote_code=False
+            )
             made, told = transformers.AutoModelForCausalLM.from_pretrained(
-                where, **packed, **more, output_loading_info=True
+                where, **packed, **more, trust_remote_code=False, output_loading_info=True
             )
         except Exception as error:  # each of its parsers has errors of its own
             said = " ".join(str(error).split())
+            if "trust_remote_code" in said:
+                raise refused("it has code of its own, which is never run") from None
             raise refused(f"{type(error).__name__}: {said[:LONGEST]}") from None
     # The library gives random numbers to weights that the files lack.
     if absent := () if packed else sorted(told["missing_keys"]):
