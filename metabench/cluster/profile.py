@@ -197,7 +197,7 @@ def minutes(time: int | str, name: str = "time") -> int:
 def own_folder() -> Path:
     """Where the user's profiles are."""
     given = os.environ.get(FOLDER)
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(given) if given else Path(config, "metabench", "clusters")
 
 

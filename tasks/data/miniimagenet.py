@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import locate
+from metabench.datasets import catalogue, locate
 
 from . import pickles
 
@@ -255,7 +255,8 @@ def _datasets(folder: Path, part: str) -> Part:
 def _parquet(folder: Path, part: str) -> Part:
     from datasets import load_dataset
 
-    files = sorted(folder.glob(f"**/{'validation' if part == 'valid' else part}-*.parquet"))
+    name = "validation" if part == "valid" else part
+    files = sorted(catalogue.matching(folder, f"**/{name}-*.parquet"))
     held = load_dataset(
         "parquet",
         data_files=[str(path) for path in files],
