@@ -162,6 +162,9 @@ def read_pictures(folder: Path) -> np.ndarray:
 
 
 def shrink(path: Path) -> np.ndarray:
-    """A drawing (black on white, 105x105) as uint8 [28, 28], 255 = full ink. Raises MetabenchError."""
+    """A drawing (black on white, 105x105) as uint8 [28, 28], 255 = full ink.
+
+    Raises MetabenchError.
+    """
     small = pictures.read(path, "L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return 255 - np.asarray(small)

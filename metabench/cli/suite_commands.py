@@ -19,6 +19,7 @@ from metabench.cli.options import (
     Launch,
     OutFolder,
     StorePath,
+    typed_path,
     with_options,
 )
 
@@ -107,7 +108,10 @@ def table(
     ] = None,
     cost: Annotated[bool, typer.Option("--cost", help="What runs cost, in its place.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file.")
+        Path | None,
+        typer.Option(
+            "--out", parser=typed_path("--out"), metavar="FILE", help="Write it to this file."
+        ),
     ] = None,
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""

@@ -132,11 +132,7 @@ class Layout:
                 for archive in self.archives
                 if not archive.begun(folder)
             ]
-            + [
-                x.pattern
-                for x in self.groups
-                if next(matching(folder, x.pattern), None) is None
-            ]
+            + [x.pattern for x in self.groups if next(matching(folder, x.pattern), None) is None]
         )
 
 

@@ -145,6 +145,35 @@ def test_a_terminal_without_the_signs_is_no_error(folder: Path) -> None:
     assert b"? (1 open)" in done.stdout
 
 
+@pytest.mark.skipif(os.name != "posix", reason="shells are POSIX's")
+def test_output_that_goes_nowhere_ends_as_other_programs_do(folder: Path) -> None:
+    """A closed stream and a full disk are an error in one line; a reader that has ended is none."""
+    start = f"{sys.executable} -m metabench"
+    words = ("--version >&-", "--version >/dev/full", "--help >/dev/full", "list >/dev/full",
+             "list | true", "--help | true", "list <&- 2>&- | tail -n 1")  # fmt: skip
+    script = "\n".join(f"{start} {w}; echo ${{PIPESTATUS[0]}}; echo {w!r} >&2" for w in words)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    *codes, last, code = done.stdout.split("\n")[:-1]
+    assert codes == ["1"] * 4 + ["0"] * 2 and code == "0" and last.startswith("stn-toy"), done
+    said = "error: cannot write to standard output: "
+    told = [said + "Bad file descriptor", *[said + "No space left on device"] * 3, "", "", ""]
+    expected = [line for pair in zip(told, words, strict=True) for line in pair if line]
+    assert done.stderr.splitlines() == expected
+
+
+def test_an_empty_store_in_the_environment_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METABENCH_STORE", "")
+    assert str(folder / "results" / "runs") in metabench("status").out
+    with pytest.raises(SettingError, match="store cannot be ''"):
+        api.status(store="")
+    with pytest.raises(SettingError, match="out cannot be ''"):
+        api.plot("small.toml", out="")
+
+
 def test_help_names_every_verb() -> None:
     text = metabench("--help").out
     for verb in (
@@ -399,6 +428,21 @@ def test_settings_reach_the_cells(folder: Path) -> None:
         (["run", "small.toml", "--set", "inner_lr"], 2, "write GROUP.NAME=VALUE"),
         (["run", "small.toml", "--only", "revers"], 2, "near: reverse"),
         (["run", "small.toml", "--seeds", "one"], 2, "seeds cannot be 'one'"),
+        (["run", "small.toml", "--seeds", "٣"], 2, "seeds cannot be '٣'"),
+        (["run", "small.toml", "--set", 'budget.outer_steps="2"'], 2, "cannot be '2': input"),
+        (["run", "small.toml", "--set", "method.inner_steps=" + "[" * 250], 2, "cannot be '[[["),
+        (["run", "small.toml", "--store", ""], 2, "--store cannot be '': give a path"),
+        (["status", "--store", "a\0b"], 2, "--store cannot be 'a\\x00b'"),
+        (["status", "--store", "x" * 300], 1, "File name too long"),
+        (["run", "small.toml", "--store", "x" * 300], 1, "File name too long"),
+        (["plot", "small.toml", "--out", "x" * 300], 1, "File name too long"),
+        (["plan", "x" * 300 + ".toml"], 1, "File name too long"),
+        (["plan", "a\0b.toml"], 2, "no suite file 'a\\x00b.toml'"),
+        (["report", "small.toml", "--out", ""], 2, "--out cannot be ''"),
+        (["table", "small.toml", "--out", ""], 2, "--out cannot be ''"),
+        (["data", "fetch", "omniglot", "--to", ""], 2, "--to cannot be ''"),
+        (["store", "merge", "", "--into", "s"], 2, "STORE cannot be ''"),
+        (["store", "merge", "s", "--into", ""], 2, "--into cannot be ''"),
         (["run", "--task", "quadratc", "--method", "bilevel"], 2, "near: quadratic"),
         (["run", "small.toml", "--device", "cdua"], 2, "device cannot be 'cdua'"),
         (

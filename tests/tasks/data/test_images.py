@@ -217,7 +217,9 @@ def test_damaged_packed_files_are_told(root, monkeypatch):
 def test_a_batch_of_other_keys_is_told(root, monkeypatch):
     write_batches(root / "cifar-10-batches-py", small(monkeypatch, "cifar10", "torchvision"))
     (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps({"x": 1}))
-    with pytest.raises(MetabenchError, match=r"batch_3 cannot be read \('data'\); .*verify cifar10"):
+    with pytest.raises(
+        MetabenchError, match=r"batch_3 cannot be read \('data'\); .*verify cifar10"
+    ):
         images.load("cifar10")
 
 
