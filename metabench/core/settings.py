@@ -54,7 +54,8 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
                 f"{owner}: setting {name} cannot be {_shown(values[name])}: not finite"
             )
     try:
-        return strictly(_adapter(cast(Any, cls)), values)
+        made: T = strictly(_adapter(cast(Any, cls)), values)
+        return made
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # raised by the settings as a whole
