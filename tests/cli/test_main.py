@@ -487,10 +487,17 @@ def test_usage_errors(folder: Path) -> None:
     assert metabench("run", "small.toml", "--jobs", "0").code == 2
 
 
-def test_other_errors_keep_their_traceback(folder: Path) -> None:
-    (folder / "broken.py").write_text("1 / 0\n")
+def test_other_errors_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "show", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        metabench("list", "--plugin", "broken.py")
+        metabench("show", "maml")
+
+
+def test_a_broken_plugin_is_one_line(folder: Path) -> None:
+    (folder / "broken.py").write_text("\n1 / 0\n")
+    typed = metabench("list", "--plugin", "broken.py")
+    said = f"error: plug-in {folder / 'broken.py'}, line 2: ZeroDivisionError: division by zero\n"
+    assert (typed.code, typed.err) == (1, said)
 
 
 BAD_METHOD = '''"""Fails, or not, as told."""
