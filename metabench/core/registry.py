@@ -131,7 +131,7 @@ class Registry:
             if name in (clashes := self.clashes()):
                 who = " and ".join(clashes[name])
                 raise MetabenchError(f"two {self.kind}s are called {name!r}: of {who}")
-            with _imported(f"{self.kind} {name!r} of {_package_of(points[name])}"):
+            with _imported(f"{self.kind} {name!r} from {_package_of(points[name])}"):
                 found = points[name].load()
             self.register(name)(found)
         else:

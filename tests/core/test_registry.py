@@ -229,10 +229,10 @@ def test_a_package_that_cannot_be_imported_is_told_by_its_name(
         (tmp_path / "third_party.py").write_bytes(source)
         entry = next(e for e in solvers.entries() if e.name == "third")
         assert entry.summary.startswith(summary)
-        with pytest.raises(MetabenchError, match=r"^solver .third. of third-party: "):
+        with pytest.raises(MetabenchError, match=r"^solver .third. from third-party: "):
             solvers.get("third")
     [found] = [f for f in examination._third_parties([]) if f.bad]
-    assert found.name == "solver third" and "of third-party: " in found.detail
+    assert found.name == "solver third" and "from third-party: " in found.detail
 
 
 def test_names_that_packages_share_are_told(
