@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.core.errors import SettingError, SuiteError
 from metabench.core.settings import place
+from metabench.core.text import counted
 from metabench.store.store import BadFile, Store
 from metabench.suites import loading as suites
 from metabench.suites import planning as plans
@@ -158,19 +159,18 @@ def run_planned(
 
 
 def check_device(device: str | None) -> None:
-    """Raise SettingError for a device that torch does not know or this machine does not have."""
+    """Raise SettingError for a device that no cell can be run on here, with those that there are:
+    torch knows more, such as "meta", whose tensors have no numbers."""
     if device is None:
         return
     import torch
 
-    try:
-        kind, index = (made := torch.device(device)).type, made.index or 0
-    except RuntimeError as error:
-        said = str(error).splitlines()[0]
-        raise SettingError(f"device cannot be {device!r}: {said}") from None
-    if kind == "cuda" and index >= torch.cuda.device_count():
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *["cuda"][:gpus], *(f"cuda:{i}" for i in range(gpus))]
+    if str(device) not in known:
         raise SettingError(
-            f"device cannot be {device!r}: torch finds {torch.cuda.device_count()} GPUs here"
+            f"device cannot be {str(device)!r}: torch finds {counted(gpus, 'GPU')} here; "
+            f"known: {', '.join(known)}"
         )
 
 
