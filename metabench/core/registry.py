@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from metabench.core.errors import MetabenchError, UnknownName
-from metabench.core.text import one_line
+from metabench.core.text import listed, one_line
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Registry:
 
         Raises :class:`MetabenchError` if another module has already taken the name, a built-in
         that nobody has asked for yet included: the cells of the two would have the same keys. Also
-        if the class does not derive from ``base``.
+        if the class does not derive from ``base``, or lacks a function that it must have.
         """
 
         def add(cls: type[T]) -> type[T]:
@@ -61,6 +61,13 @@ class Registry:
                 raise MetabenchError(
                     f"{self.kind} {name!r}: class {cls.__name__} does not derive from {base}; "
                     f"write: class {cls.__name__}({base})"
+                )
+            given = getattr(
+                cls, "unfinished", lambda: sorted(getattr(cls, "__abstractmethods__", ()))
+            )
+            if lacks := given():
+                raise MetabenchError(
+                    f"{self.kind} {name!r}: class {cls.__name__} lacks {listed(lacks)}"
                 )
             known = self._classes.get(name)
             taken = f"{self.package}.{name}" if name in self._files() else cls.__module__

@@ -180,6 +180,33 @@ def test_what_is_registered_derives_from_the_contract(known: Registry) -> None:
     assert "plain" not in known.names()
 
 
+@pytest.mark.parametrize(
+    ("body", "lacks"),
+    [
+        ("class New(metabench.Method): needs = frozenset()", "adapt, init and step"),
+        ("class New(metabench.GradientMethod): pass", "hypergradient"),
+        ("class New(metabench.Solver): pass", "init and update"),
+        ("class New(metabench.Task): data = offers = ()", "build"),
+        ("class New(metabench.GradientMethod):\n    def step(self, ctx, state): ...", ""),
+        (
+            "class New(metabench.GradientMethod):\n    def hypergradient_from(self, c, s, e): ...",
+            "",
+        ),
+    ],
+)
+def test_a_class_without_what_it_must_have_is_told_when_it_is_registered(
+    plugins_forgotten: None, tmp_path: Path, body: str, lacks: str
+) -> None:
+    kind = "task" if ".Task" in body else "solver" if ".Solver" in body else "method"
+    path = tmp_path / "unfinished.py"
+    path.write_text(f"import metabench\n@metabench.{kind}('new')\n{body}\n")
+    if lacks:
+        with pytest.raises(MetabenchError, match=f"^{kind} 'new': class New lacks {lacks}$"):
+            load_plugin(path)
+    else:
+        load_plugin(path)
+
+
 def test_a_file_that_registers_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
