@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter, Signature, signature
@@ -255,7 +256,7 @@ def seed_list(text: str | None) -> list[int] | None:
     out: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not (part.isascii() and first.isdecimal() and (last.isdecimal() or not dash)):
+        if not re.fullmatch(r"\d{1,18}(-\d{1,18})?", part.strip(), re.ASCII):
             raise SettingError(f"seeds cannot be {text!r}; write for example 0,1,2 or 0-4")
         if dash and int(last) < int(first):
             raise SettingError(f"seeds cannot be {text!r}: {part.strip()} runs backwards")

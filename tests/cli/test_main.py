@@ -746,7 +746,7 @@ def test_seed_lists() -> None:
     assert seed_list("0, 2,5-7,6") == [0, 2, 5, 6, 7]
     with pytest.raises(SettingError, match="more than 10,000"):
         seed_list("0-99999999999")
-    for text in ("", "a", "1-", "-1", "3-1", "1,,2", "1.5"):
+    for text in ("", "a", "1-", "-1", "3-1", "1,,2", "1.5", "٣", "1-٣", "9" * 5000):
         with pytest.raises(SettingError, match="seeds"):
             seed_list(text)
 
