@@ -43,13 +43,13 @@ def _streams() -> None:
     would get their number, and what is printed. A sign that a terminal lacks is a question mark."""
     if sys.stdin is None:
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
-    closed = sys.stdout is None
-    number = os.open(os.devnull, os.O_RDONLY) if closed else sys.stdout.fileno()
+    was = sys.stdout
+    if was is None or (isinstance(was, io.TextIOWrapper) and not was.isatty()):
+        number = os.open(os.devnull, os.O_RDONLY) if was is None else was.fileno()
+        told = io.BufferedWriter(Output(number, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(told, None if was is None else was.encoding)
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    if closed or not sys.stdout.isatty():
-        told = io.BufferedWriter(Output(number, "w", closefd=False))
-        sys.stdout = io.TextIOWrapper(told, None if closed else sys.stdout.encoding)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
