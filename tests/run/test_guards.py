@@ -124,7 +124,7 @@ def shaped(step=None, adapt=None, init=None, hypergradient=None, carried=False):
             return found if hypergradient is None else hypergradient(found)
 
     try:
-        budget = {"outer_steps": 2, "eval_every": 1}
+        budget = {"outer_steps": 2, "eval_every": 1, "valid_episodes": 1, "test_episodes": 1}
         cell = make_cell("ridge", "misshaped", set={"task": {"carried": carried}, "budget": budget})
         record = run_cell(cell)
     finally:
