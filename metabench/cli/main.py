@@ -6,8 +6,6 @@ interrupted. A mistake of the user is one line without a traceback.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +14,7 @@ from typer.core import TyperGroup
 
 from metabench.cli import cluster_commands as cluster
 from metabench.cli import printing, suite_commands
-from metabench.cli.options import StorePath
+from metabench.cli.options import StorePath, typed_path
 
 if TYPE_CHECKING:
     from metabench.store.merge import Merged
@@ -57,10 +55,11 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             typer.secho("interrupted", fg=typer.colors.RED, err=True)
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader (head, less) has ended; that is not an error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+        except OSError as error:
+            if error.filename is None:  # nothing that was named: see metabench.__main__
+                raise
+            typer.secho(f"error: {error.filename}: {error.strerror}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -228,7 +227,10 @@ def data_list() -> None:
 def data_fetch(
     name: Annotated[str, typer.Argument(help="A data set.")],
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Instead of the cache.")
+        Path | None,
+        typer.Option(
+            "--to", parser=typed_path("--to"), metavar="DIR", help="Instead of the cache."
+        ),
     ] = None,
 ) -> None:
     """Download a data set, check it and unpack it; goes on with what has come already."""
@@ -255,8 +257,16 @@ def data_verify(
 
 @store_app.command("merge")
 def store_merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Folders of stores.")],
-    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="The store to add to.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(parser=typed_path("STORE"), metavar="STORE...", help="Folders of stores."),
+    ],
+    into: Annotated[
+        Path,
+        typer.Option(
+            "--into", parser=typed_path("--into"), metavar="DIR", help="The store to add to."
+        ),
+    ],
 ) -> None:
     """Copy what one store lacks from others; results that differ are told, and not copied."""
     from metabench.store.merge import merge
@@ -276,6 +286,7 @@ def store_import(
         Path | None,
         typer.Option(
             "--into",
+            parser=typed_path("--into"),
             metavar="DIR",
             envvar="METABENCH_STORE",
             show_default="results/runs",

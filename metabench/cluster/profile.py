@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from metabench.core import settings
+from metabench.core import settings, toml
 from metabench.core.errors import SettingError, UnknownName
 
 FOLDER = "METABENCH_CLUSTERS"
@@ -200,7 +199,7 @@ def minutes(time: int | str, name: str = "time") -> int:
 def own_folder() -> Path:
     """Where the user's profiles are."""
     given = os.environ.get(FOLDER)
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(given) if given else Path(config, "metabench", "clusters")
 
 
@@ -251,8 +250,8 @@ def load(name: str | Path, set: Mapping[str, Any] | None = None) -> Profile:
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The settings of a file over those that it extends."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = toml.read(path)
+    except ValueError as error:
         raise SettingError(f"{path}: not TOML: {error}") from None
     except OSError as error:
         raise SettingError(f"{path}: {error.strerror}") from None

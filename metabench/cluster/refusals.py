@@ -66,7 +66,8 @@ def place_refusals(root: Path, profile: Profile) -> list[str]:
     out = []
     real = root.resolve()
     if profile.shared:
-        places = [Path(os.path.expandvars(p)).expanduser().resolve() for p in profile.shared]
+        named = (os.path.expanduser(os.path.expandvars(p)) for p in profile.shared)
+        places = [Path(p).resolve() for p in named]
         if not any(real.is_relative_to(p) for p in places):
             out.append(
                 f"store {root}: not in a folder that nodes share ({', '.join(profile.shared)})"

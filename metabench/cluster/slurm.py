@@ -71,7 +71,7 @@ class Slurm:
         self.absent = ""
         """A slurm.conf that was named and is not there."""
         if not self.env.get("SLURM_CONF") and profile.slurm_conf:
-            given = Path(os.path.expandvars(profile.slurm_conf)).expanduser()
+            given = Path(os.path.expanduser(os.path.expandvars(profile.slurm_conf)))
             if given.is_file():
                 self.env["SLURM_CONF"] = str(given)
             else:
