@@ -45,7 +45,7 @@ def test_the_committed_tables_are_what_the_records_give(folder: Path) -> None:
 
 
 def same_number(value: str, expected: str) -> bool:
-    """Whether two fields differ by rounding alone: scipy's quantiles do, from version to version."""
+    """Whether two fields differ by rounding alone, as quantiles of two versions of scipy do."""
     return float(value) == pytest.approx(float(expected), rel=1e-9)
 
 
