@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract.seeds import generator
+from metabench.core import drawing
 from metabench.core.registry import task
 
 from .families.few_shot import Classes, FewShot
@@ -138,9 +139,7 @@ def _characters() -> dict[str, list[Tensor]]:
 
 
 def _fonts() -> list[Path]:
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    folder = Path(drawing.matplotlib().get_data_path()) / "fonts" / "ttf"
     chosen = [*folder.glob("DejaVuS*.ttf"), *folder.glob("STIXGeneral*.ttf")]
     # Upright sans first: the face that characters are compared by.
     chosen = [path for path in chosen if "Display" not in path.name]

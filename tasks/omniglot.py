@@ -26,6 +26,7 @@ from metabench.datasets import locate
 
 from .data import arrays as _arrays
 from .data import omniglot_lists as lists
+from .data import pictures
 from .families.few_shot import Classes, FewShot, GivenEpisode
 
 CHARACTERS, DRAWERS, SIZE = 1623, 20, 28
@@ -161,7 +162,9 @@ def read_pictures(folder: Path) -> np.ndarray:
 
 
 def shrink(path: Path) -> np.ndarray:
-    """A drawing (black on white, 105x105) as uint8 [28, 28], 255 = full ink."""
-    with Image.open(path) as picture:
-        small = picture.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    """A drawing (black on white, 105x105) as uint8 [28, 28], 255 = full ink.
+
+    Raises MetabenchError.
+    """
+    small = pictures.read(path, "L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return 255 - np.asarray(small)

@@ -5,20 +5,23 @@ import http.server
 import io
 import re
 import threading
+import time
 import zipfile
 
 from metabench.datasets import catalogue
 
 
 class Server:
-    """Serves bytes by path; ``cut`` breaks the next answer off, ``log`` holds (path, Range)."""
+    """Serves bytes by path; ``cut`` breaks the next answer off, ``log`` holds (path, Range),
+    ``seconds`` is what it thinks before it answers."""
 
     def __init__(self):
-        self.files, self.log, self.cut, self.ranges = {}, [], None, True
+        self.files, self.log, self.cut, self.ranges, self.seconds = {}, [], None, True, 0
         owner = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
+                time.sleep(owner.seconds)
                 asked = self.headers.get("Range")
                 owner.log.append((self.path, asked))
                 body = owner.files.get(self.path)

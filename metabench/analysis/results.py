@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from metabench.core.capabilities import why_not
 from metabench.core.errors import StoreError, UnknownName
+from metabench.store.published import without_paths
 from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.overrides import Override
 from metabench.suites.planning import STATES, Kept, Planned, WhyNot, states_of
@@ -86,6 +87,8 @@ class TableCell:
         found: dict[tuple[str, tuple[str, ...]], list[tuple[int, str]]] = {}
         for run in self.runs:
             state, reason = str(run.state), run.why
+            if run.record:  # a table is passed on; status and the record tell the whole path
+                reason = without_paths(reason)
             if state == "done":
                 known = run.record.metrics.get(evaluation, {}) if run.record else {}
                 if metric in known:

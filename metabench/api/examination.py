@@ -294,10 +294,8 @@ def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
     for path in dict.fromkeys([*listed, *map(str, plugins)]):
         try:
             load_plugin(path)
-        except Exception as error:
-            known = isinstance(error, MetabenchError)
-            what = str(error) if known else f"{type(error).__name__}: {error}"
-            yield Finding("plug-ins", str(path), "broken", what, essential=True)
+        except MetabenchError as error:
+            yield Finding("plug-ins", str(path), "broken", str(error), essential=True)
         else:
             yield Finding("plug-ins", str(path), "ok")
     for kind, registry in REGISTRIES.items():
@@ -311,13 +309,8 @@ def _third_parties(plugins: Iterable[str | Path]) -> Iterator[Finding]:
                 continue
             try:
                 registry.get(entry.name)
-            except Exception as error:
-                yield Finding(
-                    "entry points",
-                    f"{kind} {entry.name}",
-                    "broken",
-                    f"from {entry.origin}: {type(error).__name__}: {error}",
-                    essential=True,
-                )
+            except MetabenchError as error:
+                where = f"{kind} {entry.name}"
+                yield Finding("entry points", where, "broken", str(error), essential=True)
             else:
                 yield Finding("entry points", f"{kind} {entry.name}", "ok", f"from {entry.origin}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metabench.core.errors import MetabenchError, UnknownName
+from metabench.core.catalogue import suite_folder
+from metabench.core.errors import MetabenchError, SuiteError, UnknownName
 from metabench.store.store import write_atomic
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Table:
         (the columns of the CSV file)."""
         import pandas as pd
 
-        return pd.read_csv(io.StringIO(self.text("csv")))
+        return pd.read_csv(io.StringIO(self.text("csv")), float_precision="round_trip")
 
     def __str__(self) -> str:
         return self.text()
@@ -90,3 +92,26 @@ def write(path: str | Path, text: str) -> Path:
     # A reason may quote a file name that is no text.
     write_atomic(path, text.encode("utf-8", errors="replace"))
     return path
+
+
+def default_folder(suite: str, budget: str, asked: str | None) -> Path:
+    """``results/SUITE/BUDGET`` for a suite that was ``asked`` for by its name (None: by tasks and
+    methods) or by the path of its file, which ``results/SUITE/.suite`` then names.
+
+    Raises SuiteError where another suite file of that name has the folder: the two would overwrite
+    each other's tables.
+    """
+    folder = Path("results", suite)
+    note, owner = folder / ".suite", suite_folder() / f"{suite}.toml"
+    file = Path(asked) if asked is not None and asked.endswith(".toml") else owner
+    if not owner.is_file() and note.is_file():
+        owner = folder / note.read_text(encoding="utf-8").strip()
+    if owner.is_file() and not (file.is_file() and file.samefile(owner)):
+        raise SuiteError(
+            f"{folder} holds what the suite file {os.path.relpath(owner)} gives, and "
+            f"{asked or suite} is another suite of that name: give --out DIR, or write "
+            'name = "..." into the file'
+        )
+    if not owner.is_file() and file.is_file():
+        write(note, os.path.relpath(file, folder) + "\n")
+    return folder / budget

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from metabench.api.output import made, write
 from metabench.api.verbs import DEFAULT_BUDGET, load, open_store, results
 from metabench.core.errors import MetabenchError
+from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store import published
 from metabench.store.store import Store, write_atomic
@@ -46,7 +47,7 @@ def publish(
     from metabench.reports import tables
     from metabench.reports.small_figure import small_figure
 
-    suite, store, out = load(suite), open_store(store), Path(out)
+    suite, store, out = load(suite), open_store(store), place("out", out)
     found = of_records_alone(results(suite, budget=budget, store=store))
     states = found.states
     if not states.get("done"):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.core.errors import SettingError, SuiteError
+from metabench.core.settings import place
+from metabench.core.text import counted
 from metabench.store.store import BadFile, Store
 from metabench.suites import loading as suites
 from metabench.suites import planning as plans
@@ -57,7 +59,9 @@ def load(suite: str | Path | Suite) -> Suite:
 
 def open_store(store: str | Path | Store | None) -> Store:
     """The store that a verb is given; None is the default one."""
-    return store if isinstance(store, Store) else Store(store)
+    if isinstance(store, Store):
+        return store
+    return Store(None if store is None else place("store", store))
 
 
 def plan(
@@ -155,19 +159,18 @@ def run_planned(
 
 
 def check_device(device: str | None) -> None:
-    """Raise SettingError for a device that torch does not know or this machine does not have."""
+    """Raise SettingError for a device that no cell can be run on here, with those that there are:
+    torch knows more, such as "meta", whose tensors have no numbers."""
     if device is None:
         return
     import torch
 
-    try:
-        kind, index = (made := torch.device(device)).type, made.index or 0
-    except RuntimeError as error:
-        said = str(error).splitlines()[0]
-        raise SettingError(f"device cannot be {device!r}: {said}") from None
-    if kind == "cuda" and index >= torch.cuda.device_count():
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *["cuda"][:gpus], *(f"cuda:{i}" for i in range(gpus))]
+    if str(device) not in known:
         raise SettingError(
-            f"device cannot be {device!r}: torch finds {torch.cuda.device_count()} GPUs here"
+            f"device cannot be {str(device)!r}: torch finds {counted(gpus, 'GPU')} here; "
+            f"known: {', '.join(known)}"
         )
 
 
@@ -278,7 +281,7 @@ def plot(
     """
     store = open_store(store)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
-    return _draw(found, store, Path(out), kind, cost)
+    return _draw(found, store, place("out", out), kind, cost)
 
 
 def _draw(
@@ -303,7 +306,7 @@ def report(
     its path."""
     store = open_store(store)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
-    return _report(found, store, Path(out))
+    return _report(found, store, place("out", out))
 
 
 def _report(found: Results, store: Store, out: Path) -> Path:
@@ -339,7 +342,7 @@ def render(
     """Tables in every format, plots and report of what is finished, in the folder ``out``."""
     from metabench.reports import tables
 
-    store, out = open_store(store), Path(out)
+    store, out = open_store(store), place("out", out)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
     files = [
         write(out / f"{name}{suffix}", tables.draw(found, fmt, cost=name == "cost"))
@@ -367,7 +370,7 @@ def reproduce(
 
     Raises MetabenchError before anything runs where ``out`` cannot be made.
     """
-    made(Path(out))
+    made(place("out", out))
     run(
         suite,
         budget=budget,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metabench.cli import printing
 from metabench.cli.options import BudgetName, Choice, StorePath, SuiteName, with_options
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def cancel(
     suite = suite.removesuffix(".toml").rpartition("/")[2]
     kept = Store(store)
     for text in folder.unreadable(kept):
-        typer.echo(text, err=True)
+        printing.say(text, err=True)
     known = [s for s in folder.submissions(kept) if s.cancelled is None]
     mine = [s for s in known if suite == "all" or (s.suite == suite and s.budget == budget)]
     if not mine:
@@ -107,7 +108,7 @@ def cancel(
         group = [s for s in mine if cluster or s.profile["name"] == name]
         jobs = module.cancel(there, group, answer)
         what = f"jobs {', '.join(jobs)}" if jobs else "no job was waiting or running"
-        typer.echo(f"cancelled on {name}: {what}")
+        printing.say(f"cancelled on {name}: {what}")
 
 
 def _of(submissions: Sequence[Submission], name: str) -> Profile:
@@ -141,16 +142,16 @@ def logs(
         )
     record = kept.get(keys[0])
     if record is not None:
-        typer.echo(f"{record.cell}: {record.status}{f': {record.reason}' * bool(record.reason)}")
+        printing.say(f"{record.cell}: {record.status}{f': {record.reason}' * bool(record.reason)}")
         if record.traceback:
-            typer.echo(record.traceback.rstrip())
+            printing.say(record.traceback.rstrip())
     for attempt in (a for s in known for a in folder.attempts(s.folder, keys[0])):
         how = attempt.end or "cut off, or at work"
-        typer.echo(f"job {attempt.job} on {attempt.host}: {how} {attempt.what}".rstrip())
+        printing.say(f"job {attempt.job} on {attempt.host}: {how} {attempt.what}".rstrip())
     for title, path in cell_states.logs(known, keys[0]):
-        typer.echo(f"\n--- {title}: {path}")
+        printing.say(f"\n--- {title}: {path}")
         text = path.read_text(errors="replace").splitlines()
-        typer.echo("\n".join(text[-lines:]))
+        printing.say("\n".join(text[-lines:]))
 
 
 def profiled(name: str, choice: Choice) -> tuple[Choice, Profile]:
@@ -162,7 +163,6 @@ def profiled(name: str, choice: Choice) -> tuple[Choice, Profile]:
 
 
 def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
-    from metabench.cli import printing
     from metabench.cluster import refusals
     from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
@@ -189,6 +189,8 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
         if dry_run:
             for script in made.scripts():
                 out.print(script, markup=False, highlight=False, soft_wrap=True)
+            names = ", ".join(sorted(module.variables(made, slurm)))
+            report(f"variables that travel to jobs (keep_env adds others): {names}")
             try:
                 against = refusals.refusals(made, slurm, planned)
             except SlurmError as error:
@@ -311,7 +313,6 @@ def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile
     and the same command waits again."""
     import time
 
-    from metabench.cli import printing
     from metabench.cluster import job_states
     from metabench.cluster import submit as module
     from metabench.cluster.draft import TAKEN

@@ -6,8 +6,6 @@ interrupted. A mistake of the user is one line without a traceback.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from metabench.cli import cluster_commands as cluster
-from metabench.cli import suite_commands
-from metabench.cli.options import StorePath
+from metabench.cli import printing, suite_commands
+from metabench.cli.options import StorePath, typed_path
 
 if TYPE_CHECKING:
     from metabench.store.merge import Merged
@@ -51,16 +49,17 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except MetabenchError as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-            typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)
+            printing.say(f"error: {error}{notes}", err=True, color=typer.colors.RED)
             wrong_words = isinstance(error, UnknownName | SettingError | SuiteError)
             raise typer.Exit(2 if wrong_words else 1) from None
         except KeyboardInterrupt:
             typer.secho("interrupted", fg=typer.colors.RED, err=True)
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader (head, less) has ended; that is not an error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+        except OSError as error:
+            if error.filename is None:  # nothing that was named: see metabench.__main__
+                raise
+            typer.secho(f"error: {error.filename}: {error.strerror}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -84,7 +83,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(version("metabench"))
+        printing.say(version("metabench"))
         raise typer.Exit
 
 
@@ -120,7 +119,6 @@ def list_(
     ] = None,
 ) -> None:
     """Tasks, methods, solvers and suites, a line each."""
-    from metabench.cli import printing
     from metabench.core.catalogue import listing
 
     printing.print_listing(printing.console(), listing(kind.removesuffix("s") if kind else None))
@@ -135,7 +133,6 @@ def show(
 ) -> None:
     """What a task, method, solver or suite is: settings with defaults, needs, source."""
     from metabench import api
-    from metabench.cli import printing
 
     printing.print_descriptions(printing.console(), api.show(name, kind))
 
@@ -164,7 +161,6 @@ def doctor(
 ) -> None:
     """Versions, devices, data, a cluster; what is missing, and the command that repairs it."""
     from metabench.api.examination import examine
-    from metabench.cli import printing
     from metabench.store.store import Store
 
     if profile is not None:
@@ -188,13 +184,13 @@ def check(
     failed = 0
     for what, how, untested in api.check(name):
         if untested:
-            typer.echo(f"-       {what}: not tested: {untested}")
+            printing.say(f"-       {what}: not tested: {untested}")
         elif how:
             failed += 1
             typer.secho(f"FAILED  {what}: {how}", fg=typer.colors.RED)
         else:
-            typer.echo(f"ok      {what}")
-    typer.echo(f"{name} fails {failed} checks" if failed else f"{name} passes every check")
+            printing.say(f"ok      {what}")
+    printing.say(f"{name} fails {failed} checks" if failed else f"{name} passes every check")
     raise typer.Exit(int(failed > 0))
 
 
@@ -207,9 +203,9 @@ def new(
     from metabench.api.scaffold import new, next_commands
 
     path = new(kind, name)
-    typer.echo(f"wrote {path}; next:")
+    printing.say(f"wrote {path}; next:")
     for command in next_commands(kind, path):
-        typer.echo(f"    {command}")
+        printing.say(f"    {command}")
 
 
 @data_app.callback(invoke_without_command=True)
@@ -222,7 +218,6 @@ def _data(ctx: typer.Context) -> None:
 def data_list() -> None:
     """Every data set that is known: where it is, or what brings it; source, licence, sizes,
     checksums, and what to copy to a machine without network."""
-    from metabench.cli import printing
     from metabench.datasets import locate
 
     printing.print_data(printing.console(), locate.status())
@@ -232,16 +227,18 @@ def data_list() -> None:
 def data_fetch(
     name: Annotated[str, typer.Argument(help="A data set.")],
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Instead of the cache.")
+        Path | None,
+        typer.Option(
+            "--to", parser=typed_path("--to"), metavar="DIR", help="Instead of the cache."
+        ),
     ] = None,
 ) -> None:
     """Download a data set, check it and unpack it; goes on with what has come already."""
-    from metabench.cli import printing
     from metabench.datasets import fetch
 
     with printing.downloading(printing.console(stderr=True)) as progress:
         folder = fetch.fetch(name, to=to, progress=progress)
-    typer.echo(f"{name} is in {folder}")
+    printing.say(f"{name} is in {folder}")
 
 
 @data_app.command("verify")
@@ -252,7 +249,6 @@ def data_verify(
 ) -> None:
     """Check every file of a data set against its size and checksum."""
     from metabench import api
-    from metabench.cli import printing
 
     verdicts = api.data_verify(name)
     printing.print_verdicts(printing.console(), verdicts)
@@ -261,8 +257,16 @@ def data_verify(
 
 @store_app.command("merge")
 def store_merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Folders of stores.")],
-    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="The store to add to.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(parser=typed_path("STORE"), metavar="STORE...", help="Folders of stores."),
+    ],
+    into: Annotated[
+        Path,
+        typer.Option(
+            "--into", parser=typed_path("--into"), metavar="DIR", help="The store to add to."
+        ),
+    ],
 ) -> None:
     """Copy what one store lacks from others; results that differ are told, and not copied."""
     from metabench.store.merge import merge
@@ -282,6 +286,7 @@ def store_import(
         Path | None,
         typer.Option(
             "--into",
+            parser=typed_path("--into"),
             metavar="DIR",
             envvar="METABENCH_STORE",
             show_default="results/runs",
@@ -305,6 +310,6 @@ def _tell_merged(merged: Merged) -> None:
     for text in (*merged.conflicts, *merged.bad):
         typer.secho(str(text), fg=typer.colors.RED, err=True)
     for text in merged.running:
-        typer.echo(f"{text}: is being run, left alone")
-    typer.echo(str(merged))
+        printing.say(f"{text}: is being run, left alone")
+    printing.say(str(merged))
     raise typer.Exit(int(bool(merged.conflicts or merged.bad)))

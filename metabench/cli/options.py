@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter, Signature, signature
@@ -23,6 +24,17 @@ def _suite_names(incomplete: str) -> list[str]:
     return [n for n in [*suite_names(), "all"] if n.startswith(incomplete)]
 
 
+def typed_path(name: str) -> Callable[[str], Path]:
+    """Reads a path that is typed as ``name``. Raises SettingError."""
+
+    def read(text: str) -> Path:
+        from metabench.core.settings import place
+
+        return place(name, text)
+
+    return read
+
+
 SuiteName = Annotated[
     str | None,
     typer.Argument(
@@ -39,6 +51,7 @@ StorePath = Annotated[
     Path | None,
     typer.Option(
         "--store",
+        parser=typed_path("--store"),
         metavar="DIR",
         envvar="METABENCH_STORE",
         show_default="results/runs",
@@ -49,6 +62,7 @@ OutFolder = Annotated[
     Path | None,
     typer.Option(
         "--out",
+        parser=typed_path("--out"),
         metavar="DIR",
         show_default="results/SUITE/BUDGET",
         help="The folder for files.",
@@ -242,7 +256,7 @@ def seed_list(text: str | None) -> list[int] | None:
     out: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        if not re.fullmatch(r"\d{1,18}(-\d{1,18})?", part.strip(), re.ASCII):
             raise SettingError(f"seeds cannot be {text!r}; write for example 0,1,2 or 0-4")
         if dash and int(last) < int(first):
             raise SettingError(f"seeds cannot be {text!r}: {part.strip()} runs backwards")

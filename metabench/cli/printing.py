@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.progress import TaskID
+    from rich.segment import Segment
 
     from metabench.api import Status
     from metabench.api.describe import Description
@@ -55,10 +56,30 @@ STYLES = {
 
 
 def console(stderr: bool = False) -> Console:
-    """Where to print."""
+    """Where to print; what others wrote is shown and never acts on the terminal."""
     from rich.console import Console
+    from rich.segment import Segment
 
-    return Console(stderr=stderr, highlight=False)
+    from metabench.core.text import printable
+
+    class Printable(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            """Its text, made printable; colours and cursor moves are rich's own."""
+            for part in super().render(renderable, options):
+                yield part if part.control else Segment(printable(part.text), part.style)
+
+    return Printable(stderr=stderr, highlight=False)
+
+
+def say(text: str, *, err: bool = False, color: str | None = None) -> None:
+    """Print text as it is, but for what would act on the terminal."""
+    import typer
+
+    from metabench.core.text import printable
+
+    typer.secho(printable(text), fg=color, err=err)
 
 
 def grid(

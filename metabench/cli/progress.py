@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from metabench.cli import printing
 from metabench.core.cell import Cell
 from metabench.core.text import duration
 from metabench.run.events import (
@@ -132,9 +133,7 @@ class Tally:
 
 def view(total: int, jobs: int = 1, console: Console | None = None) -> Live | Lines:
     """The right view of a launch of ``total`` cells for where the output goes."""
-    from rich.console import Console as RichConsole
-
-    console = console or RichConsole(stderr=True)
+    console = console or printing.console(stderr=True)
     tally = Tally(total, jobs)
     return Live(tally, console) if console.is_terminal else Lines(tally, console)
 

@@ -19,6 +19,7 @@ from metabench.cli.options import (
     Launch,
     OutFolder,
     StorePath,
+    typed_path,
     with_options,
 )
 
@@ -107,7 +108,10 @@ def table(
     ] = None,
     cost: Annotated[bool, typer.Option("--cost", help="What runs cost, in its place.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file.")
+        Path | None,
+        typer.Option(
+            "--out", parser=typed_path("--out"), metavar="FILE", help="Write it to this file."
+        ),
     ] = None,
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""
@@ -173,10 +177,11 @@ def publish(
 ) -> None:
     """Write what is committed of a suite: records with learning curves, table, one figure."""
     from metabench import api
+    from metabench.api import output
     from metabench.suites import loading
 
     found = loading.load(suite)
-    folder = out or Path("results", found.name, budget)
+    folder = out or output.default_folder(found.name, budget, suite)
     published = api.publish(found, budget=budget, store=store, out=folder)
     _name_files(published.files)
     if published.missing:
@@ -244,8 +249,11 @@ def _title(suite: Suite, budget: str) -> str:
 
 def _folder(choice: Choice, suite: Suite, out: Path | None) -> Path:
     """Where files about a suite go; several suites have a folder each."""
+    from metabench.api import output
+
     if out is None:
-        return Path("results", suite.name, choice.budget)
+        asked = None if choice.suite == "all" else choice.suite
+        return output.default_folder(suite.name, choice.budget, asked)
     return out / suite.name if choice.suite == "all" else out
 
 

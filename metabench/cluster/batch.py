@@ -1,10 +1,9 @@
-"""One array of jobs as submitit hands it to sbatch, and what its batch script does at the end."""
+"""The batch script of one array of jobs, as submitit writes it, and what it does at the end."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from metabench.cluster.profile import Profile
 from metabench.cluster.submission import STATUSES
@@ -13,7 +12,7 @@ CRASHES = 3
 """How often a job that dies without a word of its own is started again."""
 
 
-def executor(
+def script(
     profile: Profile,
     command: str,
     folder: Path,
@@ -23,20 +22,18 @@ def executor(
     parallel: int,
     teardown: list[str],
     comment: str,
-) -> Any:
-    """A submitit executor that asks for what a profile says and runs ``command``."""
+    size: int = 1,
+) -> str:
+    """An sbatch file of ``size`` jobs that asks for what a profile says and runs ``command``.
+
+    What jobs work on is in the words of the command: Slurm keeps the script, and a pickle in a
+    shared folder would run whatever those who can write there put into it.
+    """
     import submitit
 
-    # submitit's own entry waits for a pickle that may never come; ours knows what to do then.
-    kind = type(
-        "Executor",
-        (submitit.SlurmExecutor,),
-        {
-            "_submitit_command_str": property(lambda _: command),
-            "affinity": classmethod(lambda _: 2),
-        },
-    )
-    made = kind(folder, max_num_timeout=10**6, python=profile.command())
+    # It need not have srun: a script is written, and submitit starts nothing.
+    kind = type("Writer", (submitit.SlurmExecutor,), {"affinity": classmethod(lambda _: 2)})
+    made = kind(folder)
     extra = {"requeue" if profile.requeue else "no-requeue": True, **profile.extra}
     named = ("partition", "account", "qos", "constraint", "gres")
     made.update_parameters(
@@ -66,7 +63,10 @@ def executor(
         **{key: value for key in named if (value := getattr(profile, key))},
         **({"gpus_per_node": profile.gpus} if profile.gpus else {}),
     )
-    return made
+    if size > 1:
+        made.parameters["map_count"] = size
+    text: str = made._make_submission_file_text(command, "")
+    return text
 
 
 def teardown_lines(folder: Path) -> list[str]:

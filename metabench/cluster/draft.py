@@ -6,11 +6,10 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from metabench.cluster import packing
 from metabench.cluster import submission as folders
-from metabench.cluster.batch import executor, teardown_lines
+from metabench.cluster.batch import script, teardown_lines
 from metabench.cluster.job_states import ended_states
 from metabench.cluster.packing import Bundle, Part, Setbacks
 from metabench.cluster.profile import Profile
@@ -64,25 +63,13 @@ class Draft:
         return [self.script(at) for at in range(len(self.parts))]
 
     def script(self, at: int) -> str:
-        """The sbatch file of one part, as submitit writes it."""
-        executor = self.executor(at)
-        if self.parts[at].size > 1:
-            executor.parameters["map_count"] = self.parts[at].size
-        text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-        return text
-
-    def jobs_folder(self, at: int) -> Path:
-        """Of a part's logs, sbatch file and pickles; there before the first job starts."""
-        return self.folder / "jobs" / str(at)
-
-    def executor(self, at: int) -> Any:
-        """A submitit executor for one part."""
+        """The sbatch file of one part."""
         part, profile = self.parts[at], self.profile
         needs = self.bundles[part.bundle].needs
-        words = [str(self.jobs_folder(at)), str(self.folder), str(part.bundle)]
+        words = [str(self.folder), str(part.bundle)]
         # -P: a checkout in the folder that jobs start in is not the code that was submitted.
         command = f"{profile.command()} -P -u -m metabench.cluster.node_worker {shlex.join(words)}"
-        return executor(
+        return script(
             profile,
             command,
             self.jobs_folder(at),
@@ -92,7 +79,12 @@ class Draft:
             part.parallel,
             teardown_lines(self.folder),
             f"metabench {self.suite} {self.budget}",
+            part.size,
         )
+
+    def jobs_folder(self, at: int) -> Path:
+        """Of a part's logs and sbatch file; there before the first job starts."""
+        return self.folder / "jobs" / str(at)
 
 
 def draft(

@@ -32,9 +32,6 @@ from metabench.run.pool import Died, Pool
 from metabench.run.process import limit_memory
 from metabench.run.worker import Ended, WorkerOptions
 
-PICKLE_SECONDS = 15.0
-"""How long a node worker waits for submitit's pickle before it starts without: the launcher may
-have died between sbatch and the last rename."""
 NOTE_SECONDS = 2.0
 """Between two notes about itself while something happens."""
 BEAT_SECONDS = 20.0
@@ -55,13 +52,12 @@ RANK_LOST = 5
 """Exit code of a node worker that has lost a rank: its job is started again."""
 
 
-def work(run: str, number: int) -> dict[str, Any]:
-    """Work on a group of a submission until nothing is open or time is up; what was done, as plain
-    data. It is a hint: what counts is in the store."""
+def work(run: str, number: int) -> None:
+    """Work on a group of a submission until nothing is open or time is up."""
     try:
         made = _Work(Path(run), number)
         try:
-            return made.run()
+            made.run()
         finally:
             if made.group.ranks > 1:
                 rank_processes.over(meeting_place(made.folder))
@@ -121,11 +117,10 @@ class _Work:
         self._noted = 0.0
         self._news = True
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> None:
         """All that a node worker does."""
         signal.signal(signal.SIGUSR2, self.warned)
         signal.signal(signal.SIGTERM, self.warned)
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)
         from metabench.core.registry import load_plugins
 
         load_plugins()
@@ -151,7 +146,6 @@ class _Work:
             ended = "out of time"
         self.note(ended=ended, force=True)
         say(f"job {self.job}: {self.done} cells recorded; {ended}")
-        return {"recorded": self.done, "ended": ended, "unsaved": self.queue.unsaved}
 
     def warned(self, number: int, _: object) -> None:
         """Only a flag: it is acted on between steps. Slurm's own end goes before a warning."""
@@ -365,26 +359,12 @@ def _warnings_kept_from_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def main(jobs: str, run: str, number: str) -> None:
-    """What the batch script starts: submitit's pickle, or the same call where it never came."""
+def main(run: str, number: str) -> None:
+    """What the batch script starts in each task of a job."""
     rank = int(os.environ.get("SLURM_PROCID") or 0)
     if rank:
         attend(run, int(number), rank)
-        return
-    from submitit.core import job_environment, submission
-
-    os.environ["SUBMITIT_FOLDER"] = jobs
-    paths = job_environment.JobEnvironment().paths
-    # Left by an attempt that was cut off; submitit would fail over it for good.
-    for stale in Path(jobs).glob(f"{job_id()}_*.save_tmp"):
-        stale.unlink(missing_ok=True)
-    deadline = time.monotonic() + PICKLE_SECONDS
-    while not paths.submitted_pickle.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if paths.submitted_pickle.exists():
-        submission.process_job(jobs)
     else:
-        say(f"{paths.submitted_pickle} never came: its launcher must have died; going on without")
         work(run, int(number))
 
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
-from metabench.cluster.batch import executor
+from metabench.cluster.batch import script
 from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.refusals import place_refusals
-from metabench.cluster.slurm import Slurm, SlurmError, beyond, environment
+from metabench.cluster.slurm import Slurm, SlurmError, beyond
+from metabench.cluster.trust import closed_to_others
 from metabench.core.findings import Finding
 from metabench.datasets import locate
 from metabench.store.store import Store
@@ -105,23 +106,24 @@ def _ask_node(
     profile: Profile, slurm: Slurm, store: Store, section: str, wait: float
 ) -> Iterator[Finding]:
     folder = folders.root(store) / f"probe-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(parents=True)
+    with closed_to_others():
+        folder.mkdir(parents=True)
+        snapshot.take(folder)
     token = uuid.uuid4().hex
     (folder / TOKEN).write_text(token)
     name = f"mb-{folder.name}"
     command = f"{profile.command()} -P -u -m metabench.cluster.probe {shlex.quote(str(folder))}"
     one = replace(profile, ranks=1, nodes=1)
-    submitit = executor(
+    text = script(
         one, command, folder, name, SHORTEST, profile.memory_gb, 1, [], "metabench doctor"
     )
     before = time.time()
-    snapshot.take(folder)
+    path = folder / "sbatch.sh"
+    path.write_text(text)
     try:
-        with environment({**slurm.env, **snapshot.job_environment(folder)}):
-            job = submitit.submit(answer, str(folder)).job_id
-    except Exception as error:
-        said = str(error).strip().splitlines()[-1]
-        yield Finding(section, "job", "broken", f"sbatch refused it: {said}", (), True)
+        job = slurm.sbatch(path, {**slurm.env, **snapshot.job_environment(folder)})
+    except SlurmError as error:
+        yield Finding(section, "job", "broken", f"sbatch refused it: {error}", (), True)
         return
     deadline = time.monotonic() + wait
     while not (folder / ANSWER).exists() and time.monotonic() < deadline:
@@ -157,7 +159,7 @@ def _judge(
     yield Finding(section, "python", "ok", f"{seen['python']}, {seen['executable']}")
     here = ".".join(platform.python_version_tuple()[:2])
     if not seen["python"].startswith(here + "."):
-        text = f"{seen['python']} there and {here} here: pickles and results may differ"
+        text = f"{seen['python']} there and {here} here: results may differ"
         yield Finding(section, "python", "note", text)
     if "torch_error" in seen:
         yield Finding(section, "torch", "broken", seen["torch_error"], (), True)

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from metabench.core import settings
+from metabench.core import settings, toml
 from metabench.core.errors import SettingError, UnknownName
 
 FOLDER = "METABENCH_CLUSTERS"
 """A folder of the user's own profiles (default: ~/.config/metabench/clusters)."""
 SHORTEST = 11
-"""Minutes: below, submitit takes every signal for a time-out, and Slurm may send it up to a minute
-early."""
+"""Minutes: Slurm may send its warning up to a minute early, and a shorter job is nothing but start
+and end."""
 
 Whole = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -102,7 +101,10 @@ class Profile:
     data: str = ""
     """METABENCH_DATA on the nodes."""
     keep_env: list[str] = field(default_factory=list)
-    """Variables of the launcher that travel although their name looks like a secret's."""
+    """Variables of the launcher that travel besides those that jobs are known to need."""
+    trusted: list[str] = field(default_factory=list)
+    """Users and groups that may write in the folders above a submission: they could run code as
+    you."""
     shared: list[str] = field(default_factory=list)
     """Folders that nodes see under the same path; empty: judged by the kind of file system."""
     slurm_conf: str = ""
@@ -197,7 +199,7 @@ def minutes(time: int | str, name: str = "time") -> int:
 def own_folder() -> Path:
     """Where the user's profiles are."""
     given = os.environ.get(FOLDER)
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(given) if given else Path(config, "metabench", "clusters")
 
 
@@ -248,8 +250,8 @@ def load(name: str | Path, set: Mapping[str, Any] | None = None) -> Profile:
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The settings of a file over those that it extends."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = toml.read(path)
+    except ValueError as error:
         raise SettingError(f"{path}: not TOML: {error}") from None
     except OSError as error:
         raise SettingError(f"{path}: {error.strerror}") from None

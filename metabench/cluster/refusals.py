@@ -12,6 +12,7 @@ from pathlib import Path
 from metabench.cluster.draft import Draft
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Slurm, beyond
+from metabench.cluster.trust import intruders
 from metabench.core.errors import MetabenchError
 from metabench.datasets import locate
 from metabench.suites.planning import Planned
@@ -61,11 +62,12 @@ def lacking(planned: Sequence[Planned]) -> list[str]:
 
 
 def place_refusals(root: Path, profile: Profile) -> list[str]:
-    """Why nodes could not see a store, and whether it can be written."""
+    """Why nodes could not see a store, whether it can be written, and who else writes there."""
     out = []
     real = root.resolve()
     if profile.shared:
-        places = [Path(os.path.expandvars(p)).expanduser().resolve() for p in profile.shared]
+        named = (os.path.expanduser(os.path.expandvars(p)) for p in profile.shared)
+        places = [Path(p).resolve() for p in named]
         if not any(real.is_relative_to(p) for p in places):
             out.append(
                 f"store {root}: not in a folder that nodes share ({', '.join(profile.shared)})"
@@ -82,7 +84,17 @@ def place_refusals(root: Path, profile: Profile) -> list[str]:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):
         out.append(f"store {root}: cannot be written")
+    out += unsafe(there.resolve(), profile)
     return out
+
+
+def unsafe(folder: Path, profile: Profile) -> list[str]:
+    """Why jobs would not be safe to run code from ``folder``."""
+    return [
+        f"{who}; jobs run code from there as you (trusted = [...] in the profile names those who "
+        "may)"
+        for who in intruders(folder, profile.trusted)
+    ]
 
 
 def _file_system(path: Path) -> str:

@@ -1,13 +1,12 @@
-"""Slurm's commands: each with a time limit, in an environment free of the launcher's own job."""
+"""Slurm's commands: each with a time limit, in an environment of what is known to be needed."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,44 +15,37 @@ from metabench.core.errors import MetabenchError
 
 SECONDS = 60.0
 """How long a command may take."""
-_KEPT = ("SLURM_CONF",)
-_DROPPED = re.compile(
-    r"(SLURM|SLURMD|SUBMITIT|SBATCH|SRUN|SALLOC|PMI|PMIX|OMP|GOMP|KMP|MKL|OPENBLAS|NUMEXPR|VECLIB|"
-    r"CUDA|NVIDIA|HIP|ROCR|NCCL|GLOO|TORCHINDUCTOR|TRITON|TORCHELASTIC|MASTER)_.*"
-    r"|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GPU_DEVICE_ORDINAL|PYTHONPATH|PYTHONSTARTUP"
+_NEEDED = re.compile(
+    r"METABENCH_\w+|SLURM_CONF|PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR"
+    # How modules, environments and libraries are found.
+    r"|MODULE(PATH|SHOME|RCFILE|S_CMD)|LMOD_\w+|LOADEDMODULES|_LMFILES_|BASH_ENV"
+    r"|BASH_FUNC_(module|ml|_module_raw)(%%|\(\))"
+    r"|VIRTUAL_ENV|(CONDA|MAMBA)_(PREFIX|DEFAULT_ENV|EXE|PYTHON_EXE|SHLVL|ROOT_PREFIX|ENVS_PATH)"
+    r"|PYTHON(?!PATH$|STARTUP$)\w+|LD_LIBRARY_PATH|CUBLAS_WORKSPACE_CONFIG|MPLBACKEND|MPLCONFIGDIR"
+    # Caches, never tokens.
+    r"|XDG_\w+|TORCH_HOME|HF_(HOME|HUB_CACHE|DATASETS_CACHE|ASSETS_CACHE|XET_CACHE|ENDPOINT)"
+    r"|HUGGINGFACE_HUB_CACHE|(PYTORCH_)?TRANSFORMERS_CACHE|(HF_HUB|HF_DATASETS|TRANSFORMERS)_OFFLINE"
+    # How the network is reached.
+    r"|(https?|ftp|all|no)_proxy|(HTTPS?|FTP|ALL|NO)_PROXY"
+    r"|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
 )
-_SECRET = re.compile(r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY)", re.IGNORECASE)
+"""Variables that jobs are known to need. Of all others nobody knows what they hold."""
+_CREDENTIALS = re.compile(r"\w+://[^/]*@")
 
 
 class SlurmError(MetabenchError):
     """What a Slurm command refused, in its own words."""
 
 
-def scrubbed(environ: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str, str]:
-    """An environment without the launcher's Slurm job, GPUs, thread counts, ranks and secrets.
-
-    SLURM_CONF stays: some clusters have their configuration in no usual place.
-    """
+def needed(environ: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str, str]:
+    """What of an environment jobs need, and the variables in ``keep``: nothing of the launcher's
+    own Slurm job, GPUs, thread counts and ranks, and no secret. An address with a password in it
+    stays behind too."""
     return {
         name: value
         for name, value in environ.items()
-        if name in _KEPT
-        or name in keep
-        or not (_DROPPED.fullmatch(name) or _SECRET.fullmatch(name))
+        if name in keep or (_NEEDED.fullmatch(name) and not _CREDENTIALS.match(value))
     }
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Inside, the process has exactly this environment: what it starts inherits it."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @dataclass(frozen=True)
@@ -75,18 +67,21 @@ class Slurm:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.env = scrubbed(os.environ, profile.keep_env)
+        self.env = needed(os.environ, profile.keep_env)
         self.absent = ""
         """A slurm.conf that was named and is not there."""
         if not self.env.get("SLURM_CONF") and profile.slurm_conf:
-            given = Path(os.path.expandvars(profile.slurm_conf)).expanduser()
+            given = Path(os.path.expanduser(os.path.expandvars(profile.slurm_conf)))
             if given.is_file():
                 self.env["SLURM_CONF"] = str(given)
             else:
                 self.absent = f"slurm_conf {profile.slurm_conf!r}: there is no such file"
 
-    def run(self, *command: str, seconds: float = SECONDS) -> str:
-        """What a command prints; raises SlurmError with what it said instead."""
+    def run(
+        self, *command: str, seconds: float = SECONDS, env: Mapping[str, str] | None = None
+    ) -> str:
+        """What a command prints, in the environment ``env`` (None: ``self.env``); raises SlurmError
+        with what it said instead."""
         program = shutil.which(command[0], path=self.env.get("PATH"))
         hint = ""
         if self.profile.name == "local":
@@ -101,7 +96,7 @@ class Slurm:
         try:
             done = subprocess.run(
                 [program, *command[1:]],
-                env=self.env,
+                env=self.env if env is None else env,
                 capture_output=True,
                 text=True,
                 timeout=seconds,
@@ -116,6 +111,10 @@ class Slurm:
                 text += f"; {self.absent}{hint}"
             raise SlurmError(text)
         return done.stdout
+
+    def sbatch(self, script: Path, env: Mapping[str, str]) -> str:
+        """Queue a script, whose jobs have the environment ``env``; the id of the job."""
+        return self.run("sbatch", "--parsable", str(script), env=env).strip().partition(";")[0]
 
     def config(self) -> dict[str, str]:
         """The cluster's configuration as the controller tells it."""

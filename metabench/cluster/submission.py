@@ -1,7 +1,7 @@
 """What a submission leaves on disk: who was asked to run what, and what became of each attempt.
 
 ``<store>/cluster/<run>/`` holds ``submission.json``, ``group-N.json`` (the cells of an array),
-``code/`` and the wheel, ``jobs/`` (sbatch files, submitit's pickles, logs of jobs), ``elements/``
+``code/`` and the wheel, ``jobs/`` (sbatch files, logs of jobs), ``elements/``
 (the last word of each job), ``cells/`` (attempts and output of each cell). All of it is plain data;
 none of it says whether a cell is done: that is the store's alone.
 """

@@ -7,18 +7,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
 from metabench.cluster.draft import TAKEN, Draft, draft
 from metabench.cluster.job_states import Answer, busy, look
-from metabench.cluster.packing import Part
 from metabench.cluster.profile import Profile
-from metabench.cluster.refusals import Refusal, refusals
-from metabench.cluster.slurm import Slurm, SlurmError, environment
+from metabench.cluster.refusals import Refusal, refusals, unsafe
+from metabench.cluster.slurm import Slurm, SlurmError
 from metabench.cluster.submission import Array, Group, Submission
+from metabench.cluster.trust import closed_to_others
 from metabench.core.errors import MetabenchError, SettingError, StoreError
 from metabench.datasets import locate
 from metabench.store.store import Store, write_atomic
@@ -28,8 +29,8 @@ SBATCH_TRIES = 4
 PAUSE_SECONDS = 2.0
 """Before sbatch is tried again; doubled each time."""
 _TRANSIENT = re.compile(
-    r"timed? ?out|Unable to contact|connect failure|Connection refused|temporarily|try again|"
-    r"Zero Bytes|Resource temporarily",
+    r"timed? ?out|said nothing|Unable to contact|connect failure|Connection refused|temporarily|"
+    r"try again|Zero Bytes|Resource temporarily",
     re.IGNORECASE,
 )
 
@@ -84,14 +85,12 @@ def submit(made: Draft, slurm: Slurm) -> Submission:
     if not made.cells:
         raise SettingError("nothing to submit")
     try:
-        submission = _write_folder(made)
+        with closed_to_others():
+            submission = _write_folder(made)
         values = variables(made, slurm)
-        with environment(values):
-            for at in range(len(made.parts)):
-                made.jobs_folder(at).mkdir(parents=True)
-                write_atomic(made.jobs_folder(at) / "sbatch.sh", made.script(at).encode())
-            for at in range(len(made.parts)):
-                slurm.run("sbatch", "--test-only", str(made.jobs_folder(at) / "sbatch.sh"))
+        scripts = [made.jobs_folder(at) / "sbatch.sh" for at in range(len(made.parts))]
+        for path in scripts:
+            slurm.run("sbatch", "--test-only", str(path), env=values)
     except (OSError, MetabenchError) as error:
         # Nothing is left behind, least of all on a full disk.
         shutil.rmtree(made.folder, ignore_errors=True)
@@ -99,30 +98,31 @@ def submit(made: Draft, slurm: Slurm) -> Submission:
             error = StoreError(f"cannot write {made.folder}: {error.strerror}")
         kind = SlurmError if isinstance(error, SlurmError) else StoreError
         raise kind(f"nothing was queued: {error}") from None
-    with environment(values):
-        for at, part in enumerate(made.parts):
-            began = time.time()
-            undo = f"metabench cancel {made.suite} --budget {made.budget}"
-            try:
-                job = _queue(made, slurm, at, part)
-            except SlurmError as error:
-                before = ", ".join(a.job for a in submission.arrays if a.job)
-                if not before:
-                    raise
-                raise SlurmError(f"{error}; queued before: {before}; to cancel: {undo}") from None
-            arrays = list(submission.arrays)
-            arrays[at] = replace(arrays[at], job=job, submitted=began)
-            submission = replace(submission, arrays=arrays)
-            try:
-                submission.write()
-            except StoreError as error:
-                raise StoreError(f"{error}; queued as {job}; to cancel: {undo}") from None
+    for at, path in enumerate(scripts):
+        began = time.time()
+        undo = f"metabench cancel {made.suite} --budget {made.budget}"
+        try:
+            job = _queue(slurm, made.name(at), path, values)
+        except SlurmError as error:
+            before = ", ".join(a.job for a in submission.arrays if a.job)
+            if not before:
+                raise
+            raise SlurmError(f"{error}; queued before: {before}; to cancel: {undo}") from None
+        arrays = list(submission.arrays)
+        arrays[at] = replace(arrays[at], job=job, submitted=began)
+        submission = replace(submission, arrays=arrays)
+        try:
+            submission.write()
+        except StoreError as error:
+            raise StoreError(f"{error}; queued as {job}; to cancel: {undo}") from None
     return submission
 
 
 def _write_folder(made: Draft) -> Submission:
     """What jobs need: the code, their cells, and a note of what is to be queued."""
     made.folder.mkdir(parents=True)
+    if against := unsafe(made.folder.resolve(), made.profile):
+        raise StoreError("; ".join(against))
     for name in (folders.STATUSES, "cells"):
         (made.folder / name).mkdir()
     sha = snapshot.take(made.folder)
@@ -159,33 +159,28 @@ def _write_folder(made: Draft) -> Submission:
         [Array(made.name(i), p.bundle, p.size) for i, p in enumerate(made.parts)],
     )
     submission.write()
+    for at, script in enumerate(made.scripts()):
+        made.jobs_folder(at).mkdir(parents=True)
+        write_atomic(made.jobs_folder(at) / "sbatch.sh", script.encode())
     return submission
 
 
-def _queue(made: Draft, slurm: Slurm, at: int, part: Part) -> str:
-    """Hand one array to sbatch through submitit; its id.
+def _queue(slurm: Slurm, name: str, script: Path, values: Mapping[str, str]) -> str:
+    """Hand the array ``name`` to sbatch; its id.
 
     Before a second try the queue is searched for the array's name: the first may have arrived.
     """
-    executor, pause = made.executor(at), PAUSE_SECONDS
+    pause = PAUSE_SECONDS
     for attempt in range(1, SBATCH_TRIES + 1):
         try:
-            from metabench.cluster import node_worker
-
-            call = [str(made.folder)] * part.size, [part.bundle] * part.size
-            jobs = executor.map_array(node_worker.work, *call)
-            return str(jobs[0].job_id).partition("_")[0]
-        except Exception as error:
-            said = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-            for path in made.jobs_folder(at).glob("*.pkl"):
-                if "_submitted" not in path.name:
-                    path.unlink(missing_ok=True)
+            return slurm.sbatch(script, values)
+        except SlurmError as error:
             with contextlib.suppress(SlurmError):
-                arrived = slurm.named(made.name(at))
+                arrived = slurm.named(name)
                 if arrived:
                     return sorted(arrived, key=int)[-1]
             if attempt == SBATCH_TRIES or not _TRANSIENT.search(str(error)):
-                raise SlurmError(f"sbatch refused {made.name(at)}: {said}") from None
+                raise SlurmError(f"sbatch refused {name}: {error}") from None
             time.sleep(pause)
             pause *= 2
     raise AssertionError("unreachable")

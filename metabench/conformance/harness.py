@@ -39,9 +39,11 @@ class Harness:
         problem: Problem = self.task.build(self.seeds, torch.device("cpu"))
         return problem
 
-    def context(self, problem: Problem | None = None, **more: Any) -> Context:
+    def context(
+        self, problem: Problem | None = None, kind: type[Context] = Context, **more: Any
+    ) -> Context:
         """As the harness makes it."""
-        return Context(
+        return kind(
             self.problem() if problem is None else problem,
             solvers.get(self.method.default_solver)(),
             self.seeds,

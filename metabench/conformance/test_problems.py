@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metabench.contract.context import Context
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
@@ -161,6 +162,28 @@ class Counting(Wrapped):
         """Of a policy's actions, counted as F: its gradient stands for that of the reward."""
         self.calls["outer_loss"] += self.meter.weight
         return self._problem.log_likelihood(lam, episode, actions)
+
+
+class Watched(Context):
+    """Notes which of the derivatives counted take no evaluation of a loss of their own: those that
+    are counted along with the gradient whose graph they go through again."""
+
+    along = 0
+
+    def inner_grad(self, *given: Any, **more: Any) -> Params:
+        """As the method asks for it."""
+        self._note(more)
+        return super().inner_grad(*given, **more)
+
+    def inner_loss(self, *given: Any, **more: Any) -> Tensor:
+        """As the method asks for it."""
+        self._note(more)
+        return super().inner_loss(*given, **more)
+
+    def _note(self, more: dict[str, Any]) -> None:
+        if not self.meter.is_muted:
+            again = more.get("hvps", 0) + more.get("mixed_products", 0)
+            self.along += again * self.meter.weight
 
 
 class Limited(Wrapped):

@@ -223,17 +223,16 @@ def _backward(
     live = [i for i, x in enumerate(outputs) if x.requires_grad]
     if not live:
         return [torch.zeros_like(x) for x in inputs]
-    return list(
-        torch.autograd.grad(
-            [outputs[i] for i in live],
-            inputs,
-            None if cotangents is None else [cotangents[i] for i in live],
-            create_graph=again,
-            retain_graph=keep or again,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+    found = torch.autograd.grad(
+        [outputs[i] for i in live],
+        inputs,
+        None if cotangents is None else [cotangents[i] for i in live],
+        create_graph=again,
+        retain_graph=keep or again,
+        allow_unused=True,
     )
+    # Not by materialize_grads: up to torch 2.8 its zeros require a gradient.
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
 def axpy(a: float | Tensor, x: Params, y: Params) -> Params:

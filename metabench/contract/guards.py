@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,8 +14,38 @@ from metabench.contract.context import Context
 from metabench.contract.problem import Episode, Params
 from metabench.core.errors import Diverged
 
+MOST_NAMES = 4
+"""Of wrong tensors in an error."""
 ZERO_STEPS = 3
 """Outer steps in a row with a hypergradient of zero that end a run whose theta is carried."""
+
+
+def check_like(what: str, found: object, like: Params) -> None:
+    """Raise TypeError, by name and shape, unless ``found`` has the names and shapes of ``like``:
+    another shape may broadcast, and give numbers that mean nothing."""
+    if not isinstance(found, dict):
+        raise TypeError(f"{what} is a {type(found).__name__}, not a dict of tensors")
+    wrong = [f"no {name!r}" for name in like if name not in found]
+    wrong += [f"{name!r}, which is not asked for" for name in found if name not in like]
+    for name, x in like.items():
+        given = getattr(found.get(name), "shape", None)
+        if name in found and given != x.shape:
+            shown = type(found[name]).__name__ if given is None else list(given)
+            wrong.append(f"{name!r} as {shown}, not {list(x.shape)}")
+    if wrong:
+        raise TypeError(f"{what} has {'; '.join(wrong[:MOST_NAMES])}")
+
+
+def check_episodes(who: str, found: Sequence[Any], lam: Params, theta: Params | None) -> None:
+    """Raise TypeError where the hypergradients of a step's episodes, of the class called ``who``,
+    are none, or not of what lam and a carried theta hold."""
+    for h in found:
+        if not hasattr(h, "grad"):
+            kind = type(h).__name__
+            raise TypeError(f"hypergradient of {who} gives a {kind}, not a Hypergradient")
+        check_like(f"the grad that hypergradient of {who} gives", h.grad, lam)
+        if theta is not None:
+            check_like(f"the theta that hypergradient of {who} gives", h.theta, theta)
 
 
 def zero_may_pass(ctx: Context) -> bool:

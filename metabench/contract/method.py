@@ -13,7 +13,12 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.guards import check_hypergradient, is_stationary, zero_may_pass
+from metabench.contract.guards import (
+    check_episodes,
+    check_hypergradient,
+    is_stationary,
+    zero_may_pass,
+)
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate, Solver, SolverState
 from metabench.core.errors import UnknownName
@@ -132,6 +137,11 @@ class Method(ABC):
     @abstractmethod
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """theta for an evaluation episode: what this method would use at test time."""
+
+    @classmethod
+    def unfinished(cls) -> list[str]:
+        """Names of the functions that it must have and lacks; it is not registered then."""
+        return sorted(cls.__abstractmethods__)
 
     def refuses(self, solver: Solver) -> str | None:
         """Why it cannot take an inner solver, in words; None where it can."""
@@ -287,6 +297,13 @@ class GradientMethod(InnerTraining):
         """
         raise NotImplementedError
 
+    @classmethod
+    def unfinished(cls) -> list[str]:
+        """As of every method; :meth:`hypergradient`, where there is no step of its own either."""
+        one_of = ("hypergradient", "hypergradient_from", "step")
+        own = any(getattr(cls, name) is not getattr(GradientMethod, name) for name in one_of)
+        return [*super().unfinished(), *([] if own else [one_of[0]])]
+
     def hypergradient_from(self, ctx: Context, state: State, episode: Episode) -> Hypergradient:
         """:meth:`hypergradient` at a state. Override this one to see ``state.memory``, where the
         ``memory`` of the last step's hypergradient is: a linear solve can start from there."""
@@ -335,6 +352,7 @@ class GradientMethod(InnerTraining):
         found = ctx.over_episodes(
             lambda e: self.hypergradient_from(ctx, state, e), episodes, steps=self.inner_batches
         )
+        check_episodes(type(self).__name__, found, state.outer, state.theta)
         diagnostics = worst([h.diagnostics for h in found])
         self.check_diagnostics(ctx, diagnostics)
         g = autodiff.mean(h.grad for h in found)

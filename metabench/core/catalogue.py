@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import tomllib
 from pathlib import Path
 
+from metabench.core import toml
 from metabench.core.errors import UnknownName
 from metabench.core.registry import REGISTRIES, Entry
 
@@ -50,6 +50,6 @@ def suite_names() -> list[str]:
 
 def _title(path: Path) -> str:
     try:
-        return str(tomllib.loads(path.read_text(encoding="utf-8")).get("title", ""))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return str(toml.read(path).get("title", ""))
+    except ValueError as error:
         return f"(not TOML: {error})"

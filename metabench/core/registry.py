@@ -11,13 +11,16 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
 
 from metabench.core.errors import MetabenchError, UnknownName
+from metabench.core.text import listed, one_line
 
 T = TypeVar("T")
 
@@ -49,7 +52,7 @@ class Registry:
 
         Raises :class:`MetabenchError` if another module has already taken the name, a built-in
         that nobody has asked for yet included: the cells of the two would have the same keys. Also
-        if the class does not derive from ``base``.
+        if the class does not derive from ``base``, or lacks a function that it must have.
         """
 
         def add(cls: type[T]) -> type[T]:
@@ -58,6 +61,13 @@ class Registry:
                 raise MetabenchError(
                     f"{self.kind} {name!r}: class {cls.__name__} does not derive from {base}; "
                     f"write: class {cls.__name__}({base})"
+                )
+            given = getattr(
+                cls, "unfinished", lambda: sorted(getattr(cls, "__abstractmethods__", ()))
+            )
+            if lacks := given():
+                raise MetabenchError(
+                    f"{self.kind} {name!r}: class {cls.__name__} lacks {listed(lacks)}"
                 )
             known = self._classes.get(name)
             taken = f"{self.package}.{name}" if name in self._files() else cls.__module__
@@ -128,7 +138,9 @@ class Registry:
             if name in (clashes := self.clashes()):
                 who = " and ".join(clashes[name])
                 raise MetabenchError(f"two {self.kind}s are called {name!r}: of {who}")
-            self.register(name)(points[name].load())
+            with _imported(f"{self.kind} {name!r} from {_package_of(points[name])}"):
+                found = points[name].load()
+            self.register(name)(found)
         else:
             raise UnknownName(self.kind, name, self.names())
         return self._classes[name]
@@ -161,7 +173,10 @@ def _point_doc(point: EntryPoint) -> str:
 
 
 def _module_doc(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    try:
+        return ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    except (OSError, SyntaxError) as error:
+        return f"(cannot be read: {error})"
 
 
 _CONTRACT = "metabench.contract"
@@ -204,12 +219,15 @@ def solver(name: str) -> Callable[[type[T]], type[T]]:
 def load_plugin(path: str | Path) -> None:
     """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``).
 
-    Raises MetabenchError where there is no such file, or where it cannot be read as Python or
-    imports what is not there.
+    Raises MetabenchError where there is no such file, or where it cannot be imported: with the
+    line and the reason; the error itself is the cause.
     """
     path = Path(path).resolve()
-    if not path.is_file():
-        raise MetabenchError(f"no plug-in file {str(path)!r}")
+    if not os.path.isfile(path) or path.suffix != ".py":
+        why = "is a folder" if os.path.isdir(path) else "is not called NAME.py"
+        raise MetabenchError(
+            f"no plug-in file {str(path)!r}" + (f": it {why}" if os.path.exists(path) else "")
+        )
     name = f"metabench_plugin_{path.stem}"
     known = sys.modules.get(name)
     if known is not None:
@@ -221,11 +239,10 @@ def load_plugin(path: str | Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
+        with _imported(f"plug-in {path}", str(path)):
+            spec.loader.exec_module(module)
+    except BaseException:
         del sys.modules[name]
-        if isinstance(error, ImportError | SyntaxError):
-            raise MetabenchError(f"plug-in {path}: {error}{_public(error)}") from error
         raise
     # Child processes find the same plug-ins through the environment.
     listed = [p for p in os.environ.get("METABENCH_PLUGINS", "").split(os.pathsep) if p]
@@ -233,11 +250,24 @@ def load_plugin(path: str | Path) -> None:
         os.environ["METABENCH_PLUGINS"] = os.pathsep.join([*listed, str(path)])
 
 
-def _public(error: ImportError | SyntaxError) -> str:
-    """What a plug-in can import, where it looked for something else of metabench."""
-    if not (isinstance(error, ImportError) and (error.name or "").startswith("metabench")):
-        return ""
-    return f"; plug-ins can import from metabench: {', '.join(dir(sys.modules['metabench']))}"
+@contextmanager
+def _imported(what: str, file: str = "") -> Iterator[None]:
+    """Turn what goes wrong on importing somebody's module into a MetabenchError: the last line of
+    ``file`` that was run, the reason, and what there is to import of metabench."""
+    try:
+        yield
+    except (MetabenchError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # sys.exit is no way to be imported either
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f", line {frame.lineno}" for frame in frames if frame.filename == file]
+        said = one_line(str(error))
+        if not isinstance(error, ImportError | SyntaxError):
+            said = f"{type(error).__name__}: {said}"
+        if isinstance(error, ImportError) and (error.name or "").startswith("metabench"):
+            public = ", ".join(dir(sys.modules["metabench"]))
+            said += f"; plug-ins can import from metabench: {public}"
+        raise MetabenchError(f"{what}{''.join(lines[-1:])}: {said}") from error
 
 
 def load_plugins() -> None:

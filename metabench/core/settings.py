@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from metabench.core import toml
 from metabench.core.errors import SettingError, UnknownName
+from metabench.core.text import shortened
 
 T = TypeVar("T")
 Value = Any  # JSON: bool, int, float, str, None, list, dict
@@ -47,24 +50,44 @@ def build(cls: type[T], values: Mapping[str, Value], owner: str) -> T:
         if name not in known:
             raise UnknownName(f"setting of {owner} called", name, known)
         if not _finite(values[name]):
-            raise SettingError(f"{owner}: setting {name} cannot be {values[name]!r}: not finite")
+            raise SettingError(
+                f"{owner}: setting {name} cannot be {_shown(values[name])}: not finite"
+            )
     try:
-        made: T = _adapter(cast(Any, cls)).validate_python(dict(values))
+        made: T = strictly(_adapter(cast(Any, cls)), values)
+        return made
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # raised by the settings as a whole
             raise SettingError(f"{owner}: {first['msg'].removeprefix('Value error, ')}") from None
-        where = ".".join(str(part) for part in first["loc"])
-        raise SettingError(
-            f"{owner}: setting {where} cannot be {first['input']!r}: {first['msg'].lower()}"
-        ) from None
-    for name, value in values.items():
-        # pydantic would read true as the number 1.
-        if isinstance(value, bool) and not isinstance(getattr(made, name), bool):
-            raise SettingError(
-                f"{owner}: setting {name} cannot be {value}: true or false is no number"
-            )
-    return made
+        where, value = ".".join(str(part) for part in first["loc"]), first["input"]
+        said = first["msg"].lower()
+        if isinstance(value, bool) and first["type"] in ("int_type", "float_type"):
+            said = "true or false is no number"
+        raise SettingError(f"{owner}: setting {where} cannot be {_shown(value)}: {said}") from None
+
+
+def _shown(value: Value) -> str:
+    return shortened(repr(value))
+
+
+def place(name: str, text: str | Path) -> Path:
+    """A path that is given as ``name``; raises SettingError for "", which would silently be the
+    current folder, and for what no path can hold."""
+    if not str(text) or "\0" in str(text):
+        raise SettingError(f"{name} cannot be {str(text)!r}: give a path (. is the current folder)")
+    return Path(text)
+
+
+def strictly(adapter: TypeAdapter[T], data: Mapping[str, Value]) -> T:
+    """``data`` as the adapter's type, by the rules of JSON: "2" is no number, 1 is not true, and a
+    list makes a tuple. Raises pydantic's ValidationError."""
+    return adapter.validate_json(json.dumps(dict(data), default=_plain), strict=True)
+
+
+def _plain(value: Any) -> Value:
+    """The number of a scalar of numpy or torch; a date and the like as what no setting takes."""
+    return value.item() if hasattr(value, "item") else {type(value).__name__: str(value)}
 
 
 @functools.cache
@@ -79,7 +102,7 @@ def _finite(value: Value) -> bool:
         return all(map(_finite, value.values()))
     if isinstance(value, list | tuple):
         return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
 
 
 def values(instance: Any) -> dict[str, Value]:
@@ -92,13 +115,11 @@ def values(instance: Any) -> dict[str, Value]:
 def parse(text: str) -> Value:
     """A value typed on the command line: a TOML value where it is one, None where it reads
     "unset", else the text itself."""
-    import tomllib
-
     if text == UNSET:
         return None
     try:
-        read = tomllib.loads(f"v = {text}")
-    except tomllib.TOMLDecodeError:
+        read = toml.loads(f"v = {text}")
+    except ValueError:
         return text
     return read["v"] if len(read) == 1 else text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 
 LONGEST = 240
@@ -45,9 +46,26 @@ def human(name: str, value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
+def printable(text: str) -> str:
+    """``text`` that shows itself and does nothing else: what a terminal would act on, what turns
+    the direction of letters and what nobody sees become their numbers (\\u001b)."""
+    if text.isprintable():
+        return text
+    return "".join(c if _is_shown(c) else _number(c) for c in text.replace("\r\n", "\n"))
+
+
+def _is_shown(c: str) -> bool:
+    return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+
+
+def _number(c: str) -> str:
+    units = c.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
 def one_line(text: str) -> str:
-    """Runs of white space as one space; control characters left out."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """:func:`printable`, with runs of white space as one space."""
+    return " ".join(printable(text).split())
 
 
 def duration(seconds: float) -> str:

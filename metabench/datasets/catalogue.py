@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,7 @@ class Archive:
         return next(self._files(folder), None) is not None
 
     def _files(self, folder: Path) -> Iterator[Path]:
-        if not os.path.isdir(folder / self.folder):
-            return
-        for file in (folder / self.folder).rglob(f"*{self.suffix}"):
+        for file in matching(folder / self.folder, f"**/*{self.suffix}"):
             if not file.name.startswith("."):
                 yield file
 
@@ -133,11 +132,7 @@ class Layout:
                 for archive in self.archives
                 if not archive.begun(folder)
             ]
-            + [
-                x.pattern
-                for x in self.groups
-                if not os.path.isdir(folder) or next(folder.glob(x.pattern), None) is None
-            ]
+            + [x.pattern for x in self.groups if next(matching(folder, x.pattern), None) is None]
         )
 
 
@@ -155,6 +150,24 @@ class DataSet:
     """What to copy to a machine without network."""
     by_hand: str = ""
     """How to get what metabench does not fetch: a command or an address."""
+
+
+def matching(folder: Path, pattern: str) -> Iterator[Path]:
+    """What matches a pattern below a folder. "**/" before it: in every folder below too, also
+    those that are links, each of them once."""
+    if not os.path.isdir(folder):
+        return
+    if not pattern.startswith("**/"):
+        yield from folder.glob(pattern)
+        return
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        entry = os.stat(place)
+        if (entry.st_dev, entry.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((entry.st_dev, entry.st_ino))
+        yield from (Path(place, found) for found in names if fnmatchcase(found, pattern[3:]))
 
 
 def _known() -> dict[str, DataSet]:

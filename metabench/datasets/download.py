@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener
 
 from metabench.core.errors import MetabenchError
 
@@ -16,7 +17,45 @@ Progress = Callable[[str, int, int | None], None]
 """Called with the address, bytes so far, and bytes in all where the server says."""
 
 _BLOCK = 1 << 16
-_SECONDS = 30
+CONNECT_SECONDS = 4
+"""For each of a server's addresses: a network that answers nothing is found out soon."""
+READ_SECONDS = 30
+"""A server may think before it answers."""
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        self.timeout = CONNECT_SECONDS
+        super().connect()
+        self.sock.settimeout(READ_SECONDS)
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _Plain(HTTPHandler):
+    def http_open(self, req: Request) -> Any:
+        return self.do_open(_Connection, req)
+
+
+class _Secure(HTTPSHandler):
+    def https_open(self, req: Request) -> Any:
+        return self.do_open(_SecureConnection, req)
+
+
+_open = build_opener(_Plain, _Secure).open
+
+
+def reach(url: str) -> None:
+    """Raise MetabenchError where no server answers at an address, whatever it would answer."""
+    try:
+        _open(Request(url, method="HEAD")).close()
+    except HTTPError:
+        return
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise MetabenchError(f"cannot reach {url}: {reason}") from None
 
 
 def download(
@@ -58,8 +97,10 @@ def digest(path: Path, kind: str) -> str:
 def _bring(url: str, part: Path, progress: Progress | None) -> None:
     have = part.stat().st_size if part.is_file() else 0
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    if progress is not None:
+        progress(url, have, None)
     try:
-        answer = urlopen(request, timeout=_SECONDS)
+        answer = _open(request)
     except HTTPError as error:
         if error.code == 416:  # nothing after what is there: it is whole
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from metabench.core.errors import MetabenchError
 from metabench.datasets.catalogue import Archive, File, dataset
-from metabench.datasets.download import Progress, download
+from metabench.datasets.download import Progress, download, reach
 from metabench.datasets.locate import cache
 from metabench.datasets.verify import MARK, digest_of_all, fault, shortage
 
@@ -48,7 +48,7 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
                 _unpack(path, folder, archive)
                 path.unlink()
         if layout.hub and layout.lacks(folder):
-            _fetch_hub(layout.hub, folder)
+            _fetch_hub(layout.hub, folder, progress)
     except MetabenchError as error:
         raise MetabenchError(f"{error}; by hand: {known.offline}") from None
     except OSError as error:
@@ -57,17 +57,22 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
     return folder
 
 
-def _fetch_hub(name: str, folder: Path) -> None:
+def _fetch_hub(name: str, folder: Path, progress: Progress | None) -> None:
     """Download a data set of the hub and keep it as the package ``datasets`` saves it.
 
     Raises MetabenchError, OSError where the folder cannot be written.
     """
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     from datasets.exceptions import DatasetsError
 
+    address = f"{config.HF_ENDPOINT}/datasets/{name}"
+    if progress is not None:
+        progress(address, 0, None)
+    if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
+        reach(address)  # the library would try again and again
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held = load_dataset(name)
+        held = load_dataset(name, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise MetabenchError(f"datasets cannot load {name}: {error}") from error
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:

@@ -12,8 +12,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from metabench.core.errors import DataMissing, UnknownName
-from metabench.datasets.catalogue import DATASETS, DataSet, Layout, dataset
+from metabench.core.errors import DataMissing, MetabenchError, UnknownName
+from metabench.datasets.catalogue import DATASETS, DataSet, Layout, dataset, matching
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,21 @@ class Found:
 
 
 def cache() -> Path:
-    """Where downloads go."""
+    """Where downloads go. Raises MetabenchError where that is in a home folder, and none is known:
+    a container may have neither HOME nor an entry for its user."""
+    place = _cache()
+    if place.parts[0].startswith("~"):
+        raise MetabenchError(
+            f"the cache would be {place}, and no home folder is known here; repair: set "
+            "METABENCH_CACHE (or HOME) to a folder that can be written"
+        )
+    return place
+
+
+def _cache() -> Path:
     own = os.environ.get("METABENCH_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.path.expanduser(own)) if own else Path(base) / "metabench"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(own or f"{base}/metabench"))
 
 
 def folders(text: str) -> list[Path]:
@@ -41,12 +52,12 @@ def folders(text: str) -> list[Path]:
 
 def roots() -> list[Path]:
     """Folders to look in, in order."""
-    return [*folders(os.environ.get("METABENCH_DATA", "")), cache()]
+    return [*folders(os.environ.get("METABENCH_DATA", "")), _cache()]
 
 
 def _places(layout: Layout) -> list[Path]:
     """Folders to look in, in order."""
-    return [*roots(), *(Path(home).expanduser() for home in layout.homes)]
+    return [*roots(), *(Path(os.path.expanduser(h)) for h in layout.homes)]
 
 
 def locate(name: str, layout: str | None = None) -> Found:
@@ -113,6 +124,6 @@ def status() -> list[Status]:
         except DataMissing as error:
             out.append(Status(known, None, error.mend))
             continue
-        sizes = (os.path.getsize(f) for f in found.path.rglob("*") if os.path.isfile(f))
+        sizes = (os.path.getsize(f) for f in matching(found.path, "**/*") if os.path.isfile(f))
         out.append(Status(known, found, bytes=sum(sizes)))
     return out

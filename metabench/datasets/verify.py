@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from metabench.datasets import catalogue
 from metabench.datasets.catalogue import Archive, File
 from metabench.datasets.download import digest
 from metabench.datasets.locate import locate
@@ -46,7 +47,7 @@ def verify(name: str) -> list[Verdict]:
             wrong = _changed(path, files)
         out.append(Verdict(path, wrong, note))
     for group in found.layout.groups:
-        n = sum(1 for _ in found.path.glob(group.pattern))
+        n = sum(1 for _ in catalogue.matching(found.path, group.pattern))
         short = group.counts and n not in group.counts
         right = " or ".join(f"{count:,}" for count in group.counts)
         wrong = f"{n:,} files instead of {right}" if short else ""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
 from metabench.analysis.results import Results
+from metabench.core.text import printable
 from metabench.suites.schema import Column, Published
 
 Line = dict[str, object]
+_FORMULA = re.compile(r"\s*[=+\-@]")
 
 FIELDS = (
     "suite", "budget", "kind", "row", "row_label", "column", "column_label",
@@ -37,8 +40,20 @@ def main_csv(results: Results) -> str:
             *_floor_lines(results, column),
             *_paper_lines(results, column),
         ):
-            writer.writerow(always | line)
+            writer.writerow({name: field(value) for name, value in (always | line).items()})
     return file.getvalue()
+
+
+def field(value: object) -> object:
+    """A field that a spreadsheet shows and does not compute: text that it would take for a formula
+    begins with an apostrophe; numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{printable(value)}" if _FORMULA.match(value) else printable(value)
+    return value
 
 
 def _of_column(results: Results, column: Column) -> Line:
@@ -129,15 +144,17 @@ def cost_csv(results: Results) -> str:
     names = sorted({name for known in found.values() for name in known})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["suite", "budget", "row", "column", "seeds_done", "seeds_planned", *names])
+    writer.writerow(
+        ["suite", "budget", "row", "column", "seeds_done", "seeds_planned", *map(field, names)]
+    )
     for (row, column), known in found.items():
         crossing = results.table_cells[row, column]
         writer.writerow(
             [
                 results.suite.name,
                 results.budget,
-                row,
-                column,
+                field(row),
+                field(column),
                 len(crossing.done),
                 len(crossing.runs),
                 *[known.get(name, "") for name in names],

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.results import Results
+from metabench.core import drawing
+from metabench.core.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+mpl = drawing.matplotlib()
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow."""
 MARKERS = "os^DvPX"
@@ -27,7 +30,6 @@ PANEL = (3.3, 2.35)
 @contextmanager
 def styled() -> Iterator[None]:
     """Inside, figures look as ``templates/metabench.mplstyle`` says."""
-    import matplotlib as mpl
     from matplotlib import style as styles
 
     here = Path(__file__).parent / "templates" / "metabench.mplstyle"
@@ -37,7 +39,7 @@ def styled() -> Iterator[None]:
 
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: no mathematics, no hidden legend entry."""
-    text = text.replace("$", r"\$")
+    text = printable(text).replace("$", r"\$")
     return " " + text if text.startswith("_") else text
 
 

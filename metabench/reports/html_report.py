@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.results import Records, Results, TableCell, read_curves
 from metabench.core.cell import Cell
-from metabench.core.text import counted, human, with_pm
+from metabench.core.text import counted, human, printable, with_pm
 from metabench.reports import renderers
 from metabench.reports.tables import COSTS, cost_grid, main_grid
+from metabench.store.published import private, without_paths
 from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.planning import NEVER_RUN, Planned
 
@@ -35,6 +36,8 @@ TITLES = {
     "frontier": "Result against cost",
 }
 DEFAULT_COSTS = ("inner_gradients", "seconds")
+_FOLDERS = re.compile(r"\S*/(?=[0-9a-f]{2}/[0-9a-f]{64}\b)")
+"""Above the folder of a cell."""
 Pairs = tuple[str, list[tuple[str, str]]]
 """A title and what is listed under it: names and values."""
 
@@ -72,6 +75,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         loader=PackageLoader("metabench.reports"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda x: printable(x) if type(x) is str else x,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -94,6 +98,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
             if run["id"] in seen:
                 run["id"] += f"-{crossing['id']}"
             seen.add(run["id"])
+    environment.filters["private"] = without_paths
     template = environment.get_template("report.html.j2")
     return template.render(
         results=results,
@@ -101,7 +106,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         states=results.states,
         failures=[(name, run) for name, run in holes if run.state in failed],
         waiting=[(name, run) for name, run in holes if run.state not in failed],
-        bad_files=[*results.bad_files, *unread],
+        bad_files=[_FOLDERS.sub("", bad) for bad in (*results.bad_files, *unread)],
         main=Markup(renderers.html(main_grid(results), link)),
         costs=Markup(renderers.html(cost_grid(results), link)),
         plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
@@ -172,7 +177,7 @@ def _crossing(
 
 
 def _run(results: Results, run: Planned, curve: Curve) -> dict[str, Any]:
-    record, cell = run.record, run.cell
+    record, cell = run.record and private(run.record), run.cell
     evaluation, metric = results.metric
     found = record.metrics.get(evaluation, {}).get(metric) if record else None
     return {
@@ -180,7 +185,7 @@ def _run(results: Results, run: Planned, curve: Curve) -> dict[str, Any]:
         "key": cell.key,
         "seed": cell.seed,
         "state": run.state,
-        "reason": run.why,
+        "reason": without_paths(run.why),
         "value": _estimate(results, metric, found) if found else "",
         "traceback": record.traceback if record else "",
         "groups": _groups(results, record) if record else _settings(cell),

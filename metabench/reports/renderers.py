@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Item:
-    """One field of a grid: its text, whether it is among the best, the marks of its footnotes, and
-    the place (row, column) whose records it comes from."""
+    """One field of a grid: its text (one printable line), whether it is among the best, the marks
+    of its footnotes, and the place (row, column) whose records it comes from."""
 
     text: str
     bold: bool = False
     marks: tuple[str, ...] = ()
     place: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", one_line(self.text))
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Footnote:
     text: str
     mark: str = ""
     code: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", one_line(self.text))
+        object.__setattr__(self, "code", one_line(self.code))
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,11 @@ class Grid:
     rules: frozenset[int] = field(default_factory=frozenset)
     left: int = 1
     label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", one_line(self.title))
+        object.__setattr__(self, "groups", [(one_line(label), n) for label, n in self.groups])
+        object.__setattr__(self, "heads", list(map(one_line, self.heads)))
 
 
 def joined_heads(grid: Grid, between: str) -> list[str]:
@@ -98,7 +110,6 @@ def _tabulated(grid: Grid, heads: Sequence[str], cell: Callable[[Item], str], st
 
 
 def _code_span(text: str) -> str:
-    text = one_line(text)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -110,12 +121,12 @@ def text(grid: Grid) -> str:
 
     def cell(item: Item) -> str:
         marks = f" [{','.join(item.marks)}]" if item.marks else ""
-        return one_line(item.text) + ("*" if item.bold else "") + marks
+        return item.text + ("*" if item.bold else "") + marks
 
     heads = [head.replace("\0", "\n") for head in joined_heads(grid, "\0")]
     table = _tabulated(grid, heads, cell, "simple")
     footnotes = [
-        (f"[{n.mark}] " if n.mark else "") + one_line(n.text) + (f" {n.code}" if n.code else "")
+        (f"[{n.mark}] " if n.mark else "") + n.text + (f" {n.code}" if n.code else "")
         for n in grid.footnotes
     ]
     lines = [line.rstrip() for line in table.splitlines()]
@@ -220,7 +231,7 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
     escape, left = html_module.escape, ' class="left"'
 
     def cell(item: Item, tag: str) -> str:
-        text = escape(one_line(item.text)).replace(" ± ", "&nbsp;±&nbsp;")
+        text = escape(item.text).replace(" ± ", "&nbsp;±&nbsp;")
         text = f"<strong>{text}</strong>" if item.bold else text
         if item.place is not None and link is not None:
             text = f'<a href="{escape(link(item.place))}">{text}</a>'
@@ -249,8 +260,8 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
     out += ["</tbody>", "</table>", '<ul class="notes">']
     for note in grid.footnotes:
         mark = f"<sup>{escape(note.mark)}</sup> " if note.mark else ""
-        code = f" <code>{escape(one_line(note.code))}</code>" if note.code else ""
-        out.append(f"<li>{mark}{escape(one_line(note.text))}{code}</li>")
+        code = f" <code>{escape(note.code)}</code>" if note.code else ""
+        out.append(f"<li>{mark}{escape(note.text)}{code}</li>")
     return "\n".join([*out, "</ul>"]) + "\n"
 
 
@@ -266,7 +277,7 @@ def rich(grid: Grid, width: int | None = None) -> Group:
     footnotes = []
     for note in grid.footnotes:
         line = Text(f"[{note.mark}] " if note.mark else "", style="dim")
-        line.append(one_line(note.text))
+        line.append(note.text)
         line.append(f" {note.code}" if note.code else "", style="bold")
         footnotes.append(line)
     tables = [_rich_table(grid, part, n == 0) for n, part in enumerate(_parts(grid, width))]
@@ -313,7 +324,7 @@ def _rich_table(grid: Grid, columns: Sequence[int], first: bool) -> Table:
         cells = []
         for i in columns:
             item = row[i]
-            shown = Text(one_line(item.text), style="bold green" if item.bold else "")
+            shown = Text(item.text, style="bold green" if item.bold else "")
             shown.append(f" [{','.join(item.marks)}]" if item.marks else "", style="dim")
             cells.append(shown)
         table.add_row(*cells)

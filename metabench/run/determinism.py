@@ -210,7 +210,8 @@ def fixed(device: torch.device) -> Iterator[None]:
         before = [setting.read() for setting in settings]
         torch.set_num_threads(1)
         settle(device)
-        if torch.get_default_device().type != "cpu":  # the caller is inside of torch.device(...)
+        # The caller may be inside of torch.device(...).
+        if torch.empty(0, dtype=torch.uint8).device.type != "cpu":
             inside.enter_context(torch.device("cpu"))
         try:
             yield

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from metabench.contract.guards import check_like
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Episode
 from metabench.core.errors import Diverged
@@ -60,6 +61,9 @@ def _adapted(
 ) -> list[dict[str, float]]:
     def judge(theta: dict[str, torch.Tensor], episode: Episode) -> dict[str, float]:
         with torch.no_grad():
+            if episode.index == 0:
+                like = ctx.problem.init_inner(state.lam, episode)
+                check_like(f"what adapt of {type(method).__name__} gives", theta, like)
             return ctx.problem.metrics(state.lam, theta, episode)
 
     steps = method.inner_steps if method.test_steps is None else method.test_steps

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metabench.contract.guards import check_like
 from metabench.contract.method import State
 from metabench.contract.problem import Params
 from metabench.core.errors import Diverged
+from metabench.core.text import listed
 
 
 class ChangedInPlace(Exception):
@@ -66,6 +68,27 @@ def _sum_of_bits(x: Tensor) -> int:
     """Of all entries, read as whole numbers."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64)
     return int(x.detach().reshape(-1).view(kind).sum(dtype=torch.int64))
+
+
+def check_state(what: str, found: object) -> None:
+    """Raise TypeError where a function of a method has given something else than a State."""
+    if not isinstance(found, State):
+        raise TypeError(f"{what} gives a {type(found).__name__}, not a State")
+
+
+def check_step(method: str, found: Any, before: State) -> tuple[State, dict[str, float]]:
+    """What a step has given, once it is found to be a State and a dict, and lam to have kept its
+    names and shapes. Raises TypeError."""
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise TypeError(f"step of {method} gives a {_kind(found)}, not (State, dict of numbers)")
+    check_state(f"step of {method}", found[0])
+    check_like(f"lam after a step of {method}", found[0].outer, before.outer)
+    return found
+
+
+def _kind(found: object) -> str:
+    inside = f" of {listed(type(x).__name__ for x in found)}" if isinstance(found, tuple) else ""
+    return type(found).__name__ + inside
 
 
 def check_numbers(step: int, log: dict[str, float], lam: Params) -> None:

@@ -32,7 +32,7 @@ from metabench.run.checkpoint import Boundary, Checkpoint, detached
 from metabench.run.evaluation import Metrics, Stopwatch, evaluate
 from metabench.run.events import Listener, Progress, Quarantined, Started
 from metabench.run.first_step import peak_bytes
-from metabench.run.guards import Untouched, check_numbers
+from metabench.run.guards import Untouched, check_numbers, check_state, check_step
 from metabench.store.lease import Lease
 from metabench.store.store import CHECKPOINT, BadFile, Store
 
@@ -116,6 +116,7 @@ class Loop:
             determinism.seed_globals(self.seeds.method, device)
             with self.training:
                 state = self.method.init(self.ctx)
+            check_state(f"init of {self.cell.method}", state)
             state = self.broadcast(detached(state))
             self.at = Boundary(state, counts=self.ctx.meter.counts.as_dict())
         self.options.listener(Started(self.cell, self.boundary.step))
@@ -186,7 +187,7 @@ class Loop:
         determinism.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         given = Untouched(at.state)
         with self.training:
-            new, log = self.method.step(self.ctx, at.state)
+            new, log = check_step(self.cell.method, self.method.step(self.ctx, at.state), at.state)
         given.check(f"by outer step {at.step}")
         moved, log = self.broadcast((None if new is at.state else detached(new), log))
         state = at.state if moved is None else moved

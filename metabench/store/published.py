@@ -130,11 +130,16 @@ def publish(records: Iterable[Record], store: Store, path: str | Path) -> Path:
 
 def render(record: Record, curve: Curve) -> bytes:
     """The line of a record, without what names a person or a machine."""
-    data = json.loads(canonical({**replace(record, files={}).as_dict(), "curve": curve}))
-    for name in ("reason", "traceback", "notes", "environment"):
-        data[name] = _private(data[name])
-    data["environment"] = _without_hosts(data["environment"])
+    data = {**replace(private(record), files={}).as_dict(), "curve": curve}
+    data = json.loads(canonical(data))
     return f"{canonical({**data, 'sha256': _seal(data)})}\n".encode()
+
+
+def private(record: Record) -> Record:
+    """A record without what names a person or a machine: absolute paths and hosts."""
+    names = ("reason", "traceback", "notes", "environment")
+    told = {name: _private(json.loads(canonical(getattr(record, name)))) for name in names}
+    return replace(record, **{**told, "environment": _without_hosts(told["environment"])})
 
 
 def without_paths(text: str) -> str:

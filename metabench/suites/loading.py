@@ -36,17 +36,18 @@ Paper rows may name a row that is not run here: give it under [[paper_rows]] (id
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from metabench.core import toml
 from metabench.core.catalogue import suite_folder, suite_names
 from metabench.core.cell import Budget
 from metabench.core.errors import SuiteError, UnknownName
-from metabench.core.settings import fields
+from metabench.core.settings import fields, strictly
+from metabench.core.text import shortened
 from metabench.suites.schema import (
     BUDGETS,
     COSTS,
@@ -127,9 +128,11 @@ def _narrowed(suite: dict[str, Any], columns: list[str], path: Path) -> dict[str
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return toml.read(path)
+    except ValueError as error:
         raise SuiteError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise SuiteError(f"{path}: {error.strerror}") from None
 
 
 def from_dict(data: dict[str, Any], path: Path) -> Suite:
@@ -143,13 +146,14 @@ def from_dict(data: dict[str, Any], path: Path) -> Suite:
             own = {k: v for k, v in budget.items() if k in limits}
             data["budgets"] = {**data["budgets"], name: {**rest, "limits": own}}
     try:
-        suite = TypeAdapter(Suite).validate_python(data)
+        suite = strictly(TypeAdapter(Suite), data)
     except ValidationError as error:
         unknown = "unexpected_keyword_argument"
         # A misspelt name first: what it leaves unset follows from it.
         first = min(error.errors(), key=lambda e: e["type"] != unknown)
         where = ".".join(str(p) for p in first["loc"])
-        said = first["msg"].lower()
+        given = "" if first["type"] == "missing" else f"{shortened(repr(first['input']))}: "
+        said = given + first["msg"].lower()
         if first["type"] == unknown:
             said = str(UnknownName("setting called", str(first["loc"][-1]), _known(first["loc"])))
         raise SuiteError(f"{path}: {where}: {said}") from None
@@ -186,7 +190,8 @@ def _names(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
             if not name or name in GROUPS:
                 yield f"a {kind} cannot be called {name!r}"
     # It names a folder of results.
-    if not suite.name or suite.name in (".", "..") or {"/", "\\"} & {*suite.name}:
+    wrong = {"/", "\\"} & {*suite.name} or not suite.name.isprintable() or len(suite.name) > 200
+    if suite.name in ("", ".", "..") or wrong:
         yield f"a suite cannot be called {suite.name!r}"
 
 

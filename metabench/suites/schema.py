@@ -104,7 +104,7 @@ class PaperClaim:
     better: Annotated[list[str], Field(min_length=1)]
     than: str
     source: Annotated[str, Field(min_length=1)]
-    or_equal: Annotated[bool, Field(strict=True)] = False
+    or_equal: bool = False
     columns: list[str] = field(default_factory=list)
     """Empty: all."""
 
@@ -115,6 +115,6 @@ class SuiteBudget:
     """Seeds and limits of one budget; ``limits`` are fields of
     :class:`metabench.core.cell.Budget`."""
 
-    seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     limits: Settings = field(default_factory=dict)
     set: Groups = field(default_factory=dict)

@@ -104,7 +104,8 @@ def _read(folder: Path, source: Source) -> Tensor:
 
 def _joined(folder: Path) -> np.ndarray:
     path = folder / "cifar100_160pc.npz"
-    names, train, test = arrays.read(path, "class_names", "train_images", "test_images")
+    with arrays.readable(path, "cifar100"):
+        names, train, test = arrays.read(path, "class_names", "train_images", "test_images")
     if names.tolist() != NAMES:
         raise ValueError("its classes are not those of CIFAR-100")
     return np.concatenate([train, test], axis=1).transpose(0, 1, 4, 2, 3)

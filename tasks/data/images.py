@@ -113,7 +113,8 @@ def _read(name: str, layout: str, folder: Path) -> dict[str, tuple[np.ndarray, n
         (named,) = next(x.files for x in catalogue.dataset(name).layouts if x.name == layout)
         out = {}
         for split in ("train", "test"):
-            x, y = arrays.read(folder / named.path, f"{split}_images", f"{split}_labels")
+            with arrays.readable(folder / named.path, name):
+                x, y = arrays.read(folder / named.path, f"{split}_images", f"{split}_labels")
             out[split] = (x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2), y)
         return out
     if (folder / "test_batch").is_file():
@@ -122,8 +123,8 @@ def _read(name: str, layout: str, folder: Path) -> dict[str, tuple[np.ndarray, n
         return {"train": joined, "test": _batch(folder / "test_batch")}
     return {
         split: (
-            _idx(folder, f"{prefix}-images-idx3-ubyte")[:, None],
-            _idx(folder, f"{prefix}-labels-idx1-ubyte"),
+            _idx(name, folder / f"{prefix}-images-idx3-ubyte")[:, None],
+            _idx(name, folder / f"{prefix}-labels-idx1-ubyte"),
         )
         for split, prefix in (("train", "train"), ("test", "t10k"))
     }
@@ -134,18 +135,15 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise MetabenchError(f"{path} is missing; repair: metabench data fetch cifar10")
     held = pickles.load(path)
-    return np.asarray(held["data"]).reshape(-1, 3, 32, 32), np.asarray(held["labels"], np.uint8)
+    with arrays.readable(path, "cifar10"):
+        return np.asarray(held["data"]).reshape(-1, 3, 32, 32), np.asarray(held["labels"], np.uint8)
 
 
-def _idx(folder: Path, name: str) -> np.ndarray:
+def _idx(name: str, path: Path) -> np.ndarray:
     """A file of unsigned bytes in the IDX format, packed with gzip or not."""
-    path = folder / name
-    if path.is_file():
-        raw = path.read_bytes()
-    else:
-        path = folder / f"{name}.gz"
-        with gzip.open(path) as file:
-            raw = file.read()
+    path = path if path.is_file() else path.with_name(f"{path.name}.gz")
+    with arrays.readable(path, name):
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     dims = raw[3] if raw[:3] == b"\0\0\x08" else 0
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", dims, 4)) if dims else ()
     start = 4 + 4 * dims

@@ -36,9 +36,9 @@ from PIL import Image
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import locate
+from metabench.datasets import catalogue, locate
 
-from . import pickles
+from . import pickles, pictures
 
 CLASSES = {"train": 64, "valid": 16, "test": 20}
 PER_CLASS, SIZE = 600, 84
@@ -170,15 +170,10 @@ def _find(folder: Path, part: str, label: str, name: str) -> Path:
 
 
 def _open(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            return _square(picture)
-    except OSError as error:
-        raise MetabenchError(f"{path} cannot be read as an image ({error})") from error
+    return _square(pictures.read(path, "RGB"))
 
 
-def _square(picture: Image.Image) -> np.ndarray:
-    rgb = picture.convert("RGB")
+def _square(rgb: Image.Image) -> np.ndarray:
     if rgb.size != (SIZE, SIZE):
         rgb = rgb.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return np.asarray(rgb)
@@ -255,12 +250,14 @@ def _datasets(folder: Path, part: str) -> Part:
 def _parquet(folder: Path, part: str) -> Part:
     from datasets import load_dataset
 
-    files = sorted(folder.glob(f"**/{'validation' if part == 'valid' else part}-*.parquet"))
+    name = "validation" if part == "valid" else part
+    files = sorted(catalogue.matching(folder, f"**/{name}-*.parquet"))
     held = load_dataset(
         "parquet",
         data_files=[str(path) for path in files],
         split="train",  # what the builder calls all of them
         cache_dir=str(locate.cache() / "datasets"),
+        trust_remote_code=False,
     )
     return _rows(held, files)
 
@@ -274,7 +271,12 @@ def _rows(held: Any, files: list[Path]) -> Part:
     for path in files:
         stamp.update(_said(path))
     members = _by_label(held["label"], names)
-    return Part(members, lambda row: _square(held[row]["image"]), stamp.hexdigest())
+
+    def read(row: int) -> np.ndarray:
+        with pictures.readable(f"{files[0].parent}: image {row}"):
+            return _square(pictures.converted(held[row]["image"], "RGB"))
+
+    return Part(members, read, stamp.hexdigest())
 
 
 def _said(path: Path) -> bytes:

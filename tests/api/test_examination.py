@@ -111,7 +111,7 @@ def test_old_and_missing_packages(
     monkeypatch.setattr(metadata, "version", version)
     findings = examine(store)
     old = named(findings, "typer")
-    assert (old.verdict, old.mend) == ("too old", ('pip install --upgrade "typer>=0.12.5"',))
+    assert (old.verdict, old.mend) == ("too old", ('pip install --upgrade "typer>=0.20"',))
     missing = named(findings, "pandas")
     assert (missing.verdict, missing.mend) == ("missing", ('pip install "pandas>=2.2.2"',))
     pair = named(findings, "torchvision")

@@ -31,13 +31,18 @@ def type_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-u
 WORDS = ("quickstart", "--budget", "smoke", "--cluster", "cpu")
 
 
-def test_a_dry_run_needs_no_cluster_and_leaves_nothing(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_dry_run_needs_no_cluster_and_leaves_nothing(  # type: ignore[no-untyped-def]
+    type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_SECRET", "x")
     done = type_("submit", *WORDS, "--dry-run", "--set", "slurm.time=1:00:00", "--seeds", "0-3")
     assert done.exit_code == 0, done.output
     assert "40 cells in 1 arrays of 5 jobs" in done.output, "eight cells at once"
     for line in ("--array=0-4%5", "--time=60", "--cpus-per-task=8", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}\n" in done.output
     assert "not checked against the cluster: sinfo is not here" in done.output
+    (names,) = re.findall(r"variables that travel to jobs .*: (.*)", done.output)
+    assert {"PATH", "METABENCH_STORE"} <= set(names.split(", ")) and "A_SECRET" not in names
     assert not (tmp_path / "runs").exists()
 
 

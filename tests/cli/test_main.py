@@ -145,6 +145,35 @@ def test_a_terminal_without_the_signs_is_no_error(folder: Path) -> None:
     assert b"? (1 open)" in done.stdout
 
 
+@pytest.mark.skipif(os.name != "posix", reason="shells are POSIX's")
+def test_output_that_goes_nowhere_ends_as_other_programs_do(folder: Path) -> None:
+    """A closed stream and a full disk are an error in one line; a reader that has ended is none."""
+    start = f"{sys.executable} -m metabench"
+    words = ("--version >&-", "--version >/dev/full", "--help >/dev/full", "list >/dev/full",
+             "list | true", "--help | true", "list <&- 2>&- | tail -n 1")  # fmt: skip
+    script = "\n".join(f"{start} {w}; echo ${{PIPESTATUS[0]}}; echo {w!r} >&2" for w in words)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    *codes, last, code = done.stdout.split("\n")[:-1]
+    assert codes == ["1"] * 4 + ["0"] * 2 and code == "0" and last.startswith("stn-toy"), done
+    said = "error: cannot write to standard output: "
+    told = [said + "Bad file descriptor", *[said + "No space left on device"] * 3, "", "", ""]
+    expected = [line for pair in zip(told, words, strict=True) for line in pair if line]
+    assert done.stderr.splitlines() == expected
+
+
+def test_an_empty_store_in_the_environment_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METABENCH_STORE", "")
+    assert str(folder / "results" / "runs") in metabench("status").out
+    with pytest.raises(SettingError, match="store cannot be ''"):
+        api.status(store="")
+    with pytest.raises(SettingError, match="out cannot be ''"):
+        api.plot("small.toml", out="")
+
+
 def test_help_names_every_verb() -> None:
     text = metabench("--help").out
     for verb in (
@@ -280,6 +309,33 @@ def test_from_run_to_report(folder: Path) -> None:
     assert "<html" in (folder / "page" / "report.html").read_text()
 
 
+def test_two_suite_files_of_one_name_do_not_share_a_folder(folder: Path) -> None:
+    words = ("--budget", "smoke", "--kind", "ranking")
+    other = folder / "other"
+    other.mkdir()
+    for name in ("small", "quickstart"):
+        (other / f"{name}.toml").write_text(SUITE)
+    assert metabench("plot", "small.toml", *words).code == 0
+    before = (folder / "results" / "small" / "smoke" / "ranking.png").stat().st_mtime_ns
+    for verb in (["plot"], ["report"], ["reproduce"], ["publish"]):
+        typed = metabench(*verb, "other/small.toml", "--budget", "smoke")
+        assert typed.code == 2 and typed.err.count("\n") == 1, typed.err
+        assert "results/small holds what the suite file small.toml gives" in typed.err
+        assert "other/small.toml is another suite of that name: give --out DIR" in typed.err
+    assert not Store().records(), "told before hours of running"
+    built_in = metabench("plot", "other/quickstart.toml", *words)
+    assert built_in.code == 2 and "results/quickstart holds what the suite file" in built_in.err
+    assert (folder / "results" / "small" / "smoke" / "ranking.png").stat().st_mtime_ns == before
+    assert metabench("plot", str(folder / "small.toml"), *words).code == 0, "the same file"
+    assert metabench("plot", "other/small.toml", "--out", "o", *words).code == 0
+    (other / "small.toml").write_text('name = "own"\n' + SUITE)
+    assert metabench("plot", "other/small.toml", *words).code == 0
+    assert (folder / "results" / "own" / "smoke").is_dir()
+    (folder / "small.toml").rename(folder / "moved.toml")
+    (other / "small.toml").write_text(SUITE)
+    assert metabench("plot", "other/small.toml", *words).code == 0, "the first one is gone"
+
+
 def test_reproduce_runs_and_shows(folder: Path) -> None:
     typed = metabench(
         "reproduce", "small.toml", "--budget", "smoke", "--store", "s", "--only", "reverse/one"
@@ -399,8 +455,27 @@ def test_settings_reach_the_cells(folder: Path) -> None:
         (["run", "small.toml", "--set", "inner_lr"], 2, "write GROUP.NAME=VALUE"),
         (["run", "small.toml", "--only", "revers"], 2, "near: reverse"),
         (["run", "small.toml", "--seeds", "one"], 2, "seeds cannot be 'one'"),
+        (["run", "small.toml", "--seeds", "٣"], 2, "seeds cannot be '٣'"),
+        (["run", "small.toml", "--set", 'budget.outer_steps="2"'], 2, "cannot be '2': input"),
+        (["run", "small.toml", "--set", "method.inner_steps=" + "[" * 250], 2, "cannot be '[[["),
+        (["run", "small.toml", "--store", ""], 2, "--store cannot be '': give a path"),
+        (["status", "--store", "a\0b"], 2, "--store cannot be 'a\\x00b'"),
+        (["status", "--store", "x" * 300], 1, "File name too long"),
+        (["run", "small.toml", "--store", "x" * 300], 1, "File name too long"),
+        (["plot", "small.toml", "--out", "x" * 300], 1, "File name too long"),
+        (["plan", "x" * 300 + ".toml"], 1, "File name too long"),
+        (["plan", "a\0b.toml"], 2, "no suite file 'a\\x00b.toml'"),
+        (["report", "small.toml", "--out", ""], 2, "--out cannot be ''"),
+        (["table", "small.toml", "--out", ""], 2, "--out cannot be ''"),
+        (["data", "fetch", "omniglot", "--to", ""], 2, "--to cannot be ''"),
+        (["store", "merge", "", "--into", "s"], 2, "STORE cannot be ''"),
+        (["store", "merge", "s", "--into", ""], 2, "--into cannot be ''"),
         (["run", "--task", "quadratc", "--method", "bilevel"], 2, "near: quadratic"),
         (["run", "small.toml", "--device", "cdua"], 2, "device cannot be 'cdua'"),
+        (["run", "small.toml", "--device", "meta"], 2, "device cannot be 'meta': torch finds"),
+        (["run", "small.toml", "--device", "hpu:0"], 2, "here; known: cpu"),
+        (["run", "small.toml", "--device", ""], 2, "device cannot be ''"),
+        (["reproduce", "small.toml", "--device", "meta"], 2, "device cannot be 'meta'"),
         (
             ["run", "small.toml", "--device", "cuda:99"],
             2,
@@ -443,10 +518,17 @@ def test_usage_errors(folder: Path) -> None:
     assert metabench("run", "small.toml", "--jobs", "0").code == 2
 
 
-def test_other_errors_keep_their_traceback(folder: Path) -> None:
-    (folder / "broken.py").write_text("1 / 0\n")
+def test_other_errors_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "show", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        metabench("list", "--plugin", "broken.py")
+        metabench("show", "maml")
+
+
+def test_a_broken_plugin_is_one_line(folder: Path) -> None:
+    (folder / "broken.py").write_text("\n1 / 0\n")
+    typed = metabench("list", "--plugin", "broken.py")
+    said = f"error: plug-in {folder / 'broken.py'}, line 2: ZeroDivisionError: division by zero\n"
+    assert (typed.code, typed.err) == (1, said)
 
 
 BAD_METHOD = '''"""Fails, or not, as told."""
@@ -664,7 +746,7 @@ def test_seed_lists() -> None:
     assert seed_list("0, 2,5-7,6") == [0, 2, 5, 6, 7]
     with pytest.raises(SettingError, match="more than 10,000"):
         seed_list("0-99999999999")
-    for text in ("", "a", "1-", "-1", "3-1", "1,,2", "1.5"):
+    for text in ("", "a", "1-", "-1", "3-1", "1,,2", "1.5", "٣", "1-٣", "9" * 5000):
         with pytest.raises(SettingError, match="seeds"):
             seed_list(text)
 

@@ -14,7 +14,7 @@ from metabench.cluster import job_states
 from metabench.cluster import submission as folder
 from metabench.cluster.cell_states import logs, standings
 from metabench.cluster.profile import Profile
-from metabench.cluster.slurm import Slurm, scrubbed
+from metabench.cluster.slurm import Slurm, needed
 from metabench.cluster.submission import (
     Array,
     Attempt,
@@ -245,7 +245,7 @@ def test_the_launchers_own_job_threads_and_secrets_do_not_travel() -> None:
         "HF_TOKEN": "s", "MY_API_KEY": "s", "PATH": "/bin", "HOME": "/h",
         "METABENCH_DATA": "/d", "RANKING": "mine",
     }  # fmt: skip
-    kept = scrubbed(given, ["HF_TOKEN"])
+    kept = needed(given, ["HF_TOKEN", "RANKING"])
     assert set(kept) == {
         "SLURM_CONF", "PATH", "HOME", "METABENCH_DATA", "RANKING", "HF_TOKEN",
     }  # fmt: skip

@@ -137,21 +137,18 @@ def test_a_link_that_was_made_although_the_server_says_no(
 def test_sbatch_is_not_tried_again_before_the_queue_was_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = [Planned("r", "c", CELL, "open")]
-    made = drafting.draft(planned, Profile(name="x"), Store(tmp_path), "suite", "smoke")
     asked: list[str] = []
 
-    class Executor:
-        def map_array(self, *_: object) -> list[object]:
-            asked.append("sbatch")
-            raise RuntimeError("sbatch: error: Socket timed out on send/recv operation")
+    def sbatch(*_: object) -> str:
+        asked.append("sbatch")
+        raise SlurmError("sbatch: Socket timed out on send/recv operation")
 
-    monkeypatch.setattr(drafting.Draft, "executor", lambda *_: Executor())
     monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.0)
     answers = iter([{}, {"41": "now"}])
-    slurm = cast(Slurm, SimpleNamespace(named=lambda name: asked.append(name) or next(answers)))
-    assert submit._queue(made, slurm, 0, made.parts[0]) == "41"
-    assert asked == ["sbatch", made.name(0), "sbatch", made.name(0)]
+    named = lambda name: asked.append(name) or next(answers)  # noqa: E731
+    slurm = cast(Slurm, SimpleNamespace(named=named, sbatch=sbatch))
+    assert submit._queue(slurm, "mb-0", tmp_path, {}) == "41"
+    assert asked == ["sbatch", "mb-0", "sbatch", "mb-0"]
 
 
 def test_a_home_remembers_its_options_and_never_changes_under_a_running_cluster(

@@ -17,7 +17,7 @@ from metabench.conformance.kit import (
 )
 from metabench.conformance.test_problems import Counting, Limited, Sample, SampleProblem, Undeclared
 from metabench.contract import autodiff
-from metabench.contract.method import GradientMethod, InnerTraining, State
+from metabench.contract.method import GradientMethod, Hypergradient, InnerTraining, State
 from metabench.contract.problem import Hyper
 from metabench.core.errors import UnknownName
 from metabench.core.registry import methods, tasks
@@ -204,6 +204,29 @@ class CountsNothing(Bilevel):
 
 
 @broken_method()
+class CountsHalf(Bilevel):
+    """Takes every second inner gradient around the context; the Hessian and mixed products that it
+    does count would otherwise make room for them."""
+
+    batched: ClassVar[bool] = False
+
+    def hypergradient(self, ctx, lam, theta, episode):
+        lam = autodiff.leaf(lam)
+        theta = ctx.problem.init_inner(lam, episode)
+        for t in range(self.inner_steps):
+            if t % 2:
+                loss = ctx.problem.inner_loss(lam, theta, episode.batch(t))
+                g = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+                g = dict(zip(theta, g, strict=True))
+            else:
+                g = ctx.inner_grad(lam, theta, episode.batch(t), hvps=1, mixed_products=1)
+            theta = autodiff.axpy(-self.inner_lr, g, theta)
+        value = ctx.outer_loss(lam, theta, episode.outer)
+        grad = dict(zip(lam, torch.autograd.grad(value, list(lam.values())), strict=True))
+        return Hypergradient(value.detach(), grad, autodiff.detach(theta))
+
+
+@broken_method()
 class CountsTooMuch(Bilevel):
     """Counts an inner gradient that it does not take."""
 
@@ -321,6 +344,7 @@ BROKEN_METHODS = {
     GlobalRandomness: "seeded.*: a second run is different",
     Remembers: "resumes.*: a run that was cut ends differently",
     CountsNothing: "counts.*: losses are evaluated",
+    CountsHalf: "counts.*: losses are evaluated",
     CountsTooMuch: "counts.*: .* counted",
     Understates: "needs.*: it differentiates",
     UnderstatesOuter: "needs.*: it differentiates",

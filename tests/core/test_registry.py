@@ -91,7 +91,12 @@ def test_child_processes_find_plugins(plugins_forgotten: None, tmp_path: Path) -
 def test_plugins_that_cannot_be(plugins_forgotten: None, tmp_path: Path) -> None:
     with pytest.raises(MetabenchError, match="no plug-in file"):
         load_plugin(tmp_path / "none.py")
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(MetabenchError, match=r"no plug-in file .*: it is not called NAME\.py$"):
+        load_plugin(tmp_path / "mine.txt")
     (tmp_path / "a").mkdir()
+    with pytest.raises(MetabenchError, match=r"no plug-in file .*: it is a folder$"):
+        load_plugin(tmp_path / "a")
     for place in (tmp_path, tmp_path / "a"):
         (place / "same.py").write_text("")
     load_plugin(tmp_path / "same.py")
@@ -102,8 +107,9 @@ def test_plugins_that_cannot_be(plugins_forgotten: None, tmp_path: Path) -> None
 def test_a_plugin_that_fails_is_forgotten(plugins_forgotten: None, tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text("1 / 0")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(MetabenchError, match="line 1: ZeroDivisionError") as error:
         load_plugin(path)
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
     assert "metabench_plugin_broken" not in sys.modules
     assert "METABENCH_PLUGINS" not in os.environ
     path.write_text("")
@@ -113,18 +119,23 @@ def test_a_plugin_that_fails_is_forgotten(plugins_forgotten: None, tmp_path: Pat
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("from metabench.problem import Problem", r"'metabench.problem'; .* metabench: .*Problem"),
-        ("from metabench import Probelm", "cannot import name 'Probelm' .*; .* metabench: "),
-        ("import none_such", "No module named 'none_such'$"),
-        ("def f(:", r"old.py, line 1\)$"),
+        (b"from metabench.problem import Problem", r"'metabench.problem'; .* metabench: .*Problem"),
+        (b"from metabench import Probelm", "cannot import name 'Probelm' .*; .* metabench: "),
+        (b"import none_such", ", line 1: No module named 'none_such'$"),
+        (b"\nfrom metabench import errors\nraise KeyError('x')", ", line 3: KeyError: 'x'$"),
+        (b"import sys\nsys.exit(3)", ", line 2: SystemExit: 3$"),
+        (b"import json\njson.loads('')", ", line 2: JSONDecodeError: Expecting value"),
+        (b"def f(:", r": .*old.py, line 1\)$"),
+        (b"x = 'caf\xe9'", r": .*'utf-8' codec can't decode byte 0xe9 .*old.py, line 1\)$"),
+        (b"x = '\0'", ": source code string cannot contain null bytes$"),
     ],
 )
 def test_a_plugin_that_cannot_be_imported_says_so_in_a_line(
-    plugins_forgotten: None, tmp_path: Path, source: str, said: str
+    plugins_forgotten: None, tmp_path: Path, source: bytes, said: str
 ) -> None:
     path = tmp_path / "old.py"
-    path.write_text(source)
-    with pytest.raises(MetabenchError, match=f"^plug-in {path}: .*{said}"):
+    path.write_bytes(source)
+    with pytest.raises(MetabenchError, match=f"^plug-in {path}.*{said}"):
         load_plugin(path)
     assert "metabench_plugin_old" not in sys.modules
 
@@ -169,6 +180,33 @@ def test_what_is_registered_derives_from_the_contract(known: Registry) -> None:
     assert "plain" not in known.names()
 
 
+@pytest.mark.parametrize(
+    ("body", "lacks"),
+    [
+        ("class New(metabench.Method): needs = frozenset()", "adapt, init and step"),
+        ("class New(metabench.GradientMethod): pass", "hypergradient"),
+        ("class New(metabench.Solver): pass", "init and update"),
+        ("class New(metabench.Task): data = offers = ()", "build"),
+        ("class New(metabench.GradientMethod):\n    def step(self, ctx, state): ...", ""),
+        (
+            "class New(metabench.GradientMethod):\n    def hypergradient_from(self, c, s, e): ...",
+            "",
+        ),
+    ],
+)
+def test_a_class_without_what_it_must_have_is_told_when_it_is_registered(
+    plugins_forgotten: None, tmp_path: Path, body: str, lacks: str
+) -> None:
+    kind = "task" if ".Task" in body else "solver" if ".Solver" in body else "method"
+    path = tmp_path / "unfinished.py"
+    path.write_text(f"import metabench\n@metabench.{kind}('new')\n{body}\n")
+    if lacks:
+        with pytest.raises(MetabenchError, match=f"^{kind} 'new': class New lacks {lacks}$"):
+            load_plugin(path)
+    else:
+        load_plugin(path)
+
+
 def test_a_file_that_registers_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +238,28 @@ def test_entry_points_are_found_and_named_by_their_package(
     assert solvers.get("third").__name__ == "Halved"
     assert next(e for e in solvers.entries() if e.name == "third").origin == "third-party"
     sys.modules.pop("third_party")
+
+
+def test_a_package_that_cannot_be_imported_is_told_by_its_name(
+    plugins_forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[metabench.solvers]\nthird = third_party:Halved\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for source, summary in (
+        (b"1 / 0", ""),
+        (b"def f(:", "(cannot be read: "),
+        (b"\xe9", "(cannot"),
+    ):
+        (tmp_path / "third_party.py").write_bytes(source)
+        entry = next(e for e in solvers.entries() if e.name == "third")
+        assert entry.summary.startswith(summary)
+        with pytest.raises(MetabenchError, match=r"^solver .third. from third-party: "):
+            solvers.get("third")
+    [found] = [f for f in examination._third_parties([]) if f.bad]
+    assert found.name == "solver third" and "from third-party: " in found.detail
 
 
 def test_names_that_packages_share_are_told(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,18 @@ def test_defaults_and_values() -> None:
         ({"rate": math.inf}, "rate cannot be inf: not finite"),
         ({"clip": math.nan}, "clip cannot be nan: not finite"),
         ({"parts": [1, -math.inf]}, "not finite"),
+        ({"steps": "2"}, "steps cannot be '2': input should be a valid integer"),
+        ({"steps": "٢"}, "steps cannot be '٢'"),
+        ({"steps": 2.0}, "steps cannot be 2.0"),
+        ({"rate": "0.1"}, "rate cannot be '0.1'"),
+        ({"flag": "yes"}, "flag cannot be 'yes': input should be a valid boolean"),
+        ({"flag": 1}, "flag cannot be 1"),
+        ({"parts": [1, "2"]}, "setting parts.1 cannot be '2'"),
+        ({"parts": [1, True]}, "setting parts.1 cannot be True: true or false is no number"),
+        ({"parts": "12"}, "parts cannot be '12'"),
+        ({"order": datetime.date(2020, 1, 1)}, "order cannot be {'date': '2020-01-01'}"),
+        ({"clip": settings.parse("[" * 250 + "]" * 250)}, "recursion limit exceeded"),
+        ({"rate": 10**400}, "rate cannot be"),
     ],
 )
 def test_bad_values_are_named(values: dict[str, Any], says: str) -> None:
@@ -56,6 +70,11 @@ def test_bad_values_are_named(values: dict[str, Any], says: str) -> None:
         settings.build(Example, values, "method maml")
     assert str(error.value).startswith("method maml: ")
     assert says in str(error.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = settings.build(Example, {"steps": np.int64(3), "rate": np.float32(0.5)}, "x")
+    assert made == Example(steps=3, rate=0.5) and type(made.steps) is int
 
 
 def test_unknown_names_come_with_near_ones() -> None:
@@ -124,3 +143,5 @@ def test_text_that_is_no_toml_stays_text() -> None:
     assert settings.parse("1e-3") == 0.001
     assert settings.parse("true") is True
     assert settings.parse("1\nw = 2") == "1\nw = 2"
+    assert settings.parse("[" * 5000) == "[" * 5000
+    assert settings.parse("1" * 5000) == "1" * 5000

@@ -4,7 +4,7 @@ import pytest
 from dataset_server import BODY, Server, md5
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets.download import digest, download
+from metabench.datasets.download import digest, download, reach
 
 
 def test_a_file_comes_whole_with_progress(server, tmp_path):
@@ -63,6 +63,33 @@ def test_the_second_mirror_serves_where_the_first_does_not(server, tmp_path):
     download(urls, tmp_path / "a", md5(BODY))
     assert [path for path, _ in server.log] == ["/none", "/bad", "/good"]
     assert digest(tmp_path / "a", "md5") == md5(BODY)[4:]
+
+
+def test_a_network_that_answers_nothing_is_found_out_in_seconds(tmp_path, monkeypatch):
+    """As behind a firewall: what is sent is dropped, and the system waits for minutes."""
+    tries = []
+
+    def nothing(address, timeout, *more):
+        tries.append((address[0], timeout))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("socket.create_connection", nothing)
+    urls, told = ["http://one.invalid/a", "https://two.invalid/a"], []
+    with pytest.raises(MetabenchError, match=r"one\S*/a: timed out; .*two\S*/a: timed out"):
+        download(urls, tmp_path / "a", md5(BODY), lambda *now: told.append(now))
+    assert [name for name, _ in tries] == ["one.invalid", "two.invalid"]
+    assert all(seconds <= 5 for _, seconds in tries)
+    assert told == [(url, 0, None) for url in urls], "each try is told before it is made"
+    with pytest.raises(MetabenchError, match=r"cannot reach https://two\S*/a: timed out"):
+        reach(urls[1])
+
+
+def test_a_server_may_think_before_it_answers(server, tmp_path, monkeypatch):
+    server.files["/a"] = BODY
+    monkeypatch.setattr("metabench.datasets.download.CONNECT_SECONDS", 0.05)
+    server.seconds = 0.15
+    download([server.url("/a")], tmp_path / "a", md5(BODY))
+    reach(server.url("/none"))
 
 
 def test_without_network_every_address_and_its_answer_is_named(server, tmp_path):

@@ -1,11 +1,13 @@
 """Fetching data sets from a server on this machine."""
 
+import contextlib
 import gzip
 import hashlib
 import io
 import subprocess
 import sys
 import tarfile
+import zipfile
 
 import pytest
 from dataset_server import BODY, NAMES, archive, md5, only
@@ -136,3 +138,20 @@ def test_a_tar_file_can_be_the_whole_folder(server, tmp_path, monkeypatch):
 def test_the_module_needs_no_torch():
     code = "import sys, metabench.datasets.fetch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("name", ["../evil.png", "/{}/evil.png", "inside/../../evil.png"])
+def test_an_archive_writes_nothing_outside_its_folder(tmp_path, kind, name):
+    name, path = name.format(tmp_path), tmp_path / f"inside.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            packed.writestr(name, "evil")
+    else:
+        with tarfile.open(path, "w") as packed_tar:
+            packed_tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    (tmp_path / "to").mkdir()
+    wanted = catalogue.Archive((), "", "inside", 1)
+    with contextlib.suppress(MetabenchError, tarfile.FilterError):
+        fetch._unpack(path, tmp_path / "to", wanted)
+    assert not [p for p in tmp_path.rglob("evil.png") if not p.is_relative_to(tmp_path / "to")]

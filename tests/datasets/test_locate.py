@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from dataset_server import put_arrays, put_pictures
+from dataset_server import NAMES, put_arrays, put_pictures
 
-from metabench.core.errors import DataMissing, UnknownName
-from metabench.datasets import catalogue, locate
+from metabench.cluster import profile
+from metabench.core.errors import DataMissing, MetabenchError, UnknownName
+from metabench.datasets import catalogue, fetch, locate, verify
 
 
 def test_an_empty_folder_is_no_data_set(toy, tmp_path, monkeypatch):
@@ -101,3 +102,43 @@ def test_status_tells_what_is_there(toy, tmp_path, monkeypatch):
     put_arrays(tmp_path)
     after = {s.dataset.name: s for s in locate.status()}["toy"]
     assert (after.found.path, after.bytes, after.mend) == (tmp_path / "toy", 3, "")
+
+
+def test_folders_that_are_links_are_looked_into_and_each_once(toy, tmp_path, monkeypatch):
+    """As a shared disk has them: the data set, a class of it, and a way back up."""
+    place = put_pictures(tmp_path / "disk")
+    (place / "inside" / "b").rename(tmp_path / "disk" / "moved")
+    (place / "inside" / "b").symlink_to(tmp_path / "disk" / "moved")
+    (place / "inside" / "b" / "up").symlink_to(place)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "toy-py").symlink_to(place)
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path / "links"))
+    assert locate.find("toy") == tmp_path / "links" / "toy-py"
+    [whole] = [v for v in verify.verify("toy") if v.path.name == "inside"]
+    assert not whole.wrong, "both pictures, one of them by a link"
+    [found] = [s for s in locate.status() if s.dataset.name == "toy"]
+    assert found.bytes == sum(len(f"contents of {name}") for name in NAMES)
+    (place / "inside" / "a").rename(tmp_path / "disk" / "moved" / "a")
+    assert locate.find("toy") == tmp_path / "links" / "toy-py", "all of it behind a link"
+
+
+def test_without_a_home_data_is_found_and_the_cache_asked_for(toy, tmp_path, monkeypatch):
+    """In a container whose user nobody knows."""
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("METABENCH_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
+    put_arrays(tmp_path)
+    assert locate.find("toy") == tmp_path / "toy"
+    assert len(locate.status()) == len(catalogue.DATASETS)
+    assert "local" in profile.names()
+    with pytest.raises(MetabenchError, match=r"no home folder is known here; .* METABENCH_CACHE"):
+        fetch.fetch("toy")
+    assert not (tmp_path / "~").exists()
+    monkeypatch.setenv("METABENCH_CACHE", str(tmp_path / "cache"))
+    assert locate.cache() == tmp_path / "cache"

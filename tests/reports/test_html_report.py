@@ -6,6 +6,8 @@ import pytest
 
 from metabench.analysis.results import collect
 from metabench.reports.html_report import report
+from metabench.reports.tables import table
+from metabench.store.published import private
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -101,7 +103,9 @@ def test_records_and_curves_are_there_as_json(holed, pages):
     results, store = holed
     page, _ = pages["holed"]
     for record in results.records:
-        assert json.loads(page.json["json", record.key]) == json.loads(json.dumps(record.as_dict()))
+        assert json.loads(page.json["json", record.key]) == json.loads(
+            json.dumps(private(record).as_dict())
+        )
         assert json.loads(page.json["curve", record.key]) == store.curve(record)
 
 
@@ -176,7 +180,7 @@ def test_what_a_record_should_not_hold_is_never_fatal(helpers, tmp_path):
     store.bad = ["runs/\udcff: does not belong in a store"]
     results = collect(suite, "smoke", store, why_not=helpers.allowed)
     page, _ = made(results, store, tmp_path)
-    assert "no file '/data/?'" in "".join(page.text)
+    assert r"no file '\udcff'" in "".join(page.text)
 
 
 def test_a_folder_gets_report_html(suite, helpers, tmp_path):
@@ -196,3 +200,26 @@ def test_plots_stay_apart_in_one_page(pages):
             re.findall(r'xlink:href="#([^"]+)"', body)
         )
         assert used <= ids
+
+
+def test_a_cell_that_failed_in_a_home_folder_names_nobody_in_tables_and_reports(helpers, tmp_path):
+    suite = helpers.make_suite()
+    store = helpers.Fake()
+    at = "/home/alice/secret project/venv/lib/python3.12/site-packages/metabench/run/loop.py"
+    for place in suite.cells("smoke"):
+        store.add(
+            place,
+            status="failed",
+            metrics={},
+            reason="no file '/home/alice/secret project/weights.pt'",
+            traceback=f'Traceback:\n  File "{at}", line 7, in run\n',
+            environment={"machine": {"host": "alices-laptop", "cores": 2}},
+        )
+    store.bad = [f"/home/alice/runs/ab/{'ab' * 32}/record.json: is not JSON"]
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    page = report(results, store, tmp_path).read_text(encoding="utf-8")
+    shown = [page, *(table(results, fmt) for fmt in ("markdown", "csv", "latex", "text", "html"))]
+    for text in shown:
+        assert "weights.pt" in text and "alice" not in text and "secret project" not in text
+    assert "File &#34;metabench/run/loop.py&#34;, line 7" in page
+    assert f"ab/{'ab' * 32}/record.json: is not JSON" in page, "which one is bad is still said"

@@ -34,7 +34,7 @@ def new_precision_is():
 
 CHANGES = {
     "dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
-    "device": (default_device("meta"), torch.get_default_device),
+    "device": (default_device("meta"), lambda: torch.empty(0, dtype=torch.uint8).device),
     "no grad": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
     "matmul": (
         lambda: torch.set_float32_matmul_precision("medium"),

@@ -96,3 +96,79 @@ def test_what_was_changed_is_named(case):
     change()
     with pytest.raises(ChangedInPlace, match=rf"^{name} of the state was .* by a step"):
         held.check("by a step")
+
+
+# What a new method gives in the wrong shape is told by its name.
+
+
+def shaped(step=None, adapt=None, init=None, hypergradient=None, carried=False):
+    """The reason of a run of bilevel with some of its functions changed."""
+
+    @registry.methods.register("misshaped")
+    @dataclass(frozen=True)
+    class Misshaped(Bilevel):
+        def init(self, ctx):
+            found = super().init(ctx)
+            return found if init is None else init(found)
+
+        def step(self, ctx, state):
+            found = super().step(ctx, state)
+            return found if step is None else step(*found)
+
+        def adapt(self, ctx, state, episode):
+            found = super().adapt(ctx, state, episode)
+            return found if adapt is None else adapt(found)
+
+        def hypergradient(self, ctx, lam, theta, episode):
+            found = super().hypergradient(ctx, lam, theta, episode)
+            return found if hypergradient is None else hypergradient(found)
+
+    try:
+        budget = {"outer_steps": 2, "eval_every": 1, "valid_episodes": 1, "test_episodes": 1}
+        cell = make_cell("ridge", "misshaped", set={"task": {"carried": carried}, "budget": budget})
+        record = run_cell(cell)
+    finally:
+        del registry.methods._classes["misshaped"]
+    return record.status, record.reason
+
+
+def grown(params):
+    return {k: v[:, None] for k, v in params.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"init": lambda s: s.lam}, "init of misshaped gives a dict, not a State"),
+        ({"step": lambda s, log: s}, "step of misshaped gives a State, not (State, dict of numb"),
+        ({"step": lambda s, log: None}, "step of misshaped gives a NoneType, not (State, dict"),
+        ({"step": lambda s, log: (s.lam, log)}, "step of misshaped gives a dict, not a State"),
+        ({"step": lambda s, log: (s, 0.5)}, "gives a tuple of State and float, not (State, dict"),
+        (
+            {"step": lambda s, log: (replace(s, lam=grown(s.lam)), log)},
+            "lam after a step of misshaped has 'log_penalty' as [10, 1], not [10]",
+        ),
+        (
+            {"step": lambda s, log: (replace(s, lam={"decay": s.lam["log_penalty"]}), log)},
+            "lam after a step of misshaped has no 'log_penalty'; 'decay', which is not asked for",
+        ),
+        ({"adapt": lambda t: None}, "what adapt of Misshaped gives is a NoneType, not a dict"),
+        ({"adapt": grown}, "what adapt of Misshaped gives has 'w' as [10, 1], not [10]"),
+        ({"hypergradient": lambda h: tuple(h)}, "hypergradient of Misshaped gives a tuple, not a"),
+        (
+            {"hypergradient": lambda h: h._replace(grad=grown(h.grad))},
+            "the grad that hypergradient of Misshaped gives has 'log_penalty' as [10, 1], not [10]",
+        ),
+        (
+            {"hypergradient": lambda h: h._replace(grad={k: v.sum() for k, v in h.grad.items()})},
+            "the grad that hypergradient of Misshaped gives has 'log_penalty' as [], not [10]",
+        ),
+        (
+            {"hypergradient": lambda h: h._replace(theta=None), "carried": True},
+            "the theta that hypergradient of Misshaped gives is a NoneType, not a dict of tensors",
+        ),
+    ],
+)
+def test_what_a_method_gives_in_the_wrong_shape_is_told_by_name_and_shape(given, says):
+    status, reason = shaped(**given)
+    assert status == "failed" and says in reason, reason

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import math
 import tomllib
 from pathlib import Path
@@ -198,6 +199,18 @@ def test_seeds_are_whole_numbers_each_once_and_at_least_one() -> None:
         suite.cells("smoke", seeds=[0.5])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    "group", ["set__method__inner_steps", "columns__four__method__inner_steps"]
+)
+def test_a_number_in_quotes_is_no_number(group: str) -> None:
+    suite = from_dict(changed(**{f"rows__0__{group}": "2"}), HERE)
+    with pytest.raises(SettingError, match=r"inner_steps cannot be '2': .* valid integer"):
+        suite.cells("smoke")
+    suite = from_dict(changed(budgets__smoke__outer_steps="2"), HERE)
+    with pytest.raises(SettingError, match="budget: setting outer_steps cannot be '2'"):
+        suite.cells("smoke")
+
+
 def test_a_bad_value_names_the_place() -> None:
     with pytest.raises(SettingError, match="inner_lr cannot be -1") as error:
         from_dict(DATA, HERE).cells("smoke", [parse_override("method.inner_lr=-1")])
@@ -272,6 +285,10 @@ def test_merging_keeps_the_last_of_each(tables: list[dict[str, dict[str, int]]])
         ({"rows__1__id": "method"}, "a row cannot be called 'method'"),
         ({"columns__1__id": ""}, "a column cannot be called ''"),
         ({"name": "../there"}, "a suite cannot be called '../there'"),
+        ({"percent": "yes"}, "percent: 'yes': input should be a valid boolean"),
+        ({"logs": 1}, "logs: 1: input should be a valid boolean"),
+        ({"paper__0__value": "1"}, "value: '1': input should be a valid number"),
+        ({"title": datetime.date(2020, 1, 1)}, "title: {'date': '2020-01-01'}: "),
     ],
 )
 def test_what_is_no_suite_is_refused(change: dict[str, Any], says: str) -> None:
@@ -288,6 +305,14 @@ def test_load_reads_files(tmp_path: Path) -> None:
     path.write_text("title = ")
     with pytest.raises(SuiteError, match="not TOML"):
         suites.load(path)
+    path.write_text("title = " + "[" * 5000)
+    with pytest.raises(SuiteError, match="not TOML: nested too deeply"):
+        suites.load(path)
+    path.write_text("title = " + "1" * 5000)
+    with pytest.raises(SuiteError, match="not TOML"):
+        suites.load(path)
+    path.write_text(TEXT, encoding="utf-8-sig")
+    assert suites.load(path).name == "mine", "some editors begin a file with a byte order mark"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(SuiteError, match="not TOML"):
         suites.load(str(path))

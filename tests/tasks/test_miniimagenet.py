@@ -195,16 +195,20 @@ def test_fetching_goes_through_datasets(root, tmp_path, monkeypatch):
 
     with pytest.raises(DataMissing, match="metabench data fetch miniimagenet"):
         locate.find("miniimagenet")
-    asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: asked.append(name) or as_datasets())
+    asked, reached = [], []
+    monkeypatch.setattr(fetch, "reach", reached.append)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, **_: asked.append(name) or as_datasets()
+    )
     folder = fetch.fetch("miniimagenet")
     assert folder == tmp_path / "cache" / "miniimagenet-datasets" == locate.find("miniimagenet")
     fetch.fetch("miniimagenet")
     assert asked == ["GATE-engine/mini_imagenet"]
+    assert [r.endswith("/datasets/GATE-engine/mini_imagenet") for r in reached] == [True]
     assert [p.name for p in folder.parent.iterdir()] == ["miniimagenet-datasets"]
     check("auto")
 
-    def unreachable(name):
+    def unreachable(name, **_):
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)

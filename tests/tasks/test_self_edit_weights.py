@@ -311,6 +311,32 @@ def test_half_a_model_is_refused_by_name(world, tmp_path, harm, reason):
         assert re.search(reason, small(str(folder)).missing[0])
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["own model", "known model"])
+def test_code_that_a_model_brings_along_is_never_run_and_nobody_is_asked(
+    world, tmp_path, monkeypatch, known
+):
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(world, folder)
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    for name, classes in (
+        ("config.json", {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.Own", None]}),
+    ):
+        kept = json.loads((folder / name).read_text()) | {"auto_map": classes}
+        if not known:
+            kept = {k: v for k, v in kept.items() if k != "tokenizer_class"} | {"model_type": "own"}
+        (folder / name).write_text(json.dumps(kept))
+
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    if known:
+        context(small(str(folder)))
+    else:
+        with pytest.raises(MetabenchError, match=rf"{folder}. .it has code of its own, which is n"):
+            context(small(str(folder)))
+    assert not ran.exists() and not asked
+
+
 def test_a_name_that_is_nearly_one_is_told_the_right_one(world):
     assert small("smolm2").missing[0].endswith("is not on this machine; near: smollm2")
     assert "near" not in small("someone/thing").missing[0]

@@ -124,19 +124,22 @@ def needed_data(*models: str) -> tuple[str, ...]:
 def missing(*models: str) -> tuple[str, str] | None:
     """The first model that is not on this machine, in words, and the command that repairs it.
 
-    A folder is one that holds what save_pretrained writes; a hub name is looked up in the hub's
-    local cache.
+    A folder is one that holds what save_pretrained writes; a hub name is looked up as transformers
+    does, in its local cache.
     """
+    from transformers.utils.hub import cached_file
+
     for model in models:
         if model in (TINY, SMALL):
             continue
-        folder = Path(os.path.expanduser(model))
-        if folder.is_dir():
-            if lacks := _lacks(folder):
+        folder = os.path.expanduser(model)
+        if os.path.isdir(folder):
+            if lacks := _lacks(Path(folder)):
                 return f"the folder {model!r} {lacks}", ""
             continue
-        cache = _hub_cache() / f"models--{model.replace('/', '--')}" / "snapshots"
-        if not any(cache.glob("*/config.json")):
+        try:
+            cached_file(model, "config.json", local_files_only=True)
+        except OSError:
             mend = f"hf download {model}" if HUB_NAME.fullmatch(model) else ""
             near = difflib.get_close_matches(model, (TINY, SMALL), 1, 0.5)
             hint = f"; near: {near[0]}" if near else ""
@@ -152,12 +155,6 @@ def _lacks(folder: Path) -> str:
             known = ", ".join(sorted(names)[:8]) or "nothing"
             return f"holds no {what}; it holds {known}"
     return ""
-
-
-def _hub_cache() -> Path:
-    """Where the hub's library keeps models."""
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def load(
@@ -210,12 +207,17 @@ def _load(where: str, dtype: str, device: str, form: Form, every_gpu: bool) -> L
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library, about its own future
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **packed)
+            # Unless it is told, the library asks on a terminal whether to run a model's own code.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                where, **packed, trust_remote_code=False
+            )
             made, told = transformers.AutoModelForCausalLM.from_pretrained(
-                where, **packed, **more, output_loading_info=True
+                where, **packed, **more, trust_remote_code=False, output_loading_info=True
             )
         except Exception as error:  # each of its parsers has errors of its own
             said = " ".join(str(error).split())
+            if "trust_remote_code" in said:
+                raise refused("it has code of its own, which is never run") from None
             raise refused(f"{type(error).__name__}: {said[:LONGEST]}") from None
     # The library gives random numbers to weights that the files lack.
     if absent := () if packed else sorted(told["missing_keys"]):

@@ -90,18 +90,6 @@ def signalled_in_writing(stage: Stage) -> None:
 
 
 @fault()
-def stale_draft(stage: Stage) -> None:
-    """A stale file of submitit's, then the signal."""
-    submission = stage.submit()
-    node, _ = stage.at_work(submission)
-    jobs = next((submission.folder / "jobs").iterdir())
-    for name in ("submitted.pkl.save_tmp", "0_result.save_tmp", "0_result.pkl.save_tmp"):
-        (jobs / f"{node.job}_{name}").write_bytes(b"half")
-    stage.ask("scancel", "--signal=USR2", node.job)
-    stage.finish()
-
-
-@fault()
 def deaf(stage: Stage) -> None:
     """A step that never ends and is deaf to signals, then the warning."""
     stage.tell(0, "hang")

@@ -66,7 +66,7 @@ def database_away(stage: Stage) -> None:
 
 @fault()
 def launcher_killed(stage: Stage) -> None:
-    """The launcher dies between sbatch and submitit's last rename."""
+    """The launcher dies before sbatch has told it the id of the job."""
     stage.seeds = list(range(4))
     os.environ[PAUSE] = "0.1"
     path = wrapped_sbatch(stage, 'out=$("$real" "$@"); code=$?; echo "$out"; kill -9 $PPID')

@@ -206,7 +206,8 @@ def test_a_grader_without_a_chat_template_is_refused_before_any_training(world):
 
 
 def test_a_grader_that_is_not_here_is_said_when_the_plan_is_made(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    # Where transformers looks, whichever of its environment variables says so.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def state(**task):
         cell = make_cell(
@@ -221,8 +222,11 @@ def test_a_grader_that_is_not_here_is_said_when_the_plan_is_made(world, tmp_path
     assert "'someone/judge' is not on this machine" in found.reason
     (tmp_path / "empty").mkdir()
     assert "no config.json" in state(grader=str(tmp_path / "empty")).reason
-    here = tmp_path / "hub" / "models--someone--judge" / "snapshots" / "1"
-    here.mkdir(parents=True)
+    cached = tmp_path / "hub" / "models--someone--judge"
+    here = cached / "snapshots" / "1"
+    for folder in (here, cached / "refs"):
+        folder.mkdir(parents=True)
+    (cached / "refs" / "main").write_text("1")
     (here / "config.json").write_text("{}")
     assert state(grader="someone/judge").state == state().state == "open"
     assert state(model="someone/else").mend == "hf download someone/else"

@@ -1,0 +1,26 @@
+"""Words for people."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from metabench.core.text import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", r"\u001b[31mred"),
+        ("a\rb\x7f\x9b\0", r"a\u000db\u007f\u009b\u0000"),
+        ("\u202eevil\u2066\u200b", r"\u202eevil\u2066\u200b"),
+        ("\ud800", r"\ud800"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+        ("5 ± 3 °C, λ\u00a0\u2009ü 漢 😀", "5 ± 3 °C, λ\u00a0\u2009ü 漢 😀"),
+    ],
+)
+def test_text_never_acts_on_a_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    dumped = json.dumps(text, ensure_ascii=False)
+    assert json.loads(printable(dumped)) == text
