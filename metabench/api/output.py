@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabench.core.errors import MetabenchError, UnknownName
-from metabench.store.store import write_atomic
+from metabench.store.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,8 @@ from metabench.cluster.slurm import Slurm, SlurmError, environment
 from metabench.cluster.submission import Array, Group, Submission
 from metabench.core.errors import MetabenchError, SettingError, StoreError
 from metabench.datasets import locate
-from metabench.store.store import Store, write_atomic
+from metabench.store.files import write_atomic
+from metabench.store.store import Store
 from metabench.suites.planning import Planned
 
 SBATCH_TRIES = 4

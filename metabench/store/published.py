@@ -24,11 +24,12 @@ from pydantic import TypeAdapter, ValidationError
 from metabench.core.cell import CONTRACT, canonical
 from metabench.core.errors import StoreError
 from metabench.core.text import listed
+from metabench.store.files import BadFile, write_atomic
 from metabench.store.record import Curve, Record, from_dict
-from metabench.store.store import BadFile, Store, write_atomic
+from metabench.store.store import Store
 
 if TYPE_CHECKING:
-    from metabench.store.store import Arrays
+    from metabench.store.encoding import Arrays
 
 RECORDS = "records.jsonl.gz"
 LONGEST_LINE = 2**26
@@ -78,6 +79,9 @@ class Published:
 
     def holder(self, key: str) -> None:
         """Nobody runs a published cell."""
+
+    def closed(self, key: str) -> None:
+        """A published file is read whole or not at all."""
 
     def curve(self, record: Record) -> Curve:
         """The learning curve of a record; empty where it has none."""

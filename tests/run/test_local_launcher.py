@@ -31,8 +31,9 @@ from metabench.run.events import (
     Stopping,
 )
 from metabench.run.local_launcher import Summary, launch
+from metabench.store.files import BadFile
 from metabench.store.record import Record
-from metabench.store.store import LEASE, RECORD, BadFile, Store
+from metabench.store.store import LEASE, RECORD, Store
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -288,6 +289,7 @@ def test_two_launchers_share_a_grid(
         pytest.param(1, signal.SIGINT, True, marks=pytest.mark.slow),
         (2, signal.SIGINT, True),
         (2, signal.SIGTERM, False),
+        (2, signal.SIGHUP, True),  # a lost terminal
     ],
 )
 def test_a_signal_ends_the_launch_at_step_boundaries(
