@@ -133,6 +133,7 @@ class Store:
         folder = lease.path.parent
         with lease.sure():
             record, bad = _read(folder)
+            out = [self.quarantine(b) for b in bad]
             if record is not None:
                 _settle(folder, record.files)
                 if record.status == "done":
@@ -140,7 +141,7 @@ class Store:
             for entry in _listed(folder):
                 if _TEMPORARY.fullmatch(entry.name):
                     files.remove(entry)
-            return [self.quarantine(b) for b in bad]
+            return out
 
     def _untidy(self, folder: Path) -> bool:
         names = {entry.name for entry in _listed(folder)}
