@@ -527,24 +527,23 @@ def test_a_cell_that_is_closed_to_us_is_told_and_the_others_run(
     words = [*crossing, "--set", "budget.outer_steps=1"]
     assert metabench("run", *words, "--seeds", "1").code == 0
     (theirs,) = (path.parent for path in Store().root.glob("*/*/record.json"))
-    for name in ("read", "entries"):
 
-        def refusing(path: Path, real: Any = getattr(files, name)) -> Any:
+    def refusing(real: Callable[[Path], object]) -> Callable[[Path], object]:
+        def look(path: Path) -> object:
             if theirs in (path, path.parent):
                 raise files.Unreadable(path, PermissionError(13, "Permission denied"))
             return real(path)
 
-        monkeypatch.setattr(files, name, refusing)
+        return look
+
+    monkeypatch.setattr(files, "read", refusing(files.read))
+    monkeypatch.setattr(files, "entries", refusing(files.entries))
     words += ["--seeds", "1,2"]
     told = f"{theirs}: cannot be read: Permission denied"
     plan = metabench("plan", *words)
     assert plan.code == 0 and "1 closed" in plan.out and f"chmod -R a+rX {theirs}" in plan.out
     typed = metabench("run", *words)
-    assert (
-        typed.code == 1
-        and told in typed.err
-        and "1 closed, 1 open" in typed.err.replace("1 open, 1 closed", "1 closed, 1 open")
-    )
+    assert typed.code == 1 and told in typed.err and "1 closed" in typed.err
     assert {r.cell.seed for r in Store().records()} == {2}
     assert told in metabench("status", *words).out
     table = metabench("table", *words)
