@@ -4,6 +4,7 @@ user, or gone the next moment. One such entry is told by its path; it stops noth
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import uuid
@@ -63,7 +64,9 @@ def read(path: Path) -> bytes | None:
 
 
 def _kind(mode: int) -> str:
-    return f"is a {'folder' if stat.S_ISDIR(mode) else 'pipe or a device'}, not a file"
+    if stat.S_ISDIR(mode):
+        return f"cannot be read: {os.strerror(errno.EISDIR)}"
+    return "is a pipe or a device, not a file"
 
 
 def odd(path: Path) -> BadFile | None:

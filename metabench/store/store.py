@@ -171,10 +171,12 @@ class Store:
     def lease(self, key: str) -> leases.Lease | None:
         """The right to run a cell, or None where somebody alive has it.
 
-        Raises StoreError where this user cannot write there.
+        Raises StoreError where this user cannot write there, or cannot read what is there.
         """
         path = self.folder(key) / LEASE
         files.make(path.parent)
+        if (closed := self.closed(key)) is not None:
+            raise StoreError(str(closed))
         if (bad := files.odd(path)) is not None:
             self.quarantine(bad)
         return leases.take(path)

@@ -152,7 +152,7 @@ def state_of(
         return planned("not applicable", reason)
     if record is not None and record.status == "done":
         return planned("done")
-    if (closed := store.closed(item.cell.key)) is not None:
+    if record is None and (closed := store.closed(item.cell.key)) is not None:
         return planned("closed", str(closed), f"chmod -R a+rX {closed.path}  # as its owner")
     if (holder := store.holder(item.cell.key)) is not None:
         return planned("running", f"by {holder}")

@@ -238,9 +238,8 @@ def test_what_is_closed_is_told_and_stays_and_the_rest_goes_on(shared: Store, wh
         assert [(b.path, b.moved_to) for b in told] == [(place, None)]
         store.holder(theirs.key)
         leases.pulse(store.folder(theirs.key) / LEASE)
-        if what in ("prefix", "cell"):
-            with pytest.raises(StoreError, match=r"runs.*Permission denied"):
-                store.lease(theirs.key)
+        with pytest.raises(StoreError, match=r"runs.*Permission denied"):
+            store.lease(theirs.key)
         with store.lease(record_of(77).key) as lease:
             store.write(record_of(77), lease=lease)
         assert len(store.records()) == 2
