@@ -29,6 +29,11 @@ class BadFile:
         moved = f"; quarantined as {self.moved_to}" if self.moved_to else ""
         return f"{self.path}: {self.what}{moved}"
 
+    @property
+    def mend(self) -> str:
+        """What to type where it is closed."""
+        return f"chmod -R a+rX {self.path}  # as its owner"
+
 
 class Unreadable(Exception):
     """There is something, and ``bad`` says why it cannot be read."""

@@ -153,7 +153,7 @@ def state_of(
     if record is not None and record.status == "done":
         return planned("done")
     if record is None and (closed := store.closed(item.cell.key)) is not None:
-        return planned("closed", str(closed), f"chmod -R a+rX {closed.path}  # as its owner")
+        return planned("closed", str(closed), closed.mend)
     if (holder := store.holder(item.cell.key)) is not None:
         return planned("running", f"by {holder}")
     if missing := _missing_package(task, method, solver):
