@@ -240,9 +240,10 @@ class _Attempt:
         return record, ""
 
     def drop_checkpoint(self) -> None:
-        """Remove the checkpoint of a run that has ended, unless the cell is another's by now."""
+        """Remove the checkpoint of a run that has ended, unless the cell is another's by now. The
+        record is kept: what cannot be removed is for a repair."""
         assert self.lease is not None
-        with suppress(Held), self.lease.sure():
+        with suppress(Held, StoreError), self.lease.sure():
             remove(self.loop.path())
 
 
