@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from metabench.core.catalogue import suite_folder
 from metabench.core.errors import MetabenchError, SuiteError, UnknownName
-from metabench.store.store import write_atomic
+from metabench.store.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd

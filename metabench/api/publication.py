@@ -12,7 +12,8 @@ from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store import published
-from metabench.store.store import Store, write_atomic
+from metabench.store.files import write_atomic
+from metabench.store.store import Store
 from metabench.suites.planning import NEVER_RUN, Planned
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.core.errors import SettingError, SuiteError
 from metabench.core.settings import place
 from metabench.core.text import counted
-from metabench.store.store import BadFile, Store
+from metabench.store.files import BadFile
+from metabench.store.store import Store
 from metabench.suites import loading as suites
 from metabench.suites import planning as plans
 from metabench.suites.overrides import read_overrides

@@ -38,6 +38,7 @@ STYLES = {
     "broken": "red",
     "too old": "red",
     "missing": "yellow",
+    "closed": "yellow",
     "missing data": "yellow",
     "missing package": "yellow",
     "not applicable": "dim",

@@ -280,7 +280,7 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
         soft_wrap=True,
     )
     printing.print_repairs(err, planned)
-    code = int(any(p.state == "missing data" for p in planned))
+    code = int(any(p.state in ("missing data", "closed") for p in planned))
     if not todo:
         printing.print_refusals(err, planned)
         return code

@@ -22,7 +22,8 @@ from metabench.cluster.submission import Array, Group, Submission
 from metabench.cluster.trust import closed_to_others
 from metabench.core.errors import MetabenchError, SettingError, StoreError
 from metabench.datasets import locate
-from metabench.store.store import Store, write_atomic
+from metabench.store.files import write_atomic
+from metabench.store.store import Store
 from metabench.suites.planning import Planned
 
 SBATCH_TRIES = 4

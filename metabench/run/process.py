@@ -8,6 +8,10 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 
+FROM_TERMINAL = [s for s in signal.Signals if s.name in ("SIGINT", "SIGHUP")]
+"""What a key, or the loss of the terminal, sends to every process of a launch: the one that
+launches decides. Windows has no SIGHUP."""
+
 
 def limit_memory(fraction: float | None) -> None:
     """Take no more than a part of the GPU's memory from now on."""
@@ -35,12 +39,13 @@ def death(process: BaseProcess) -> str:
 
 @contextlib.contextmanager
 def interrupts_ignored() -> Iterator[None]:
-    """A process started inside ignores SIGINT from the start."""
+    """A process started inside ignores from the start what a terminal sends to all at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in FROM_TERMINAL}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
 from metabench.run.events import Event, Listener
-from metabench.run.process import limit_memory
+from metabench.run.process import FROM_TERMINAL, limit_memory
 
 if TYPE_CHECKING:
     from metabench.run.rank_processes import RankProcesses
@@ -110,7 +110,8 @@ def run_one(
 def main(connection: Connection, options: WorkerOptions) -> None:
     """The life of a worker: cells come in, events and endings go out."""
     stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+    for number in FROM_TERMINAL:  # the launcher decides
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if options.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu

@@ -17,6 +17,7 @@ from metabench.core.cell import Cell
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 from metabench.core.settings import several
+from metabench.store.files import BadFile
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
 from metabench.suites.durations import Estimates
@@ -31,6 +32,7 @@ State = Literal[
     "timeout",
     "running",
     "open",
+    "closed",
     "missing package",
     "missing data",
     "not applicable",
@@ -92,6 +94,10 @@ class Kept(Protocol):
         """Who is running a cell now, in words; None where nobody is."""
         ...
 
+    def closed(self, key: str) -> BadFile | None:
+        """What this user may not read of a cell that has no record that they can read."""
+        ...
+
 
 WhyNot = Callable[[Any, Any, Any], str | None]
 """Task, method and solver to the reason why they do not go together, if there is one."""
@@ -146,6 +152,8 @@ def state_of(
         return planned("not applicable", reason)
     if record is not None and record.status == "done":
         return planned("done")
+    if record is None and (closed := store.closed(item.cell.key)) is not None:
+        return planned("closed", str(closed), closed.mend)
     if (holder := store.holder(item.cell.key)) is not None:
         return planned("running", f"by {holder}")
     if missing := _missing_package(task, method, solver):

@@ -21,7 +21,7 @@ from metabench.cluster.submission import Group, Member, read_group
 from metabench.cluster_profiles import local_cluster
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
-from metabench.store import lease, store
+from metabench.store import files, lease
 from metabench.store.store import Store
 from metabench.suites.planning import Planned
 
@@ -92,7 +92,7 @@ def test_a_job_never_asks_for_no_memory(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_is_left_with_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    write = store.write_atomic
+    write = files.write_atomic
 
     def full(path: Path, data: bytes) -> None:
         if path.name == refused:
