@@ -204,12 +204,17 @@ def solver(name: str) -> Callable[[type[T]], type[T]]:
 def load_plugin(path: str | Path) -> None:
     """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``).
 
-    Raises MetabenchError where there is no such file, or where it cannot be read as Python or
-    imports what is not there.
+    Raises MetabenchError where there is no such file, where other processes could not be told of
+    its path, or where it cannot be read as Python or imports what is not there.
     """
     path = Path(path).resolve()
     if not path.is_file():
         raise MetabenchError(f"no plug-in file {str(path)!r}")
+    if os.pathsep in str(path):
+        raise MetabenchError(
+            f"plug-in {str(path)!r}: its path has {os.pathsep!r} in it, which separates plug-ins in "
+            "METABENCH_PLUGINS: rename it"
+        )
     name = f"metabench_plugin_{path.stem}"
     known = sys.modules.get(name)
     if known is not None:

@@ -23,10 +23,7 @@ def death(process: BaseProcess) -> str:
     process.join()
     code = process.exitcode or 0
     if code >= 0:
-        return (
-            f"its process ended with exit code {code} (what it printed says why; a script that "
-            'runs several jobs needs if __name__ == "__main__":)'
-        )
+        return f"its process ended with exit code {code} (what it printed says why)"
     name = f"signal {-code}"
     with contextlib.suppress(ValueError):
         name += f", {signal.Signals(-code).name}"

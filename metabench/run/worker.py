@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
+from metabench.core.hardware import asked_threads, cores
+from metabench.core.registry import load_plugins
 from metabench.run.events import Event, Listener
 from metabench.run.process import limit_memory
 
@@ -59,6 +61,18 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A worker has started: what fails from now on is the cell's."""
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """Why a worker cannot start: no cell's fault."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """A worker is done with a cell, in one way or the other; ``what`` says more."""
 
@@ -75,7 +89,6 @@ def run_one(
     processes: RankProcesses | None = None,
 ) -> Ended:
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
-    from metabench.core.hardware import cores
     from metabench.run.runner import run_cell
     from metabench.store.store import Store
 
@@ -127,17 +140,23 @@ def main(connection: Connection, options: WorkerOptions) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
 
-    def send(message: Event | Ended) -> None:
+    def send(message: Event | Ended | Ready | NotReady) -> None:
         try:
             connection.send(message)
         except OSError:  # nobody listens any more
             stop.set()
 
-    from metabench.core.registry import load_plugins
-
-    load_plugins()
-    limit_memory(options.memory_fraction)
-    with _rank_processes(options) as processes:
+    with contextlib.ExitStack() as stack:
+        try:
+            load_plugins()
+            asked_threads()
+            limit_memory(options.memory_fraction)
+            processes = stack.enter_context(_rank_processes(options))
+        except Exception as error:
+            known = isinstance(error, MetabenchError)
+            send(NotReady(str(error) if known else f"{type(error).__name__}: {error}"))
+            return
+        send(Ready())
         while not stop.is_set() and (cell := cells.get()) is not None:
             if options.output is not None:
                 with contextlib.suppress(OSError):  # a full disk costs what is printed, no more
