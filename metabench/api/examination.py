@@ -234,7 +234,7 @@ def _store(store: Store) -> Iterator[Finding]:
             "broken",
             str(bad),
             mend=(
-                "metabench run SUITE  # moves bad files to quarantine and runs their cells again",
+                "metabench run quickstart --budget smoke  # any run moves bad files to quarantine",
             ),
         )
 

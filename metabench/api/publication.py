@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from metabench.api.output import made, write
 from metabench.api.verbs import DEFAULT_BUDGET, load, open_store, results
+from metabench.cluster import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.text import counted
 from metabench.store import published
 from metabench.store.store import Store, write_atomic
 from metabench.suites.planning import NEVER_RUN, Planned
+from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
-    from metabench.suites.suite import Suite
 
 FIGURE = "figure.png"
 
@@ -46,13 +47,14 @@ def publish(
     from metabench.reports import tables
     from metabench.reports.small_figure import small_figure
 
+    typed = suite.name if isinstance(suite, Suite) else hints.absolute(suite)
     suite, store, out = load(suite), open_store(store), Path(out)
     found = of_records_alone(results(suite, budget=budget, store=store))
     states = found.states
     if not states.get("done"):
         raise MetabenchError(
             f"{suite.name} has no finished cell of budget {budget} in {store.root}: nothing to "
-            f"publish; run: metabench run {suite.name} --budget {budget}"
+            f"publish; run: {hints.command(['run', typed, '--budget', budget], store.root)}"
         )
     files = [
         published.publish(found.records, store, made(out) / published.RECORDS),

@@ -177,7 +177,7 @@ def publish(
 
     found = loading.load(suite)
     folder = out or Path("results", found.name, budget)
-    published = api.publish(found, budget=budget, store=store, out=folder)
+    published = api.publish(suite, budget=budget, store=store, out=folder)
     _name_files(published.files)
     if published.missing:
         typer.secho(published.missing, fg=typer.colors.YELLOW, err=True)
@@ -194,14 +194,14 @@ def reproduce(
     from metabench import api
     from metabench.api import output
 
-    profile = None
+    typed = choice
     if cluster is not None:
-        choice, profile = profiled(cluster, choice)
+        choice, _ = profiled(cluster, choice)
     code = 0
     for each, planned in choice.planned():
         folder = output.made(_folder(choice, each, out))  # before hours of running
-        if profile is not None:
-            ran = run_on_cluster(choice, each, planned, profile)
+        if cluster is not None:
+            ran = run_on_cluster(cluster, typed, each, planned)
         else:
             ran = _run(choice, each, planned, launch)
         code = max(code, ran)

@@ -212,8 +212,8 @@ def load_plugin(path: str | Path) -> None:
         raise MetabenchError(f"no plug-in file {str(path)!r}")
     if os.pathsep in str(path):
         raise MetabenchError(
-            f"plug-in {str(path)!r}: its path has {os.pathsep!r} in it, which separates plug-ins in "
-            "METABENCH_PLUGINS: rename it"
+            f"plug-in {str(path)!r}: its path has {os.pathsep!r} in it, which separates paths "
+            "in METABENCH_PLUGINS: rename it"
         )
     name = f"metabench_plugin_{path.stem}"
     known = sys.modules.get(name)

@@ -97,8 +97,8 @@ class Pool:
         script = getattr(sys.modules["__main__"], "__file__", None)
         if script is not None and not Path(script).exists():
             raise NotStarted(
-                f"they import the calling script again, and {script} is no file: save it in one, or "
-                "run one job at a time (jobs=1)"
+                f"they import the calling script again, and {script} is no file: save it in one, "
+                "or run one cell at a time (jobs=1)"
             )
 
     def at_work(self) -> list[Worker]:

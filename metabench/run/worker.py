@@ -57,7 +57,9 @@ class WorkerOptions:
     """A file that tells ranks on other nodes where to come
     (:func:`metabench.run.rank_processes.attend`)."""
     output: str | None = None
-    """A folder: what a cell prints goes to KEY.log there."""
+    """A folder that is there: what a cell prints goes to KEY.log in it."""
+    store_id: str = ""
+    """What the store must be (:mod:`metabench.store.identity`); "" is not checked."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ def run_one(
 ) -> Ended:
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
     from metabench.run.runner import run_cell
+    from metabench.store import identity
     from metabench.store.store import Store
 
     sharing = options.share * (options.ranks if options.meet is None else 1)
     try:
+        identity.check(Path(options.store), options.store_id)
         run_cell(
             cell,
             Store(options.store),
@@ -177,7 +181,6 @@ def _rank_processes(
 
 def _print_to(path: Path) -> None:
     """Send what this process prints, its libraries too, to the end of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
