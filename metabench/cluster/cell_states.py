@@ -67,7 +67,8 @@ def _told(folder: Path, job: str, state: str) -> tuple[State | None, str, str]:
     said = job_logs.last_words(folder, job)
     if job_logs.OUT_OF_MEMORY.search(said):
         state = "OUT_OF_MEMORY"
-    return (*ENDS[state], f"; its log: {said}" * bool(said)) if state in ENDS else _NOTHING
+    said = f"; its log: {said}" * bool(said)
+    return (*ENDS[state], said) if state in ENDS else (None, "", said)
 
 
 def standings(
@@ -175,6 +176,7 @@ def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
             why += f" (no accounting: {answer.problem})"
     if history and history[-1].what:
         why += f"; last: {history[-1].what}"
+    why += next((said for _, _, said in known.told.values() if said), "")
     return replace(p, state="lost", reason=why + tried, mend=mend)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -153,27 +154,25 @@ def setbacks(store: Store, keys: set[str], records: Iterable[Record]) -> dict[st
     """How often each cell ran out of memory or of time in earlier submissions, and by its record
     among ``records``."""
     out: dict[str, Setbacks] = {}
+    given_up: Counter[str] = Counter()
     for submission in folders.submissions(store):
         mine = keys & folders.keys(submission)
-        ends = ended_states(submission.folder)
         jobs = submission.array_tasks() if mine else []
-        starved = {
-            j
-            for j in jobs
-            if ends.get(j) == "OUT_OF_MEMORY" or job_logs.starved(submission.folder, j)
-        }
-        late = {j for j in jobs if ends.get(j) == "TIMEOUT"}
+        ends = ended_states(submission.folder)
+        late = {job for job, state in ends.items() if state == "TIMEOUT"}
+        starved = {job for job, state in ends.items() if state == "OUT_OF_MEMORY"}
+        starved |= {job for job in jobs if job_logs.starved(submission.folder, job)}
         for key in mine:
             history = folders.attempts(submission.folder, key)
-            # Those that came to the cell, or all where none did: it was what they were to run.
+            # Those that were cut off over the cell; where none came to it, all that should have.
             had = {a.job for a in history if not a.end} if history else {*jobs}
             memory = bool(had & starved) or any("out of memory" in a.what for a in history)
-            stopped = folders.fruitless(a for a in history if a.end == "stopped")
-            time = bool(had & late) or stopped >= folders.TRIES
             known = out.get(key, Setbacks())
-            out[key] = Setbacks(known.memory + memory, known.time + time)
-    for record in records:
-        if record.key in keys and record.status == "timeout":
-            known = out.get(record.key, Setbacks())
-            out[record.key] = replace(known, time=max(known.time, 1))
+            out[key] = Setbacks(known.memory + memory, known.time + bool(had & late))
+            stopped = folders.fruitless(a for a in history if a.end == "stopped")
+            given_up[key] += stopped >= folders.TRIES
+    given_up |= Counter({r.key: 1 for r in records if r.key in keys and r.status == "timeout"})
+    for key, times in given_up.items():
+        known = out.get(key, Setbacks())
+        out[key] = replace(known, time=known.time + times)
     return out

@@ -72,12 +72,12 @@ class Submission:
     """None: it was not made on the command line, or by an earlier version."""
 
     def command(self, verb: str) -> str:
-        """What to type for ``verb`` (status, retry or cancel) of the same cells; "" where its suite
-        is known to nobody by name."""
+        """What to type for ``verb`` (status, retry or cancel) of the same cells, in words where its
+        suite has no name that could be typed."""
         words = self.words
         if words is None:
             if verb != "cancel" and self.suite not in suite_names():
-                return ""
+                return f"the call that made it ({verb} of {self.suite})"
             site = ["--cluster", str(self.profile.get("name"))]
             words = hints.Words([self.suite, "--budget", self.budget], [], site)
         # A submission is cancelled as a whole.

@@ -177,8 +177,8 @@ def node_lost(stage: Stage) -> None:
 
 @fault()
 def batch_scripts_killed(stage: Stage) -> None:
-    """Kill -9 of every batch script, which would have requeued its job; then the command that status
-    names."""
+    """Kill -9 of every batch script, which would have requeued its job; then what status tells to
+    type."""
     stage.seeds = list(range(3))
     os.environ[PAUSE] = "0.4"
     said, _ = stage.command("submit", "--cluster", "local").communicate(timeout=150)
