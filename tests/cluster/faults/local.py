@@ -211,7 +211,7 @@ def disk_full(trial: Trial) -> None:
 
 @kind(5)
 def damaged(trial: Trial) -> None:
-    """SIGKILL or a whole run, then a file of the store is cut, overwritten, emptied or left half."""
+    """A run to its end or to SIGKILL, then files of the store cut, overwritten, emptied, halved."""
     pid = trial.start()
     trial.pause(2 * MOMENT)
     trial.signal(pid, signal.SIGKILL)
@@ -225,6 +225,8 @@ def damaged(trial: Trial) -> None:
         how = trial.draw.randrange(5)
         if how < 4:
             file.write_bytes(spoilt[how])
+            # A lease that names nobody is over after two minutes: they are over.
+            os.utime(file, (time.time() - 1000, time.time() - 1000))
         else:
             file.with_name(f".{file.name}.{trial.draw.getrandbits(32):x}.tmp").write_bytes(
                 data[:cut]
@@ -276,8 +278,8 @@ class Row:
 def run(
     count: int, seed: int, places: Sequence[tuple[str, Path]], kinds: Sequence[str] = ()
 ) -> Iterator[tuple[int, Row]]:
-    """Inject ``count`` faults, the file systems of ``places`` (a name, a folder) taking turns; after
-    each its number and the row that it belongs to."""
+    """Inject ``count`` faults, the file systems of ``places`` (a name, a folder) taking turns;
+    after each its number and the row that it belongs to."""
     from metabench.run import determinism
 
     cells = _cells(places[0][1])
