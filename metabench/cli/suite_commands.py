@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cli.cluster_commands import MaybeCluster, profiled, run_on_cluster, with_cluster
+from metabench.cli.cluster_commands import MaybeCluster, profiled, with_cluster
+from metabench.cli.cluster_waiting import run_on_cluster
 from metabench.cli.options import (
     BudgetName,
     Choice,

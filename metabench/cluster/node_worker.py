@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from metabench.core.hardware import cores, gpus
 from metabench.run import rank_processes
 from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started, describe
 from metabench.run.pool import Died, NotStarted, Pool
-from metabench.run.process import limit_memory
+from metabench.run.process import held_back, limit_memory
 from metabench.run.worker import Ended, WorkerOptions
 from metabench.store import identity
 
@@ -237,7 +237,7 @@ class _Work:
     def begin(self, member: Member, pool: Pool) -> None:
         """Give a cell to a worker; the attempt is noted before anything can happen to it."""
         key = member.cell.key
-        with _warnings_kept_from_workers():
+        with held_back(signal.SIGUSR2):  # Slurm sends the warning to every process of a step
             worker = pool.idle_worker()
         self.attempt[key] = uuid.uuid4().hex[:12]
         self.running[key] = Running(time.time())
@@ -365,17 +365,6 @@ class _Work:
                     running=dict(self.running),
                 ),
             )
-
-
-@contextlib.contextmanager
-def _warnings_kept_from_workers() -> Iterator[None]:
-    """A process started inside never gets the warning, which Slurm sends to every process of a
-    step and which would kill it; what comes meanwhile is delivered here afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main(jobs: str, run: str, number: str) -> None:
