@@ -25,6 +25,8 @@ from pathlib import Path
 from metabench.core.cell import Cell, make_cell
 from metabench.core.errors import MetabenchError
 from metabench.run.events import Event, Finished
+from metabench.run.local_launcher import launch
+from metabench.run.process import held_back
 from metabench.store.store import CHECKPOINT, LEASE, Store
 
 from .oracle import compared, left_over
@@ -62,17 +64,17 @@ class Trial:
     def start(self, jobs: int = 1, largest: int | None = None) -> int:
         """A launcher; ``largest``: bytes that a file of it may have."""
         self.launches += 1
-        pid = os.fork()
-        if pid == 0:
-            self._launcher(jobs, largest)
+        with held_back(signal.SIGINT):  # until the launcher can tell that it was interrupted
+            pid = os.fork()
+            if pid == 0:
+                self._launcher(jobs, largest)
         self.live.add(pid)
         return pid
 
     def _launcher(self, jobs: int, largest: int | None) -> None:
-        from metabench.run.local_launcher import launch
-
         code = CRASHED
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             log = os.open(self.store.root.with_suffix(".log"), os.O_CREAT | os.O_APPEND | os.O_RDWR)
             os.dup2(log, 1)
             os.dup2(log, 2)
@@ -84,6 +86,8 @@ class Trial:
             code = found.exit_code
         except MetabenchError:
             code = 1
+        except KeyboardInterrupt:  # before the first cell
+            code = 130
         except BaseException:
             traceback.print_exc()
         finally:
