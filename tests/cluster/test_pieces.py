@@ -24,6 +24,7 @@ from metabench.cluster.submission import Group, Member, read_group
 from metabench.cluster_profiles import local_cluster
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
+from metabench.run.pool import NotStarted, Pool
 from metabench.run.worker import WorkerOptions, run_one
 from metabench.store import identity, lease, store
 from metabench.store.store import Store
@@ -361,3 +362,32 @@ def test_a_store_that_was_moved_or_replaced_is_refused_and_none_grows_in_its_pla
     identity.identity(kept.root)  # another store in its place
     with pytest.raises(StoreError, match="moved or replaced"):
         made.check_store()
+
+
+def test_a_worker_that_cannot_start_ends_its_job_and_is_no_cells_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unable(Pool):
+        def idle_worker(self) -> Any:
+            made = SimpleNamespace(
+                process=SimpleNamespace(pid=1), cell=None, send=self.workers.append
+            )
+            return made
+
+        def at_work(self) -> Any:
+            return self.workers
+
+        def listen(self) -> Any:
+            raise NotStarted("no plug-in file '/p.py'", self.workers.pop())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(node_worker, "Pool", Unable)
+    Group([Member("r", "c", CELL)], 60, 8.0, str(tmp_path / "runs"), "").write(
+        tmp_path / "group-0.json"
+    )
+    monkeypatch.setattr(snapshot, "check", lambda _: None)
+    made = node_worker._Work(tmp_path, 0)
+    with pytest.raises(NotStarted, match=r"cannot start: no plug-in file '/p\.py'"):
+        made.loop()
+    (attempt,) = folders.attempts(tmp_path, CELL.key)
+    assert attempt.end == node_worker.NOT_BEGUN and "plug-in" in attempt.what
+    assert folders.fruitless([attempt]) == 0 and Store(tmp_path / "runs").records() == []
