@@ -227,7 +227,7 @@ def _store(store: Store) -> Iterator[Finding]:
     records = store.records()
     done = sum(record.status == "done" for record in records)
     yield Finding("store", "records", "ok", f"{len(records)}, {done} of them done")
-    again = "metabench run SUITE  # moves bad files to quarantine and runs their cells again"
+    again = "metabench run quickstart --budget smoke  # any run moves bad files to quarantine"
     for bad in store.problems():
         mend = bad.mend if bad.closed else again
         yield Finding("store", bad.path.name, "broken", str(bad), mend=(mend,))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from metabench.api.output import made, write
 from metabench.api.verbs import DEFAULT_BUDGET, load, open_store, results
+from metabench.cluster import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
 from metabench.core.text import counted
@@ -15,10 +16,10 @@ from metabench.store import published
 from metabench.store.files import write_atomic
 from metabench.store.store import Store
 from metabench.suites.planning import NEVER_RUN, Planned
+from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
-    from metabench.suites.suite import Suite
 
 FIGURE = "figure.png"
 
@@ -48,13 +49,14 @@ def publish(
     from metabench.reports import tables
     from metabench.reports.small_figure import small_figure
 
+    typed = suite.name if isinstance(suite, Suite) else hints.absolute(suite)
     suite, store, out = load(suite), open_store(store), place("out", out)
     found = of_records_alone(results(suite, budget=budget, store=store))
     states = found.states
     if not states.get("done"):
         raise MetabenchError(
             f"{suite.name} has no finished cell of budget {budget} in {store.root}: nothing to "
-            f"publish; run: metabench run {suite.name} --budget {budget}"
+            f"publish; run: {hints.command(['run', typed, '--budget', budget], store.root)}"
         )
     files = [
         published.publish(found.records, store, made(out) / published.RECORDS),

@@ -191,16 +191,21 @@ def submit(
 
     Raises Refusal (nothing was queued, each reason on a line) and SlurmError, both MetabenchError.
     """
-    from metabench.cluster import profile
+    from metabench.cluster import hints, profile
     from metabench.cluster import submit as module
     from metabench.cluster.draft import TAKEN
 
     cells, own = profile.split_set(set)
     site = profile.load(cluster, own)
+    words = None
+    if not isinstance(suite, Suite):
+        named = [hints.absolute(suite), "--budget", budget]
+        numbers = [",".join(map(str, seeds))] if seeds else ()
+        words = hints.words(named, cluster, set, seeds=numbers, only=only)
     suite, store = load(suite), open_store(store)
     planned = plan(suite, budget=budget, set=cells, seeds=seeds, only=only, store=store)
     states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
-    made, slurm = module.prepare(suite.name, budget, planned, site, store, states)
+    made, slurm = module.prepare(suite.name, budget, planned, site, store, states, words=words)
     return module.enqueue(made, slurm, planned) if made.cells else None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
-from metabench.core.hardware import cores, gpus
+from metabench.core.hardware import asked_threads, cores, gpus
 from metabench.run.events import (
     Elsewhere,
     Event,
@@ -26,7 +26,7 @@ from metabench.run.events import (
     ignore,
 )
 from metabench.run.failure import failed_record, write_failure
-from metabench.run.pool import POLL_SECONDS, Died, Pool, Worker
+from metabench.run.pool import POLL_SECONDS, Died, NotStarted, Pool, Worker
 from metabench.run.process import FROM_TERMINAL
 from metabench.run.worker import Ended, WorkerOptions, run_one
 from metabench.store.files import BadFile
@@ -130,8 +130,10 @@ def launch(
     ``ranks``: processes that share the episodes of one cell, each with a GPU of its own where there
     are enough; they change no result.
 
-    Raises StoreError where the store cannot be read or repaired.
+    Raises StoreError where the store cannot be read or repaired; NotStarted and SettingError where
+    nothing can be run as this process is set up, which makes no record.
     """
+    asked_threads()
     options = WorkerOptions(
         str(store.root),
         max(1, jobs),
@@ -257,11 +259,19 @@ class _Launch:
                     self.listen(pool)
                 elif not self.open and not self.waiting():
                     return
-            pool.stop()
-            while pool.at_work():
-                self.listen(pool)
+            self.wind_down(pool)
+        except NotStarted:
+            with contextlib.suppress(NotStarted):  # once is enough
+                self.wind_down(pool)
+            raise
         finally:
             pool.end(END_SECONDS)
+
+    def wind_down(self, pool: Pool) -> None:
+        """Let what runs come to its next step boundaries."""
+        pool.stop()
+        while pool.at_work():
+            self.listen(pool)
 
     def worker_options(self, started: int) -> WorkerOptions:
         """The options of the next worker: its ranks take turns on the GPUs with all others."""
@@ -279,7 +289,7 @@ class _Launch:
             if isinstance(message, Ended):
                 self.ended(message)
             elif isinstance(message, Died):
-                self.died(message.cell, message.how)
+                self.died(message.cell, message.how, began=message.began)
             else:
                 self.report(message)
         for worker in pool.at_work():
@@ -314,11 +324,11 @@ class _Launch:
             record = failed_record(cell, "failed", ended.what)
             self.report(Finished(record, unsaved=ended.what))
 
-    def died(self, cell: Cell, how: str) -> None:
-        """The worker of a cell is dead: once more, or failed."""
+    def died(self, cell: Cell, how: str, *, began: bool = True) -> None:
+        """The worker of a cell is dead: once more, or failed where that had ``began`` the cell."""
         if cell.key in self.summary.records or self.recorded(cell):
             return
-        self.deaths[cell.key] = self.deaths.get(cell.key, 0) + 1
+        self.deaths[cell.key] = self.deaths.get(cell.key, 0) + began
         if self.stopping():
             return
         if self.deaths[cell.key] < TRIES:

@@ -27,10 +27,7 @@ def death(process: BaseProcess) -> str:
     process.join()
     code = process.exitcode or 0
     if code >= 0:
-        return (
-            f"its process ended with exit code {code} (what it printed says why; a script that "
-            'runs several jobs needs if __name__ == "__main__":)'
-        )
+        return f"its process ended with exit code {code} (what it printed says why)"
     name = f"signal {-code}"
     with contextlib.suppress(ValueError):
         name += f", {signal.Signals(-code).name}"
@@ -49,3 +46,14 @@ def interrupts_ignored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """A process started inside never gets a signal that would kill it; what comes meanwhile is
+    delivered here afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -229,7 +229,9 @@ def _create(path: Path, beat: float) -> Lease | None:
     try:
         fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         try:
-            os.write(fd, json.dumps(asdict(who)).encode())
+            text = json.dumps(asdict(who)).encode()
+            while text:  # a full disk takes a part first, then refuses
+                text = text[os.write(fd, text) :]
             os.fsync(fd)
             try:
                 os.link(draft, path)
