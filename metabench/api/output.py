@@ -53,7 +53,7 @@ class Table:
         (the columns of the CSV file)."""
         import pandas as pd
 
-        return pd.read_csv(io.StringIO(self.text("csv")), float_precision="round_trip")
+        return pd.read_csv(io.StringIO(self.text("csv")))
 
     def __str__(self) -> str:
         return self.text()

@@ -87,5 +87,5 @@ def _recorded(run: Planned) -> Planned:
     if run.state in ("done", *NEVER_RUN):
         return run
     if run.record is None:
-        return replace(run, state="open", reason="not run yet", mend="")
-    return replace(run, state=run.record.status, reason=run.record.reason, mend="")
+        return replace(run, state="open", reason="not run yet", repair="")
+    return replace(run, state=run.record.status, reason=run.record.reason, repair="")

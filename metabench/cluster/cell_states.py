@@ -149,25 +149,25 @@ def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
         return replace(p, state="cancelled", reason=f"with {known.submission.name}{tried}")
     live = [j for j in known.jobs if j.live]
     if live and all(j.held for j in live):
-        mend = f"scontrol release {' '.join(sorted({j.id.partition('_')[0] for j in live}))}"
+        repair = f"scontrol release {' '.join(sorted({j.id.partition('_')[0] for j in live}))}"
         why = f"every job that could run it is held: {live[0].reason}{tried}"
-        return replace(p, state="held", reason=why, mend=mend)
+        return replace(p, state="held", reason=why, repair=repair)
     if live:
         return replace(p, state="pending", reason=_why_pending(live) + tried)
     sent = known.submission
-    mend = sent.command("retry")
+    repair = sent.command("retry")
     if history:
         last = history[-1]
         # Slurm's word for a job that was cut off; else what its node worker or cell worker said.
         name, why, said = known.told.get(last.job, _NOTHING)
         if name:
             reason = f"{why} ({last.job} on {last.host}){said}{tried}"
-            return replace(p, state=name, reason=reason, mend=mend)
+            return replace(p, state=name, reason=reason, repair=repair)
     ends = {(name, why): said for name, why, said in known.told.values() if name}
     if len(ends) == 1 and not history:
         ((name, why), said) = ends.popitem()
         reason = f"{why} before it came to this cell{said}"
-        return replace(p, state=name, reason=reason, mend=mend)
+        return replace(p, state=name, reason=reason, repair=repair)
     why = "no job of its submission is left"
     unknown = sum(_state(known, job) == UNKNOWN for job in known.jobs)
     if unknown:
@@ -177,7 +177,7 @@ def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
     if history and history[-1].what:
         why += f"; last: {history[-1].what}"
     why += next((said for _, _, said in known.told.values() if said), "")
-    return replace(p, state="lost", reason=why + tried, mend=mend)
+    return replace(p, state="lost", reason=why + tried, repair=repair)
 
 
 def _why_pending(live: Sequence[Job]) -> str:

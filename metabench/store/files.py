@@ -30,7 +30,7 @@ class BadFile:
         return f"{self.path}: {self.what}{moved}"
 
     @property
-    def mend(self) -> str:
+    def repair(self) -> str:
         """What to type where it is closed."""
         return f"chmod -R a+rX {self.path}  # as its owner"
 

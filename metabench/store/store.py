@@ -120,7 +120,7 @@ class Store:
             if lease is not None:
                 with lease:
                     out += self.repair_leased(lease)
-        except (StoreError, Held):  # another user's folder, perhaps: the other cells are mended
+        except (StoreError, Held):  # another user's folder, perhaps: the other cells are repaired
             return bad
         return out
 

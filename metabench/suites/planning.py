@@ -70,7 +70,7 @@ class Planned:
     cell: Cell
     state: State
     reason: str = ""
-    mend: str = ""
+    repair: str = ""
     estimated_seconds: float | None = None
     similar: int = 0
     record: Record | None = field(default=None, repr=False)
@@ -80,7 +80,7 @@ class Planned:
         """Why there is no number, with what repairs it: for those who see no more than a table."""
         if self.state == "open":
             return self.reason or "not run yet"
-        return f"{self.reason}; {self.mend}" if self.mend else self.reason
+        return f"{self.reason}; {self.repair}" if self.repair else self.reason
 
 
 class Kept(Protocol):
@@ -142,9 +142,9 @@ def state_of(
     """
     task, method, solver, _ = item.parts
 
-    def planned(state: State, reason: str = "", mend: str = "") -> Planned:
+    def planned(state: State, reason: str = "", repair: str = "") -> Planned:
         kept = None if state in NEVER_RUN else record
-        return Planned(item.row, item.column, item.cell, state, reason, mend, record=kept)
+        return Planned(item.row, item.column, item.cell, state, reason, repair, record=kept)
 
     if item.skip is not None:
         return planned("skipped", item.skip)
@@ -153,7 +153,7 @@ def state_of(
     if record is not None and record.status == "done":
         return planned("done")
     if record is None and (closed := store.closed(item.cell.key)) is not None:
-        return planned("closed", str(closed), closed.mend)
+        return planned("closed", str(closed), closed.repair)
     if (holder := store.holder(item.cell.key)) is not None:
         return planned("running", f"by {holder}")
     if missing := _missing_package(task, method, solver):
@@ -186,7 +186,7 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
         try:
             locate.locate(name, None if task.source == "auto" else task.source)
         except DataMissing as error:
-            return str(error).partition("; repair:")[0], error.mend
+            return str(error).partition("; repair:")[0], error.repair
         except UnknownName as error:
             return str(error), ""
     return None

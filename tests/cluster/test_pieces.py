@@ -34,9 +34,9 @@ CELL = Cell("ridge", "bilevel", "sgd", 0)
 ROOT = Path(__file__).parents[2]
 
 
-def refused(tmp_path: Path, state: str = "open", mend: str = "", **settings: Any) -> list[str]:
+def refused(tmp_path: Path, state: str = "open", repair: str = "", **settings: Any) -> list[str]:
     profile = Profile(**{"shared": [str(tmp_path)], "cpus": 1, "memory_gb": 1, **settings})
-    planned = [Planned("r", "c", CELL, state, "omniglot not found", mend)]  # type: ignore[arg-type]
+    planned = [Planned("r", "c", CELL, state, "omniglot not found", repair)]  # type: ignore[arg-type]
     made = drafting.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
     nodes = [Partition("main", 4, 4.0, {"gpu": 2}, 60 * 24, True)]
     return refusals.refusals(made, cast(Slurm, SimpleNamespace(partitions=lambda: nodes)), planned)
@@ -328,7 +328,7 @@ def test_memory_that_ran_out_before_a_cell_was_reached_is_told_and_counted(tmp_p
     ):
         (found,) = standings([Planned("r", "c", CELL, "open")], [made], answer)
         assert found.state == "out of memory" and words in found.reason
-        assert found.mend.startswith("metabench retry quickstart --budget smoke")
+        assert found.repair.startswith("metabench retry quickstart --budget smoke")
     assert [path.name for _, path in logs([made], CELL.key)] == ["7_0_log.err"]
     assert drafting.setbacks(kept, {CELL.key}, [])[CELL.key].memory == 1
 

@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
 def test_a_script_from_standard_input_is_told_to_become_a_file_and_no_cell_fails(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
     with pytest.raises(NotStarted, match=r"<stdin> is no file: save it in one, or .*jobs=1"):
         launch(CELLS, store, jobs=2)
     assert store.records() == []

@@ -182,10 +182,10 @@ def batch_scripts_killed(stage: Stage) -> None:
                     kill(int(path.parent.name))
         time.sleep(0.3)
     standing = standings(stage.planned(stage.seeds), [submission], stage.answer())
-    mends = {p.mend for p in standing if p.state == "crashed"}
-    if len(mends) != 1:
-        raise Lost(f"status says {[(p.state, p.mend) for p in standing]}")
-    program, *words = shlex.split(mends.pop())
+    repairs = {p.repair for p in standing if p.state == "crashed"}
+    if len(repairs) != 1:
+        raise Lost(f"status says {[(p.state, p.repair) for p in standing]}")
+    program, *words = shlex.split(repairs.pop())
     command = [sys.executable, "-P", "-m", program, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     if done.returncode:
