@@ -116,6 +116,9 @@ class Fake:
     def folder(self, key: str) -> Path:
         return Path("in memory", key)
 
+    def closed(self, key: str) -> None:
+        return None
+
     def holder(self, key: str) -> None:
         return None
 

@@ -132,12 +132,12 @@ def _package(name: str, lowest: tuple[int, ...], probe: dict[str, Any]) -> Findi
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        mend = (
+        repair = (
             PAIR[1:]
             if name in ("torch", "torchvision")
             else (f'pip install "{name}>={floor}"' if lowest else f"pip install {name}",)
         )
-        return Finding("versions", name, "missing", mend=mend, essential=True)
+        return Finding("versions", name, "missing", repair=repair, essential=True)
     if optional_packages.version_tuple(version) < lowest:
         return Finding(
             "versions",
@@ -227,16 +227,10 @@ def _store(store: Store) -> Iterator[Finding]:
     records = store.records()
     done = sum(record.status == "done" for record in records)
     yield Finding("store", "records", "ok", f"{len(records)}, {done} of them done")
+    again = "metabench run quickstart --budget smoke  # any run moves bad files to quarantine"
     for bad in store.problems():
-        yield Finding(
-            "store",
-            bad.path.name,
-            "broken",
-            str(bad),
-            mend=(
-                "metabench run SUITE  # moves bad files to quarantine and runs their cells again",
-            ),
-        )
+        repair = bad.repair if bad.closed else again
+        yield Finding("store", bad.path.name, "broken", str(bad), repair=(repair,))
 
 
 def _data() -> Iterator[Finding]:
@@ -247,7 +241,7 @@ def _data() -> Iterator[Finding]:
         name = status.dataset.name
         if status.found is None:
             detail = f"looked in {looked}"
-            yield Finding("data", name, "missing", detail, (status.mend,))
+            yield Finding("data", name, "missing", detail, (status.repair,))
         else:
             detail = f"{status.found.path}, {status.found.layout.name}, {size_text(status.bytes)}"
             yield Finding("data", name, "ok", detail)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from metabench.core.catalogue import suite_folder
 from metabench.core.errors import MetabenchError, SuiteError, UnknownName
-from metabench.store.store import write_atomic
+from metabench.store.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ class Table:
         (the columns of the CSV file)."""
         import pandas as pd
 
-        return pd.read_csv(io.StringIO(self.text("csv")), float_precision="round_trip")
+        return pd.read_csv(io.StringIO(self.text("csv")))
 
     def __str__(self) -> str:
         return self.text()

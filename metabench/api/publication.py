@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 from metabench.api.output import made, write
 from metabench.api.verbs import DEFAULT_BUDGET, load, open_store, results
+from metabench.cluster import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store import published
-from metabench.store.store import Store, write_atomic
+from metabench.store.files import write_atomic
+from metabench.store.store import Store
 from metabench.suites.planning import NEVER_RUN, Planned
+from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
-    from metabench.suites.suite import Suite
 
 FIGURE = "figure.png"
 
@@ -47,13 +49,14 @@ def publish(
     from metabench.reports import tables
     from metabench.reports.small_figure import small_figure
 
+    typed = suite.name if isinstance(suite, Suite) else hints.absolute(suite)
     suite, store, out = load(suite), open_store(store), place("out", out)
     found = of_records_alone(results(suite, budget=budget, store=store))
     states = found.states
     if not states.get("done"):
         raise MetabenchError(
             f"{suite.name} has no finished cell of budget {budget} in {store.root}: nothing to "
-            f"publish; run: metabench run {suite.name} --budget {budget}"
+            f"publish; run: {hints.command(['run', typed, '--budget', budget], store.root)}"
         )
     files = [
         published.publish(found.records, store, made(out) / published.RECORDS),
@@ -84,5 +87,5 @@ def _recorded(run: Planned) -> Planned:
     if run.state in ("done", *NEVER_RUN):
         return run
     if run.record is None:
-        return replace(run, state="open", reason="not run yet", mend="")
-    return replace(run, state=run.record.status, reason=run.record.reason, mend="")
+        return replace(run, state="open", reason="not run yet", repair="")
+    return replace(run, state=run.record.status, reason=run.record.reason, repair="")

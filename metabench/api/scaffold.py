@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -84,7 +85,7 @@ def suggestion(name: str) -> str:
 
 def next_commands(kind: str, path: Path) -> list[str]:
     """What to type next; each of them works as it stands."""
-    name, plugin = path.stem, f"--plugin {path}"
+    name, plugin = path.stem, f"--plugin {shlex.quote(str(path))}"
     cross = {
         "method": f"--task {CHECK['method']} --method {name}",
         "task": f"--task {name} --method {CHECK['task']}",

@@ -16,7 +16,8 @@ from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.core.errors import SettingError, SuiteError
 from metabench.core.settings import place
 from metabench.core.text import counted
-from metabench.store.store import BadFile, Store
+from metabench.store.files import BadFile
+from metabench.store.store import Store
 from metabench.suites import loading as suites
 from metabench.suites import planning as plans
 from metabench.suites.overrides import read_overrides
@@ -190,16 +191,21 @@ def submit(
 
     Raises Refusal (nothing was queued, each reason on a line) and SlurmError, both MetabenchError.
     """
-    from metabench.cluster import profile
+    from metabench.cluster import hints, profile
     from metabench.cluster import submit as module
     from metabench.cluster.draft import TAKEN
 
     cells, own = profile.split_set(set)
     site = profile.load(cluster, own)
+    words = None
+    if not isinstance(suite, Suite):
+        named = [hints.absolute(suite), "--budget", budget]
+        numbers = [",".join(map(str, seeds))] if seeds else ()
+        words = hints.words(named, cluster, set, seeds=numbers, only=only)
     suite, store = load(suite), open_store(store)
     planned = plan(suite, budget=budget, set=cells, seeds=seeds, only=only, store=store)
     states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
-    made, slurm = module.prepare(suite.name, budget, planned, site, store, states)
+    made, slurm = module.prepare(suite.name, budget, planned, site, store, states, words=words)
     return module.enqueue(made, slurm, planned) if made.cells else None
 
 

@@ -6,20 +6,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from metabench.cli import printing
-from metabench.cli.options import BudgetName, Choice, StorePath, SuiteName, with_options
+from metabench.cli.options import (
+    BudgetName,
+    Choice,
+    MethodNames,
+    StorePath,
+    SuiteName,
+    TaskNames,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from metabench.cluster.draft import Draft
+    from metabench.cluster.hints import Words
     from metabench.cluster.profile import Profile
     from metabench.cluster.submission import Submission
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
-    from metabench.suites.suite import Suite, SuiteCell
+    from metabench.suites.suite import Suite
 
 
 def _profile_names(incomplete: str) -> list[str]:
@@ -51,8 +61,7 @@ def submit(
     """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too."""
     from metabench.cluster.draft import TAKEN
 
-    choice, profile = profiled(cluster, choice)
-    raise typer.Exit(_submit(choice, profile, TAKEN, dry_run))
+    raise typer.Exit(_submit(cluster, choice, TAKEN, dry_run))
 
 
 @with_options()
@@ -67,14 +76,15 @@ def retry(
     """Queue again what was lost, with --failed also what failed; more memory or time each time."""
     from metabench.cluster.draft import TAKEN
 
-    choice, profile = profiled(cluster, choice)
     states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
-    raise typer.Exit(_submit(choice, profile, states, dry_run))
+    raise typer.Exit(_submit(cluster, choice, states, dry_run))
 
 
 def cancel(
     suite: SuiteName = None,
     budget: BudgetName = "laptop",
+    task: TaskNames = None,
+    method: MethodNames = None,
     store: StorePath = None,
     cluster: MaybeCluster = None,
 ) -> None:
@@ -88,8 +98,13 @@ def cancel(
     from metabench.core.errors import SuiteError, UnknownName
     from metabench.store.store import Store
 
+    if task or method:
+        (pairs,) = Choice(suite, task=task, method=method).suites()
+        suite = pairs.name
     if suite is None:
-        raise SuiteError("name the suite whose jobs are to be cancelled, or 'all'")
+        raise SuiteError(
+            "name the suite whose jobs are to be cancelled, --task and --method, or 'all'"
+        )
     suite = suite.removesuffix(".toml").rpartition("/")[2]
     kept = Store(store)
     for text in folder.unreadable(kept):
@@ -162,13 +177,32 @@ def profiled(name: str, choice: Choice) -> tuple[Choice, Profile]:
     return replace(choice, set=cells), load(name, own)
 
 
-def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: bool) -> int:
+def words(cluster: str, choice: Choice, suite: Suite) -> Words:
+    """What was typed to submit a suite; ``choice`` as it was before :func:`profiled`."""
+    from metabench.cluster import hints
+
+    if choice.suite is None:
+        named = hints.options(task=choice.task, method=choice.method)
+    else:
+        named = [suite.name if choice.suite == "all" else hints.absolute(choice.suite)]
+    context = click.get_current_context(silent=True)
+    plugins = context.find_root().obj if context is not None else None
+    named += hints.options(budget=[choice.budget], plugin=[p.absolute() for p in plugins or ()])
+    solver, seeds = ([word] if word else () for word in (choice.solver, choice.seeds))
+    return hints.words(
+        named, cluster, choice.set or (), solver=solver, seeds=seeds, only=choice.only
+    )
+
+
+def _submit(cluster: str, typed: Choice, states: frozenset[str], dry_run: bool) -> int:
+    from metabench.cli import printing
     from metabench.cluster import refusals
     from metabench.cluster import submission as folder
     from metabench.cluster import submit as module
     from metabench.cluster.slurm import SlurmError
 
     out, err = printing.console(), printing.console(stderr=True)
+    choice, profile = profiled(cluster, typed)
     code = 0
 
     def report(text: str) -> None:
@@ -178,7 +212,14 @@ def _submit(choice: Choice, profile: Profile, states: frozenset[str], dry_run: b
         report(text)
     for suite, planned in choice.planned():
         made, slurm = module.prepare(
-            suite.name, choice.budget, planned, profile, choice.open_store(), states, dry_run
+            suite.name,
+            choice.budget,
+            planned,
+            profile,
+            choice.open_store(),
+            states,
+            dry_run,
+            words(cluster, typed, suite),
         )
         describe(out, made, planned)
         if not made.cells:
@@ -236,6 +277,8 @@ def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
             + (f", {made.profile.gpus} GPUs" if made.profile.gpus else "")
             + (f", {made.profile.gres}" if made.profile.gres else "")
         )
+    for text in made.at_most:
+        line(f"  {text}")
     seconds, known = made.estimate
     if known:
         what = "GPU time" if made.profile.wants_gpu else "job time"
@@ -254,8 +297,7 @@ def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> 
     submission = module.enqueue(made, slurm, planned)
     jobs = ", ".join(a.job for a in submission.arrays)
     out.print(
-        f"queued as {jobs}; see: metabench status {made.suite} --budget {made.budget}\n"
-        f"folder: {submission.folder}",
+        f"queued as {jobs}; see: {submission.command('status')}\nfolder: {submission.folder}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -299,59 +341,3 @@ def with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Pla
         elif answer.accounting is False:
             out.print("no accounting: nothing is known of jobs that squeue no longer lists")
     return planned
-
-
-POLL_SECONDS = 2.0
-LEAST_LOOK = 5.0
-"""Between two readings of the store while somebody waits."""
-ROUNDS = 3
-"""How often cells that no job is left for are queued again."""
-
-
-def run_on_cluster(choice: Choice, suite: Suite, planned: list[Planned], profile: Profile) -> int:
-    """Submit a suite's cells and wait for their records; the exit code. Interrupted, the jobs go on
-    and the same command waits again."""
-    import time
-
-    from metabench.cluster import job_states
-    from metabench.cluster import submit as module
-    from metabench.cluster.draft import TAKEN
-    from metabench.suites.planning import NEVER_RUN, plan
-
-    err = printing.console(stderr=True)
-    store = choice.open_store()
-    items = [p for p in planned if p.state not in NEVER_RUN]
-    rounds, shown = 0, ""
-    while True:
-        made, slurm = module.prepare(suite.name, choice.budget, planned, profile, store)
-        if made.cells and rounds < ROUNDS:
-            describe(err, made, planned)
-            queue(err, made, slurm, planned)
-            rounds += 1
-        elif not made.left_out:
-            break
-        while True:
-            time.sleep(max(POLL_SECONDS, min(LEAST_LOOK, profile.query_seconds)))
-            answer = job_states.look(slurm, store)
-            busy = job_states.busy(store, answer)
-            open_ = [p for p in items if (r := store.get(p.cell.key)) is None or r.status != "done"]
-            text = f"{len(items) - len(open_)} of {len(items)} cells done"
-            if text != shown:
-                err.print(text, markup=False, highlight=False)
-                shown = text
-            if not any(p.cell.key in busy for p in open_):
-                break
-        planned = plan([_again(p) for p in planned], store)
-        items = [p for p in planned if p.state not in NEVER_RUN]
-        if all(p.state not in TAKEN for p in items):
-            break
-    for p in items:
-        if p.state != "done":
-            err.print(f"{p.cell}: {p.state}: {p.reason}", markup=False, soft_wrap=True)
-    return int(any(p.state != "done" for p in items))
-
-
-def _again(p: Planned) -> SuiteCell:
-    from metabench.suites.suite import SuiteCell
-
-    return SuiteCell(p.row, p.column, p.cell, p.reason if p.state == "skipped" else None)

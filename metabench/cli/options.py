@@ -79,6 +79,15 @@ Jobs = Annotated[
     ),
 ]
 
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Instead of a suite: this task (repeatable) ..."),
+]
+MethodNames = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="... crossed with this method (repeatable) ..."),
+]
+
 MOST_SEEDS = 10_000
 """Of one command; more are a typing mistake."""
 
@@ -109,14 +118,8 @@ class Choice:
             "Repeatable.",
         ),
     ] = None
-    task: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Instead of a suite: this task (repeatable) ..."),
-    ] = None
-    method: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="... crossed with this method (repeatable) ..."),
-    ] = None
+    task: TaskNames = None
+    method: MethodNames = None
     solver: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="... with this inner solver; without, the method's own."),

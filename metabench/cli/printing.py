@@ -38,6 +38,7 @@ STYLES = {
     "broken": "red",
     "too old": "red",
     "missing": "yellow",
+    "closed": "yellow",
     "missing data": "yellow",
     "missing package": "yellow",
     "not applicable": "dim",
@@ -195,7 +196,7 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
         known = [p.estimated_seconds for p in group if p.estimated_seconds is not None]
         cost = f"about {duration(sum(known))}" if known else ""
         # What can be repaired is named once, below.
-        why = "" if group[0].mend else reason
+        why = "" if group[0].repair else reason
         rows.append((row, column, _seeds(group), state, cost, why))
     footnotes = FootnoteMarks("123456789")
     if out.is_terminal and _wide(header, rows) > out.width:
@@ -225,7 +226,7 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
 def print_repairs(out: Console, planned: Iterable[Planned]) -> None:
     """Each command that repairs something, once."""
     for (state, reason, repair), n in Counter(
-        (p.state, p.reason, p.mend) for p in planned if p.mend
+        (p.state, p.reason, p.repair) for p in planned if p.repair
     ).items():
         _line(out, f"{state} ({n} cells): {reason}; repair it with: {repair}", "yellow")
 
@@ -245,7 +246,7 @@ def print_status(out: Console, title: str, status: Status, tracebacks: bool = Fa
         _heading(out, title)
         _line(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
         rows = [
-            (row, column, _seeds(group), _keys(group), state, "" if group[0].mend else reason)
+            (row, column, _seeds(group), _keys(group), state, "" if group[0].repair else reason)
             for (row, column, state, reason), group in _grouped(status.planned).items()
             if state not in ("done", "open") or reason
         ]
@@ -285,8 +286,8 @@ def print_findings(out: Console, findings: Sequence[Finding]) -> None:
         grid(out, ("what", "how it is", "detail"), rows)
     repairs: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
-        if finding.mend:
-            repairs.setdefault(finding.mend, []).append(finding)
+        if finding.repair:
+            repairs.setdefault(finding.repair, []).append(finding)
     if repairs:
         _heading(out, "to repair it")
     for commands, group in repairs.items():
@@ -304,7 +305,7 @@ def print_data(out: Console, statuses: Iterable[Data]) -> None:
         known = status.dataset
         _heading(out, f"{known.name}: {known.title}")
         if status.found is None:
-            _line(out, f"missing; repair it with: {status.mend}", "yellow")
+            _line(out, f"missing; repair it with: {status.repair}", "yellow")
         else:
             size = size_text(status.bytes)
             _line(out, f"in {status.found.path} ({status.found.layout.name}, {size})", "green")

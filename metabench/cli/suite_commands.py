@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cli.cluster_commands import MaybeCluster, profiled, run_on_cluster, with_cluster
+from metabench.cli.cluster_commands import MaybeCluster, profiled, with_cluster
+from metabench.cli.cluster_waiting import run_on_cluster
 from metabench.cli.options import (
     BudgetName,
     Choice,
@@ -182,7 +183,7 @@ def publish(
 
     found = loading.load(suite)
     folder = out or output.default_folder(found.name, budget, suite)
-    published = api.publish(found, budget=budget, store=store, out=folder)
+    published = api.publish(suite, budget=budget, store=store, out=folder)
     _name_files(published.files)
     if published.missing:
         typer.secho(published.missing, fg=typer.colors.YELLOW, err=True)
@@ -199,14 +200,14 @@ def reproduce(
     from metabench import api
     from metabench.api import output
 
-    profile = None
+    typed = choice
     if cluster is not None:
-        choice, profile = profiled(cluster, choice)
+        choice, _ = profiled(cluster, choice)
     code = 0
     for each, planned in choice.planned():
         folder = output.made(_folder(choice, each, out))  # before hours of running
-        if profile is not None:
-            ran = run_on_cluster(choice, each, planned, profile)
+        if cluster is not None:
+            ran = run_on_cluster(cluster, typed, each, planned)
         else:
             ran = _run(choice, each, planned, launch)
         code = max(code, ran)
@@ -280,7 +281,7 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
         soft_wrap=True,
     )
     printing.print_repairs(err, planned)
-    code = int(any(p.state == "missing data" for p in planned))
+    code = int(any(p.state in ("missing data", "closed") for p in planned))
     if not todo:
         printing.print_refusals(err, planned)
         return code

@@ -15,8 +15,6 @@ from metabench.store import lease
 from metabench.store.record import Record, Status
 from metabench.store.store import LEASE, Store
 
-TRIES = 5
-"""Attempts cut off without getting any further, after which a cell has failed."""
 LOOK_AGAIN_SECONDS = 2.0
 
 
@@ -69,7 +67,7 @@ class CellQueue:
             self.later[key] = now + LOOK_AGAIN_SECONDS
             return False
         history = folders.attempts(self.folder, key)
-        if folders.fruitless(history) >= TRIES:
+        if folders.fruitless(history) >= folders.TRIES:
             self.give_up(member, history)
             return False
         return True
@@ -105,13 +103,13 @@ class CellQueue:
     def died(self, key: str) -> None:
         """Count a worker that died over a cell: the history may be on a full disk."""
         self.deaths[key] = self.deaths.get(key, 0) + 1
-        if self.deaths[key] > TRIES:
+        if self.deaths[key] > folders.TRIES:
             self.finished.add(key)
 
     def give_up(self, member: Member, history: list[folders.Attempt]) -> None:
         """A record for a cell that is cut off again and again."""
         cell = member.cell
-        last = [a for a in history if a.end in ("", "stopped")][-TRIES:]
+        last = [a for a in history if a.end in ("", "stopped")][-folders.TRIES :]
         how = next((a.what for a in reversed(last) if a.what), "nothing was heard of it")
         hosts = ", ".join(dict.fromkeys(a.host for a in last))
         status: Status = "timeout" if all(a.end == "stopped" for a in last) else "failed"

@@ -3,14 +3,16 @@ still work on them."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from metabench.cluster import job_logs
 from metabench.cluster import submission as folders
-from metabench.cluster.job_states import Answer, Job, ended_states
+from metabench.cluster.job_states import UNKNOWN, Answer, Job, ended_states
 from metabench.cluster.submission import NodeStatus, Submission
 from metabench.core.text import duration
 from metabench.suites.planning import Planned, State
@@ -27,6 +29,10 @@ ENDS: dict[str, tuple[State, str]] = {
 }
 
 
+JOBS_SHOWN = 4
+"""Jobs whose logs are shown for a cell that none came to."""
+
+
 @dataclass(frozen=True)
 class _Known:
     """What is known of one submission, read once for all of its cells."""
@@ -36,6 +42,33 @@ class _Known:
     jobs: list[Job]
     statuses: dict[str, NodeStatus]
     ends: dict[str, str]
+
+    @functools.cached_property
+    def told(self) -> dict[str, tuple[State | None, str, str]]:
+        """Of each job how it ended, why, and what its log says of it; the first is None where
+        nobody knows."""
+        return {
+            job.id: _told(self.submission.folder, job.id, _state(self, job)) for job in self.jobs
+        }
+
+
+_NOTHING: tuple[State | None, str, str] = (None, "", "")
+
+
+def _state(known: _Known, job: Job) -> str:
+    return known.ends.get(job.id) or job.state
+
+
+def _told(folder: Path, job: str, state: str) -> tuple[State | None, str, str]:
+    """Slurm may call an end FAILED, or have forgotten it, though the log says that memory ran
+    out."""
+    if state not in ("FAILED", "OUT_OF_MEMORY", UNKNOWN):
+        return (*ENDS[state], "") if state in ENDS else _NOTHING
+    said = job_logs.last_words(folder, job)
+    if job_logs.OUT_OF_MEMORY.search(said):
+        state = "OUT_OF_MEMORY"
+    said = f"; its log: {said}" * bool(said)
+    return (*ENDS[state], said) if state in ENDS else (None, "", said)
 
 
 def standings(
@@ -116,39 +149,35 @@ def _open(p: Planned, known: _Known, answer: Answer) -> Planned:
         return replace(p, state="cancelled", reason=f"with {known.submission.name}{tried}")
     live = [j for j in known.jobs if j.live]
     if live and all(j.held for j in live):
-        mend = f"scontrol release {' '.join(sorted({j.id.partition('_')[0] for j in live}))}"
+        repair = f"scontrol release {' '.join(sorted({j.id.partition('_')[0] for j in live}))}"
         why = f"every job that could run it is held: {live[0].reason}{tried}"
-        return replace(p, state="held", reason=why, mend=mend)
+        return replace(p, state="held", reason=why, repair=repair)
     if live:
         return replace(p, state="pending", reason=_why_pending(live) + tried)
     sent = known.submission
-    mend = (
-        f"metabench retry {sent.suite} --budget {sent.budget} --cluster {sent.profile.get('name')}"
-    )
+    repair = sent.command("retry")
     if history:
         last = history[-1]
         # Slurm's word for a job that was cut off; else what its node worker or cell worker said.
-        state = known.ends.get(last.job) or next(
-            (j.state for j in known.jobs if j.id == last.job), ""
-        )
-        if state in ENDS:
-            name, why = ENDS[state]
-            said = f"{why} ({last.job} on {last.host}){tried}"
-            return replace(p, state=name, reason=said, mend=mend)
-    states = Counter(known.ends.get(j.id) or j.state for j in known.jobs)
-    gone = [s for s in states if s in ENDS]
-    if len(gone) == 1 and not history:
-        name, why = ENDS[gone[0]]
-        return replace(p, state=name, reason=f"{why} before it came to this cell", mend=mend)
+        name, why, said = known.told.get(last.job, _NOTHING)
+        if name:
+            reason = f"{why} ({last.job} on {last.host}){said}{tried}"
+            return replace(p, state=name, reason=reason, repair=repair)
+    ends = {(name, why): said for name, why, said in known.told.values() if name}
+    if len(ends) == 1 and not history:
+        ((name, why), said) = ends.popitem()
+        reason = f"{why} before it came to this cell{said}"
+        return replace(p, state=name, reason=reason, repair=repair)
     why = "no job of its submission is left"
-    unknown = states.get("UNKNOWN", 0)
+    unknown = sum(_state(known, job) == UNKNOWN for job in known.jobs)
     if unknown:
         why += f", and Slurm no longer knows {unknown} of {len(known.jobs)}"
         if answer.accounting is False:
             why += f" (no accounting: {answer.problem})"
     if history and history[-1].what:
         why += f"; last: {history[-1].what}"
-    return replace(p, state="lost", reason=why + tried, mend=mend)
+    why += next((said for _, _, said in known.told.values() if said), "")
+    return replace(p, state="lost", reason=why + tried, repair=repair)
 
 
 def _why_pending(live: Sequence[Job]) -> str:
@@ -175,6 +204,8 @@ def logs(submissions: Sequence[Submission], key: str) -> list[tuple[str, Path]]:
         if printed.exists():
             out.append((f"printed by the cell in {submission.name}", printed))
         jobs = list(dict.fromkeys(a.job for a in folders.attempts(submission.folder, key)))
+        if not jobs and key in folders.keys(submission):  # none came to it: why is in their logs
+            jobs = submission.array_tasks()[:JOBS_SHOWN]
         for job in jobs:
             for path in sorted(submission.folder.glob(f"jobs/*/{job}_0_log.*")):
                 if path.stat().st_size:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from metabench.cluster import packing
+from metabench.cluster import job_logs, packing
 from metabench.cluster import submission as folders
 from metabench.cluster.batch import script, teardown_lines
+from metabench.cluster.hints import Words
 from metabench.cluster.job_states import ended_states
 from metabench.cluster.packing import Bundle, Part, Setbacks
 from metabench.cluster.profile import Profile
@@ -37,6 +39,9 @@ class Draft:
     """Cells that other live jobs have already, by key, with the submission."""
     others: dict[str, int] = field(default_factory=dict)
     """State to number of the cells that are not to be run."""
+    at_most: list[str] = field(default_factory=list)
+    """What to tell of cells that ran out of something and can get no more of it."""
+    words: Words | None = None
 
     @property
     def cells(self) -> int:
@@ -97,10 +102,11 @@ def draft(
     states: Iterable[str] = TAKEN,
     busy: Mapping[str, str] | None = None,
     max_array: int | None = None,
+    words: Words | None = None,
 ) -> Draft:
     """What a submission of the planned cells in ``states`` would be; nothing is asked or written.
 
-    ``busy``: cells that a live submission has, with its name.
+    ``busy``: cells that a live submission has, with its name; ``words``: what was typed.
     """
     states, busy = frozenset(states), busy or {}
     unique = {p.cell.key: p for p in planned if p.state in states}
@@ -114,10 +120,9 @@ def draft(
         known = records.get(key)
         before = (known.attempts, known.ended) if known is not None else None
         members.append(Member(p.row, p.column, p.cell, p.estimated_seconds, before))
-    keys = {m.cell.key for m in members}
-    found = packing.bundles(
-        members, profile, packing.peaks(records.values()), setbacks(store, keys, records.values())
-    )
+    peaks = packing.peaks(records.values())
+    suffered = setbacks(store, {m.cell.key for m in members}, records.values())
+    found = packing.bundles(members, profile, peaks, suffered)
     others: dict[str, int] = {}
     for p in planned:
         if p.state not in states:
@@ -132,6 +137,8 @@ def draft(
         packing.parts(found, max_array or profile.max_array or 1001, profile.parallel),
         left_out,
         others,
+        packing.at_most(members, profile, peaks, suffered),
+        words,
     )
 
 
@@ -139,21 +146,25 @@ def setbacks(store: Store, keys: set[str], records: Iterable[Record]) -> dict[st
     """How often each cell ran out of memory or of time in earlier submissions, and by its record
     among ``records``."""
     out: dict[str, Setbacks] = {}
+    given_up: Counter[str] = Counter()
     for submission in folders.submissions(store):
+        mine = keys & folders.keys(submission)
+        jobs = submission.array_tasks() if mine else []
         ends = ended_states(submission.folder)
-        for path in (submission.folder / "cells").glob("*.jsonl"):
-            key = path.stem
-            if key not in keys:
-                continue
-            memory = late = 0
-            for attempt in folders.attempts(submission.folder, key):
-                state = ends.get(attempt.job, "") if not attempt.end else ""
-                memory += "out of memory" in attempt.what or state == "OUT_OF_MEMORY"
-                late += state == "TIMEOUT"
+        late = {job for job, state in ends.items() if state == "TIMEOUT"}
+        starved = {job for job, state in ends.items() if state == "OUT_OF_MEMORY"}
+        starved |= {job for job in jobs if job_logs.starved(submission.folder, job)}
+        for key in mine:
+            history = folders.attempts(submission.folder, key)
+            # Those that were cut off over the cell; where none came to it, all that should have.
+            had = {a.job for a in history if not a.end} if history else {*jobs}
+            memory = bool(had & starved) or any("out of memory" in a.what for a in history)
             known = out.get(key, Setbacks())
-            out[key] = Setbacks(known.memory + min(memory, 1), known.time + min(late, 1))
-    for record in records:
-        if record.key in keys and record.status == "timeout":
-            known = out.get(record.key, Setbacks())
-            out[record.key] = Setbacks(known.memory, known.time + 1)
+            out[key] = Setbacks(known.memory + memory, known.time + bool(had & late))
+            stopped = folders.fruitless(a for a in history if a.end == "stopped")
+            given_up[key] += stopped >= folders.TRIES
+    given_up |= Counter({r.key: 1 for r in records if r.key in keys and r.status == "timeout"})
+    for key, times in given_up.items():
+        known = out.get(key, Setbacks())
+        out[key] = replace(known, time=known.time + times)
     return out

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.hardware import cores, gpus
 from metabench.run import rank_processes
 from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started, describe
-from metabench.run.pool import Died, Pool
-from metabench.run.process import limit_memory
+from metabench.run.pool import Died, NotStarted, Pool
+from metabench.run.process import held_back, limit_memory
 from metabench.run.worker import Ended, WorkerOptions
+from metabench.store import identity
 
 NOTE_SECONDS = 2.0
 """Between two notes about itself while something happens."""
@@ -103,6 +104,7 @@ class _Work:
     def __init__(self, run: Path, number: int) -> None:
         self.folder = run
         self.group = folders.read_group(run / f"group-{number}.json")
+        self.check_store()
         snapshot.check(self.group.code)
         self.started = float(os.environ.get("SLURM_JOB_START_TIME") or time.time())
         self.ends = self.started + 60 * self.group.minutes
@@ -165,6 +167,7 @@ class _Work:
         pool = Pool(self.group.at_once, self.worker_options())
         try:
             while not (self.stopping() or self.rank_lost):
+                self.check_store()
                 while not pool.full and (member := self.queue.next()) is not None:
                     self.begin(member, pool)
                 if pool.at_work():
@@ -179,10 +182,19 @@ class _Work:
             deadline = time.monotonic() + self.grace()
             while pool.at_work() and time.monotonic() < deadline:
                 self.listen(pool)
+        except NotStarted as error:
+            if error.cell is not None:
+                self.over(error.cell.key)
+                self.note_attempt(error.cell.key, end=NOT_BEGUN, what=str(error))
+            raise
         finally:
             # With a warning every second counts, and an idle worker has nothing to lose.
             for cell in pool.end(0.0 if self.signal else END_SECONDS):
                 self.died(Died(cell, TOO_SLOW, None))
+
+    def check_store(self) -> None:
+        """Raise StoreError where the store is not at its path any more: nothing may grow there."""
+        identity.check(Path(self.group.store), self.group.store_id)
 
     def grace(self) -> float:
         """Seconds that running cells have to come to a step boundary."""
@@ -205,6 +217,7 @@ class _Work:
             output=str(self.folder / "cells"),
             ranks=self.group.ranks,
             meet=str(meeting_place(self.folder)) if several else None,
+            store_id=self.group.store_id,
         )
 
         def turn(started: int) -> WorkerOptions:
@@ -218,7 +231,7 @@ class _Work:
     def begin(self, member: Member, pool: Pool) -> None:
         """Give a cell to a worker; the attempt is noted before anything can happen to it."""
         key = member.cell.key
-        with _warnings_kept_from_workers():
+        with held_back(signal.SIGUSR2):  # Slurm sends the warning to every process of a step
             worker = pool.idle_worker()
         self.attempt[key] = uuid.uuid4().hex[:12]
         self.running[key] = Running(time.time())
@@ -294,7 +307,7 @@ class _Work:
         """A worker is gone: its cell is open again, unless that has happened too often."""
         key = died.cell.key
         self.over(key)
-        if self.stopping() and died.exit_code == 0:
+        if not died.began or (self.stopping() and died.exit_code == 0):
             self.note_attempt(key, end=NOT_BEGUN)
             return
         self.note_attempt(key, what=died.how)
@@ -346,17 +359,6 @@ class _Work:
                     running=dict(self.running),
                 ),
             )
-
-
-@contextlib.contextmanager
-def _warnings_kept_from_workers() -> Iterator[None]:
-    """A process started inside never gets the warning, which Slurm sends to every process of a
-    step and which would kill it; what comes meanwhile is delivered here afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main(run: str, number: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.submission import Member
@@ -80,6 +80,38 @@ def needs(member: Member, profile: Profile, peak_gb: float, setbacks: Setbacks) 
             limit /= 2
     limit = min(limit * profile.growth**setbacks.time, profile.most_minutes)
     return Needs(max(SHORTEST, math.ceil(limit)), round(memory, 3))
+
+
+def at_most(
+    members: Sequence[Member],
+    profile: Profile,
+    peak_gb: Mapping[tuple[str, str], float],
+    setbacks: Mapping[str, Setbacks],
+) -> list[str]:
+    """What to tell of cells that ran out of time or memory before and get no more than then."""
+    late = starved = 0
+    for member in members:
+        cell, had = member.cell, setbacks.get(member.cell.key, Setbacks())
+        peak = peak_gb.get((cell.task, cell.method), 0.0)
+        now = needs(member, profile, peak, had)
+        if had.time:
+            before = needs(member, profile, peak, replace(had, time=had.time - 1))
+            late += now.minutes <= before.minutes
+        if had.memory:
+            before = needs(member, profile, peak, replace(had, memory=had.memory - 1))
+            starved += now.memory_gb <= before.memory_gb
+    out = []
+    if late:
+        out.append(
+            f"{late} cells ran out of time before and get no more: {profile.most_minutes} min is "
+            "the most (most_time of the profile, and what the partition allows)"
+        )
+    if starved:
+        out.append(
+            f"{starved} cells ran out of memory before and get no more: {profile.most_memory:g} GB "
+            "is the most (most_memory_gb of the profile)"
+        )
+    return out
 
 
 def bundles(

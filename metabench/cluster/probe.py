@@ -71,8 +71,8 @@ def examine(profile: Profile, store: Store, *, wait: float = WAIT_SECONDS) -> li
     out: list[Finding] = []
     section = f"cluster {profile.name}"
 
-    def found(name: str, verdict: str, detail: str = "", *mend: str, bad: bool = False) -> None:
-        out.append(Finding(section, name, verdict, detail, mend, bad))  # type: ignore[arg-type]
+    def found(name: str, verdict: str, detail: str = "", *repair: str, bad: bool = False) -> None:
+        out.append(Finding(section, name, verdict, detail, repair, bad))  # type: ignore[arg-type]
 
     try:
         version = slurm.run("sinfo", "--version").strip()

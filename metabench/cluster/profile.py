@@ -61,7 +61,8 @@ class Profile:
     time: int | str = 240
     """The longest a job may be: minutes, "4:00:00" or "1-12:00:00"; more than ten minutes."""
     most_time: int | str = 0
-    """Up to where time grows after a time-out; 0: up to ``time`` alone."""
+    """Up to where time grows after a time-out, never above what the partition allows; 0: up to
+    four times ``time``."""
     signal_seconds: Annotated[int, Field(ge=10)] = 180
     """How long before the end a job is warned; it then keeps checkpoints and requeues itself."""
     requeue: bool = True
@@ -155,7 +156,7 @@ class Profile:
     @property
     def most_minutes(self) -> int:
         """Up to where time may grow."""
-        return max(self.minutes, minutes(self.most_time) if self.most_time else 0)
+        return max(self.minutes, minutes(self.most_time) if self.most_time else 4 * self.minutes)
 
     @property
     def most_memory(self) -> float:

@@ -53,11 +53,11 @@ def lacking(planned: Sequence[Planned]) -> list[str]:
     found: dict[tuple[str, str], int] = {}
     for p in planned:
         if p.state in ("missing data", "missing package"):
-            found[p.reason, p.mend] = found.get((p.reason, p.mend), 0) + 1
+            found[p.reason, p.repair] = found.get((p.reason, p.repair), 0) + 1
     return [
-        f"{n} cells lack something that nodes could not fetch: {reason}; repair it with: {mend}, "
+        f"{n} cells lack something that nodes could not fetch: {reason}; repair it with: {repair}, "
         "or leave them out with --only"
-        for (reason, mend), n in found.items()
+        for (reason, repair), n in found.items()
     ]
 
 

@@ -190,16 +190,20 @@ def _gres(text: str) -> dict[str, int]:
     return out
 
 
+def partition_of(profile: Profile, partitions: Sequence[Partition]) -> Partition | None:
+    """The partition that a profile means, the cluster's default where it names none."""
+    if profile.partition:
+        return next((p for p in partitions if p.name == profile.partition), None)
+    return partitions[0] if partitions else None
+
+
 def beyond(profile: Profile, partitions: Sequence[Partition]) -> list[str]:
     """What a profile asks for and its partition does not have, in words."""
-    if profile.partition:
-        found = next((p for p in partitions if p.name == profile.partition), None)
-        if found is None:
-            known = ", ".join(sorted(p.name for p in partitions))
-            return [f"no partition {profile.partition!r}; the cluster has {known}"]
-    elif partitions:
-        found = partitions[0]
-    else:
+    found = partition_of(profile, partitions)
+    if found is None and profile.partition:
+        known = ", ".join(sorted(p.name for p in partitions))
+        return [f"no partition {profile.partition!r}; the cluster has {known}"]
+    if found is None:
         return ["the cluster shows no partition"]
     where = f"a node of partition {found.name}"
     out = []

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from metabench.core.errors import MetabenchError
 from metabench.core.provenance import NOTE, git
-from metabench.store.store import write_atomic
+from metabench.store.files import write_atomic
 
 ROOTS = ("", ".cluster_profiles", ".methods", ".suite_files", ".tasks")
 """Packages whose folders are found by themselves: the first holds all others where it is installed,

@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from metabench.cluster import hints
 from metabench.cluster.snapshot import write_json
+from metabench.core.catalogue import suite_names
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError
 from metabench.store.store import CLUSTER, Store
@@ -25,6 +27,8 @@ from metabench.store.store import CLUSTER, Store
 SUBMISSION = "submission.json"
 STATUSES = "elements"
 """The folder of what jobs say of themselves; its name is that of earlier versions."""
+TRIES = 5
+"""Attempts cut off without getting any further, after which a cell has failed."""
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError)
 """What reading plain data raises that is not what was written."""
 
@@ -64,6 +68,21 @@ class Submission:
     """Of all cells whose cost could be estimated."""
     arrays: list[Array] = field(default_factory=list)
     cancelled: float | None = None
+    words: hints.Words | None = None
+    """None: it was not made on the command line, or by an earlier version."""
+
+    def command(self, verb: str) -> str:
+        """What to type for ``verb`` (status, retry or cancel) of the same cells, in words where its
+        suite has no name that could be typed."""
+        words = self.words
+        if words is None:
+            if verb != "cancel" and self.suite not in suite_names():
+                return f"the call that made it ({verb} of {self.suite})"
+            site = ["--cluster", str(self.profile.get("name"))]
+            words = hints.Words([self.suite, "--budget", self.budget], [], site)
+        # A submission is cancelled as a whole.
+        more = {"cancel": [], "status": words.cells, "retry": [*words.cells, *words.cluster]}
+        return hints.command([verb, *words.suite, *more[verb]], self.folder.parents[1])
 
     @property
     def name(self) -> str:
@@ -110,6 +129,7 @@ class Group:
     workers: int = 1
     ranks: int = 1
     """Tasks of a job, which share the episodes of one cell."""
+    store_id: str = ""
 
     def write(self, path: Path) -> None:
         """Keep it."""
@@ -161,7 +181,8 @@ def _read(path: Path) -> Submission | None:
     with contextlib.suppress(*_DAMAGED):
         data = json.loads(path.read_text())
         arrays = [Array(**a) for a in data.pop("arrays")]
-        made = Submission(folder=path.parent, arrays=arrays, **data)
+        words = hints.Words(**given) if (given := data.pop("words", None)) else None
+        made = Submission(folder=path.parent, arrays=arrays, words=words, **data)
         if isinstance(made.profile["name"], str):
             return made
     return None

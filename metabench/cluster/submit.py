@@ -14,15 +14,18 @@ from pathlib import Path
 from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
 from metabench.cluster.draft import TAKEN, Draft, draft
+from metabench.cluster.hints import Words
 from metabench.cluster.job_states import Answer, busy, look
 from metabench.cluster.profile import Profile
 from metabench.cluster.refusals import Refusal, refusals, unsafe
-from metabench.cluster.slurm import Slurm, SlurmError
+from metabench.cluster.slurm import Slurm, SlurmError, partition_of
 from metabench.cluster.submission import Array, Group, Submission
 from metabench.cluster.trust import closed_to_others
 from metabench.core.errors import MetabenchError, SettingError, StoreError
 from metabench.datasets import locate
-from metabench.store.store import Store, write_atomic
+from metabench.store.files import write_atomic
+from metabench.store.identity import identity
+from metabench.store.store import Store
 from metabench.suites.planning import Planned
 
 SBATCH_TRIES = 4
@@ -43,19 +46,34 @@ def prepare(
     store: Store,
     states: Iterable[str] = TAKEN,
     dry_run: bool = False,
+    words: Words | None = None,
 ) -> tuple[Draft, Slurm]:
     """What would be submitted, and the cluster that it would go to; cells that live jobs have are
-    left out. Raises SlurmError where the cluster cannot be asked, unless it is a ``dry_run``.
+    left out. ``words``: what was typed, for hints. Raises SlurmError where the cluster cannot be
+    asked, unless it is a ``dry_run``.
     """
     slurm = Slurm(profile)
     most, taken = profile.max_array, {}
     try:
         most = slurm.max_array()
         taken = busy(store, look(slurm, store))
+        there = partition_of(profile, slurm.partitions())
+        if there is not None and there.minutes is not None:
+            profile = replace(profile, most_time=min(profile.most_minutes, there.minutes))
     except SlurmError:
         if not dry_run:
             raise
-    made = draft(planned, profile, store, suite, budget, states=states, busy=taken, max_array=most)
+    made = draft(
+        planned,
+        profile,
+        store,
+        suite,
+        budget,
+        states=states,
+        busy=taken,
+        max_array=most,
+        words=words,
+    )
     return made, slurm
 
 
@@ -100,7 +118,7 @@ def submit(made: Draft, slurm: Slurm) -> Submission:
         raise kind(f"nothing was queued: {error}") from None
     for at, path in enumerate(scripts):
         began = time.time()
-        undo = f"metabench cancel {made.suite} --budget {made.budget}"
+        undo = submission.command("cancel")
         try:
             job = _queue(slurm, made.name(at), path, values)
         except SlurmError as error:
@@ -141,6 +159,7 @@ def _write_folder(made: Draft) -> Submission:
             profile.memory_fraction,
             bundle.workers,
             profile.ranks,
+            identity(made.store.root),
         ).write(made.folder / f"group-{at}.json")
     snapshot.write_json(
         made.folder / "keys.json", sorted(m.cell.key for b in made.bundles for m in b.members)
@@ -157,6 +176,7 @@ def _write_folder(made: Draft) -> Submission:
         made.cells,
         seconds if known else None,
         [Array(made.name(i), p.bundle, p.size) for i, p in enumerate(made.parts)],
+        words=made.words,
     )
     submission.write()
     for at, script in enumerate(made.scripts()):

@@ -1,4 +1,4 @@
-"""What a method can need of a task, and why a crossing of the two is not applicable."""
+"""What a method can need of a task, and why a pair of the two is not applicable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAPABILITIES = {
 
 
 def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
-    """Why the theory does not allow this crossing, in words, or None where it does.
+    """Why the theory does not allow this pair, in words, or None where it does.
 
     Looks at the declarations only (``method.needs``, ``task.offers``, and ``method.refuses`` of an
     inner solver): nothing is built or run.

@@ -39,10 +39,10 @@ class StoreError(MetabenchError):
 class DataMissing(MetabenchError):
     """A data set that is not on this machine; carries the command that repairs it."""
 
-    def __init__(self, name: str, looked: Iterable[str], mend: str) -> None:
+    def __init__(self, name: str, looked: Iterable[str], repair: str) -> None:
         where = ", ".join(looked)
-        super().__init__(f"data set {name!r} not found; looked in {where}; repair: {mend}")
-        self.name, self.mend = name, mend
+        super().__init__(f"data set {name!r} not found; looked in {where}; repair: {repair}")
+        self.name, self.repair = name, repair
 
 
 class NotApplicable(MetabenchError):

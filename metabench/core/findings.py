@@ -10,14 +10,14 @@ Verdict = Literal["ok", "note", "missing", "too old", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. ``mend``: commands, in order. ``essential``: metabench does not work
+    """One thing looked at. ``repair``: commands, in order. ``essential``: metabench does not work
     as it should without it."""
 
     section: str
     name: str
     verdict: Verdict
     detail: str = ""
-    mend: tuple[str, ...] = ()
+    repair: tuple[str, ...] = ()
     essential: bool = False
 
     @property

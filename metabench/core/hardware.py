@@ -6,12 +6,26 @@ import os
 import shutil
 import subprocess
 
+from metabench.core.errors import SettingError
+
+THREADS = "METABENCH_THREADS"
+"""Intra-op threads of a run on the CPU where it has no episodes to spread: 1 unless this says
+otherwise, because sums split over threads differ in their last bits."""
+
 
 def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def asked_threads() -> int:
+    """What METABENCH_THREADS says, 1 where it says nothing; raises SettingError."""
+    given = os.environ.get(THREADS) or "1"
+    if not (given.isascii() and given.isdecimal() and int(given) >= 1):
+        raise SettingError(f"{THREADS} cannot be {given!r}: give a whole number of at least 1")
+    return int(given)
 
 
 def gpus() -> list[str]:

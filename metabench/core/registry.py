@@ -219,14 +219,20 @@ def solver(name: str) -> Callable[[type[T]], type[T]]:
 def load_plugin(path: str | Path) -> None:
     """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``).
 
-    Raises MetabenchError where there is no such file, or where it cannot be imported: with the
-    line and the reason; the error itself is the cause.
+    Raises MetabenchError where there is no such file, where other processes could not be told of
+    its path, or where it cannot be imported: with the line and the reason; the error itself is the
+    cause.
     """
     path = Path(path).resolve()
     if not os.path.isfile(path) or path.suffix != ".py":
         why = "is a folder" if os.path.isdir(path) else "is not called NAME.py"
         raise MetabenchError(
             f"no plug-in file {str(path)!r}" + (f": it {why}" if os.path.exists(path) else "")
+        )
+    if os.pathsep in str(path):
+        raise MetabenchError(
+            f"plug-in {str(path)!r}: its path has {os.pathsep!r} in it, which separates paths "
+            "in METABENCH_PLUGINS: rename it"
         )
     name = f"metabench_plugin_{path.stem}"
     known = sys.modules.get(name)

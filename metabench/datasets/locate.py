@@ -81,10 +81,10 @@ def locate(name: str, layout: str | None = None) -> Found:
             if told not in looked:
                 looked.append(told)
     fetched = any(x.has_address for x in chosen)
-    mend = f"metabench data fetch {name}, or set" if fetched else "set"
-    mend = f"{by_hand}; then {mend}" if by_hand else mend
+    repair = f"metabench data fetch {name}, or set" if fetched else "set"
+    repair = f"{by_hand}; then {repair}" if by_hand else repair
     names = " or ".join(dict.fromkeys(x.folder for x in chosen))
-    raise DataMissing(name, looked, f"{mend} METABENCH_DATA to the folder that holds {names}")
+    raise DataMissing(name, looked, f"{repair} METABENCH_DATA to the folder that holds {names}")
 
 
 def _why_not(folder: Path, lacks: list[str]) -> str:
@@ -111,7 +111,7 @@ class Status:
 
     dataset: DataSet
     found: Found | None
-    mend: str = ""
+    repair: str = ""
     bytes: int = 0
 
 
@@ -122,7 +122,7 @@ def status() -> list[Status]:
         try:
             found = locate(known.name)
         except DataMissing as error:
-            out.append(Status(known, None, error.mend))
+            out.append(Status(known, None, error.repair))
             continue
         sizes = (os.path.getsize(f) for f in matching(found.path, "**/*") if os.path.isfile(f))
         out.append(Status(known, found, bytes=sum(sizes)))

@@ -64,7 +64,7 @@ def cost_of(record: Record, name: str) -> float | None:
 
 def costs_known(results: Results) -> list[str]:
     """Costs that some finished run has, above 0."""
-    done = [r for crossing in results.table_cells.values() for r in crossing.done]
+    done = [r for table_cell in results.table_cells.values() for r in table_cell.done]
     names = {name for record in done for name, value in record.cost.items() if value}
     return sorted(names | ({"derivatives"} if names & {*DERIVATIVES} else set()))
 
@@ -74,14 +74,14 @@ def lines(results: Results, column: str, cost: str) -> dict[str, list[Point]]:
     evaluation, metric = results.metric
     out: dict[str, list[Point]] = {}
     for row in results.rows:
-        crossing = results.table_cells[row.id, column]
-        found = crossing.estimates(evaluation, metric)
-        spent = [cost_of(r, cost) for r in crossing.done if r.cell.seed in found]
+        table_cell = results.table_cells[row.id, column]
+        found = table_cell.estimates(evaluation, metric)
+        spent = [cost_of(r, cost) for r in table_cell.done if r.cell.seed in found]
         known = [v for v in spent if v is not None]
         points = out.setdefault(row.series or row.label or row.id, [])
         if known and found:
             ys = [e.mean for e in found.values()]
-            points.append(Point(median(known), median(ys), min(ys), max(ys), len(crossing.done)))
+            points.append(Point(median(known), median(ys), min(ys), max(ys), len(table_cell.done)))
     return out
 
 

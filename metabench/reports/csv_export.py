@@ -74,26 +74,26 @@ def _of_column(results: Results, column: Column) -> Line:
 def _method_lines(results: Results, column: Column) -> Iterator[Line]:
     entries = column_entries(results, column.id)
     for row in results.rows:
-        crossing = results.table_cells[row.id, column.id]
+        table_cell = results.table_cells[row.id, column.id]
         found = entries.get(row.id)
         line = {
             "kind": "method",
             "row": row.id,
             "row_label": row.label or row.id,
             "seeds_done": 0,
-            "seeds_planned": len(crossing.runs),
+            "seeds_planned": len(table_cell.runs),
             **_ours(results, found),
             "best": int(found.best) if found else "",
             "test": found.test if found else "",
             "p_holm": "" if found is None or found.p is None else found.p,
             "holes": "; ".join(
                 f"{len(seeds)} {state}: {reason}" if reason else f"{len(seeds)} {state}"
-                for state, reason, seeds in crossing.holes(*results.metric)
+                for state, reason, seeds in table_cell.holes(*results.metric)
             ),
-            "keys": " ".join(run.cell.key for run in crossing.runs),
+            "keys": " ".join(run.cell.key for run in table_cell.runs),
         }
-        yield from (line | _published(number) for number in crossing.paper)
-        if not crossing.paper:
+        yield from (line | _published(number) for number in table_cell.paper)
+        if not table_cell.paper:
             yield line
 
 
@@ -140,7 +140,7 @@ def _published(number: Published) -> Line:
 
 def cost_csv(results: Results) -> str:
     """A line for each row and column: every cost, as the mean over finished seeds."""
-    found = {at: costs(crossing) for at, crossing in results.table_cells.items()}
+    found = {at: costs(table_cell) for at, table_cell in results.table_cells.items()}
     names = sorted({name for known in found.values() for name in known})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -148,15 +148,15 @@ def cost_csv(results: Results) -> str:
         ["suite", "budget", "row", "column", "seeds_done", "seeds_planned", *map(field, names)]
     )
     for (row, column), known in found.items():
-        crossing = results.table_cells[row, column]
+        table_cell = results.table_cells[row, column]
         writer.writerow(
             [
                 results.suite.name,
                 results.budget,
                 field(row),
                 field(column),
-                len(crossing.done),
-                len(crossing.runs),
+                len(table_cell.done),
+                len(table_cell.runs),
                 *[known.get(name, "") for name in names],
             ]
         )

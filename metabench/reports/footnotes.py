@@ -85,7 +85,7 @@ def _floor_footnotes(results: Results, entries: Entries, floors: Floors) -> list
     return out
 
 
-def hole_footnotes(crossing: TableCell, missing: list[Hole]) -> list[str]:
+def hole_footnotes(table_cell: TableCell, missing: list[Hole]) -> list[str]:
     """A sentence for each reason why cells of one row and column have no number."""
     out = []
     for state, reason, chosen in missing:
@@ -98,7 +98,7 @@ def hole_footnotes(crossing: TableCell, missing: list[Hole]) -> list[str]:
             out.append("Open: not run yet, or not to the end.")
         else:
             names = f"seed{'s'[: len(chosen) > 1]} {listed(map(str, chosen))}"
-            seeds = "all seeds" if len(chosen) == len(crossing.runs) else names
+            seeds = "all seeds" if len(chosen) == len(table_cell.runs) else names
             out.append(f"{state.capitalize()} ({seeds}): {reason or 'no reason was recorded'}.")
     return out
 

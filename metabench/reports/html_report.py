@@ -82,21 +82,21 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
     names = {column.id: column.label or column.id for column in results.columns}
     holes = [
         (f"{results.row_label(row)}, {names[column]}, seed {run.cell.seed}", run)
-        for (row, column), crossing in results.table_cells.items()
-        for run in crossing.runs
+        for (row, column), table_cell in results.table_cells.items()
+        for run in table_cell.runs
         if run.state not in {"done", *NEVER_RUN}
     ]
     failed = ("failed", "diverged", "timeout")
-    crossings = [
-        _crossing(results, crossing, places[at], curves)
-        for at, crossing in results.table_cells.items()
+    table_cells = [
+        _crossing(results, table_cell, places[at], curves)
+        for at, table_cell in results.table_cells.items()
     ]
     # Rows with equal settings share their cells: the first place keeps the plain id.
     seen: set[str] = set()
-    for crossing in crossings:
-        for run in crossing["runs"]:
+    for table_cell in table_cells:
+        for run in table_cell["runs"]:
             if run["id"] in seen:
-                run["id"] += f"-{crossing['id']}"
+                run["id"] += f"-{table_cell['id']}"
             seen.add(run["id"])
     environment.filters["private"] = without_paths
     template = environment.get_template("report.html.j2")
@@ -110,7 +110,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         main=Markup(renderers.html(main_grid(results), link)),
         costs=Markup(renderers.html(cost_grid(results), link)),
         plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
-        crossings=crossings,
+        table_cells=table_cells,
         anchor=anchor,
     )
 
@@ -158,19 +158,19 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def _crossing(
-    results: Results, crossing: TableCell, place: str, curves: dict[str, Curve]
+    results: Results, table_cell: TableCell, place: str, curves: dict[str, Curve]
 ) -> dict[str, Any]:
-    column = next(c for c in results.columns if c.id == crossing.column)
-    row = next(r for r in results.rows if r.id == crossing.row)
+    column = next(c for c in results.columns if c.id == table_cell.column)
+    row = next(r for r in results.rows if r.id == table_cell.row)
     return {
         "id": place,
-        "title": f"{results.row_label(crossing.row)}, {column.label or column.id}",
+        "title": f"{results.row_label(table_cell.row)}, {column.label or column.id}",
         "reference": row.reference,
-        "states": ", ".join(f"{n} {state}" for state, n in crossing.states.items()),
-        "why": "; ".join(dict.fromkeys(r.reason for r in crossing.runs if r.state in NEVER_RUN)),
+        "states": ", ".join(f"{n} {state}" for state, n in table_cell.states.items()),
+        "why": "; ".join(dict.fromkeys(r.reason for r in table_cell.runs if r.state in NEVER_RUN)),
         "runs": [
             _run(results, run, curves.get(run.cell.key, {}))
-            for run in crossing.runs
+            for run in table_cell.runs
             if run.state not in NEVER_RUN
         ],
     }

@@ -180,7 +180,7 @@ def _panel(
     """Draw the validation metric of every row against ``x``, each from the point ``start``; a row
     that does not move along x becomes a level line."""
     for number, row in enumerate(results.rows):
-        crossing = results.table_cells[row.id, column.id]
+        table_cell = results.table_cells[row.id, column.id]
         known = _curves_of(results, curves, row.id, column.id)
         found = line(known, f"valid/{results.suite.metric}", x)
         label = row.label or row.id
@@ -194,8 +194,8 @@ def _panel(
             drawn.levels.append(label)
         else:
             handle = _track(results, axis, number, found, start(found))
-        if found.seeds < len(crossing.runs):
-            n = f"{found.seeds} of {len(crossing.runs)} seeds"
+        if found.seeds < len(table_cell.runs):
+            n = f"{found.seeds} of {len(table_cell.runs)} seeds"
             drawn.missing.append(f"{label} ({column.label or column.id}: {n})")
         drawn.handles.setdefault(label, handle)
     if not axis.lines:
@@ -240,7 +240,7 @@ def _tracks(
 
 def _far_apart(results: Results, curves: dict[str, Curve], x: str) -> bool:
     """Whether some runs get so much further along x than others that a linear axis hides those."""
-    keys = {record.key for crossing in results.table_cells.values() for record in crossing.done}
+    keys = {record.key for table_cell in results.table_cells.values() for record in table_cell.done}
     known = (curves.get(key, {}).get(x, []) for key in keys)
     last = [max(v for v in values if v is not None) for values in known if any(values)]
     return bool(last) and max(last) > 8 * min(last)

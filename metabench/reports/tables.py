@@ -117,10 +117,10 @@ def _method_row(
 ) -> list[Item]:
     line = [Item(row.label or row.id)]
     for column in results.columns:
-        crossing = results.table_cells[row.id, column.id]
+        table_cell = results.table_cells[row.id, column.id]
         if results.suite.paper:
-            line.append(_paper_item(crossing.paper, sources))
-        line.append(_our_item(results, crossing, entries[column.id].get(row.id), holes))
+            line.append(_paper_item(table_cell.paper, sources))
+        line.append(_our_item(results, table_cell, entries[column.id].get(row.id), holes))
     return line
 
 
@@ -173,11 +173,11 @@ def published_text(number: Published) -> str:
 
 
 def _our_item(
-    results: Results, crossing: TableCell, found: Entry | None, holes: FootnoteMarks
+    results: Results, table_cell: TableCell, found: Entry | None, holes: FootnoteMarks
 ) -> Item:
-    missing = crossing.holes(*results.metric)
-    marks = tuple(holes.mark(note) for note in hole_footnotes(crossing, missing))
-    place = (crossing.row, crossing.column)
+    missing = table_cell.holes(*results.metric)
+    marks = tuple(holes.mark(note) for note in hole_footnotes(table_cell, missing))
+    place = (table_cell.row, table_cell.column)
     if found is None:
         kinds = {state for state, _, _ in missing}
         if kinds == {"not applicable"}:
@@ -188,7 +188,7 @@ def _our_item(
         return Item(f"{HOLE} ({counted})", marks=marks, place=place)
     text = with_pm(found.mean, found.pm, *_scale(results.suite))
     if missing:
-        text += f" (n={len(found.seeds)} of {len(crossing.runs)})"
+        text += f" (n={len(found.seeds)} of {len(table_cell.runs)})"
     return Item(text, found.best, marks, place)
 
 
@@ -220,7 +220,7 @@ SELDOM = ("steps", "peak_device_memory_bytes", "peak_tensor_bytes")
 
 def cost_grid(results: Results) -> Grid:
     """Costs by task and method, with costs that are zero everywhere left out."""
-    found = {at: costs(crossing) for at, crossing in results.table_cells.items()}
+    found = {at: costs(table_cell) for at, table_cell in results.table_cells.items()}
     seen = {name for known in found.values() for name, value in known.items() if value}
     names = [n for n in COSTS if n in seen] + sorted(seen - COSTS.keys())
     rows: list[list[Item]] = []
@@ -229,12 +229,12 @@ def cost_grid(results: Results) -> Grid:
         rules.add(len(rows))
         for row in results.rows:
             at = row.id, column.id
-            crossing, known = results.table_cells[at], found[at]
+            table_cell, known = results.table_cells[at], found[at]
             rows.append(
                 [
                     Item(column.label or column.id),
                     Item(row.label or row.id),
-                    Item(f"{len(crossing.done)} of {len(crossing.runs)}"),
+                    Item(f"{len(table_cell.done)} of {len(table_cell.runs)}"),
                     *[
                         Item(human(n, known[n]), place=at) if n in known else Item(HOLE)
                         for n in names

@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from metabench.contract.method import State
 from metabench.core.cell import canonical
 from metabench.core.costs import Counts
 from metabench.run.evaluation import Metrics
+from metabench.store.files import Unreadable, read, write_atomic
 from metabench.store.record import Curve, Estimate
-from metabench.store.store import write_atomic
 
 MAGIC = b"metabench checkpoint 2 "
 
@@ -89,16 +90,23 @@ class Checkpoint:
     """Where earlier attempts were continued."""
 
 
-def save(path: Path, content: Checkpoint, made_with: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically, as plain data.
+Sure = Callable[[], AbstractContextManager[object]]
+
+
+def save(
+    path: Path, content: Checkpoint, made_with: Mapping[str, Any], sure: Sure = nullcontext
+) -> None:
+    """Write a checkpoint atomically, as plain data, inside ``sure()``, which may refuse.
 
     ``made_with`` says under what conditions continuing gives the same bits. Raises StoreError where
     the disk refuses.
     """
-    write(path, {**vars(content), "boundary": content.boundary.pack()}, made_with)
+    write(path, {**vars(content), "boundary": content.boundary.pack()}, made_with, sure)
 
 
-def write(path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+def write(
+    path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any], sure: Sure = nullcontext
+) -> None:
     """Seal nested dicts and lists of tensors, numbers, strings and None in a file, for
     :func:`save`.
     """
@@ -106,7 +114,7 @@ def write(path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any]) 
     buffer.write(canonical(made_with).encode() + b"\n")
     torch.save(dict(content), buffer)
     data = buffer.getvalue()
-    write_atomic(path, MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    write_atomic(path, MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data, sure=sure)
 
 
 def load(path: Path, made_with: Mapping[str, Any]) -> Checkpoint | None:
@@ -115,11 +123,12 @@ def load(path: Path, made_with: Mapping[str, Any]) -> Checkpoint | None:
     Raises Damaged, also where it was made under other conditions.
     """
     try:
-        head, _, data = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
+        whole = read(path)
+    except Unreadable as error:
+        raise Damaged(error.bad.what) from None
+    if whole is None:
         return None
-    except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror}") from None
+    head, _, data = whole.partition(b"\n")
     if not head.startswith(MAGIC):
         raise Damaged("is not a checkpoint")
     if hashlib.sha256(data).hexdigest().encode() != head[len(MAGIC) :]:

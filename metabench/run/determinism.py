@@ -17,13 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from metabench.core.hardware import cores
+from metabench.core.hardware import asked_threads, cores
 from metabench.core.provenance import git
-
-THREADS = "METABENCH_THREADS"
-"""Intra-op threads of a run on the CPU where it has no episodes to spread: 1 unless this says
-otherwise, because sums split over threads differ in their last bits."""
-
 
 SLURM = {
     "SLURM_JOB_ID": "job",
@@ -90,7 +85,7 @@ def machine() -> dict[str, Any]:
 
 def intra_op_threads(spread: bool) -> int:
     """Threads inside one operation: 1 where episodes are spread over Python threads."""
-    return 1 if spread else max(1, int(os.environ.get(THREADS) or 1))
+    return 1 if spread else asked_threads()
 
 
 class Setting(NamedTuple):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from metabench.core.cell import Cell
 from metabench.core.text import duration
+from metabench.store.files import BadFile
 from metabench.store.record import Record
-from metabench.store.store import BadFile
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from metabench.contract.problem import Params, Problem, count_numbers
+from metabench.store.encoding import hash_arrays
 from metabench.store.record import Curve
-from metabench.store.store import hash_arrays
 
 SMALL = 64
 """Numbers of lam up to which every entry is kept in curve and record."""

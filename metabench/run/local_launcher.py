@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
-from metabench.core.hardware import cores, gpus
+from metabench.core.hardware import asked_threads, cores, gpus
 from metabench.run.events import (
     Elsewhere,
     Event,
@@ -25,10 +26,12 @@ from metabench.run.events import (
     ignore,
 )
 from metabench.run.failure import failed_record, write_failure
-from metabench.run.pool import POLL_SECONDS, Died, Pool, Worker
+from metabench.run.pool import POLL_SECONDS, Died, NotStarted, Pool, Worker
+from metabench.run.process import FROM_TERMINAL
 from metabench.run.worker import Ended, WorkerOptions, run_one
+from metabench.store.files import BadFile
 from metabench.store.record import STATUSES, Record, Status
-from metabench.store.store import BadFile, Store
+from metabench.store.store import Store
 
 LOOK_AGAIN_SECONDS = 2.0
 """How often a cell that runs elsewhere is looked at, once there is nothing else to do."""
@@ -121,13 +124,16 @@ def launch(
     With one job in this process, else in spawned workers that share the cores and take turns on
     the GPUs. A cell whose worker dies is tried once more, then failed. A cell that another
     launcher runs is left to it and looked at again at the end, until it has a record or is free
-    (``wait_elsewhere``). The first SIGINT or SIGTERM lets every running cell write a checkpoint at
-    its next step and ends the launch; the second ends it at once. ``time_limit``: seconds a cell.
+    (``wait_elsewhere``). The first SIGINT, SIGTERM or SIGHUP (which nohup has ignored) lets every
+    running cell write a checkpoint at its next step and ends the launch; the second ends it at
+    once. ``time_limit``: seconds a cell.
     ``ranks``: processes that share the episodes of one cell, each with a GPU of its own where there
     are enough; they change no result.
 
-    Raises StoreError where the store cannot be read or repaired.
+    Raises StoreError where the store cannot be read or repaired; NotStarted and SettingError where
+    nothing can be run as this process is set up, which makes no record.
     """
+    asked_threads()
     options = WorkerOptions(
         str(store.root),
         max(1, jobs),
@@ -181,7 +187,12 @@ class _Launch:
 
     def report(self, event: Event) -> None:
         self.summary.take(event)
-        self.listener(event)
+        try:
+            self.listener(event)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.listener = ignore  # the terminal is gone; the cells are not to suffer for it
 
     def stopping(self) -> bool:
         # Not reported by the signal handler: it may come in the middle of the listener's printing.
@@ -248,11 +259,19 @@ class _Launch:
                     self.listen(pool)
                 elif not self.open and not self.waiting():
                     return
-            pool.stop()
-            while pool.at_work():
-                self.listen(pool)
+            self.wind_down(pool)
+        except NotStarted:
+            with contextlib.suppress(NotStarted):  # once is enough
+                self.wind_down(pool)
+            raise
         finally:
             pool.end(END_SECONDS)
+
+    def wind_down(self, pool: Pool) -> None:
+        """Let what runs come to its next step boundaries."""
+        pool.stop()
+        while pool.at_work():
+            self.listen(pool)
 
     def worker_options(self, started: int) -> WorkerOptions:
         """The options of the next worker: its ranks take turns on the GPUs with all others."""
@@ -270,7 +289,7 @@ class _Launch:
             if isinstance(message, Ended):
                 self.ended(message)
             elif isinstance(message, Died):
-                self.died(message.cell, message.how)
+                self.died(message.cell, message.how, began=message.began)
             else:
                 self.report(message)
         for worker in pool.at_work():
@@ -305,11 +324,11 @@ class _Launch:
             record = failed_record(cell, "failed", ended.what)
             self.report(Finished(record, unsaved=ended.what))
 
-    def died(self, cell: Cell, how: str) -> None:
-        """The worker of a cell is dead: once more, or failed."""
+    def died(self, cell: Cell, how: str, *, began: bool = True) -> None:
+        """The worker of a cell is dead: once more, or failed where that had ``began`` the cell."""
         if cell.key in self.summary.records or self.recorded(cell):
             return
-        self.deaths[cell.key] = self.deaths.get(cell.key, 0) + 1
+        self.deaths[cell.key] = self.deaths.get(cell.key, 0) + began
         if self.stopping():
             return
         if self.deaths[cell.key] < TRIES:
@@ -333,10 +352,12 @@ class _Launch:
 
     @contextlib.contextmanager
     def counting_signals(self) -> Iterator[None]:
-        """Inside, the first SIGINT or SIGTERM is counted and the second raises
-        KeyboardInterrupt."""
+        """Inside, the first SIGINT, SIGTERM or SIGHUP is counted and the second raises
+        KeyboardInterrupt; a SIGHUP that is ignored stays so."""
 
-        def count(*_: object) -> None:
+        def count(number: int, _: object) -> None:
+            if self.signals and number not in (signal.SIGINT, signal.SIGTERM):
+                return  # for a lost terminal the system and the shell send one each
             self.signals += 1
             if self.signals == 2:  # later ones do not disturb the clearing up
                 raise KeyboardInterrupt
@@ -344,7 +365,11 @@ class _Launch:
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are handled in the main thread, by whoever it belongs to
             return
-        before = {s: signal.signal(s, count) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            s: signal.signal(s, count)
+            for s in {*FROM_TERMINAL, signal.SIGINT, signal.SIGTERM}
+            if s.name != "SIGHUP" or signal.getsignal(s) is not signal.SIG_IGN
+        }
         try:
             yield
         finally:

@@ -33,8 +33,9 @@ from metabench.run.evaluation import Metrics, Stopwatch, evaluate
 from metabench.run.events import Listener, Progress, Quarantined, Started
 from metabench.run.first_step import peak_bytes
 from metabench.run.guards import Untouched, check_numbers, check_state, check_step
+from metabench.store.files import BadFile
 from metabench.store.lease import Lease
-from metabench.store.store import CHECKPOINT, BadFile, Store
+from metabench.store.store import CHECKPOINT, Store
 
 Engine = Literal["auto", "loop", "vmap"]
 Parts = tuple[Any, Any, Any, Budget]
@@ -319,8 +320,9 @@ class Loop:
             self.save()
 
     def save(self, *, quietly: bool = False) -> None:
-        """A checkpoint of the last step boundary. Raises StoreError unless ``quietly``."""
-        if self.at is None or self.store is None or self.lease is None or not self.lease.held():
+        """A checkpoint of the last step boundary, unless the lease is lost: then the place is
+        another's. Raises StoreError unless ``quietly``."""
+        if self.at is None or self.store is None or self.lease is None:
             return
         content = Checkpoint(
             self.at,
@@ -332,7 +334,9 @@ class Loop:
             self.resumed,
         )
         try:
-            checkpoint.save(self.path(), content, self.made_with)
+            checkpoint.save(self.path(), content, self.made_with, self.lease.sure)
+        except Held:
+            return
         except StoreError:
             if not quietly:
                 raise

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from pathlib import Path
 
 from metabench.core.cell import Cell
+from metabench.core.errors import MetabenchError
 from metabench.run import worker as process
 from metabench.run.events import Event, Started
 from metabench.run.process import death, interrupts_ignored
-from metabench.run.worker import Ended, WorkerOptions
+from metabench.run.worker import Ended, NotReady, Ready, WorkerOptions
 
 POLL_SECONDS = 0.5
+STARTS = 3
+"""Workers killed one after another before they have started, after which none is started."""
+
+
+class NotStarted(MetabenchError):
+    """Why worker processes cannot start: an error of the launch, whatever cell they were for."""
+
+    def __init__(self, why: str, cell: Cell | None = None) -> None:
+        super().__init__(f"worker processes cannot start: {why}")
+        self.cell = cell
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class Died:
     cell: Cell
     how: str
     exit_code: int | None
+    began: bool = True
+    """Whether it could have been the cell's fault: the process had started."""
 
 
 class Worker:
@@ -38,6 +53,7 @@ class Worker:
         with interrupts_ignored():  # from its first moment: the launcher decides
             self.process.start()
         theirs.close()
+        self.ready = False
         self.cell: Cell | None = None
         self.since: float | None = None
         """When the cell started; None while its process or its problem is still being made."""
@@ -49,7 +65,7 @@ class Worker:
         with contextlib.suppress(OSError):  # a dead worker is noticed when it is listened to
             self.connection.send(cell)
 
-    def messages(self) -> Iterator[Event | Ended]:
+    def messages(self) -> Iterator[Event | Ended | Ready | NotReady]:
         """What it has said since; raises EOFError once it is dead and all has been read."""
         try:
             while self.connection.poll():
@@ -68,13 +84,22 @@ class Worker:
 class Pool:
     """At most ``size`` workers at work, started as they are needed; none outlives :meth:`end`.
 
-    ``options``: from how many were started before to the options of the next.
+    ``options``: from how many were started before to the options of the next. Raises NotStarted
+    where none could.
     """
 
     def __init__(self, size: int, options: Callable[[int], WorkerOptions]) -> None:
         self.size, self.options = size, options
         self.workers: list[Worker] = []
         self.started = 0
+        self.killed = 0
+        """Workers that were killed before they had started, since the last one that did."""
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        if script is not None and not Path(script).exists():
+            raise NotStarted(
+                f"they import the calling script again, and {script} is no file: save it in one, "
+                "or run one cell at a time (jobs=1)"
+            )
 
     def at_work(self) -> list[Worker]:
         """The workers that have a cell."""
@@ -96,11 +121,18 @@ class Pool:
 
     def listen(self) -> Iterator[Event | Ended | Died]:
         """What the workers have to say, after half a second without a word nothing; those that
-        have died are dropped."""
+        have died are dropped. Raises NotStarted."""
         wait([w.connection for w in self.workers], POLL_SECONDS)
         for worker in list(self.workers):
             try:
                 for message in worker.messages():
+                    if isinstance(message, Ready):
+                        worker.ready, self.killed = True, 0
+                        continue
+                    if isinstance(message, NotReady):
+                        self.workers.remove(worker)
+                        worker.process.join()
+                        raise NotStarted(message.why, worker.cell)
                     if isinstance(message, Started):
                         worker.since = time.monotonic()
                     if isinstance(message, Ended):
@@ -108,9 +140,19 @@ class Pool:
                     yield message
             except EOFError:
                 self.workers.remove(worker)
-                how = death(worker.process)
                 if worker.cell is not None:
-                    yield Died(worker.cell, how, worker.process.exitcode)
+                    yield self._died(worker, worker.cell)
+
+    def _died(self, worker: Worker, cell: Cell) -> Died:
+        """What to tell of a dead worker; raises NotStarted where others would fare the same."""
+        how, code = death(worker.process), worker.process.exitcode or 0
+        if not worker.ready:
+            self.killed += 1
+            if code >= 0:
+                how += '; a script that runs several jobs needs if __name__ == "__main__":'
+            if code >= 0 or self.killed >= STARTS:
+                raise NotStarted(how, cell)
+        return Died(cell, how, code, worker.ready)
 
     def stop(self) -> None:
         """Ask all to stop at their next step boundaries, and to end."""

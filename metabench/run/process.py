@@ -8,6 +8,10 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 
+FROM_TERMINAL = [s for s in signal.Signals if s.name in ("SIGINT", "SIGHUP")]
+"""What a key, or the loss of the terminal, sends to every process of a launch: the one that
+launches decides. Windows has no SIGHUP."""
+
 
 def limit_memory(fraction: float | None) -> None:
     """Take no more than a part of the GPU's memory from now on."""
@@ -23,10 +27,7 @@ def death(process: BaseProcess) -> str:
     process.join()
     code = process.exitcode or 0
     if code >= 0:
-        return (
-            f"its process ended with exit code {code} (what it printed says why; a script that "
-            'runs several jobs needs if __name__ == "__main__":)'
-        )
+        return f"its process ended with exit code {code} (what it printed says why)"
     name = f"signal {-code}"
     with contextlib.suppress(ValueError):
         name += f", {signal.Signals(-code).name}"
@@ -35,12 +36,24 @@ def death(process: BaseProcess) -> str:
 
 @contextlib.contextmanager
 def interrupts_ignored() -> Iterator[None]:
-    """A process started inside ignores SIGINT from the start."""
+    """A process started inside ignores from the start what a terminal sends to all at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in FROM_TERMINAL}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """A process started inside never gets a signal that would kill it; what comes meanwhile is
+    delivered here afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

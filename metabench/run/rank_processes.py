@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import Cell
 from metabench.core.errors import RankLost, Stopped, StoreError
-from metabench.run.process import death, interrupts_ignored
-from metabench.store.store import write_atomic
+from metabench.run.process import FROM_TERMINAL, death, interrupts_ignored
+from metabench.store.files import write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +245,7 @@ def _main(connection: Connection, gpu: str | None) -> None:
 def serve(connection: Connection, alone: Callable[[], object] = lambda: None) -> None:
     """Join rank 0 for one cell after another until the connection ends, at which ``alone`` is
     called at once, whatever is being done."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides, for all ranks at once
+    for number in (*FROM_TERMINAL, signal.SIGTERM):  # rank 0 decides, for all ranks at once
         signal.signal(number, signal.SIG_IGN)
     calls: queue.SimpleQueue[Call | str | None] = queue.SimpleQueue()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,9 +20,10 @@ from metabench.core.hardware import cores
 from metabench.run import determinism, learning_curve
 from metabench.run.events import Event, Finished, Interrupted, Listener, Quarantined, ignore
 from metabench.run.loop import Engine, Loop, Parts, RunOptions, stamp
+from metabench.store.files import remove
 from metabench.store.lease import Lease
 from metabench.store.record import Curve, Record, Status
-from metabench.store.store import CHECKPOINT, Store
+from metabench.store.store import Store
 
 Joined = Callable[[], AbstractContextManager[ProcessGroup]]
 """What gathers the processes of a run."""
@@ -229,7 +230,7 @@ class _Attempt:
             arrays = learning_curve.arrays(lam) if lam is not None else None
             record = self.store.write(record, curve, arrays, lease=self.lease)
             if record.status != "timeout":
-                (self.store.folder(record.key) / CHECKPOINT).unlink(missing_ok=True)
+                self.drop_checkpoint()
         except StoreError as error:
             record = self.record("failed", str(error), traceback.format_exc())
             try:
@@ -237,6 +238,13 @@ class _Attempt:
             except StoreError as again:
                 return record, str(again)
         return record, ""
+
+    def drop_checkpoint(self) -> None:
+        """Remove the checkpoint of a run that has ended, unless the cell is another's by now. The
+        record is kept: what cannot be removed is for a repair."""
+        assert self.lease is not None
+        with suppress(Held, StoreError), self.lease.sure():
+            remove(self.loop.path())
 
 
 def _environment(loop: Loop) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Literal
 
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
+from metabench.core.hardware import asked_threads, cores
+from metabench.core.registry import load_plugins
 from metabench.run.events import Event, Listener
-from metabench.run.process import limit_memory
+from metabench.run.process import FROM_TERMINAL, limit_memory
 
 if TYPE_CHECKING:
     from metabench.run.rank_processes import RankProcesses
@@ -55,7 +57,21 @@ class WorkerOptions:
     """A file that tells ranks on other nodes where to come
     (:func:`metabench.run.rank_processes.attend`)."""
     output: str | None = None
-    """A folder: what a cell prints goes to KEY.log there."""
+    """A folder that is there: what a cell prints goes to KEY.log in it."""
+    store_id: str = ""
+    """What the store must be (:mod:`metabench.store.identity`); "" is not checked."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has started: what fails from now on is the cell's."""
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """Why a worker cannot start: no cell's fault."""
+
+    why: str
 
 
 @dataclass(frozen=True)
@@ -75,12 +91,13 @@ def run_one(
     processes: RankProcesses | None = None,
 ) -> Ended:
     """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
-    from metabench.core.hardware import cores
     from metabench.run.runner import run_cell
+    from metabench.store import identity
     from metabench.store.store import Store
 
     sharing = options.share * (options.ranks if options.meet is None else 1)
     try:
+        identity.check(Path(options.store), options.store_id)
         run_cell(
             cell,
             Store(options.store),
@@ -110,7 +127,8 @@ def run_one(
 def main(connection: Connection, options: WorkerOptions) -> None:
     """The life of a worker: cells come in, events and endings go out."""
     stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+    for number in FROM_TERMINAL:  # the launcher decides
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if options.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu
@@ -127,17 +145,23 @@ def main(connection: Connection, options: WorkerOptions) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
 
-    def send(message: Event | Ended) -> None:
+    def send(message: Event | Ended | Ready | NotReady) -> None:
         try:
             connection.send(message)
         except OSError:  # nobody listens any more
             stop.set()
 
-    from metabench.core.registry import load_plugins
-
-    load_plugins()
-    limit_memory(options.memory_fraction)
-    with _rank_processes(options) as processes:
+    with contextlib.ExitStack() as stack:
+        try:
+            load_plugins()
+            asked_threads()
+            limit_memory(options.memory_fraction)
+            processes = stack.enter_context(_rank_processes(options))
+        except Exception as error:
+            known = isinstance(error, MetabenchError)
+            send(NotReady(str(error) if known else f"{type(error).__name__}: {error}"))
+            return
+        send(Ready())
         while not stop.is_set() and (cell := cells.get()) is not None:
             if options.output is not None:
                 with contextlib.suppress(OSError):  # a full disk costs what is printed, no more
@@ -158,7 +182,6 @@ def _rank_processes(
 
 def _print_to(path: Path) -> None:
     """Send what this process prints, its libraries too, to the end of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from metabench.core.errors import StoreError
+from metabench.core.errors import Held, StoreError
+from metabench.store import files
+from metabench.store.files import BadFile, Unreadable
 
 LEASE_SECONDS = 120.0
 """Seconds without a heartbeat after which a lease from another machine is stale."""
@@ -67,10 +69,26 @@ class Lease:
     def held(self) -> bool:
         """Whether the lease on disk is still this one; once lost it stays lost."""
         if not self.lost:
-            seen = _read(self.path)
+            try:
+                seen = _read(self.path)
+            except Unreadable:
+                seen = None
             if seen is None or seen.holder is None or seen.holder.nonce != self.holder.nonce:
                 self.lost = True
         return not self.lost
+
+    @contextlib.contextmanager
+    def sure(self) -> Iterator[None]:
+        """Inside, this process has the lease, however long it is suspended there: who would take it
+        over waits. What others must not find replaced by a holder who has lost it is replaced here.
+
+        Where the file system cannot lock folders, the lease may be lost between the check and the
+        end of the block: keep to renames inside. Raises Held where it has been lost.
+        """
+        with locked(self.path.parent):
+            if not self.held():
+                raise Held(f"{self.path.parent}: another process has taken the cell over")
+            yield
 
     def release(self) -> None:
         """Give the cell back; does nothing where the lease was lost or released before."""
@@ -78,7 +96,7 @@ class Lease:
             return
         self._ended.set()
         self._thread.join()
-        with _locked(self.path.parent):
+        with contextlib.suppress(StoreError), locked(self.path.parent):
             if self.held():
                 self.path.unlink(missing_ok=True)
         os.close(self._fd)
@@ -93,14 +111,17 @@ class Lease:
 def take(path: Path, *, seconds: float = LEASE_SECONDS, beat: float = BEAT_SECONDS) -> Lease | None:
     """The lease at ``path``, or None where somebody alive holds it.
 
-    Raises StoreError where the lease cannot be written.
+    Raises StoreError where the lease cannot be written, or what is there cannot be one.
     """
-    with _locked(path.parent):
+    with locked(path.parent):
         while True:
             lease = _create(path, beat)
             if lease is not None:
                 return lease
-            seen = _read(path)
+            try:
+                seen = _read(path)
+            except Unreadable as error:
+                raise StoreError(str(error)) from None
             if seen is None:
                 continue
             if _alive(seen, seconds):
@@ -109,9 +130,10 @@ def take(path: Path, *, seconds: float = LEASE_SECONDS, beat: float = BEAT_SECON
 
 
 def holder(path: Path, *, seconds: float = LEASE_SECONDS) -> Holder | None:
-    """Who, alive, holds the lease at ``path``; None where nobody does. Changes nothing."""
-    seen = _read(path)
-    if seen is None or not _alive(seen, seconds):
+    """Who, alive, holds the lease at ``path``; None where nobody does, as far as this user can
+    see. Changes nothing."""
+    seen = _seen_alive(path, seconds)
+    if seen is None:
         return None
     return seen.holder or Holder("an unknown host", "", 0, "", "", seen.touched)
 
@@ -128,8 +150,8 @@ class Pulse:
 
 def pulse(path: Path, *, seconds: float = LEASE_SECONDS) -> Pulse | None:
     """The lease at ``path`` now; None where nobody alive holds it. Changes nothing."""
-    seen = _read(path)
-    if seen is None or not _alive(seen, seconds):
+    seen = _seen_alive(path, seconds)
+    if seen is None:
         return None
     who = seen.holder
     return Pulse(who.nonce if who else "", seen.touched, who is not None and who.place == _place())
@@ -143,17 +165,52 @@ class _Seen:
     folder: Path
 
 
-def _read(path: Path) -> _Seen | None:
+def damage(path: Path) -> BadFile | None:
+    """Why what is at ``path`` is no lease, where it is none: leases are complete once seen."""
     try:
-        with path.open("rb") as file:
-            data, touched = file.read(), os.fstat(file.fileno()).st_mtime
+        data = files.read(path)
+    except Unreadable as error:
+        return error.bad
+    if data is None or _holder(data) is not None:
+        return None
+    return BadFile(path, "cannot be read as a lease")
+
+
+def _seen_alive(path: Path, seconds: float) -> _Seen | None:
+    try:
+        seen = _read(path)
+    except Unreadable:
+        return None
+    return seen if seen is not None and _alive(seen, seconds) else None
+
+
+def _read(path: Path) -> _Seen | None:
+    """What is at ``path``, None where nothing is. Raises Unreadable for what can be no lease; of
+    one that is closed to this user only the heartbeat is seen."""
+    data = b""
+    try:
+        found = files.read(path)
+        if found is None:
+            return None
+        data = found
+    except Unreadable as error:
+        if not error.bad.closed:
+            raise
+    try:
+        # After the content: of a lease that is replaced in between, the heartbeat is the newer.
+        touched = os.stat(path).st_mtime
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise Unreadable(path, error) from None
+    return _Seen(data, _holder(data), touched, path.parent)
+
+
+def _holder(data: bytes) -> Holder | None:
     try:
-        who = Holder(**json.loads(data))
-    except (ValueError, TypeError):
-        who = None
-    return _Seen(data, who, touched, path.parent)
+        return Holder(**json.loads(data))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def _alive(seen: _Seen, seconds: float) -> bool:
@@ -172,7 +229,9 @@ def _create(path: Path, beat: float) -> Lease | None:
     try:
         fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         try:
-            os.write(fd, json.dumps(asdict(who)).encode())
+            text = json.dumps(asdict(who)).encode()
+            while text:  # a full disk takes a part first, then refuses
+                text = text[os.write(fd, text) :]
             os.fsync(fd)
             try:
                 os.link(draft, path)
@@ -203,7 +262,11 @@ def _bury(path: Path, stale: _Seen) -> None:
         os.rename(path, grave)
     except FileNotFoundError:
         return
-    if grave.read_bytes() != stale.data:
+    try:
+        found = files.read(grave)
+    except Unreadable:
+        found = b""
+    if found != stale.data:
         # Only where folders cannot be locked: somebody took over first. Give theirs back.
         with contextlib.suppress(FileExistsError):
             os.link(grave, path)
@@ -211,15 +274,21 @@ def _bury(path: Path, stale: _Seen) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One process at a time, where the file system can lock a folder; the kernel frees the lock
-    of a process that dies. Without locks the exclusive link alone decides."""
+    of a process that dies. Without locks the exclusive link alone decides. Not to be nested.
+
+    Raises StoreError where the folder cannot be opened.
+    """
     try:
         import fcntl
     except ImportError:  # not a POSIX system
         yield
         return
-    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise StoreError(f"cannot open the folder {folder}: {error.strerror}") from error
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX)

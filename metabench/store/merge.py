@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.core.errors import StoreError
+from metabench.core.errors import Held, StoreError
 from metabench.store.record import Record, curve_outcome
 from metabench.store.store import Store
 
@@ -42,7 +42,8 @@ class Merged:
     """Left alone: somebody is running them in the target."""
     conflicts: list[Conflict] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
-    """Files of the sources that cannot be trusted; not copied."""
+    """Files of the sources that cannot be trusted, and cells of the target that are closed to this
+    user; not copied."""
 
     def __str__(self) -> str:
         counts = {
@@ -88,6 +89,17 @@ class _Merging:
 
     def add(self, record: Record, source: Store | Published) -> bool:
         """False where the record is to be copied and somebody is running the cell."""
+        try:
+            return self._add(record, source)
+        except Held:
+            return False
+        except StoreError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            self.out.bad.append(str(error))  # a cell of another user
+            return True
+
+    def _add(self, record: Record, source: Store | Published) -> bool:
         known, place = self.unwritten.get(record.key) or (self.target.get(record.key), self.target)
         if known is not None and (known.status == "done" or record.status != "done"):
             if record.status != "done":
@@ -96,6 +108,8 @@ class _Merging:
                 self.out.conflicts.append(Conflict(str(record.cell), source.root, different))
             else:
                 self.out.same += 1
+        elif known is None and (closed := self.target.closed(record.key)) is not None:
+            self.out.bad.append(str(closed))
         elif not self._written(record, source):
             return False
         elif known is None:

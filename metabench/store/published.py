@@ -8,10 +8,12 @@ values, and the values themselves up to 64 of them). Equal records give equal by
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,11 +26,13 @@ from pydantic import TypeAdapter, ValidationError
 from metabench.core.cell import CONTRACT, canonical
 from metabench.core.errors import StoreError
 from metabench.core.text import listed
+from metabench.store import files
+from metabench.store.files import BadFile, write_atomic
 from metabench.store.record import Curve, Record, from_dict
-from metabench.store.store import BadFile, Store, write_atomic
+from metabench.store.store import Store
 
 if TYPE_CHECKING:
-    from metabench.store.store import Arrays
+    from metabench.store.encoding import Arrays
 
 RECORDS = "records.jsonl.gz"
 LONGEST_LINE = 2**26
@@ -79,6 +83,9 @@ class Published:
     def holder(self, key: str) -> None:
         """Nobody runs a published cell."""
 
+    def closed(self, key: str) -> None:
+        """A published file is read whole or not at all."""
+
     def curve(self, record: Record) -> Curve:
         """The learning curve of a record; empty where it has none."""
         return self._curves.get(record.key, {})
@@ -94,7 +101,9 @@ class Published:
     def _read(self) -> None:
         number = 0
         try:
-            with gzip.open(self.root) as file:
+            if (data := files.read(self.root)) is None:
+                raise StoreError(f"{self.root}: {os.strerror(errno.ENOENT)}")
+            with gzip.open(io.BytesIO(data)) as file:
                 for number, line in enumerate(_split(file), 1):
                     try:
                         record, curve = _parsed(line)
@@ -109,8 +118,8 @@ class Published:
                 raise EOFError("there is nothing in it")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             self._bad[f"the file is damaged from here on: {error}"] = [number + 1]
-        except OSError as error:
-            raise StoreError(f"{self.root}: {error.strerror}") from error
+        except files.Unreadable as error:
+            raise StoreError(str(error)) from None
 
 
 def publish(records: Iterable[Record], store: Store, path: str | Path) -> Path:

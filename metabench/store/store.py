@@ -3,12 +3,14 @@
 ``<root>/<key[:2]>/<key>/`` holds ``record.json`` (written last; names the sha256 of the other
 files and of itself), ``curve.json.gz``, ``lam.npz``, and while a cell runs ``claim.json`` and
 ``checkpoint.pt``. What cannot be trusted is reported with its path and moved to
-``<root>/set-aside/``, the quarantine; its cell then counts as missing.
+``<root>/set-aside/``, the quarantine; its cell then counts as missing. What this user may not read
+is reported and left where it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -16,21 +18,23 @@ import json
 import os
 import re
 import uuid
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import canonical
 from metabench.core.errors import Held, StoreError
+from metabench.store import files
 from metabench.store import lease as leases
-from metabench.store.record import Curve, Record, from_dict
+from metabench.store.encoding import npz, parse, render
+from metabench.store.files import BadFile, Unreadable
+from metabench.store.record import Curve, Record
 
 if TYPE_CHECKING:
     import numpy as np
 
-    Arrays = Mapping[str, np.ndarray[Any, Any]]
+    from metabench.store.encoding import Arrays
 
 RECORD, CURVE, LAM, CHECKPOINT = "record.json", "curve.json.gz", "lam.npz", "checkpoint.pt"
 # Stores written by earlier versions have this name and that of the quarantine: both stay.
@@ -45,19 +49,6 @@ LARGEST_LAM = 2_000_000
 _PREFIX = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\..+\.tmp")
-
-
-@dataclass(frozen=True)
-class BadFile:
-    """A file that is not what it should be, and where it went (None: only reported)."""
-
-    path: Path
-    what: str
-    moved_to: Path | None = None
-
-    def __str__(self) -> str:
-        moved = f"; quarantined as {self.moved_to}" if self.moved_to else ""
-        return f"{self.path}: {self.what}{moved}"
 
 
 class Store:
@@ -108,40 +99,62 @@ class Store:
         out: list[BadFile] = []
         if keys is None:
             folders, foreign = self._folders()
-            for bad in foreign:
-                out.append(bad if bad.path.parent == self.root else self.quarantine(bad))
+            for stray in foreign:
+                out.append(stray if stray.path.parent == self.root else self.quarantine(stray))
         else:
             folders = [self.folder(key) for key in keys]
         for folder in folders:
-            if not (_read(folder)[1] or self._untidy(folder)):
-                continue
+            bad = _read(folder)[1]
+            if bad or self._untidy(folder):
+                out += self._mended(folder, bad)
+        return out
+
+    def _mended(self, folder: Path, bad: list[BadFile]) -> list[BadFile]:
+        """What is ``bad`` in a cell's folder, after what this user can do about it."""
+        if any(b.path == folder for b in bad):
+            return bad
+        # Nobody can hold the cell by what is no file; what is garbled is left until it is stale.
+        out = [self.quarantine(b) if files.odd(b.path) else b for b in bad if b.path.name == LEASE]
+        try:
             lease = self.lease(folder.name)
             if lease is not None:
                 with lease:
                     out += self.repair_leased(lease)
+        except (StoreError, Held):  # another user's folder, perhaps: the other cells are repaired
+            return bad
         return out
 
     def repair_leased(self, lease: leases.Lease) -> list[BadFile]:
-        """Quarantine what cannot be trusted in the folder of a lease that the caller holds, and
-        remove what killed processes left behind."""
+        """Quarantine what cannot be trusted in the folder of a lease that the caller holds, end
+        what killed processes began, and remove what they left behind.
+
+        Raises Held where the lease has been lost, StoreError where the disk refuses.
+        """
         folder = lease.path.parent
-        for entry in _entries(folder):
-            if _TEMPORARY.fullmatch(entry.name):
-                entry.unlink(missing_ok=True)
-        record, bad = _read(folder)
-        if record is not None and record.status == "done":
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-        return [self.quarantine(b) for b in bad]
+        with lease.sure():
+            record, bad = _read(folder)
+            out = [self.quarantine(b) for b in bad]
+            if record is not None:
+                _settle(folder, record.files)
+                if record.status == "done":
+                    files.remove(folder / CHECKPOINT)
+            for entry in _listed(folder):
+                if _TEMPORARY.fullmatch(entry.name):
+                    files.remove(entry)
+            return out
 
     def _untidy(self, folder: Path) -> bool:
-        names = {entry.name for entry in _entries(folder)}
+        names = {entry.name for entry in _listed(folder)}
         if LEASE in names:
             return self.holder(folder.name) is None
         finished = RECORD in names and CHECKPOINT in names
         return finished or any(_TEMPORARY.fullmatch(name) for name in names)
 
     def quarantine(self, bad: BadFile) -> BadFile:
-        """Move one file or folder to the quarantine, under a name of its own."""
+        """Move one file or folder to the quarantine, under a name of its own. What is closed to
+        this user, or cannot be moved, stays and says so."""
+        if bad.closed:
+            return bad
         name = bad.path.name
         if _KEY.fullmatch(bad.path.parent.name):
             name = f"{bad.path.parent.name[:16]}.{name}"
@@ -152,14 +165,26 @@ class Store:
         except FileNotFoundError:
             return bad
         except OSError as error:
-            raise StoreError(f"cannot quarantine {bad.path}: {error.strerror}") from error
+            return replace(bad, what=f"{bad.what}; cannot be quarantined: {error.strerror}")
         return replace(bad, moved_to=target)
 
     def lease(self, key: str) -> leases.Lease | None:
-        """The right to run a cell, or None where somebody alive has it."""
-        folder = self.folder(key)
-        _make(folder)
-        return leases.take(folder / LEASE)
+        """The right to run a cell, or None where somebody alive has it.
+
+        Raises StoreError where this user cannot write there, or cannot read what is there.
+        """
+        path = self.folder(key) / LEASE
+        files.make(path.parent)
+        if (closed := self.closed(key)) is not None:
+            raise StoreError(str(closed))
+        if (bad := files.odd(path)) is not None:
+            self.quarantine(bad)
+        return leases.take(path)
+
+    def closed(self, key: str) -> BadFile | None:
+        """What this user may not read of a cell, as long as there is no record that they can."""
+        record, bad = _read(self.folder(key))
+        return None if record else next((b for b in bad if b.closed), None)
 
     def holder(self, key: str) -> leases.Holder | None:
         """Who is running a cell now; None where nobody is."""
@@ -175,31 +200,38 @@ class Store:
     ) -> Record:
         """Keep a record and its files; returns it with ``files`` filled in.
 
-        ``lam`` is kept up to ``LARGEST_LAM`` numbers. Raises StoreError where the disk refuses
-        (nothing half-written stays), Held where ``lease`` has been lost to another process.
+        ``lam`` is kept up to ``LARGEST_LAM`` numbers. A reader sees the old record with its files,
+        or the new one with its own, at any moment. Under a ``lease`` a finished record is never
+        replaced, whoever wrote it; without one the caller answers for the cell, and replaces any.
+
+        Raises StoreError where the disk refuses (nothing half-written stays), Held where ``lease``
+        has been lost to another process or the cell has a finished record.
         """
         folder = self.folder(record.key)
-        files: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         if curve:
-            files[CURVE] = gzip.compress(canonical(curve).encode(), mtime=0)
+            contents[CURVE] = gzip.compress(canonical(curve).encode(), mtime=0)
         if lam and sum(v.size for v in lam.values()) <= LARGEST_LAM:
-            files[LAM] = _npz(lam)
+            contents[LAM] = npz(lam)
         record = replace(
-            record, files={n: hashlib.sha256(data).hexdigest() for n, data in files.items()}
+            record, files={n: hashlib.sha256(data).hexdigest() for n, data in contents.items()}
         )
-        text = _render(record)
-        if lease is not None and not lease.held():
-            raise Held(f"{record.cell}: another process has taken the cell over")
-        _make(folder)
+        contents[RECORD] = render(record)
+        files.make(folder)
+        drafts: dict[str, Path] = {}
         try:
-            # An older record (never a finished one) must not be seen beside newer files.
-            for name in (RECORD, CURVE, LAM):
-                (folder / name).unlink(missing_ok=True)
+            for name, data in contents.items():
+                drafts[name] = files.draft(folder / name, data)
+            with lease.sure() if lease is not None else leases.locked(folder):
+                known = _read(folder)[0] if lease is not None else None
+                if known is not None and known.status == "done":
+                    raise Held(f"{record.cell}: it has a finished record, which stays")
+                _replace(folder, record.files, drafts)
         except OSError as error:
-            raise StoreError(f"cannot replace {folder}: {error.strerror}") from error
-        for name, data in files.items():
-            write_atomic(folder / name, data)
-        write_atomic(folder / RECORD, text)
+            raise StoreError(f"cannot replace {folder}: {error.strerror or error}") from error
+        finally:
+            for made in drafts.values():
+                files.discard(made)
         return record
 
     def curve(self, record: Record) -> Curve:
@@ -229,28 +261,39 @@ class Store:
             return None
         path = self.folder(record.key) / name
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from error
+            data = _companion(path.parent, name, record.files[name])
+        except Unreadable as error:
+            raise StoreError(str(error)) from None
+        if data is None:
+            raise StoreError(f"{path}: {os.strerror(errno.ENOENT)}")
         if hashlib.sha256(data).hexdigest() != record.files[name]:
             raise StoreError(f"{path} is not the file that its record names")
         return data
 
     def _folders(self) -> tuple[list[Path], list[BadFile]]:
         """The folders of cells, sorted, and entries that are none. Raises StoreError where the
-        root is a file."""
-        if self.root.exists() and not self.root.is_dir():
+        root is a file, or closed to this user."""
+        if os.path.lexists(self.root) and not files.is_folder(self.root):
             raise StoreError(f"{self.root} is a file, not the folder of a store")
         folders: list[Path] = []
         bad: list[BadFile] = []
-        for entry in _entries(self.root):
+        try:
+            top = files.entries(self.root)
+        except Unreadable as error:
+            raise StoreError(str(error)) from None
+        for entry in top:
             if entry.name in (QUARANTINE, CLUSTER):
                 continue
-            if not (_PREFIX.fullmatch(entry.name) and entry.is_dir()):
+            if not (_PREFIX.fullmatch(entry.name) and files.is_folder(entry)):
                 bad.append(BadFile(entry, "does not belong in a store"))
                 continue
-            for inner in _entries(entry):
-                if not _KEY.fullmatch(inner.name) or not inner.is_dir():
+            try:
+                inside = files.entries(entry)
+            except Unreadable as error:
+                bad.append(error.bad)
+                continue
+            for inner in inside:
+                if not _KEY.fullmatch(inner.name) or not files.is_folder(inner):
                     bad.append(BadFile(inner, "is not the folder of a cell"))
                 elif inner.name[:2] != entry.name:
                     bad.append(BadFile(inner, f"is the folder of a cell under {entry.name!r}"))
@@ -259,80 +302,51 @@ class Store:
         return folders, bad
 
 
-def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Put ``data`` at ``path`` so that a reader sees all of it or what was there before; if
-    ``private``, only a reader who is this user.
-
-    Raises StoreError where the disk refuses; no half-written file stays behind.
-    """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with os.fdopen(os.open(draft, flags, 0o600 if private else 0o666), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def hash_arrays(arrays: Arrays) -> str:
-    """sha256 over names in sorted order, each with its type, shape and bytes (C order)."""
-    import numpy as np
-
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        # ascontiguousarray makes a scalar an array of one: the shape is the original's.
-        header = canonical([name, array.dtype.str, list(arrays[name].shape)])
-        digest.update(header.encode() + b"\n" + array.tobytes())
-    return digest.hexdigest()
-
-
 def _read(folder: Path) -> tuple[Record | None, list[BadFile]]:
     """The record in a cell's folder, where it and its files can be trusted, and what cannot be."""
     path = folder / RECORD
     while True:
         try:
-            data = _bytes(path)
+            data = files.read(path)
             record, bad = (None, []) if data is None else _verified(path, data)
-            if not bad or _bytes(path) == data:
+            if not bad or files.read(path) == data:
                 break
-        except OSError as error:
-            record, bad = None, [BadFile(path, f"cannot be read: {error.strerror}")]
+        except Unreadable as error:
+            record, bad = None, [error.bad]
             break
         # The record was replaced while its files were read: look again.
-    for entry in _entries(folder):
-        if entry.name not in KNOWN and not _TEMPORARY.fullmatch(entry.name):
-            bad.append(BadFile(entry, "does not belong in the folder of a cell"))
-    return record, bad
+    try:
+        found = {b.path: b for b in map(_out_of_place, files.entries(folder)) if b is not None}
+    except Unreadable as error:
+        return record, [*(b for b in bad if not b.closed), error.bad]
+    return record, list((found | {b.path: b for b in bad}).values())
+
+
+def _out_of_place(entry: Path) -> BadFile | None:
+    """What is wrong with an entry of a cell's folder, whatever its record says."""
+    if entry.name == LEASE:
+        return leases.damage(entry)
+    if entry.name in KNOWN or _TEMPORARY.fullmatch(entry.name):
+        return files.odd(entry)
+    return BadFile(entry, "does not belong in the folder of a cell")
 
 
 def _verified(path: Path, data: bytes) -> tuple[Record | None, list[BadFile]]:
     try:
-        content = json.loads(data)
-        if not isinstance(content, dict):
-            raise ValueError("not a record")
-        seal = content.pop("sha256", None)
-        record = from_dict(content)
-        found = hashlib.sha256(canonical(content).encode()).hexdigest()
-    except (ValueError, RecursionError) as error:
-        first = str(error).splitlines()[0]
-        return None, [BadFile(path, f"cannot be read as a record: {first}")]
-    if seal != found:
-        return None, [BadFile(path, "is not what was written: its sha256 differs")]
+        record = parse(data)
+    except ValueError as error:
+        return None, [BadFile(path, str(error))]
     if record.key != path.parent.name:
         return None, [BadFile(path, f"belongs to another cell, {record.key[:16]}")]
     bad = []
     for name, digest in record.files.items():
-        held = _bytes(path.parent / name)
+        try:
+            held = _companion(path.parent, name, digest)
+        except Unreadable as error:
+            bad.append(error.bad)
+            if not error.bad.closed:
+                bad.append(BadFile(path, f"names {name}, which {error.bad.what}"))
+            continue
         if held is None:
             bad.append(BadFile(path, f"names {name}, which is missing"))
         elif hashlib.sha256(held).hexdigest() != digest:
@@ -342,52 +356,44 @@ def _verified(path: Path, data: bytes) -> tuple[Record | None, list[BadFile]]:
     return (None if bad else record), list(unique.values())
 
 
-def _render(record: Record) -> bytes:
-    """JSON for people and programs, with the sha256 of its canonical content."""
-    data = json.loads(canonical(record.as_dict()))
-    seal = hashlib.sha256(canonical(data).encode()).hexdigest()
-    return (json.dumps({**data, "sha256": seal}, indent=1, sort_keys=True) + "\n").encode()
+def _replace(folder: Path, digests: Mapping[str, str], drafts: Mapping[str, Path]) -> None:
+    """Put a record in the place of another. One rename replaces it together with its files: until
+    it has happened the old ones are in their places, and the new ones wait for it beside them."""
+    for name, digest in digests.items():
+        os.replace(drafts[name], folder / _waiting(name, digest))
+    os.replace(drafts[RECORD], folder / RECORD)
+    _settle(folder, digests)
+    for name in {CURVE, LAM} - digests.keys():
+        files.remove(folder / name)
+    files.sync(folder)
 
 
-def _npz(arrays: Arrays) -> bytes:
-    """The bytes of an .npz file that numpy.load reads; the same arrays give the same bytes."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
-            part = io.BytesIO()
-            np.lib.format.write_array(part, np.asarray(arrays[name]), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), part.getvalue())
-    return buffer.getvalue()
+def _settle(folder: Path, digests: Mapping[str, str]) -> None:
+    """Put the files of the record that is there into their places, where they still wait."""
+    for name, digest in digests.items():
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder / _waiting(name, digest), folder / name)
 
 
-def _bytes(path: Path) -> bytes | None:
+def _waiting(name: str, digest: str) -> str:
+    return f".{name}.{digest[:16]}.tmp"
+
+
+def _companion(folder: Path, name: str, digest: str) -> bytes | None:
+    """The file that a record names; where it is missing or another, what has its name.
+
+    Raises Unreadable.
+    """
+    # In this order: once it has left the first place it is in the second.
+    waiting = files.read(folder / _waiting(name, digest))
+    if waiting is not None and hashlib.sha256(waiting).hexdigest() == digest:
+        return waiting
+    return files.read(folder / name)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What a folder holds, as far as this user can see."""
     try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    try:
-        yield from sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be synced."""
-    if hasattr(os, "O_DIRECTORY"):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        return files.entries(folder)
+    except Unreadable:
+        return []

@@ -17,6 +17,7 @@ from metabench.core.cell import Cell
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 from metabench.core.settings import several
+from metabench.store.files import BadFile
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
 from metabench.suites.durations import Estimates
@@ -31,6 +32,7 @@ State = Literal[
     "timeout",
     "running",
     "open",
+    "closed",
     "missing package",
     "missing data",
     "not applicable",
@@ -68,7 +70,7 @@ class Planned:
     cell: Cell
     state: State
     reason: str = ""
-    mend: str = ""
+    repair: str = ""
     estimated_seconds: float | None = None
     similar: int = 0
     record: Record | None = field(default=None, repr=False)
@@ -78,7 +80,7 @@ class Planned:
         """Why there is no number, with what repairs it: for those who see no more than a table."""
         if self.state == "open":
             return self.reason or "not run yet"
-        return f"{self.reason}; {self.mend}" if self.mend else self.reason
+        return f"{self.reason}; {self.repair}" if self.repair else self.reason
 
 
 class Kept(Protocol):
@@ -90,6 +92,10 @@ class Kept(Protocol):
 
     def holder(self, key: str) -> object | None:
         """Who is running a cell now, in words; None where nobody is."""
+        ...
+
+    def closed(self, key: str) -> BadFile | None:
+        """What this user may not read of a cell that has no record that they can read."""
         ...
 
 
@@ -136,9 +142,9 @@ def state_of(
     """
     task, method, solver, _ = item.parts
 
-    def planned(state: State, reason: str = "", mend: str = "") -> Planned:
+    def planned(state: State, reason: str = "", repair: str = "") -> Planned:
         kept = None if state in NEVER_RUN else record
-        return Planned(item.row, item.column, item.cell, state, reason, mend, record=kept)
+        return Planned(item.row, item.column, item.cell, state, reason, repair, record=kept)
 
     if item.skip is not None:
         return planned("skipped", item.skip)
@@ -146,6 +152,8 @@ def state_of(
         return planned("not applicable", reason)
     if record is not None and record.status == "done":
         return planned("done")
+    if record is None and (closed := store.closed(item.cell.key)) is not None:
+        return planned("closed", str(closed), closed.repair)
     if (holder := store.holder(item.cell.key)) is not None:
         return planned("running", f"by {holder}")
     if missing := _missing_package(task, method, solver):
@@ -178,7 +186,7 @@ def _missing_data(task: Any) -> tuple[str, str] | None:
         try:
             locate.locate(name, None if task.source == "auto" else task.source)
         except DataMissing as error:
-            return str(error).partition("; repair:")[0], error.mend
+            return str(error).partition("; repair:")[0], error.repair
         except UnknownName as error:
             return str(error), ""
     return None

@@ -88,7 +88,7 @@ def test_a_broken_pair_comes_with_the_commands(quick: dict[str, Any], store: Sto
     finding = named(examine(store), "torchvision")
     assert finding.verdict == "broken" and finding.bad
     assert "does not fit torch 2.15.0" in finding.detail and "nms" in finding.detail
-    assert finding.mend == PAIR
+    assert finding.repair == PAIR
 
 
 def test_gpus_are_named(quick: dict[str, Any], store: Store) -> None:
@@ -111,11 +111,11 @@ def test_old_and_missing_packages(
     monkeypatch.setattr(metadata, "version", version)
     findings = examine(store)
     old = named(findings, "typer")
-    assert (old.verdict, old.mend) == ("too old", ('pip install --upgrade "typer>=0.20"',))
+    assert (old.verdict, old.repair) == ("too old", ('pip install --upgrade "typer>=0.20"',))
     missing = named(findings, "pandas")
-    assert (missing.verdict, missing.mend) == ("missing", ('pip install "pandas>=2.2.2"',))
+    assert (missing.verdict, missing.repair) == ("missing", ('pip install "pandas>=2.2.2"',))
     pair = named(findings, "torchvision")
-    assert pair.mend == ("pip install torch torchvision",)
+    assert pair.repair == ("pip install torch torchvision",)
     assert old.bad and missing.bad and pair.bad
 
 
@@ -155,7 +155,7 @@ def test_learn2learn_comes_with_its_two_commands(
     monkeypatch.setattr(metadata, "version", version)
     finding = named(examine(store), "learn2learn")
     assert finding.verdict == "missing" and not finding.bad
-    assert finding.mend == optional_packages.recipe("learn2learn") and len(finding.mend) == 2
+    assert finding.repair == optional_packages.recipe("learn2learn") and len(finding.repair) == 2
     monkeypatch.setattr(
         metadata, "version", lambda name: "0.2.0" if name == "learn2learn" else real(name)
     )
@@ -172,7 +172,7 @@ def test_data_found_and_missing(
     finding = named(examine(store), "omniglot")
     assert finding.verdict == "missing" and not finding.bad
     assert str(tmp_path / "nowhere") in finding.detail
-    assert finding.mend[0].startswith("metabench data fetch omniglot")
+    assert finding.repair[0].startswith("metabench data fetch omniglot")
     found = SimpleNamespace(layout=SimpleNamespace(name="arrays"), path=tmp_path / "omniglot")
     monkeypatch.setattr(
         locate,
@@ -250,8 +250,8 @@ def test_equal_commands_are_told_once() -> None:
     printing.print_findings(
         out,
         [
-            Finding("s", "a", "missing", mend=("do this",)),
-            Finding("s", "b", "missing", mend=("do this",), essential=True),
+            Finding("s", "a", "missing", repair=("do this",)),
+            Finding("s", "b", "missing", repair=("do this",), essential=True),
         ],
     )
     assert buffer.getvalue().count("do this") == 1

@@ -23,6 +23,7 @@ from metabench.core import registry
 from metabench.core.catalogue import listing
 from metabench.core.errors import SettingError, UnknownName
 from metabench.datasets import catalogue, fetch, verify
+from metabench.store import files
 from metabench.store.store import Store
 from metabench.suites.planning import STATES
 
@@ -598,6 +599,37 @@ def test_damaged_files_are_told(folder: Path) -> None:
     typed = metabench("run", "small.toml", "--budget", "smoke", "--only", "reverse/one")
     assert typed.code == 0 and "quarantined" in typed.err
     assert list((folder / "results" / "runs" / "set-aside").iterdir())
+
+
+def test_a_cell_that_is_closed_to_us_is_told_and_the_others_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A colleague's run with umask 077."""
+    crossing = ["--task", "ridge", "--method", "bilevel", "--budget", "smoke"]
+    words = [*crossing, "--set", "budget.outer_steps=1"]
+    assert metabench("run", *words, "--seeds", "1").code == 0
+    (theirs,) = (path.parent for path in Store().root.glob("*/*/record.json"))
+
+    def refusing(real: Callable[[Path], object]) -> Callable[[Path], object]:
+        def look(path: Path) -> object:
+            if theirs in (path, path.parent):
+                raise files.Unreadable(path, PermissionError(13, "Permission denied"))
+            return real(path)
+
+        return look
+
+    monkeypatch.setattr(files, "read", refusing(files.read))
+    monkeypatch.setattr(files, "entries", refusing(files.entries))
+    words += ["--seeds", "1,2"]
+    told = f"{theirs}: cannot be read: Permission denied"
+    plan = metabench("plan", *words)
+    assert plan.code == 0 and "1 closed" in plan.out and f"chmod -R a+rX {theirs}" in plan.out
+    typed = metabench("run", *words)
+    assert typed.code == 1 and told in typed.err and "1 closed" in typed.err
+    assert {r.cell.seed for r in Store().records()} == {2}
+    assert told in metabench("status", *words).out
+    table = metabench("table", *words)
+    assert table.code == 0 and told in table.err
 
 
 def test_missing_packages_and_data_are_told_with_their_command(

@@ -141,7 +141,7 @@ def stand(
         time.time(), known, {}, accounting, "no answer" * (accounting is False)
     )
     found = standings(planned(), [submission], answer)
-    return [f"{p.state}: {p.reason} {p.mend}".strip() for p in found]
+    return [f"{p.state}: {p.reason} {p.repair}".strip() for p in found]
 
 
 def test_open_cells_are_told_why_they_wait(submission: Submission) -> None:

@@ -36,7 +36,8 @@ def test_memory_follows_what_was_measured_and_needs_grow_with_setbacks() -> None
     assert needs(member(0), PROFILE, 10.0, Setbacks()).memory_gb == 16
     assert needs(member(0), PROFILE, 0.0, Setbacks(memory=1)).memory_gb == 16
     assert needs(member(0), PROFILE, 0.0, Setbacks(memory=9)).memory_gb == 32, "to a limit"
-    assert needs(member(0), PROFILE, 0.0, Setbacks(time=2)).minutes == 480, "to a limit"
+    assert needs(member(0), PROFILE, 0.0, Setbacks(time=1)).minutes == 960, "without most_time too"
+    assert needs(member(0), PROFILE, 0.0, Setbacks(time=9)).minutes == 1920, "to a limit"
     longer = replace(PROFILE, most_time="2-00:00:00")
     assert needs(member(0), longer, 0.0, Setbacks(time=2)).minutes == 4 * 480
     shared = replace(PROFILE, at_once=4)

@@ -14,14 +14,19 @@ from typing import Any, cast
 import pytest
 
 from metabench.cluster import draft as drafting
-from metabench.cluster import refusals, snapshot, submit
+from metabench.cluster import node_worker, refusals, snapshot, submit
+from metabench.cluster import submission as folders
+from metabench.cluster.cell_states import logs, standings
+from metabench.cluster.job_states import Answer, Job
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, Slurm, SlurmError
 from metabench.cluster.submission import Group, Member, read_group
 from metabench.cluster_profiles import local_cluster
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
-from metabench.store import lease, store
+from metabench.run.pool import NotStarted, Pool
+from metabench.run.worker import WorkerOptions, run_one
+from metabench.store import files, identity, lease
 from metabench.store.store import Store
 from metabench.suites.planning import Planned
 
@@ -29,9 +34,9 @@ CELL = Cell("ridge", "bilevel", "sgd", 0)
 ROOT = Path(__file__).parents[2]
 
 
-def refused(tmp_path: Path, state: str = "open", mend: str = "", **settings: Any) -> list[str]:
+def refused(tmp_path: Path, state: str = "open", repair: str = "", **settings: Any) -> list[str]:
     profile = Profile(**{"shared": [str(tmp_path)], "cpus": 1, "memory_gb": 1, **settings})
-    planned = [Planned("r", "c", CELL, state, "omniglot not found", mend)]  # type: ignore[arg-type]
+    planned = [Planned("r", "c", CELL, state, "omniglot not found", repair)]  # type: ignore[arg-type]
     made = drafting.draft(planned, profile, Store(tmp_path / "runs"), "suite", "smoke")
     nodes = [Partition("main", 4, 4.0, {"gpu": 2}, 60 * 24, True)]
     return refusals.refusals(made, cast(Slurm, SimpleNamespace(partitions=lambda: nodes)), planned)
@@ -92,7 +97,7 @@ def test_a_job_never_asks_for_no_memory(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_is_left_with_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    write = store.write_atomic
+    write = files.write_atomic
 
     def full(path: Path, data: bytes) -> None:
         if path.name == refused:
@@ -105,7 +110,8 @@ def test_a_disk_that_is_full_is_left_with_nothing(
     made = drafting.draft(planned, Profile(), Store(tmp_path / "runs"), "suite", "smoke")
     with pytest.raises(StoreError, match=f"nothing was queued: cannot write .*{refused}: No space"):
         submit.submit(made, Slurm(Profile()))
-    assert list((tmp_path / "runs" / "cluster").iterdir()) == []
+    left = list((tmp_path / "runs" / "cluster").iterdir())
+    assert [path.name for path in left] == [identity.ID], "nothing but the store's own id"
 
 
 def test_groups_are_plain_data(tmp_path: Path) -> None:
@@ -255,6 +261,7 @@ def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
         place = submission.root(store) / f"run-{at}"
         place.mkdir(parents=True)
         submission.Submission(place, "s", "b", {"name": "p"}, "", "", float(at), 1).write()
+        write_json(place / "keys.json", [CELL.key])
         for _ in range(2):
             submission.note_attempt(
                 place, CELL.key, attempt=f"{_}", job="7_0", host="n", at=1.0, what=what
@@ -267,3 +274,117 @@ def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
         [Planned("r", "c", CELL, "timeout")], Profile(memory_gb=4), store, "s", "b"
     )
     assert made.bundles[0].needs.memory_gb == 16
+
+
+def test_a_retry_of_what_ran_out_of_time_gets_more_up_to_what_the_partition_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time twice as much, also where the profile says no most_time; at the end it is said."""
+    kept = Store(tmp_path)
+    nodes = [Partition("main", 4, 4.0, {}, 200, True)]
+    monkeypatch.setattr(Slurm, "partitions", lambda _: nodes)
+    monkeypatch.setattr(Slurm, "max_array", lambda _: 1001)
+    monkeypatch.setattr(submit, "look", lambda *_: Answer(0.0, {}))
+
+    def retried() -> tuple[int, list[str]]:
+        planned = [Planned("r", "c", CELL, "timeout")]
+        made, _ = submit.prepare("s", "b", planned, Profile(time=60), kept)
+        return made.bundles[0].needs.minutes, made.at_most
+
+    given = [retried()]
+    for at in range(3):
+        place = folders.root(kept) / f"run-{at}"
+        place.mkdir(parents=True)
+        folders.Submission(place, "s", "b", {"name": "p"}, "", "", float(at), 1).write()
+        snapshot.write_json(place / "keys.json", [CELL.key])
+        for attempt in range(folders.TRIES):  # stopped by the warning, never a step further
+            folders.note_attempt(
+                place, CELL.key, attempt=f"{attempt}", job="7", host="n", at=1.0, end="stopped"
+            )
+        given.append(retried())
+    assert [minutes for minutes, _ in given] == [60, 120, 200, 200]
+    assert [said for _, said in given[:3]] == [[], [], []]
+    ((said,), *_) = given[-1][1:]
+    assert said.startswith("1 cells ran out of time before and get no more: 200 min is the most")
+
+
+def test_memory_that_ran_out_before_a_cell_was_reached_is_told_and_counted(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    place = folders.root(kept) / "run"
+    (place / "jobs" / "0").mkdir(parents=True)
+    arrays = [folders.Array("mb-a-0", 0, 1, "7", 1.0)]
+    made = folders.Submission(
+        place, "quickstart", "smoke", {"name": "p"}, "", "", 1.0, 1, None, arrays
+    )
+    made.write()
+    snapshot.write_json(place / "keys.json", [CELL.key])
+    words = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0"
+    (place / "jobs" / "0" / "7_0_log.err").write_text(
+        f"loading\n{words}\nsrun: error: n1: task 0\n"
+    )
+    for answer in (
+        Answer(0.0, {"mb-a-0/7": Job("7", "FAILED")}),
+        Answer(0.0, {}, accounting=False),  # Slurm has forgotten the job
+    ):
+        (found,) = standings([Planned("r", "c", CELL, "open")], [made], answer)
+        assert found.state == "out of memory" and words in found.reason
+        assert found.repair.startswith("metabench retry quickstart --budget smoke")
+    assert [path.name for _, path in logs([made], CELL.key)] == ["7_0_log.err"]
+    assert drafting.setbacks(kept, {CELL.key}, [])[CELL.key].memory == 1
+
+
+def test_a_store_that_was_moved_or_replaced_is_refused_and_none_grows_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Store(tmp_path / "runs")
+    known = identity.identity(kept.root)
+    assert identity.identity(kept.root) == known and not kept.problems()
+    run = kept.root / "cluster" / "one"
+    run.mkdir()
+    member = Member("r", "c", CELL)
+    Group([member], 60, 8.0, str(kept.root), "", store_id=known).write(run / "group-0.json")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    made = node_worker._Work.__new__(node_worker._Work)
+    made.group = read_group(run / "group-0.json")
+    made.check_store()
+    kept.root.rename(tmp_path / "moved")
+    with pytest.raises(StoreError, match=r"is not at .*/runs any more: it was moved or replaced"):
+        made.check_store()
+    ended = run_one(CELL, WorkerOptions(str(kept.root), store_id=known), print, lambda: False)
+    assert ended.how == "unsaved" and "any more" in ended.what
+    with pytest.raises(SystemExit) as stopped:
+        node_worker.work(str(run), 0)
+    assert stopped.value.code == node_worker.REFUSED and "error: " in capsys.readouterr().out
+    assert not kept.root.exists()
+    identity.identity(kept.root)  # another store in its place
+    with pytest.raises(StoreError, match="moved or replaced"):
+        made.check_store()
+
+
+def test_a_worker_that_cannot_start_ends_its_job_and_is_no_cells_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unable(Pool):
+        def idle_worker(self) -> Any:
+            made = SimpleNamespace(
+                process=SimpleNamespace(pid=1), cell=None, send=self.workers.append
+            )
+            return made
+
+        def at_work(self) -> Any:
+            return self.workers
+
+        def listen(self) -> Any:
+            raise NotStarted("no plug-in file '/p.py'", self.workers.pop())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(node_worker, "Pool", Unable)
+    Group([Member("r", "c", CELL)], 60, 8.0, str(tmp_path / "runs"), "").write(
+        tmp_path / "group-0.json"
+    )
+    monkeypatch.setattr(snapshot, "check", lambda _: None)
+    made = node_worker._Work(tmp_path, 0)
+    with pytest.raises(NotStarted, match=r"cannot start: no plug-in file '/p\.py'"):
+        made.loop()
+    (attempt,) = folders.attempts(tmp_path, CELL.key)
+    assert attempt.end == node_worker.NOT_BEGUN and "plug-in" in attempt.what
+    assert folders.fruitless([attempt]) == 0 and Store(tmp_path / "runs").records() == []

@@ -89,5 +89,5 @@ def test_a_broken_package_spoils_only_its_own_cells(
     assert its.state in ("missing package", "not applicable")
     if its.state == "missing package":
         assert its.reason == f"{package} cannot be imported: RuntimeError: broken on purpose"
-        assert its.mend
+        assert its.repair
     assert sound.state == "open"

@@ -20,7 +20,7 @@ def test_an_empty_folder_is_no_data_set(toy, tmp_path, monkeypatch):
         path.unlink()
     with pytest.raises(DataMissing, match=r"toy-py \(lacks \*\.png files in inside\)") as caught:
         locate.find("toy")
-    assert caught.value.mend.startswith("metabench data fetch toy")
+    assert caught.value.repair.startswith("metabench data fetch toy")
 
 
 def test_missing_says_where_it_looked_and_what_to_do(toy, tmp_path, monkeypatch):
@@ -29,13 +29,13 @@ def test_missing_says_where_it_looked_and_what_to_do(toy, tmp_path, monkeypatch)
     with pytest.raises(DataMissing) as caught:
         locate.find("toy")
     assert all(root in str(caught.value) for root in [*roots, "cache", "home/library"])
-    assert caught.value.mend.startswith("metabench data fetch toy, or set METABENCH_DATA")
-    assert caught.value.mend.endswith("the folder that holds toy or toy-py")
+    assert caught.value.repair.startswith("metabench data fetch toy, or set METABENCH_DATA")
+    assert caught.value.repair.endswith("the folder that holds toy or toy-py")
     (tmp_path / "two" / "toy").mkdir(parents=True)
     with pytest.raises(DataMissing) as caught:
         locate.locate("toy", "arrays")
     assert f"{tmp_path / 'two' / 'toy'} (lacks x.npz)" in str(caught.value)
-    assert "fetch" not in caught.value.mend  # fetching would not bring that layout
+    assert "fetch" not in caught.value.repair  # fetching would not bring that layout
 
 
 def test_unknown_names_get_near_ones(toy):
@@ -98,10 +98,10 @@ def test_status_tells_what_is_there(toy, tmp_path, monkeypatch):
     before = {s.dataset.name: s for s in locate.status()}
     assert set(before) == set(catalogue.DATASETS)
     assert before["toy"].found is None
-    assert before["toy"].mend.startswith("metabench data fetch toy")
+    assert before["toy"].repair.startswith("metabench data fetch toy")
     put_arrays(tmp_path)
     after = {s.dataset.name: s for s in locate.status()}["toy"]
-    assert (after.found.path, after.bytes, after.mend) == (tmp_path / "toy", 3, "")
+    assert (after.found.path, after.bytes, after.repair) == (tmp_path / "toy", 3, "")
 
 
 def test_folders_that_are_links_are_looked_into_and_each_once(toy, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Many cells: workers that die, signals, other launchers, and what people see of it."""
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -31,8 +32,10 @@ from metabench.run.events import (
     Stopping,
 )
 from metabench.run.local_launcher import Summary, launch
+from metabench.run.worker import WorkerOptions
+from metabench.store.files import BadFile
 from metabench.store.record import Record
-from metabench.store.store import LEASE, RECORD, BadFile, Store
+from metabench.store.store import LEASE, RECORD, Store
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -238,12 +241,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     script.write_text(SCRIPT)
     started = []
 
-    def begin(*arguments: object) -> subprocess.Popen[str]:
+    def begin(*arguments: object, terminal: int | None = None) -> subprocess.Popen[str]:
         root = str(tmp_path / "runs")
         started.append(
             subprocess.Popen(
                 [sys.executable, str(script), root, str(tmp_path), *map(str, arguments)],
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if terminal is None else terminal,
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
@@ -256,8 +259,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
         launcher.wait()
-        assert launcher.stdout is not None
-        launcher.stdout.close()
+        if launcher.stdout is not None:
+            launcher.stdout.close()
 
 
 def wait_for(condition: object, seconds: float = 60.0) -> None:
@@ -288,6 +291,7 @@ def test_two_launchers_share_a_grid(
         pytest.param(1, signal.SIGINT, True, marks=pytest.mark.slow),
         (2, signal.SIGINT, True),
         (2, signal.SIGTERM, False),
+        (2, signal.SIGHUP, True),  # a lost terminal
     ],
 )
 def test_a_signal_ends_the_launch_at_step_boundaries(
@@ -306,6 +310,47 @@ def test_a_signal_ends_the_launch_at_step_boundaries(
     assert not list(store.root.glob(f"*/*/{LEASE}"))
     assert len(list(store.root.glob("*/*/checkpoint.pt"))) == jobs
     assert store.problems() == []
+
+
+def test_what_cannot_be_printed_costs_no_cell(store: Store, plugin: Path, tmp_path: Path) -> None:
+    def lost(event: Event) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert launch([told(tmp_path)], store, listener=lost).exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_lost_terminal_costs_no_checkpoint(
+    store: Store, plugin: Path, tmp_path: Path, start: Start
+) -> None:
+    """The system tells all its processes, the shell once more, and nothing can be printed there."""
+    terminal, other_end = os.openpty()
+    launcher = start(2, 2, 0.05, 2000, terminal=other_end)
+    os.close(other_end)
+    wait_for(lambda: (tmp_path / "starts").exists() and len(starts(tmp_path)) == 2)
+    time.sleep(0.3)
+    os.close(terminal)
+    os.killpg(launcher.pid, signal.SIGHUP)
+    os.kill(launcher.pid, signal.SIGHUP)
+    launcher.wait(30)
+    assert len(list(store.root.glob("*/*/checkpoint.pt"))) == 2
+    assert not list(store.root.glob(f"*/*/{LEASE}"))
+
+
+def test_a_hangup_is_counted_once_and_under_nohup_never(store: Store) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    options = WorkerOptions(str(store.root))
+    try:
+        for handler, expected in ((signal.SIG_DFL, 1), (signal.SIG_IGN, 0)):
+            signal.signal(signal.SIGHUP, handler)
+            launched = module._Launch(store, 1, lambda event: None, True, options)
+            with launched.counting_signals():
+                os.kill(os.getpid(), signal.SIGHUP)
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert launched.signals == expected
+            assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_workers_do_not_outlive_a_killed_launcher(

@@ -599,16 +599,16 @@ def test_a_full_disk_fails_the_cell_and_not_the_store(
 def test_a_disk_that_is_full_for_the_curve_alone_still_takes_the_failure(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench.store import store as module
+    from metabench.store import files
 
-    real = module.write_atomic
+    real = files.draft
 
-    def write(path: Path, data: bytes) -> None:
+    def draft(path: Path, data: bytes) -> Path:
         if path.name.startswith("curve"):
-            raise module.StoreError(f"cannot write {path}: No space left on device")
-        real(path, data)
+            raise files.StoreError(f"cannot write {path}: No space left on device")
+        return real(path, data)
 
-    monkeypatch.setattr(module, "write_atomic", write)
+    monkeypatch.setattr(files, "draft", draft)
     record = run_cell(scripted(), store)
     assert record.status == "failed" and "No space left" in record.reason
     assert record.metrics == {} and store.get(record.key) == record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -240,3 +241,9 @@ def test_what_is_published_names_nobody() -> None:
     data = json.loads(line)
     assert data["environment"]["machine"] == {"cores": 2} and data["reason"] == "no file x.npy"
     assert data["notes"] == {"read": ["y.npy"]}
+
+
+def test_a_pipe_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="pipe: is a pipe or a device, not a file"):
+        Published(tmp_path / "pipe")

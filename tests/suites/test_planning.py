@@ -232,9 +232,9 @@ def test_missing_data_and_packages_come_with_their_command(
         choose(suite_of_pairs(["needy", "packed"], ["bilevel"]), "smoke"), store
     )
     assert [p.state for p in planned] == ["missing data", "missing package"]
-    assert planned[0].mend == "metabench data fetch no_such_data"
+    assert planned[0].repair == "metabench data fetch no_such_data"
     assert planned[0].reason == "data set 'no_such_data' not found; looked in here, there"
-    assert planned[1].mend == "pip install no_such_package"
+    assert planned[1].repair == "pip install no_such_package"
     assert not {p.state for p in planned} & planning.TO_RUN
 
 

@@ -199,8 +199,8 @@ def test_what_is_missing_comes_with_the_address(tmp_path, monkeypatch):
     monkeypatch.setenv("METABENCH_CACHE", str(tmp_path))
     with pytest.raises(DataMissing) as missing:
         tasks.get("pretrain_ppi")().build(Seeds.of(0), torch.device("cpu"))
-    assert "wget http://snap.stanford.edu/gnn-pretrain/data/bio_dataset.zip" in missing.value.mend
-    assert "the folder that holds bio/dataset" in missing.value.mend
+    assert "wget http://snap.stanford.edu/gnn-pretrain/data/bio_dataset.zip" in missing.value.repair
+    assert "the folder that holds bio/dataset" in missing.value.repair
     [verdict] = [s for s in locate.status() if s.dataset.name == "ppi_bio"]
     assert verdict.found is None
 

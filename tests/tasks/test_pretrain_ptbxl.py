@@ -164,9 +164,9 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(tmp_path, monkeyp
     monkeypatch.setenv("METABENCH_CACHE", str(tmp_path))
     with pytest.raises(DataMissing) as missing:
         tasks.get("pretrain_ptbxl")().build(Seeds.of(0), torch.device("cpu"))
-    assert missing.value.mend.startswith("wget -r ")
-    assert "physionet.org/files/ptb-xl/1.0.3/" in missing.value.mend
-    assert "set METABENCH_DATA to the folder that holds ptbxl" in missing.value.mend
+    assert missing.value.repair.startswith("wget -r ")
+    assert "physionet.org/files/ptb-xl/1.0.3/" in missing.value.repair
+    assert "set METABENCH_DATA to the folder that holds ptbxl" in missing.value.repair
     with pytest.raises(MetabenchError, match="metabench does not fetch ptbxl; by hand: wget"):
         fetch.fetch("ptbxl")
 

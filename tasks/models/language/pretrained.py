@@ -140,10 +140,10 @@ def missing(*models: str) -> tuple[str, str] | None:
         try:
             cached_file(model, "config.json", local_files_only=True)
         except OSError:
-            mend = f"hf download {model}" if HUB_NAME.fullmatch(model) else ""
+            repair = f"hf download {model}" if HUB_NAME.fullmatch(model) else ""
             near = difflib.get_close_matches(model, (TINY, SMALL), 1, 0.5)
             hint = f"; near: {near[0]}" if near else ""
-            return f"the language model {model!r} is not on this machine{hint}", mend
+            return f"the language model {model!r} is not on this machine{hint}", repair
     return None
 
 

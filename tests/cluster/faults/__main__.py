@@ -1,11 +1,14 @@
-"""Faults, injected into a real one-machine Slurm; what became of the cells after each.
+"""Faults, injected into a real one-machine Slurm or into local runs; what became of the cells.
 
     python -m tests.cluster.faults [FAULT ...] [--accounting yes|no|both] [--out FOLDER]
+    python -m tests.cluster.faults [KIND ...] --local N [--seed 0] [--on FOLDER ...] [--out FOLDER]
 
 Every fault has cells of its own in a store of its own, and one judge: every cell has exactly one
 final record, equal to the last bit to that of an undisturbed run in this process; no half-written
 file, no lease and no checkpoint is left. Nothing runs but on a cluster that this program brings up
-(``slurm/local_cluster.py``), and it ends none but its own processes.
+(``slurm/local_cluster.py``), or for ``--local`` in its own processes, and it ends none but those.
+The local faults take turns on the file systems of ``--on`` (default: the temporary folder and,
+where that is another file system, /dev/shm).
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,19 +31,17 @@ from typing import Any
 from metabench.cluster_profiles.local_cluster import Options, missing_packages, program, running
 from metabench.store.store import Store
 
-from . import FAULTS
+from . import FAULTS, local
 from .injection import Row, perform
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as Markdown."""
-    names = ["fault", "how", "accounting", "cells", "lost", "doubled", "identical", "left over"]
-    names += ["attempts", "seconds", "verdict"]
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table of rows that have the same names."""
+    names = [name.replace("_", " ") for name in (rows[0] if rows else ())]
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for row in rows:
-        values = asdict(row)
-        values["accounting"] = "yes" if row.accounting else "no"
-        lines.append("| " + " | ".join(str(v).replace("|", "/") for v in values.values()) + " |")
+        words = ({True: "yes", False: "no"}[v] if isinstance(v, bool) else v for v in row.values())
+        lines.append("| " + " | ".join(str(word).replace("|", "/") for word in words) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -48,14 +51,20 @@ def main(words: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"of {', '.join(FAULTS)}")
+    parser.add_argument("--local", type=int, metavar="N", help="N random faults of local runs")
+    parser.add_argument("--seed", type=int, default=0, help="from which local faults are drawn")
+    parser.add_argument("--on", type=Path, action="append", help="a folder for local runs")
     parser.add_argument("--accounting", choices=("yes", "no", "both"), default="both")
     parser.add_argument("--base-port", type=int, default=18817)
     parser.add_argument("--home", type=Path, help="a folder for clusters and stores")
-    parser.add_argument("--out", type=Path, help="a folder for faults.md and faults.json")
+    parser.add_argument("--out", type=Path, help="a folder for the table, as Markdown and as JSON")
     given = parser.parse_args(words)
-    unknown = [name for name in given.faults if name not in FAULTS]
+    known = FAULTS if given.local is None else local.KINDS
+    unknown = [name for name in given.faults if name not in known]
     if unknown:
-        parser.error(f"no fault {unknown[0]!r}; known: {', '.join(FAULTS)}")
+        parser.error(f"no fault {unknown[0]!r}; known: {', '.join(known)}")
+    if given.local is not None:
+        return run_local(given)
     kinds = {"yes": [True], "no": [False], "both": [False, True]}[given.accounting]
     if missing := missing_packages(any(kinds)):
         parser.error(f"{', '.join(missing)} not installed: see local_cluster.py install")
@@ -80,6 +89,56 @@ def main(words: list[str] | None = None) -> int:
                 if given.out:
                     write(given.out, rows)
     return int(any(row.verdict != "ok" for row in rows))
+
+
+def run_local(given: argparse.Namespace) -> int:
+    """Random faults of local runs; 1 where one did harm."""
+    folders = given.on or [Path(tempfile.gettempdir()), Path("/dev/shm")]
+    folders = [f for f in folders if given.on or f.is_dir()]
+    if len({folder.stat().st_dev for folder in folders}) == 1:
+        folders = folders[: len(given.on or folders[:1])]
+        print(f"one file system alone, that of {folders[0]}: --on names others", flush=True)
+    places = [
+        (file_system(f), Path(tempfile.mkdtemp(prefix="metabench-faults-", dir=f))) for f in folders
+    ]
+    start, rows = time.monotonic(), dict[int, local.Row]()
+    try:
+        for number, row in local.run(given.local, given.seed, places, given.faults):
+            rows[id(row)] = row
+            harm = [r.verdict for r in rows.values() if r.verdict != "ok"]
+            if (number + 1) % 20 == 0 or number + 1 == given.local or row.verdict in harm:
+                took = time.monotonic() - start
+                so_far = f"{number + 1} of {given.local} faults, {took:.0f} s"
+                print(f"{so_far}: {'; '.join(harm) or 'ok'}", flush=True)
+    finally:
+        if all(row.verdict == "ok" for row in rows.values()):
+            for _, folder in places:
+                shutil.rmtree(folder, ignore_errors=True)
+        else:
+            print(f"what did harm is in {', '.join(str(folder) for _, folder in places)}")
+    order = [*local.KINDS]
+    found = sorted(rows.values(), key=lambda r: (r.place, order.index(r.kind)))
+    text = (
+        "# Random faults of local runs\n\n"
+        f"{given.local} faults, Python {platform.python_version()}; made by\n"
+        f"`python -m tests.cluster.faults --local {given.local} --seed {given.seed} "
+        "--out FOLDER`.\n"
+        "identical: equal in every bit to a run in one process without faults.\n\n"
+    )
+    text += markdown([asdict(row) for row in found])
+    print(text)
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "local.md").write_text(text)
+        about = {"faults": given.local, "seed": given.seed, "rows": [asdict(r) for r in found]}
+        (given.out / "local.json").write_text(json.dumps(about, indent=1) + "\n")
+    return int(any(row.verdict != "ok" for row in found))
+
+
+def file_system(folder: Path) -> str:
+    """The kind of file system that a folder is on."""
+    command = ["stat", "-f", "-c", "%T", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def write(out: Path, rows: list[Row]) -> None:
@@ -107,7 +166,7 @@ def write(out: Path, rows: list[Row]) -> None:
         f"Slurm {about['slurm']}, Python {about['python']}; made by `{about['command']}`.\n"
         "identical: equal in every bit to a run in one process without faults.\n\n"
     )
-    (out / "faults.md").write_text(head + table(rows))
+    (out / "faults.md").write_text(head + markdown([asdict(r) for r in rows]))
 
 
 def slurm_version() -> str:

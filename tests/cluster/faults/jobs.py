@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 from metabench.cluster import slurm
 from metabench.cluster import submission as folder
 from metabench.cluster import submit as submitting
+from metabench.cluster.cell_states import standings
 from metabench.contract.seeds import seed_for
 
 from .registry import fault, kill, parent
-from .stage import SLOW, Lost, Stage
+from .stage import PAUSE, SLOW, Lost, Stage
 
 
 @fault()
@@ -156,6 +161,55 @@ def node_lost(stage: Stage) -> None:
         stage.finish()
     finally:
         stage.cluster.up()
+
+
+@fault()
+def batch_scripts_killed(stage: Stage) -> None:
+    """Kill -9 of every batch script, which would have requeued its job; then what status tells to
+    type."""
+    stage.seeds = list(range(3))
+    os.environ[PAUSE] = "0.4"
+    said, _ = stage.command("submit", "--cluster", "local").communicate(timeout=150)
+    (submission,) = folder.submissions(stage.store) or (None,)
+    if submission is None:
+        raise Lost(f"the submission failed: {said}")
+    stage.at_work(submission)
+    home = str(stage.cluster.home).encode()
+    while stage.live():
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if b"slurm_script" in (words := path.read_bytes()) and home in words:
+                    kill(int(path.parent.name))
+        time.sleep(0.3)
+    standing = standings(stage.planned(stage.seeds), [submission], stage.answer())
+    repairs = {p.repair for p in standing if p.state == "crashed"}
+    if len(repairs) != 1:
+        raise Lost(f"status says {[(p.state, p.repair) for p in standing]}")
+    program, *words = shlex.split(repairs.pop())
+    command = [sys.executable, "-P", "-m", program, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    if done.returncode:
+        raise Lost(f"{words}: {done.stdout}{done.stderr}")
+    stage.finish()
+
+
+@fault()
+def frozen_in_writing(stage: Stage) -> None:
+    """SIGSTOP between the look at the lease and the writing of the record; another job takes the
+    cell over, then SIGCONT."""
+    stage.tell(0, "freeze")
+    stage.submit(seeds=3, parallel=2)
+    note = stage.home / "frozen"
+    stage.until("a worker that is frozen", note.exists)
+    pid, claim = note.read_text().split()
+    os.utime(claim, (time.time() - 1000, time.time() - 1000))
+    try:
+        # Whoever holds the folder's lock while it is frozen cannot be taken over, which is safe.
+        with contextlib.suppress(Lost):
+            stage.until("its cell done by another", lambda: stage.final(stage.cells()[0]), 45)
+    finally:
+        os.kill(int(pid), signal.SIGCONT)
+    stage.finish()
 
 
 @fault()

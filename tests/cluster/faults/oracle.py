@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,20 +35,8 @@ class Verdict:
 def judge(stage: Stage) -> Verdict:
     """Compare every record with the undisturbed one; look for what was left behind."""
     cells = stage.cells()
-    identical = lost = 0
-    for cell in cells:
-        record = stage.store.get(cell.key)
-        if record is None or record.status != "done":
-            lost += 1
-            continue
-        wanted = undisturbed(cell, stage.reference)
-        same = record.outcome() == wanted.outcome() and curve_outcome(
-            stage.store.curve(record)
-        ) == curve_outcome(stage.reference.curve(wanted))
-        identical += same
-    left = [str(b) for b in stage.store.problems()]
-    for pattern in (f"*/*/{LEASE}", f"*/*/{CHECKPOINT}", "*/*/.*.tmp"):
-        left += [str(f.relative_to(stage.store.root)) for f in stage.store.root.glob(pattern)]
+    lost, identical = compared(cells, stage.store, stage.reference)
+    left = left_over(stage.store)
     histories = [
         folder.attempts(s.folder, c.key) for c in cells for s in folder.submissions(stage.store)
     ]
@@ -59,6 +48,30 @@ def judge(stage: Stage) -> Verdict:
                 done[cell.key] = done.get(cell.key, 0) + real
     doubled = sum(n > 1 for n in done.values())
     return Verdict(len(cells), lost, doubled, identical, left, sum(map(len, histories)))
+
+
+def compared(cells: Sequence[Cell], store: Store, reference: Store) -> tuple[int, int]:
+    """How many cells have no finished record, and how many have that of an undisturbed run."""
+    identical = lost = 0
+    for cell in cells:
+        record = store.get(cell.key)
+        if record is None or record.status != "done":
+            lost += 1
+            continue
+        wanted = undisturbed(cell, reference)
+        same = record.outcome() == wanted.outcome() and curve_outcome(
+            store.curve(record)
+        ) == curve_outcome(reference.curve(wanted))
+        identical += same
+    return lost, identical
+
+
+def left_over(store: Store) -> list[str]:
+    """What is in a store that a finished run does not leave there."""
+    left = [str(b) for b in store.problems()]
+    for pattern in (f"*/*/{LEASE}", f"*/*/{CHECKPOINT}", "*/*/.*.tmp"):
+        left += [str(f.relative_to(store.root)) for f in store.root.glob(pattern)]
+    return left
 
 
 def undisturbed(cell: Cell, reference: Store) -> Any:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ STEPS = 16
 PLUGIN = f'''
 """A method that takes its time, and stumbles where it is told to."""
 
+import json
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,37 @@ _fsync = os.fsync
 def slowly(fd):
     time.sleep(float(os.environ["{SLOW}"]))
     _fsync(fd)
+
+
+def freeze_after_the_lease_is_checked():
+    """SIGSTOP in the middle of Store.write: from then on others see no heartbeat."""
+    from metabench.store.lease import Lease
+    from metabench.store.store import Store
+
+    write, held = Store.write, Lease.held
+
+    def frozen(self):
+        answer = held(self)
+        if threading.current_thread() is threading.main_thread():
+            Lease.held = held
+            claim = json.loads(self.path.read_text())
+            with self.path.open("r+") as file:  # as if on another machine, where no pid can be seen
+                file.truncate()
+                json.dump({{**claim, "place": "elsewhere"}}, file)
+            note = Path(os.environ["{FOLDER}"], "frozen.tmp")
+            note.write_text(f"{{os.getpid()}} {{self.path}}")
+            note.rename(note.with_suffix(""))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return answer
+
+    def written(self, *args, **words):
+        Lease.held = frozen
+        try:
+            return write(self, *args, **words)
+        finally:
+            Lease.held = held
+
+    Store.write = written
 
 
 @methods.register("paced")
@@ -65,6 +98,8 @@ class Paced(methods.get("bilevel")):
                 time.sleep(10000)
             if what.startswith("die"):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if what.startswith("freeze"):  # after the next look at the lease that allows writing
+                freeze_after_the_lease_is_checked()
             if what.startswith("fail"):
                 raise ValueError("told to fail")
         return super().step(ctx, state)
@@ -139,15 +174,17 @@ class Stage:
             raise refusals.Refusal("; ".join(against))
         return submitting.submit(made, there)
 
-    def command(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        """A command of metabench about the same cells, in a process of its own."""
+    def command(self, *words: str, under: Sequence[str] = (), **env: str) -> subprocess.Popen[str]:
+        """A command of metabench about the same cells, in a process of its own; ``under``: what
+        starts it."""
         chosen = ["--task", "ridge", "--method", "paced", "--store", str(self.store.root)]
         chosen += [w for one in self.words() for w in ("--set", one)]
         chosen += ["--seeds", f"0-{max(self.seeds)}", "--plugin", str(self.plugin)]
         settings = {"parallel": 2, "query_seconds": 0, "checkpoint_seconds": 1.0}
-        chosen += [w for k, v in settings.items() for w in ("--set", f"slurm.{k}={v}")]
+        if "--cluster" in words:
+            chosen += [w for k, v in settings.items() for w in ("--set", f"slurm.{k}={v}")]
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "metabench", *words, *chosen],
+            [*under, sys.executable, "-P", "-m", "metabench", *words, *chosen],
             env={**os.environ, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +15,9 @@ from pathlib import Path
 
 from metabench.cluster import submission as folder
 from metabench.core.errors import MetabenchError
-from metabench.store.store import LEASE
+from metabench.store.store import LEASE, Store
 
-from .oracle import judge
+from .oracle import judge, undisturbed
 from .registry import fault, kill
 from .stage import PAUSE, Lost, Stage
 
@@ -214,6 +216,59 @@ def disk_full(stage: Stage) -> None:
         stage.verdict = judge(stage)  # type: ignore[attr-defined]
     finally:
         subprocess.run(["umount", "-l", str(stage.store.root)], check=False)
+
+
+@fault()
+def store_moved(stage: Stage) -> None:
+    """The store is moved away under running jobs: nothing grows at its old place; then submitted
+    again at the new one."""
+    submission = stage.submit()
+    stage.at_work(submission)
+    before = stage.store.root
+    stage.store = Store(before.rename(before.with_name("moved")))
+    stage.until("the end of all jobs", lambda: not stage.live())
+    if before.exists():
+        grown = sorted(str(p.relative_to(before)) for p in before.rglob("*"))
+        raise Lost(f"a store grew at the old place: {grown[:5]}")
+    if all(stage.final(c) for c in stage.cells()):
+        raise Lost("nothing was left to do at the new place")
+    stage.again(frozenset({"open"}))
+    stage.finish()
+
+
+@fault()
+def colleague(stage: Stage) -> None:
+    """Cells of a colleague with umask 077 in the same store: every verb goes on, and names them."""
+    stage.seeds = [7, 8]
+    hidden = []
+    for cell in stage.cells():
+        undisturbed(cell, stage.reference)
+        place = stage.store.folder(cell.key)
+        shutil.copytree(stage.reference.folder(cell.key), place)
+        hidden.append(place)
+        if os.geteuid() == 0:
+            os.chown(place, 65534, 65534)
+        place.chmod(0o700 if os.geteuid() == 0 else 0)
+    stage.seeds = [0, 1]
+    python = shlex.join([*powerless(), sys.executable])
+    try:
+        for verb in (["status"], ["plan"], ["table"], ["status", "--budget", "smoke"]):
+            said, _ = (verbs := stage.command(*verb, under=powerless())).communicate(timeout=150)
+            if verbs.returncode or (verb == ["status"] and str(hidden[0]) not in said):
+                raise Lost(f"{verb} with a colleague's cells: {said[-300:]}")
+        stage.submit(seeds=2, pause=0.05, python=python)
+        stage.finish()
+    finally:
+        for place in hidden:
+            place.chmod(0o700)
+
+
+def powerless() -> list[str]:
+    """The command before a command that root's right to read everything is taken from."""
+    if os.geteuid():
+        return []
+    rights = "-dac_override,-dac_read_search"
+    return ["setpriv", f"--inh-caps={rights}", f"--bounding-set={rights}"]
 
 
 @fault()

@@ -218,7 +218,7 @@ def test_a_grader_that_is_not_here_is_said_when_the_plan_is_made(world, tmp_path
         return planning.plan([SuiteCell("row", "column", cell)], Store(tmp_path / "store"))[0]
 
     found = state(reward="grader", grader="someone/judge")
-    assert (found.state, found.mend) == ("missing data", "hf download someone/judge")
+    assert (found.state, found.repair) == ("missing data", "hf download someone/judge")
     assert "'someone/judge' is not on this machine" in found.reason
     (tmp_path / "empty").mkdir()
     assert "no config.json" in state(grader=str(tmp_path / "empty")).reason
@@ -229,4 +229,4 @@ def test_a_grader_that_is_not_here_is_said_when_the_plan_is_made(world, tmp_path
     (cached / "refs" / "main").write_text("1")
     (here / "config.json").write_text("{}")
     assert state(grader="someone/judge").state == state().state == "open"
-    assert state(model="someone/else").mend == "hf download someone/else"
+    assert state(model="someone/else").repair == "hf download someone/else"

@@ -1,0 +1,74 @@
+"""Submit, and wait for the records: what ``reproduce --cluster`` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from metabench.cli.cluster_commands import describe, profiled, queue, words
+from metabench.cli.options import Choice
+
+if TYPE_CHECKING:
+    from metabench.suites.planning import Planned
+    from metabench.suites.suite import Suite, SuiteCell
+
+POLL_SECONDS = 2.0
+LEAST_LOOK = 5.0
+"""Between two readings of the store while somebody waits."""
+ROUNDS = 3
+"""How often cells that no job is left for are queued again."""
+
+
+def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Planned]) -> int:
+    """Submit a suite's cells and wait for their records; the exit code. Interrupted, the jobs go on
+    and the same command waits again."""
+    import time
+
+    from metabench.cli import printing
+    from metabench.cluster import job_states
+    from metabench.cluster import submit as module
+    from metabench.cluster.draft import TAKEN
+    from metabench.store import identity
+    from metabench.suites.planning import NEVER_RUN, plan
+
+    err = printing.console(stderr=True)
+    choice, profile = profiled(cluster, typed)
+    store, retyped = choice.open_store(), words(cluster, typed, suite)
+    items = [p for p in planned if p.state not in NEVER_RUN]
+    rounds, shown, known = 0, "", ""
+    while True:
+        identity.check(store.root, known)
+        made, slurm = module.prepare(
+            suite.name, choice.budget, planned, profile, store, words=retyped
+        )
+        if made.cells and rounds < ROUNDS:
+            describe(err, made, planned)
+            queue(err, made, slurm, planned)
+            rounds += 1
+            known = identity.identity(store.root)
+        elif not made.left_out:
+            break
+        while True:
+            time.sleep(max(POLL_SECONDS, min(LEAST_LOOK, profile.query_seconds)))
+            answer = job_states.look(slurm, store)
+            busy = job_states.busy(store, answer)
+            open_ = [p for p in items if (r := store.get(p.cell.key)) is None or r.status != "done"]
+            text = f"{len(items) - len(open_)} of {len(items)} cells done"
+            if text != shown:
+                err.print(text, markup=False, highlight=False)
+                shown = text
+            if not any(p.cell.key in busy for p in open_):
+                break
+        planned = plan([_again(p) for p in planned], store)
+        items = [p for p in planned if p.state not in NEVER_RUN]
+        if all(p.state not in TAKEN for p in items):
+            break
+    for p in items:
+        if p.state != "done":
+            err.print(f"{p.cell}: {p.state}: {p.reason}", markup=False, soft_wrap=True)
+    return int(any(p.state != "done" for p in items))
+
+
+def _again(p: Planned) -> SuiteCell:
+    from metabench.suites.suite import SuiteCell
+
+    return SuiteCell(p.row, p.column, p.cell, p.reason if p.state == "skipped" else None)
