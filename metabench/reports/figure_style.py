@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-mpl = drawing.matplotlib()
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow."""
 MARKERS = "os^DvPX"
@@ -30,6 +29,7 @@ PANEL = (3.3, 2.35)
 @contextmanager
 def styled() -> Iterator[None]:
     """Inside, figures look as ``templates/metabench.mplstyle`` says."""
+    mpl = drawing.matplotlib()
     from matplotlib import style as styles
 
     here = Path(__file__).parent / "templates" / "metabench.mplstyle"

@@ -306,10 +306,11 @@ def _read(folder: Path) -> tuple[Record | None, list[BadFile]]:
     """The record in a cell's folder, where it and its files can be trusted, and what cannot be."""
     path = folder / RECORD
     while True:
+        before = files.stamp(path)
         try:
             data = files.read(path)
             record, bad = (None, []) if data is None else _verified(path, data)
-            if not bad or files.read(path) == data:
+            if not bad or (files.read(path) == data and files.stamp(path) == before):
                 break
         except Unreadable as error:
             record, bad = None, [error.bad]

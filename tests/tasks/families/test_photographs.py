@@ -131,7 +131,7 @@ def test_the_smaller_cifar100_is_taken_only_where_it_is_named(root):
     (root / "cifar100" / "cifar100_160pc.npz").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(DataMissing):
         tasks.get("fc100")().classes("train")
-    with pytest.raises(MetabenchError, match=r"cifar100 cannot be read .* data verify cifar100"):
+    with pytest.raises(MetabenchError, match=r"160pc\.npz cannot be read .* data verify cifar100"):
         tasks.get("fc100")(source="metabench").classes("train")
 
 
