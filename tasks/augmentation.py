@@ -32,12 +32,7 @@ from .data.images import CLASSES, Images, OfImages, shrunk
 from .families.drawn_images import DrawnImages, cut
 from .models.augment import Strengths, augment
 from .models.classifier import Classifier, Kind
-from .models.learned_augmentation import (
-    AugmentingNetwork,
-    LearnedAugmentation,
-    RandAugment,
-    Ranges,
-)
+from .models.learned_augmentation import AugmentingNetwork, LearnedAugmentation, RandAugment, Ranges
 
 Count = Annotated[int, Field(ge=1)]
 FORMS: dict[str, type[LearnedAugmentation]] = {

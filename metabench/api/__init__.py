@@ -17,14 +17,7 @@ Records are kept in the folder ``results/runs``, or where ``store`` says.
 """
 
 from metabench.api.describe import show
-from metabench.api.inventory import (
-    check,
-    data_fetch,
-    data_find,
-    data_list,
-    data_verify,
-    doctor,
-)
+from metabench.api.inventory import check, data_fetch, data_find, data_list, data_verify, doctor
 from metabench.api.output import Table
 from metabench.api.publication import publish
 from metabench.api.scaffold import new

@@ -18,14 +18,7 @@ from metabench.conformance.derivative_checks import (
     splits,
     start,
 )
-from metabench.conformance.harness import (
-    Harness,
-    NotTested,
-    snapshot,
-    stored,
-    tolerance,
-    unchanged,
-)
+from metabench.conformance.harness import Harness, NotTested, snapshot, stored, tolerance, unchanged
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import State

@@ -18,14 +18,7 @@ from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, Cell
 from metabench.core.costs import COUNT_NAMES, Counts, Meter
-from metabench.core.errors import (
-    Held,
-    SettingError,
-    Stopped,
-    StoreError,
-    TimedOut,
-    UnknownName,
-)
+from metabench.core.errors import Held, SettingError, Stopped, StoreError, TimedOut, UnknownName
 from metabench.core.limits import RUNAWAY
 from metabench.run import checkpoint, determinism, learning_curve
 from metabench.run.checkpoint import Boundary, Checkpoint, detached
