@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import platform
 import time
@@ -76,7 +77,8 @@ class Loop:
         self.store, self.lease, self.attempts = store, lease, attempts
         self.seeds = Seeds.of(cell.seed)
         self.hosts: list[str] = []
-        self.at: Boundary | None = None
+        self._at: Boundary | None = None
+        self._noted: dict[str, Any] = {}
         self.resumed: list[dict[str, Any]] = []
         self.training, self.evaluating = Stopwatch(options.device), Stopwatch(options.device)
         self.memory = determinism.PeakMemory(options.device)
@@ -277,12 +279,9 @@ class Loop:
     def spent(self, at: Boundary) -> float:
         """The largest part of any of the budget's limits that is used up."""
         used = {**at.counts, "outer_steps": at.step, "seconds": self.training.seconds}
-        parts = [0.0]
-        for name in Budget.LIMITS:
-            limit = getattr(self.budget, name)
-            if limit is not None:
-                parts.append(used[name] / limit if limit else 1.0)
-        return max(parts)
+        limits = {name: getattr(self.budget, name) for name in Budget.LIMITS}
+        parts = [used[n] / most if most else 1.0 for n, most in limits.items() if most is not None]
+        return max(parts, default=0.0)
 
     def check(self) -> None:
         """Raise Stopped, TimedOut or Held where the run must not go on; rank 0 decides."""
@@ -317,14 +316,9 @@ class Loop:
         another's. Raises StoreError unless ``quietly``."""
         if self.at is None or self.store is None or self.lease is None:
             return
+        seconds, evaluation = self.training.seconds, self.evaluating.seconds
         content = Checkpoint(
-            self.at,
-            self.ctx.notes,
-            self.training.seconds,
-            self.evaluating.seconds,
-            self.peak(),
-            self.attempts,
-            self.resumed,
+            self.at, self._noted, seconds, evaluation, self.peak(), self.attempts, self.resumed
         )
         try:
             checkpoint.save(self.path(), content, self.made_with, self.lease.sure)
@@ -340,9 +334,9 @@ class Loop:
         found = self.group.agree(self._checkpoint())
         if found is None:
             return False
+        self.ctx.notes.update(found.notes)
         at = self.at = found.boundary
         self.ctx.step, self.ctx.meter = at.step, Meter(Counts(**at.counts))
-        self.ctx.notes.update(found.notes)
         self.training.seconds = found.seconds
         self.evaluating.seconds = found.evaluation_seconds
         self._peak_before, self.resumed = found.peak, found.resumed
@@ -382,6 +376,16 @@ class Loop:
         """Of the checkpoint."""
         assert self.store is not None
         return self.store.folder(self.cell.key) / CHECKPOINT
+
+    @property
+    def at(self) -> Boundary | None:
+        """The last step boundary, with the notes that there were: what a step that is cut off has
+        noted goes with what it has counted, and is found anew."""
+        return self._at
+
+    @at.setter
+    def at(self, new: Boundary) -> None:
+        self._at, self._noted = new, copy.deepcopy(self.ctx.notes)
 
     @property
     def boundary(self) -> Boundary:

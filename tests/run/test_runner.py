@@ -25,6 +25,7 @@ from metabench.core import provenance, registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.errors import Diverged, Held, NotApplicable, Stopped
+from metabench.hypergradients import unrolled
 from metabench.run import checkpoint, determinism, learning_curve, loop
 from metabench.run.evaluation import estimate
 from metabench.run.events import Event, Finished, Interrupted, Progress, Quarantined, Started
@@ -485,6 +486,25 @@ def test_an_interrupt_keeps_the_last_step_boundary(
     Scripted.hooks["interrupt"] = lambda: None
     run_cell(cell, pieces, listener=events.append)
     assert Started(cell, 6) in events
+    same(whole, pieces, cell.key)
+
+
+def test_a_step_that_is_cut_off_leaves_no_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory mode is measured in the first step, and counted: a resumed run does so again."""
+    budget = {"outer_steps": 2, "eval_every": 1, "valid_episodes": 1, "test_episodes": 1}
+    cell = make_cell("ridge", "bilevel", set={"budget": budget})
+    whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
+    run_cell(cell, whole)
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(unrolled, "_whole_graph", cut)
+        run_cell(cell, pieces)
+    assert run_cell(cell, pieces).attempts == 2
     same(whole, pieces, cell.key)
 
 
