@@ -66,6 +66,8 @@ def read(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise Unreadable(path, error) from None
+    except MemoryError:
+        raise Unreadable(path, "is larger than the memory") from None
 
 
 def _kind(mode: int) -> str:
