@@ -262,12 +262,14 @@ def _create(path: Path, beat: float) -> Lease | None:
 
 
 def _bury(path: Path, stale: _Seen) -> None:
-    """Remove a stale lease, and no other: of several who try, one wins."""
+    """Remove a stale lease, and no other: of several who try, one wins. Raises StoreError."""
     grave = path.with_name(f".lease.{uuid.uuid4().hex}.tmp")
     try:
         os.rename(path, grave)
     except FileNotFoundError:
         return
+    except OSError as error:  # in a folder with the sticky bit a lease is its owner's
+        raise StoreError(f"cannot remove the stale lease {path}: {error.strerror}") from error
     try:
         found = files.read(grave)
     except Unreadable:

@@ -329,3 +329,31 @@ def test_a_record_with_a_value_that_no_run_writes_is_told(
     path = store.folder(store.write(record_of(1, **changes)).key) / RECORD
     records, bad = store.scan()
     assert records == [] and [b.path for b in bad] == [path]
+
+
+def test_the_hint_for_a_closed_cell_opens_the_folder_that_closes_it(shared: Store) -> None:
+    place = shared.folder(shared.write(GOOD[1]).key).parent
+    place.chmod(0o700)
+
+    def check() -> None:
+        closed = shared.closed(GOOD[1].key)
+        assert closed is not None and closed.repair.startswith(f"chmod -R a+rX {place}  ")
+
+    as_colleague(check)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="makes a file of another user")
+def test_a_stale_lease_that_is_another_users_is_told_and_stops_no_merge(shared: Store) -> None:
+    source = Store(shared.root.parent / "source")
+    source.write(GOOD[1], CURVE_OF)
+    path = plant(shared, GOOD[1].key, "lease", text)
+    os.utime(path, (0, 0))
+    path.parent.parent.chmod(0o777)
+    path.parent.chmod(0o1777)
+
+    def check() -> None:
+        merged = merge([source], shared)
+        assert len(merged.bad) == 1 and str(path) in merged.bad[0]
+        assert [b.path for b in shared.repair()] == [path]
+
+    as_colleague(check)
