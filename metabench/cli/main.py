@@ -58,7 +58,8 @@ class Commands(TyperGroup):
         except OSError as error:
             if error.filename is None:  # nothing that was named: see metabench.__main__
                 raise
-            typer.secho(f"error: {error.filename}: {error.strerror}", fg=typer.colors.RED, err=True)
+            text = f"error: {error.filename}: {error.strerror}"
+            printing.say(text, err=True, color=typer.colors.RED)
             raise typer.Exit(1) from None
 
 
@@ -187,7 +188,7 @@ def check(
             printing.say(f"-       {what}: not tested: {untested}")
         elif how:
             failed += 1
-            typer.secho(f"FAILED  {what}: {how}", fg=typer.colors.RED)
+            printing.say(f"FAILED  {what}: {how}", color=typer.colors.RED)
         else:
             printing.say(f"ok      {what}")
     printing.say(f"{name} fails {failed} checks" if failed else f"{name} passes every check")
@@ -308,7 +309,7 @@ def store_import(
 
 def _tell_merged(merged: Merged) -> None:
     for text in (*merged.conflicts, *merged.bad):
-        typer.secho(str(text), fg=typer.colors.RED, err=True)
+        printing.say(str(text), err=True, color=typer.colors.RED)
     for text in merged.running:
         printing.say(f"{text}: is being run, left alone")
     printing.say(str(merged))

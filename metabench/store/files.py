@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import stat
 import uuid
 from collections.abc import Callable
@@ -31,8 +32,9 @@ class BadFile:
 
     @property
     def repair(self) -> str:
-        """What to type where it is closed."""
-        return f"chmod -R a+rX {self.path}  # as its owner"
+        """What to type where it is closed, or the outermost folder that it is in."""
+        inside = (p for p in reversed(self.path.parents) if not os.access(p, os.X_OK))
+        return f"chmod -R a+rX {shlex.quote(str(next(inside, self.path)))}  # as its owner"
 
 
 class Unreadable(Exception):
@@ -66,6 +68,8 @@ def read(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise Unreadable(path, error) from None
+    except MemoryError:
+        raise Unreadable(path, "is larger than the memory") from None
 
 
 def stamp(path: Path) -> tuple[int, int] | None:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from metabench.core.errors import Held, StoreError
 from metabench.store import files
 from metabench.store.files import BadFile, Unreadable
@@ -43,6 +45,9 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+_adapter = TypeAdapter(Holder)
 
 
 class Lease:
@@ -208,8 +213,8 @@ def _read(path: Path) -> _Seen | None:
 
 def _holder(data: bytes) -> Holder | None:
     try:
-        return Holder(**json.loads(data))
-    except (ValueError, TypeError, RecursionError):
+        return _adapter.validate_json(data, strict=True)
+    except ValueError:
         return None
 
 
@@ -217,7 +222,8 @@ def _alive(seen: _Seen, seconds: float) -> bool:
     who = seen.holder
     if who is not None and who.place == _place():
         started = _started(who.pid)
-        return started is not None and started == who.started
+        if started != "" or who.started == "":  # else its process is hidden from this user
+            return started == who.started
     return _now(seen.folder) - seen.touched <= seconds
 
 
@@ -256,12 +262,14 @@ def _create(path: Path, beat: float) -> Lease | None:
 
 
 def _bury(path: Path, stale: _Seen) -> None:
-    """Remove a stale lease, and no other: of several who try, one wins."""
+    """Remove a stale lease, and no other: of several who try, one wins. Raises StoreError."""
     grave = path.with_name(f".lease.{uuid.uuid4().hex}.tmp")
     try:
         os.rename(path, grave)
     except FileNotFoundError:
         return
+    except OSError as error:  # in a folder with the sticky bit a lease is its owner's
+        raise StoreError(f"cannot remove the stale lease {path}: {error.strerror}") from error
     try:
         found = files.read(grave)
     except Unreadable:
@@ -325,12 +333,10 @@ def _started(pid: int) -> str | None:
     """Start time of a live process, "" where the system does not tell; None for a dead one."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
-            return None
+    except OSError:  # a dead one, no /proc, or (hidepid) not for this user
         try:
             os.kill(pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return None
         except PermissionError:
             pass

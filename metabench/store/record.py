@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from metabench.core.cell import Cell
 
@@ -25,6 +25,20 @@ validation episodes, ``cost/NAME`` counts so far, ``cost/seconds`` training seco
 ``.max`` of a large one.
 """
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+READ = {"machine": dict, "versions": dict, "device": str, "ranks": int}
+"""What is read of an environment, by type; all else of it is only shown."""
+
+
+def _typed(environment: dict[str, Any]) -> dict[str, Any]:
+    for name, kind in READ.items():
+        if not isinstance(found := environment.get(name, kind()), kind):
+            raise ValueError(f"{name} is a {type(found).__name__}")
+    if not 0 <= environment.get("ranks", 1) < 2**31:
+        raise ValueError(f"ranks is {environment['ranks']}")
+    return environment
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -32,9 +46,9 @@ class Estimate:
     95 % t-interval of the mean over episodes (None where n is 1)."""
 
     mean: float
-    n: int
+    n: Count
     std: float | None = None
-    ci95: float | None = None
+    ci95: Annotated[float, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,16 +70,16 @@ class Record:
     traceback: str = ""
     seeds: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    selected_step: int | None = None
-    steps: int = 0
+    selected_step: Count | None = None
+    steps: Count = 0
     cost: dict[str, float] = field(default_factory=dict)
     lam: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: Annotated[dict[str, Any], AfterValidator(_typed)] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     started: str = ""
     ended: str = ""
-    attempts: int = 1
+    attempts: Count = 1
     schema: int = SCHEMA
 
     def as_dict(self) -> dict[str, Any]:

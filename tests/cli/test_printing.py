@@ -119,3 +119,10 @@ def test_a_spreadsheet_takes_no_label_for_a_formula_and_keeps_negative_numbers(
 )
 def test_what_a_spreadsheet_would_compute_has_an_apostrophe(value: object, kept: object) -> None:
     assert field(value) == kept
+
+
+def test_a_merge_prints_no_escape_sequences_of_a_file_name(tmp_path: Path) -> None:
+    (tmp_path / "from" / "a\x1b[2Jb").mkdir(parents=True)
+    words = ["store", "merge", str(tmp_path / "from"), "--into", str(tmp_path / "to")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1 and "a\\u001b[2Jb" in done.output and "\x1b" not in done.output

@@ -1,6 +1,7 @@
 """What others leave in a store, of any kind or closed to this user: it is told by its path, and the
 rest goes on."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -280,5 +281,79 @@ def test_a_damaged_record_of_another_user_is_told_and_stops_no_repair(shared: St
     def check() -> None:
         assert [b.path for b in shared.repair()] == [folder / RECORD]
         assert shared.records() == [record]
+
+    as_colleague(check)
+
+
+@pytest.mark.parametrize("pid", ["a\0b", "uptime", "x" * 5000, [1], 10**4000, -1, 1.5])
+def test_a_lease_with_a_value_of_the_wrong_type_stops_nothing(tmp_path: Path, pid: object) -> None:
+    store, record = Store(tmp_path), record_of(1)
+    path = store.folder(record.key) / LEASE
+    path.parent.mkdir(parents=True)
+    claim = {"host": "h", "place": leases._place(), "pid": pid, "started": "1", "nonce": "n"}
+    path.write_text(json.dumps(claim | {"since": 1.0}))
+    assert store.holder(record.key) is None or store.lease(record.key) is None
+    store.scan()
+
+
+def test_a_file_larger_than_the_memory_is_told_and_stops_nothing(
+    tmp_path: Path,
+) -> None:
+    store, good = Store(tmp_path), record_of(0)
+    store.write(good)
+    path = store.folder(record_of(1).key) / RECORD
+    path.parent.mkdir(parents=True)
+    path.touch()
+    os.truncate(path, 2**42)
+    records, bad = store.scan()
+    assert [r.key for r in records] == [good.key]
+    assert [str(b) for b in bad] == [f"{path}: is larger than the memory"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {"test": {"mse": Estimate(0.5, 2, 0.1, -1.0)}}},
+        {"steps": 10**60},
+        {"environment": {"ranks": "four"}},
+        {"environment": {"ranks": 10**60}},
+        {"environment": {"machine": "mine"}},
+        {"environment": {"versions": ["torch"]}},
+    ],
+    ids=str,
+)
+def test_a_record_with_a_value_that_no_run_writes_is_told(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    store = Store(tmp_path)
+    path = store.folder(store.write(record_of(1, **changes)).key) / RECORD
+    records, bad = store.scan()
+    assert records == [] and [b.path for b in bad] == [path]
+
+
+def test_the_hint_for_a_closed_cell_opens_the_folder_that_closes_it(shared: Store) -> None:
+    place = shared.folder(shared.write(GOOD[1]).key).parent
+    place.chmod(0o700)
+
+    def check() -> None:
+        closed = shared.closed(GOOD[1].key)
+        assert closed is not None and closed.repair.startswith(f"chmod -R a+rX {place}  ")
+
+    as_colleague(check)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="makes a file of another user")
+def test_a_stale_lease_that_is_another_users_is_told_and_stops_no_merge(shared: Store) -> None:
+    source = Store(shared.root.parent / "source")
+    source.write(GOOD[1], CURVE_OF)
+    path = plant(shared, GOOD[1].key, "lease", text)
+    os.utime(path, (0, 0))
+    path.parent.parent.chmod(0o777)
+    path.parent.chmod(0o1777)
+
+    def check() -> None:
+        merged = merge([source], shared)
+        assert len(merged.bad) == 1 and str(path) in merged.bad[0]
+        assert [b.path for b in shared.repair()] == [path]
 
     as_colleague(check)

@@ -376,6 +376,22 @@ def test_a_reused_pid_is_not_the_holder(store: Store) -> None:
     assert store.holder(key) is None
 
 
+def test_a_live_process_that_is_hidden_keeps_its_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc mounted with hidepid shows the processes of other users as if they were not there."""
+
+    def another_users(pid: int, number: int) -> None:
+        raise PermissionError
+
+    key = record_of(1).key
+    path = plant(store, key, dead_holder())
+    monkeypatch.setattr(os, "kill", another_users)
+    assert store.lease(key) is None and store.holder(key) is not None
+    os.utime(path, (0, 0))
+    assert store.holder(key) is None
+
+
 def test_another_machine_keeps_its_lease_for_a_lease(store: Store) -> None:
     key = record_of(1).key
     path = plant(store, key, leases.Holder("there", "there/boot/ns", 1, "1", "n", time.time()))
