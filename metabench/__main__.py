@@ -8,6 +8,10 @@ import sys
 from typing import Any
 
 
+class OutputEnded(SystemExit):
+    """Nobody takes what is printed: the command ends, whatever it is at."""
+
+
 class Output(io.FileIO):
     """Standard output; where it takes nothing more, the command ends. A full disk or a closed
     stream is an error, a reader (head, less) that has ended is none."""
@@ -20,11 +24,11 @@ class Output(io.FileIO):
             return len(data) if self._ended else super().write(data)
         except BrokenPipeError:
             self._ended = True
-            raise SystemExit(0) from None
+            raise OutputEnded(0) from None
         except OSError as error:
             self._ended = True
             print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
-            raise SystemExit(1) from None
+            raise OutputEnded(1) from None
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
@@ -21,17 +22,20 @@ ZERO_STEPS = 3
 
 
 def check_like(what: str, found: object, like: Params) -> None:
-    """Raise TypeError, by name and shape, unless ``found`` has the names and shapes of ``like``:
-    another shape may broadcast, and give numbers that mean nothing."""
+    """Raise TypeError, by name, unless ``found`` has the names, shapes and types of ``like``:
+    another shape may broadcast, and another type cut numbers off, without a word."""
     if not isinstance(found, dict):
         raise TypeError(f"{what} is a {type(found).__name__}, not a dict of tensors")
     wrong = [f"no {name!r}" for name in like if name not in found]
     wrong += [f"{name!r}, which is not asked for" for name in found if name not in like]
     for name, x in like.items():
-        given = getattr(found.get(name), "shape", None)
-        if name in found and given != x.shape:
-            shown = type(found[name]).__name__ if given is None else list(given)
-            wrong.append(f"{name!r} as {shown}, not {list(x.shape)}")
+        given = found.get(name)
+        if not isinstance(given, Tensor):
+            wrong += [f"{name!r} as {type(given).__name__}, not a tensor"] if name in found else []
+        elif given.shape != x.shape:
+            wrong.append(f"{name!r} as {list(given.shape)}, not {list(x.shape)}")
+        elif given.dtype != x.dtype:
+            wrong.append(f"{name!r} as {given.dtype}, not {x.dtype}")
     if wrong:
         raise TypeError(f"{what} has {'; '.join(wrong[:MOST_NAMES])}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -82,6 +83,9 @@ def check_step(method: str, found: Any, before: State) -> tuple[State, dict[str,
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
         raise TypeError(f"step of {method} gives a {_kind(found)}, not (State, dict of numbers)")
     check_state(f"step of {method}", found[0])
+    for name, value in found[1].items():
+        if not isinstance(value, Real):
+            raise TypeError(f"step of {method} logs {name!r} as a {type(value).__name__}")
     check_like(f"lam after a step of {method}", found[0].outer, before.outer)
     return found
 

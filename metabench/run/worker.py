@@ -90,7 +90,8 @@ def run_one(
     stop: Callable[[], bool],
     processes: RankProcesses | None = None,
 ) -> Ended:
-    """Run a cell and say how it ended; raises nothing but KeyboardInterrupt and SystemExit."""
+    """Run a cell and say how it ended; raises KeyboardInterrupt, and what else is no Exception, but
+    for the sys.exit of a task or method."""
     from metabench.run.runner import run_cell
     from metabench.store import identity
     from metabench.store.store import Store
@@ -115,6 +116,10 @@ def run_one(
         return Ended(cell, "stopped")
     except RankLost as error:
         return Ended(cell, "cut off", str(error))
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # of ours: nobody takes what is printed
+            raise
+        return Ended(cell, "cut off", f"its code ends the process: sys.exit({error.code!r})")
     except NotApplicable as error:
         return Ended(cell, "refused", str(error))
     except MetabenchError as error:

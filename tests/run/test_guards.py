@@ -152,6 +152,23 @@ def grown(params):
             {"step": lambda s, log: (replace(s, lam={"decay": s.lam["log_penalty"]}), log)},
             "lam after a step of misshaped has no 'log_penalty'; 'decay', which is not asked for",
         ),
+        (
+            {"step": lambda s, log: (replace(s, lam={k: v.long() for k, v in s.lam.items()}), log)},
+            "lam after a step of misshaped has 'log_penalty' as torch.int64, not torch.float64",
+        ),
+        (
+            {
+                "step": lambda s, log: (
+                    replace(s, lam={k: v.numpy() for k, v in s.lam.items()}),
+                    log,
+                )
+            },
+            "lam after a step of misshaped has 'log_penalty' as ndarray, not a tensor",
+        ),
+        (
+            {"step": lambda s, log: (s, {"outer_loss": "0.5"})},
+            "step of misshaped logs 'outer_loss' as a str",
+        ),
         ({"adapt": lambda t: None}, "what adapt of Misshaped gives is a NoneType, not a dict"),
         ({"adapt": grown}, "what adapt of Misshaped gives has 'w' as [10, 1], not [10]"),
         ({"hypergradient": lambda h: tuple(h)}, "hypergradient of Misshaped gives a tuple, not a"),

@@ -42,7 +42,7 @@ Start = Callable[..., subprocess.Popen[str]]
 # A method that notes each start in a file and then does as it is told.
 PLUGIN = '''
 """A method for tests."""
-import os, signal, time
+import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from metabench.contract.method import GradientMethod, State
@@ -74,6 +74,8 @@ class Told(GradientMethod):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.do == "exit":
             os._exit(3)
+        if self.do == "leave":
+            sys.exit(0)
         if self.do == "error":
             raise ValueError("told to")
         if self.do == "hang":
@@ -138,6 +140,16 @@ def test_a_grid_is_run_whatever_single_cells_do(store: Store, plugin: Path, tmp_
     again = launch(cells, store)
     assert again.exit_code == 0 and again.reused == {c.key for c in cells}
     assert sum(starts(tmp_path).values()) == 5
+
+
+def test_code_that_ends_the_process_fails_its_cell_alone(
+    store: Store, plugin: Path, tmp_path: Path
+) -> None:
+    cells = [told(tmp_path, 0, "leave"), told(tmp_path, 1)]
+    summary = launch(cells, store)
+    assert [summary.records[cell.key].status for cell in cells] == ["failed", "done"]
+    assert "its code ends the process: sys.exit(0)" in summary.records[cells[0].key].reason
+    assert summary.exit_code == 1
 
 
 def test_a_worker_that_dies_costs_one_try_of_one_cell(
