@@ -28,7 +28,7 @@ def identity(root: Path) -> str:
             write_atomic(draft, uuid.uuid4().hex.encode())
             with contextlib.suppress(FileExistsError):  # of two launchers one draws it
                 os.link(draft, path)
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError as error:
         raise StoreError(f"cannot keep the id of the store in {path}: {error.strerror}") from error
     finally:
@@ -40,7 +40,7 @@ def check(root: Path, known: str) -> None:
     """Raise StoreError where ``root`` is not the store of the id ``known`` any more; "" is that of
     submissions by earlier versions, which is not checked."""
     try:
-        found = (root / CLUSTER / ID).read_text() if known else ""
+        found = (root / CLUSTER / ID).read_text(errors="replace") if known else ""
     except (FileNotFoundError, NotADirectoryError):
         found = "none"
     except OSError:  # a file server that does not answer says nothing of the store
