@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import scipy.sparse
 import torch
@@ -13,7 +14,8 @@ F64 = torch.float64
 
 @pytest.fixture
 def both():
-    matrix = scipy.sparse.random_array((7, 5), density=0.4, rng=3).tocsr()
+    draw = np.random.default_rng(3)
+    matrix = scipy.sparse.csr_array(draw.normal(size=(7, 5)) * (draw.random((7, 5)) < 0.4))
     batch = sparse.batch_of(matrix, torch.device("cpu"), F64)
     return batch, torch.from_numpy(matrix.toarray())
 
