@@ -30,7 +30,7 @@ def batch_of(matrix: Any, device: torch.device, dtype: torch.dtype) -> Batch:
 
 def product(batch: Batch, w: Tensor) -> Tensor:
     """X w for w [d] or [d, c], with the matrix of a batch that :func:`batch_of` made."""
-    out: Tensor = _Product.apply(*(batch[k] for k in NAMES), w)  # type: ignore[no-untyped-call]
+    out: Tensor = _Product.apply(*(batch[k] for k in NAMES), w)
     return out
 
 
@@ -46,7 +46,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(*given: Tensor) -> Tensor:
-        return _csr(*given[:3], len(given[3]) - 1) @ given[-1]
+        return _csr(given[0], given[1], given[2], len(given[3]) - 1) @ given[-1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -55,11 +55,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         turned = *ctx.parts[3:], *ctx.parts[:3]
-        return *[None] * 6, _Product.apply(*turned, g)  # type: ignore[no-untyped-call]
+        return *[None] * 6, _Product.apply(*turned, g)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        out: Tensor = _Product.apply(*ctx.parts, tangents[-1])  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(*ctx.parts, tangents[-1])
         return out
 
     @staticmethod
@@ -68,5 +68,5 @@ class _Product(torch.autograd.Function):
         assert in_dims[:-1] == (None,) * 6 and in_dims[-1] is not None
         moved = given[-1].movedim(in_dims[-1], -1)
         flat = moved.reshape(len(moved), -1)
-        found = _Product.apply(*given[:-1], flat)  # type: ignore[no-untyped-call]
+        found = _Product.apply(*given[:-1], flat)
         return found.reshape(-1, *moved.shape[1:]), moved.dim() - 1
