@@ -69,7 +69,7 @@ def signalled(stage: Stage) -> None:
 @fault()
 def signalled_often(stage: Stage) -> None:
     """The warning signal, five times."""
-    submission = stage.submit(seeds=1, pause=1.0)
+    submission = stage.submit(seeds=1, pause=3.0)
     for _ in range(5):
         node, _ = stage.at_work(submission)
         stage.ask("scancel", "--signal=USR2", node.job)
