@@ -29,6 +29,7 @@ from metabench.run.failure import failed_record, write_failure
 from metabench.run.pool import POLL_SECONDS, Died, NotStarted, Pool, Worker
 from metabench.run.process import FROM_TERMINAL
 from metabench.run.worker import Ended, WorkerOptions, run_one
+from metabench.store import files
 from metabench.store.files import BadFile
 from metabench.store.record import STATUSES, Record, Status
 from metabench.store.store import Store
@@ -171,6 +172,8 @@ class _Launch:
             self.report(Quarantined(bad))
         unique = {cell.key: cell for cell in cells}
         self.open.extend(cell for cell in unique.values() if not self.recorded(cell))
+        if self.open:
+            files.ensure_writable(self.store.root)
         with self.counting_signals(), contextlib.suppress(KeyboardInterrupt):
             if self.jobs <= 1 and self.options.ranks == 1:
                 self.in_this_process()

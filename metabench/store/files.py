@@ -127,6 +127,13 @@ def make(folder: Path) -> None:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
+def ensure_writable(folder: Path) -> None:
+    """Make a folder, where it is not there. Raises StoreError where this user cannot write in it."""
+    make(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(f"this user cannot write in {folder}")
+
+
 def remove(path: Path) -> None:
     """Remove a file; anything else stays. Raises StoreError where the disk refuses."""
     try:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from metabench.cli import progress
 from metabench.core.cell import Cell, make_cell
+from metabench.core.errors import StoreError
 from metabench.run import local_launcher as module
 from metabench.run.events import (
     Elsewhere,
@@ -140,6 +141,15 @@ def test_a_grid_is_run_whatever_single_cells_do(store: Store, plugin: Path, tmp_
     again = launch(cells, store)
     assert again.exit_code == 0 and again.reused == {c.key for c in cells}
     assert sum(starts(tmp_path).values()) == 5
+
+
+def test_a_store_that_takes_nothing_is_one_error_before_any_cell(
+    plugin: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot make the folder"):
+        launch([told(tmp_path, 0), told(tmp_path, 1)], Store(tmp_path / "file" / "runs"))
+    assert not (tmp_path / "starts").exists()
 
 
 def test_code_that_ends_the_process_fails_its_cell_alone(
