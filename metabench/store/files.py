@@ -128,7 +128,7 @@ def make(folder: Path) -> None:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Make a folder, where it is not there. Raises StoreError where this user cannot write in it."""
+    """Make a folder, if it is not there. Raises StoreError where this user cannot write in it."""
     make(folder)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StoreError(f"this user cannot write in {folder}")
