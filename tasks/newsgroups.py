@@ -50,7 +50,8 @@ class Newsgroups(Task):
     n_train: Annotated[int, Field(ge=20)] | None = None
     """Training posts, drawn by the data seed; None: all."""
     first_log_decay: Annotated[float, Field(ge=-12, le=6)] = 0.0
-    carried: bool = True
+    carried: Literal[True] = True
+    """One training along the run: sparse batches of several episodes cannot be stacked."""
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
@@ -70,7 +71,7 @@ class Newsgroups(Task):
         """One strongly convex problem with derivatives and bounds."""
         own = {"lam_in_inner_loss", "best_response", "search_space", "full_batch"}
         own |= {"strongly_convex"} | (set() if self.decays == "word" else {"small_lam"})
-        return GRADIENTS | (own if self.carried else own | {"episodes"})
+        return GRADIENTS | own
 
     def build(self, seeds: Seeds, device: torch.device) -> NewsgroupsProblem:
         """Cut the parts."""

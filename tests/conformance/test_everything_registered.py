@@ -37,7 +37,7 @@ TASKS = {
     "ridge": [{}, {"carried": True}],
     "newsgroups": [
         {"n_train": 30},
-        {"n_train": 30, "classes": 20, "decays": "class", "carried": False},
+        {"n_train": 30, "classes": 20, "decays": "class"},
         {"n_train": 30, "decays": "word"},
     ],
     "glyphs": [
