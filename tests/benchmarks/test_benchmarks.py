@@ -1,6 +1,6 @@
 """The benchmarks run, gate and report; how fast anything is, no test says.
 
-Each row starts processes of its own: one row a benchmark is run always, the others with -m slow.
+Each row starts processes of its own: rows of a few seconds are run always, the others with -m slow.
 """
 
 from __future__ import annotations
@@ -47,11 +47,8 @@ def test_rows_and_unknown_rows():
     assert run("--rows", "nothing").returncode == 2
 
 
-@pytest.mark.parametrize("row", [
-    "logistic-generic",
-    pytest.param("logistic-closed-form", marks=pytest.mark.slow),
-    pytest.param("mlp-l2-a-weight", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["logistic-generic", "logistic-closed-form", "mlp-l2-a-weight"])
 def test_a_tiny_row_of_the_implicit_benchmark(tmp_path, row):
     out = tmp_path / "speed.json"
     size = ("--examples", "30", "--terms", "3", "--pixels", "20", "--repeats", "1")
@@ -129,12 +126,10 @@ def test_a_tiny_row_of_sgld(tmp_path):
     assert "plain steps, target at most 3" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "verdicts"), [
     ("graph-100", {"higher"}),
-    pytest.param(
-        "checkpoints-1000", {"higher, peak memory less", "keeping the graph, time"},
-        marks=pytest.mark.slow,
-    ),
+    ("checkpoints-1000", {"higher, peak memory less", "keeping the graph, time"}),
 ])  # fmt: skip
 def test_a_tiny_row_of_the_unrolling_benchmark(tmp_path, row, verdicts):
     out = tmp_path / "speed.json"
