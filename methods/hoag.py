@@ -125,6 +125,8 @@ class HOAG(Method):
         hypergradient p, the outer loss; and the inner gradients of the solve."""
         episode = ctx.problem.episode("train", 0)
         found = self.solve(ctx, state, episode, eps)
+        if not found.reached:
+            ctx.notes.setdefault("inner_accuracy_first_missed_at_outer_step", ctx.step)
         lam, ready = implicit.prepared(ctx, state.lam, episode)
         at = implicit.linearise(ctx, lam, found.theta, episode, ready, batch=0)
         before = state.memory.get("accepted")

@@ -31,6 +31,10 @@ HISTORY = 10
 TRIALS = 30
 """Steps that a line search tries at most."""
 
+PATIENCE = 100
+"""Gradients without a smaller norm after which rounding is taken to allow none; descent, whose norm
+swings, gets 10 sqrt(smooth / mu) more."""
+
 
 @dataclass(frozen=True)
 class InnerSolution:
@@ -47,11 +51,6 @@ class InnerSolution:
     reached: bool
     distance: float | None = None
     certified: bool = False
-
-
-PATIENCE = 100
-"""Gradients without a smaller norm after which rounding is taken to allow none; descent, whose norm
-swings, gets 10 sqrt(smooth / mu) more."""
 
 
 class _Ended(Exception):

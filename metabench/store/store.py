@@ -106,10 +106,10 @@ class Store:
         for folder in folders:
             bad = _read(folder)[1]
             if bad or self._untidy(folder):
-                out += self._mended(folder, bad)
+                out += self._repaired(folder, bad)
         return out
 
-    def _mended(self, folder: Path, bad: list[BadFile]) -> list[BadFile]:
+    def _repaired(self, folder: Path, bad: list[BadFile]) -> list[BadFile]:
         """What is ``bad`` in a cell's folder, after what this user can do about it."""
         if any(b.path == folder for b in bad):
             return bad

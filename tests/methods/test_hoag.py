@@ -157,6 +157,15 @@ def test_decreasing_tolerances_cost_less_than_exact_solves():
         assert counts.hvps < exact.hvps
 
 
+def test_a_solve_that_misses_its_accuracy_is_noted():
+    ctx = context("ridge")
+    run(HOAG(schedule="cubic", most_gradients=3), ctx, 2)
+    assert ctx.notes["inner_accuracy_first_missed_at_outer_step"] == 0
+    ctx = context("ridge")
+    run(HOAG(), ctx, 2)
+    assert "inner_accuracy_first_missed_at_outer_step" not in ctx.notes
+
+
 def test_a_warm_start_is_carried_on():
     """At a lam that hardly moves, a solve starts where the last one ended."""
     ctx = context("ridge")
