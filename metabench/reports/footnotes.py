@@ -10,6 +10,7 @@ from metabench.analysis.estimates import ALPHA, FEWEST, Entry
 from metabench.analysis.paper_claims import VERDICTS, Tested, verdicts
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.cell import Budget
+from metabench.core.costs import CUT_STEP
 from metabench.core.limits import RUNAWAY
 from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened, with_pm
@@ -58,6 +59,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
         *claim_footnotes(results),
         *_floor_footnotes(results, entries, floors),
         *reconstruction_footnotes(results),
+        *untrained_footnotes(results),
         *runaway_footnotes(results, entries),
         *(() if results.suite.paper else (Footnote("No paper reports this table."),)),
     ]
@@ -116,6 +118,20 @@ def reconstruction_footnotes(results: Results) -> list[Footnote]:
         Footnote(f"Reconstructed in part ({listed(labels)}): {one_line(said).rstrip('.')}.")
         for said, labels in rows.items()
     ]
+
+
+def untrained_footnotes(results: Results) -> list[Footnote]:
+    """The rows with a run whose budget did not reach the end of its first outer step."""
+    rows = {
+        row.label or row.id
+        for (at, _), table_cell in results.table_cells.items()
+        for row in results.rows
+        if row.id == at and any(record.notes.get(CUT_STEP) == 1 for record in table_cell.done)
+    }
+    if not rows:
+        return []
+    names = listed(sorted(rows))
+    return [Footnote(f"The budget ends inside the first outer step: as they start ({names}).")]
 
 
 def budget_footnotes(results: Results) -> list[Footnote]:
