@@ -40,6 +40,10 @@ TASKS = {
         {"n_train": 30, "classes": 20, "decays": "class"},
         {"n_train": 30, "decays": "word"},
     ],
+    "kernel_ridge": [
+        {"n_train": 20, "n_valid": 10, "n_test": 10},
+        {"n_train": 20, "n_valid": 10, "n_test": 10, "carried": False},
+    ],
     "glyphs": [
         FEW_SHOT,
         REPRESENTATION,
