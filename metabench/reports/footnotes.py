@@ -246,6 +246,10 @@ def claim_footnotes(results: Results) -> list[Footnote]:
     for claim, better in pairs:
         these = [t for t in found if t.claim is claim and t.better == better]
         than = "no worse than" if claim.or_equal else "better than"
+        if claim.by == "reach":
+            than = "reaches the level at " + (
+                "no more cost than" if claim.or_equal else "less cost than"
+            )
         said = f"{results.row_label(better)} {than} {results.row_label(claim.than)}"
         told = "; ".join(
             f"{verdict}{_places(results, some)}"
@@ -259,7 +263,8 @@ def claim_footnotes(results: Results) -> list[Footnote]:
 def _places(results: Results, some: list[Tested]) -> str:
     """(column gain; column gain). A table of one column leaves its name out. The number of seeds is
     told where some are missing."""
-    scale, least = (100.0, 1) if results.suite.percent else (1.0, None)
+    percent = results.suite.percent and all(t.claim.by == "metric" for t in some)
+    scale, least = (100.0, 1) if percent else (1.0, None)
     labels = {c.id: c.label or c.id for c in results.columns}
     words = []
     for t in some:
@@ -269,6 +274,8 @@ def _places(results: Results, some: list[Tested]) -> str:
             gain = with_pm(t.gain, t.pm, scale, least)
             if t.seeds < (planned := len(results.table_cells[t.better, t.column].runs)):
                 gain += f", n={t.seeds} of {planned}"  # a diverged seed gives no gain
+            if t.failed:
+                gain += f", not reached in {counted(t.failed, 'seed')}"
         words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
     return f" ({'; '.join(words)})"
 
