@@ -42,7 +42,7 @@ class OneStep(GradientMethod):
     def needs(self) -> frozenset[str]:
         """lam in the inner loss; differences take first derivatives only."""
         own = {"outer_gradient", "lam_in_inner_loss"}
-        return frozenset(own) if self.mixed == "differences" else GRADIENTS | own
+        return frozenset(own | {"inner_loss"}) if self.mixed == "differences" else GRADIENTS | own
 
     def refuses(self, solver: Solver) -> str | None:
         """Differences look through a step of their own."""

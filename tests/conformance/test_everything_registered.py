@@ -40,6 +40,7 @@ TASKS = {
         {"n_train": 30, "classes": 20, "decays": "class"},
         {"n_train": 30, "decays": "word"},
     ],
+    "bilinear": [{}, {"dim": 3, "adversarial": 0.5, "carried": True}],
     "kernel_ridge": [
         {"n_train": 20, "n_valid": 10, "n_test": 10},
         {"n_train": 20, "n_valid": 10, "n_test": 10, "carried": False},
