@@ -9,7 +9,7 @@ from metabench.core.errors import NotApplicable
 CAPABILITIES = {
     "outer_gradient": "an outer loss with a derivative",
     "second_order": "an inner loss with second derivatives",
-    "lam_in_inner_loss": "an inner loss (or field) that depends on lam",
+    "lam_in_inner_loss": "an inner loss that depends on lam",
     "inner_loss": "inner steps that follow the gradient of a loss",
     "field": "inner steps that follow a field, which may be no gradient (Problem.field)",
     "lam_is_initialisation": "a lam that is the initial value of theta",

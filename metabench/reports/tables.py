@@ -242,8 +242,9 @@ def reach_grid(results: Results) -> Grid:
             line.append(Item(text, place=at))
         rows.append(line)
     goal = "at least" if results.suite.goal == "max" else "at most"
-    level = f"is {goal} {reach.level:g}"
-    if reach.within is not None:
+    if reach.level is not None:
+        level = f"is {goal} {reach.level:g}"
+    else:
         level = f"is within {reach.within:g} (relative) of the best that any row has in that seed"
     cost = COSTS.get(reach.cost, reach.cost)
     return Grid(

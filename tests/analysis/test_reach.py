@@ -46,10 +46,10 @@ def test_some_row_always_reaches_what_is_within_the_best(values, within, sign):
     assert found["a", "x"][0].reached and found["a", "x"][0].cost <= 10 * values.index(best)
 
 
-def results(helpers, costs, by="reach"):
+def results(helpers, costs, by="reach", **reach):
     """``costs``: row to the cost of the level in each seed; None: not reached after 100."""
     claims = [{"better": ["maml"], "than": "anil", "source": "A", "columns": ["5w1s"], "by": by}]
-    reach = {"metric": "accuracy", "level": 0.5}
+    reach = {"metric": "accuracy", **(reach or {"level": 0.5})}
     suite = helpers.make_suite(claims=claims, reach=reach)
     store = helpers.Fake()
     for place in suite.cells("laptop"):
@@ -81,6 +81,13 @@ def test_claims_by_cost_are_of_paired_seeds_and_a_miss_is_never_shown_to_be_bett
     (claim,) = verdicts(missed)
     assert (claim.verdict, claim.failed) == ("not shown", 1)
     assert "not reached in 1 seed" in claim_footnotes(missed)[1].text
+
+
+def test_the_best_of_any_row_is_said_to_be_the_level(helpers):
+    found = results(helpers, {"maml": [40, 50, 60], "anil": [70, 90, None]}, within=0.5)
+    text = tables.table(found)
+    assert "is within 0.5 (relative) of the best that any row has in that seed" in text
+    assert [r.cost for r in found.reached["maml", "5w1s"].values()] == [40, 50, 60]
 
 
 def test_without_a_level_there_is_one_table(helpers):

@@ -41,6 +41,10 @@ TASKS = {
         {"n_train": 30, "decays": "word"},
     ],
     "bilinear": [{}, {"dim": 3, "adversarial": 0.5, "carried": True}],
+    "two_mode_gan": [
+        {"width": 3, "batch": 6, "held_out": 12},
+        {"width": 3, "batch": 6, "held_out": 12, "carried": True},
+    ],
     "kernel_ridge": [
         {"n_train": 20, "n_valid": 10, "n_test": 10},
         {"n_train": 20, "n_valid": 10, "n_test": 10, "carried": False},
