@@ -75,10 +75,10 @@ class Context:
         with self.meter.muted():
             yield
 
-    def training_episodes(self) -> list[Episode]:
-        """The training episodes of this outer step."""
-        m = self.problem.episodes_per_step
-        return [self.problem.episode("train", self.step * m + i) for i in range(m)]
+    def training_episodes(self, step: int | None = None) -> list[Episode]:
+        """The training episodes of this outer step, or of ``step``."""
+        m, step = self.problem.episodes_per_step, self.step if step is None else step
+        return [self.problem.episode("train", step * m + i) for i in range(m)]
 
     def inner_grad(
         self,

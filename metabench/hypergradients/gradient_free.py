@@ -26,14 +26,24 @@ ARMS = "arms"
 """In a search's memory: of each different lam {"lam", "total", "count", "theta"}."""
 
 
+Paused = list[dict[str, Any]]
+"""Where the training of each episode stands: {"theta", "solver"}, the solver's state; None in its
+place starts the solver anew. Plain tensors, for ``State.memory``."""
+
+
 class Judged(NamedTuple):
-    """A point of the unit cube, its lam, and what came out of training; ``loss`` is infinite where
-    training ran away, ``theta`` None where it is not carried."""
+    """A point of the unit cube, its lam, the loss (infinite where training ran away), and where
+    its training has ended."""
 
     point: Sequence[float]
     lam: Params
     loss: float
-    theta: Params | None
+    end: Paused
+
+    def theta(self, ctx: Context) -> Params | None:
+        """The trained theta, where the problem carries one."""
+        theta: Params | None = self.end[-1]["theta"] if ctx.problem.carried else None
+        return theta
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,10 @@ class Search(InnerTraining):
             memory = self.tell(replace(state, memory=memory), one.point, one.loss)
         return memory
 
+    def start(self, state: State) -> Paused | None:
+        """Where the trainings of a round start; None: from scratch."""
+        return None
+
     def init(self, ctx: Context) -> State:
         """The first lam, not yet judged."""
         lam = ctx.problem.init_outer()
@@ -85,21 +99,36 @@ class Search(InnerTraining):
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Ask for a round, train each of its points from scratch, answer with the best so far."""
         like, hypers = ctx.problem.init_outer(), ctx.problem.hypers
-        episodes = ctx.training_episodes()
-        found = []
-        for point in self.ask_round(ctx, state, kinds(hypers, like)):
-            lam = ctx.problem.project(place(point, hypers, like))
-            loss, paused = train(ctx, lam, episodes, steps=self.inner_steps, lr=self.inner_lr)
-            theta = paused[-1]["theta"] if ctx.problem.carried else None
-            found.append(Judged(point, lam, loss, theta))
+        episodes, start = ctx.training_episodes(), self.start(state)
+        points = self.ask_round(ctx, state, kinds(hypers, like))
+        found = [self.judged(ctx, point, episodes, paused=start) for point in points]
         memory = self.tell_round(ctx, state, found)
         log = losses_log(found)
         if memory is not state.memory:
             state = replace(state, memory=memory)
         if self.revisits or all(kinds(hypers, like)):
-            state, regret = entered(state, found)
-            log |= regret
+            state, account = entered(ctx, state, found)
+            log |= account
         return self.recommend(ctx, state, found), log
+
+    def judged(
+        self,
+        ctx: Context,
+        point: Sequence[float],
+        episodes: Sequence[Episode],
+        *,
+        steps: int | None = None,
+        done: int = 0,
+        paused: Paused | None = None,
+    ) -> Judged:
+        """A point trained to ``steps`` inner steps in all (None: ``inner_steps``), as
+        :func:`train` does."""
+        lam = ctx.problem.project(place(point, ctx.problem.hypers, ctx.problem.init_outer()))
+        steps = self.inner_steps if steps is None else steps
+        loss, end = train(
+            ctx, lam, episodes, steps=steps, lr=self.inner_lr, done=done, paused=paused
+        )
+        return Judged(point, lam, loss, end)
 
     def recommend(self, ctx: Context, state: State, found: Sequence[Judged]) -> State:
         """The state with the lam that the search answers with, ``found`` being the last round: the
@@ -113,7 +142,7 @@ class Search(InnerTraining):
             return State(arm["lam"], arm["theta"], {**state.memory, "best": best})
         for one in found:
             if one.loss < state.memory["best"]:
-                state = State(one.lam, one.theta, {**state.memory, "best": one.loss})
+                state = State(one.lam, one.theta(ctx), {**state.memory, "best": one.loss})
         return state
 
 
@@ -127,7 +156,7 @@ def losses_log(found: Sequence[Judged]) -> dict[str, float]:
     return log if len(found) == 1 else {**log, "least_loss": min(losses)}
 
 
-def entered(state: State, found: Sequence[Judged]) -> tuple[State, dict[str, float]]:
+def entered(ctx: Context, state: State, found: Sequence[Judged]) -> tuple[State, dict[str, float]]:
     """The state with a round in the account of its arms, and ``cumulative_loss``: the sum of all
     that was ever judged, from which regret follows."""
     arms = list(state.memory.get(ARMS, []))
@@ -135,7 +164,7 @@ def entered(state: State, found: Sequence[Judged]) -> tuple[State, dict[str, flo
         same = (i for i, arm in enumerate(arms) if _equal(arm["lam"], one.lam))
         at = next(same, None)
         old = {"total": 0.0, "count": 0} if at is None else arms[at]
-        arm: dict[str, Any] = {"lam": one.lam, "theta": one.theta}
+        arm: dict[str, Any] = {"lam": one.lam, "theta": one.theta(ctx)}
         arm |= {"total": old["total"] + one.loss, "count": old["count"] + 1}
         if at is None:
             arms.append(arm)
@@ -158,10 +187,9 @@ def train(
     steps: int,
     lr: float,
     done: int = 0,
-    paused: Sequence[dict[str, Any]] | None = None,
-) -> tuple[float, list[dict[str, Any]]]:
-    """Mean outer loss after ``steps`` inner steps in all, and what to go on from: {"theta",
-    "solver"} of each episode, without a graph.
+    paused: Paused | None = None,
+) -> tuple[float, Paused]:
+    """Mean outer loss after ``steps`` inner steps in all, and what to go on from, without a graph.
 
     ``paused`` is what a call with the same lam and episodes gave after ``done`` steps; None starts
     from scratch. Only the steps that are taken are charged, and a training where it starts. The
@@ -183,8 +211,8 @@ def train(
 
     found = ctx.over_episodes(trained, episodes, steps=steps)
     loss = sum(float(value) for value, _, _ in found) / len(found)
-    again = [{"theta": theta, "solver": solver} for _, theta, solver in found]
-    return loss if abs(loss) < LARGEST else math.inf, again
+    end = [{"theta": theta, "solver": solver} for _, theta, solver in found]
+    return loss if abs(loss) < LARGEST else math.inf, end
 
 
 def kinds(hypers: Sequence[Hyper], like: Params) -> list[int]:
