@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given as forall
 from hypothesis import strategies as st
-from oracles import F64, context
 from optional import needs
+from oracles import F64, context
 
 from metabench.hypergradients.halving import lengths
 from metabench.methods.asha import ASHA, promoted
@@ -73,12 +74,8 @@ def charge(method, brackets):
     """Units without and with resuming, and trainings begun, by the schedule alone."""
     rungs = [method.rungs(b) for b in range(brackets)]
     again = sum(n * r for one in rungs for n, r in one)
-    firsts = [[(0, 0), *one] for one in rungs]
-    on = sum(
-        n * (r - before)
-        for one in firsts
-        for (_, before), (n, r) in zip(one, one[1:], strict=False)
-    )
+    pairs = [pair for one in rungs for pair in itertools.pairwise([(0, 0), *one])]
+    on = sum(n * (r - before) for (_, before), (n, r) in pairs)
     return again, on, sum(one[0][0] for one in rungs)
 
 
