@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -19,9 +19,10 @@ from metabench.contract import autodiff
 from metabench.contract.problem import Batch, Episode, Params, Problem, differentiated_loss
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
-from metabench.contract.solver import Solver
+from metabench.contract.solver import Rate, Solver
 from metabench.core.cell import Budget
 from metabench.core.costs import Meter
+from metabench.core.registry import solvers
 
 _POOL = "episode-worker"
 
@@ -75,10 +76,10 @@ class Context:
         with self.meter.muted():
             yield
 
-    def training_episodes(self) -> list[Episode]:
-        """The training episodes of this outer step."""
-        m = self.problem.episodes_per_step
-        return [self.problem.episode("train", self.step * m + i) for i in range(m)]
+    def training_episodes(self, step: int | None = None) -> list[Episode]:
+        """The training episodes of this outer step, or of ``step``."""
+        m, step = self.problem.episodes_per_step, self.step if step is None else step
+        return [self.problem.episode("train", step * m + i) for i in range(m)]
 
     def inner_grad(
         self,
@@ -174,6 +175,16 @@ class Context:
         gradient."""
         self.meter.add(outer_gradients=1)
         return self.problem.log_likelihood(lam, episode, actions)
+
+    def inner_rule(self, lam: Params, lr: Rate) -> tuple[Solver, Rate]:
+        """The inner solver and step size at lam: the cell's and ``lr``, where lam sets neither
+        (:meth:`Problem.inner_rule`)."""
+        rule = self.problem.inner_rule(lam)
+        if rule is None:
+            return self.solver, lr
+        own: Any = self.solver if rule.solver is None else solvers.get(rule.solver)()
+        solver: Solver = replace(own, **rule.constants)
+        return solver, lr if rule.rate is None else rule.rate
 
     def noise(self, episode: Episode, step: int, like: Params) -> Params | None:
         """Standard normal draws for inner step ``step`` of an episode, in the shapes of ``like``

@@ -206,9 +206,10 @@ def inner_loop(
     differentiable in lam, theta and lr; without it the gradients are constants (first order),
     though theta stays connected to where it came from. ``only`` names the parameters that move
     (None: all). A noisy solver gets the noise of the episode's step. ``hvps`` and
-    ``mixed_products`` are counted at each step (:meth:`Context.inner_grad`).
+    ``mixed_products`` are counted at each step (:meth:`Context.inner_grad`). Where lam sets the
+    step size or the solver (:meth:`Problem.inner_rule`), that is what is taken.
     """
-    solver = ctx.solver
+    solver, lr = ctx.inner_rule(lam, lr)
     moving = theta if only is None else {k: theta[k] for k in only}
     solver_state = solver.init(moving) if solver_state is None else solver_state
     for t in range(start, start + steps):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -57,7 +57,8 @@ class Hyper:
 
     ``low`` and ``high`` bound every entry (None: unbounded); ``log`` says to search on a log
     scale; ``choices`` replaces the bounds where the values are categories (lam then holds the
-    index of the choice).
+    index of the choice). ``only_if`` (name of a part with choices, choices): the part counts only
+    where that other part has one of these; a search leaves it at its first value elsewhere.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Hyper:
     log: bool = False
     choices: tuple[Any, ...] = ()
     meaning: str = ""
+    only_if: tuple[str, tuple[Any, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,20 @@ class Moduli:
     mu: float
     smooth: float
     certified: bool = True
+
+
+@dataclass(frozen=True)
+class InnerRule:
+    """The constants of the inner optimiser that a lam sets; what is None or not named stays as the
+    cell has it.
+
+    ``rate``: the step size. ``solver``: name of a registered solver without noise, with
+    ``constants`` for its settings.
+    """
+
+    rate: float | Tensor | Params | None = None
+    solver: str | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Problem(ABC):
@@ -164,6 +180,13 @@ class Problem(ABC):
         A pure function of the seeds, the split and the index. Outer step i uses the training
         episodes i * episodes_per_step and the following.
         """
+
+    def inner_rule(self, lam: Params) -> InnerRule | None:
+        """Step size and solver of the inner steps, where lam sets them; None: it does not.
+
+        Optional: every training by :func:`metabench.contract.method.inner_loop` then follows it. A
+        task whose lam does so offers no gradients, unless its inner loss has all of lam."""
+        return None
 
     def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """The episode with all that its inner steps would compute again and again done once.

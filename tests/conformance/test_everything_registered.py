@@ -22,6 +22,7 @@ EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
 EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
 AUGMENT = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 8}
 LOSSES = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 20}
+FEW_CONSTANTS = {"n_train": 20, "n_valid": 20, "n_test": 20, "shrink": 7, "batch": 4}
 TWO_STAGES = {"tune_steps": 2, "final_steps": 3}
 SUPERCLASSES = {
     **TWO_STAGES, "source": "metabench", "n_tasks": 3, "n_pretrain": 8, "n_tune": 2, "n_valid": 2,
@@ -117,6 +118,11 @@ TASKS = {
     ],
     "two_minima": [{}, {"carried": False}],
     "shrinkage": [{}, {"carried": True}],
+    "step_size": [{}, {"spread": 0.0, "curvature": 4.0}],
+    "optimiser_constants": [
+        {**FEW_CONSTANTS, "network": "linear", "dtype": "float64"},
+        {**FEW_CONSTANTS, "tune": "optimiser", "hidden": 4},
+    ],
     "regularised_mnist": [
         {**FEW_IMAGES, "dtype": "float64"},
         {**FEW_IMAGES, "network": "cnn", "tune": "all", "width": 2},
@@ -165,6 +171,14 @@ METHODS = {
     "sgld": [{"inner_steps": 4}, {"inner_steps": 4, "estimator": "forward"},
              {"inner_steps": 4, "estimator": "covariance"}],
     "optuna_tpe": [{"inner_steps": 10, "startup": 1}],
+    "cehpo": [{"inner_steps": 5, "samples": 8},
+              {"inner_steps": 5, "samples": 8, "answer": "best", "tau": 0.1}],
+    "cehpo_online": [{"inner_steps": 5, "samples": 8, "segment": 2}],
+    "grid": [{"inner_steps": 5, "points": 2}, {"inner_steps": 5, "warm_start": True}],
+    "successive_halving": [{"inner_steps": 9, "points": 9},
+                           {"inner_steps": 9, "points": 9, "resume": False}],
+    "hyperband": [{"inner_steps": 9}],
+    "asha": [{"inner_steps": 9, "rungs": 3}, {"inner_steps": 9, "rungs": 3, "resume": False}],
     "restem": [{}, {"select": "above", "threshold": -0.1, "samples": 3, "batch": 2}],
 }  # fmt: skip
 

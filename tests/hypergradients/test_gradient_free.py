@@ -1,4 +1,4 @@
-"""What random search and TPE share, and TPE's own: points, charges, history."""
+"""What searches share, and TPE's own: points, rounds, answers by means, segments, history."""
 
 import math
 
@@ -7,10 +7,18 @@ import torch
 from oracles import F64, context
 
 from metabench.contract.method import State
-from metabench.contract.problem import Hyper
+from metabench.contract.problem import Hyper, InnerRule
 from metabench.core import optional_packages
 from metabench.core.registry import methods, tasks
-from metabench.hypergradients.gradient_free import kinds, place
+from metabench.hypergradients.gradient_free import (
+    ARMS,
+    Search,
+    counted,
+    kinds,
+    place,
+    train,
+)
+from metabench.tasks.step_size import StepSize
 
 HYPERS = (
     Hyper("rate", (2,), 1e-4, 1.0, log=True),
@@ -48,6 +56,129 @@ def test_a_training_that_ran_away_is_never_the_best(wild):
     state, log = method.step(ctx, first)
     assert state.lam is first.lam and state.memory["best"] == math.inf and log == {}
     assert ctx.meter.counts.trainings == 1
+
+
+CONDITIONAL = (
+    Hyper("solver", (), choices=("sgd", "momentum", "adam")),
+    Hyper("momentum", (2,), 0.0, 1.0, only_if=("solver", ("momentum", "adam"))),
+    Hyper("nesterov", (), choices=(False, True), only_if=("solver", ("momentum",))),
+    Hyper("cap", (), 0.0, 4.0, only_if=("nesterov", (True,))),
+)
+FIRST = {h.name: torch.full(h.shape, 0.25, dtype=F64) for h in CONDITIONAL[1:]}
+FIRST = {"solver": torch.zeros((), dtype=F64), **FIRST, "nesterov": torch.zeros((), dtype=F64)}
+
+
+@pytest.mark.parametrize(
+    ("solver", "nesterov", "on"), [(0, 1, "0"), (1, 0, "012"), (1, 1, "0123"), (2, 1, "01")]
+)
+def test_a_part_counts_only_under_its_choice(solver, nesterov, on):
+    """What does not count has its first value, and a condition holds only where its part counts."""
+    point = [(solver + 0.5) / 3, 0.9, 0.8, (nesterov + 0.5) / 2, 0.75]
+    lam = place(point, CONDITIONAL, FIRST)
+    active = [str(i) in on for i in range(4)]
+    assert counted(point, CONDITIONAL, FIRST) == [active[i] for i in (0, 1, 1, 2, 3)]
+    wanted = {"solver": solver, "momentum": [0.9, 0.8], "nesterov": nesterov, "cap": 3.0}
+    for counts, (name, value) in zip(active, wanted.items(), strict=True):
+        expected = torch.tensor(value, dtype=F64) if counts else FIRST[name]
+        torch.testing.assert_close(lam[name], expected, check_dtype=False)
+
+
+def test_a_condition_on_nothing_is_refused():
+    wrong = (Hyper("a", (), 0.0, 1.0, only_if=("b", ("x",))), Hyper("b", (), choices=("y", "z")))
+    like = {k: torch.zeros((), dtype=F64) for k in "ab"}
+    with pytest.raises(ValueError, match=r"'a' counts only if 'b' is one of \('x',\): no such"):
+        place([0.5, 0.5], wrong, like)
+
+
+class Arms(Search):
+    """Arm ``ctx.step`` of a categorical lam, round and round."""
+
+    def ask(self, ctx, state, kinds):
+        return [(ctx.step % kinds[0] + 0.5) / kinds[0]]
+
+
+def pulled(losses, n, steps):
+    """After so many pulls of n arms, each with the next of ``losses``."""
+    ctx = context("quadratic")
+    problem, given = ctx.problem, iter(losses)
+    problem.hypers = (Hyper("arm", (), choices=tuple(range(n))),)
+    problem.init_outer = lambda: {"arm": torch.zeros((), dtype=F64)}
+    problem.project = dict
+    problem.outer_loss = lambda lam, theta, batch: torch.tensor(next(given), dtype=F64)
+    method = Arms(inner_steps=0)
+    state, logs = method.init(ctx), []
+    for ctx.step in range(steps):
+        state, log = method.step(ctx, state)
+        logs.append(log)
+    return state, logs
+
+
+def test_the_answer_is_by_means_and_not_by_luck():
+    """Arm 0 once has the least loss of all; arm 1 is best on average."""
+    losses = [0.0, 0.3, 0.5, 0.9, 0.3, 0.5, 0.9, 0.2, 0.5]
+    state, logs = pulled(losses, 3, 9)
+    assert float(state.lam["arm"]) == 1
+    assert state.memory["best"] == pytest.approx(0.8 / 3)
+    assert [log["cumulative_loss"] for log in logs] == pytest.approx(
+        [sum(losses[: i + 1]) for i in range(9)]
+    )
+    first, _ = pulled(losses, 3, 2)
+    assert float(first.lam["arm"]) == 0, "tried once each, the least loss is the least mean"
+
+
+def test_pulls_are_accounted_for_arm_by_arm():
+    """The pulls of all arms are the steps, and the sums of losses theirs."""
+    gen = torch.Generator().manual_seed(0)
+    losses = torch.rand(40, generator=gen, dtype=F64).tolist()
+    state, logs = pulled(losses, 7, 40)
+    arms = state.memory[ARMS]
+    assert sum(arm["count"] for arm in arms) == 40
+    assert [arm["count"] for arm in arms] == [6] * 5 + [5] * 2
+    for i, arm in enumerate(arms):
+        assert arm["total"] == pytest.approx(sum(losses[i::7])) and float(arm["lam"]["arm"]) == i
+    assert sum(arm["total"] for arm in arms) == pytest.approx(logs[-1]["cumulative_loss"])
+    means = [sum(losses[i::7]) / len(losses[i::7]) for i in range(7)]
+    assert float(state.lam["arm"]) == means.index(min(means))
+
+
+def test_an_arm_that_runs_away_is_never_the_answer():
+    state, logs = pulled([math.inf, 0.5, 0.1, 0.6], 2, 4)
+    assert float(state.lam["arm"]) == 1 and state.memory["best"] == pytest.approx(0.55)
+    assert "cumulative_loss" not in logs[-1]
+
+
+@pytest.mark.parametrize("solver", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("cuts", [(), (3,), (1, 4, 6)])
+def test_a_training_in_segments_is_the_whole_one(solver, cuts):
+    """Bit for bit, whatever the solver remembers; each step is charged once."""
+    ctx = context("two_minima", solver)
+    lam, episodes = ctx.problem.init_outer(), ctx.training_episodes()
+    whole, end = train(ctx, lam, episodes, steps=9, lr=0.05)
+    before = ctx.meter.counts.as_dict()
+    paused, done = None, 0
+    for steps in (*cuts, 9):
+        loss, paused = train(ctx, lam, episodes, steps=steps, lr=0.05, done=done, paused=paused)
+        done = steps
+    assert loss == whole
+    torch.testing.assert_close(paused, end, rtol=0, atol=0)
+    after = ctx.meter.counts.as_dict()
+    assert after["inner_gradients"] - before["inner_gradients"] == 9
+    assert after["trainings"] - before["trainings"] == 1
+
+
+def test_lam_may_set_the_solver_and_its_constants():
+    """Two steps of momentum on h w^2 / 2, by hand, in place of the cell's solver and step size."""
+    ctx = context(StepSize(spread=0.0, curvature=2.0))
+    rule = InnerRule(0.1, "momentum", {"momentum": 0.5})
+    ctx.problem.inner_rule = lambda lam: rule
+    _, end = train(ctx, ctx.problem.init_outer(), ctx.training_episodes(), steps=2, lr=7.0)
+    w1, v1 = 1 - 0.1 * 2.0, 2.0
+    v2 = 0.5 * v1 + 2.0 * w1
+    assert float(end[0]["theta"]["w"]) == pytest.approx(w1 - 0.1 * v2, abs=1e-15)
+    ctx.problem.inner_rule = lambda lam: InnerRule()
+    assert ctx.inner_rule(ctx.problem.init_outer(), 7.0) == (ctx.solver, 7.0)
+    ctx.problem.inner_rule = lambda lam: None
+    assert ctx.inner_rule(ctx.problem.init_outer(), 7.0) == (ctx.solver, 7.0)
 
 
 def searched(steps, ctx=None, state=None, **set_):

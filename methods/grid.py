@@ -1,0 +1,101 @@
+"""Grid search: every combination of equally spaced values (log scales as such) and categories.
+
+The order is drawn by the seed, so that a budget that ends within the grid has seen all of the
+range; when the grid is done it is gone through again on other episodes, and the answer is by means.
+A grid too large ever to be done is visited at random. ``warm_start`` goes along the grid in order,
+each training from where the last one ended: for one inner problem, whose solution moves little.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from metabench.contract.method import Context, State
+from metabench.core.registry import method
+from metabench.hypergradients.gradient_free import Judged, Paused, Search, counted
+
+LARGE = 100_000
+"""Points of a grid that is not written down."""
+
+
+@method("grid")
+@dataclass(frozen=True)
+class Grid(Search):
+    """Grid search on a small lam; one full inner training a point."""
+
+    points: Annotated[int, Field(ge=1)] = 10
+    """Of each continuous scalar, both bounds among them (1: the middle)."""
+    warm_start: bool = False
+
+    revisits: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Bounds; one inner problem for warm starts."""
+        return super().needs | ({"best_response"} if self.warm_start else set())
+
+    @property
+    def batched(self) -> bool:
+        """Not where a training goes on from the last one of the same episode."""
+        return not self.warm_start
+
+    def ask(self, ctx: Context, state: State, kinds: Sequence[int]) -> Sequence[float]:
+        """Point number ``ctx.step``, counted round and round."""
+        axes = tuple(axis(n, self.points) for n in kinds)
+        seed = f"{ctx.seeds.method}/grid"
+        if math.prod(len(one) for one in axes) > LARGE:
+            draw = random.Random(f"{seed}/{ctx.step}")
+            return [draw.choice(one) for one in axes]
+        like, hypers = ctx.problem.init_outer(), ctx.problem.hypers
+        grid = nodes(axes, None if self.warm_start else seed)
+        if any(hyper.only_if for hyper in hypers):
+            grid = [x for x in grid if not twice(x, axes, counted(x, hypers, like))]
+        return grid[ctx.step % len(grid)]
+
+    def tell_round(self, ctx: Context, state: State, found: Sequence[Judged]) -> dict[str, Any]:
+        """Where the next training starts."""
+        if not self.warm_start or not found[-1].loss < math.inf:
+            return state.memory
+        end = [{"theta": part["theta"], "solver": None} for part in found[-1].end]
+        return {**state.memory, "warm": end}
+
+    def start(self, state: State) -> Paused | None:
+        """Where the last training ended."""
+        return state.memory.get("warm")
+
+
+def axis(n: int, points: int) -> tuple[float, ...]:
+    """Values of one scalar in the unit interval: the middle of each of n categories, or
+    ``points`` from 0 to 1."""
+    if n or points == 1:
+        n = n or 1
+        return tuple((i + 0.5) / n for i in range(n))
+    return tuple(i / (points - 1) for i in range(points))
+
+
+@lru_cache(maxsize=4)
+def nodes(axes: tuple[tuple[float, ...], ...], seed: str | None) -> list[tuple[float, ...]]:
+    """All points, in the order of ``seed``; None: neighbours follow each other, back and forth."""
+    if seed is not None:
+        out = list(itertools.product(*axes))
+        random.Random(seed).shuffle(out)
+        return out
+    out = [()]
+    for one in axes:
+        turns = (one, one[::-1])
+        out = [(*x, u) for i, x in enumerate(out) for u in turns[i % 2]]
+    return out
+
+
+def twice(point: Sequence[float], axes: Sequence[Sequence[float]], counts: Sequence[bool]) -> bool:
+    """Whether another point of the grid is the same lam: what does not count has its first value
+    in one of them."""
+    return any(u != one[0] for u, one, on in zip(point, axes, counts, strict=True) if not on)
