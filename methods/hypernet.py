@@ -14,7 +14,8 @@ Lorraine, Duvenaud: Stochastic Hyperparameter Optimization through Hypernetworks
 With enough capacity and full support of p, w_phi is the best response at every lam. The simplified
 form, which looks at lam_hat alone, has no such guarantee. Differs from that code: p(lam) is centred
 at the task's first lam; samples beyond lam's bounds are moved to them before the network sees them;
-b starts at the task's first theta.
+b starts at the task's first theta, and hidden units with deviation 1 (there 0.01, where steps of
+Adam larger than 1e-4 can silence every unit).
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class Hypernet(BestResponse):
     units: Annotated[int, Field(ge=1)] | None = None
     """Hidden units; None: 50 of "relu", 10 of "factorised"."""
     start: Positive = 0.01
-    """Deviation of the hypernetwork's first weights."""
+    """Deviation of the first B or W."""
     inner_steps: Annotated[int, Field(ge=1)] = 1
     """Training steps of the hypernetwork for each step of lam."""
-    inner_lr: Positive = 1e-2
+    inner_lr: Positive = 1e-3
     scale: Positive = 0.1
     """Deviation of the samples of lam."""
     samples: Annotated[int, Field(ge=1)] = 2
@@ -80,18 +81,21 @@ class Hypernet(BestResponse):
         return super().needs | own | ({"search_space"} if self.squash else set())
 
     def first_response(self, theta: Params, n: int, gen: torch.Generator) -> Params:
-        """Normal weights of deviation ``start``, around theta."""
+        """W or B normal of deviation ``start``, around theta; hidden units of deviation one."""
         like = next(iter(theta.values()))
 
-        def drawn(*shape: int) -> Tensor:
-            return self.start * torch.randn(shape, generator=gen, dtype=like.dtype).to(like.device)
+        def drawn(size: float, *shape: int) -> Tensor:
+            return size * torch.randn(shape, generator=gen, dtype=like.dtype).to(like.device)
 
         phi = {VALUE + k: v for k, v in theta.items()}
         if self.network != "linear":
             units = self.units or UNITS[self.network]
-            phi |= {f"{HIDDEN}.weight": drawn(units, n), f"{HIDDEN}.bias": drawn(units)}
+            phi |= {
+                f"{HIDDEN}.weight": drawn(n**-0.5, units, n),
+                f"{HIDDEN}.bias": drawn(1.0, units),
+            }
             n = units
-        return phi | {SLOPE + k: drawn(*v.shape, n) for k, v in theta.items()}
+        return phi | {SLOPE + k: drawn(self.start, *v.shape, n) for k, v in theta.items()}
 
     def theta(self, phi: Params, u: Tensor) -> Params:
         """w_phi at u [n]."""

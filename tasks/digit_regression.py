@@ -2,7 +2,7 @@
 
 Lorraine, Duvenaud: Stochastic Hyperparameter Optimization through Hypernetworks, arXiv 1802.09419,
 and its code (lorraine2/hypernet-hypertraining). Both losses are the mean over n images and 10
-classes of -log N(y | x'w, 0.1^2), y one-hot; the inner loss adds a penalty:
+classes of -log N(y | x'w, noise^2), y one-hot; the inner loss adds a penalty:
 
     "norm"     mean over groups of e^{lam_g} |w_g|     (the code: one group, or one a class)
     "squared"  sum_i e^{lam_i} w_i^2                   (the paper)
@@ -29,13 +29,8 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Moduli,
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
-from .data.images import CLASSES, Images, OfImages, enough
+from .data.images import CLASSES, Images, OfImages, enough, shrunk
 
-NOISE = 0.1
-"""Deviation of the targets; with it a squared error e^2 counts e^2 / (2 NOISE^2)."""
-CONSTANT = math.log(NOISE * math.sqrt(2 * math.pi))
-BEND = 1 / (CLASSES * NOISE**2)
-"""The Hessian of the losses in the weights of a class is this times that of 1/2 |x'w|^2."""
 LOW, HIGH = -6.0, 6.0
 """Bounds of the log decays."""
 
@@ -49,6 +44,8 @@ class DigitRegression(OfImages):
 
     decays: Literal["one", "class", "weight"] = "one"
     penalty: Literal["norm", "squared"] = "norm"
+    shrink: Count = 1
+    """Images are averaged over squares of this many pixels a side."""
     split: Literal["drawn", "as published"] = "drawn"
     """"as published": the first ``n_train`` images train, the next ones validate, as in the code;
     else both are drawn by the data seed."""
@@ -56,6 +53,9 @@ class DigitRegression(OfImages):
     n_valid: Count = 10000
     n_test: Count = 10000
     first_log_decay: Annotated[float, Field(ge=LOW, le=HIGH)] = 0.0
+    noise: Annotated[float, Field(gt=0)] = 0.1
+    """Deviation of the targets: a squared error e^2 counts e^2 / (2 noise^2). Plain steps stay
+    stable up to a size of about 0.2 noise^2."""
     start: Annotated[float, Field(gt=0)] = 0.01
     """Deviation of the first weights."""
     carried: bool = True
@@ -108,6 +108,7 @@ class DigitRegressionProblem(Problem):
         validation parts are cut from "train", the test part from "test"."""
         self.task, self.carried, self.device = task, task.carried, device
         self.dtype = getattr(torch, task.dtype)
+        self.bend = 1 / (CLASSES * task.noise**2)
         sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
         gen = generator(seeds.data, "digit_regression")
         self.parts: dict[str, Batch] = {}
@@ -121,7 +122,7 @@ class DigitRegressionProblem(Problem):
             if task.split == "drawn":
                 order = torch.randperm(len(x), generator=gen)
             for split, chosen in zip(splits, order[: sum(wanted)].split(wanted), strict=True):
-                flat = x[chosen].flatten(1).to(device)
+                flat = shrunk(x[chosen], task.shrink).flatten(1).to(device)
                 self.held[split] = F.pad(flat, (0, 1), value=1.0), y[chosen].to(device)
                 self.parts[split] = self._rows(*self.held[split])
         pixels = self.parts["train"]["x"].shape[1]
@@ -153,11 +154,12 @@ class DigitRegressionProblem(Problem):
         return F.linear(batch["x"], theta["w"])
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """-log N(y | x'w, 0.1^2), a mean over images and classes."""
+        """-log N(y | x'w, noise^2), a mean over images and classes."""
         return self._misfit(self.predict(lam, theta, batch), batch)
 
     def _misfit(self, prediction: Tensor, batch: Batch) -> Tensor:
-        return 0.5 * BEND * (prediction - batch["y"]).square().sum() + CONSTANT
+        constant = math.log(self.task.noise * math.sqrt(2 * math.pi))
+        return 0.5 * self.bend * (prediction - batch["y"]).square().sum() + constant
 
     def loss_of_prediction(
         self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
@@ -183,7 +185,9 @@ class DigitRegressionProblem(Problem):
         return {"w": decay if decay.dim() == 2 else decay[:, None]}
 
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """The loss."""
+        """The loss of the squared form."""
+        if self.task.penalty == "norm":
+            return self.inner_loss(lam, theta, batch)
         return self.outer_loss(lam, theta, batch)
 
     def moduli(self, lam: Params) -> Moduli | None:
@@ -197,11 +201,11 @@ class DigitRegressionProblem(Problem):
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the training rows in float64: eigenvalues of H = BEND x'x, its eigenvectors V, and
-        V' BEND x'y [d, 10]."""
+        """Of the training rows in float64: eigenvalues of the loss's Hessian H = bend x'x in the
+        weights of a class, its eigenvectors V, and V' bend x'y [d, 10]."""
         x, y = (self.parts["train"][k].double() for k in ("x", "y"))
-        values, vectors = torch.linalg.eigh(BEND * x.T @ x)
-        return values.clamp(min=0), vectors, vectors.T @ (BEND * x.T @ y)
+        values, vectors = torch.linalg.eigh(self.bend * x.T @ x)
+        return values.clamp(min=0), vectors, vectors.T @ (self.bend * x.T @ y)
 
     def minimiser(self, lam: Params) -> Tensor:
         """theta's w [10, d] that minimises the inner loss at lam; float64, without a graph."""
