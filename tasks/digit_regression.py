@@ -218,10 +218,11 @@ class DigitRegressionProblem(Problem):
         return (vectors @ (b / (values[:, None] + s))).T
 
     def _equivalent(self, force: Tensor) -> Tensor:
-        """s [groups] with s |w(s)| = force, by bisection in log s: the left side grows with s, to
-        the norm of b. Infinite where the force is larger: the minimiser is 0."""
+        """s [k] with s |w(s)| = force [k], of all of w or, for class-wise decays, of class k; by
+        bisection in log s: the left side grows with s, to the norm of b. Infinite where the force
+        is larger: the minimiser is 0."""
         values, _, b = self.spectrum
-        b = b.T.reshape(len(force), -1, len(values))
+        b = b.T.reshape(CLASSES if self.task.decays == "class" else 1, -1, len(values))
         low, high = (torch.full_like(force, x) for x in (-60.0, 60.0))
         for _ in range(80):
             middle = (low + high) / 2
@@ -236,8 +237,11 @@ class DigitRegressionProblem(Problem):
         """The log decay, on a grid of 0.05, whose exact minimiser has the least validation loss;
         for one decay."""
         grid = torch.linspace(LOW, HIGH, 241, dtype=torch.float64)
-        losses = [self.exact_loss({"log_decay": v[None]}, "valid") for v in grid]
-        return float(grid[int(torch.tensor(losses).argmin())])
+        values, vectors, b = self.spectrum
+        s = 2 * grid.exp() if self.task.penalty == "squared" else self._equivalent(grid.exp())
+        x, y = (self.parts["valid"][k].double() for k in ("x", "y"))
+        w = b / (values[:, None] + s[:, None, None])  # in the eigenvectors' coordinates
+        return float(grid[(x @ vectors @ w - y).square().sum((1, 2)).argmin()])
 
     def exact_loss(self, lam: Params, split: str) -> float:
         """The loss on a split at the inner minimiser of lam."""
