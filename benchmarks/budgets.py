@@ -45,7 +45,7 @@ FAMILIES = {
     "augmentation": ("augmentation",),
     "pre-training": ("pretrain-",),
     "self-edits": ("seal-",),
-    "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "closed-form", "hypergradient-fidelity"),
+    "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "hypernet-", "closed-form", "hypergradient-fidelity"),
     "convex problems": ("hoag-",),
     "every task": ("crossing",),
 }
