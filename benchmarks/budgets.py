@@ -45,8 +45,8 @@ FAMILIES = {
     "augmentation": ("augmentation",),
     "pre-training": ("pretrain-",),
     "self-edits": ("seal-",),
-    "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "hypernet-", "closed-form", "hypergradient-fidelity"),
-    "convex problems": ("hoag-",),
+    "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "closed-form", "hypergradient-fidelity"),
+    "convex problems": ("hoag-", "hypernet-"),
     "every task": ("crossing",),
 }
 """Family to how the names of its suites begin."""
