@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from functools import cached_property, lru_cache
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -94,7 +94,50 @@ class DigitRegression(OfImages):
 
     def build(self, seeds: Seeds, device: torch.device) -> DigitRegressionProblem:
         """Draw the parts and the first weights."""
-        return DigitRegressionProblem(self, seeds, device, self.images())
+        return DigitRegressionProblem(self, seeds, device, _drawn(self, seeds.data))
+
+
+class Drawn(NamedTuple):
+    """Of each part its images [n, d], with a last column of ones, and labels; and its rows "x" and
+    "y" in float64. Training images are not kept."""
+
+    images: dict[str, tuple[Tensor, Tensor]]
+    rows: dict[str, Batch]
+
+
+@lru_cache(maxsize=3)
+def _drawn(task: DigitRegression, seed: int) -> Drawn:
+    """Kept between cells that share it: many images take seconds."""
+    return draw(task, task.images(), seed)
+
+
+def draw(task: DigitRegression, images: Images, seed: int) -> Drawn:
+    """Training and validation parts of the images "train", the test part of "test"."""
+    sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
+    gen = generator(seed, "digit_regression")
+    out = Drawn({}, {})
+    for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
+        x, y = images[source]
+        wanted = [sizes[s] for s in splits]
+        named = " + ".join(f"n_{s}" for s in splits)
+        enough("digit_regression", task.dataset, named, sum(wanted), len(x))
+        order = torch.arange(len(x))
+        if task.split == "drawn":
+            order = torch.randperm(len(x), generator=gen)
+        for split, chosen in zip(splits, order[: sum(wanted)].split(wanted), strict=True):
+            flat = F.pad(shrunk(x[chosen], task.shrink).flatten(1), (0, 1), value=1.0)
+            out.rows[split] = rows(flat, y[chosen])
+            if split != "train":
+                out.images[split] = flat, y[chosen]
+    return out
+
+
+def rows(x: Tensor, labels: Tensor) -> Batch:
+    """[x y] / sqrt(n), or R of its QR decomposition where that has fewer rows."""
+    both = torch.cat([x.double(), F.one_hot(labels, CLASSES).double()], 1) / len(x) ** 0.5
+    if len(both) > both.shape[1]:
+        both = torch.linalg.qr(both, mode="r").R
+    return {"x": both[:, :-CLASSES].contiguous(), "y": both[:, -CLASSES:].contiguous()}
 
 
 class DigitRegressionProblem(Problem):
@@ -102,29 +145,16 @@ class DigitRegressionProblem(Problem):
     scaled by 1/sqrt(n). theta: "w" [10, d]. lam: "log_decay" [1], [10] or [10, d]."""
 
     def __init__(
-        self, task: DigitRegression, seeds: Seeds, device: torch.device, images: Images
+        self, task: DigitRegression, seeds: Seeds, device: torch.device, drawn: Drawn
     ) -> None:
-        """``images``: split to images [n, channels, height, width] and labels [n]; training and
-        validation parts are cut from "train", the test part from "test"."""
         self.task, self.carried, self.device = task, task.carried, device
         self.dtype = getattr(torch, task.dtype)
         self.bend = 1 / (CLASSES * task.noise**2)
-        sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
-        gen = generator(seeds.data, "digit_regression")
-        self.parts: dict[str, Batch] = {}
-        self.held: dict[str, tuple[Tensor, Tensor]] = {}
-        for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
-            x, y = images[source]
-            wanted = [sizes[s] for s in splits]
-            named = " + ".join(f"n_{s}" for s in splits)
-            enough("digit_regression", task.dataset, named, sum(wanted), len(x))
-            order = torch.arange(len(x))
-            if task.split == "drawn":
-                order = torch.randperm(len(x), generator=gen)
-            for split, chosen in zip(splits, order[: sum(wanted)].split(wanted), strict=True):
-                flat = shrunk(x[chosen], task.shrink).flatten(1).to(device)
-                self.held[split] = F.pad(flat, (0, 1), value=1.0), y[chosen].to(device)
-                self.parts[split] = self._rows(*self.held[split])
+        self.held = {k: (x.to(device), y.to(device)) for k, (x, y) in drawn.images.items()}
+        self.parts = {
+            split: {k: v.to(device, self.dtype) for k, v in rows.items()}
+            for split, rows in drawn.rows.items()
+        }
         pixels = self.parts["train"]["x"].shape[1]
         first = torch.randn(
             CLASSES, pixels, generator=generator(seeds.init, "digit_regression"), dtype=self.dtype
@@ -132,13 +162,6 @@ class DigitRegressionProblem(Problem):
         self.first = (task.start * first).to(device)
         shape = {"one": (1,), "class": (CLASSES,), "weight": (CLASSES, pixels)}[task.decays]
         self.hypers = (Hyper("log_decay", shape, LOW, HIGH, meaning="log of the weights' penalty"),)
-
-    def _rows(self, x: Tensor, labels: Tensor) -> Batch:
-        both = torch.cat([x.double(), F.one_hot(labels, CLASSES).double()], 1) / len(x) ** 0.5
-        if len(both) > both.shape[1]:
-            both = torch.linalg.qr(both, mode="r").R
-        both = both.to(self.dtype)
-        return {"x": both[:, :-CLASSES].contiguous(), "y": both[:, -CLASSES:].contiguous()}
 
     def init_outer(self) -> Params:
         """log_decay [1], [10] or [10, d]."""
@@ -213,7 +236,8 @@ class DigitRegressionProblem(Problem):
         decay = lam["log_decay"].detach().double().exp()
         if self.task.decays == "weight":
             h = vectors @ (values[:, None] * vectors.T)
-            return torch.linalg.solve(h + torch.diag_embed(2 * decay), (vectors @ b).T)
+            factors = torch.linalg.cholesky(h + torch.diag_embed(2 * decay))
+            return torch.cholesky_solve((vectors @ b).T[..., None], factors)[..., 0]
         s = 2 * decay if self.task.penalty == "squared" else self._equivalent(decay / len(decay))
         return (vectors @ (b / (values[:, None] + s))).T
 

@@ -13,7 +13,7 @@ from metabench.core.errors import DataMissing, SettingError
 from metabench.core.registry import tasks
 from metabench.datasets import locate
 from metabench.hypergradients import reference
-from metabench.tasks.digit_regression import DigitRegression, DigitRegressionProblem
+from metabench.tasks.digit_regression import DigitRegression, DigitRegressionProblem, draw
 
 GEN = torch.Generator().manual_seed(0)
 IMAGES = {
@@ -27,7 +27,8 @@ FORMS = [("one", "norm"), ("class", "norm"), ("one", "squared"), ("class", "squa
 
 def made(**set_):
     task = DigitRegression(**{**SMALL, **set_})
-    return DigitRegressionProblem(task, Seeds.of(0), torch.device("cpu"), IMAGES)
+    seeds = Seeds.of(0)
+    return DigitRegressionProblem(task, seeds, torch.device("cpu"), draw(task, IMAGES, seeds.data))
 
 
 def some(problem, seed=1):
@@ -44,10 +45,12 @@ def close(found, expected, tolerance=1e-10):
 
 def test_many_images_are_seen_through_few_rows_with_the_same_losses():
     problem = made()
-    assert problem.parts["train"]["x"].shape == (20, 10) and len(problem.held["train"][0]) == 40
+    assert {k: p["x"].shape for k, p in problem.parts.items()} == {
+        "train": (20, 10), "valid": (20, 10), "test": (20, 10)
+    }  # fmt: skip
     assert made(n_train=7).parts["train"]["x"].shape == (7, 10)
     lam, theta = some(problem)
-    for split in ("train", "valid", "test"):
+    for split in ("valid", "test"):
         x, y = problem.held[split]
         assert (x[:, -1] == 1).all()
         targets = torch.nn.functional.one_hot(y, 10).double()
@@ -137,9 +140,10 @@ def test_metrics_and_the_best_decay():
 
 def test_parts_as_published_are_the_first_images():
     problem = made(split="as published", n_train=5)
-    assert torch.equal(problem.held["train"][1], torch.arange(5))
+    labels = problem.parts["train"]["y"].argmax(1)
+    assert torch.equal(labels, torch.arange(5))
     assert torch.equal(problem.held["valid"][1], torch.arange(5, 55) % 10)
-    assert not torch.equal(made(n_train=5).held["train"][1], torch.arange(5))
+    assert not torch.equal(made(n_train=5).parts["train"]["y"].argmax(1), labels)
 
 
 def test_settings_that_contradict_each_other():
