@@ -1,6 +1,6 @@
 """Learning weights against learning a loss: hypernetworks beside Gaussian processes.
 
-    python -m benchmarks.hypernet_curves --out results/hypernet-curves [--seeds 3] [--quick]
+    python -m benchmarks.hypernet_curves --out results/hypernet-curves [--seeds 2] [--quick]
 
 Two experiments of Lorraine and Duvenaud (arXiv 1802.09419) on digits, see benchmarks/README.md:
 what 25 trainings say of the validation loss elsewhere, and the curve of one decay. scikit-learn
@@ -28,6 +28,13 @@ STEPS, RATE = 1000, 1e-4
 """Of Adam, in each training from scratch and of each hypernetwork."""
 START = 1e-5
 """Deviation of first weights, the code's for this experiment."""
+PAPER = {
+    "gp": {10: 0.90, 25: 0.67, 100: 0.60, 250: 0.60, 1000: 0.62},
+    "fixed": {10: 0.65, 25: 0.60, 100: 0.59, 250: 0.59, 1000: 0.59},
+    "stochastic": {10: 0.60, 25: 0.61, 100: 0.59, 250: 0.59, 1000: 0.59},
+}
+"""True loss at the predicted best by trainings [repo, unpublished: commented out of the paper's
+source]; the best known there is 0.593."""
 NAMES = ("gp", "gp_scaled", "fixed", "stochastic")
 LABELS = {
     "gp": "Gaussian process, RBF, as in the code",
@@ -44,7 +51,7 @@ class Sizes:
     n_train: int = 50000
     n_valid: int = 10000
     test_pairs: int = 10215
-    grid: int = 121
+    grid: int = 61
     steps: int = STEPS
     shrink: int = 1
 
@@ -241,7 +248,7 @@ def one_decay(sizes: Sizes, quick: bool) -> dict[str, Any]:
         return (1 + 3 * torch.randn(10, 1, generator=gen)).clamp(max=4.0)
 
     curves = {}
-    for steps in (sizes.steps, sizes.steps * (2 if quick else 4)):
+    for steps in (sizes.steps, sizes.steps * 2):
         more = steps - (0 if not curves else sizes.steps)
         phi = adam(lambda p, t: slopes(p, drawn()), phi, more)
         with torch.no_grad():
@@ -261,8 +268,8 @@ def tables(result: dict[str, Any]) -> str:
     lines = [
         "# Weights against loss", "",
         f"Command: `{result['command']}`. {result['about']}", "",
-        "| trainings | model | bias | mean abs. error | under-predicts | true loss at its best |",
-        "|---|---|---|---|---|---|",
+        "| trainings | model | bias | mean abs. error | under-predicts | true loss at its best | paper |",
+        "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for points in sorted({r["points"] for r in result["weights"]}):
         rows = [r for r in result["weights"] if r["points"] == points]
@@ -270,10 +277,14 @@ def tables(result: dict[str, Any]) -> str:
             said = {k: [r[name][k] for r in rows] for k in rows[0][name]}
             cells = [spread(said["bias"]), spread(said["mean_absolute"]),
                      f"{100 * statistics.mean(said['under']):.0f} %",
-                     spread(said["true_at_best"])]  # fmt: skip
+                     spread(said["true_at_best"]),
+                     str(PAPER.get(name, {}).get(points, ""))]  # fmt: skip
             lines.append(f"| {points} | {LABELS[name]} | {' | '.join(cells)} |")
-        lines.append(f"| {points} | best of the test pairs | | | | "
-                     f"{spread([r['best_true'] for r in rows])} |")  # fmt: skip
+        least = spread([r["best_true"] for r in rows])
+        lines.append(f"| {points} | best of the test pairs | | | | {least} | 0.593 |")
+    lines += ["", "Paper: [repo, unpublished], a table commented out of the paper's source.",
+              f"Claimed order of the absolute bias, fresh lam < the same lam < Gaussian process of the "
+              f"code, at 25: {ordered(result['weights'], 25)}."]  # fmt: skip
     one = result["one_decay"]
     lines += ["", "# One decay, ten images", "", "| curve | best log decay |", "|---|---|",
               f"| trained from scratch, grid of {len(one['grid'])} | "
@@ -283,6 +294,15 @@ def tables(result: dict[str, Any]) -> str:
         lines.append(f"| hypernetwork, {steps} steps | {best(one['grid'], losses):.2f} |")
     lines += ["| noted in the authors' code [repo] | 1.836 |", ""]
     return "\n".join(lines)
+
+
+def ordered(results: list[dict[str, Any]], points: int) -> str:
+    """In how many draws of lam the absolute biases are in the claimed order."""
+    rows = [r for r in results if r["points"] == points]
+    held = [
+        abs(r["stochastic"]["bias"]) < abs(r["fixed"]["bias"]) < abs(r["gp"]["bias"]) for r in rows
+    ]
+    return f"held in {sum(held)} of {len(held)} draws"
 
 
 def spread(values: list[float]) -> str:
@@ -302,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of curves.md and curves.json")
     add("--points", nargs="*", type=int, default=[10, 25], help="trainings to learn from")
-    add("--seeds", type=int, default=3, help="draws of lam")
+    add("--seeds", type=int, default=2, help="draws of lam")
     add("--quick", action="store_true", help="tiny, to see that it runs")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
