@@ -268,23 +268,26 @@ def tables(result: dict[str, Any]) -> str:
     lines = [
         "# Weights against loss", "",
         f"Command: `{result['command']}`. {result['about']}", "",
-        "| trainings | model | bias | mean abs. error | under-predicts | true loss at its best | paper |",
-        "|---|---|---|---|---|---|---|",
+        "| trainings | model | bias | mean absolute error | under-predicts | true loss at its best "
+        "| paper |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for points in sorted({r["points"] for r in result["weights"]}):
         rows = [r for r in result["weights"] if r["points"] == points]
         for name in NAMES:
             said = {k: [r[name][k] for r in rows] for k in rows[0][name]}
+            paper = PAPER.get(name, {}).get(points)
             cells = [spread(said["bias"]), spread(said["mean_absolute"]),
                      f"{100 * statistics.mean(said['under']):.0f} %",
                      spread(said["true_at_best"]),
-                     str(PAPER.get(name, {}).get(points, ""))]  # fmt: skip
+                     f"{paper:.2f}" if paper else ""]  # fmt: skip
             lines.append(f"| {points} | {LABELS[name]} | {' | '.join(cells)} |")
         least = spread([r["best_true"] for r in rows])
         lines.append(f"| {points} | best of the test pairs | | | | {least} | 0.593 |")
-    lines += ["", "Paper: [repo, unpublished], a table commented out of the paper's source.",
-              f"Claimed order of the absolute bias, fresh lam < the same lam < Gaussian process of the "
-              f"code, at 25: {ordered(result['weights'], 25)}."]  # fmt: skip
+    lines += [
+        "", "Paper: [repo, unpublished], a table commented out of the paper's source.",
+        "Claimed order of the absolute bias: fresh lam < the same lam < Gaussian process of the code.",
+        f"At 25 trainings it {ordered(result['weights'], 25)}.",
+    ]  # fmt: skip
     one = result["one_decay"]
     lines += ["", "# One decay, ten images", "", "| curve | best log decay |", "|---|---|",
               f"| trained from scratch, grid of {len(one['grid'])} | "
