@@ -285,7 +285,7 @@ def tables(result: dict[str, Any]) -> str:
         lines.append(f"| {points} | best of the test pairs | | | | {least} | 0.593 |")
     lines += [
         "", "Paper: [repo, unpublished], a table commented out of the paper's source.",
-        "Claimed order of the absolute bias: fresh lam < the same lam < Gaussian process of the code.",
+        "Claimed order of the absolute bias: fresh lam < same lam < Gaussian process of the code.",
         f"At 25 trainings it {ordered(result['weights'], 25)}.",
     ]  # fmt: skip
     one = result["one_decay"]
