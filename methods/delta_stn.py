@@ -25,7 +25,8 @@ from metabench.contract import autodiff
 from metabench.contract.method import Context
 from metabench.contract.problem import Batch, Params
 from metabench.core.registry import method
-from metabench.hypergradients.best_response import VALUE, Moment, SelfTuning, part, respond
+from metabench.hypergradients.best_response import VALUE, Moment, part
+from metabench.hypergradients.self_tuning import SelfTuning, respond
 from metabench.hypergradients.unrolled import load_forward_mode
 
 

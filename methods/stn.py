@@ -14,15 +14,13 @@ sigma's update rule is u's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from metabench.contract import autodiff
-from metabench.contract.problem import Batch, Params
 from metabench.core.registry import method
-from metabench.hypergradients.best_response import Moment, SelfTuning, respond
+from metabench.hypergradients.self_tuning import SelfTuning
 
 
 @method("stn")
@@ -35,19 +33,3 @@ class STN(SelfTuning):
     def centre(self, u: Tensor) -> Tensor:
         """Nothing: the gates see u + eps."""
         return torch.zeros_like(u)
-
-    def loss(self, at: Moment, phi: Params, noise: Tensor, batch: Batch) -> Tensor:
-        """G(r(u + eps), theta(u + eps)); noise [n], or [examples, n] with a lam an example."""
-        there = at.u + noise
-        theta = respond(phi, there)
-        return at.ctx.inner_loss(at.coordinates.lam(there), theta, batch)
-
-    def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
-        """A step of the inner solver on value and response together."""
-        batch = at.episode.batch(t)
-        draws = at.draws("inner", batch, self.samples, t)
-        _, g = autodiff.grad(
-            lambda p: torch.stack([self.loss(at, p, at.scale * e, batch) for e in draws]).mean(),
-            phi,
-        )
-        return at.ctx.solver.update(phi, g, solver_state, self.inner_lr)

@@ -1,20 +1,19 @@
-"""Learning the inner minimiser as a function of lam: what self-tuning networks share.
+"""Learning the inner minimiser as a function of lam: the loop that such methods share.
 
-MacKay, Vicol, Lorraine, Duvenaud, Grosse: Self-Tuning Networks, ICLR 2019, arXiv 1903.03088; Bae,
-Grosse: Delta-STN, NeurIPS 2020, arXiv 2010.13514. lam = r(u) for an unconstrained vector u [n], and
-every tensor of theta answers u by rows:
+lam = r(u) for an unconstrained vector u [n]; a response theta_phi(u) with parameters phi is trained
+at values of u, and u is tuned through it:
 
-    theta(u) = theta0 + diag(V u) theta1,    for vectors and scalars of theta entry by entry.
+    training  min over phi  E G(r(u'), theta_phi(u')),  u' near u, or wherever the method looks
+    tuning    min over u    F(r(u), theta_phi(u))
 
-So nothing is asked of the model but the names and shapes of its parameters: a bias has rows of one
-entry, and a theta that belongs to no layer is affine in u. V may be a product of two thin matrices
-where lam is long.
+The gradient in u flows through the response alone (and through an F that names lam), never through
+the inner loss: no second derivative is taken.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -34,16 +33,15 @@ from metabench.contract.method import (
     Steps,
     outer_solver,
 )
-from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import generator
 from metabench.contract.solver import Solver, why_no_noise
 
-VALUE, SLOPE, GATE, PROJECTION = "value/", "slope/", "gate/", "projection"
-"""Names of theta0, theta1 and V in a response's parameters: prefix and theta's name."""
+VALUE, SLOPE = "value/", "slope/"
+"""Names in phi of a response's constant part and of what is multiplied: prefix and theta's name."""
 
 MOVED: tuple[str, ...] = ("u", "scale")
-"""What the outer solver moves."""
+"""What the outer solver moves, where it is there."""
 UNTUNED = "warming_up"
 """A note that a record keeps where the budget ended before the first step of u."""
 MARGIN = 1e-3
@@ -108,52 +106,13 @@ def _outside(value: Tensor, hyper: Hyper | None) -> Tensor:
         part = ((value.log() if hyper.log else value) - a) / (b - a)
         return part.logit(eps=MARGIN)
     if low is not None:
-        return _softplus_inverse((value - low).clamp(min=MARGIN))
-    return value if high is None else _softplus_inverse((high - value).clamp(min=MARGIN))
+        return softplus_inverse((value - low).clamp(min=MARGIN))
+    return value if high is None else softplus_inverse((high - value).clamp(min=MARGIN))
 
 
-def _softplus_inverse(x: Tensor) -> Tensor:
+def softplus_inverse(x: Tensor) -> Tensor:
+    """y with log(1 + e^y) = x > 0."""
     return x + (-torch.expm1(-x)).log()
-
-
-def begin(
-    theta: Params, n: int, gen: torch.Generator, *, rank: int | None = None, gates: float = 0.0
-) -> Params:
-    """A response's first parameters for u of n entries: value theta, rows that hardly answer.
-
-    V is normal with deviation ``gates``. theta1 is uniform within 1 / sqrt(inputs) for tensors
-    with rows, and one for vectors and scalars.
-    """
-    phi = {VALUE + k: v for k, v in theta.items()}
-    width = n
-    if rank is not None:
-        some = next(iter(theta.values()))
-        phi[PROJECTION] = torch.randn(rank, n, generator=gen, dtype=some.dtype).to(some) / n**0.5
-        width = rank
-    for k, v in theta.items():
-        slope = torch.ones_like(v)
-        if v.dim() > 1:
-            drawn = torch.rand(v.shape, generator=gen, dtype=v.dtype).to(v)
-            slope = (2 * drawn - 1) * (len(v) / v.numel()) ** 0.5
-        phi[SLOPE + k] = slope
-        rows = len(v) if v.dim() else 1
-        phi[GATE + k] = gates * torch.randn(rows, width, generator=gen, dtype=v.dtype).to(v)
-    return phi
-
-
-def respond(phi: Params, at: Tensor) -> Params:
-    """theta at u [n], or at a row of u [k, n] for each of k examples: gated tensors."""
-    if PROJECTION in phi:
-        at = F.linear(at, phi[PROJECTION])
-    theta: Params = {}
-    for k, value in part(phi, VALUE).items():
-        gate, slope = F.linear(at, phi[GATE + k]), phi[SLOPE + k]
-        if at.dim() > 1:
-            theta[k] = Gated(value, slope, gate)
-        else:
-            shape = [-1] + [1] * (value.dim() - 1) if value.dim() else []
-            theta[k] = value + gate.view(shape) * slope
-    return theta
 
 
 def part(phi: Params, prefix: str) -> Params:
@@ -161,14 +120,9 @@ def part(phi: Params, prefix: str) -> Params:
     return {k.removeprefix(prefix): v for k, v in phi.items() if k.startswith(prefix)}
 
 
-def entropy(scale: Tensor) -> Tensor:
-    """Of a normal distribution with these deviations [n]: sum_i log(scale_i sqrt(2 pi e))."""
-    return scale.log().sum() + scale.numel() * 0.5 * math.log(2 * math.pi * math.e)
-
-
 @dataclass(frozen=True)
-class SelfTuning(Method):
-    """Steps of a response's parameters and of u in turn; a subclass says how the response trains.
+class BestResponse(Method):
+    """Steps of a response's parameters phi and of u in turn; a subclass gives the response.
 
     An outer step is ``inner_steps`` training steps and one of u. The response and its solver go on
     from step to step, whether or not the task carries theta.
@@ -179,50 +133,75 @@ class SelfTuning(Method):
     inner_lr: Positive = 0.1
     outer_lr: Positive = 1e-2
     outer_solver: SolverName = "adam"
-    """Of u and of the scale."""
+    """Of u and of what is tuned beside it."""
     warmup: Steps = 0
-    """Outer steps at the start that leave u and the scale as they are."""
+    """Outer steps at the start that leave u as it is."""
     scale: Positive = 0.5
-    """First standard deviation of the perturbations of u."""
-    tune_scale: bool = True
-    """Learn the scale by the expected outer loss and the entropy; u is then perturbed in its own
-    steps too."""
-    scale_lr: Positive | None = None
-    """None: as ``outer_lr``."""
-    entropy_weight: Annotated[float, Field(ge=0)] = 1e-3
-    """What the entropy of the perturbations counts beside the outer loss (tau)."""
+    """Standard deviation of the perturbations of u in training."""
     squash: bool = True
-    """lam = r(u) within its bounds, as in the papers; False: lam is u, projected."""
+    """lam = r(u) within its bounds; False: lam is u, projected."""
     samples: Annotated[int, Field(ge=1)] = 1
-    """Perturbations a step, where a task takes one lam for a whole batch. Each is one gradient.
-    Where lam can differ from example to example, every example has its own at no such cost."""
-    rank: Annotated[int, Field(ge=1)] | None = None
-    """Gates see this many learned projections of u: for a long lam. None: u itself."""
+    """Values of u in a training step, where a task takes one lam for a whole batch. Each is one
+    gradient."""
+
+    kind: ClassVar[str] = "a best-response network"
+    """What a message calls it."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """One inner minimiser for each lam, and few scalars unless the gates are of low rank."""
-        own = {"outer_gradient", "best_response"}
-        if self.rank is None:
-            own.add("small_lam")
-        elif self.squash:
-            own.add("search_space")
-        return frozenset(own)
+        """One inner minimiser for each lam."""
+        return frozenset({"outer_gradient", "best_response"})
 
     def refuses(self, solver: Solver) -> str | None:
         """The noise of training is on lam."""
-        return why_no_noise(solver, "a self-tuning network")
+        return why_no_noise(solver, self.kind)
 
-    gates: ClassVar[float] = 0.0
-    """Deviation of V's first entries."""
-
-    def centre(self, u: Tensor) -> Tensor:
-        """What is taken from u before the gates see it."""
+    def first_response(self, theta: Params, n: int, gen: torch.Generator) -> Params:
+        """phi at the start, for u [n] and a theta like this one."""
         raise NotImplementedError
+
+    def theta(self, phi: Params, u: Tensor) -> Params:
+        """The response at u [n]."""
+        raise NotImplementedError
+
+    def noises(self, at: Moment, batch: Batch, t: int) -> list[Tensor]:
+        """What is added to u in training step ``t``, each [n] or, for a task whose examples can
+        each have a lam, [examples, n]."""
+        return [at.scale * e for e in at.draws("inner", batch, self.samples, t)]
+
+    def loss(self, at: Moment, phi: Params, noise: Tensor, batch: Batch) -> Tensor:
+        """G(r(u + eps), theta_phi(u + eps)) for a noise eps; counted."""
+        there = at.u + noise
+        return at.ctx.inner_loss(at.coordinates.lam(there), self.theta(phi, there), batch)
 
     def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
-        """The response's parameters and solver state after training step ``t``; counted."""
-        raise NotImplementedError
+        """phi and solver state after training step ``t``: the inner solver on all of phi."""
+        batch = at.episode.batch(t)
+        noises = self.noises(at, batch, t)
+        _, g = autodiff.grad(
+            lambda p: torch.stack([self.loss(at, p, e, batch) for e in noises]).mean(), phi
+        )
+        return at.ctx.solver.update(phi, g, solver_state, self.inner_lr)
+
+    def tune(self, at: Moment, phi: Params, moved: Params) -> tuple[Tensor, Params]:
+        """The outer loss and its gradient in what the outer solver moves; counted."""
+        batch = at.episode.outer
+        return autodiff.grad(
+            lambda x: at.ctx.outer_loss(at.coordinates.lam(x["u"]), self.theta(phi, x["u"]), batch),
+            moved,
+        )
+
+    def trains(self, ctx: Context) -> bool:
+        """Whether this outer step trains the response."""
+        return True
+
+    def first_moved(self, u: Tensor) -> Params:
+        """What the outer solver moves, at the start: u and its companions, in ``MOVED``."""
+        return {"u": u}
+
+    def step_size(self, name: str) -> float:
+        """Of the outer solver on a part of what it moves."""
+        return self.outer_lr
 
     def first_solver_state(self, ctx: Context, phi: Params) -> Any:
         """Of the inner solver on the response's parameters, at the start."""
@@ -235,11 +214,8 @@ class SelfTuning(Method):
         theta = autodiff.detach(
             ctx.problem.init_inner(coordinates.first, ctx.problem.episode("train", 0))
         )
-        gen = generator(ctx.seeds.method, "response")
-        phi = begin(theta, len(u), gen, rank=self.rank, gates=self.gates)
-        moved = {"u": u}
-        if self.tune_scale:
-            moved["scale"] = _softplus_inverse(torch.full_like(u, self.scale))
+        phi = self.first_response(theta, len(u), generator(ctx.seeds.method, "response"))
+        moved = self.first_moved(u)
         memory = {
             **moved,
             "response": phi,
@@ -249,11 +225,11 @@ class SelfTuning(Method):
         return self.state(ctx, memory)
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
-        """``inner_steps`` of the response, then u and the scale, unless it is warming up."""
+        """``inner_steps`` of the response, then u and its companions, unless it is warming up."""
         held = dict(state.memory)
         at = Moment(ctx, self.coordinates(ctx), held["u"], self.deviations(held), _episode(ctx))
         phi, solver = held["response"], held["solver"]
-        for t in range(self.inner_steps):
+        for t in range(self.inner_steps if self.trains(ctx) else 0):
             phi, solver = self.train(at, phi, solver, t)
         held |= {"response": phi, "solver": solver}
         log: dict[str, float] = {}
@@ -270,10 +246,8 @@ class SelfTuning(Method):
                     ctx.step,
                     lambda: self.is_at_optimum(at, phi) or zero_may_pass(ctx),
                 ),
-                "scale": float(at.scale.mean()),
             }
-            rate = {"u": self.outer_lr, "scale": self.scale_lr or self.outer_lr}
-            rates = {k: torch.full_like(v, rate[k]) for k, v in moved.items()}
+            rates = {k: torch.full_like(v, self.step_size(k)) for k, v in moved.items()}
             moved, held["outer"] = outer_solver(self.outer_solver).update(
                 moved, g, held["outer"], rates
             )
@@ -282,33 +256,12 @@ class SelfTuning(Method):
             held |= moved
         return self.state(ctx, held), log
 
-    def tune(self, at: Moment, phi: Params, moved: Params) -> tuple[Tensor, Params]:
-        """Expected outer loss, and its gradient in u and the scale, less the entropy's part."""
-        draws: Sequence[Tensor | None] = [None]
-        if "scale" in moved:
-            draws = at.draws("outer", at.episode.outer, self.samples)
-
-        def objective(x: Params) -> tuple[Tensor, Tensor]:
-            lam, scale = at.coordinates.lam(x["u"]), self.deviations(x)
-            seen = x["u"] - self.centre(at.u)
-            thetas = (respond(phi, seen if e is None else seen + scale * e) for e in draws)
-            losses = [at.ctx.outer_loss(lam, t, at.episode.outer) for t in thetas]
-            loss = torch.stack(losses).mean()
-            free = self.entropy_weight * entropy(scale) if "scale" in x else 0.0
-            return loss - free, loss
-
-        _, g, loss = autodiff.grad_and_rest(objective, moved)
-        return loss, g
-
     def is_at_optimum(self, at: Moment, phi: Params) -> bool:
         """Whether a hypergradient of zero is right: the outer loss is stationary there too."""
-        theta = respond(phi, at.u - self.centre(at.u))
-        return is_stationary(at.ctx, at.coordinates.lam(at.u), theta, at.episode)
+        return is_stationary(at.ctx, at.coordinates.lam(at.u), self.theta(phi, at.u), at.episode)
 
     def deviations(self, held: Mapping[str, Tensor]) -> Tensor:
         """Standard deviation of each entry of the perturbations [n]."""
-        if "scale" in held:
-            return F.softplus(held["scale"])
         return torch.full_like(held["u"], self.scale)
 
     def coordinates(self, ctx: Context) -> Coordinates:
@@ -318,13 +271,12 @@ class SelfTuning(Method):
     def state(self, ctx: Context, memory: dict[str, Any]) -> State:
         """lam and theta at u, beside what they follow from."""
         u = memory["u"]
-        theta = respond(memory["response"], u - self.centre(u)) if ctx.problem.carried else None
+        theta = self.theta(memory["response"], u) if ctx.problem.carried else None
         return State(self.coordinates(ctx).lam(u), theta, memory)
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """The response at lam: nothing is trained at test time."""
-        u = state.memory["u"]
-        return respond(state.memory["response"], u - self.centre(u))
+        return self.theta(state.memory["response"], state.memory["u"])
 
 
 class Moment(NamedTuple):
@@ -336,12 +288,13 @@ class Moment(NamedTuple):
     scale: Tensor
     episode: Episode
 
-    def draws(self, role: str, batch: Batch, samples: int, t: int = 0) -> list[Tensor]:
+    def draws(self, role: str, batch: Batch | None, samples: int, t: int = 0) -> list[Tensor]:
         """Standard normal draws: one [examples, n] for a batch whose examples can each have a lam,
-        else ``samples`` of [n]; a pure function of the method's seed, the step, role and t."""
+        else (and without a batch) ``samples`` of [n]; a pure function of the method's seed, the
+        step, role and t."""
         gen = generator(self.ctx.seeds.method, "perturbation", self.ctx.step, role, t)
         n, u = len(self.u), self.u
-        if "per_example_lam" in self.ctx.offers:
+        if batch is not None and "per_example_lam" in self.ctx.offers:
             examples = len(next(iter(batch.values())))
             return [torch.randn(examples, n, generator=gen, dtype=u.dtype).to(u.device)]
         return list(torch.randn(samples, n, generator=gen, dtype=u.dtype).to(u.device))

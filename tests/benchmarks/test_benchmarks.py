@@ -213,3 +213,14 @@ def test_seconds_of_a_suite_of_self_edits(tmp_path):
     assert seal["cell"] == pytest.approx(learning + 4 * seal["evaluation"])
     assert "m_step" not in rows["base"] and rows["base"]["cell"] == 3 * rows["base"]["evaluation"]
     assert "seal-knowledge --budget smoke:" in done.stdout
+
+
+@pytest.mark.slow
+def test_learned_weights_beside_a_gaussian_process(tmp_path):
+    needs("sklearn")
+    done = run("--quick", "--seeds", "1", "--out", str(tmp_path), module="hypernet_curves")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "curves.json").read_text())
+    assert found["interpolation_error"] < 1e-4
+    assert [r["points"] for r in found["weights"]] == [10, 25]
+    assert "held in" in (tmp_path / "curves.md").read_text()

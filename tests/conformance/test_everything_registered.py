@@ -18,6 +18,7 @@ REPRESENTATION = {**FEW_SHOT, "formulation": "representation", "dtype": "float64
 PHOTOGRAPHS = {**FEW_SHOT, "source": "metabench"}
 RESIDUAL = {**PHOTOGRAPHS, "network": "resnet12", "filters": 2, "ways": 2, "dtype": "float64"}
 CLEANING = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "hidden": 5}
+DIGITS = {"n_train": 20, "n_valid": 30, "n_test": 40, "shrink": 4, "noise": 2.0}
 EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
 EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
 AUGMENT = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 8}
@@ -123,6 +124,11 @@ TASKS = {
         {**FEW_CONSTANTS, "network": "linear", "dtype": "float64"},
         {**FEW_CONSTANTS, "tune": "optimiser", "hidden": 4},
     ],
+    "digit_regression": [
+        {**DIGITS, "dtype": "float64"},
+        {**DIGITS, "decays": "class", "carried": False, "dtype": "float64"},
+        {**DIGITS, "decays": "weight", "penalty": "squared", "dtype": "float64", "shrink": 7},
+    ],
     "regularised_mnist": [
         {**FEW_IMAGES, "dtype": "float64"},
         {**FEW_IMAGES, "network": "cnn", "tune": "all", "width": 2},
@@ -160,6 +166,9 @@ METHODS = {
             {"inverse": "identity"}, {"inverse": "identity", "alpha": 0.1},
             {"inverse": "cg", "tolerance": 1e-3, "indefinite": "truncate"}],
     "hoag": [{}, {"schedule": "exact", "solver_rule": "lbfgs", "double_step": True}],
+    "hypernet": [{"inner_steps": 3, "inner_lr": 0.05},
+                 {"training": "global", "network": "relu", "alternate": False, "warmup": 1},
+                 {"training": "simplified", "network": "factorised", "squash": True}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],

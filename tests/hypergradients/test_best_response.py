@@ -11,7 +11,8 @@ from metabench.contract.problem import Hyper
 from metabench.core.capabilities import check_applicable, why_not
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import methods, tasks
-from metabench.hypergradients.best_response import MARGIN, Coordinates, begin, entropy, respond
+from metabench.hypergradients.best_response import MARGIN, Coordinates
+from metabench.hypergradients.self_tuning import begin, entropy, respond
 
 HYPERS = (
     Hyper("rate", (2,), 0.0, 0.95),

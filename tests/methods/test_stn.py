@@ -13,7 +13,8 @@ from metabench.contract.problem import Episode, Hyper, Problem
 from metabench.core.costs import Counts
 from metabench.core.errors import Diverged
 from metabench.core.registry import methods, tasks
-from metabench.hypergradients.best_response import Coordinates, Moment, part, respond
+from metabench.hypergradients.best_response import Coordinates, Moment, part
+from metabench.hypergradients.self_tuning import respond
 from metabench.hypergradients.unrolled import load_forward_mode
 
 STN, DeltaSTN = methods.get("stn"), methods.get("delta_stn")
