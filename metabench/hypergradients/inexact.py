@@ -128,12 +128,20 @@ class InexactMethod(Method):
         return self.hypergradient_from(ctx, replace(self.init(ctx), lam=lam), episode)
 
     def solve(
-        self, ctx: Context, lam: Params, theta: Params, episode: Episode, norm: float
+        self,
+        ctx: Context,
+        lam: Params,
+        theta: Params,
+        episode: Episode,
+        norm: float,
+        moduli: Moduli | None = None,
     ) -> InnerSolution:
-        """An inner problem from theta to a gradient of ``norm``; a miss is noted."""
+        """An inner problem from theta to a gradient of ``norm``; a miss is noted. ``moduli``: as
+        :func:`metabench.hypergradients.inner_solve.to_accuracy` takes them."""
         found = to_accuracy(
-            ctx, lam, theta, episode, norm=norm, rule=self.solver_rule, limit=self.most_gradients
-        )
+            ctx, lam, theta, episode, norm=norm, rule=self.solver_rule,
+            limit=self.most_gradients, moduli=moduli,
+        )  # fmt: skip
         if not found.reached:
             ctx.notes.setdefault(MISSED, ctx.step)
         return found
@@ -147,10 +155,11 @@ class InexactMethod(Method):
         *,
         norm: float,
         relative: Callable[[float], float],
+        moduli: Moduli | None = None,
     ) -> Answer:
         """Solve to a gradient of ``norm``, then the linear system to ``relative`` (of
         |grad_theta F|) times its right side, both from ``warm``. Raises Distrusted, Diverged."""
-        found = self.solve(ctx, lam, warm["theta"], episode, norm)
+        found = self.solve(ctx, lam, warm["theta"], episode, norm, moduli)
         lam, ready = implicit.prepared(ctx, lam, episode)
         at = implicit.linearise(ctx, lam, found.theta, episode, ready, batch=0)
         slope = float(torch.linalg.vector_norm(at.v))
