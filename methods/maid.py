@@ -30,7 +30,7 @@ from pydantic import Field
 
 from metabench.contract import autodiff
 from metabench.contract.guards import check_hypergradient
-from metabench.contract.method import Context, Positive, State
+from metabench.contract.method import Context, Positive, State, Steps
 from metabench.contract.problem import Episode, Moduli, Params
 from metabench.core.registry import method
 from metabench.hypergradients import moduli as bounds
@@ -89,6 +89,9 @@ class MAID(InexactMethod):
     first_step: Positive | None = None
     """The first alpha; None: HOAG's, sqrt(number of lam's scalars) / |z| of the first z."""
     solver_rule: Rule = "fista"
+    most_gradients: Steps = 2_000
+    """Inner gradients of one solve at most, as in the authors' code: a trial far off is then given
+    up, and not accepted."""
     eta: Part = 1e-4
     """Of the descent test."""
     decrease: Part = 5e-5
