@@ -32,7 +32,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data import newsgroups
-from .models import sparse
+from .models import decay, softmax, sparse
 
 TOPICS = 20
 
@@ -104,11 +104,15 @@ class NewsgroupsProblem(Problem):
         words = posts.x.shape[1]
         self.shape = (words,) if task.classes == 2 else (words, TOPICS)
         self.decays = {"one": 1, "class": TOPICS, "word": words}[task.decays]
-        values = posts.x[rows["train"]]
         # |X|_2^2 <= |X|_1 |X|_inf: proved, where power iteration would only estimate.
-        largest = float(abs(values).sum(0).max() * abs(values).sum(1).max())
-        # The logistic loss bends by at most 1/4, softmax's cross-entropy by at most 1/2.
-        self.bend = largest * (0.25 if task.classes == 2 else 0.5)
+        largest, outer = (
+            float(abs(x).sum(0).max() * abs(x).sum(1).max())
+            for x in (posts.x[rows["train"]], posts.x[rows["valid"]])
+        )
+        second, third = softmax.BENDS if task.classes == TOPICS else softmax.LOGISTIC_BENDS
+        self.bend, self.outer_bend = largest * second, outer * second
+        longest = float(posts.x[rows["train"]].power(2).sum(1).max()) ** 0.5
+        self.twist = largest * longest * third
         self.hypers = (
             Hyper("log_decay", (self.decays,), -12.0, 6.0, meaning="log of the weights' penalty"),
         )
@@ -124,9 +128,9 @@ class NewsgroupsProblem(Problem):
 
     def diagonal_penalty(self, lam: Params) -> Params:
         """e^lam, broadcast to the weights."""
-        decay = lam["log_decay"].exp()
+        c = lam["log_decay"].exp()
         words = self.task.decays == "word" and self.task.classes == TOPICS
-        return {"w": decay[:, None] if words else decay}
+        return {"w": c[:, None] if words else c}
 
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """The sum of the posts' losses."""
@@ -146,8 +150,13 @@ class NewsgroupsProblem(Problem):
 
     def moduli(self, lam: Params) -> Moduli:
         """The least decay, and the largest with the largest bend of the losses; proved."""
-        decay = lam["log_decay"].exp()
-        return Moduli(float(decay.min()), self.bend + float(decay.max()))
+        c = self.diagonal_penalty(lam)["w"]
+        largest = float(c.max())
+        return Moduli(
+            float(c.min()), self.bend + largest, outer_smooth=self.outer_bend,
+            mixed=lambda theta: decay.mixed_norm(c, theta["w"]), mixed_lipschitz=largest,
+            hessian_lipschitz=self.twist, direct_lipschitz=0.0, outer_convex=True,
+        )  # fmt: skip
 
     def episode(self, split: str, index: int) -> Episode:
         """All training posts; the validation posts to judge by, or the test posts for "test"."""

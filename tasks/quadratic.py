@@ -8,13 +8,14 @@ the inner target B lam is a constant, and the outer variable is the initial w (M
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Moduli, Params, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
@@ -125,6 +126,20 @@ class QuadraticProblem(NoData):
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |w - c|^2."""
         return 0.5 * (theta["w"] - self.c).square().sum()
+
+    @cached_property
+    def bounds(self) -> Moduli:
+        """The same at every lam: all derivatives of second order are constants."""
+        values = torch.linalg.eigvalsh(self.A)
+        mixed = float(torch.linalg.matrix_norm(self.A @ self.B, 2))
+        return Moduli(
+            float(values[0]), float(values[-1]), outer_smooth=1.0, mixed=lambda theta: mixed,
+            mixed_lipschitz=0.0, hessian_lipschitz=0.0, direct_lipschitz=0.0, outer_convex=True,
+        )  # fmt: skip
+
+    def moduli(self, lam: Params) -> Moduli:
+        """Eigenvalues of A and the norm of AB (formulation "target")."""
+        return self.bounds
 
     def exact_hypergradient(self, lam: Params) -> Tensor:
         """B' (B lam - c), at the exact inner minimiser [d] (formulation "target")."""

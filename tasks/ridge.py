@@ -7,16 +7,30 @@ w*(lam) = H^-1 X'y, and the hypergradient in lam_i is -e^{lam_i} w*_i [H^-1 grad
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Hyper,
+    Moduli,
+    Params,
+    Problem,
+    Task,
+)
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
+
+LOWEST, HIGHEST = -8.0, 4.0
+"""Bounds of a log penalty."""
 
 
 @task("ridge")
@@ -69,7 +83,7 @@ class RidgeProblem(Problem):
             for i, split in enumerate(("train", "valid", "test"))
         }
         self.hypers = (
-            Hyper("log_penalty", (d,), -8.0, 4.0, meaning="log of each feature's penalty"),
+            Hyper("log_penalty", (d,), LOWEST, HIGHEST, meaning="log of each feature's penalty"),
         )
 
     def init_outer(self) -> Params:
@@ -97,6 +111,24 @@ class RidgeProblem(Problem):
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |Xw - y|^2."""
         return self.unpenalised_loss(lam, theta, batch)
+
+    @cached_property
+    def eigenvalues(self) -> tuple[float, float, float]:
+        """The least and the largest of the training rows' X'X, the largest of validation's."""
+        values, outer = (
+            torch.linalg.eigvalsh(x.T @ x) for x in (self.parts[k]["x"] for k in ("train", "valid"))
+        )
+        return max(0.0, float(values[0])), float(values[-1]), float(outer[-1])
+
+    def moduli(self, lam: Params) -> Moduli:
+        """Proved; mu with the least penalty that the bounds allow, so that it is one for all."""
+        low, high, outer = self.eigenvalues
+        c = lam["log_penalty"].exp()
+        return Moduli(
+            low + min(math.exp(LOWEST), float(c.min())), high + float(c.max()), outer_smooth=outer,
+            mixed=lambda theta: float((c * theta["w"]).abs().max()), mixed_lipschitz=float(c.max()),
+            hessian_lipschitz=0.0, direct_lipschitz=0.0, outer_convex=True,
+        )  # fmt: skip
 
     def solve(self, lam: Params) -> Tensor:
         """The exact inner minimiser w*(lam) [features]."""

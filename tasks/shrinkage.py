@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Moduli, Params, Task
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import task
 
@@ -82,6 +82,14 @@ class ShrinkageProblem(NoData):
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 (w - c)^2."""
         return 0.5 * (theta["w"] - self.task.target).square().sum()
+
+    def moduli(self, lam: Params) -> Moduli:
+        """Proved; mu without the penalty, so that it is one for all."""
+        c = float(lam["log_penalty"].exp().sum())
+        return Moduli(
+            1.0, 1.0 + c, outer_smooth=1.0, mixed=lambda theta: c * float(theta["w"].abs().sum()),
+            mixed_lipschitz=c, hessian_lipschitz=0.0, direct_lipschitz=0.0, outer_convex=True,
+        )  # fmt: skip
 
     def solve(self, lam: Params) -> Tensor:
         """The exact inner minimiser w*(u) [1]."""

@@ -319,9 +319,9 @@ def check_precision(at: Harness) -> None:
 def _has_hypergradient(method: Any) -> bool:
     own = (type(method), GradientMethod)
     names = ("hypergradient", "hypergradient_from")
-    return isinstance(method, GradientMethod) and any(
-        len({getattr(cls, name) for cls in own}) == 2 for name in names
-    )
+    if not isinstance(method, GradientMethod):  # a step of its own, and the two to look at it by
+        return all(hasattr(method, name) for name in names)
+    return any(len({getattr(cls, name) for cls in own}) == 2 for name in names)
 
 
 FEW = 3

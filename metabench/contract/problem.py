@@ -73,15 +73,26 @@ class Hyper:
 
 @dataclass(frozen=True)
 class Moduli:
-    """What bounds the inner Hessian H in theta at one lam: mu I <= H <= smooth I everywhere.
+    """Bounds at one lam that hold at every theta: mu I <= H <= smooth I for the inner Hessian H.
 
-    ``certified``: both are proved bounds. False: at least one is an estimate, and what follows
-    from it, such as a distance to the minimiser, is one too.
+    ``certified``: all that is given here is proved. False: at least one is an estimate, and what
+    follows from it, such as a distance to the minimiser, is one too.
+
+    The rest bounds the error of a hypergradient (Salehi et al. 2025); None: not known. With J =
+    d2 G / dlam dtheta: ``outer_smooth``, of grad_theta F in theta; ``mixed``, theta to a bound of
+    |J| there; ``mixed_lipschitz``, of J in theta; ``hessian_lipschitz``, of H in theta;
+    ``direct_lipschitz``, of grad_lam F in theta. ``outer_convex``: F is convex in theta.
     """
 
     mu: float
     smooth: float
     certified: bool = True
+    outer_smooth: float | None = None
+    mixed: Callable[[Params], float] | None = None
+    mixed_lipschitz: float | None = None
+    hessian_lipschitz: float | None = None
+    direct_lipschitz: float | None = None
+    outer_convex: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,8 +229,9 @@ class Problem(ABC):
         return None
 
     def moduli(self, lam: Params) -> Moduli | None:
-        """Strong convexity and smoothness of G in theta (capability ``strongly_convex``); None: not
-        known. Optional: solves to an accuracy then say how far theta is from the minimiser."""
+        """Strong convexity and smoothness of G in theta (capability ``strongly_convex``), the same
+        for every episode; None: not known. Optional: solves to an accuracy then say how far theta
+        is from the minimiser."""
         return None
 
     def sample(self, lam: Params, episode: Episode, n: int, generator: torch.Generator) -> Batch:

@@ -19,7 +19,7 @@ CAPABILITIES = {
     "search_space": "bounds on lam to search in",
     "module": "a torch module with separate inputs and targets (Problem.module)",
     "per_example_lam": "a lam that can differ from example to example",
-    "full_batch": "one inner batch, the same at every inner step",
+    "full_batch": "the same inner problems at every outer step, each with one inner batch",
     "strongly_convex": "an inner loss that is strongly convex in theta at every lam",
     "best_response": "one inner problem, the same at every step, whose solution depends on lam",
     "prediction": "an inner loss of what a model predicts (Problem.predict)",

@@ -94,15 +94,16 @@ def to_accuracy(
     norm: float,
     rule: Rule = "lbfgs",
     limit: int = 10_000,
+    moduli: Moduli | None = None,
 ) -> InnerSolution:
     """theta from ``theta`` on until |grad G(lam, .)| <= ``norm``, or ``limit`` inner gradients.
 
     It ends earlier where rounding allows no smaller norm. The best point seen is what comes back,
     in as many counted inner gradients as were taken. Accuracy asks for one batch: the capability
-    ``full_batch``. Raises Diverged where the first gradient is no number, SettingError where
-    ``rule`` needs moduli that the problem does not give.
+    ``full_batch``. ``moduli``: those at lam; None: the problem's own. Raises Diverged where the
+    first gradient is no number, SettingError where ``rule`` needs moduli that are not there.
     """
-    moduli = ctx.problem.moduli(lam)
+    moduli = moduli or ctx.problem.moduli(lam)
     at = _Gradients(ctx, autodiff.detach(lam), theta, episode, norm, max(1, limit))
     x = autodiff.flatten(theta).detach().clone()
     try:

@@ -234,6 +234,8 @@ def claim_footnotes(results: Results) -> list[Footnote]:
         return []
     kinds = {t.verdict for t in found}
     meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
+    if any(c.within for c in results.suite.claims):
+        meanings += "; of a claim to be near: inside, across, outside the part that it names"
     unit = ", in points," if results.suite.percent else ""
     out = [
         Footnote(
@@ -250,6 +252,8 @@ def claim_footnotes(results: Results) -> list[Footnote]:
             than = "reaches the level at " + (
                 "no more cost than" if claim.or_equal else "less cost than"
             )
+        if claim.within:
+            than = f"within {100 * claim.within:g} % of"
         said = f"{results.row_label(better)} {than} {results.row_label(claim.than)}"
         told = "; ".join(
             f"{verdict}{_places(results, some)}"

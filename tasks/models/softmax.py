@@ -15,6 +15,13 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import Params
 
+BENDS = 1 / 2, 2**1.5 / (6 * 3**0.5)
+"""The largest second and third derivative of log sum_c e^{z_c} along a unit z: variance and third
+central moment of a variable whose values are at most sqrt 2 apart."""
+
+LOGISTIC_BENDS = 1 / 4, 1 / (6 * 3**0.5)
+"""The same of log(1 + e^z)."""
+
 BLOCK_BYTES = 2**20
 """Rows are worked through in blocks of about this size: each is read from memory once a product."""
 

@@ -15,8 +15,7 @@ from metabench.core.registry import solvers, tasks
 from metabench.methods.hoag import HOAG, judge_step
 from metabench.tasks.families.no_data import NoData
 
-OFFERS = ("outer_gradient", "second_order", "lam_in_inner_loss", "best_response", "full_batch",
-          "strongly_convex")  # fmt: skip
+OFFERS = ("outer_gradient", "second_order", "lam_in_inner_loss", "full_batch", "strongly_convex")
 
 
 class Scalar(NoData):
@@ -61,8 +60,9 @@ def test_the_cards_first_step():
     lam is 0.81828450465."""
     state, (log,) = run(HOAG(schedule="exact", smooth=1.0), given(Scalar(), *OFFERS), 1)
     here = state.memory["accepted"]
-    assert float(here["theta"]["x"]) == pytest.approx(0.53788284274, abs=1e-11)
-    assert float(here["q"][0]) == pytest.approx(-0.12428244511, abs=1e-11)
+    (warm,) = here["warm"]
+    assert float(warm["theta"]["x"]) == pytest.approx(0.53788284274, abs=1e-11)
+    assert float(warm["q"][0]) == pytest.approx(-0.12428244511, abs=1e-11)
     assert float(here["p"]["lam"]) == pytest.approx(0.18171549535, abs=1e-11)
     assert float(state.lam["lam"]) == pytest.approx(0.81828450465, abs=1e-11)
     assert log["hypergradient_norm"] == pytest.approx(0.18171549535, abs=1e-11)
@@ -80,7 +80,7 @@ def test_every_schedule_ends_at_the_minimum(schedule, rule):
 def test_schedules():
     def eps(schedule, first=0.1):
         method = HOAG(schedule=schedule, first_tolerance=first)
-        return [method.tolerance(k) for k in (1, 2, 3)]
+        return [method.accuracy.at(k) for k in (1, 2, 3)]
 
     assert eps("exponential") == pytest.approx([0.1, 0.09, 0.081])
     assert eps("quadratic") == pytest.approx([0.1, 0.025, 0.1 / 9])
@@ -112,7 +112,7 @@ def test_a_rejected_step_goes_back_to_where_it_came_from():
     there = first.memory["accepted"]
     assert log["outer_loss"] > 1.2 * there["value"]
     assert second.memory["accepted"] is there and second.memory["smooth"] == 2e-3
-    assert second.memory["halvings"] == 1
+    assert second.memory["factor"] == 0.5
     for step in range(2, 14):
         ctx.step = step
         second, log = method.step(ctx, second)
