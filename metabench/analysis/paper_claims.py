@@ -7,6 +7,7 @@ split, the first values and the test episodes. There is no correction for severa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +58,10 @@ def verdicts(results: Results) -> list[Tested]:
                 pm = stats.half_width(gains) if gains else None
                 sizes = [abs(e[s].mean) for e in (one, other) for s in e]
                 verdict = _verdict(gain, pm, ROUND_OFF * max(sizes, default=0.0), claim.or_equal)
+                if claim.within is not None:
+                    verdict = _nearness(
+                        claim.within, gain, pm, [abs(e.mean) for e in other.values()]
+                    )
                 out.append(Tested(claim, better, column, gain, pm, len(gains), verdict))
     return out
 
@@ -70,3 +75,16 @@ def _verdict(gain: float | None, pm: float | None, nothing: float, or_equal: boo
     if gain + pm < -nothing:
         return "contradicted"
     return "not contradicted" if or_equal else "not shown"
+
+
+def _nearness(
+    within: float, gain: float | None, pm: float | None, sizes: Sequence[float]
+) -> Verdict:
+    """Of a claim to be near: whether the interval of the difference lies within a part of the mean
+    size of what is compared with."""
+    if gain is None or pm is None:
+        return "not tested"
+    allowed = within * stats.mean(sizes)
+    if abs(gain) + pm <= allowed:
+        return "holds"
+    return "contradicted" if abs(gain) - pm > allowed else "not shown"

@@ -100,8 +100,8 @@ def to_accuracy(
 
     It ends earlier where rounding allows no smaller norm. The best point seen is what comes back,
     in as many counted inner gradients as were taken. Accuracy asks for one batch: the capability
-    ``full_batch``. ``moduli``: those at lam; None: the problem's own. Raises Diverged where the first gradient is no number, SettingError where
-    ``rule`` needs moduli that the problem does not give.
+    ``full_batch``. ``moduli``: those at lam; None: the problem's own. Raises Diverged where the
+    first gradient is no number, SettingError where ``rule`` needs moduli that are not there.
     """
     moduli = moduli or ctx.problem.moduli(lam)
     at = _Gradients(ctx, autodiff.detach(lam), theta, episode, norm, max(1, limit))

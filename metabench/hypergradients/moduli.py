@@ -96,7 +96,8 @@ class _Point:
         """A unit vector [n], the same for the same address and step."""
         gen = generator(self.ctx.seeds.method, "moduli", self.ctx.step, *address)
         v = torch.randn(self.size, generator=gen, dtype=torch.float64).to(self.here.v)
-        return v / torch.linalg.vector_norm(v)
+        unit: Tensor = v / torch.linalg.vector_norm(v)
+        return unit
 
     def hessian(self, v: Tensor) -> Tensor:
         """H v."""

@@ -218,6 +218,8 @@ def claim_footnotes(results: Results) -> list[Footnote]:
         return []
     kinds = {t.verdict for t in found}
     meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
+    if any(c.within for c in results.suite.claims):
+        meanings += "; of a claim to be near: inside, across, outside the part that it names"
     unit = ", in points," if results.suite.percent else ""
     out = [
         Footnote(
@@ -230,6 +232,8 @@ def claim_footnotes(results: Results) -> list[Footnote]:
     for claim, better in pairs:
         these = [t for t in found if t.claim is claim and t.better == better]
         than = "no worse than" if claim.or_equal else "better than"
+        if claim.within:
+            than = f"within {100 * claim.within:g} % of"
         said = f"{results.row_label(better)} {than} {results.row_label(claim.than)}"
         told = "; ".join(
             f"{verdict}{_places(results, some)}"

@@ -26,7 +26,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            with the same kind of tables, skip = ["column", ...] with skip_reason
     [[paper]]              row, column, value, pm, pm_meaning, source, label
     [[claims]]             better = ["row", ...], than = "row", source: what a paper says of these
-                           rows, tested on ours; or_equal = true: no worse; columns = [...]: of
+                           rows, tested on ours; or_equal = true: no worse; within = 0.01: at most
+                           that part of what "than" has apart; columns = [...]: of
                            these alone
 
 Later settings win: column, budget, column's budget, row, row's budget, row's column, row's cells,
@@ -232,6 +233,8 @@ def _claims(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
             *_unknown("column", claim.columns, columns),
         ):
             yield f"a claim: {unknown}"
+        if claim.or_equal and claim.within:
+            yield "a claim is no worse (or_equal) or near (within), not both"
         if claim.than in claim.better:
             yield f"a claim compares row {claim.than!r} with itself"
         for names in (claim.better, claim.columns):

@@ -105,6 +105,8 @@ class PaperClaim:
     than: str
     source: Annotated[str, Field(min_length=1)]
     or_equal: bool = False
+    within: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """No more than this part of what ``than`` has apart, whichever is better."""
     columns: list[str] = field(default_factory=list)
     """Empty: all."""
 

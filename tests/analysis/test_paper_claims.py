@@ -58,6 +58,28 @@ def test_verdicts(helpers, gains, verdict, or_equal):
     assert found[0].verdict == turned.get(verdict, verdict)
 
 
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([0.001, -0.001, 0.002], "holds"),
+        ([0.0, 0.0, 0.0], "holds"),
+        ([0.001, -0.02, 0.02], "not shown"),
+        ([0.02, 0.021, 0.022], "contradicted"),
+        ([-0.02, -0.021, -0.022], "contradicted"),
+        ([0.001], "not tested"),
+    ],
+)
+def test_a_claim_to_be_near_holds_where_the_interval_is_inside(helpers, gains, verdict):
+    """1 % of a mean of 0.6 is 0.006."""
+    base = [0.5, 0.7, 0.6]
+    values = {"anil": base, "maml": [b + g for b, g in zip(base, gains, strict=False)]}
+    found = results(helpers, values, [claim(within=0.01)])
+    assert [t.verdict for t in verdicts(found)] == [verdict]
+    if len(gains) > 1:
+        told = [note.text for note in claim_footnotes(found)]
+        assert "MAML within 1 % of ANIL" in told[-1] and "of a claim to be near" in told[0]
+
+
 def test_the_interval_is_that_of_differences_of_common_seeds(helpers):
     values = {"maml": [0.9, 0.6, 0.8], "anil": [0.85, 0.52, 0.69]}
     (found,) = verdicts(results(helpers, values, [claim()]))
