@@ -46,7 +46,7 @@ FAMILIES = {
     "pre-training": ("pretrain-",),
     "self-edits": ("seal-",),
     "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "closed-form", "hypergradient-fidelity"),
-    "convex problems": ("hoag-",),
+    "convex problems": ("hoag-", "maid-"),
     "every task": ("crossing",),
 }
 """Family to how the names of its suites begin."""

@@ -122,6 +122,11 @@ class DenoisingProblem(Problem):
             "psnr_noisy": psnr(episode.batch(0)["noisy"], clean),
         }
 
+    def pictures(self, lam: Params, theta: Params, episode: Episode) -> Params:
+        """The clean, the noisy and the denoised image."""
+        own = {"clean": episode.outer["clean"], **episode.batch(0)}
+        return {**own, "denoised": theta["image"]}
+
 
 BEND_CHANGE = 48 / (25 * math.sqrt(5))
 """The most of scale^2 |phi'''|, phi that of :func:`smooth_absolute`: at u = scale / 2."""
