@@ -16,8 +16,9 @@ by ``decrease`` a |z|^2 at least. Bounds and U, D are means over the episodes of
 
 Differs from the authors' code (MohammadSadeghSalehi/MAID): omega keeps L_g in its first term; both
 sides of the line search are evaluated at the eps of now; FISTA has its momentum (there it is
-always zero); bounds that a problem does not give are estimated, and the record says so. lam moves
-to its bounds' nearest point, and a |z|^2 is then |lam - lam+|^2 / a.
+always zero); the number of trials grows until a step succeeds, over outer steps too; bounds that a
+problem does not give are estimated, and the record says so. lam moves to the nearest point within
+its bounds, and a |z|^2 is then |lam - lam+|^2 / a.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pydantic import Field
 
 from metabench.contract import autodiff
 from metabench.contract.guards import check_hypergradient
-from metabench.contract.method import Context, Positive, State
+from metabench.contract.method import Context, Positive, State, Steps
 from metabench.contract.problem import Episode, Moduli, Params
 from metabench.core.registry import method
 from metabench.hypergradients import moduli as bounds
@@ -89,6 +90,9 @@ class MAID(InexactMethod):
     first_step: Positive | None = None
     """The first alpha; None: HOAG's, sqrt(number of lam's scalars) / |z| of the first z."""
     solver_rule: Rule = "fista"
+    most_gradients: Steps = 2_000
+    """Inner gradients of one solve at most, as in the authors' code: a trial far off is then given
+    up, and not accepted."""
     eta: Part = 1e-4
     """Of the descent test."""
     decrease: Part = 5e-5
@@ -102,7 +106,7 @@ class MAID(InexactMethod):
     accuracy_growth: Annotated[float, Field(gt=1)] = 1.05
     """nu'."""
     most_trials: Annotated[int, Field(ge=1)] = 10
-    """Of the first line search of an outer step."""
+    """Of a line search; one more after each that fails."""
 
     exact_with: ClassVar[dict[str, Any]] = {"controller": "fixed", "first_accuracy": FLOOR}
 
@@ -124,7 +128,7 @@ class MAID(InexactMethod):
         """lam, where the first solves start, and accuracies of their first size."""
         lam = ctx.problem.init_outer()
         warm = begin(ctx, lam)
-        memory = {"warm": warm, "factor": 1.0}
+        memory = {"warm": warm, "factor": 1.0, "failed": 0}
         return State(lam, warm[0]["theta"] if ctx.problem.carried else None, memory)
 
     def asked(self, factor: float) -> tuple[float, float]:
@@ -153,37 +157,38 @@ class MAID(InexactMethod):
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """A hypergradient that passes the descent test, and a step that is sure to descend; or
         smaller accuracies where there is none."""
-        memory, lam = dict(state.memory), state.lam
-        factor, trials, steps = memory["factor"], self.most_trials, 0
+        memory, lam, steps = dict(state.memory), state.lam, 0
+        factor, failed = memory["factor"], memory["failed"]
         known = of_episodes(
             ctx, lambda e, i: bounds.complete(ctx, lam, state.memory["warm"][i]["theta"], e)
         )
         self.note(ctx, known)
-        while True:
+        for _ in range(1 if self.controller == "fixed" else ROUNDS):
             here, factor = self.direction(ctx, lam, memory["warm"], known, factor)
-            memory["warm"], steps = here.at["warm"], steps + here.steps
+            memory["warm"] = here.at["warm"]
             size = check_hypergradient(here.at["p"], ctx.step, lambda: True)
             alpha = memory.get("alpha") or self.first_step or 1 / first_smooth(size, lam)
-            taken, more = self.line_search(ctx, here, known, alpha, self.asked(factor)[0], trials)
-            steps += more
-            last = here.exhausted or self.controller == "fixed"
-            if taken is not None or last or trials == self.most_trials + ROUNDS - 1:
+            eps, trials = self.asked(factor)[0], self.most_trials + failed
+            taken, more = self.line_search(ctx, here, known, alpha, eps, trials)
+            steps += here.steps + more
+            if taken is not None:
                 break
-            factor, trials = factor * self.accuracy.shrink, trials + 1
+            failed += 1
+            if here.exhausted:
+                break
+            factor *= self.accuracy.shrink
         log = {
             "outer_loss": here.at["value"], "hypergradient_norm": size, "bound": here.omega,
-            "eps": self.asked(factor)[0], "alpha": alpha if taken is None else taken.a,
+            "eps": eps, "alpha": alpha if taken is None else taken.a,
             "accepted": float(taken is not None), "inner_solve_gradients": float(steps),
             "certified": float(all(m.certified for m in known)),
         }  # fmt: skip
-        if taken is None:
-            memory |= {"alpha": alpha * self.backtrack**trials}
-            memory["factor"] = factor * self.accuracy.shrink
-        else:
-            lam = taken.lam
+        if taken is not None:
+            lam, alpha, failed = taken.lam, taken.a * self.step_growth, 0
+            factor *= self.accuracy.grow
             old = zip(taken.thetas, memory["warm"], strict=True)
             memory["warm"] = [{"theta": theta, "q": w["q"]} for theta, w in old]
-            memory |= {"alpha": taken.a * self.step_growth, "factor": factor * self.accuracy.grow}
+        memory |= {"alpha": alpha, "factor": factor, "failed": failed}
         theta = memory["warm"][0]["theta"] if ctx.problem.carried else None
         return State(lam, theta, memory), log
 

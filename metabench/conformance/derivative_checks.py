@@ -10,7 +10,13 @@ from torch import Tensor
 
 from metabench.conformance.harness import NotTested, tolerance
 from metabench.contract import autodiff
-from metabench.contract.problem import Episode, Params, Problem, differentiated_loss
+from metabench.contract.problem import (
+    Episode,
+    Params,
+    Problem,
+    count_numbers,
+    differentiated_loss,
+)
 from metabench.contract.seeds import Seeds
 
 
@@ -134,6 +140,76 @@ def check_split(task: Any) -> None:
         assert gap <= allowed, f"inner_hessian in {k} is {gap:.1e} away from differentiation"
 
 
+MOST_DENSE = 200
+"""Numbers in theta up to which whole second derivatives are built."""
+
+
+def check_moduli(task: Any) -> None:
+    """Moduli that are said to be proved hold at two points, and between them, by the whole second
+    derivatives of both losses."""
+    problem = build(task)
+    lam, theta, episode = start(problem)
+    known = problem.moduli(lam)
+    if "strongly_convex" not in task.offers or known is None:
+        raise NotTested("it gives no moduli")
+    if not known.certified:
+        raise NotTested("its moduli are estimates")
+    if count_numbers(theta) > MOST_DENSE:
+        raise NotTested(f"theta has more than {MOST_DENSE} numbers")
+    near, far = (_moved(problem, lam, theta, episode, size) for size in (0.1, 1.0))
+    one, other = (_second_derivatives(problem, lam, t, episode) for t in (near, far))
+    values = torch.linalg.eigvalsh(one["hessian"])
+    distance = float(autodiff.norm(autodiff.axpy(-1.0, near, far)))
+
+    def size(m: Tensor) -> float:
+        return float(torch.linalg.matrix_norm(m, 2))
+
+    def change(name: str) -> float:
+        return size(other[name] - one[name]) / distance
+
+    rough = 100 * torch.finfo(values.dtype).eps * float(values[-1])
+    for name, true, bound in (
+        ("mu", known.mu, float(values[0]) + rough),
+        ("smooth", float(values[-1]), known.smooth + rough),
+        ("outer_smooth", size(one["outer_hessian"]), known.outer_smooth),
+        ("mixed", size(one["mixed"]), None if known.mixed is None else known.mixed(near)),
+        ("mixed_lipschitz", change("mixed"), known.mixed_lipschitz),
+        ("hessian_lipschitz", change("hessian"), known.hessian_lipschitz),
+        ("direct_lipschitz", change("direct"), known.direct_lipschitz),
+    ):
+        assert bound is None or true <= bound * (1 + 1e-6) + rough, (
+            f"{name} of its moduli, said to be proved, is broken: {true:.6g} against {bound:.6g}"
+        )
+    if known.outer_convex:
+        least = float(torch.linalg.eigvalsh(one["outer_hessian"])[0])
+        assert least >= -1e-6 * (1 + size(one["outer_hessian"])), (
+            f"its outer loss is said to be convex; its Hessian has an eigenvalue of {least:.3g}"
+        )
+
+
+def _second_derivatives(
+    problem: Problem, lam: Params, theta: Params, episode: Episode
+) -> dict[str, Tensor]:
+    """Whole: of G and F in theta [n, n], of G in both [n, numbers of lam], grad_lam F [1, ...]."""
+
+    def slope(loss: Callable[..., Tensor], batch: Params) -> Callable[[Params, Params], Params]:
+        return lambda p, t: autodiff.grad(lambda x: loss(p, x, batch), t, create_graph=True)[1]
+
+    v, (to_lam, to_theta) = autodiff.pullbacks(
+        slope(problem.inner_loss, episode.batch(0)), lam, theta
+    )
+    _, (_, outer) = autodiff.pullbacks(slope(problem.outer_loss, episode.outer), lam, theta)
+    direct = autodiff.grad(lambda p: problem.outer_loss(p, theta, episode.outer), lam)[1]
+    flat = autodiff.flatten(v)
+    eye = [autodiff.unflatten(e, theta) for e in torch.eye(len(flat), dtype=flat.dtype).to(flat)]
+    return {
+        "hessian": torch.stack([autodiff.flatten(to_theta(e)) for e in eye]),
+        "mixed": torch.stack([autodiff.flatten(to_lam(e)) for e in eye]),
+        "outer_hessian": torch.stack([autodiff.flatten(outer(e)) for e in eye]),
+        "direct": autodiff.flatten(direct)[None],
+    }
+
+
 def check_batched(task: Any) -> None:
     """Inner gradients of several episodes at once (vmap) are those of one after another."""
     if not {"episodes", "second_order"} <= task.offers:
@@ -166,11 +242,13 @@ def _part(x: Params, which: str) -> Params:
     return {k.removeprefix(which + "/"): v for k, v in x.items() if k.startswith(which + "/")}
 
 
-def _moved(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Params:
+def _moved(
+    problem: Problem, lam: Params, theta: Params, episode: Episode, size: float = 0.1
+) -> Params:
     """theta a little off its start, where symmetric starts have lost their zeros."""
     gen = torch.Generator().manual_seed(1)
     return {
-        k: v + 0.1 * torch.randn(v.shape, generator=gen, dtype=torch.float64).to(v)
+        k: v + size * torch.randn(v.shape, generator=gen, dtype=torch.float64).to(v)
         for k, v in theta.items()
     }
 

@@ -13,6 +13,7 @@ from metabench.conformance.derivative_checks import (
     build,
     check_batched,
     check_derivatives,
+    check_moduli,
     check_second_order,
     check_split,
     splits,
@@ -210,6 +211,23 @@ def check_best_response(task: Any) -> None:
     )
 
 
+def check_full_batch(task: Any) -> None:
+    """The training episodes of every outer step are the same, each with one inner batch."""
+    if "full_batch" not in task.offers:
+        raise NotTested("it does not say that all steps have the same inner problems")
+    problem = build(task)
+    n, m = problem.count("train"), problem.episodes_per_step
+    assert n == m, (
+        f"every step is to have the same episodes; there are {n or 'endless'}, {m} a step"
+    )
+    for i in range(m):
+        now, later = (problem.episode("train", i + steps * m) for steps in (0, 1))
+        held = snapshot((now.batch(0), now.outer))
+        assert unchanged(held, (later.batch(1), later.outer)), (
+            f"training episode {i} is another one at the second step, or its inner batch changes"
+        )
+
+
 def check_per_example(task: Any) -> None:
     """Both losses are means over examples, each with its own lam; so may theta's rows differ."""
     if "per_example_lam" not in task.offers:
@@ -324,12 +342,14 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_derivatives,
     check_second_order,
     check_split,
+    check_moduli,
     check_initialisation,
     check_hypers,
     check_project,
     check_parts,
     check_prediction,
     check_best_response,
+    check_full_batch,
     check_per_example,
     check_metrics,
     check_prepare,

@@ -86,6 +86,12 @@ def shrunk(images: Tensor, side: int) -> Tensor:
     return F.avg_pool2d(images, side) if side > 1 else images
 
 
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images [n, channels, height, width] of ``size`` pixels a side, bilinear with antialiasing, as
+    torchvision's ``Resize`` does it."""
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
 def load(name: str, layout: str | None = None) -> Images:
     """The splits "train" and "test" of "mnist", "fashion_mnist" or "cifar10".
 

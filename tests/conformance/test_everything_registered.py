@@ -41,6 +41,14 @@ TASKS = {
         {"n_train": 30, "classes": 20, "decays": "class"},
         {"n_train": 30, "decays": "word"},
     ],
+    "least_squares": [
+        {"rows": 8, "dim": 3},
+        {"rows": 20, "dim": 4, "condition": 5.0, "carried": True},
+    ],
+    "multinomial": [
+        {"n_train": 30, "n_valid": 20, "n_test": 20, "size": 3},
+        {"n_train": 30, "n_valid": None, "n_test": 20, "size": 3, "carried": False},
+    ],
     "glyphs": [
         FEW_SHOT,
         REPRESENTATION,
@@ -151,6 +159,8 @@ METHODS = {
             {"inverse": "identity"}, {"inverse": "identity", "alpha": 0.1},
             {"inverse": "cg", "tolerance": 1e-3, "indefinite": "truncate"}],
     "hoag": [{}, {"schedule": "exact", "solver_rule": "lbfgs", "double_step": True}],
+    "maid": [{}, {"controller": "fixed", "first_accuracy": 1e-4, "solver_rule": "lbfgs"},
+             {"solver_rule": "gd", "first_residual": 1e-2, "first_step": 0.1}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],

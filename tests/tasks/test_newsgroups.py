@@ -15,7 +15,7 @@ from metabench.datasets import locate
 from metabench.hypergradients.inner_solve import to_accuracy
 from metabench.methods.hoag import HOAG
 from metabench.tasks.data.newsgroups import Posts
-from metabench.tasks.newsgroups import Newsgroups, NewsgroupsProblem
+from metabench.tasks.newsgroups import TOPICS, Newsgroups, NewsgroupsProblem
 
 CPU = torch.device("cpu")
 
@@ -76,6 +76,23 @@ def test_losses_derivatives_and_bounds(classes, decays):
     values = torch.linalg.eigvalsh(hessian.reshape(w.numel(), w.numel()))
     bounds = problem.moduli(lam)
     assert bounds.certified and bounds.mu <= values[0] + 1e-12 and values[-1] <= bounds.smooth
+
+    if classes == TOPICS:  # of softmax the conformance kit checks these, on multinomial
+        return
+
+    def in_both(v, p):
+        return torch.func.grad(lambda t: problem.inner_loss({"log_decay": p}, {"w": t}, x))(v)
+
+    x, p = episode.inner, lam["log_decay"]
+    mixed = torch.func.jacrev(in_both, argnums=1)(w, p).reshape(w.numel(), -1)
+    norm = float(torch.linalg.matrix_norm(mixed, 2))
+    assert bounds.mixed({"w": w}) == pytest.approx(norm, rel=1e-10)
+    there = torch.func.hessian(lambda v: problem.inner_loss(lam, {"w": v}, x))(w + 0.3)
+    change = torch.linalg.matrix_norm((there - hessian).reshape(w.numel(), w.numel()), 2)
+    assert float(change) <= bounds.hessian_lipschitz * 0.3 * w.numel() ** 0.5
+    outer = torch.func.hessian(lambda v: problem.outer_loss(lam, {"w": v}, episode.outer))(w)
+    largest = torch.linalg.matrix_norm(outer.reshape(w.numel(), w.numel()), 2)
+    assert float(largest) <= bounds.outer_smooth
 
 
 def test_a_decay_a_class_needs_classes():

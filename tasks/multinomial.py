@@ -1,0 +1,178 @@
+"""A weight decay for every weight of multinomial logistic regression: smooth, convex, R^1440.
+
+The logistic problem of Salehi, Mukherjee, Roberts, Ehrhardt, SIAM J. Math. Data Sci. 7(3), 2025,
+arXiv 2308.10098, after Pedregosa, ICML 2016: MNIST at 12 x 12 pixels, no biases, log decays that
+start at -3. Inner loss: mean cross-entropy and 1/2 sum e^lam w^2; outer loss: mean cross-entropy of
+other images: of the test part with ``n_valid`` None, as published, else of the training part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from metabench.contract.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Hyper,
+    Moduli,
+    Params,
+    Problem,
+    Task,
+)
+from metabench.contract.seeds import Seeds, generator
+from metabench.core.registry import task
+
+from .data.images import CLASSES, Images, enough, load, resized
+from .models import decay, softmax
+
+Count = Annotated[int, Field(ge=10)]
+
+
+@task("multinomial")
+@dataclass(frozen=True)
+class Multinomial(Task):
+    """A weight decay for every weight of softmax regression on small MNIST images."""
+
+    size: Annotated[int, Field(ge=1, le=28)] = 12
+    """Pixels a side."""
+    n_train: Count = 50_000
+    n_valid: Count | None = 10_000
+    """Cut from the training images; None, as published: the test images are what the outer loss
+    sees too."""
+    n_test: Count = 10_000
+    first_log_decay: Annotated[float, Field(ge=-12, le=6)] = -3.0
+    carried: bool = True
+    source: Literal["auto", "metabench", "torchvision"] = "auto"
+
+    metric: ClassVar[str] = "loss"
+    goal: ClassVar[Literal["max", "min"]] = "min"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "log_decay")
+    evaluations: ClassVar[tuple[str, ...]] = ("test",)
+    data: ClassVar[tuple[str, ...]] = ("mnist",)
+    lacks: ClassVar[dict[str, str]] = {
+        "small_lam": "lam has a decay for every weight: too many scalars to search in"
+    }
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """A strongly convex problem with derivatives and bounds."""
+        own = {"lam_in_inner_loss", "best_response", "search_space", "full_batch"}
+        own |= {"strongly_convex"} | (set() if self.carried else {"episodes"})
+        return GRADIENTS | own
+
+    def build(self, seeds: Seeds, device: torch.device) -> MultinomialProblem:
+        """Cut the parts."""
+        found = load("mnist", None if self.source == "auto" else self.source)
+        return MultinomialProblem(self, seeds, device, found)
+
+
+class MultinomialProblem(Problem):
+    """float64. ``parts``: split to images "x" [n, pixels] in 0..1 and labels "y" [n]. theta: "w"
+    [10, pixels]; lam: "log_decay", alike."""
+
+    def __init__(
+        self, task: Multinomial, seeds: Seeds, device: torch.device, images: Images
+    ) -> None:
+        """``images``: "train" and "test" to images [n, 1, height, width] and labels [n]."""
+        self.task, self.carried = task, task.carried
+        sizes = {"train": [task.n_train, task.n_valid or 0], "test": [task.n_test]}
+        gen = generator(seeds.data, "multinomial")
+        self.parts: dict[str, Batch] = {}
+        for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
+            x, y = images[source]
+            named = " + ".join(f"n_{s}" for s in splits)
+            enough("multinomial", "mnist", named, sum(sizes[source]), len(x))
+            order = torch.randperm(len(x), generator=gen)[: sum(sizes[source])]
+            for split, rows in zip(splits, order.split(sizes[source]), strict=True):
+                small = resized(x[rows].double(), task.size).flatten(1)
+                self.parts[split] = {"x": small.to(device), "y": y[rows].to(device)}
+        if task.n_valid is None:
+            self.parts["valid"] = self.parts["test"]
+        self.shape = (CLASSES, task.size**2)
+        self.hypers = (
+            Hyper("log_decay", self.shape, -12.0, 6.0, meaning="log of each weight's decay"),
+        )
+
+    def init_outer(self) -> Params:
+        """log_decay [10, pixels]."""
+        x = self.parts["train"]["x"]
+        return {"log_decay": x.new_full(self.shape, self.task.first_log_decay)}
+
+    def init_inner(self, lam: Params, episode: Episode) -> Params:
+        """Weights of zero."""
+        return {"w": self.parts["train"]["x"].new_zeros(self.shape)}
+
+    def diagonal_penalty(self, lam: Params) -> Params:
+        """e^lam."""
+        return {"w": lam["log_decay"].exp()}
+
+    def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy."""
+        return F.cross_entropy(F.linear(batch["x"], theta["w"]), batch["y"])
+
+    def inner_hessian(
+        self, lam: Params, theta: Params, batch: Batch
+    ) -> Callable[[Params], Params] | None:
+        """In closed form."""
+        return softmax.SoftmaxHessian(
+            batch["x"], F.linear(batch["x"], theta["w"]).softmax(1), weight="w"
+        )
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy and 1/2 sum e^lam w^2."""
+        penalty = (lam["log_decay"].exp() * theta["w"].square()).sum()
+        return self.unpenalised_loss(lam, theta, batch) + 0.5 * penalty
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy."""
+        return self.unpenalised_loss(lam, theta, batch)
+
+    @cached_property
+    def bends(self) -> tuple[float, float, float]:
+        """Without decays: bounds of the inner Hessian, of how fast it changes, and of the outer
+        Hessian."""
+        inner, outer = (
+            float(torch.linalg.eigvalsh(x.T @ x / len(x))[-1])
+            for x in (self.parts[k]["x"] for k in ("train", "valid"))
+        )
+        longest = float(self.parts["train"]["x"].square().sum(1).max().sqrt())
+        second, third = softmax.BENDS
+        return second * inner, third * inner * longest, second * outer
+
+    def moduli(self, lam: Params) -> Moduli:
+        """The least decay, the largest with the largest bend of the loss, and the rest; proved."""
+        c = self.diagonal_penalty(lam)["w"]
+        bend, twist, outer = self.bends
+        return Moduli(
+            float(c.min()), bend + float(c.max()), outer_smooth=outer,
+            mixed=lambda theta: decay.mixed_norm(c, theta["w"]), mixed_lipschitz=float(c.max()),
+            hessian_lipschitz=twist, direct_lipschitz=0.0, outer_convex=True,
+        )  # fmt: skip
+
+    def episode(self, split: str, index: int) -> Episode:
+        """All training images; the validation images to judge by, or the test images for "test"."""
+        return Episode(
+            self.parts["train"], self.parts["valid" if split == "train" else split], index
+        )
+
+    def count(self, split: str) -> int | None:
+        """One."""
+        return 1
+
+    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
+        """Loss, accuracy, and the mean of the log decays."""
+        logits, y = F.linear(episode.outer["x"], theta["w"]), episode.outer["y"]
+        return {
+            "loss": float(F.cross_entropy(logits, y)),
+            "accuracy": float((logits.argmax(1) == y).double().mean()),
+            "log_decay": float(lam["log_decay"].mean()),
+        }

@@ -1,0 +1,91 @@
+"""Softmax regression with a decay a weight: parts, losses, the Hessian, an independent solver."""
+
+import pytest
+import torch
+from optional import needs
+from oracles import F64, differences, given
+from torch.nn import functional as F
+
+from metabench.contract.seeds import Seeds
+from metabench.core.errors import SettingError
+from metabench.hypergradients.inner_solve import to_accuracy
+from metabench.tasks.data.images import resized
+from metabench.tasks.multinomial import Multinomial, MultinomialProblem
+
+GEN = torch.Generator().manual_seed(0)
+IMAGES = {
+    split: (torch.rand(n, 1, 8, 8, generator=GEN), torch.arange(n) % 10)
+    for split, n in (("train", 70), ("test", 30))
+}
+SMALL = {"n_train": 40, "n_valid": 20, "n_test": 30, "size": 3}
+
+
+def made(**set_):
+    task = Multinomial(**{**SMALL, **set_})
+    return MultinomialProblem(task, Seeds.of(0), torch.device("cpu"), IMAGES)
+
+
+def lam_of(problem):
+    return {"log_decay": torch.linspace(-2, 0, 90, dtype=F64).reshape(problem.shape)}
+
+
+def test_parts_are_apart_unless_the_test_images_judge():
+    problem = made()
+    sizes = {k: tuple(p["x"].shape) for k, p in problem.parts.items()}
+    assert sizes == {"train": (40, 9), "valid": (20, 9), "test": (30, 9)}
+    train, valid = problem.parts["train"]["x"], problem.parts["valid"]["x"]
+    assert not (train[:, None] == valid[None]).all(2).any()
+    published = made(n_train=70, n_valid=None)
+    assert published.parts["valid"] is published.parts["test"]
+    assert published.episode("train", 0).outer is published.episode("test", 0).outer
+    with pytest.raises(SettingError, match=r"n_train \+ n_valid is 90; mnist has 70"):
+        made(n_train=70)
+
+
+def test_images_are_resized_with_antialiasing():
+    """A constant stays; halving 4 x 4 weighs pixels by a triangle of two output pixels' width."""
+    small = resized(torch.full((1, 1, 28, 28), 0.5), 12)
+    torch.testing.assert_close(small, torch.full((1, 1, 12, 12), 0.5))
+    x = torch.zeros(1, 1, 4, 4, dtype=F64)
+    x[..., 0] = 1.0
+    found = resized(x, 2)
+    expected = torch.tensor([0.75 / (0.75 + 0.75 + 0.25), 0.0], dtype=F64)
+    torch.testing.assert_close(found[0, 0, 0], expected)
+
+
+def test_losses_and_derivatives():
+    problem = made()
+    lam, episode = lam_of(problem), problem.episode("train", 0)
+    w = torch.randn(problem.shape, dtype=F64, generator=torch.Generator().manual_seed(1))
+    x, y = episode.inner["x"], episode.inner["y"]
+    expected = F.cross_entropy(x @ w.T, y) + 0.5 * (lam["log_decay"].exp() * w * w).sum()
+    torch.testing.assert_close(problem.inner_loss(lam, {"w": w}, episode.inner), expected)
+    g = differences(lambda t: problem.inner_loss(lam, t, episode.inner), {"w": w})["w"]
+    leaf = w.clone().requires_grad_()
+    (found,) = torch.autograd.grad(problem.inner_loss(lam, {"w": leaf}, episode.inner), leaf)
+    torch.testing.assert_close(found, g, rtol=1e-7, atol=1e-9)
+    outer = problem.outer_loss(lam, {"w": w}, episode.outer)
+    torch.testing.assert_close(outer, F.cross_entropy(episode.outer["x"] @ w.T, episode.outer["y"]))
+
+
+def test_a_solve_ends_where_scikit_learns_logistic_regression_does():
+    """With one decay for all; theirs is the sum of the losses, with C = 1 / (n decay)."""
+    needs("sklearn")
+    from sklearn.linear_model import LogisticRegression
+
+    problem = made()
+    lam = {"log_decay": torch.full(problem.shape, -1.3, dtype=F64)}
+    episode = problem.episode("train", 0)
+    ctx = given(problem, *problem.task.offers)
+    found = to_accuracy(
+        ctx, lam, problem.init_inner(lam, episode), episode, norm=1e-11, rule="fista"
+    )
+    assert found.reached and found.certified
+    x, y = episode.inner["x"].numpy(), episode.inner["y"].numpy()
+    decay = float(lam["log_decay"].exp()[0, 0])
+    theirs = LogisticRegression(
+        C=1 / (len(y) * decay), fit_intercept=False, solver="newton-cg", tol=1e-12, max_iter=10_000
+    ).fit(x, y)
+    torch.testing.assert_close(
+        found.theta["w"], torch.from_numpy(theirs.coef_), rtol=1e-6, atol=1e-8
+    )
