@@ -100,8 +100,9 @@ class IFT(GradientMethod):
         if self.inverse == "identity":
             return implicit.Solved((self.alpha or 1.0) * at.v, {})
         if self.inverse == "exact":
-            return implicit.dense_inverse(at.product, at.v)
+            return implicit.dense_inverse(at.product, at.v, symmetric=at.symmetric)
         if self.inverse == "cg":
+            implicit.check_symmetric(at, 'inverse = "cg"')
             return implicit.conjugate_gradient(
                 at.product, at.v, terms=self.terms, tolerance=self.tolerance
             )

@@ -47,7 +47,7 @@ class IMAML(GradientMethod):
     @property
     def needs(self) -> frozenset[str]:
         """lam = initial weights, and second derivatives."""
-        return GRADIENTS | {"lam_is_initialisation"}
+        return GRADIENTS | {"lam_is_initialisation", "inner_loss"}
 
     @property
     def inner_batches(self) -> int:

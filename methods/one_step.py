@@ -40,8 +40,9 @@ class OneStep(GradientMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        """lam in the inner loss; differences take first derivatives only."""
-        own = {"outer_gradient", "lam_in_inner_loss"}
+        """lam in the inner loss; differences take first derivatives only. A game's last step may
+        show lam to a player that the outer loss does not see."""
+        own = {"outer_gradient", "lam_in_inner_loss", "inner_loss"}
         return frozenset(own) if self.mixed == "differences" else GRADIENTS | own
 
     def refuses(self, solver: Solver) -> str | None:

@@ -95,7 +95,7 @@ class PBGD(InnerTraining):
         derivatives; the squared gradient is differentiated, and needs second ones.
         """
         second = {"second_order"} if self.penalty == "gradient" else set()
-        return frozenset({"outer_gradient", "lam_in_inner_loss"} | second)
+        return frozenset({"outer_gradient", "lam_in_inner_loss", "inner_loss"} | second)
 
     def __post_init__(self) -> None:
         if self.gamma_first > self.gamma_max:

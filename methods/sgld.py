@@ -77,7 +77,7 @@ class SGLD(GradientMethod):
     @property
     def needs(self) -> frozenset[str]:
         """lam in the inner loss; second derivatives but for covariance; forward a small lam."""
-        own = {"outer_gradient", "lam_in_inner_loss"}
+        own = {"outer_gradient", "lam_in_inner_loss", "inner_loss"}
         if self.estimator != "covariance":
             own |= GRADIENTS
         return frozenset(own | ({"small_lam"} if self.estimator == "forward" else set()))

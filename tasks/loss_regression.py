@@ -27,7 +27,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
-from .data.uci_tables import load
+from .data.uci_tables import load, standard
 from .families.noisy_targets import Learning, LearningProblem
 from .models import losses
 
@@ -125,12 +125,6 @@ class LossRegression(Learning):
         if not len(wrong):
             raise SettingError("task loss_regression: train_on = 'right', and no target is")
         return parts, wrong
-
-
-def standard(x: Tensor, by: Tensor) -> Tensor:
-    """x less the mean of ``by`` and over its deviation; a constant column is left at 0."""
-    scale = by.std(0, correction=0)
-    return (x - by.mean(0)) / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 class LossRegressionProblem(LearningProblem):

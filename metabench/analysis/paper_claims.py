@@ -31,7 +31,8 @@ ROUND_OFF = 1e-9
 @dataclass(frozen=True)
 class Tested:
     """A claim in one column: how much better the row is, unscaled, with the half-width of the
-    interval, over how many common seeds."""
+    interval, over how many common seeds. ``failed`` of them: the row claimed to be better does not
+    reach the level that the other does."""
 
     claim: PaperClaim
     better: str
@@ -40,30 +41,46 @@ class Tested:
     pm: float | None
     seeds: int
     verdict: Verdict
+    failed: int = 0
 
 
 def verdicts(results: Results) -> list[Tested]:
     """Every claim of the suite in every column that it is made of, in the suite's order."""
     out = []
-    sign = 1 if results.suite.goal == "max" else -1
     for claim in results.suite.claims:
         for better in claim.better:
             for column in claim.columns or [c.id for c in results.columns]:
-                one, other = (
-                    results.table_cells[row, column].estimates(*results.metric)
-                    for row in (better, claim.than)
-                )
-                gains = [sign * (one[s].mean - other[s].mean) for s in one if s in other]
+                one, other = (_numbers(results, claim, row, column) for row in (better, claim.than))
+                failed = _failed(results, claim, better, column)
+                up = results.suite.goal == "max" and claim.by == "metric"
+                sign = 1 if up else -1
+                gains = [sign * (one[s] - other[s]) for s in one if s in other]
                 gain = stats.mean(gains) if gains else None
                 pm = stats.half_width(gains) if gains else None
-                sizes = [abs(e[s].mean) for e in (one, other) for s in e]
+                sizes = [abs(e[s]) for e in (one, other) for s in e]
                 verdict = _verdict(gain, pm, ROUND_OFF * max(sizes, default=0.0), claim.or_equal)
                 if claim.within is not None:
-                    verdict = _nearness(
-                        claim.within, gain, pm, [abs(e.mean) for e in other.values()]
-                    )
-                out.append(Tested(claim, better, column, gain, pm, len(gains), verdict))
+                    verdict = _nearness(claim.within, gain, pm, [abs(v) for v in other.values()])
+                if failed:
+                    verdict = "not shown"
+                out.append(Tested(claim, better, column, gain, pm, len(gains), verdict, failed))
     return out
+
+
+def _numbers(results: Results, claim: PaperClaim, row: str, column: str) -> dict[int, float]:
+    """Seed to what the claim compares. A run that does not reach the level counts as reaching it at
+    its end: less than its true cost, which is fair to ``than`` alone (:func:`_failed`)."""
+    if claim.by == "reach":
+        return {seed: found.cost for seed, found in results.reached.get((row, column), {}).items()}
+    found = results.table_cells[row, column].estimates(*results.metric)
+    return {seed: e.mean for seed, e in found.items()}
+
+
+def _failed(results: Results, claim: PaperClaim, better: str, column: str) -> int:
+    """Seeds in which ``better`` does not reach the level."""
+    if claim.by != "reach":
+        return 0
+    return sum(not found.reached for found in results.reached.get((better, column), {}).values())
 
 
 def _verdict(gain: float | None, pm: float | None, nothing: float, or_equal: bool) -> Verdict:

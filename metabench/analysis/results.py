@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from metabench.analysis.reach import Reached, reached
 from metabench.core.capabilities import why_not
 from metabench.core.errors import StoreError, UnknownName
 from metabench.store.published import without_paths
@@ -127,6 +128,8 @@ class Results:
     """Files of the store that could not be trusted, as it tells them."""
     paper_only: dict[tuple[str, str], tuple[Published, ...]] = field(default_factory=dict)
     """Published numbers of rows that are not run here."""
+    reached: dict[tuple[str, str], dict[int, Reached]] = field(default_factory=dict)
+    """(row, column) to seed to the cost of the suite's level (``Suite.reach``), finished runs."""
 
     @property
     def rows(self) -> list[Row]:
@@ -233,7 +236,7 @@ def collect(
     papers: dict[tuple[str, str], list[Published]] = {}
     for number in suite.paper:
         papers.setdefault((number.row, number.column), []).append(number)
-    return Results(
+    results = Results(
         suite,
         budget,
         {at: TableCell(*at, tuple(runs), tuple(papers.get(at, ()))) for at, runs in places.items()},
@@ -242,6 +245,14 @@ def collect(
         tuple(map(str, bad_files)),
         {at: tuple(numbers) for at, numbers in papers.items() if at not in places},
     )
+    if suite.reach is None:
+        return results
+    curves = read_curves(results, store)[0]
+    by_place = {
+        at: {r.cell.seed: curves[r.key] for r in cell.done if r.key in curves}
+        for at, cell in results.table_cells.items()
+    }
+    return replace(results, reached=reached(suite.reach, suite.goal, by_place))
 
 
 def read_curves(results: Results, store: Records) -> tuple[dict[str, Curve], list[str]]:

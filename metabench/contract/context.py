@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -119,10 +120,13 @@ class Context:
         create_graph: bool,
         only: Sequence[str] | None,
     ) -> tuple[Tensor, Params]:
-        """G beside its diagonal penalty, and the gradient of all of G."""
+        """G beside its diagonal penalty, and the gradient of all of G; of a field no value."""
         if not create_graph:
             lam, theta, batch = autodiff.detach(lam), autodiff.detach(theta), autodiff.detach(batch)
         moving = theta if only is None else {k: theta[k] for k in only}
+        field = self.problem.field(lam, theta, batch)
+        if field is not None:
+            return next(iter(field.values())).new_tensor(math.nan), {k: field[k] for k in moving}
         penalty = self.problem.diagonal_penalty(lam)
         loss = differentiated_loss(self.problem, penalty)
         value, g = autodiff.grad(

@@ -137,6 +137,16 @@ class Problem(ABC):
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G(lam, theta) on an inner batch: a scalar tensor."""
 
+    def field(self, lam: Params, theta: Params, batch: Batch) -> Params | None:
+        """What inner steps follow in place of the gradient of G, in theta's names; None: that
+        gradient.
+
+        Optional (capability ``field``), for games and other problems whose steps descend no loss;
+        differentiable in lam and theta. Its Jacobian need not be symmetric. ``inner_loss`` then
+        measures how far theta is from an equilibrium, and no method trains with it.
+        """
+        return None
+
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """What the model says of an inner batch, before the loss (capability ``prediction``).
 

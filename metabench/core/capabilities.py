@@ -10,6 +10,8 @@ CAPABILITIES = {
     "outer_gradient": "an outer loss with a derivative",
     "second_order": "an inner loss with second derivatives",
     "lam_in_inner_loss": "an inner loss that depends on lam",
+    "inner_loss": "inner steps that follow the gradient of a loss",
+    "field": "inner steps that follow a field, which may be no gradient (Problem.field)",
     "lam_is_initialisation": "a lam that is the initial value of theta",
     "head": "a last layer that is named apart from the body (Problem.head)",
     "episodes": "many inner problems, each solved from its own start",
@@ -32,7 +34,8 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     Looks at the declarations only (``method.needs``, ``task.offers``, and ``method.refuses`` of an
     inner solver): nothing is built or run.
     """
-    missing = [need for need in sorted(method.needs) if need not in task.offers]
+    offered = task.offers if "field" in task.offers else task.offers | {"inner_loss"}
+    missing = [need for need in sorted(method.needs) if need not in offered]
     refused = None if solver is None else method.refuses(solver)
     if not missing:
         return refused

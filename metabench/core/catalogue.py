@@ -18,7 +18,7 @@ def listing(kind: str | None = None) -> dict[str, list[Entry]]:
 
     >>> from metabench import api
     >>> [entry.name for entry in api.list_("solver")["solver"]]
-    ['adam', 'langevin', 'momentum', 'sgd']
+    ['adam', 'adamw', 'complex_momentum', 'langevin', 'momentum', 'muon', 'sgd']
 
     Raises UnknownName for another kind.
     """

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+
+from metabench.core.errors import BudgetSpent
+
+CUT_STEP = "outer_step_cut_by_budget"
+"""The note of a run that its budget has ended inside an outer step: that step's number, from 1."""
 
 
 @dataclass
@@ -37,17 +42,36 @@ class Meter:
 
     def __init__(self, counts: Counts | None = None) -> None:
         self.counts = counts or Counts()
+        self._limits: Mapping[str, int] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
 
     def add(self, **more: int) -> None:
-        """Add to the named counts, times the size of the batch of episodes in progress."""
+        """Add to the named counts, times the size of the batch of episodes in progress. Raises
+        BudgetSpent where one is beyond a limit then."""
         if self.is_muted:
             return
         weight = self.weight
         with self._lock:
             for name, n in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + n * weight)
+        self.check()
+
+    def check(self) -> None:
+        """Raise BudgetSpent where a count is beyond its limit."""
+        for name, most in self._limits.items():
+            if getattr(self.counts, name) > most:
+                raise BudgetSpent(name, most)
+
+    @contextmanager
+    def limited(self, limits: Mapping[str, int]) -> Iterator[None]:
+        """Inside, no count may go beyond its limit in ``limits``; checked once more at the end."""
+        self._limits = limits
+        try:
+            yield
+            self.check()
+        finally:
+            self._limits = {}
 
     def grow(self, before: dict[str, int], after: Sequence[dict[str, int]]) -> None:
         """Set to ``before`` and what each of ``after`` has more: one count of several processes

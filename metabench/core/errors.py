@@ -58,6 +58,17 @@ class Distrusted(Diverged):
     indefinite. Other settings may help; neither task nor method is at fault."""
 
 
+class BudgetSpent(Exception):
+    """An outer step that takes more than is left of the budget; what it has done is dropped."""
+
+    def __init__(self, count: str, most: int) -> None:
+        super().__init__(f"more than {most:,} {count.replace('_', ' ')}")
+        self.count, self.most = count, most
+
+    def __reduce__(self) -> tuple[type[BudgetSpent], tuple[str, int]]:
+        return type(self), (self.count, self.most)
+
+
 class TimedOut(Exception):
     """A run that used up the time it was given."""
 

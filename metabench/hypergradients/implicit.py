@@ -4,6 +4,9 @@ With H the Hessian of G in theta at a minimiser theta of G(lam, .),
 
     hypergradient = grad_lam F - (d2 G / dlam dtheta) H^-1 grad_theta F .
 
+Where inner steps follow a field in place of the gradient of G, H is the field's Jacobian in theta,
+transposed here, and need not be symmetric: the Neumann series and the pseudo-inverse serve.
+
 Lorraine, Vicol, Duvenaud, AISTATS 2020, arXiv 1911.02590 (Neumann series); Pedregosa, ICML 2016,
 arXiv 1602.02355 (conjugate gradient). The inner gradient is built once with its graph; a
 Hessian product is one backward pass through it, the mixed product one more. Solvers work on one
@@ -51,7 +54,8 @@ class Linearisation:
     """F and G of one episode around (lam, theta); nothing in it has a graph.
 
     ``value`` F; ``direct`` grad_lam F; ``v`` [n] grad_theta F, flat; ``product`` [n] -> [n] the
-    (damped) Hessian product; ``mixed`` [n] -> lam's names, (d2 G / dlam dtheta) x.
+    (damped) Hessian product, transposed; ``mixed`` [n] -> lam's names, (d2 G / dlam dtheta) x.
+    ``symmetric``: whether the Hessian is; a field's Jacobian may not be.
     """
 
     value: Tensor
@@ -59,6 +63,7 @@ class Linearisation:
     v: Tensor
     product: Product
     mixed: Callable[[Tensor], Params]
+    symmetric: bool = True
 
 
 def prepared(ctx: Context, lam: Params, episode: Episode) -> tuple[Params, Episode]:
@@ -121,7 +126,8 @@ def linearise(
         _, back = autodiff.pullback(shrink, lam)
         return autodiff.axpy(1.0, back({k: u[k] for k in penalty})[0], found)
 
-    return Linearisation(value, direct, v, product, both)
+    symmetric = problem.field(autodiff.detach(lam), theta, ready.batch(batch)) is None
+    return Linearisation(value, direct, v, product, both, symmetric)
 
 
 def _derivatives(
@@ -138,6 +144,9 @@ def _derivatives(
         return whole(p, y, at(p))
 
     def gradient(p: Params, y: Params) -> Params:
+        field = ctx.problem.field(p, y, at(p))
+        if field is not None:
+            return field
         return autodiff.grad(lambda t: loss(p, t), y, create_graph=True)[1]
 
     here = autodiff.detach(at(lam))
@@ -235,7 +244,16 @@ def conjugate_gradient(
     return Solved(x, {"residual": _ratio(rs, first).sqrt(), "negative_curvature": bend})
 
 
-def dense_inverse(product: Product, v: Tensor) -> Solved:
+def check_symmetric(at: Linearisation, what: str) -> None:
+    """Raise SettingError where ``what`` would solve the wrong system: that of a field."""
+    if not at.symmetric:
+        raise SettingError(
+            f"{what} solves symmetric systems, and the inner problem follows a field, whose "
+            'Jacobian need not be: method ift has inverse = "neumann" and "exact"'
+        )
+
+
+def dense_inverse(product: Product, v: Tensor, *, symmetric: bool = True) -> Solved:
     """H^+ v with the pseudo-inverse of the whole matrix: n products for v of n entries.
 
     Raises SettingError where n is above ``DENSE_LIMIT``.
@@ -246,7 +264,9 @@ def dense_inverse(product: Product, v: Tensor) -> Solved:
             f"{DENSE_LIMIT} are allowed"
         )
     eye = torch.eye(len(v), dtype=v.dtype, device=v.device)
-    h = torch.stack([product(column).clone() for column in eye])
+    h = torch.stack([product(column).clone() for column in eye], 1)
+    if not symmetric:
+        return Solved(torch.linalg.pinv(h) @ v, {})
     return Solved(torch.linalg.pinv((h + h.t()) / 2, hermitian=True) @ v, {})
 
 

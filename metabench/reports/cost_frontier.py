@@ -24,13 +24,12 @@ from metabench.reports.figure_style import (
 )
 from metabench.store.record import Record
 from metabench.suites.planning import NEVER_RUN
+from metabench.suites.schema import DERIVATIVES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DERIVATIVES = ("inner_gradients", "outer_gradients", "hvps", "mixed_products")
-"""The costs whose sum is the cost "derivatives"."""
 WORDS = {
     "derivatives": "gradients and products in all",
     "hvps": "Hessian products",

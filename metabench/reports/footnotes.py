@@ -10,6 +10,7 @@ from metabench.analysis.estimates import ALPHA, FEWEST, Entry
 from metabench.analysis.paper_claims import VERDICTS, Tested, verdicts
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.cell import Budget
+from metabench.core.costs import CUT_STEP
 from metabench.core.limits import RUNAWAY
 from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened, with_pm
@@ -58,6 +59,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
         *claim_footnotes(results),
         *_floor_footnotes(results, entries, floors),
         *reconstruction_footnotes(results),
+        *untrained_footnotes(results),
         *runaway_footnotes(results, entries),
         *(() if results.suite.paper else (Footnote("No paper reports this table."),)),
     ]
@@ -116,6 +118,20 @@ def reconstruction_footnotes(results: Results) -> list[Footnote]:
         Footnote(f"Reconstructed in part ({listed(labels)}): {one_line(said).rstrip('.')}.")
         for said, labels in rows.items()
     ]
+
+
+def untrained_footnotes(results: Results) -> list[Footnote]:
+    """The rows with a run whose budget did not reach the end of its first outer step."""
+    rows = {
+        row.label or row.id
+        for (at, _), table_cell in results.table_cells.items()
+        for row in results.rows
+        if row.id == at and any(record.notes.get(CUT_STEP) == 1 for record in table_cell.done)
+    }
+    if not rows:
+        return []
+    names = listed(sorted(rows))
+    return [Footnote(f"The budget ends inside the first outer step: as they start ({names}).")]
 
 
 def budget_footnotes(results: Results) -> list[Footnote]:
@@ -234,6 +250,10 @@ def claim_footnotes(results: Results) -> list[Footnote]:
         than = "no worse than" if claim.or_equal else "better than"
         if claim.within:
             than = f"within {100 * claim.within:g} % of"
+        if claim.by == "reach":
+            than = "reaches the level at " + (
+                "no more cost than" if claim.or_equal else "less cost than"
+            )
         said = f"{results.row_label(better)} {than} {results.row_label(claim.than)}"
         told = "; ".join(
             f"{verdict}{_places(results, some)}"
@@ -247,7 +267,8 @@ def claim_footnotes(results: Results) -> list[Footnote]:
 def _places(results: Results, some: list[Tested]) -> str:
     """(column gain; column gain). A table of one column leaves its name out. The number of seeds is
     told where some are missing."""
-    scale, least = (100.0, 1) if results.suite.percent else (1.0, None)
+    percent = results.suite.percent and all(t.claim.by == "metric" for t in some)
+    scale, least = (100.0, 1) if percent else (1.0, None)
     labels = {c.id: c.label or c.id for c in results.columns}
     words = []
     for t in some:
@@ -257,6 +278,8 @@ def _places(results: Results, some: list[Tested]) -> str:
             gain = with_pm(t.gain, t.pm, scale, least)
             if t.seeds < (planned := len(results.table_cells[t.better, t.column].runs)):
                 gain += f", n={t.seeds} of {planned}"  # a diverged seed gives no gain
+            if t.failed:
+                gain += f", not reached in {counted(t.failed, 'seed')}"
         words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
     return f" ({'; '.join(words)})"
 

@@ -21,7 +21,7 @@ from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
 from metabench.core.text import counted, human, printable, with_pm
 from metabench.reports import renderers
-from metabench.reports.tables import COSTS, cost_grid, main_grid
+from metabench.reports.tables import COSTS, cost_grid, grids
 from metabench.store.published import private, without_paths
 from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.planning import NEVER_RUN, Planned
@@ -111,7 +111,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         failures=[(name, run) for name, run in holes if run.state in failed],
         waiting=[(name, run) for name, run in holes if run.state not in failed],
         bad_files=[_FOLDERS.sub("", bad) for bad in (*results.bad_files, *unread, *unseen)],
-        main=Markup(renderers.html(main_grid(results), link)),
+        main=Markup("".join(renderers.html(grid, link) for grid in grids(results))),
         costs=Markup(renderers.html(cost_grid(results), link)),
         plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
         gallery=gallery,

@@ -6,10 +6,11 @@ import io
 from collections.abc import Callable
 from typing import Literal, cast, get_args
 
+from metabench.analysis import stats
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.errors import UnknownName
-from metabench.core.text import human, listed, with_pm
+from metabench.core.text import counted, human, listed, with_pm
 from metabench.reports import csv_export, renderers
 from metabench.reports.footnotes import (
     Entries,
@@ -38,7 +39,12 @@ def table(results: Results, fmt: Format = "markdown") -> str:
     """
     if fmt == "csv":
         return csv_export.main_csv(results)
-    return render(main_grid(results), fmt)
+    return "\n".join(render(grid, fmt) for grid in grids(results))
+
+
+def grids(results: Results) -> list[Grid]:
+    """The main table, and that of the costs to reach a level where the suite has one."""
+    return [main_grid(results), *([reach_grid(results)] if results.suite.reach else [])]
 
 
 def cost_table(results: Results, fmt: Format = "markdown") -> str:
@@ -212,10 +218,51 @@ COSTS = {
     "peak_memory_bytes": "peak memory",
     "peak_device_memory_bytes": "peak device memory",
     "peak_tensor_bytes": "tensors held at once",
+    "derivatives": "gradients and products in all",
 }
 """Costs that the harness knows, in the table's order, in words."""
-SELDOM = ("steps", "peak_device_memory_bytes", "peak_tensor_bytes")
+SELDOM = ("steps", "peak_device_memory_bytes", "peak_tensor_bytes", "derivatives")
 """Costs that not every run has: a table does not list them as zero."""
+
+
+def reach_grid(results: Results) -> Grid:
+    """What it costs each row to reach the suite's level, as a grid."""
+    reach = results.suite.reach
+    assert reach is not None
+    rows = []
+    for row in results.rows:
+        line = [Item(row.label or row.id)]
+        for column in results.columns:
+            at = row.id, column.id
+            found = [*results.reached.get(at, {}).values()]
+            costs = [r.cost for r in found if r.reached]
+            text = with_pm(stats.mean(costs), stats.half_width(costs), 1.0, None) if costs else HOLE
+            if len(costs) < len(found):
+                text += f" ({len(costs)} of {counted(len(found), 'seed')})"
+            line.append(Item(text, place=at))
+        rows.append(line)
+    goal = "at least" if results.suite.goal == "max" else "at most"
+    if reach.level is not None:
+        level = f"is {goal} {reach.level:g}"
+    else:
+        level = f"is within {reach.within:g} (relative) of the best that any row has in that seed"
+    cost = COSTS.get(reach.cost, reach.cost)
+    return Grid(
+        f"Cost to reach a level: {results.suite.title} (budget {results.budget})",
+        [("", 1), *[(column.label or column.id, 1) for column in results.columns]],
+        [f"{cost} (fewer is better)", *["ours"] * len(results.columns)],
+        rows,
+        [
+            Footnote(
+                f"{cost.capitalize()} until the learning curve's validation {reach.metric} {level}:"
+                " mean over the seeds that reach it, in brackets how many do where not all; ± is "
+                "the half-width of the 95 % t-interval. The curve has a point at every evaluation."
+            )
+        ],
+        frozenset(),
+        1,
+        f"{results.suite.name}-{results.budget}-reach",
+    )
 
 
 def cost_grid(results: Results) -> Grid:

@@ -18,8 +18,16 @@ from metabench.contract.method import Context, State
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, Cell
-from metabench.core.costs import COUNT_NAMES, Counts, Meter
-from metabench.core.errors import Held, SettingError, Stopped, StoreError, TimedOut, UnknownName
+from metabench.core.costs import COUNT_NAMES, CUT_STEP, Counts, Meter
+from metabench.core.errors import (
+    BudgetSpent,
+    Held,
+    SettingError,
+    Stopped,
+    StoreError,
+    TimedOut,
+    UnknownName,
+)
 from metabench.core.limits import RUNAWAY
 from metabench.run import checkpoint, determinism, learning_curve
 from metabench.run.checkpoint import Boundary, Checkpoint, detached
@@ -162,7 +170,7 @@ class Loop:
         while True:
             at = self.boundary
             spent = self.spent(at)
-            done = spent >= 1 or at.idle >= IDLE_STEPS
+            done = spent >= 1 or at.idle >= IDLE_STEPS or CUT_STEP in self.ctx.notes
             seen = at.curve["step"][-1] if at.curve else None
             if seen != at.step and (done or at.step % self.budget.eval_every == 0):
                 self.validate()
@@ -172,18 +180,28 @@ class Loop:
             self.report_progress("training", spent)
             self.step()
             self.maybe_checkpoint()
-        if spent < 1:
+        if at.idle >= IDLE_STEPS:
             self.ctx.notes["ended"] = (
                 f"{IDLE_STEPS} steps without a cost that the budget limits: it can never be spent"
             )
 
     def step(self) -> None:
-        """One outer step, guarded. Raises Diverged."""
+        """One outer step, guarded; one that takes more than the budget has left is as if it had not
+        begun, and the last. Raises Diverged."""
         at = self.boundary
         determinism.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         given = Untouched(at.state)
-        with self.training:
-            new, log = check_step(self.cell.method, self.method.step(self.ctx, at.state), at.state)
+        try:
+            with self.training, self.ctx.meter.limited(self.limits):
+                new, log = check_step(
+                    self.cell.method, self.method.step(self.ctx, at.state), at.state
+                )
+        except BudgetSpent:
+            self.ctx.notes.clear()
+            self.ctx.notes.update(copy.deepcopy(self._noted) | {CUT_STEP: at.step + 1})
+            self.ctx.meter.counts = Counts(**at.counts)
+            self.at = at
+            return
         given.check(f"by outer step {at.step}")
         moved, log = self.broadcast((None if new is at.state else detached(new), log))
         state = at.state if moved is None else moved
@@ -282,6 +300,12 @@ class Loop:
         limits = {name: getattr(self.budget, name) for name in Budget.LIMITS}
         parts = [used[n] / most if most else 1.0 for n, most in limits.items() if most is not None]
         return max(parts, default=0.0)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The budget's limits of what is counted."""
+        limits = {name: getattr(self.budget, name) for name in COUNT_NAMES}
+        return {name: most for name, most in limits.items() if most is not None}
 
     def check(self) -> None:
         """Raise Stopped, TimedOut or Held where the run must not go on; rank 0 decides."""

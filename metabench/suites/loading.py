@@ -27,8 +27,11 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     [[paper]]              row, column, value, pm, pm_meaning, source, label
     [[claims]]             better = ["row", ...], than = "row", source: what a paper says of these
                            rows, tested on ours; or_equal = true: no worse; within = 0.01: at most
-                           that part of what "than" has apart; columns = [...]: of
-                           these alone
+                           that part of what "than" has apart; columns = [...]: of these alone;
+                           by = "reach": by the cost to reach the level of [reach]
+    [reach]                metric, cost, level = VALUE or within = PART: the cost until the metric
+                           on the validation split has the value, or is within this part of the
+                           best that any row has in the column and seed: a second table
 
 Later settings win: column, budget, column's budget, row, row's budget, row's column, row's cells,
 command line.
@@ -59,6 +62,7 @@ from metabench.suites.schema import (
     PaperClaim,
     PaperRow,
     Published,
+    Reach,
     Row,
 )
 from metabench.suites.suite import Suite
@@ -169,7 +173,7 @@ def _known(place: tuple[str | int, ...]) -> set[str]:
     if place[0] == "budgets":
         return {"seeds", "set"} | set(fields(Budget))
     parts = {"columns": Column, "rows": Row, "paper": Published, "paper_rows": PaperRow,
-             "claims": PaperClaim}  # fmt: skip
+             "claims": PaperClaim, "reach": Reach}  # fmt: skip
     return set(fields(parts[str(place[0])]))
 
 
@@ -177,7 +181,7 @@ def _check(suite: Suite, path: Path) -> None:
     """Cross references; raises SuiteError."""
     rows = [r.id for r in suite.rows] + [r.id for r in suite.paper_rows]
     columns = [c.id for c in suite.columns]
-    for check in (_names, _words, _budgets, _paper, _claims, _places):
+    for check in (_names, _words, _budgets, _paper, _claims, _reach, _places):
         for broken in check(suite, rows, columns):
             raise SuiteError(f"{path}: {broken}")
 
@@ -240,6 +244,16 @@ def _claims(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
         for names in (claim.better, claim.columns):
             if again := _twice(names):
                 yield f"a claim names {again!r} twice"
+
+
+def _reach(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
+    if suite.reach is None:
+        if any(claim.by == "reach" for claim in suite.claims):
+            yield 'a claim has by = "reach", and the suite has no [reach]'
+        return
+    yield from _unknown("cost", [suite.reach.cost], COSTS)
+    if (suite.reach.level is None) == (suite.reach.within is None):
+        yield "[reach] has level or within, one of the two"
 
 
 def _places(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:

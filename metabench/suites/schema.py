@@ -19,6 +19,8 @@ BUDGETS = ("smoke", "laptop", "paper")
 GROUPS = ("task", "method", "solver", "budget")
 PLOTS = ("learning", "cost", "trajectories", "ranking", "profile", "frontier")
 """Every kind of plot."""
+DERIVATIVES = ("inner_gradients", "outer_gradients", "hvps", "mixed_products")
+"""The costs whose sum is the cost "derivatives"."""
 COSTS = (
     *fields(Counts), "derivatives", "seconds", "evaluation_seconds",
     "peak_memory_bytes", "peak_device_memory_bytes", "peak_tensor_bytes",
@@ -98,12 +100,30 @@ class Published:
 
 @with_config(strict)
 @dataclass(frozen=True)
+class Reach:
+    """A level of a validation metric, and the cost until a run's learning curve first has it.
+
+    The level is ``level`` itself, or within this part of the best value that any row has in the
+    same column and seed (``within``; as in data profiles: More, Wild, SIAM J. Optimization 20,
+    2009, with the gap relative to the best value).
+    """
+
+    metric: str
+    cost: str = "inner_gradients"
+    level: FiniteFloat | None = None
+    within: Annotated[FiniteFloat, Field(gt=0)] | None = None
+
+
+@with_config(strict)
+@dataclass(frozen=True)
 class PaperClaim:
-    """Each of ``better`` is better than ``than`` by the table's metric, or no worse."""
+    """Each of ``better`` is better than ``than``, or no worse: by the table's metric, or by the
+    cost to reach the suite's level."""
 
     better: Annotated[list[str], Field(min_length=1)]
     than: str
     source: Annotated[str, Field(min_length=1)]
+    by: Literal["metric", "reach"] = "metric"
     or_equal: bool = False
     within: Annotated[float, Field(gt=0, lt=1)] | None = None
     """No more than this part of what ``than`` has apart, whichever is better."""

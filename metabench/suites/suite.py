@@ -17,6 +17,7 @@ from metabench.suites.schema import (
     PaperClaim,
     PaperRow,
     Published,
+    Reach,
     Row,
     Settings,
     SuiteBudget,
@@ -50,6 +51,8 @@ class Suite:
     paper: list[Published] = field(default_factory=list)
     paper_rows: list[PaperRow] = field(default_factory=list)
     claims: list[PaperClaim] = field(default_factory=list)
+    reach: Reach | None = None
+    """A second table: what it costs to reach a level."""
 
     def budget(self, name: str) -> SuiteBudget:
         """The budget called ``name``; raises UnknownName."""

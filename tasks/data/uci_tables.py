@@ -35,6 +35,12 @@ def load(name: str) -> tuple[Tensor, Tensor]:
     return _load(name, locate.find("uci_regression").resolve() / "uci_regression.npz")
 
 
+def standard(x: Tensor, by: Tensor) -> Tensor:
+    """x less the mean of ``by`` and over its deviation; a constant column is left at 0."""
+    scale = by.std(0, correction=0)
+    return (x - by.mean(0)) / torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
 @lru_cache(maxsize=8)
 def _load(name: str, path: Path) -> tuple[Tensor, Tensor]:
     with arrays.readable(path, "uci_regression"):

@@ -49,6 +49,15 @@ TASKS = {
         {"n_train": 30, "n_valid": 20, "n_test": 20, "size": 3},
         {"n_train": 30, "n_valid": None, "n_test": 20, "size": 3, "carried": False},
     ],
+    "bilinear": [{}, {"dim": 3, "adversarial": 0.5, "carried": True}],
+    "two_mode_gan": [
+        {"width": 3, "batch": 6, "held_out": 12},
+        {"width": 3, "batch": 6, "held_out": 12, "carried": True},
+    ],
+    "kernel_ridge": [
+        {"n_train": 20, "n_valid": 10, "n_test": 10},
+        {"n_train": 20, "n_valid": 10, "n_test": 10, "carried": False},
+    ],
     "glyphs": [
         FEW_SHOT,
         REPRESENTATION,

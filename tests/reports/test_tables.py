@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from metabench.analysis.results import collect
+from metabench.core.costs import CUT_STEP
 from metabench.core.errors import UnknownName
 from metabench.reports import renderers, tables
 from metabench.reports.footnotes import budget_footnotes, command_footnotes
@@ -271,6 +272,14 @@ def test_rows_and_columns_with_other_budgets_are_told_together(helpers):
         "outer_steps = 3, eval_every = 1; Reptile and No outer learning: outer_steps = 0; "
         "Reptile and No outer learning in 5-way 5-shot: eval_every = 1."
     )
+
+
+def test_rows_whose_budget_ends_inside_the_first_step_are_named(suite, helpers):
+    store = helpers.Fake()
+    for place in suite.cells("laptop"):
+        store.add(place, notes={CUT_STEP: {"anil": 1, "maml": 7}.get(place.row, 0)})
+    text = tables.table(collect(suite, "laptop", store))
+    assert text.count("The budget ends inside the first outer step: as they start (ANIL).") == 1
 
 
 def test_reconstructions_are_marked_below_every_table(suite, helpers):

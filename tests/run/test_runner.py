@@ -23,7 +23,7 @@ from metabench.contract.problem import Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import provenance, registry
 from metabench.core.cell import Cell, make_cell
-from metabench.core.costs import COUNT_NAMES
+from metabench.core.costs import COUNT_NAMES, CUT_STEP
 from metabench.core.errors import Diverged, Held, NotApplicable, Stopped
 from metabench.hypergradients import unrolled
 from metabench.run import checkpoint, determinism, learning_curve, loop
@@ -267,7 +267,9 @@ def test_a_finite_number_that_is_no_result_is_noted() -> None:
     ("limits", "steps"),
     [
         ({"outer_steps": 0}, 0),
-        ({"outer_steps": None, "inner_gradients": 9}, 5),
+        ({"outer_steps": None, "inner_gradients": 9}, 4),
+        ({"outer_steps": None, "inner_gradients": 1}, 0),
+        ({"outer_steps": None, "inner_gradients": 8}, 4),
         ({"outer_steps": 3, "inner_gradients": 9}, 3),
         ({"outer_steps": None, "seconds": 1e-9}, 1),
         ({"outer_steps": None, "hvps": 1}, loop.IDLE_STEPS),
@@ -281,6 +283,25 @@ def test_the_first_limit_reached_ends_the_run(limits: dict, steps: int) -> None:
     else:
         assert record.steps == steps
     assert ("ended" in record.notes) == ("hvps" in limits)
+    cut = {4: 5, 0: 1}.get(steps) if limits.get("inner_gradients") in (1, 9) else None
+    assert record.notes.get(CUT_STEP) == (cut if "outer_steps" in limits else None)
+
+
+@pytest.mark.parametrize("how", [{}, {"workers": 3}, {"engine": "vmap"}])
+def test_a_step_beyond_the_budget_is_as_if_it_had_not_begun(how: dict, tmp_path: Path) -> None:
+    def run(**limits: int | None) -> Any:
+        budget = {"eval_every": 2, "test_episodes": 4, **limits}
+        chosen = {"task": {"meta_batch": 4}, "method": {"inner_steps": 5}, "budget": budget}
+        cell = make_cell("noisy", "bilevel", set=chosen)
+        return run_cell(cell, Store(tmp_path / cell.key), **how)
+
+    whole, longer = run(outer_steps=3), run(outer_steps=4)
+    spent = whole.cost["inner_gradients"]
+    cut = run(outer_steps=None, inner_gradients=longer.cost["inner_gradients"] - 1)
+    exact = run(outer_steps=None, inner_gradients=spent)
+    assert cut.steps == exact.steps == 3 and cut.cost["inner_gradients"] == spent
+    assert cut.metrics == exact.metrics == whole.metrics
+    assert cut.notes == {**whole.notes, CUT_STEP: 4} and CUT_STEP not in exact.notes
 
 
 @pytest.mark.parametrize(
@@ -436,6 +457,7 @@ CROSSINGS = [
     ("ridge", "fixed", {"task": {"carried": True}}),
     ("noisy", "bilevel", {"task": {"meta_batch": 3}}),
     ("noisy", "scripted", {}),
+    ("noisy", "bilevel", {"task": {"meta_batch": 3}, "budget": {"inner_gradients": 1000}}),
 ]
 
 
@@ -444,6 +466,7 @@ def test_a_run_stopped_anywhere_ends_as_if_undisturbed(
     tmp_path: Path, task: str, method: str, set_: dict
 ) -> None:
     budget = {"outer_steps": 9, "eval_every": 4, "valid_episodes": 3, "test_episodes": 40}
+    budget |= set_.get("budget", {})
     cell = make_cell(task, method, solver="momentum", set={**set_, "budget": budget})
     whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
     run_cell(cell, whole)

@@ -415,6 +415,24 @@ def test_claims_name_rows_that_are_run(claim: dict[str, Any], message: str) -> N
         from_dict(changed(claims=[CLAIM], logs=True), HERE)
 
 
+@pytest.mark.parametrize(
+    ("reach", "message"),
+    [
+        ({}, r"\[reach\] has level or within, one of the two"),
+        ({"level": 1.0, "within": 0.1}, r"\[reach\] has level or within, one of the two"),
+        ({"level": 1.0, "cost": "inner_gradient"}, "no cost 'inner_gradient'; near: inner_grad"),
+        ({"within": 0}, "reach.within: .*greater than 0"),
+        ({"withn": 0.1}, "withn'; near: within"),
+    ],
+)
+def test_a_level_to_reach_is_one_and_its_cost_is_counted(reach, message) -> None:
+    from_dict(changed(reach={"metric": "loss", "within": 1e-3}), HERE)
+    with pytest.raises(SuiteError, match=message):
+        from_dict(changed(reach={"metric": "loss", **reach}), HERE)
+    with pytest.raises(SuiteError, match=r"a claim has by = \"reach\", and the suite has no"):
+        from_dict(changed(claims=[{**CLAIM, "by": "reach"}]), HERE)
+
+
 def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(TEXT)
     other = tmp_path / "other.toml"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from oracles import F64, context, differences
+from optional import needs
+from oracles import F64, context, differences, given
 from torch.nn import functional as F
 
 from metabench.contract.seeds import Seeds
@@ -132,3 +133,22 @@ def test_the_real_parts(real):
     problem = context(Newsgroups(posts="as published")).problem
     assert len(problem.parts["train"]["y"]) == 11471 and len(problem.parts["test"]["y"]) == 7662
     assert problem.shape == (14547,)
+
+
+@pytest.mark.parametrize("classes", [2, 20])
+def test_solves_end_where_scikit_learns_logistic_regression_does(classes):
+    needs("sklearn")
+    from sklearn.linear_model import LogisticRegression
+
+    problem, x = few(classes=classes)
+    lam = {"log_decay": torch.tensor([-1.3], dtype=F64)}
+    episode = problem.episode("train", 0)
+    ctx = given(problem, *Newsgroups(classes=classes).offers)
+    found = to_accuracy(ctx, lam, problem.init_inner(lam, episode), episode, norm=1e-10)
+    earlier = np.arange(60) % 3 != 0
+    y = np.arange(60) % 20 >= 10 if classes == 2 else np.arange(60) % 20
+    theirs = LogisticRegression(
+        C=np.exp(1.3), fit_intercept=False, solver="newton-cg", tol=1e-12, max_iter=10_000
+    ).fit(x[earlier], y[earlier])
+    w = theirs.coef_[0] if classes == 2 else theirs.coef_.T
+    torch.testing.assert_close(found.theta["w"], torch.from_numpy(w), rtol=1e-6, atol=1e-7)

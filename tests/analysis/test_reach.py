@@ -1,0 +1,96 @@
+"""The cost until a learning curve has a level, and claims about it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metabench.analysis.paper_claims import verdicts
+from metabench.analysis.reach import Reached, reached
+from metabench.analysis.results import collect
+from metabench.reports import tables
+from metabench.reports.footnotes import claim_footnotes
+from metabench.suites.schema import Reach
+
+
+def curve(values, *, per_point=10):
+    costs = [per_point * i for i in range(len(values))]
+    return {"valid/loss": values, "cost/inner_gradients": costs, "cost/hvps": [1] * len(values)}
+
+
+def test_the_first_row_at_a_level_of_its_own():
+    curves = {("a", "x"): {0: curve([5.0, None, 2.0, 3.0, 1.0]), 1: curve([5.0, 4.0])}}
+    found = reached(Reach("loss", level=2.0), "min", curves)
+    assert found == {("a", "x"): {0: Reached(20, True), 1: Reached(10, False)}}
+    found = reached(Reach("loss", cost="derivatives", level=4.5), "max", curves)
+    assert found["a", "x"][1] == Reached(1, True)
+    assert reached(Reach("accuracy", level=0.5), "max", curves) == {}
+
+
+def test_the_best_of_any_row_in_the_same_column_and_seed():
+    curves = {
+        ("a", "x"): {0: curve([9.0, 1.005, 1.0]), 1: curve([9.0, 3.0])},
+        ("b", "x"): {0: curve([9.0, 8.0, 1.02]), 1: curve([9.0, 2.0])},
+        ("a", "y"): {0: curve([9.0, 5.0])},
+    }
+    found = reached(Reach("loss", within=0.01), "min", curves)
+    assert found["a", "x"] == {0: Reached(10, True), 1: Reached(10, False)}
+    assert found["b", "x"] == {0: Reached(20, False), 1: Reached(10, True)}
+    assert found["a", "y"] == {0: Reached(10, True)}
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1), st.floats(1e-6, 1), st.sampled_from("+-"))
+def test_some_row_always_reaches_what_is_within_the_best(values, within, sign):
+    goal = "max" if sign == "+" else "min"
+    found = reached(Reach("loss", within=within), goal, {("a", "x"): {0: curve(values)}})
+    best = max(values) if goal == "max" else min(values)
+    assert found["a", "x"][0].reached and found["a", "x"][0].cost <= 10 * values.index(best)
+
+
+def results(helpers, costs, by="reach", **reach):
+    """``costs``: row to the cost of the level in each seed; None: not reached after 100."""
+    claims = [{"better": ["maml"], "than": "anil", "source": "A", "columns": ["5w1s"], "by": by}]
+    reach = {"metric": "accuracy", **(reach or {"level": 0.5})}
+    suite = helpers.make_suite(claims=claims, reach=reach)
+    store = helpers.Fake()
+    for place in suite.cells("laptop"):
+        if place.row not in costs or place.column != suite.columns[0].id:
+            continue
+        cost = costs[place.row][place.cell.seed]
+        record = store.add(place)
+        rows = {0: 0.1, 100: 0.2} if cost is None else {0: 0.1, cost: 0.5, 101: 0.9}
+        store.curves[record.key] = {
+            "step": [*range(len(rows))],
+            "valid/accuracy": [*rows.values()],
+            "cost/inner_gradients": [*rows],
+        }
+    return collect(suite, "laptop", store, why_not=helpers.allowed)
+
+
+def test_claims_by_cost_are_of_paired_seeds_and_a_miss_is_never_shown_to_be_better(helpers):
+    found = results(helpers, {"maml": [40, 50, 60], "anil": [70, 90, None]})
+    (claim,) = verdicts(found)
+    assert claim.gain == pytest.approx((30 + 40 + 40) / 3) and claim.verdict == "holds"
+    assert (
+        "MAML reaches the level at less cost than ANIL: holds (5-way 1-shot 37 ± 14)"
+        in claim_footnotes(found)[1].text
+    )
+    text = tables.table(found)
+    assert "80 ± 127 (2 of 3 seeds)" in text and "inner gradients (fewer is better)" in text
+
+    missed = results(helpers, {"maml": [40, 50, None], "anil": [1070, 1090, 1060]})
+    (claim,) = verdicts(missed)
+    assert (claim.verdict, claim.failed) == ("not shown", 1)
+    assert "not reached in 1 seed" in claim_footnotes(missed)[1].text
+
+
+def test_the_best_of_any_row_is_said_to_be_the_level(helpers):
+    found = results(helpers, {"maml": [40, 50, 60], "anil": [70, 90, None]}, within=0.5)
+    text = tables.table(found)
+    assert "is within 0.5 (relative) of the best that any row has in that seed" in text
+    assert [r.cost for r in found.reached["maml", "5w1s"].values()] == [40, 50, 60]
+
+
+def test_without_a_level_there_is_one_table(helpers):
+    suite = helpers.make_suite()
+    found = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
+    assert len(tables.grids(found)) == 1 and found.reached == {}
