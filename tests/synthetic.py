@@ -6,6 +6,7 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from metabench.analysis.results import collect
@@ -109,6 +110,7 @@ class Fake:
         self.kept: dict[str, Record] = {}
         self.curves: dict[str, Curve] = {}
         self.bad: list[str] = []
+        self.shown: dict[str, dict[str, np.ndarray]] = {}
 
     def scan(self) -> tuple[list[Record], list[str]]:
         return list(self.kept.values()), self.bad
@@ -124,6 +126,9 @@ class Fake:
 
     def curve(self, record: Record) -> Curve:
         return self.curves.get(record.key, {})
+
+    def pictures(self, record: Record) -> dict[str, np.ndarray]:
+        return self.shown.get(record.key, {})
 
     def add(self, place: SuiteCell, **changes: object) -> Record:
         """A plausible record of this place, with a curve."""

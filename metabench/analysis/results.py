@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from metabench.analysis.reach import Reached, reached
 from metabench.core.capabilities import why_not
@@ -18,6 +18,7 @@ from metabench.suites.schema import Column, Published, Row
 from metabench.suites.suite import Suite, SuiteCell
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?(?!\w)|\b(?:nan|inf)\b")
@@ -50,6 +51,10 @@ class Records(Kept, Protocol):
 
     def curve(self, record: Record) -> Curve:
         """The learning curve of a record; empty where it has none."""
+        ...
+
+    def pictures(self, record: Record) -> Mapping[str, np.ndarray[Any, Any]]:
+        """Grey pictures of one adapted test episode, uint8 [h, w] by name."""
         ...
 
 

@@ -73,7 +73,7 @@ def probe_torch(python: str = sys.executable) -> dict[str, Any]:
     its own: a broken pair can take the process with it."""
     try:
         done = subprocess.run(
-            [python, "-c", _PROBE, *_wanted()],
+            [python, "-c", _PROBE, *map(optional_packages.module, _wanted())],
             capture_output=True,
             text=True,
             timeout=300,
@@ -265,7 +265,7 @@ def _optional(probe: dict[str, Any]) -> Iterator[Finding]:
     for name, purpose in _wanted().items():
         try:
             version = metadata.version(name)
-            error = probe.get(f"{name}_error")
+            error = probe.get(f"{optional_packages.module(name)}_error")
             if error:
                 yield Finding(
                     "optional packages",

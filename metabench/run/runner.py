@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,12 +18,16 @@ from metabench.core.cell import Cell, instances
 from metabench.core.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
 from metabench.core.hardware import cores
 from metabench.run import determinism, learning_curve
+from metabench.run.evaluation import pictures
 from metabench.run.events import Event, Finished, Interrupted, Listener, Quarantined, ignore
 from metabench.run.loop import Engine, Loop, Parts, RunOptions, stamp
 from metabench.store.files import remove
 from metabench.store.lease import Lease
 from metabench.store.record import Curve, Record, Status
 from metabench.store.store import Store
+
+if TYPE_CHECKING:
+    from metabench.store.encoding import Arrays
 
 Joined = Callable[[], AbstractContextManager[ProcessGroup]]
 """What gathers the processes of a run."""
@@ -161,10 +165,11 @@ class _Attempt:
         self.device, self.listener = options.device, options.listener
         self.started = stamp()
 
-    def run(self) -> tuple[Record, Curve, Params | None]:
-        """The record, its curve, and the tested lam where the run is done."""
+    def run(self) -> tuple[Record, Curve, Params | None, Arrays]:
+        """The record, its curve, and the tested lam and its pictures where the run is done."""
         status: Status = "done"
         reason = trace = ""
+        shown: Arrays = {}
         determinism.facts()  # of the code that runs now, not of edits made meanwhile
         with determinism.fixed(self.device):
             try:
@@ -173,6 +178,8 @@ class _Attempt:
                     group.together(loop.prepare)
                     group.together(loop.train)
                     group.together(loop.final_evaluations)
+                    if (best := loop.boundary.best) is not None:
+                        shown = pictures(loop.ctx, loop.method, best)
             except (Stopped, RankLost, KeyboardInterrupt, SystemExit):
                 # Where the disk refuses, the older checkpoint stays.
                 self.loop.save(quietly=True)
@@ -191,17 +198,17 @@ class _Attempt:
                 reason = f"{type(error).__name__}: {error}"
         record, at = self.record(status, reason, trace), self.loop.at
         if at is None:
-            return record, {}, None
+            return record, {}, None, {}
         record = replace(record, notes=dict(self.loop.ctx.notes))
         if status != "done" or at.best is None:
-            return record, at.curve, None
+            return record, at.curve, None, {}
         record = replace(
             record,
             metrics={"valid": at.valid, **at.metrics},
             selected_step=at.best_step,
             lam=learning_curve.describe(at.best.reported),
         )
-        return record, at.curve, at.best.reported
+        return record, at.curve, at.best.reported, shown
 
     def record(self, status: Status, reason: str, trace: str) -> Record:
         """What every record says, however the run ended."""
@@ -226,9 +233,9 @@ class _Attempt:
         the cell has failed and says so if it can; its checkpoint stays, for a rerun to continue."""
         assert self.store is not None
         try:
-            record, curve, lam = self.run()
+            record, curve, lam, shown = self.run()
             arrays = learning_curve.arrays(lam) if lam is not None else None
-            record = self.store.write(record, curve, arrays, lease=self.lease)
+            record = self.store.write(record, curve, arrays, shown, lease=self.lease)
             if record.status != "timeout":
                 self.drop_checkpoint()
         except StoreError as error:

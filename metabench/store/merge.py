@@ -132,7 +132,8 @@ class _Merging:
             if (now := self.target.get(record.key)) is not None and now.status == "done":
                 return False
             self.target.repair_leased(lease)
-            self.target.write(record, source.curve(record), source.lam(record), lease=lease)
+            kept = source.curve(record), source.lam(record), source.pictures(record)
+            self.target.write(record, *kept, lease=lease)
         return True
 
 

@@ -94,6 +94,10 @@ class Published:
         """None: the whole of lam is not published."""
         return None
 
+    def pictures(self, record: Record) -> Arrays:
+        """None are published."""
+        return {}
+
     def problems(self) -> list[BadFile]:
         """What cannot be trusted, each reason once with its lines."""
         return [BadFile(self.root, f"{_lines(n)}: {what}") for what, n in self._bad.items()]

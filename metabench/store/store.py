@@ -1,8 +1,8 @@
 """Records on disk: one folder a cell, written atomically, verified whenever they are read.
 
 ``<root>/<key[:2]>/<key>/`` holds ``record.json`` (written last; names the sha256 of the other
-files and of itself), ``curve.json.gz``, ``lam.npz``, and while a cell runs ``claim.json`` and
-``checkpoint.pt``. What cannot be trusted is reported with its path and moved to
+files and of itself), ``curve.json.gz``, ``lam.npz``, ``pictures.npz``, and while a cell runs
+``claim.json`` and ``checkpoint.pt``. What cannot be trusted is reported with its path and moved to
 ``<root>/set-aside/``, the quarantine; its cell then counts as missing. What this user may not read
 is reported and left where it is.
 """
@@ -13,7 +13,6 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from metabench.core.cell import canonical
 from metabench.core.errors import Held, StoreError
 from metabench.store import files
 from metabench.store import lease as leases
-from metabench.store.encoding import npz, parse, render
+from metabench.store.encoding import npz, parse, render, unpacked
 from metabench.store.files import BadFile, Unreadable
 from metabench.store.record import Curve, Record
 
@@ -37,9 +36,10 @@ if TYPE_CHECKING:
     from metabench.store.encoding import Arrays
 
 RECORD, CURVE, LAM, CHECKPOINT = "record.json", "curve.json.gz", "lam.npz", "checkpoint.pt"
+PICTURES = "pictures.npz"
 # Stores written by earlier versions have this name and that of the quarantine: both stay.
 LEASE = "claim.json"
-KNOWN = frozenset({RECORD, CURVE, LAM, CHECKPOINT, LEASE})
+KNOWN = frozenset({RECORD, CURVE, LAM, PICTURES, CHECKPOINT, LEASE})
 QUARANTINE = "set-aside"
 CLUSTER = "cluster"
 """Where submissions to a cluster keep what they need (:mod:`metabench.cluster.submission`)."""
@@ -195,6 +195,7 @@ class Store:
         record: Record,
         curve: Curve | None = None,
         lam: Arrays | None = None,
+        pictures: Arrays | None = None,
         *,
         lease: leases.Lease | None = None,
     ) -> Record:
@@ -213,6 +214,8 @@ class Store:
             contents[CURVE] = gzip.compress(canonical(curve).encode(), mtime=0)
         if lam and sum(v.size for v in lam.values()) <= LARGEST_LAM:
             contents[LAM] = npz(lam)
+        if pictures:
+            contents[PICTURES] = npz(pictures)
         record = replace(
             record, files={n: hashlib.sha256(data).hexdigest() for n, data in contents.items()}
         )
@@ -239,8 +242,7 @@ class Store:
 
         Raises StoreError where the file is gone or not the one that the record names.
         """
-        data = self._file(record, CURVE)
-        if data is None:
+        if (data := self._file(record, CURVE)) is None:
             return {}
         curve: Curve = json.loads(gzip.decompress(data))
         return curve
@@ -248,13 +250,11 @@ class Store:
     def lam(self, record: Record) -> dict[str, np.ndarray[Any, Any]] | None:
         """The lam that was tested, by name; None where it was not kept whole. Raises StoreError
         as :meth:`curve` does."""
-        data = self._file(record, LAM)
-        if data is None:
-            return None
-        import numpy as np
+        return None if (data := self._file(record, LAM)) is None else unpacked(data)
 
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+    def pictures(self, record: Record) -> dict[str, np.ndarray[Any, Any]]:
+        """What the problem showed, uint8 [h, w] by name. Raises StoreError as :meth:`curve`."""
+        return {} if (data := self._file(record, PICTURES)) is None else unpacked(data)
 
     def _file(self, record: Record, name: str) -> bytes | None:
         if name not in record.files:
@@ -364,7 +364,7 @@ def _replace(folder: Path, digests: Mapping[str, str], drafts: Mapping[str, Path
         os.replace(drafts[name], folder / _waiting(name, digest))
     os.replace(drafts[RECORD], folder / RECORD)
     _settle(folder, digests)
-    for name in {CURVE, LAM} - digests.keys():
+    for name in {CURVE, LAM, PICTURES} - digests.keys():
         files.remove(folder / name)
     files.sync(folder)
 

@@ -33,6 +33,7 @@ BEATS = {
     **TWO_STAGES, "batch": 4, "n_tune": 8, "n_valid": 8, "n_test": 100, "window": 32, "width": 4,
     "stages": 2, "projection": 4,
 }  # fmt: skip
+DENOISING = {"size": 6, "n_train": 2, "n_test": 2}
 COINS = {**TWO_STAGES, "n_tasks": 4, "hidden": 6, "features": 4, "n_pretrain": 30, "n_test": 40}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
@@ -68,6 +69,11 @@ TASKS = {
         CLEANING,
         {**CLEANING, "network": "mlp", "batch": 20, "dtype": "float64"},
         {**CLEANING, "carried": False},
+    ],
+    "tv_denoise": [DENOISING, {**DENOISING, "dtype": "float32", "noise": 0.3}],
+    "foe_denoise": [
+        {**DENOISING, "filters": 2},
+        {**DENOISING, "filters": 1, "filter_size": 5, "noise": 0.3},
     ],
     "pbgd_toy": [{"starts": 10}, {"starts": 20, "carried": False}],
     "weight_decay": [

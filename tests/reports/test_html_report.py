@@ -1,10 +1,15 @@
+import base64
 import html.parser
+import io
 import json
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from metabench.analysis.results import collect
+from metabench.core.errors import StoreError
 from metabench.reports.html_report import report
 from metabench.reports.tables import table
 from metabench.store.published import private
@@ -187,6 +192,30 @@ def test_a_folder_gets_report_html(suite, helpers, tmp_path):
     store = helpers.Fake()
     results = collect(suite, "smoke", store, why_not=helpers.allowed)
     assert report(results, store, tmp_path / "here") == tmp_path / "here" / "report.html"
+
+
+def test_pictures_are_in_the_page_once_a_row(suite, helpers, tmp_path):
+    """Those of the first seed, under the name of the row; what cannot be read is told."""
+
+    class Torn(helpers.Fake):
+        def pictures(self, record):
+            if record in results.table_cells["fixed", "5w1s"].done:
+                raise StoreError("pictures.npz is not the file that its record names")
+            return super().pictures(record)
+
+    store = helpers.fill(suite, "laptop", Torn())
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for record in results.table_cells["maml", "5w1s"].done:
+        store.shown[record.key] = {"noisy": grey, "denoised": 20 * grey}
+    page, text = made(results, store, tmp_path)
+    assert page.stack == [] and len(page.fetched) == 2
+    for address, expected in zip(page.fetched, (grey, 20 * grey), strict=True):
+        data = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
+    assert "MAML, 5-way 1-shot, seed 0" in "".join(page.text)
+    assert "pictures.npz is not the file" in text
+    assert "pictures" in page.ids and "#pictures" in page.links
 
 
 def test_plots_stay_apart_in_one_page(pages):

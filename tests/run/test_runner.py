@@ -222,6 +222,25 @@ def test_both_numbers_of_inner_steps_are_reported() -> None:
     assert run_cell(plain).metrics["test"]["loss"] == metrics["test@2_steps"]["loss"]
 
 
+def test_pictures_of_the_first_test_episode_are_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the tested state, as bytes; they cost nothing, and a task without any adapts no more."""
+
+    def pictures(self: Noisy, lam: Params, theta: Params, episode: Episode) -> Params:
+        shown = torch.tensor([[-1.0, 0.5, 2.0, float(lam["lam"][0]) / 255]])
+        return {"shown": shown, "episode": torch.full((2, 1), episode.index / 255)}
+
+    without = run_cell(scripted(), store=Store(store.root / "other"))
+    assert Store(store.root / "other").pictures(without) == {}
+    monkeypatch.setattr(Noisy, "pictures", pictures)
+    record = run_cell(scripted(select="last"), store=store)
+    found = store.pictures(record)
+    assert record.status == "done" and record.cost["inner_gradients"] == 20
+    assert str(found["shown"].dtype) == "uint8" and found["shown"].tolist() == [[0, 128, 255, 10]]
+    assert found["episode"].tolist() == [[0], [0]]
+
+
 def test_evaluation_costs_nothing() -> None:
     method = {"inner_steps": 2, "memory": "graph"}  # "auto" measures one step, and counts it
     set_ = {"method": method, "budget": {"outer_steps": 3, "eval_every": 1}}

@@ -30,6 +30,7 @@ from metabench.store.store import (
     LAM,
     LARGEST_LAM,
     LEASE,
+    PICTURES,
     QUARANTINE,
     RECORD,
     Store,
@@ -233,6 +234,17 @@ def test_a_large_lam_is_not_kept(store: Store) -> None:
     assert store.lam(record) is None and record.files == {}
     record = store.write(record_of(2), None, {"w": np.zeros(LARGEST_LAM, np.int8)})
     assert store.lam(record) is not None
+
+
+def test_pictures_are_kept_beside_lam_and_go_with_their_record(store: Store) -> None:
+    shown = {"noisy": np.arange(6, dtype=np.uint8).reshape(2, 3)}
+    record = store.write(record_of(1), None, None, shown)
+    found = store.pictures(record)
+    assert found.keys() == {"noisy"} and np.array_equal(found["noisy"], shown["noisy"])
+    assert list(record.files) == [PICTURES] and store.problems() == []
+    record = store.write(record_of(1), None, {"w": np.zeros(1)})
+    assert store.pictures(record) == {}
+    assert not (store.folder(record.key) / PICTURES).exists()
 
 
 def test_hash_of_arrays_sees_name_type_shape_and_order() -> None:

@@ -320,6 +320,7 @@ def test_recipes() -> None:
         'pip install --no-deps --config-settings="--build-option=build_ext" learn2learn==0.2.0'
     )
     assert optional_packages.recipe("optuna")[0].startswith("pip install")
+    assert any(x in optional_packages.recipe("skimage")[0] for x in ("imaging", "scikit-image>"))
     assert optional_packages.recipe("nobody_knows") == ("pip install nobody_knows",)
     assert (
         optional_packages.here("torch")
