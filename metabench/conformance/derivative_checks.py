@@ -45,7 +45,7 @@ def check_derivatives(task: Any) -> None:
             _joined(lam, theta),
         )[1]
         _real(found, "the outer loss")
-    moved = _moved(problem, lam, theta, episode)
+    moved = theta_moved(theta)
     if "lam_in_inner_loss" in offers:
 
         def slope(p: Params) -> Tensor:
@@ -67,7 +67,7 @@ def check_second_order(task: Any) -> None:
         raise NotTested("it offers no second derivatives")
     problem = build(task)
     lam, theta, episode = start(problem)
-    theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
+    theta, batch = theta_moved(theta), episode.batch(0)
     gen = torch.Generator().manual_seed(0)
     v = {
         k: torch.randn(x.shape, generator=gen, dtype=torch.float64).to(x) for k, x in theta.items()
@@ -103,7 +103,7 @@ def check_split(task: Any) -> None:
     """A diagonal penalty and a Hessian in closed form, where there is one, agree with the loss."""
     problem = build(task)
     lam, theta, episode = start(problem)
-    theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
+    theta, batch = theta_moved(theta), episode.batch(0)
     allowed = tolerance(theta)
     moved = problem.project({k: v + 0.1 for k, v in lam.items()})
     for there in (lam, moved):
@@ -166,7 +166,7 @@ def _part(x: Params, which: str) -> Params:
     return {k.removeprefix(which + "/"): v for k, v in x.items() if k.startswith(which + "/")}
 
 
-def _moved(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Params:
+def theta_moved(theta: Params) -> Params:
     """theta a little off its start, where symmetric starts have lost their zeros."""
     gen = torch.Generator().manual_seed(1)
     return {

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Batch, Episode, Params, Problem, differentiated_loss
+from metabench.contract.problem import (
+    Batch,
+    Episode,
+    Evidence,
+    Params,
+    Problem,
+    differentiated_loss,
+)
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Solver
@@ -170,6 +177,13 @@ class Context:
         gradient."""
         self.meter.add(outer_gradients=1)
         return self.problem.log_likelihood(lam, episode, actions)
+
+    def evidence(self, lam: Params, *, products: int) -> Evidence:
+        """Likelihood and prior, for a caller that differentiates the evidence of one batch once:
+        counted as one outer gradient, and ``products`` with the predictions' Jacobian as Hessian
+        products."""
+        self.meter.add(outer_gradients=1, hvps=products)
+        return self.problem.evidence(lam)
 
     def noise(self, episode: Episode, step: int, like: Params) -> Params | None:
         """Standard normal draws for inner step ``step`` of an episode, in the shapes of ``like``
