@@ -62,7 +62,7 @@ def pulled_back(
 
     def one(example: Batch, rows: Tensor) -> Params:
         alone = {k: v[None] for k, v in example.items()}
-        _, back = torch.func.vjp(lambda t: predictions(problem, lam, t, alone)[0], theta)
+        back = torch.func.vjp(lambda t: predictions(problem, lam, t, alone)[0], theta)[1]
         (found,) = torch.func.vmap(back)(rows)
         return dict(found)
 
@@ -116,7 +116,8 @@ def _flat(rows: Params) -> Tensor:
 def _gram_log_det(a: Tensor, outer: bool) -> Tensor:
     gram = (a @ a.t() if outer else a.t() @ a).double()
     eye = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    return torch.linalg.slogdet(eye + gram)[1]  # its gradient costs less than by Cholesky
+    found: Tensor = torch.linalg.slogdet(eye + gram)[1]  # its gradient costs less than Cholesky's
+    return found
 
 
 def _block_log_det(rows: Params) -> Tensor:
