@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from metabench.contract.problem import GRADIENTS as GRADIENTS
     from metabench.contract.problem import Batch as Batch
     from metabench.contract.problem import Episode as Episode
+    from metabench.contract.problem import Evidence as Evidence
     from metabench.contract.problem import Hyper as Hyper
     from metabench.contract.problem import Params as Params
     from metabench.contract.problem import Problem as Problem
@@ -77,7 +78,16 @@ _HOMES = {
         "inner_loop",
         "outer_solver",
     ),
-    "contract.problem": ("GRADIENTS", "Batch", "Episode", "Hyper", "Params", "Problem", "Task"),
+    "contract.problem": (
+        "GRADIENTS",
+        "Batch",
+        "Episode",
+        "Evidence",
+        "Hyper",
+        "Params",
+        "Problem",
+        "Task",
+    ),
     "contract.seeds": ("Seeds", "generator"),
     "contract.solver": ("Rate", "Solver", "SolverState", "scaled"),
     "core.capabilities": ("CAPABILITIES",),

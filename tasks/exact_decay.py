@@ -75,7 +75,7 @@ class ExactDecay(Task):
     @property
     def offers(self) -> frozenset[str]:
         """All that a smooth inner problem with one minimum has; few decays where a unit has one."""
-        own = {"lam_in_inner_loss", "best_response", "prediction"}
+        own = {"lam_in_inner_loss", "best_response", "prediction", "example_losses"}
         return GRADIENTS | (own | {"small_lam"} if self.decays == "unit" else own)
 
     def build(self, seeds: Seeds, device: torch.device) -> ExactDecayProblem:
@@ -95,7 +95,7 @@ class ExactDecayProblem(Problem):
         self, task: ExactDecay, seeds: Seeds, device: torch.device, images: Images
     ) -> None:
         """``images``: "train" to images [n, 1, height, width] and labels [n]."""
-        self.task, self.seeds = task, seeds
+        self.task, self.seeds, self.example_count = task, seeds, task.n_train
         x, y = images["train"]
         sizes = [task.n_train, task.n_valid]
         order = torch.randperm(len(x), generator=generator(seeds.data, "exact_decay"))
@@ -175,6 +175,14 @@ class ExactDecayProblem(Problem):
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy."""
         return F.cross_entropy(self.predict(lam, theta, batch), batch["y"])
+
+    def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Training images."""
+        return {k: v[indices] for k, v in self.parts["train"].items()}
+
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Cross-entropy of each image."""
+        return F.cross_entropy(self.predict(lam, theta, batch), batch["y"], reduction="none")
 
     def loss_of_prediction(
         self, lam: Params, theta: Params, prediction: Tensor, batch: Batch

@@ -71,7 +71,7 @@ class Newsgroups(Task):
         """One strongly convex problem with derivatives and bounds."""
         own = {"lam_in_inner_loss", "best_response", "search_space", "full_batch"}
         own |= {"strongly_convex"} | (set() if self.decays == "word" else {"small_lam"})
-        return GRADIENTS | own
+        return GRADIENTS | own | {"example_losses"}
 
     def build(self, seeds: Seeds, device: torch.device) -> NewsgroupsProblem:
         """Cut the parts."""
@@ -104,6 +104,7 @@ class NewsgroupsProblem(Problem):
         words = posts.x.shape[1]
         self.shape = (words,) if task.classes == 2 else (words, TOPICS)
         self.decays = {"one": 1, "class": TOPICS, "word": words}[task.decays]
+        self.example_count, self.design = len(rows["train"]), posts.x[np.sort(rows["train"])]
         # |X|_2^2 <= |X|_1 |X|_inf: proved, where power iteration would only estimate.
         largest, outer = (
             float(abs(x).sum(0).max() * abs(x).sum(1).max())
@@ -143,6 +144,22 @@ class NewsgroupsProblem(Problem):
         """The sum of the posts' losses and 1/2 sum e^lam w^2."""
         penalty = (self.diagonal_penalty(lam)["w"] * theta["w"].square()).sum()
         return self.unpenalised_loss(lam, theta, batch) + 0.5 * penalty
+
+    def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Training posts."""
+        train = self.parts["train"]
+        chosen = self.design[indices.cpu().numpy()]
+        batch = sparse.batch_of(chosen, train["y"].device, torch.float64)
+        return {**batch, "y": train["y"][indices]}
+
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Of each post its loss times the number of posts: G has their sum."""
+        scores, y = sparse.product(batch, theta["w"]), batch["y"]
+        if self.task.classes == 2:
+            losses = F.softplus(-y * scores)
+        else:
+            losses = F.cross_entropy(scores, y, reduction="none")
+        return self.example_count * losses
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """The sum of the posts' losses."""

@@ -20,6 +20,7 @@ from metabench.contract.problem import (
     GRADIENTS,
     Batch,
     Episode,
+    Evidence,
     Hyper,
     Moduli,
     Params,
@@ -55,7 +56,7 @@ class Ridge(Task):
     def offers(self) -> frozenset[str]:
         """A small, bounded lam in the inner loss."""
         own = {"lam_in_inner_loss", "search_space", "best_response", "prediction"}
-        own |= {"full_batch", "strongly_convex"}
+        own |= {"full_batch", "strongly_convex", "example_losses", "evidence"}
         if self.features <= 16:
             own.add("small_lam")
         if not self.carried:
@@ -71,7 +72,7 @@ class RidgeProblem(Problem):
     """Rows are scaled by 1/sqrt(n), so that X'X has eigenvalues near 1; float64."""
 
     def __init__(self, task: Ridge, seeds: Seeds, device: torch.device) -> None:
-        self.task, self.carried = task, task.carried
+        self.task, self.carried, self.example_count = task, task.carried, task.rows
         gen = generator(seeds.data, "ridge")
         n, d = task.rows, task.features
         x = torch.randn(3, n, d, generator=gen, dtype=torch.float64)
@@ -107,6 +108,20 @@ class RidgeProblem(Problem):
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |Xw - y|^2."""
         return 0.5 * (batch["x"] @ theta["w"] - batch["y"]).square().sum()
+
+    def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Training rows."""
+        return {k: v[indices] for k, v in self.parts["train"].items()}
+
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """n/2 (x'w - y)^2 of each row, n the rows in all."""
+        return 0.5 * self.example_count * (batch["x"] @ theta["w"] - batch["y"]).square()
+
+    def evidence(self, lam: Params) -> Evidence:
+        """Before the rows were scaled: noise of variance 1, and precisions n e^lam."""
+        n = self.example_count
+        one = torch.ones_like(lam["log_penalty"][0])
+        return Evidence({"w": n * lam["log_penalty"].exp()}, one / n)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |Xw - y|^2."""

@@ -84,6 +84,7 @@ class WeightDecay(OfImages):
     def offers(self) -> frozenset[str]:
         """Derivatives, a network with a head, and episodes where theta starts anew."""
         own = {"lam_in_inner_loss", "best_response", "search_space", "head", "module"}
+        own |= {"example_losses"}
         return GRADIENTS | (own if self.carried else own | {"episodes"})
 
     def build(self, seeds: Seeds, device: torch.device) -> WeightDecayProblem:
@@ -108,7 +109,7 @@ class WeightDecayProblem(Problem):
         """``images``: split to images [n, channels, height, width] and labels [n]; training and
         validation parts are cut from "train", the test part from "test"."""
         self.task, self.seeds, self.carried, self.device = task, seeds, task.carried, device
-        dtype = getattr(torch, task.dtype)
+        self.example_count, dtype = task.n_train, getattr(torch, task.dtype)
         sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
         gen = generator(seeds.data, "weight_decay")
         self.parts: dict[str, Batch] = {}
@@ -163,6 +164,14 @@ class WeightDecayProblem(Problem):
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy."""
         return F.cross_entropy(self.logits(theta, batch["x"]), batch["y"])
+
+    def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Training images."""
+        return {k: v[indices] for k, v in self.parts["train"].items()}
+
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Cross-entropy of each image."""
+        return F.cross_entropy(self.logits(theta, batch["x"]), batch["y"], reduction="none")
 
     def inner_hessian(
         self, lam: Params, theta: Params, batch: Batch

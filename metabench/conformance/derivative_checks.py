@@ -51,7 +51,7 @@ def check_derivatives(task: Any) -> None:
             _joined(lam, theta),
         )[1]
         _real(found, "the outer loss")
-    moved = _moved(problem, lam, theta, episode)
+    moved = theta_moved(theta)
     if "lam_in_inner_loss" in offers:
 
         def slope(p: Params) -> Tensor:
@@ -73,7 +73,7 @@ def check_second_order(task: Any) -> None:
         raise NotTested("it offers no second derivatives")
     problem = build(task)
     lam, theta, episode = start(problem)
-    theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
+    theta, batch = theta_moved(theta), episode.batch(0)
     gen = torch.Generator().manual_seed(0)
     v = {
         k: torch.randn(x.shape, generator=gen, dtype=torch.float64).to(x) for k, x in theta.items()
@@ -109,7 +109,7 @@ def check_split(task: Any) -> None:
     """A diagonal penalty and a Hessian in closed form, where there is one, agree with the loss."""
     problem = build(task)
     lam, theta, episode = start(problem)
-    theta, batch = _moved(problem, lam, theta, episode), episode.batch(0)
+    theta, batch = theta_moved(theta), episode.batch(0)
     allowed = tolerance(theta)
     moved = problem.project({k: v + 0.1 for k, v in lam.items()})
     for there in (lam, moved):
@@ -156,7 +156,7 @@ def check_moduli(task: Any) -> None:
         raise NotTested("its moduli are estimates")
     if count_numbers(theta) > MOST_DENSE:
         raise NotTested(f"theta has more than {MOST_DENSE} numbers")
-    near, far = (_moved(problem, lam, theta, episode, size) for size in (0.1, 1.0))
+    near, far = (theta_moved(theta, size) for size in (0.1, 1.0))
     one, other = (_second_derivatives(problem, lam, t, episode) for t in (near, far))
     values = torch.linalg.eigvalsh(one["hessian"])
     distance = float(autodiff.norm(autodiff.axpy(-1.0, near, far)))
@@ -242,9 +242,7 @@ def _part(x: Params, which: str) -> Params:
     return {k.removeprefix(which + "/"): v for k, v in x.items() if k.startswith(which + "/")}
 
 
-def _moved(
-    problem: Problem, lam: Params, theta: Params, episode: Episode, size: float = 0.1
-) -> Params:
+def theta_moved(theta: Params, size: float = 0.1) -> Params:
     """theta a little off its start, where symmetric starts have lost their zeros."""
     gen = torch.Generator().manual_seed(1)
     return {

@@ -19,6 +19,7 @@ from metabench.conformance.derivative_checks import (
     splits,
     start,
 )
+from metabench.conformance.example_checks import check_evidence, check_example_losses
 from metabench.conformance.harness import Harness, NotTested, snapshot, stored, tolerance, unchanged
 from metabench.contract import autodiff
 from metabench.contract.context import Context
@@ -351,6 +352,8 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_best_response,
     check_full_batch,
     check_per_example,
+    check_example_losses,
+    check_evidence,
     check_metrics,
     check_prepare,
     check_batched,

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from metabench.contract.context import Context
 from metabench.contract.per_example_weights import Gated
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import (
+    GRADIENTS,
+    Batch,
+    Episode,
+    Evidence,
+    Params,
+    Problem,
+    Task,
+)
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.costs import Meter
 from metabench.core.errors import MetabenchError
@@ -158,6 +166,11 @@ class Counting(Wrapped):
         self.calls["outer_loss"] += self.meter.weight
         return self._problem.outer_loss(lam, theta, batch)
 
+    def evidence(self, lam: Params) -> Evidence:
+        """Likelihood and prior, counted as F: the evidence is differentiated in its place."""
+        self.calls["outer_loss"] += self.meter.weight
+        return self._problem.evidence(lam)
+
     def log_likelihood(self, lam: Params, episode: Episode, actions: Batch) -> Tensor:
         """Of a policy's actions, counted as F: its gradient stands for that of the reward."""
         self.calls["outer_loss"] += self.meter.weight
@@ -200,6 +213,10 @@ class Limited(Wrapped):
             "hypers": {"search_space", "small_lam"},
             "predict": {"prediction"},
             "loss_of_prediction": {"prediction"},
+            "example_count": {"example_losses"},
+            "take": {"example_losses"},
+            "example_losses": {"example_losses"},
+            "evidence": {"evidence"},
             "sample": {"policy"},
             "log_likelihood": {"policy"},
             "adapted": {"policy"},

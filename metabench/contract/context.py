@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Batch, Episode, Params, Problem, differentiated_loss
+from metabench.contract.problem import (
+    Batch,
+    Episode,
+    Evidence,
+    Params,
+    Problem,
+    differentiated_loss,
+)
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Rate, Solver
@@ -185,6 +192,13 @@ class Context:
         own: Any = self.solver if rule.solver is None else solvers.get(rule.solver)()
         solver: Solver = replace(own, **rule.constants)
         return solver, lr if rule.rate is None else rule.rate
+
+    def evidence(self, lam: Params, *, products: int) -> Evidence:
+        """Likelihood and prior, for a caller that differentiates the evidence of one batch once:
+        counted as one outer gradient, and ``products`` with the predictions' Jacobian as Hessian
+        products."""
+        self.meter.add(outer_gradients=1, hvps=products)
+        return self.problem.evidence(lam)
 
     def noise(self, episode: Episode, step: int, like: Params) -> Params | None:
         """Standard normal draws for inner step ``step`` of an episode, in the shapes of ``like``

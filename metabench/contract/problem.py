@@ -109,6 +109,20 @@ class InnerRule:
     constants: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """The probabilities behind G at one lam: a likelihood of the targets and a Gaussian prior.
+
+    ``precision``: delta, one over the prior variance of theta (its mean is 0), for every name of
+    theta in a shape that broadcasts to it. ``noise``: the variance [] of Gaussian targets
+    ``batch["y"]`` [n] or [n, C]; None: ``y`` int64 [n] are classes, and predictions are logits.
+    Both are differentiable in lam.
+    """
+
+    precision: Params
+    noise: Tensor | None = None
+
+
 class Problem(ABC):
     """A task made ready: data in memory, seeds fixed, on one device.
 
@@ -233,6 +247,32 @@ class Problem(ABC):
         for every episode; None: not known. Optional: solves to an accuracy then say how far theta
         is from the minimiser."""
         return None
+
+    example_count: int = 0
+    """How many examples the inner data has (capability ``example_losses``)."""
+
+    def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """The inner batch of these examples, int64 [n] from 0 (capability ``example_losses``).
+
+        Numbers that are random in a batch come from ``generator``; None: always the same ones.
+        """
+        raise NotImplementedError
+
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """The loss of each example of a batch [n] (capability ``example_losses``).
+
+        Their mean over all examples is :func:`differentiated_loss`: G without its diagonal
+        penalty, which methods that sample examples take exactly at every step.
+        """
+        raise NotImplementedError
+
+    def evidence(self, lam: Params) -> Evidence:
+        """The likelihood of what :meth:`predict` gives, and the prior (capability ``evidence``).
+
+        ``example_count`` times G is then -log likelihood + 1/2 sum precision theta^2 up to terms
+        without theta, and every tensor of a batch has the examples first.
+        """
+        raise NotImplementedError
 
     def sample(self, lam: Params, episode: Episode, n: int, generator: torch.Generator) -> Batch:
         """n actions of the policy lam for an episode (capability ``policy``), [n, ...] in every

@@ -19,10 +19,10 @@ class Counts:
 
     ``inner_gradients``: gradients of G in theta, recomputed ones too. ``outer_gradients``:
     gradients of F. ``hvps``: products of the Hessian of G in theta with a vector, or of the
-    update map's Jacobian in theta. ``mixed_products``: products with the derivative of G's
-    gradient (or of the update map) in lam. ``function_evaluations``: values of G or F without a
-    derivative. ``trainings``: inner problems solved from scratch for one value of lam
-    (gradient-free search).
+    Jacobian in theta of the update map or of predictions. ``mixed_products``: products with the
+    derivative of G's gradient (or of the update map) in lam. ``function_evaluations``: values of
+    G or F without a derivative. ``trainings``: inner problems solved from scratch for one value of
+    lam (gradient-free search).
     """
 
     inner_gradients: int = 0

@@ -33,6 +33,19 @@ def augment(x: Tensor, by: Strengths, corner: Tensor) -> Tensor:
     return x * (1 - erased(x.shape[-1], by.cutout, corner))
 
 
+def rotated(x: Tensor, degrees: Tensor) -> Tensor:
+    """Images [n, channels, side, side] turned by ``degrees`` [n].
+
+    The grid is written out: affine_grid has no rule for vmap.
+    """
+    side, angle = x.shape[-1], degrees * (math.pi / 180)
+    at = (2 * torch.arange(side, dtype=x.dtype, device=x.device) + 1) / side - 1
+    cos, sin = (v.to(x)[:, None, None] for v in (angle.cos(), angle.sin()))
+    right, down = at[None, None, :], at[None, :, None]
+    grid = torch.stack([cos * right - sin * down, sin * right + cos * down], -1)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
 def affine(by: Strengths) -> Tensor:
     """[n, 2, 3]: where each pixel comes from, in coordinates from -1 to 1."""
     angle, near = by.rotation * (math.pi / 180), (-by.scale).exp()
