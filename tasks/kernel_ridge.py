@@ -53,9 +53,9 @@ class KernelRidge(Task):
     carried: bool = True
     """One training along the run; False: every outer step trains from w = 0."""
 
-    metric: ClassVar[str] = "mse"
+    metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
-    metrics: ClassVar[tuple[str, ...]] = ("mse", "log_gamma", "log_penalty")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "log_gamma", "log_penalty")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ("uci_regression",)
 
@@ -157,5 +157,5 @@ class KernelRidgeProblem(Problem):
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """The mean squared error, in variances of the training targets, and lam."""
-        found = {"mse": float(self.outer_loss(lam, theta, episode.outer))}
+        found = {"loss": float(self.outer_loss(lam, theta, episode.outer))}
         return found | {name: float(value) for name, value in lam.items()}

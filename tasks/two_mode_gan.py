@@ -44,9 +44,9 @@ class TwoModeGAN(Task):
     first_log_penalty: Annotated[float, Field(ge=LOW, le=HIGH)] = -2.0
     carried: bool = False
 
-    metric: ClassVar[str] = "energy_distance"
+    metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
-    metrics: ClassVar[tuple[str, ...]] = ("energy_distance", "modes", "log_penalty")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "modes", "log_penalty")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()
 
@@ -150,11 +150,11 @@ class TwoModeGANProblem(Problem):
         return Episode(inner, self.draw(self.task.held_out, split, index, "outer"), index)
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """The energy distance, how many of the two modes are found, and lam."""
+        """The loss (the energy distance), how many of the two modes are found, and lam."""
         fake = self.network(theta, "generator", episode.outer["z"])
         found = [float(((fake - mode).abs() < NEAR).double().mean()) >= SHARE for mode in MODES]
         return {
-            "energy_distance": float(self.outer_loss(lam, theta, episode.outer)),
+            "loss": float(self.outer_loss(lam, theta, episode.outer)),
             "modes": float(sum(found)),
             "log_penalty": float(lam["log_penalty"]),
         }

@@ -80,7 +80,7 @@ def test_the_energy_distance_and_the_modes():
     assert found["modes"] == 1.0  # all is near 2
     real = episode.outer["real"]
     expected = 2 * (2.0 - real).abs().mean() - (real - real.T).abs().mean()
-    assert found["energy_distance"] == pytest.approx(float(expected), rel=1e-6)
+    assert found["loss"] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_small_gan_is_differentiable_through_its_training():
