@@ -46,6 +46,7 @@ FAMILIES = {
     "pre-training": ("pretrain-",),
     "self-edits": ("seal-",),
     "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "closed-form", "hypergradient-fidelity"),
+    "games": ("games-",),
     "convex problems": ("hoag-", "hypernet-", "maid-"),
     "marginal likelihood": ("marglik-",),
     "every task": ("crossing",),

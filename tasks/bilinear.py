@@ -13,6 +13,7 @@ distance to a target. One dimension and a = 1 is the bilinear game with A = 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -42,7 +43,7 @@ class Bilinear(Task):
 
     metric: ClassVar[str] = "distance"
     goal: ClassVar[Literal["max", "min"]] = "min"
-    metrics: ClassVar[tuple[str, ...]] = ("distance", "loss")
+    metrics: ClassVar[tuple[str, ...]] = ("distance", "log_distance", "loss")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()
 
@@ -98,7 +99,15 @@ class BilinearProblem(NoData):
         return 0.5 * (torch.cat([theta["x"], theta["y"]]) - self.target).square().sum()
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """The distance of theta from the equilibrium, and the outer loss."""
+        """The distance of theta from the equilibrium, its decimal logarithm, and the outer loss."""
         distance = torch.linalg.vector_norm(torch.cat([theta["x"], theta["y"]]) - lam["centre"])
-        loss = self.outer_loss(lam, theta, episode.outer)
-        return {"distance": float(distance), "loss": float(loss)}
+        return {
+            "distance": float(distance),
+            "log_distance": log_of(float(distance)),
+            "loss": float(self.outer_loss(lam, theta, episode.outer)),
+        }
+
+
+def log_of(distance: float) -> float:
+    """The decimal logarithm, of nothing less than 1e-16."""
+    return math.log10(max(distance, 1e-16))
