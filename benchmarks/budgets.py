@@ -47,6 +47,7 @@ FAMILIES = {
     "self-edits": ("seal-",),
     "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "closed-form", "hypergradient-fidelity"),
     "convex problems": ("hoag-",),
+    "optimiser constants": ("cehpo-",),
     "every task": ("crossing",),
 }
 """Family to how the names of its suites begin."""
