@@ -49,6 +49,7 @@ FAMILIES = {
     "games": ("games-",),
     "convex problems": ("hoag-", "hypernet-", "maid-"),
     "marginal likelihood": ("marglik-",),
+    "optimiser constants": ("cehpo-",),
     "every task": ("crossing",),
 }
 """Family to how the names of its suites begin."""

@@ -27,7 +27,7 @@ from metabench.hypergradients.gradient_free import kinds, losses_log
 class CEHPOOnline(CrossEntropy):
     """Cross-entropy search online: points share one theta and are judged on segments."""
 
-    segment: Annotated[int, Field(ge=1)] = 20
+    segment: Annotated[int, Field(ge=1)] = 5
     """Inner steps that a point is judged by."""
 
     batched: ClassVar[bool] = False

@@ -30,6 +30,7 @@ from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
 from metabench.core.errors import Distrusted
 from metabench.core.registry import methods
+from metabench.hypergradients.gradient_free import counts
 from metabench.run.evaluation import evaluate
 
 SMALL = 1000
@@ -131,7 +132,7 @@ def check_initialisation(task: Any) -> None:
 
 
 def check_hypers(task: Any) -> None:
-    """``hypers`` fit lam, and a search space is bounded on every side."""
+    """``hypers`` fit lam, conditions name choices, a search space is bounded on every side."""
     problem = build(task)
     lam = problem.init_outer()
     for hyper in problem.hypers:
@@ -139,6 +140,7 @@ def check_hypers(task: Any) -> None:
         shape = tuple(lam[hyper.name].shape)
         assert shape == hyper.shape, f"hyper {hyper.name!r} says {hyper.shape}, lam has {shape}"
         assert not hyper.log or (hyper.low or 0) > 0, f"log scale of {hyper.name!r} needs low > 0"
+        counts(hyper, problem.hypers, lam)  # refuses a condition on what is no choice
     if "search_space" in task.offers:
         assert problem.hypers, "it offers a search space and describes no part of lam (hypers)"
         for hyper in problem.hypers:

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.context import Context
-from metabench.contract.method import Positive, State
+from metabench.contract.method import Positive, State, Steps
 from metabench.contract.problem import Params
 from metabench.contract.seeds import generator
 from metabench.hypergradients.gradient_free import Search, counted, kinds, place
@@ -35,6 +35,7 @@ categories."""
 class CrossEntropy(Search):
     """The sampler's settings, draws from it, and its fit to a round."""
 
+    inner_steps: Steps = 20
     samples: Annotated[int, Field(ge=2)] = 10
     """Points a round, N."""
     rho: Annotated[float, Field(gt=0, lt=1)] = 0.25

@@ -527,6 +527,10 @@ BROKEN_TASKS = {
         SAMPLE.offers | {"search_space"},
         hypers=(replace(BODY_BIAS, high=None),),
     ),
+    "condition": broken_task(
+        "hypers: .* counts only if 'kind' is one of",
+        hypers=(replace(BODY_BIAS, only_if=("kind", ("a",))),),
+    ),
     "head": broken_task(r"parts: head names \['top'\]", head=("top",)),
     "module": broken_task(
         "parts: it offers a module", module=property(lambda s: None, lambda s, v: None)
