@@ -237,6 +237,7 @@ class MAID(InexactMethod):
     ) -> tuple[float, InnerSolution]:
         """U of an episode at lam, solved from theta to eps, and the solution."""
         known = bounds.borrowed(ctx.problem.moduli(lam), near)
+        self.note(ctx, [known])
         found = self.solve(ctx, lam, theta, episode, known.mu * eps, known)
         value, g = autodiff.grad(lambda t: ctx.outer_loss(lam, t, episode.outer), found.theta)
         reached = max(eps, found.gradient_norm / known.mu)
