@@ -3,7 +3,7 @@
 Salehi, Mukherjee, Roberts, Ehrhardt: An Adaptively Inexact First-Order Method for Bilevel
 Optimization with Application to Hyperparameter Learning, SIAM J. Math. Data Sci. 7(3), 2025, arXiv
 2308.10098. With theta within eps of the minimiser, z the inexact hypergradient, omega its bound
-(:mod:`metabench.hypergradients.inexact`) and g = F:
+(:mod:`metabench.hypergradients.certificates`) and g = F:
 
     descent test    omega <= (1 - eta) |z| , else eps, delta <- nu eps, nu delta
     line search     U(theta+) - D(theta) + decrease a |z|^2 <= 0 ,  a = alpha rho^i , with
@@ -23,7 +23,6 @@ its bounds, and a |z|^2 is then |lam - lam+|^2 / a.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -35,13 +34,13 @@ from metabench.contract.method import Context, Positive, State, Steps
 from metabench.contract.problem import Episode, Moduli, Params
 from metabench.core.registry import method
 from metabench.hypergradients import moduli as bounds
+from metabench.hypergradients.certificates import Certificate, certificate, enclosure, mean
 from metabench.hypergradients.inexact import (
     FLOOR,
     Accuracy,
     Answer,
     InexactMethod,
     begin,
-    error_bound,
     first_smooth,
     of_episodes,
     point,
@@ -56,16 +55,13 @@ ROUNDS = 3
 
 
 class Here(NamedTuple):
-    """lam as an outer step finds it: ``at`` (:func:`metabench.hypergradients.inexact.point`) with
-    the mean of the bounds ``omega``, of D and of the slack that convexity allows; ``steps`` inner
-    gradients; ``exhausted``: rounding, or a limit, allows no smaller eps."""
+    """What the episodes say at a lam: their mean (:func:`metabench.hypergradients.inexact.point`)
+    with its certificate, the factor of the accuracies it took, and the inner gradients."""
 
     at: dict[str, Any]
-    omega: float
-    low: float
-    slack: float
+    sure: Certificate
+    factor: float
     steps: int
-    exhausted: bool
 
 
 class Trial(NamedTuple):
@@ -138,10 +134,11 @@ class MAID(InexactMethod):
         return eps, eps * residual / self.first_accuracy
 
     def answer_with(
-        self, ctx: Context, lam: Params, episode: Episode, warm: dict[str, Any], known: Moduli, *,
-        eps: float, delta: float,
+        self, ctx: Context, lam: Params, episode: Episode, warm: dict[str, Any], known: Moduli,
+        factor: float,
     ) -> Answer:  # fmt: skip
         """Steps 1 and 2: |grad G| <= mu eps, and a residual of delta."""
+        eps, delta = self.asked(factor)
         return self.answer(
             ctx, lam, episode, warm, norm=known.mu * eps, moduli=known,
             relative=lambda slope: delta / slope if slope else 1.0,
@@ -151,8 +148,7 @@ class MAID(InexactMethod):
         """What an episode says at the state's lam with the accuracies of now."""
         warm = state.memory["warm"][episode.index % len(state.memory["warm"])]
         known = bounds.complete(ctx, state.lam, warm["theta"], episode)
-        eps, delta = self.asked(state.memory["factor"])
-        return self.answer_with(ctx, state.lam, episode, warm, known, eps=eps, delta=delta)
+        return self.answer_with(ctx, state.lam, episode, warm, known, state.memory["factor"])
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """A hypergradient that passes the descent test, and a step that is sure to descend; or
@@ -162,26 +158,25 @@ class MAID(InexactMethod):
         known = of_episodes(
             ctx, lambda e, i: bounds.complete(ctx, lam, state.memory["warm"][i]["theta"], e)
         )
-        self.note(ctx, known)
+        proved = self.note(ctx, known)
         for _ in range(1 if self.controller == "fixed" else ROUNDS):
-            here, factor = self.direction(ctx, lam, memory["warm"], known, factor)
-            memory["warm"] = here.at["warm"]
+            here = self.direction(ctx, lam, memory["warm"], known, factor)
+            memory["warm"], factor = here.at["warm"], here.factor
             size = check_hypergradient(here.at["p"], ctx.step, lambda: True)
             alpha = memory.get("alpha") or self.first_step or 1 / first_smooth(size, lam)
-            eps, trials = self.asked(factor)[0], self.most_trials + failed
-            taken, more = self.line_search(ctx, here, known, alpha, eps, trials)
+            taken, more = self.line_search(ctx, here, known, alpha, self.most_trials + failed)
             steps += here.steps + more
             if taken is not None:
                 break
             failed += 1
-            if here.exhausted:
+            if here.sure.exhausted:
                 break
             factor *= self.accuracy.shrink
         log = {
-            "outer_loss": here.at["value"], "hypergradient_norm": size, "bound": here.omega,
-            "eps": eps, "alpha": alpha if taken is None else taken.a,
+            "outer_loss": here.at["value"], "hypergradient_norm": size, "bound": here.sure.omega,
+            "eps": self.asked(here.factor)[0], "alpha": alpha if taken is None else taken.a,
             "accepted": float(taken is not None), "inner_solve_gradients": float(steps),
-            "certified": float(all(m.certified for m in known)),
+            "certified": float(proved),
         }  # fmt: skip
         if taken is not None:
             lam, alpha, failed = taken.lam, taken.a * self.step_growth, 0
@@ -195,30 +190,30 @@ class MAID(InexactMethod):
     def direction(
         self, ctx: Context, lam: Params, warm: list[dict[str, Any]], known: list[Moduli],
         factor: float,
-    ) -> tuple[Here, float]:  # fmt: skip
-        """Steps 1 to 4, until the descent test holds; with the factor of eps and delta then."""
+    ) -> Here:  # fmt: skip
+        """Steps 1 to 4, until the descent test holds."""
         steps = 0
         while True:
-            eps, delta = self.asked(factor)
             answers = of_episodes(
                 ctx,
-                lambda e, i, warm=warm, eps=eps, delta=delta: self.answer_with(
-                    ctx, lam, e, warm[i], known[i], eps=eps, delta=delta
+                lambda e, i, warm=warm, factor=factor: self.answer_with(
+                    ctx, lam, e, warm[i], known[i], factor
                 ),
             )
-            here = summary(lam, answers, known, eps, delta)
-            steps += here.steps
-            size = float(autodiff.norm(here.at["p"]))
-            passed = here.omega <= (1 - self.eta) * size
-            if passed or here.exhausted or self.controller == "fixed":
-                return here._replace(steps=steps), factor
-            warm, factor = here.at["warm"], factor * self.accuracy.shrink
+            eps, delta = self.asked(factor)
+            at, sure = point(lam, answers), certificate(answers, known, eps=eps, delta=delta)
+            steps += sum(a.found.steps for a in answers)
+            passed = sure.omega <= (1 - self.eta) * float(autodiff.norm(at["p"]))
+            if passed or sure.exhausted or self.controller == "fixed":
+                return Here(at, sure, factor, steps)
+            warm, factor = at["warm"], factor * self.accuracy.shrink
 
     def line_search(
-        self, ctx: Context, here: Here, known: list[Moduli], alpha: float, eps: float, trials: int
+        self, ctx: Context, here: Here, known: list[Moduli], alpha: float, trials: int
     ) -> tuple[Trial | None, int]:
         """Step 5: the first of alpha, alpha rho, ... that is sure to descend; inner gradients."""
         lam, z, steps = here.at["lam"], here.at["p"], 0
+        eps, _ = self.asked(here.factor)
         for i in range(trials):
             a = alpha * self.backtrack**i
             there = ctx.problem.project(autodiff.axpy(-a, z, lam))
@@ -226,11 +221,14 @@ class MAID(InexactMethod):
             gain = self.decrease * float(autodiff.dot(moved, moved)) / a
             if gain == 0.0:
                 break
-            tops = of_episodes(ctx, lambda e, j, there=there: self.top(
-                ctx, there, e, here.at["warm"][j]["theta"], known[j], eps
-            ))  # fmt: skip
+            tops = of_episodes(
+                ctx,
+                lambda e, j, there=there: self.top(
+                    ctx, there, e, here.at["warm"][j]["theta"], known[j], eps
+                ),
+            )
             steps += sum(found.steps for _, found in tops)
-            if mean([top for top, _ in tops]) - here.low - here.slack + gain <= 0:
+            if mean([top for top, _ in tops]) - here.sure.low - here.sure.slack + gain <= 0:
                 return Trial(there, a, [found.theta for _, found in tops]), steps
         return None, steps
 
@@ -239,20 +237,20 @@ class MAID(InexactMethod):
     ) -> tuple[float, InnerSolution]:
         """U of an episode at lam, solved from theta to eps, and the solution."""
         known = bounds.borrowed(ctx.problem.moduli(lam), near)
+        self.note(ctx, [known])
         found = self.solve(ctx, lam, theta, episode, known.mu * eps, known)
-        value, g = autodiff.grad(
-            lambda t: ctx.outer_loss(lam, t, episode.outer), found.theta, create_graph=False
-        )
+        value, g = autodiff.grad(lambda t: ctx.outer_loss(lam, t, episode.outer), found.theta)
         reached = max(eps, found.gradient_norm / known.mu)
         return enclosure(float(value), float(autodiff.norm(g)), reached, known)[1], found
 
-    def note(self, ctx: Context, known: list[Moduli]) -> None:
-        """Whether the certificates of the run are proved, in its record."""
-        if not all(m.certified for m in known):
+    def note(self, ctx: Context, known: list[Moduli]) -> bool:
+        """Whether the certificates of this step are proved; kept in the record for the run."""
+        if proved := all(m.certified for m in known):
+            ctx.notes.setdefault("certificate", "proved")
+        else:
             which = ", ".join(bounds.missing(ctx.problem.moduli(ctx.problem.init_outer())))
             ctx.notes["certificate"] = f"estimated: {which or 'the problem says so of its bounds'}"
-        else:
-            ctx.notes.setdefault("certificate", "proved")
+        return proved
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """theta solved at the state's lam to the accuracy of now, or a tenth of the first one."""
@@ -260,31 +258,3 @@ class MAID(InexactMethod):
         known = bounds.complete(ctx, state.lam, theta, episode)
         eps = min(self.first_accuracy / 10, self.asked(state.memory["factor"])[0])
         return self.solve(ctx, state.lam, theta, episode, known.mu * eps, known).theta
-
-
-def summary(
-    lam: Params, answers: list[Answer], known: list[Moduli], eps: float, delta: float
-) -> Here:
-    """What the episodes say at lam, with the means of their bounds, each at the accuracy that its
-    solves have reached where that is less than what was asked."""
-    omegas, lows, slacks = [], [], []
-    for a, m in zip(answers, known, strict=True):
-        e, d = max(eps, a.found.gradient_norm / m.mu), max(delta, a.residual)
-        omegas.append(error_bound(m, a.found.theta, eps=e, delta=d, slope=a.slope))
-        lows.append(enclosure(a.value, a.slope, e, m)[0])
-        slacks.append((m.outer_smooth or 0.0) / 2 * e**2 if m.outer_convex else 0.0)
-    exhausted = eps <= FLOOR or not all(a.found.reached for a in answers)
-    steps = sum(a.found.steps for a in answers)
-    return Here(point(lam, answers), mean(omegas), mean(lows), mean(slacks), steps, exhausted)
-
-
-def enclosure(value: float, slope: float, eps: float, known: Moduli) -> tuple[float, float]:
-    """D and U: F at the minimiser is between them, for theta within eps of it."""
-    assert known.outer_smooth is not None
-    far = slope * eps + known.outer_smooth / 2 * eps**2
-    return value - far, value + far
-
-
-def mean(values: list[float]) -> float:
-    """Of the episodes."""
-    return math.fsum(values) / len(values)

@@ -1,16 +1,13 @@
-"""Hypergradients from inner and linear solves that are only as accurate as asked, with a bound.
+"""Hypergradients from inner and linear solves that are only as accurate as asked.
 
-    |theta - theta*| <= eps ,  |H q - grad_theta F| <= delta ,  p = grad_lam F - J' q
+    |grad_theta G| <= norm ,  |H q - grad_theta F| <= delta ,
+    p = grad_lam F - (d2 G / dlam dtheta) q
 
-with J = d2 G / dlam dtheta, all at (lam, theta). The error of p is then at most (Salehi, Mukherjee,
-Roberts, Ehrhardt, SIAM J. Math. Data Sci. 7(3), 2025, arXiv 2308.10098)
-
-    omega = c eps + (|J| / mu) delta + (L_J L_g / mu) eps^2 ,
-    c = L_g |J| / mu + L_H |J| |grad_theta F| / mu^2 + L_J |grad_theta F| / mu + L_direct .
-
-Methods work on all training episodes of a step, the same ones at every step (the capability
-``full_batch``): values, hypergradients and bounds are means over them. HOAG and MAID differ in how
-they choose eps, which is a component: :class:`Accuracy`.
+at (lam, theta), both solves from where the last ones ended. Methods work on all training episodes
+of a step, the same ones at every step (the capability ``full_batch``): values and hypergradients
+are means over them. HOAG and MAID differ in how accurate they ask solves to be, which is a
+component, :class:`Accuracy`; what an inexact hypergradient is sure of is in
+:mod:`metabench.hypergradients.certificates`.
 """
 
 from __future__ import annotations
@@ -201,19 +198,6 @@ def point(lam: Params, answers: Sequence[Answer]) -> dict[str, Any]:
     p = autodiff.mean(a.p for a in answers)
     lam = autodiff.detach(lam)
     return {"lam": lam, "p": p, "value": value, "warm": [a.warm for a in answers]}
-
-
-def error_bound(moduli: Moduli, theta: Params, *, eps: float, delta: float, slope: float) -> float:
-    """omega for |grad_theta F| = ``slope`` at theta; proved where the moduli are, all of which
-    must be there (:func:`metabench.hypergradients.moduli.complete`)."""
-    assert moduli.mixed is not None and moduli.outer_smooth is not None
-    assert moduli.mixed_lipschitz is not None and moduli.hessian_lipschitz is not None
-    assert moduli.direct_lipschitz is not None
-    mu, outer, twist = moduli.mu, moduli.outer_smooth, moduli.mixed_lipschitz
-    size = moduli.mixed(theta)
-    c = outer * size / mu + moduli.hessian_lipschitz * size * slope / mu**2
-    c += twist * slope / mu + moduli.direct_lipschitz
-    return c * eps + size / mu * delta + twist * outer / mu * eps**2
 
 
 def first_smooth(size: float, lam: Params) -> float:

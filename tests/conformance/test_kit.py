@@ -557,6 +557,60 @@ def test_a_broken_task_is_found(name):
         check_task(task, methods=[])
 
 
+PROVED = {
+    "mu": 3.1, "smooth": 2.9, "outer_smooth": 0.9, "mixed": lambda theta: 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_moduli_that_are_said_to_be_proved_and_are_broken_are_found(name):
+    """Of the closed-form problem; what is called an estimate is not held to anything."""
+    task = tasks.get("quadratic")(dim=3)
+    real = task.build(*_seeds())
+
+    def giving(**more):
+        known = replace(real.moduli({}), **{name: PROVED[name]}, **more)
+        given = type("Given", (type(real),), {"moduli": lambda self, lam: known})
+        made = {"__doc__": "Broken.", "build": lambda self, *at: given(self, *at)}
+        return dict(task_checks(dataclass(frozen=True)(type("T", (type(task),), made))(dim=3), []))
+
+    with pytest.raises(ContractError, match=f"moduli: {name} of its moduli, said to be proved"):
+        giving()["moduli"]()
+    assert giving(certified=False)["moduli"]() == "its moduli are estimates"
+
+
+def test_episodes_that_differ_from_step_to_step_are_no_full_batch():
+    offers = SAMPLE.offers | {"full_batch"}
+    task, words = broken_task("full_batch: .* there are endless, 3 a step", offers)
+    with pytest.raises(ContractError, match=words):
+        check_task(task, methods=[])
+    task, words = broken_task(
+        "full_batch: training episode 0 is another one", offers, count=lambda self, split: 3
+    )
+    with pytest.raises(ContractError, match=words):
+        dict(task_checks(task, []))["full_batch"]()
+
+
+def test_a_hypergradient_of_a_method_with_its_own_step_is_held_to_the_truth():
+    HOAG = methods.get("hoag")
+
+    @dataclass(frozen=True)
+    class Halved(HOAG):
+        """Half of the hypergradient."""
+
+        def hypergradient_from(self, ctx, state, episode):
+            found = super().hypergradient_from(ctx, state, episode)
+            return found._replace(grad={k: v / 2 for k, v in found.grad.items()})
+
+    for method, words in ((HOAG(), ""), (Halved(), "should be exact")):
+        check = dict(method_checks(method, [tasks.get("quadratic")()]))["exact[quadratic]"]
+        if words:
+            with pytest.raises(ContractError, match=words):
+                check()
+        else:
+            assert check() == ""
+
+
 def test_hidden_state_of_a_task_is_found():
     """As running statistics of a batch normalisation, which a resumed run would have lost."""
     task, _ = broken_task("", inner_loss=running_loss, metrics=running_metrics)

@@ -14,7 +14,8 @@ from oracles import F64, context, given
 from metabench.contract import autodiff
 from metabench.contract.problem import Episode, Moduli, Problem
 from metabench.hypergradients import implicit
-from metabench.hypergradients.inexact import Accuracy, error_bound
+from metabench.hypergradients.certificates import error_bound
+from metabench.hypergradients.inexact import Accuracy
 from metabench.hypergradients.moduli import complete
 from metabench.methods.hoag import HOAG
 from metabench.methods.maid import MAID
@@ -154,15 +155,20 @@ def test_all_the_constants_are_in_the_bound():
 def test_a_linear_solve_starts_at_zero_or_at_the_last_solution():
     """Where the right side is within delta already, q is 0, and never the inner solution (as in the
     authors' code); from a warm start that is near enough nothing is done but to look."""
-    ctx, method = context("ridge"), MAID()
+    ctx = context("ridge")
     lam, episode = ctx.problem.init_outer(), ctx.problem.episode("train", 0)
     warm = {"theta": {"w": ctx.problem.solve(lam)}}
     known = complete(ctx, lam, warm["theta"], episode)
-    loose = method.answer_with(ctx, lam, episode, warm, known, eps=1.0, delta=1e6)
+
+    def answer(warm, delta):
+        method = MAID(first_accuracy=1.0, first_residual=delta)
+        return method.answer_with(ctx, lam, episode, warm, known, 1.0)
+
+    loose = answer(warm, 1e6)
     assert float(loose.q.abs().max()) == 0.0 and ctx.meter.counts.hvps == 0
-    tight = method.answer_with(ctx, lam, episode, warm, known, eps=1.0, delta=1e-10)
+    tight = answer(warm, 1e-10)
     before = ctx.meter.counts.hvps
-    again = method.answer_with(ctx, lam, episode, tight.warm, known, eps=1.0, delta=1e-9)
+    again = answer(tight.warm, 1e-9)
     assert ctx.meter.counts.hvps == before + 1 and torch.equal(again.q, tight.q)
     assert again.residual <= 1e-9
 

@@ -15,9 +15,10 @@ from metabench.contract import autodiff
 from metabench.contract.problem import Moduli
 from metabench.core.capabilities import why_not
 from metabench.core.registry import solvers, tasks
-from metabench.hypergradients.inexact import error_bound
+from metabench.hypergradients.certificates import certificate, enclosure, error_bound
+from metabench.hypergradients.inexact import Answer
 from metabench.hypergradients.inner_solve import InnerSolution
-from metabench.methods.maid import MAID, Answer, enclosure, summary
+from metabench.methods.maid import MAID
 from metabench.tasks.families.no_data import NoData
 from metabench.tasks.least_squares import LeastSquares
 from metabench.tasks.quadratic import Quadratic
@@ -77,7 +78,7 @@ def test_the_cards_small_case():
     omega = error_bound(known, answer.found.theta, eps=0.05, delta=0.0, slope=answer.slope)
     assert omega == pytest.approx(0.05, abs=1e-12)
     assert abs(z - (3.0 - 1.0)) == pytest.approx(omega, abs=1e-12)
-    here = summary(state.lam, [answer], [known], 0.05, 0.0)
+    here = certificate([answer], [known], eps=0.05, delta=0.0)
     assert here.omega == pytest.approx(0.05, abs=1e-12) and here.low == low
     assert here.slack == pytest.approx(0.05**2 / 2, abs=1e-15), "g is convex"
 
@@ -209,8 +210,8 @@ def test_a_solve_that_misses_its_accuracy_widens_the_bounds():
     p = {"lam": torch.ones(1, dtype=F64)}
     missed = InnerSolution({"x": torch.zeros(1, dtype=F64)}, 1.0, 7, reached=False)
     answer = Answer(5.0, p, torch.zeros(1, dtype=F64), 2.0, 0.25, missed)
-    here = summary(p, [answer], [known], 1e-3, 1e-3)
-    assert here.exhausted and here.steps == 7
+    here = certificate([answer], [known], eps=1e-3, delta=1e-3)
+    assert here.exhausted
     assert here.omega == pytest.approx(3 / 2 * 0.5 + 3 / 2 * 0.25), "eps = 1 / mu, delta = 0.25"
     assert here.low == pytest.approx(5 - 2 * 0.5 - 0.5**2 / 2) and here.slack == 0.0
 
