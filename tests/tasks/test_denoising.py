@@ -14,7 +14,7 @@ from oracles import F64, context, differences
 
 from metabench.contract.problem import Episode
 from metabench.contract.seeds import Seeds
-from metabench.core.registry import tasks
+from metabench.core.registry import methods, tasks
 from metabench.hypergradients.inner_solve import to_accuracy
 
 needs("skimage")
@@ -202,6 +202,40 @@ def test_the_solution_does_not_depend_on_the_rule(name):
     assert all(f.reached and f.certified for f in found)
     for f in found[1:]:
         torch.testing.assert_close(f.theta, found[0].theta, rtol=0, atol=2e-9)
+
+
+def exact_loss(ctx, lam):
+    """The mean outer loss at inner minimisers, to the tenth digit."""
+    problem, total = ctx.problem, 0.0
+    for i in range(problem.episodes_per_step):
+        episode = problem.episode("train", i)
+        start = problem.init_inner(lam, episode)
+        with ctx.uncounted():
+            found = to_accuracy(ctx, lam, start, episode, norm=1e-11)
+        total += float(problem.outer_loss(lam, found.theta, episode.outer))
+    return total / problem.episodes_per_step
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hypergradients_are_differences_of_the_exact_loss(name):
+    """And every step that MAID accepts makes it less, from a coarse start."""
+    ctx = context(tasks.get(name)(**{**SMALL, **NAMES[name]}))
+    exact = methods.get("maid")(controller="fixed", first_accuracy=1e-10)
+    lam = ctx.problem.init_outer()
+    found = [
+        exact.hypergradient(ctx, lam, None, ctx.problem.episode("train", i)).grad for i in range(2)
+    ]
+    expected = differences(lambda p: torch.tensor(exact_loss(ctx, p), dtype=F64), lam, h=1e-4)
+    for k, g in expected.items():
+        torch.testing.assert_close((found[0][k] + found[1][k]) / 2, g, rtol=1e-5, atol=1e-6)
+    method = methods.get("maid")(first_accuracy=1.0, first_step=0.3)
+    state, before, accepted = method.init(ctx), exact_loss(ctx, lam), 0.0
+    for ctx.step in range(4):
+        state, log = method.step(ctx, state)
+        after = exact_loss(ctx, state.lam)
+        assert log["certified"] and (after < before or not log["accepted"])
+        before, accepted = after, accepted + log["accepted"]
+    assert accepted >= 3
 
 
 @pytest.mark.slow
