@@ -31,6 +31,7 @@ BEATS = {
     **TWO_STAGES, "batch": 4, "n_tune": 8, "n_valid": 8, "n_test": 100, "window": 32, "width": 4,
     "stages": 2, "projection": 4,
 }  # fmt: skip
+PRIOR = {"n_train": 40, "n_test": 30, "batch": 10, "width": 4, "shrink": 4, "dtype": "float64"}
 COINS = {**TWO_STAGES, "n_tasks": 4, "hidden": 6, "features": 4, "n_pretrain": 30, "n_test": 40}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
@@ -107,6 +108,15 @@ TASKS = {
         },
     ],
     "two_minima": [{}, {"carried": False}],
+    "layerwise_prior": [
+        PRIOR,
+        {**PRIOR, "validation": 0.0, "precisions": "one", "network": "linear"},
+        {**PRIOR, "precisions": "weight", "network": "cnn", "width": 2},
+    ],
+    "rotation_range": [
+        {**PRIOR, "samples": 2},
+        {**PRIOR, "samples": 2, "validation": 0.0, "law_rotation": 0.0},
+    ],
     "shrinkage": [{}, {"carried": True}],
     "regularised_mnist": [
         {**FEW_IMAGES, "dtype": "float64"},
@@ -145,6 +155,8 @@ METHODS = {
             {"inverse": "identity"}, {"inverse": "identity", "alpha": 0.1},
             {"inverse": "cg", "tolerance": 1e-3, "indefinite": "truncate"}],
     "hoag": [{}, {"schedule": "exact", "solver_rule": "lbfgs", "double_step": True}],
+    "marglik": [{}, {"outputs": "one", "form": "kfac", "burn_in": 1, "batch": 7},
+                {"outputs": "one each", "form": "diagonal", "chunk": 5, "clip": 0.01}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],
