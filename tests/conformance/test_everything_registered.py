@@ -113,6 +113,7 @@ TASKS = {
         {**PRIOR, "validation": 0.0, "precisions": "one", "network": "linear"},
         {**PRIOR, "precisions": "weight", "network": "cnn", "width": 2},
     ],
+    "noise_level": [{"rows": 30, "width": 3}, {"rows": 30, "width": 3, "validation": 0.0}],
     "rotation_range": [
         {**PRIOR, "samples": 2},
         {**PRIOR, "samples": 2, "validation": 0.0, "law_rotation": 0.0},

@@ -55,7 +55,7 @@ def test_without_validation_images_only_methods_that_need_none_apply():
     whole = LayerwisePrior(validation=0.0)
     for name in ("ift", "bilevel", "random"):
         said = why_not(whole, methods.get(name)())
-        assert said is not None and "all images are trained on" in said
+        assert said is not None and "all examples are trained on" in said
         assert why_not(LayerwisePrior(), methods.get(name)()) is None
     for name in ("marglik", "fixed"):
         assert why_not(whole, methods.get(name)()) is None
