@@ -25,13 +25,13 @@ def test_the_outer_loss_is_minus_the_mean_log_likelihood():
 def test_the_noise_is_found_on_all_rows():
     task = tasks.get("noise_level")(validation=0.0)
     ctx = context(task, "adam")
-    method = methods.get("marglik")(inner_steps=30, inner_lr=0.02, lam_steps=5, outer_lr=0.05)
+    method = methods.get("marglik")(inner_steps=30, inner_lr=0.02, lam_steps=4, outer_lr=0.1)
     assert why_not(task, method) is None and "no validation loss" in (
         why_not(task, methods.get("ift")()) or ""
     )
     state = method.init(ctx)
-    for ctx.step in range(40):
-        state, log = method.step(ctx, state)
+    for ctx.step in range(18):
+        state, _ = method.step(ctx, state)
     found = ctx.problem.metrics(state.lam, state.theta, ctx.problem.episode("test", 0))
     assert 0.17 < found["noise"] < 0.24, "0.2 was drawn"
-    assert found["loss"] < 0.0 < math.log(0.5) + 0.5 * math.log(2 * math.pi) + 0.5
+    assert found["loss"] < 0.0, "that of the true law is -0.19"
