@@ -216,13 +216,16 @@ class BayesianImagesProblem(Problem):
 
     def episode(self, split: str, index: int) -> Episode:
         """Training batches drawn anew for every step; all validation images to judge by in
-        training."""
+        training, with numbers that are drawn anew for every outer step."""
 
         def inner(step: int) -> Batch:
             gen = generator(self.seeds.batches, split, index, step)
             return self.take(torch.randperm(self.example_count, generator=gen)[: self.size], gen)
 
-        return Episode(inner, self.chosen("valid" if split == "train" else split), index)
+        if split != "train":
+            return Episode(inner, self.chosen(split), index)
+        gen = generator(self.seeds.batches, "outer", index)
+        return Episode(inner, self.chosen("valid", gen=gen), index)
 
     @property
     def size(self) -> int:

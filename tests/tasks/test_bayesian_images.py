@@ -133,3 +133,13 @@ def test_inner_batches_are_addressed():
     one, again, other = episode.batch(3), problem.episode("train", 4).batch(3), episode.batch(2)
     assert len(one["y"]) == 8 and all(torch.equal(one[k], again[k]) for k in one)
     assert not torch.equal(one["x"], other["x"])
+
+
+def test_validation_images_are_turned_anew_for_every_outer_step():
+    """With the same angles always, a range of 0 can be a trap: their mean slope there is not 0."""
+    problem = turning()
+    one, again, other = (problem.episode("train", i).outer for i in (0, 0, 1))
+    assert torch.equal(one["x"], other["x"]) and torch.equal(one["way"], again["way"])
+    assert not torch.equal(one["way"], other["way"])
+    test = [problem.episode("test", i).outer["way"] for i in (0, 1)]
+    assert torch.equal(*test)
