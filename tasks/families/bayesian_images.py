@@ -26,6 +26,11 @@ from .drawn_images import cut
 Count = Annotated[int, Field(ge=1)]
 PRECISION = "log_precision"
 LOW, HIGH = -8.0, 8.0
+NO_VALIDATION = dict.fromkeys(
+    ("outer_gradient", "search_space"),
+    "all examples are trained on: there is no validation loss (validation = 0)",
+)
+"""What a task without validation examples lacks, and why."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +78,13 @@ class BayesianImages(OfImages):
         own = {"second_order", "lam_in_inner_loss", "best_response", "prediction", "head"}
         own |= {"example_losses", "evidence"}
         if self.validation:
-            own |= {"outer_gradient", "search_space"}
+            own |= {*NO_VALIDATION}
         return frozenset(own if self.precisions == "weight" else own | {"small_lam"})
 
     @property
     def lacks(self) -> dict[str, str]:
         """Why some needs are not met, in words."""
-        out = {}
-        if not self.validation:
-            why = "all images are trained on: there is no validation loss (validation = 0)"
-            out |= dict.fromkeys(("outer_gradient", "search_space"), why)
+        out = {} if self.validation else dict(NO_VALIDATION)
         if self.precisions == "weight":
             out["small_lam"] = "lam has a precision for every weight: too many scalars to search in"
         return out
@@ -214,13 +216,16 @@ class BayesianImagesProblem(Problem):
 
     def episode(self, split: str, index: int) -> Episode:
         """Training batches drawn anew for every step; all validation images to judge by in
-        training."""
+        training, with numbers that are drawn anew for every outer step."""
 
         def inner(step: int) -> Batch:
             gen = generator(self.seeds.batches, split, index, step)
             return self.take(torch.randperm(self.example_count, generator=gen)[: self.size], gen)
 
-        return Episode(inner, self.chosen("valid" if split == "train" else split), index)
+        if split != "train":
+            return Episode(inner, self.chosen(split), index)
+        gen = generator(self.seeds.batches, "outer", index)
+        return Episode(inner, self.chosen("valid", gen=gen), index)
 
     @property
     def size(self) -> int:

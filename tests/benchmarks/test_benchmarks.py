@@ -127,6 +127,24 @@ def test_a_tiny_row_of_sgld(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_tiny_slack_of_the_evidence(tmp_path):
+    try:
+        locate.find("mnist")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    done = run(
+        "--examples", "30", "--sizes", "5", "30", "--points", "3", "--repeats", "1",
+        "--width", "3", "--out", str(tmp_path), module="evidence_slack",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "slack.json").read_text())["slack"]
+    assert max(map(abs, found["NTK, all outputs"]["30"])) < 1e-6, "all of it is exact"
+    assert min(found["NTK, independent outputs"]["30"]) > 0
+    assert min(found["diagonal"]["30"]) > 0
+    assert {f.name for f in tmp_path.iterdir()} == {"slack.json", "slack.md", "slack.png"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "verdicts"), [
     ("graph-100", {"higher"}),
     ("checkpoints-1000", {"higher, peak memory less", "keeping the graph, time"}),

@@ -34,6 +34,7 @@ BEATS = {
     "stages": 2, "projection": 4,
 }  # fmt: skip
 DENOISING = {"size": 6, "n_train": 2, "n_test": 2}
+PRIOR = {"n_train": 40, "n_test": 30, "batch": 10, "width": 4, "shrink": 4, "dtype": "float64"}
 COINS = {**TWO_STAGES, "n_tasks": 4, "hidden": 6, "features": 4, "n_pretrain": 30, "n_test": 40}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
@@ -132,6 +133,16 @@ TASKS = {
         },
     ],
     "two_minima": [{}, {"carried": False}],
+    "layerwise_prior": [
+        PRIOR,
+        {**PRIOR, "validation": 0.0, "precisions": "one", "network": "linear"},
+        {**PRIOR, "precisions": "weight", "network": "cnn", "width": 2},
+    ],
+    "noise_level": [{"rows": 30, "width": 3}, {"rows": 30, "width": 3, "validation": 0.0}],
+    "rotation_range": [
+        {**PRIOR, "samples": 2},
+        {**PRIOR, "samples": 2, "validation": 0.0, "law_rotation": 0.0},
+    ],
     "shrinkage": [{}, {"carried": True}],
     "step_size": [{}, {"spread": 0.0, "curvature": 4.0}],
     "optimiser_constants": [
@@ -185,6 +196,8 @@ METHODS = {
                  {"training": "simplified", "network": "factorised", "squash": True}],
     "maid": [{}, {"controller": "fixed", "first_accuracy": 1e-4, "solver_rule": "lbfgs"},
              {"solver_rule": "gd", "first_residual": 1e-2, "first_step": 0.1}],
+    "marglik": [{}, {"outputs": "one", "form": "kfac", "burn_in": 1, "batch": 7},
+                {"outputs": "one each", "form": "diagonal", "chunk": 5, "clip": 0.01}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],

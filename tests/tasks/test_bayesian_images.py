@@ -55,7 +55,7 @@ def test_without_validation_images_only_methods_that_need_none_apply():
     whole = LayerwisePrior(validation=0.0)
     for name in ("ift", "bilevel", "random"):
         said = why_not(whole, methods.get(name)())
-        assert said is not None and "all images are trained on" in said
+        assert said is not None and "all examples are trained on" in said
         assert why_not(LayerwisePrior(), methods.get(name)()) is None
     for name in ("marglik", "fixed"):
         assert why_not(whole, methods.get(name)()) is None
@@ -133,3 +133,13 @@ def test_inner_batches_are_addressed():
     one, again, other = episode.batch(3), problem.episode("train", 4).batch(3), episode.batch(2)
     assert len(one["y"]) == 8 and all(torch.equal(one[k], again[k]) for k in one)
     assert not torch.equal(one["x"], other["x"])
+
+
+def test_validation_images_are_turned_anew_for_every_outer_step():
+    """With the same angles always, a range of 0 can be a trap: their mean slope there is not 0."""
+    problem = turning()
+    one, again, other = (problem.episode("train", i).outer for i in (0, 0, 1))
+    assert torch.equal(one["x"], other["x"]) and torch.equal(one["way"], again["way"])
+    assert not torch.equal(one["way"], other["way"])
+    test = [problem.episode("test", i).outer["way"] for i in (0, 1)]
+    assert torch.equal(*test)
