@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -269,8 +270,8 @@ def best(grid: list[float], losses: list[float]) -> float:
 def tables(result: dict[str, Any]) -> str:
     """Both experiments in Markdown."""
     lines = [
-        "# Weights against loss", "",
-        f"Command: `{result['command']}`. {result['about']}", "",
+        "# Learning weights against learning a loss", "", "## Ten decays", "",
+        textwrap.fill(f"Command: `{result['command']}`. {result['about']}", 100), "",
         "| trainings | model | bias | mean absolute error | under-predicts | true loss at its best "
         "| paper |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -292,7 +293,7 @@ def tables(result: dict[str, Any]) -> str:
         f"At 25 trainings it {ordered(result['weights'], 25)}.",
     ]  # fmt: skip
     one = result["one_decay"]
-    lines += ["", "# One decay, ten images", "", "| curve | best log decay |", "|---|---|",
+    lines += ["", "## One decay, ten images", "", "| curve | best log decay |", "|---|---|",
               f"| trained from scratch, grid of {len(one['grid'])} | "
               f"{best(one['grid'], one['scratch']):.2f} |",
               f"| exact minimisers, grid of 241 | {one['exact']:.2f} |"]  # fmt: skip
