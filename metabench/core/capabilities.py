@@ -23,8 +23,8 @@ CAPABILITIES = {
     "strongly_convex": "an inner loss that is strongly convex in theta at every lam",
     "best_response": "one inner problem, the same at every step, whose solution depends on lam",
     "prediction": "an inner loss of what a model predicts (Problem.predict)",
-    "example_losses": "losses of single examples, taken by index (Problem.example_losses)",
-    "evidence": "a likelihood and a Gaussian prior of all weights (Problem.evidence)",
+    "example_losses": "losses of single examples (Problem.example_losses)",
+    "evidence": "a likelihood and a Gaussian prior (Problem.evidence)",
     "policy": "a policy to sample from and rewards for its samples",
 }
 """What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
