@@ -339,10 +339,10 @@ def test_every_extra_is_for_something_that_asks_for_it() -> None:
     """Else doctor would tell users to install what nothing of theirs imports."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     asked = {
-        package
+        optional_packages.package(module)
         for known in registry.REGISTRIES.values()
         for name in known.names()
-        for package in getattr(known.get(name)(), "packages", ())
+        for module in getattr(known.get(name)(), "packages", ())
     }
     for extra, wanted in project["optional-dependencies"].items():
         names = {re.split("[^A-Za-z0-9_-]", requirement)[0] for requirement in wanted}
