@@ -16,12 +16,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
+from metabench.contract import autodiff
 from metabench.contract.method import Context, State
+from metabench.contract.problem import Params
 from metabench.core.registry import method
-from metabench.hypergradients.gradient_free import losses_log
-from metabench.hypergradients.halving import Rungs, Trial, lengths
+from metabench.hypergradients.gradient_free import Paused, kinds, losses_log
+from metabench.hypergradients.halving import Rungs, lengths
 
 
 @method("asha")
@@ -38,27 +42,60 @@ class ASHA(Rungs):
     def init(self, ctx: Context) -> State:
         """No trial."""
         state = super().init(ctx)
-        return replace(state, memory={**state.memory, "trials": []})
+        dim = len(kinds(ctx.problem.hypers, ctx.problem.init_outer()))
+        points = torch.zeros(0, dim, dtype=torch.float64)
+        losses = torch.zeros(0, self.rungs, dtype=torch.float64)
+        more = {"points": points, "losses": losses, "paused": []}
+        return replace(state, memory={**state.memory, **more})
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """One job."""
-        trials: list[Trial] = state.memory["trials"]
-        at = promoted([trial["losses"] for trial in trials], self.eta, self.rungs)
+        points, losses = state.memory["points"], state.memory["losses"]
+        paused: list[Tensor] = list(state.memory["paused"])
+        seen = [[x for x in row if not math.isnan(x)] for row in losses.tolist()]
+        at = promoted(seen, self.eta, self.rungs)
+        steps = lengths(self.inner_steps, self.eta, self.rungs)
         if at is None:
-            at = len(trials)
-            (new,) = self.drawn(ctx, at, 1)
-            trials = [*trials, {**new, "losses": []}]
-        rung = len(trials[at]["losses"])
-        steps = lengths(self.inner_steps, self.eta, self.rungs)[rung]
+            at = len(points)
+            (trial,) = self.drawn(ctx, at, 1)
+            points = torch.cat([points, torch.tensor([trial["point"]], dtype=torch.float64)])
+            losses = torch.cat([losses, torch.full((1, self.rungs), math.nan).double()])
+            seen, paused = [*seen, []], [*paused, torch.zeros(0)]
+        else:
+            trial = {"point": points[at].tolist(), "done": 0, "paused": None}
+            if self.resume:
+                trial["done"] = steps[len(seen[at]) - 1]
+                trial["paused"] = unpacked(ctx, paused[at], self.lam(ctx, trial["point"]))
+        rung = len(seen[at])
         # All trials meet in the same rungs: they share the episodes of round 0.
-        found, trial = self.trained(ctx, trials[at], 0, steps)
-        trial["losses"] = [*trial["losses"], found.loss]
-        if rung + 1 == self.rungs:
-            trial["paused"] = None
-        trials = [*trials[:at], trial, *trials[at + 1 :]]
-        state = replace(state, memory={**state.memory, "trials": trials})
-        log = {**losses_log([found]), "steps": float(steps)}
-        return self.answered(ctx, state, [found], steps), log
+        found, _ = self.trained(ctx, trial, 0, steps[rung])
+        losses = losses.clone()
+        losses[at, rung] = found.loss
+        keep = self.resume and rung + 1 < self.rungs
+        paused[at] = packed(found.end) if keep else torch.zeros(0)
+        more = {"points": points, "losses": losses, "paused": paused}
+        state = replace(state, memory={**state.memory, **more})
+        log = {**losses_log([found]), "steps": float(steps[rung])}
+        return self.answered(ctx, state, [found], steps[rung]), log
+
+
+def packed(paused: Paused) -> Tensor:
+    """A paused training as one float64 tensor [n]: hundreds of them are kept."""
+    return torch.cat([v.reshape(-1).double() for v in autodiff.tensors(paused)])
+
+
+def unpacked(ctx: Context, flat: Tensor, lam: Params) -> Paused:
+    """What :func:`packed` was given, of trainings at ``lam`` on the episodes of round 0."""
+    like: Paused = []
+    for episode in ctx.training_episodes(0):
+        theta = autodiff.detach(ctx.problem.init_inner(lam, episode))
+        solver, _ = ctx.inner_rule(lam, 1.0)
+        like.append({"theta": theta, "solver": solver.init(theta)})
+    each = autodiff.tensors(like)
+    parts = flat.split([v.numel() for v in each])
+    new = [part.reshape(v.shape).to(v.dtype) for part, v in zip(parts, each, strict=True)]
+    whole: Paused = autodiff.with_tensors(like, new)
+    return whole
 
 
 def promoted(losses: list[list[float]], eta: int, rungs: int) -> int | None:

@@ -123,12 +123,16 @@ class Search(InnerTraining):
     ) -> Judged:
         """A point trained to ``steps`` inner steps in all (None: ``inner_steps``), as
         :func:`train` does."""
-        lam = ctx.problem.project(place(point, ctx.problem.hypers, ctx.problem.init_outer()))
+        lam = self.lam(ctx, point)
         steps = self.inner_steps if steps is None else steps
         loss, end = train(
             ctx, lam, episodes, steps=steps, lr=self.inner_lr, done=done, paused=paused
         )
         return Judged(point, lam, loss, end)
+
+    def lam(self, ctx: Context, point: Sequence[float]) -> Params:
+        """lam at a point of the unit cube, within its constraints."""
+        return ctx.problem.project(place(point, ctx.problem.hypers, ctx.problem.init_outer()))
 
     def recommend(self, ctx: Context, state: State, found: Sequence[Judged]) -> State:
         """The state with the lam that the search answers with, ``found`` being the last round: the

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from optional import needs
 from oracles import F64, context
 
+from metabench.hypergradients.gradient_free import train
 from metabench.hypergradients.halving import lengths
-from metabench.methods.asha import ASHA, promoted
+from metabench.methods.asha import ASHA, packed, promoted, unpacked
 from metabench.methods.hyperband import Hyperband
 from metabench.methods.successive_halving import SuccessiveHalving
 from metabench.tasks.step_size import StepSize
@@ -185,15 +186,23 @@ def test_asha_is_charged_by_segment_and_keeps_what_may_go_on():
     ctx = context(StepSize(spread=0.0))
     method = ASHA(rungs=3, inner_steps=9)
     state, logs = run(method, ctx, 26)
-    losses = [trial["losses"] for trial in state.memory["trials"]]
+    losses = [[x for x in row if x == x] for row in state.memory["losses"].tolist()]
     steps = lengths(9, 3, 3)
     assert steps == [1, 3, 9]
     assert ctx.meter.counts.inner_gradients == sum(steps[len(one) - 1] for one in losses)
     assert ctx.meter.counts.trainings == len(losses)
     assert [log["steps"] for log in logs[:4]] == [1, 1, 1, 3]
     assert state.memory["longest"] == 9
-    assert all((trial["paused"] is None) == (len(trial["losses"]) == 3)
-               for trial in state.memory["trials"])  # fmt: skip
+    assert [len(p) for p in state.memory["paused"]] == [len(one) < 3 for one in losses]
+
+
+@pytest.mark.parametrize("solver", ["sgd", "momentum", "adam"])
+def test_a_paused_training_is_packed_and_unpacked_to_the_bit(solver):
+    ctx = context("two_minima", solver)
+    lam = ctx.problem.init_outer()
+    _, end = train(ctx, lam, ctx.training_episodes(0), steps=3, lr=0.1)
+    again = unpacked(ctx, packed(end), lam)
+    torch.testing.assert_close(again, end, rtol=0, atol=0)
 
 
 def test_optunas_pruner_is_another_rule():
