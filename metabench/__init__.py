@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from metabench.contract.problem import Episode as Episode
     from metabench.contract.problem import Evidence as Evidence
     from metabench.contract.problem import Hyper as Hyper
+    from metabench.contract.problem import InnerRule as InnerRule
+    from metabench.contract.problem import Moduli as Moduli
     from metabench.contract.problem import Params as Params
     from metabench.contract.problem import Problem as Problem
     from metabench.contract.problem import Task as Task
@@ -84,6 +86,8 @@ _HOMES = {
         "Episode",
         "Evidence",
         "Hyper",
+        "InnerRule",
+        "Moduli",
         "Params",
         "Problem",
         "Task",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,8 @@ def _pack_metrics(metrics: Metrics) -> dict[str, dict[str, Any]]:
 
 def _unpack_metrics(plain: Mapping[str, dict[str, Any]]) -> Metrics:
     return {name: Estimate(**found) for name, found in plain.items()}
+
+
+def stamp() -> str:
+    """Now, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

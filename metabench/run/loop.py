@@ -6,11 +6,9 @@ import copy
 import math
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -30,36 +28,19 @@ from metabench.core.errors import (
 )
 from metabench.core.limits import RUNAWAY
 from metabench.run import checkpoint, determinism, learning_curve
-from metabench.run.checkpoint import Boundary, Checkpoint, detached
+from metabench.run.checkpoint import Boundary, Checkpoint, detached, stamp
 from metabench.run.evaluation import Metrics, Stopwatch, evaluate
-from metabench.run.events import Listener, Progress, Quarantined, Started
+from metabench.run.events import Progress, Quarantined, Started
 from metabench.run.first_step import peak_bytes
 from metabench.run.guards import Untouched, check_numbers, check_state, check_step
+from metabench.run.options import Parts, RunOptions
 from metabench.store.files import BadFile
 from metabench.store.lease import Lease
 from metabench.store.store import CHECKPOINT, Store
 
-Engine = Literal["auto", "loop", "vmap"]
-Parts = tuple[Any, Any, Any, Budget]
-"""Task, method, solver, and budget."""
 IDLE_STEPS = 1000
 """Steps without any cost that the budget limits, after which a run is ended."""
 PROGRESS_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a cell is run: nothing here changes a result on the same kind of device."""
-
-    device: torch.device
-    listener: Listener
-    checkpoint_seconds: float
-    time_limit: float | None
-    workers: int
-    engine: Engine
-    stop: Callable[[], bool]
-    begun: float = field(default_factory=time.monotonic)
-    """From when the time limit counts."""
 
 
 class Loop:
@@ -416,8 +397,3 @@ class Loop:
         """``at``, which :meth:`prepare` has set."""
         assert self.at is not None
         return self.at
-
-
-def stamp() -> str:
-    """Now, in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

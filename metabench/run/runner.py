@@ -18,9 +18,11 @@ from metabench.core.cell import Cell, instances
 from metabench.core.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
 from metabench.core.hardware import cores
 from metabench.run import determinism, learning_curve
+from metabench.run.checkpoint import stamp
 from metabench.run.evaluation import pictures
 from metabench.run.events import Event, Finished, Interrupted, Listener, Quarantined, ignore
-from metabench.run.loop import Engine, Loop, Parts, RunOptions, stamp
+from metabench.run.loop import Loop
+from metabench.run.options import Engine, Parts, RunOptions
 from metabench.store.files import remove
 from metabench.store.lease import Lease
 from metabench.store.record import Curve, Record, Status
