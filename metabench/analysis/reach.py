@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from metabench.store.record import Curve
 from metabench.suites.schema import DERIVATIVES, Reach
@@ -15,15 +16,17 @@ Curves = Mapping[tuple[str, str], Mapping[int, Curve]]
 
 @dataclass(frozen=True)
 class Reached:
-    """``cost`` up to the first row of the curve that has the level; of the whole curve where none
-    has (``reached`` False), which is then a lower bound."""
+    """``cost`` up to the first row of the curve that has the level; where none has (``reached``
+    False) what the run was allowed, or has taken, which is then a lower bound."""
 
     cost: float
     reached: bool
 
 
-def reached(reach: Reach, goal: str, curves: Curves) -> dict[tuple[str, str], dict[int, Reached]]:
-    """Of every curve that has the metric and the cost."""
+def reached(
+    reach: Reach, goal: str, curves: Curves, budgets: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> dict[tuple[str, str], dict[int, Reached]]:
+    """Of every curve that has the metric and the cost; ``budgets``: the limits of each place."""
     sign = 1.0 if goal == "max" else -1.0
     best: dict[tuple[str, int], float] = {}
     for (_, column), by_seed in curves.items():
@@ -39,8 +42,12 @@ def reached(reach: Reach, goal: str, curves: Curves) -> dict[tuple[str, str], di
                 top = best.get((at[1], seed), -math.inf)
                 level = top - (reach.within or 0.0) * abs(top)
             found = _first(curve, reach, sign, level)
-            if found is not None:
-                out.setdefault(at, {})[seed] = found
+            if found is None:
+                continue
+            if not found.reached:
+                allowed = budgets.get(at, {}).get(reach.cost) or 0
+                found = Reached(max(found.cost, allowed), False)
+            out.setdefault(at, {})[seed] = found
     return out
 
 

@@ -252,7 +252,8 @@ def collect(
         at: {r.cell.seed: curves[r.key] for r in cell.done if r.key in curves}
         for at, cell in results.table_cells.items()
     }
-    return replace(results, reached=reached(suite.reach, suite.goal, by_place))
+    budgets = {at: cell.runs[0].cell.budget for at, cell in results.table_cells.items()}
+    return replace(results, reached=reached(suite.reach, suite.goal, by_place, budgets))
 
 
 def read_curves(results: Results, store: Records) -> tuple[dict[str, Curve], list[str]]:

@@ -19,11 +19,14 @@ def curve(values, *, per_point=10):
 
 def test_the_first_row_at_a_level_of_its_own():
     curves = {("a", "x"): {0: curve([5.0, None, 2.0, 3.0, 1.0]), 1: curve([5.0, 4.0])}}
-    found = reached(Reach("loss", level=2.0), "min", curves)
+    found = reached(Reach("loss", level=2.0), "min", curves, {})
     assert found == {("a", "x"): {0: Reached(20, True), 1: Reached(10, False)}}
-    found = reached(Reach("loss", cost="derivatives", level=4.5), "max", curves)
+    found = reached(Reach("loss", cost="derivatives", level=4.5), "max", curves, {})
     assert found["a", "x"][1] == Reached(1, True)
-    assert reached(Reach("accuracy", level=0.5), "max", curves) == {}
+    assert reached(Reach("accuracy", level=0.5), "max", curves, {}) == {}
+    budgets = {("a", "x"): {"inner_gradients": 15, "hvps": 1}}
+    found = reached(Reach("loss", level=2.0), "min", curves, budgets)  # it had 15 to reach it
+    assert found == {("a", "x"): {0: Reached(20, True), 1: Reached(15, False)}}
 
 
 def test_the_best_of_any_row_in_the_same_column_and_seed():
@@ -32,7 +35,7 @@ def test_the_best_of_any_row_in_the_same_column_and_seed():
         ("b", "x"): {0: curve([9.0, 8.0, 1.02]), 1: curve([9.0, 2.0])},
         ("a", "y"): {0: curve([9.0, 5.0])},
     }
-    found = reached(Reach("loss", within=0.01), "min", curves)
+    found = reached(Reach("loss", within=0.01), "min", curves, {})
     assert found["a", "x"] == {0: Reached(10, True), 1: Reached(10, False)}
     assert found["b", "x"] == {0: Reached(20, False), 1: Reached(10, True)}
     assert found["a", "y"] == {0: Reached(10, True)}
@@ -41,7 +44,7 @@ def test_the_best_of_any_row_in_the_same_column_and_seed():
 @given(st.lists(st.floats(-100, 100), min_size=1), st.floats(1e-6, 1), st.sampled_from("+-"))
 def test_some_row_always_reaches_what_is_within_the_best(values, within, sign):
     goal = "max" if sign == "+" else "min"
-    found = reached(Reach("loss", within=within), goal, {("a", "x"): {0: curve(values)}})
+    found = reached(Reach("loss", within=within), goal, {("a", "x"): {0: curve(values)}}, {})
     best = max(values) if goal == "max" else min(values)
     assert found["a", "x"][0].reached and found["a", "x"][0].cost <= 10 * values.index(best)
 
