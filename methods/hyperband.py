@@ -30,6 +30,13 @@ class Hyperband(Brackets):
     least_steps: Annotated[int, Field(ge=1)] = 1
     """Of the shortest first trainings."""
 
+    def __post_init__(self) -> None:
+        if self.least_steps > max(self.inner_steps, 1):
+            raise ValueError(
+                f"least_steps is {self.least_steps}: the longest training has inner_steps, "
+                f"{self.inner_steps}"
+            )
+
     @property
     def halvings(self) -> int:
         """s_max."""

@@ -16,6 +16,7 @@ e^lam, w(s) the minimiser under s/2 |w|^2.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -76,6 +77,10 @@ class DigitRegression(OfImages):
             raise ValueError(
                 "the norm of one weight has no derivative at 0: decays = 'weight' needs "
                 "penalty = 'squared'"
+            )
+        if self.noise**2 < sys.float_info.min:
+            raise ValueError(
+                f"noise is {self.noise:g}: its square is 0 in double precision; take 1e-150 or more"
             )
 
     @property

@@ -103,10 +103,14 @@ def lengths(longest: int, eta: int, rungs: int) -> list[int]:
 
     Raises ValueError where the first would have none.
     """
-    out = [longest // eta ** (rungs - 1 - i) for i in range(rungs)]
-    if rungs > 1 and out[0] < 1:
-        raise ValueError(
-            f"inner_steps is {longest}: {rungs} rungs with eta = {eta} need at least "
-            f"{eta ** (rungs - 1)}"
-        )
-    return out
+    steps, out = longest, [longest]
+    for _ in range(rungs - 1):
+        steps //= eta
+        if steps < 1:
+            small = eta.bit_length() * (rungs - 1) < 200
+            need = eta ** (rungs - 1) if small else f"{eta}^{rungs - 1}"
+            raise ValueError(
+                f"inner_steps is {longest}: {rungs} rungs with eta = {eta} need at least {need}"
+            )
+        out.append(steps)
+    return out[::-1]

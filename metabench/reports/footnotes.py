@@ -15,6 +15,7 @@ from metabench.core.limits import RUNAWAY
 from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened, with_pm
 from metabench.reports.renderers import Footnote
+from metabench.store.record import Record
 from metabench.suites.planning import NEVER_RUN
 from metabench.suites.schema import LABELS, Column, Row
 
@@ -126,12 +127,18 @@ def untrained_footnotes(results: Results) -> list[Footnote]:
         row.label or row.id
         for (at, _), table_cell in results.table_cells.items()
         for row in results.rows
-        if row.id == at and any(record.notes.get(CUT_STEP) == 1 for record in table_cell.done)
+        if row.id == at and any(_untrained(record) for record in table_cell.done)
     }
     if not rows:
         return []
     names = listed(sorted(rows))
     return [Footnote(f"The budget ends inside the first outer step: as they start ({names}).")]
+
+
+def _untrained(record: Record) -> bool:
+    """Whether the first outer step was cut, or never begun as the start had used the budget up."""
+    begun = record.steps > 0 or record.cell.budget.get("outer_steps") == 0
+    return record.notes.get(CUT_STEP) == 1 or not begun
 
 
 def budget_footnotes(results: Results) -> list[Footnote]:

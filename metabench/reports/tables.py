@@ -257,12 +257,25 @@ def reach_grid(results: Results) -> Grid:
                 f"{cost.capitalize()} until the learning curve's validation {reach.metric} {level}:"
                 " mean over the seeds that reach it, in brackets how many do where not all; ± is "
                 "the half-width of the 95 % t-interval. The curve has a point at every evaluation."
-            )
+            ),
+            *_unknown_level(results, reach.metric),
         ],
         frozenset(),
         1,
         f"{results.suite.name}-{results.budget}-reach",
     )
+
+
+def _unknown_level(results: Results, metric: str) -> list[Footnote]:
+    """The columns whose finished runs have other validation metrics than the level's."""
+    columns: dict[str, list[str]] = {}
+    for column in results.columns:
+        cells = [results.table_cells[row.id, column.id] for row in results.rows]
+        known = {name for cell in cells for r in cell.done for name in r.metrics.get("valid", {})}
+        if known and metric not in known:
+            said = str(UnknownName("validation metric", metric, known))
+            columns.setdefault(said, []).append(column.label or column.id)
+    return [Footnote(f"Without a level ({listed(at)}): {said}.") for said, at in columns.items()]
 
 
 def cost_grid(results: Results) -> Grid:

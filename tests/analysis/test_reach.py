@@ -97,3 +97,14 @@ def test_without_a_level_there_is_one_table(helpers):
     suite = helpers.make_suite()
     found = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
     assert len(tables.grids(found)) == 1 and found.reached == {}
+
+
+def test_a_level_of_a_metric_that_no_run_has_is_said_to_be_one(helpers):
+    suite = helpers.make_suite(reach={"metric": "acuracy", "level": 0.5})
+    store = helpers.Fake()
+    for place in suite.cells("laptop"):
+        if place.column == suite.columns[0].id:
+            store.add(place)
+    text = tables.table(collect(suite, "laptop", store, why_not=helpers.allowed))
+    told = "no validation metric 'acuracy'; near: accuracy; known: accuracy"
+    assert f"Without a level (5-way 1-shot): {told}" in " ".join(text.split())

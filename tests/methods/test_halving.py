@@ -227,3 +227,16 @@ def test_optunas_pruner_is_another_rule():
         while (at := promoted(losses, 3, 2)) is not None:
             losses[at].append(losses[at][0])
     assert [len(one) for one in losses] == [1, 1, 2, 2, 2]
+
+
+def test_more_rungs_than_the_steps_allow_are_refused_without_their_power():
+    with pytest.raises(ValueError, match=r"1000000 rungs with eta = 3 need at least 3\^999999"):
+        ASHA(inner_steps=9, rungs=10**6)
+    assert lengths(100, 3, 4) == [3, 11, 33, 100] and lengths(0, 3, 1) == [0]
+
+
+def test_a_shortest_training_is_no_longer_than_the_longest():
+    with pytest.raises(ValueError, match=r"least_steps is 100: .* inner_steps, 9"):
+        Hyperband(inner_steps=9, least_steps=100)
+    assert Hyperband(inner_steps=9, least_steps=9).halvings == 0
+    assert Hyperband(inner_steps=0).halvings == 0

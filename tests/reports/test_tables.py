@@ -282,6 +282,14 @@ def test_rows_whose_budget_ends_inside_the_first_step_are_named(suite, helpers):
     assert text.count("The budget ends inside the first outer step: as they start (ANIL).") == 1
 
 
+def test_rows_whose_budget_is_used_up_before_the_first_step_are_named_too(suite, helpers):
+    store = helpers.Fake()
+    for place in suite.cells("laptop"):
+        store.add(place, **({"steps": 0} if place.row in ("anil", "fixed") else {}))
+    text = tables.table(collect(suite, "laptop", store))
+    assert text.count("The budget ends inside the first outer step: as they start (ANIL).") == 1
+
+
 def test_reconstructions_are_marked_below_every_table(suite, helpers):
     store = helpers.Fake()
     for place in suite.cells("laptop"):

@@ -149,6 +149,8 @@ def test_parts_as_published_are_the_first_images():
 def test_settings_that_contradict_each_other():
     with pytest.raises(ValueError, match="needs penalty = 'squared'"):
         DigitRegression(decays="weight")
+    with pytest.raises(ValueError, match="noise is 1e-200: its square is 0"):
+        DigitRegression(noise=1e-200)
     with pytest.raises(SettingError, match=r"n_train \+ n_valid is 91; mnist has 90"):
         made(n_train=41)
 
