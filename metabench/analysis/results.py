@@ -253,7 +253,9 @@ def collect(
         for at, cell in results.table_cells.items()
     }
     budgets = {at: cell.runs[0].cell.budget for at, cell in results.table_cells.items()}
-    return replace(results, reached=reached(suite.reach, suite.goal, by_place, budgets))
+    return replace(
+        results, reached=reached(suite.reach, suite.reach.goal or suite.goal, by_place, budgets)
+    )
 
 
 def read_curves(results: Results, store: Records) -> tuple[dict[str, Curve], list[str]]:

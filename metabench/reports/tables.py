@@ -241,7 +241,7 @@ def reach_grid(results: Results) -> Grid:
                 text += f" ({len(costs)} of {counted(len(found), 'seed')})"
             line.append(Item(text, place=at))
         rows.append(line)
-    goal = "at least" if results.suite.goal == "max" else "at most"
+    goal = "at least" if (reach.goal or results.suite.goal) == "max" else "at most"
     if reach.level is not None:
         level = f"is {goal} {reach.level:g}"
     else:

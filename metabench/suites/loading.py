@@ -29,9 +29,10 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            rows, tested on ours; or_equal = true: no worse; within = 0.01: at most
                            that part of what "than" has apart; columns = [...]: of these alone;
                            by = "reach": by the cost to reach the level of [reach]
-    [reach]                metric, cost, level = VALUE or within = PART: the cost until the metric
-                           on the validation split has the value, or is within this part of the
-                           best that any row has in the column and seed: a second table
+    [reach]                metric, goal (left out: the table's), cost, level = VALUE or within =
+                           PART: the cost until the metric on the validation split has the value,
+                           or is within this part of the best that any row has in the column and
+                           seed: a second table
 
 Later settings win: column, budget, column's budget, row, row's budget, row's column, row's cells,
 command line.

@@ -109,6 +109,8 @@ class Reach:
     """
 
     metric: str
+    goal: Literal["max", "min"] | None = None
+    """What is better; None: as for the table's metric."""
     cost: str = "inner_gradients"
     level: FiniteFloat | None = None
     within: Annotated[FiniteFloat, Field(gt=0)] | None = None

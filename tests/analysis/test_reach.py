@@ -93,6 +93,13 @@ def test_the_best_of_any_row_is_said_to_be_the_level(helpers):
     assert [r.cost for r in found.reached["maml", "5w1s"].values()] == [40, 50, 60]
 
 
+def test_the_level_has_a_goal_of_its_own(helpers):
+    costs = {"maml": [40, 50, 60], "anil": [70, 90, 80]}
+    found = results(helpers, costs, level=0.15, goal="min")
+    assert [r.cost for r in found.reached["maml", "5w1s"].values()] == [0, 0, 0]
+    assert "validation accuracy is at most 0.15" in tables.table(found)
+
+
 def test_without_a_level_there_is_one_table(helpers):
     suite = helpers.make_suite()
     found = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
