@@ -59,8 +59,8 @@ class ASHA(Rungs):
             at = len(points)
             (trial,) = self.drawn(ctx, at, 1)
             points = torch.cat([points, torch.tensor([trial["point"]], dtype=torch.float64)])
-            losses = torch.cat([losses, torch.full((1, self.rungs), math.nan).double()])
-            seen, paused = [*seen, []], [*paused, torch.zeros(0)]
+            losses = torch.cat([losses, torch.full((1, self.rungs), math.nan, dtype=torch.float64)])
+            seen, paused = [*seen, []], [*paused, torch.zeros(0, dtype=torch.float64)]
         else:
             trial = {"point": points[at].tolist(), "done": 0, "paused": None}
             if self.resume:
@@ -72,7 +72,7 @@ class ASHA(Rungs):
         losses = losses.clone()
         losses[at, rung] = found.loss
         keep = self.resume and rung + 1 < self.rungs
-        paused[at] = packed(found.end) if keep else torch.zeros(0)
+        paused[at] = packed(found.end) if keep else torch.zeros(0, dtype=torch.float64)
         more = {"points": points, "losses": losses, "paused": paused}
         state = replace(state, memory={**state.memory, **more})
         log = {**losses_log([found]), "steps": float(steps[rung])}

@@ -353,5 +353,6 @@ class _Lacking:
 
     def __init__(self, task: Any, need: str) -> None:
         self.registered_name = task.registered_name
-        self.offers = task.offers - {need}
+        # A loss to follow is what every task has that does not offer a field.
+        self.offers = task.offers | {"field"} if need == "inner_loss" else task.offers - {need}
         self.lacks: dict[str, str] = {}

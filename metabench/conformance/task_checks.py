@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -301,6 +302,10 @@ def check_prepare(task: Any) -> None:
             assert gap <= tolerance(theta), f"{name} of a prepared episode is {gap:.1e} away"
 
 
+LONGEST = 27
+"""Inner steps of a method that is run on a task: enough for three rungs of a halving."""
+
+
 def check_methods(task: Any, chosen: list[Any]) -> None:
     """Two outer steps and an adaptation of every method that applies, with and without threads. A
     method may stop because it does not trust its own hypergradient there (Distrusted)."""
@@ -364,14 +369,23 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
 
 def applicable_methods(task: Any) -> list[Any]:
     """Every registered method with default settings that the task allows and whose packages can
-    be imported."""
-    known = [methods.get(name)() for name in methods.names()]
+    be imported; long inner trainings are cut to ``LONGEST`` steps."""
+    known = [_brief(methods.get(name)()) for name in methods.names()]
     return [
         m
         for m in known
         if not any(optional_packages.why_not(name) for name in m.packages)
         and why_not(task, m) is None
     ]
+
+
+def _brief(method: Any) -> Any:
+    if (method.inner_steps or 0) <= LONGEST:
+        return method
+    try:
+        return replace(method, inner_steps=LONGEST)
+    except (TypeError, ValueError):  # no setting, or one that others rest on
+        return method
 
 
 def _content(episode: Episode) -> Any:

@@ -39,7 +39,7 @@ def jacobian(
     """Predictions [n, C], and their derivatives [n, C, *shape] by name of theta; differentiable in
     lam. ``chunk``: examples at a time."""
     f = predictions(problem, lam, theta, batch)
-    each = torch.eye(f.shape[1]).to(f).expand(len(f), -1, -1)
+    each = torch.eye(f.shape[1], dtype=f.dtype, device=f.device).expand(len(f), -1, -1)
     return f, pulled_back(problem, lam, theta, batch, each, chunk=chunk)
 
 
@@ -73,7 +73,7 @@ def pulled_back(
 def root(f: Tensor, noise: Tensor | None) -> Tensor:
     """R' [n, C, C]: its rows are the columns of R_n, of predictions [n, C]."""
     n, c = f.shape
-    eye = torch.eye(c).to(f)
+    eye = torch.eye(c, dtype=f.dtype, device=f.device)
     if noise is not None:
         return (eye * noise.rsqrt()).expand(n, c, c)
     half = (0.5 * f.log_softmax(1)).exp()

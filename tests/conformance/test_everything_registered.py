@@ -164,8 +164,8 @@ SELF_EDIT = {"rank": 1, "targets": ("v",), "questions": 2, "question_tokens": 24
 TASKS |= {
     "recipe_bandit": [{}, {"reward": "success", "spread": 0.0}],
     "self_edit_weights": [
-        {**SELF_EDIT, "edits": ("passage", "other"), "dtype": "float64", "meta_batch": 1},
         {**SELF_EDIT, "edits": ("passage", "rewrite"), "formulation": "init"},
+        {**SELF_EDIT, "edits": ("passage", "other"), "dtype": "float64", "meta_batch": 1},
     ],
     "self_edit_policy": [
         {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_epochs": 2, "policy_rank": 1}

@@ -387,7 +387,7 @@ def test_solvers_that_an_estimator_is_not_true_for_are_refused_before_anything_r
 
 
 def test_needs_by_estimator():
-    assert SGLD().needs == GRADIENTS | {"lam_in_inner_loss"}
+    assert SGLD().needs == GRADIENTS | {"lam_in_inner_loss", "inner_loss"}
     assert SGLD(estimator="forward").needs == SGLD().needs | {"small_lam"}
     assert "second_order" not in SGLD(estimator="covariance").needs
     assert "not found" in SGLD.reconstruction
