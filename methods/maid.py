@@ -194,12 +194,13 @@ class MAID(InexactMethod):
         """Steps 1 to 4, until the descent test holds."""
         steps = 0
         while True:
-            answers = of_episodes(
-                ctx,
-                lambda e, i, warm=warm, factor=factor: self.answer_with(
-                    ctx, lam, e, warm[i], known[i], factor
-                ),
-            )
+
+            def answer(
+                e: Episode, i: int, warm: list[dict[str, Any]] = warm, factor: float = factor
+            ) -> Answer:
+                return self.answer_with(ctx, lam, e, warm[i], known[i], factor)
+
+            answers = of_episodes(ctx, answer)
             eps, delta = self.asked(factor)
             at, sure = point(lam, answers), certificate(answers, known, eps=eps, delta=delta)
             steps += sum(a.found.steps for a in answers)
@@ -221,12 +222,11 @@ class MAID(InexactMethod):
             gain = self.decrease * float(autodiff.dot(moved, moved)) / a
             if gain == 0.0:
                 break
-            tops = of_episodes(
-                ctx,
-                lambda e, j, there=there: self.top(
-                    ctx, there, e, here.at["warm"][j]["theta"], known[j], eps
-                ),
-            )
+
+            def top(e: Episode, j: int, there: Params = there) -> tuple[float, InnerSolution]:
+                return self.top(ctx, there, e, here.at["warm"][j]["theta"], known[j], eps)
+
+            tops = of_episodes(ctx, top)
             steps += sum(found.steps for _, found in tops)
             if mean([top for top, _ in tops]) - here.sure.low - here.sure.slack + gain <= 0:
                 return Trial(there, a, [found.theta for _, found in tops]), steps

@@ -194,6 +194,7 @@ class DigitRegressionProblem(Problem):
     ) -> Tensor:
         """The same of predictions [r, 10], and the penalty."""
         decay, w = lam["log_decay"].exp(), theta["w"]
+        penalty: Tensor
         if self.task.penalty == "norm":
             groups = w.reshape(len(decay), -1)
             penalty = (decay * torch.linalg.vector_norm(groups, dim=1)).mean()

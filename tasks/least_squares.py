@@ -88,7 +88,11 @@ class LeastSquaresProblem(NoData):
             a2 = u @ torch.diag(s[0] * task.condition**-spread) @ v
         noise = task.noise * torch.randn(2, n, generator=gen, dtype=torch.float64)
         b1, b2 = a1 @ x + noise[0], a2 @ x + a3 @ lam + noise[1]
-        self.A1, self.A2, self.A3, self.b1, self.b2 = (t.to(device) for t in (a1, a2, a3, b1, b2))
+        self.A1: Tensor = a1.to(device)
+        self.A2: Tensor = a2.to(device)
+        self.A3: Tensor = a3.to(device)
+        self.b1: Tensor = b1.to(device)
+        self.b2: Tensor = b2.to(device)
 
     def init_outer(self) -> Params:
         """lam [dim]."""
@@ -130,7 +134,8 @@ class LeastSquaresProblem(NoData):
     @cached_property
     def response(self) -> Tensor:
         """B [rows, dim]: A1 xhat(lam) is a constant less B lam."""
-        return self.A1 @ torch.linalg.lstsq(self.A2, self.A3).solution
+        solution: Tensor = torch.linalg.lstsq(self.A2, self.A3).solution
+        return self.A1 @ solution
 
     def exact_loss(self, lam: Params) -> float:
         """f(lam): the outer loss at the inner minimiser."""

@@ -102,8 +102,10 @@ class OptimiserConstantsProblem(Problem):
     def init_outer(self) -> Params:
         """Plain sgd with step size 0.1 and decay 1e-4."""
         first = {"rate": 0.1, "decay": 1e-4, "optimiser": 0.0, "momentum": 0.9}
-        kind = {"dtype": torch.float64, "device": self.device}
-        return {h.name: torch.tensor(first[h.name], **kind) for h in self.hypers}
+        at = self.device
+        return {
+            h.name: torch.tensor(first[h.name], dtype=torch.float64, device=at) for h in self.hypers
+        }
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
         """Weights of the episode's own."""

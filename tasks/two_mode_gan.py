@@ -110,12 +110,11 @@ class TwoModeGANProblem(Problem):
         out: Params = {}
         for i, player in enumerate(PLAYERS):
             own = {k: v for k, v in theta.items() if k.startswith(player)}
-            _, g = autodiff.grad(
-                lambda t, i=i: self.losses(lam, {**theta, **t}, batch)[i],
-                own,
-                create_graph=live or autodiff.is_functional(),
-            )
-            out |= g
+
+            def loss(moved: Params, i: int = i) -> Tensor:
+                return self.losses(lam, {**theta, **moved}, batch)[i]
+
+            out |= autodiff.grad(loss, own, create_graph=live or autodiff.is_functional())[1]
         return {k: out[k] for k in theta}
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
