@@ -88,8 +88,8 @@ class RotationRangeProblem(BayesianImagesProblem):
         n, s = way.shape
         copies = x[:, None].expand(n, s, *x.shape[1:]).flatten(0, 1)
         x = rotated(copies, HALF * lam["rotation"] * way.flatten())
-        logits: Tensor = self.model.logits(theta, x)
-        return logits.unflatten(0, (n, s)).mean(1)
+        logits: Tensor = self.model.logits(theta, x).view(n, s, -1)
+        return logits.mean(1)
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """The range in degrees besides, and how far it is from the law's."""
