@@ -112,8 +112,8 @@ class Run:
         chosen = methods.get(case["method"])
         self.method = chosen(**case["settings"])
         solver = solvers.get(chosen.default_solver)()
-        offers = GRADIENTS | {"lam_in_inner_loss", "small_lam", "search_space", "best_response",
-                              "prediction"}  # fmt: skip
+        offers = GRADIENTS | {"inner_loss", "lam_in_inner_loss", "small_lam", "search_space",
+                              "best_response", "prediction"}  # fmt: skip
         if lacking := self.method.needs - offers:
             raise SystemExit(f"{case['method']} needs {', '.join(sorted(lacking))}")
         self.ctx = Context(problem, solver, Seeds.of(0), frozenset(offers))
