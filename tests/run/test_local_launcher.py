@@ -354,7 +354,7 @@ def test_a_lost_terminal_costs_no_checkpoint(
     os.close(terminal)
     os.killpg(launcher.pid, signal.SIGHUP)
     os.kill(launcher.pid, signal.SIGHUP)
-    launcher.wait(30)
+    launcher.wait(90)  # once in nine on a busy machine 30 were not enough
     assert len(list(store.root.glob("*/*/checkpoint.pt"))) == 2
     assert not list(store.root.glob(f"*/*/{LEASE}"))
 
