@@ -152,11 +152,7 @@ class MultinomialProblem(Problem):
         """The least decay, the largest with the largest bend of the loss, and the rest; proved."""
         c = self.diagonal_penalty(lam)["w"]
         bend, twist, outer = self.bends
-        return Moduli(
-            float(c.min()), bend + float(c.max()), outer_smooth=outer,
-            mixed=lambda theta: decay.mixed_norm(c, theta["w"]), mixed_lipschitz=float(c.max()),
-            hessian_lipschitz=twist, direct_lipschitz=0.0, outer_convex=True,
-        )  # fmt: skip
+        return decay.moduli(c, bend=bend, twist=twist, outer=outer)
 
     def episode(self, split: str, index: int) -> Episode:
         """All training images; the validation images to judge by, or the test images for "test"."""

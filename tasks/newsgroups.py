@@ -168,12 +168,7 @@ class NewsgroupsProblem(Problem):
     def moduli(self, lam: Params) -> Moduli:
         """The least decay, and the largest with the largest bend of the losses; proved."""
         c = self.diagonal_penalty(lam)["w"]
-        largest = float(c.max())
-        return Moduli(
-            float(c.min()), self.bend + largest, outer_smooth=self.outer_bend,
-            mixed=lambda theta: decay.mixed_norm(c, theta["w"]), mixed_lipschitz=largest,
-            hessian_lipschitz=self.twist, direct_lipschitz=0.0, outer_convex=True,
-        )  # fmt: skip
+        return decay.moduli(c, bend=self.bend, twist=self.twist, outer=self.outer_bend)
 
     def episode(self, split: str, index: int) -> Episode:
         """All training posts; the validation posts to judge by, or the test posts for "test"."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.results import collect
-from metabench.reports.footnotes import claim_footnotes
+from metabench.reports.claim_footnotes import claim_footnotes
 from metabench.reports.tables import main_grid
 from metabench.store.record import Estimate
 

@@ -8,7 +8,7 @@ from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.reach import Reached, reached
 from metabench.analysis.results import collect
 from metabench.reports import tables
-from metabench.reports.footnotes import claim_footnotes
+from metabench.reports.claim_footnotes import claim_footnotes
 from metabench.suites.schema import Reach
 
 
