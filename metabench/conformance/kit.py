@@ -156,6 +156,8 @@ def kit_tasks(method: Any) -> list[Any]:
         Sample("representation"),
         bandit(),
     ]
+    if "branches" in method.needs:
+        known.append(registry.tasks.get("prisoners")(branches=4))
     return [task for task in known if why_not(task, method) is None]
 
 

@@ -149,6 +149,12 @@ class Counting(Wrapped):
         self.calls["inner_loss"] += self.meter.weight
         return self._problem.inner_loss(lam, theta, batch)
 
+    def field(self, lam: Params, theta: Params, batch: Batch) -> Params | None:
+        """What inner steps follow, counted as G where there is one."""
+        found = self._problem.field(lam, theta, batch)
+        self.calls["inner_loss"] += 0 if found is None else self.meter.weight
+        return found
+
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """G without its diagonal penalty, counted as G."""
         self.calls["inner_loss"] += self.meter.weight

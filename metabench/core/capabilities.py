@@ -25,6 +25,7 @@ CAPABILITIES = {
     "prediction": "an inner loss of what a model predicts (Problem.predict)",
     "example_losses": "losses of single examples (Problem.example_losses)",
     "evidence": "a likelihood and a Gaussian prior (Problem.evidence)",
+    "branches": "any number of independent starts side by side, the first dimension of theta",
     "policy": "a policy to sample from and rewards for its samples",
 }
 """What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""

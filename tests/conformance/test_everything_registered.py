@@ -45,6 +45,8 @@ TASKS = {
         {"n_train": 30, "decays": "word"},
     ],
     "bilinear": [{}, {"dim": 3, "adversarial": 0.5, "carried": True}],
+    "prisoners": [{"branches": 3}, {"branches": 2, "discount": 0.5}],
+    "polar_factor": [{"n": 3}, {"n": 10, "entries": "stable"}],
     "two_mode_gan": [
         {"width": 3, "batch": 6, "held_out": 12},
         {"width": 3, "batch": 6, "held_out": 12, "carried": True},
@@ -217,6 +219,7 @@ METHODS = {
                            {"inner_steps": 9, "points": 9, "resume": False}],
     "hyperband": [{"inner_steps": 9}],
     "asha": [{"inner_steps": 9, "rungs": 3}, {"inner_steps": 9, "rungs": 3, "resume": False}],
+    "ridge_rider": [{"window": 2}, {"directions": "singular", "inner_steps": 3, "window": 1}],
     "restem": [{}, {"select": "above", "threshold": -0.1, "samples": 3, "batch": 2}],
 }  # fmt: skip
 
