@@ -145,6 +145,19 @@ def test_a_tiny_slack_of_the_evidence(tmp_path):
 
 
 @pytest.mark.slow
+def test_branches_are_drawn(tmp_path):
+    done = run(
+        "--rates", "5", "--length", "50", "--steps", "300", "--out", str(tmp_path),
+        module="branching",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "branches.json").read_text())
+    assert (found["restarts"]["solutions"], found["branches"]["solutions"]) == (1.0, 2.0)
+    assert found["logistic"]["exponents"][-1] == pytest.approx(0.6931, abs=0.1)
+    assert (tmp_path / "branches.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "verdicts"), [
     ("graph-100", {"higher"}),
     ("checkpoints-1000", {"higher, peak memory less", "keeping the graph, time"}),
