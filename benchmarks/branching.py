@@ -85,7 +85,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             axes.set(xlabel="inner step", ylabel="mean loss of a pair", title=title)
             axes.set_xscale("symlog", linthresh=1)
             axes.set_ylim(0.9, 2.2)
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=90)
 
 
 TITLES = {"restarts": "20 restarts", "branches": "20 branches"}
