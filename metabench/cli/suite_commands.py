@@ -273,7 +273,7 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
 
     verbs.check_device(launch.device)
     err = printing.console(stderr=True)
-    todo = sum(p.state in TO_RUN for p in planned)
+    todo = len({p.cell.key for p in planned if p.state in TO_RUN})
     jobs = launch.jobs or max(1, min(default_jobs() // launch.ranks, todo))
     err.print(
         f"{_title(suite, choice.budget)}: {printing.cells_of(planned)}",

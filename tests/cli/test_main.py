@@ -270,6 +270,12 @@ def test_a_run_of_nothing_says_why(folder: Path) -> None:
     assert not (folder / "results").exists()
 
 
+def test_a_cell_that_two_columns_share_is_counted_once(folder: Path) -> None:
+    twice = SUITE.replace("[[rows]]", '[[columns]]\nid = "again"\ntask = "quadratic"\n[[rows]]', 1)
+    (folder / "twice.toml").write_text(twice)
+    assert "2/2 cells, 2 done" in metabench("run", "twice.toml", "--budget", "smoke").err
+
+
 def test_from_run_to_report(folder: Path) -> None:
     first = metabench("run", "small.toml", "--budget", "smoke")
     assert first.code == 0, first.err
