@@ -173,7 +173,7 @@ class TagiRegressionProblem(Problem):
         return self.task.n_test if split == "test" else self.task.n_valid
 
     def points(self, gen: torch.Generator, n: int) -> Batch:
-        """"x" and "y" [n]."""
+        """ "x" and "y" [n]."""
         x = 2 * torch.rand(n, generator=gen, dtype=torch.float64) - 1
         noise = torch.randn(n, generator=gen, dtype=torch.float64)
         y = torch.sin(3 * x) + self.task.noise * noise
