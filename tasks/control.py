@@ -23,7 +23,6 @@ from torch import Tensor
 from metabench.contract.problem import (
     Batch,
     Episode,
-    Hyper,
     OwnStep,
     Params,
     Problem,

@@ -19,7 +19,6 @@ from metabench.contract.problem import (
 )
 from metabench.contract.seeds import Seeds
 
-
 NO_DERIVATIVES = "its inner steps are its own: nothing is differentiated"
 
 

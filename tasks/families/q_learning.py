@@ -62,7 +62,7 @@ class Learner(ABC, Generic[Held]):
 
 @dataclass(frozen=True)
 class TagiValues(Learner[Belief]):
-    """TAGI: explores by sampling values (Thompson), has no learning rate and no exploration rate."""
+    """TAGI: explores by sampling values (Thompson sampling), without an exploration rate."""
 
     network: TAGI
     gain: float
