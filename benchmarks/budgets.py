@@ -47,6 +47,7 @@ FAMILIES = {
     "self-edits": ("seal-",),
     "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "closed-form", "hypergradient-fidelity"),
     "games": ("games-",),
+    "control": ("tagi-",),
     "convex problems": ("hoag-", "hypernet-", "maid-"),
     "marginal likelihood": ("marglik-",),
     "optimiser constants": ("cehpo-",),

@@ -145,8 +145,8 @@ TASKS = {
         {**PRIOR, "samples": 2, "validation": 0.0, "law_rotation": 0.0},
     ],
     "control": [
-        FEW_EPISODES,
-        {**FEW_EPISODES, "algorithm": "n_step", "window": 6, "learner": "adam", "carried": True},
+        {**FEW_EPISODES, "algorithm": "n_step", "window": 6},
+        {**FEW_EPISODES, "learner": "adam", "carried": True},
         {**FEW_EPISODES, "environment": "lunar_lander", "relu": "exact", "target_every": 3},
         {**FEW_EPISODES, "learner": "random"},
     ],
