@@ -60,6 +60,8 @@ class TagiRegression(Task):
     n_test: Count = 200
     batch: Count = 10
     """Points of an inner step: a part of a new order of all points in every epoch."""
+    meta_batch: Count = 1
+    """Data sets, each trained on from its own start, of an outer step."""
 
     metric: ClassVar[str] = "log_likelihood"
     goal: ClassVar[Literal["max", "min"]] = "max"
@@ -89,6 +91,7 @@ class TagiRegressionProblem(Problem):
 
     def __init__(self, task: TagiRegression, seeds: Seeds, device: torch.device) -> None:
         self.task, self.seeds, self.device = task, seeds, device
+        self.episodes_per_step = task.meta_batch
         self.hypers = TAGI_PARTS if task.learner == "tagi" else ADAM
         self.dense = Dense((1, task.units, 1))
         self.tagi, self.adam = TAGI(self.dense, task.relu), AdamNetwork(self.dense)

@@ -153,7 +153,15 @@ TASKS = {
     "tagi_regression": [
         {"n_train": 8, "n_valid": 4, "n_test": 6, "batch": 4, "units": 5},
         {"n_train": 8, "n_valid": 4, "n_test": 6, "batch": 4, "units": 5, "learner": "adam"},
-        {"n_train": 8, "n_valid": 4, "n_test": 6, "batch": 4, "units": 5, "relu": "exact"},
+        {
+            "n_train": 8,
+            "n_valid": 4,
+            "n_test": 6,
+            "batch": 4,
+            "units": 5,
+            "relu": "exact",
+            "meta_batch": 2,
+        },
     ],
     "shrinkage": [{}, {"carried": True}],
     "step_size": [{}, {"spread": 0.0, "curvature": 4.0}],
