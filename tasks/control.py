@@ -99,7 +99,7 @@ class Control(Task):
 
     metric: ClassVar[str] = "return"
     goal: ClassVar[Literal["max", "min"]] = "max"
-    metrics: ClassVar[tuple[str, ...]] = ("return", "score", "played", "floored")
+    metrics: ClassVar[tuple[str, ...]] = ("return", "loss", "score", "played", "floored")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()
     lacks: ClassVar[dict[str, str]] = NO_GRADIENTS
@@ -248,13 +248,15 @@ class ControlProblem(Problem):
         return None
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """``return`` without learning and exploration; ``score``: the mean return of the last 100
-        episodes of learning; ``played``: their number; ``floored``: variances that ended at their
-        floor."""
+        """``return`` without learning and exploration; ``loss``: minus that; ``score``: the mean
+        return of the last 100 episodes of learning; ``played``: their number; ``floored``: variances
+        that ended at their floor."""
         played = int(theta["episodes"])
         last = theta["returns"][: max(1, min(played, 100))]
+        loss = float(self.outer_loss(lam, theta, episode.outer))
         return {
-            "return": -float(self.outer_loss(lam, theta, episode.outer)),
+            "return": -loss,
+            "loss": loss,
             "score": float(last.mean()),
             "played": float(played),
             "floored": float(theta["floored"]),

@@ -65,7 +65,7 @@ class TagiRegression(Task):
 
     metric: ClassVar[str] = "log_likelihood"
     goal: ClassVar[Literal["max", "min"]] = "max"
-    metrics: ClassVar[tuple[str, ...]] = ("log_likelihood", "rmse")
+    metrics: ClassVar[tuple[str, ...]] = ("log_likelihood", "loss", "rmse")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()
     lacks: ClassVar[dict[str, str]] = NO_GRADIENTS
@@ -183,11 +183,14 @@ class TagiRegressionProblem(Problem):
         return {"x": x.to(self.device), "y": y.to(self.device)}
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Mean log likelihood of a point, and the root of the mean squared error."""
+        """Mean log likelihood of a point, minus that (``loss``), and the root of the mean squared
+        error."""
         mean, _ = self.observations(lam, theta, episode.outer)
         error = (episode.outer["y"] - mean).square().mean().sqrt()
+        loss = float(self.outer_loss(lam, theta, episode.outer))
         return {
-            "log_likelihood": -float(self.outer_loss(lam, theta, episode.outer)),
+            "log_likelihood": -loss,
+            "loss": loss,
             "rmse": float(error),
         }
 
