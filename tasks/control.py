@@ -249,8 +249,8 @@ class ControlProblem(Problem):
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """``return`` without learning and exploration; ``loss``: minus that; ``score``: the mean
-        return of the last 100 episodes of learning; ``played``: their number; ``floored``: variances
-        that ended at their floor."""
+        return of the last 100 episodes of learning; ``played``: their number; ``floored``: how
+        often variances ended at their floor."""
         played = int(theta["episodes"])
         last = theta["returns"][: max(1, min(played, 100))]
         loss = float(self.outer_loss(lam, theta, episode.outer))
