@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,7 +27,10 @@ class Line:
     seeds: int
 
 
-def points(curve: Curve, x: str, y: str) -> dict[float, tuple[float, float]]:
+Points = dict[float, tuple[float, float]]
+
+
+def points(curve: Curve, x: str, y: str) -> Points:
     """Step to (x, y) where a curve has both columns."""
     if x not in curve or y not in curve:
         return {}
@@ -36,7 +40,8 @@ def points(curve: Curve, x: str, y: str) -> dict[float, tuple[float, float]]:
 
 def line(curves: Sequence[Curve], y: str, x: str = "step", spread: str = "interval") -> Line | None:
     """The mean over curves of column ``y`` against the mean of ``x``, step by step; None where no
-    curve has both.
+    curve has both. Where that mean goes back, because some runs have many short steps, the curves
+    are put together at equal ``x`` instead.
 
     ``spread`` "interval": the 95 % t-interval over seeds; "range": least and greatest seed. A
     step counts where at least half of the curves have it.
@@ -44,6 +49,31 @@ def line(curves: Sequence[Curve], y: str, x: str = "step", spread: str = "interv
     known = [found for found in (points(curve, x, y) for curve in curves) if found]
     if not known:
         return None
+    found = _together(known, spread)
+    if any(b < a for a, b in pairwise(found.x)):
+        return _together(_at_equal_x(known), spread)
+    return found
+
+
+MOST_POINTS = 50
+"""Of a line at equal x."""
+
+
+def _at_equal_x(known: Sequence[Points]) -> list[Points]:
+    """Each curve at common values of x, as far as it goes: its last value by then."""
+    every = sorted({x for found in known for x, _ in found.values()})
+    grid = every[:: max(1, len(every) // MOST_POINTS)]
+    out = []
+    for found in known:
+        rows = sorted(found.values(), key=lambda row: row[0])
+        xs = [x for x, _ in rows]
+        inside = [x for x in grid if xs[0] <= x <= xs[-1]]
+        out.append({x: (x, rows[bisect_right(xs, x) - 1][1]) for x in inside})
+    return out
+
+
+def _together(known: Sequence[Points], spread: str) -> Line:
+    """The mean over curves where at least half of them have a point, and their spread."""
     steps = sorted({s for found in known for s in found})
     rows = []
     for step in steps:

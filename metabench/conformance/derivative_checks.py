@@ -19,6 +19,8 @@ from metabench.contract.problem import (
 )
 from metabench.contract.seeds import Seeds
 
+NO_DERIVATIVES = "its inner steps are its own: nothing is differentiated"
+
 
 def build(task: Any, seed: int = 0) -> Problem:
     """The task's problem on the CPU."""
@@ -39,6 +41,8 @@ def start(problem: Problem, split: str = "train", index: int = 0) -> tuple[Param
 
 def check_derivatives(task: Any) -> None:
     """Derivatives that the task offers are there, finite, and not all zero."""
+    if "own_step" in task.offers:
+        raise NotTested(NO_DERIVATIVES)
     problem, offers = build(task), task.offers
     lam, theta, episode = start(problem)
     batch = episode.batch(0)
@@ -107,6 +111,8 @@ def _differences(f: Callable[[Params], Params], theta: Params, v: Params, h: flo
 
 def check_split(task: Any) -> None:
     """A diagonal penalty and a Hessian in closed form, where there is one, agree with the loss."""
+    if "own_step" in task.offers:
+        raise NotTested(NO_DERIVATIVES)
     problem = build(task)
     lam, theta, episode = start(problem)
     theta, batch = theta_moved(theta), episode.batch(0)

@@ -22,6 +22,7 @@ from metabench.conformance.derivative_checks import (
 )
 from metabench.conformance.example_checks import check_evidence, check_example_losses
 from metabench.conformance.harness import Harness, NotTested, snapshot, stored, tolerance, unchanged
+from metabench.conformance.own_step_checks import check_own_step
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import State
@@ -351,6 +352,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_second_order,
     check_split,
     check_moduli,
+    check_own_step,
     check_initialisation,
     check_hypers,
     check_project,

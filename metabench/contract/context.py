@@ -108,6 +108,14 @@ class Context:
         self.meter.add(inner_gradients=1, hvps=hvps, mixed_products=mixed_products)
         return self._inner(lam, theta, batch, create_graph, only)[1]
 
+    def own_step(self, lam: Params, theta: Params, batch: Batch) -> Params:
+        """theta after an inner step of the problem's own (:meth:`Problem.own_step`), and no graph;
+        counted as what it says that it cost."""
+        lam, theta, batch = autodiff.detach(lam), autodiff.detach(theta), autodiff.detach(batch)
+        moved, costs = self.problem.own_step(lam, theta, batch)
+        self.meter.add(**costs)
+        return moved
+
     def inner_value_and_grad(
         self, lam: Params, theta: Params, batch: Batch
     ) -> tuple[Tensor, Params]:

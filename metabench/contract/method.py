@@ -207,8 +207,13 @@ def inner_loop(
     though theta stays connected to where it came from. ``only`` names the parameters that move
     (None: all). A noisy solver gets the noise of the episode's step. ``hvps`` and
     ``mixed_products`` are counted at each step (:meth:`Context.inner_grad`). Where lam sets the
-    step size or the solver (:meth:`Problem.inner_rule`), that is what is taken.
+    step size or the solver (:meth:`Problem.inner_rule`), that is what is taken; where the problem
+    has steps of its own (:meth:`Problem.own_step`), it takes those, and no solver.
     """
+    if "own_step" in ctx.offers:
+        for t in range(start, start + steps):
+            theta = ctx.own_step(lam, theta, episode.batch(t))
+        return theta, {}
     solver, lr = ctx.inner_rule(lam, lr)
     moving = theta if only is None else {k: theta[k] for k in only}
     solver_state = solver.init(moving) if solver_state is None else solver_state

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,14 @@ class Evidence:
     noise: Tensor | None = None
 
 
+class OwnStep(NamedTuple):
+    """theta after an inner step of a problem's own, and what the step cost: name of a count (a
+    field of :class:`metabench.core.costs.Counts`) to number."""
+
+    theta: Params
+    costs: Mapping[str, int]
+
+
 class Problem(ABC):
     """A task made ready: data in memory, seeds fixed, on one device.
 
@@ -212,6 +220,16 @@ class Problem(ABC):
         Optional: every training by :func:`metabench.contract.method.inner_loop` then follows it. A
         task whose lam does so offers no gradients, unless its inner loss has all of lam."""
         return None
+
+    def own_step(self, lam: Params, theta: Params, batch: Batch) -> OwnStep:
+        """One inner step that follows no gradient (capability ``own_step``), without a graph.
+
+        For learners with a rule of their own, such as closed-form inference: every training by
+        :func:`metabench.contract.method.inner_loop` then takes it, and no solver. All that the
+        learner knows is in theta, and all that is random comes from the batch. ``inner_loss`` then
+        measures how well theta does, and no method trains with it.
+        """
+        raise NotImplementedError
 
     def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """The episode with all that its inner steps would compute again and again done once.

@@ -12,6 +12,7 @@ CAPABILITIES = {
     "lam_in_inner_loss": "an inner loss that depends on lam",
     "inner_loss": "inner steps that follow the gradient of a loss",
     "field": "inner steps that follow a field, which may be no gradient (Problem.field)",
+    "own_step": "inner steps of its own, without gradients (Problem.own_step)",
     "lam_is_initialisation": "a lam that is the initial value of theta",
     "head": "a last layer that is named apart from the body (Problem.head)",
     "episodes": "many inner problems, each solved from its own start",
@@ -30,6 +31,9 @@ CAPABILITIES = {
 }
 """What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
 
+NO_LOSS = frozenset({"field", "own_step"})
+"""Where a task offers one of these, inner steps follow no loss."""
+
 
 def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     """Why the theory does not allow this pair, in words, or None where it does.
@@ -37,7 +41,7 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     Looks at the declarations only (``method.needs``, ``task.offers``, and ``method.refuses`` of an
     inner solver): nothing is built or run.
     """
-    offered = task.offers if "field" in task.offers else task.offers | {"inner_loss"}
+    offered = task.offers if task.offers & NO_LOSS else task.offers | {"inner_loss"}
     missing = [need for need in sorted(method.needs) if need not in offered]
     refused = None if solver is None else method.refuses(solver)
     if not missing:

@@ -28,6 +28,16 @@ def test_gaps_and_short_runs():
     assert curves.line([{}, a], "valid/y") is None
 
 
+def test_runs_with_steps_of_very_different_costs_are_put_together_at_equal_cost():
+    """One run reaches a cost of 40 in two steps, two in eight; after a step all would go back."""
+    long = {"step": [0, 1, 2], "valid/x": [0.0, 10.0, 20.0], "cost/c": [0, 20, 40]}
+    short = {"step": [*range(9)], "valid/x": [0.0] * 9, "cost/c": [*range(0, 41, 5)]}
+    found = curves.line([long, short, short], "valid/x", "cost/c")
+    assert found.x == (0, 5, 10, 15, 20, 25, 30, 35, 40)
+    assert found.y == pytest.approx([0, 0, 0, 0, *[10 / 3] * 4, 20 / 3])
+    assert curves.line([long, short], "valid/x").x == tuple(range(9))
+
+
 def test_a_trajectory_is_entries_or_parts_with_a_deviation():
     small = {"step": [0, 1], "lam/p[10]": [0, 1], "lam/p[9]": [0, 2], "lam/lr": [1, 1]}
     parts = curves.trajectory([small])

@@ -35,6 +35,7 @@ BEATS = {
 }  # fmt: skip
 DENOISING = {"size": 6, "n_train": 2, "n_test": 2}
 PRIOR = {"n_train": 40, "n_test": 30, "batch": 10, "width": 4, "shrink": 4, "dtype": "float64"}
+FEW_EPISODES = {"units": 3, "batch": 2, "memory": 40, "limit": 4, "judged": 1}
 COINS = {**TWO_STAGES, "n_tasks": 4, "hidden": 6, "features": 4, "n_pretrain": 30, "n_test": 40}
 TASKS = {
     "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
@@ -144,6 +145,25 @@ TASKS = {
     "rotation_range": [
         {**PRIOR, "samples": 2},
         {**PRIOR, "samples": 2, "validation": 0.0, "law_rotation": 0.0},
+    ],
+    "control": [
+        {**FEW_EPISODES, "algorithm": "n_step", "window": 6},
+        {**FEW_EPISODES, "learner": "adam", "carried": True},
+        {**FEW_EPISODES, "environment": "lunar_lander", "relu": "exact", "target_every": 3},
+        {**FEW_EPISODES, "learner": "random"},
+    ],
+    "tagi_regression": [
+        {"n_train": 8, "n_valid": 4, "n_test": 6, "batch": 4, "units": 5},
+        {"n_train": 8, "n_valid": 4, "n_test": 6, "batch": 4, "units": 5, "learner": "adam"},
+        {
+            "n_train": 8,
+            "n_valid": 4,
+            "n_test": 6,
+            "batch": 4,
+            "units": 5,
+            "relu": "exact",
+            "meta_batch": 2,
+        },
     ],
     "shrinkage": [{}, {"carried": True}],
     "step_size": [{}, {"spread": 0.0, "curvature": 4.0}],
