@@ -171,6 +171,19 @@ def test_top_classes_keep_every_episode_going():
     close(problem.inner_loss(lam, theta, batch), expected, 1e-6)
 
 
+def test_of_a_hundred_classes_the_test_images_stay_apart(monkeypatch):
+    every = (
+        torch.arange(3 * 160).view(3, 160, 1, 1, 1).expand(3, 160, 3, 2, 2).remainder(256).byte()
+    )
+    monkeypatch.setattr(retraining.cifar100, "images", lambda *_: every)
+    found = retraining.photographs("cifar100", "metabench")
+    for split, first, n in (("train", 0, 120), ("test", 120, 40)):
+        x, y = found[split]
+        assert y.tolist() == [c for c in range(3) for _ in range(n)]
+        numbers = [(160 * c + first + i) % 256 for c in range(3) for i in range(n)]
+        torch.testing.assert_close(x[:, 0, 0, 0] * 255, torch.tensor(numbers).float())
+
+
 @pytest.mark.parametrize(
     ("set_", "words"),
     [
