@@ -42,6 +42,7 @@ DOCS = ROOT.parent / "docs" / "budgets.md"
 FAMILIES = {
     "few-shot images": ("omniglot", "few-shot-", "maml-", "quickstart"),
     "loss learning": ("loss-learning",),
+    "retraining": ("spg-",),
     "augmentation": ("augmentation",),
     "pre-training": ("pretrain-",),
     "self-edits": ("seal-",),

@@ -33,6 +33,11 @@ BEATS = {
     **TWO_STAGES, "batch": 4, "n_tune": 8, "n_valid": 8, "n_test": 100, "window": 32, "width": 4,
     "stages": 2, "projection": 4,
 }  # fmt: skip
+RETRAINING = {
+    "n_train": 30, "n_valid": 20, "n_test": 20, "shrink": 4, "width": 2, "batch": 10,
+    "checkpoint_steps": 20,
+    "top": 3,
+}  # fmt: skip
 DENOISING = {"size": 6, "n_train": 2, "n_test": 2}
 PRIOR = {"n_train": 40, "n_test": 30, "batch": 10, "width": 4, "shrink": 4, "dtype": "float64"}
 FEW_EPISODES = {"units": 3, "batch": 2, "memory": 40, "limit": 4, "judged": 1}
@@ -164,6 +169,20 @@ TASKS = {
             "relu": "exact",
             "meta_batch": 2,
         },
+    ],
+    "retraining": [
+        {**RETRAINING, "dtype": "float64"},
+        {**RETRAINING, "normalise": False, "dtype": "float64"},
+        {
+            **RETRAINING,
+            "form": "spg_b",
+            "cut": True,
+            "normalise": False,
+            "carried": False,
+            "dtype": "float64",
+        },
+        {**RETRAINING, "form": "spg_b", "residual": "linear_relu", "tune": "both"},
+        {**RETRAINING, "form": "fine_tuning", "tune": "rates", "dataset": "cifar100"},
     ],
     "shrinkage": [{}, {"carried": True}],
     "step_size": [{}, {"spread": 0.0, "curvature": 4.0}],
