@@ -312,6 +312,17 @@ class Problem(ABC):
         """
         return {"loss": float(self.outer_loss(lam, theta, episode.outer))}
 
+    def regret(self, lam: Params, episode: Episode) -> float | None:
+        """How much more lam is expected to lose on a training episode than the best lam does; None:
+        not known. Optional: a search's report has the sum. Never counted as cost, and no search
+        learns from it."""
+        return None
+
+    def ranking_metrics(self, ranking: Sequence[Params]) -> dict[str, float]:
+        """What to report of a search's whole ranking of lam, the best first (capability
+        ``search_space``); by default nothing. Never counted as cost."""
+        return {}
+
     def pictures(self, lam: Params, theta: Params, episode: Episode) -> Params:
         """Grey pictures [h, w] in 0..1 of an adapted episode, by name, which a report shows beside
         the numbers; by default none. Kept small: a run keeps those of one test episode."""
@@ -364,6 +375,12 @@ class Task(ABC):
         """The keys of ``Problem.metrics`` under these settings; None: not said. A suite that asks
         for another is refused before anything runs."""
         return None
+
+    @property
+    def search_metrics(self) -> tuple[str, ...]:
+        """What a search's report has beside ``metrics``, where the problem knows regret: keys that
+        a suite may ask for."""
+        return ()
 
     @property
     def evaluations(self) -> tuple[str, ...] | None:
