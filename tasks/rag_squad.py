@@ -21,6 +21,7 @@ them, which is what regret is of, and "test" 350 others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -34,7 +35,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .families import rag_table
-from .families.rag_table import COMPRESSION, CONFIGURATIONS, PASSAGES, RETRIEVERS
+from .families.rag_table import COMPRESSION, PASSAGES, RETRIEVERS
 from .models import retrieval
 from .models.language.pretrained import SMALL, load, missing, needed_data, needed_packages
 
@@ -185,7 +186,7 @@ class RagSquadProblem(Problem):
         gaps = self.means.amax(1, keepdim=True) - self.means
         self._gaps: list[list[float]] = gaps.tolist()
         order = self.means[-1].argsort(descending=True, stable=True)
-        self.top = frozenset(order[:TOP].tolist())
+        self._best: list[int] = order.tolist()
         last = self.rewards[-1, order[TOP - 1], :n]
         error = last.std() / n**0.5 if n > 1 else last.new_zeros(())
         near = (self.means[-1] - last.mean()).abs() <= error
@@ -205,8 +206,8 @@ class RagSquadProblem(Problem):
         return {"idle": torch.zeros((), dtype=torch.float64, device=self.device)}
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """idle^2 / 2."""
-        return 0.5 * theta["idle"].square()
+        """(idle - 1)^2 / 2: nothing depends on it."""
+        return 0.5 * (theta["idle"] - 1.0).square()
 
     def arm(self, lam: Params) -> Tensor:
         """The number [] of a configuration."""
@@ -245,11 +246,10 @@ class RagSquadProblem(Problem):
         """Of the expected reward over the questions that are asked, by the episode's reader."""
         return self._gaps[int(episode.outer["reader"])][int(self.arm(lam))]
 
-    def ranking_metrics(self, ranking: list[Params]) -> dict[str, float]:
-        """Recall@5: the share of the best 5 of the whole grid that are among the first 5 of the
-        ranking; of equals in the grid the one with the lower number counts as better."""
-        first = {int(self.arm(lam)) for lam in ranking[:TOP]}
-        return {"recall": len(first & self.top) / TOP}
+    def ranking_metrics(self, ranking: Sequence[Params]) -> dict[str, float]:
+        """Recall@5 against the whole grid, whose equals stand in the order of their numbers."""
+        first = [int(self.arm(lam)) for lam in ranking[:TOP]]
+        return {"recall": recall(first, self._best, TOP)}
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """``loss``, ``accuracy`` and ``tokens`` on the episode's questions; ``simple_regret`` of
@@ -279,4 +279,6 @@ def reward(w: Tensor | float, right: Tensor, tokens: Tensor, t_max: float) -> Te
     return w * (2.0 * right - 1.0) - (1.0 - w) * tokens / t_max
 
 
-assert len(CONFIGURATIONS) == len(PASSAGES) * len(COMPRESSION) * len(RETRIEVERS)
+def recall(ranking: Sequence[int], best: Sequence[int], x: int) -> float:
+    """The share of the first x of ``best`` that are among the first x of a ranking."""
+    return len({*ranking[:x]} & {*best[:x]}) / x

@@ -287,6 +287,22 @@ def check_metrics(task: Any) -> None:
             assert math.isfinite(value), f"metric {name!r} on {split!r} is {value}"
 
 
+def check_search_metrics(task: Any) -> None:
+    """Where regret is known it is finite and never negative, and what a search's report will have
+    is declared."""
+    problem = build(task)
+    lam, episode = problem.init_outer(), problem.episode("train", 0)
+    regret = problem.regret(lam, episode)
+    if regret is None:
+        assert not task.search_metrics, "it declares search_metrics and knows no regret"
+        raise NotTested("it knows no regret")
+    assert 0 <= regret < math.inf, f"the regret of the first lam is {regret}"
+    named = {"cumulative_regret", "mean_regret", *problem.ranking_metrics([lam])}
+    assert named == set(task.search_metrics), (
+        f"it says that a search's report has {list(task.search_metrics)}; it has {sorted(named)}"
+    )
+
+
 def check_prepare(task: Any) -> None:
     """A prepared episode gives the same losses."""
     problem = build(task)
@@ -362,6 +378,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_example_losses,
     check_evidence,
     check_metrics,
+    check_search_metrics,
     check_prepare,
     check_batched,
 )

@@ -144,6 +144,11 @@ TASKS = {
         {**PRIOR, "samples": 2, "validation": 0.0, "law_rotation": 0.0},
     ],
     "shrinkage": [{}, {"carried": True}],
+    "rag_squad": [
+        {"table": "synthetic", "questions": 12},
+        {"passages": 12, "questions": 8, "w": 0.9, "shift_at": 1, "shift_window": 100},
+        {"table": "synthetic", "questions": 9, "shift_at": 2, "shift_w": 0.1, "batch": 1},
+    ],
     "step_size": [{}, {"spread": 0.0, "curvature": 4.0}],
     "optimiser_constants": [
         {**FEW_CONSTANTS, "network": "linear", "dtype": "float64"},
@@ -217,6 +222,10 @@ METHODS = {
                            {"inner_steps": 9, "points": 9, "resume": False}],
     "hyperband": [{"inner_steps": 9}],
     "asha": [{"inner_steps": 9, "rungs": 3}, {"inner_steps": 9, "rungs": 3, "resume": False}],
+    "ucb": [{"inner_steps": 5}, {"inner_steps": 5, "points": 2, "alpha": 0.1, "forget_at": 2}],
+    "thompson": [{"inner_steps": 5}, {"inner_steps": 5, "points": 2, "forget_at": 2}],
+    "hier_ucb": [{"inner_steps": 5}, {"inner_steps": 5, "credit": "all", "score": "arm"},
+                 {"inner_steps": 5, "begin": "random", "points": 2, "forget_at": 2}],
     "restem": [{}, {"select": "above", "threshold": -0.1, "samples": 3, "batch": 2}],
 }  # fmt: skip
 

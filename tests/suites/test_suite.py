@@ -4,6 +4,7 @@ import copy
 import datetime
 import math
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,16 @@ def test_what_no_task_measures_is_refused() -> None:
         )
     for name in ("test", "test@4_steps", "valid"):
         suite = from_dict({**DATA, "evaluation": name}, HERE)
+        suite.check_measured(suite.cells("smoke"))
+
+
+def test_what_a_search_reports_can_be_a_metric() -> None:
+    built_in = suites.load("autorag-squad")
+    for metric in ("recall", "mean_regret", "simple_regret"):
+        suite = replace(built_in, metric=metric)
+        suite.check_measured(suite.cells("smoke"))
+    suite = replace(built_in, metric="recal")
+    with pytest.raises(UnknownName, match="called 'recal'; near: recall"):
         suite.check_measured(suite.cells("smoke"))
 
 
