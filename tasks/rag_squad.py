@@ -91,8 +91,10 @@ class RagSquad(Task):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "tokens", "simple_regret", "near_top")
-    search_metrics: ClassVar[tuple[str, ...]] = ("cumulative_regret", "mean_regret", "recall")
+    metrics: ClassVar[tuple[str, ...]] = (
+        *("loss", "accuracy", "tokens", "simple_regret", "near_top"),
+        *("cumulative_regret", "mean_regret", "recall"),
+    )
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     lacks: ClassVar[dict[str, str]] = dict.fromkeys(
         ("outer_gradient", "second_order", "lam_in_inner_loss", "lam_is_initialisation",

@@ -21,7 +21,8 @@ from metabench.conformance.harness import (
     tolerance,
     unchanged,
 )
-from metabench.conformance.test_problems import Asked, Counting, Limited, Undeclared, Watched
+from metabench.conformance.search_checks import check_account
+from metabench.conformance.test_problems import Counting, Limited, Undeclared, Watched
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import GradientMethod, State
@@ -31,8 +32,6 @@ from metabench.core import settings
 from metabench.core.capabilities import check_applicable
 from metabench.core.costs import Counts, Meter
 from metabench.core.errors import NotApplicable
-from metabench.hypergradients.arms import PULLS
-from metabench.hypergradients.gradient_free import ARMS, Search
 from metabench.run.evaluation import evaluate
 
 
@@ -190,47 +189,6 @@ def check_counts(at: Harness) -> None:
     most = least + n.hvps + n.mixed_products - ctx.along
     made = calls["inner_loss"] + calls["outer_loss"]
     assert least <= made <= most, f"losses are evaluated {made} times; counted: {n}"
-
-
-PULLED = 80
-"""Rounds of a search that are accounted for: more than the kit's arms."""
-
-
-def check_account(at: Harness) -> None:
-    """A search reports the regret of all that it has judged, ranks no lam twice, and counts every
-    pull of its arms, or every one since it has forgotten all."""
-    problem = Asked(at.problem())
-    ctx = at.context(problem.as_problem())
-    if (
-        not isinstance(at.method, Search)
-        or ctx.problem.regret(ctx.problem.init_outer(), ctx.problem.episode("train", 0)) is None
-    ):
-        raise NotTested("the problem knows no regret, or the method is no search")
-    state, total, judged = at.method.init(ctx), 0.0, 0
-    for _ in range(PULLED):
-        problem.lams.clear()
-        judged = 0 if ctx.step == getattr(at.method, "forget_at", None) else judged
-        episodes = ctx.training_episodes()
-        state, _ = at.step(ctx, state)
-        each = [ctx.problem.regret(lam, e) or 0.0 for lam in problem.lams for e in episodes]
-        total += math.fsum(each) / len(episodes) ** 2  # a lam is asked once an episode
-        judged += len(problem.lams) // len(episodes)
-    found = at.method.report(ctx, state)
-    assert abs(found["cumulative_regret"] - total) <= 1e-9 * (1 + abs(total)), (
-        f"it reports a regret of {found['cumulative_regret']:g}; what it judged has {total:g}"
-    )
-    ranked = [tuple(tuple(v.flatten().tolist()) for v in x.values())
-              for x in at.method.ranking(ctx, state)]  # fmt: skip
-    assert len({*ranked}) == len(ranked), "it ranks a lam twice"
-    for pulls in _pulls(state):
-        assert pulls == judged, f"its arms were pulled {pulls} times, and {judged} lam were judged"
-
-
-def _pulls(state: State) -> list[float]:
-    """The sums of what a search's memory counts of its arms, where it does."""
-    sums = [float(state.memory[PULLS].sum())] if PULLS in state.memory else []
-    arms = state.memory.get(ARMS)
-    return sums if arms is None else [*sums, sum(arm["count"] for arm in arms)]
 
 
 def check_needs(at: Harness) -> None:

@@ -22,6 +22,7 @@ from metabench.conformance.derivative_checks import (
 )
 from metabench.conformance.example_checks import check_evidence, check_example_losses
 from metabench.conformance.harness import Harness, NotTested, snapshot, stored, tolerance, unchanged
+from metabench.conformance.search_checks import check_regret, reported
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import State
@@ -279,28 +280,13 @@ def check_metrics(task: Any) -> None:
             metrics = problem.metrics(lam, theta, episode)
         assert unchanged(held, (lam, theta, _content(episode))), "metrics changes what it is given"
         assert task.metric in metrics, f"metrics of {split!r} are {list(metrics)}: no {task.metric}"
-        said = tuple(metrics) if task.metrics is None else task.metrics
-        assert set(said) == set(metrics), (
-            f"it says that its metrics are {list(said)}; {split!r} gives {list(metrics)}"
+        said = (*metrics, *reported(problem)) if task.metrics is None else task.metrics
+        assert set(said) == {*metrics, *reported(problem)}, (
+            f"it says that its metrics are {list(said)}; {split!r} gives {list(metrics)}, and a "
+            f"search's report {reported(problem)}"
         )
         for name, value in metrics.items():
             assert math.isfinite(value), f"metric {name!r} on {split!r} is {value}"
-
-
-def check_search_metrics(task: Any) -> None:
-    """Where regret is known it is finite and never negative, and what a search's report will have
-    is declared."""
-    problem = build(task)
-    lam, episode = problem.init_outer(), problem.episode("train", 0)
-    regret = problem.regret(lam, episode)
-    if regret is None:
-        assert not task.search_metrics, "it declares search_metrics and knows no regret"
-        raise NotTested("it knows no regret")
-    assert 0 <= regret < math.inf, f"the regret of the first lam is {regret}"
-    named = {"cumulative_regret", "mean_regret", *problem.ranking_metrics([lam])}
-    assert named == set(task.search_metrics), (
-        f"it says that a search's report has {list(task.search_metrics)}; it has {sorted(named)}"
-    )
 
 
 def check_prepare(task: Any) -> None:
@@ -378,7 +364,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_example_losses,
     check_evidence,
     check_metrics,
-    check_search_metrics,
+    check_regret,
     check_prepare,
     check_batched,
 )

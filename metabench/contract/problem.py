@@ -313,14 +313,13 @@ class Problem(ABC):
         return {"loss": float(self.outer_loss(lam, theta, episode.outer))}
 
     def regret(self, lam: Params, episode: Episode) -> float | None:
-        """How much more lam is expected to lose on a training episode than the best lam does; None:
-        not known. Optional: a search's report has the sum. Never counted as cost, and no search
-        learns from it."""
+        """How much more lam is expected to lose on a training episode than the best lam; None: not
+        known. Optional, for a search's report: never counted as cost, and nothing learns of it."""
         return None
 
     def ranking_metrics(self, ranking: Sequence[Params]) -> dict[str, float]:
-        """What to report of a search's whole ranking of lam, the best first (capability
-        ``search_space``); by default nothing. Never counted as cost."""
+        """What a search's report says of its ranking of lam, the best first, where regret is known;
+        by default nothing. Never counted as cost."""
         return {}
 
     def pictures(self, lam: Params, theta: Params, episode: Episode) -> Params:
@@ -372,15 +371,9 @@ class Task(ABC):
 
     @property
     def metrics(self) -> tuple[str, ...] | None:
-        """The keys of ``Problem.metrics`` under these settings; None: not said. A suite that asks
-        for another is refused before anything runs."""
+        """The keys of ``Problem.metrics`` under these settings, and of a search's report where
+        regret is known; None: not said. A suite that asks for another is refused at once."""
         return None
-
-    @property
-    def search_metrics(self) -> tuple[str, ...]:
-        """What a search's report has beside ``metrics``, where the problem knows regret: keys that
-        a suite may ask for."""
-        return ()
 
     @property
     def evaluations(self) -> tuple[str, ...] | None:

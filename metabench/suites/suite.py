@@ -106,10 +106,9 @@ class Suite:
         meant = {(c.row, c.column): c for c in cells if c.skip is None}
         for (row, column), item in meant.items():
             name, task = item.cell.task, item.parts[0]
-            measured = None if task.metrics is None else (*task.metrics, *task.search_metrics)
             for kind, wanted, known in (
-                ("metric", self.metric, measured),
-                ("metric", self.floor, measured),
+                ("metric", self.metric, task.metrics),
+                ("metric", self.floor, task.metrics),
                 # "@5_steps" is added by the harness, "valid" is there always.
                 ("evaluation", self.evaluation.partition("@")[0], task.evaluations),
             ):
