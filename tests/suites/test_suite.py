@@ -360,6 +360,8 @@ def test_built_in_suites_are_whole(name: str, budget: str) -> None:
     ("ift-inverse-hessian-distance", "ift-inverse-hessian"),
     ("ift-overfit-validation-test", "ift-overfit-validation"),
     ("hypergradient-fidelity-direction", "hypergradient-fidelity"),
+    ("autorag-squad-recall", "autorag-squad"),
+    ("autorag-squad-simple", "autorag-squad"),
 ])  # fmt: skip
 def test_suites_that_say_so_show_the_same_cells(companion: str, name: str, budget: str) -> None:
     one, two = (suites.load(n).cells(budget, seeds=[0]) for n in (companion, name))
