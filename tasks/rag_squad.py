@@ -79,8 +79,8 @@ class RagSquad(Task):
     t_max: Annotated[float, Field(gt=0)] | None = None
     """None: the mean tokens of the most expensive configuration."""
     shift_at: Count | None = None
-    """The outer step from which on the reader is another one; None: it stays. Evaluations have the
-    last reader."""
+    """The outer step from which on the reader is another one; None: it stays. A search by rounds
+    takes a step a round. Evaluations have the last reader."""
     shift_w: Share | None = None
     """Its w; None: as before."""
     shift_reader: Literal["same", "kept", "likelihood"] = "same"
