@@ -53,6 +53,7 @@ FAMILIES = {
     "convex problems": ("hoag-", "hypernet-", "maid-"),
     "marginal likelihood": ("marglik-",),
     "optimiser constants": ("cehpo-",),
+    "retrieval": ("autorag-",),
     "every task": ("crossing",),
 }
 """Family to how the names of its suites begin."""

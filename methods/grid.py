@@ -8,18 +8,17 @@ each training from where the last one ended: for one inner problem, whose soluti
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from metabench.contract.method import Context, State
 from metabench.core.registry import method
+from metabench.hypergradients.arms import axis, nodes, twice
 from metabench.hypergradients.gradient_free import Judged, Paused, Search, counted
 
 LARGE = 100_000
@@ -70,32 +69,3 @@ class Grid(Search):
     def start(self, state: State) -> Paused | None:
         """Where the last training ended."""
         return state.memory.get("warm")
-
-
-def axis(n: int, points: int) -> tuple[float, ...]:
-    """Values of one scalar in the unit interval: the middle of each of n categories, or
-    ``points`` from 0 to 1."""
-    if n or points == 1:
-        n = n or 1
-        return tuple((i + 0.5) / n for i in range(n))
-    return tuple(i / (points - 1) for i in range(points))
-
-
-@lru_cache(maxsize=4)
-def nodes(axes: tuple[tuple[float, ...], ...], seed: str | None) -> list[tuple[float, ...]]:
-    """All points, in the order of ``seed``; None: neighbours follow each other, back and forth."""
-    if seed is not None:
-        out = list(itertools.product(*axes))
-        random.Random(seed).shuffle(out)
-        return out
-    out = [()]
-    for one in axes:
-        turns = (one, one[::-1])
-        out = [(*x, u) for i, x in enumerate(out) for u in turns[i % 2]]
-    return out
-
-
-def twice(point: Sequence[float], axes: Sequence[Sequence[float]], counts: Sequence[bool]) -> bool:
-    """Whether another point of the grid is the same lam: what does not count has its first value
-    in one of them."""
-    return any(u != one[0] for u, one, on in zip(point, axes, counts, strict=True) if not on)

@@ -144,8 +144,8 @@ def context(task: Any, solver: Any = "sgd", *, seed: int = 0) -> Context:
 
 def kit_tasks(method: Any) -> list[Any]:
     """The small tasks of the kit that a method can be run on."""
-    quadratic, ridge, bandit = (
-        registry.tasks.get(name) for name in ("quadratic", "ridge", "recipe_bandit")
+    quadratic, ridge, bandit, retrieval = (
+        registry.tasks.get(name) for name in ("quadratic", "ridge", "recipe_bandit", "rag_squad")
     )
     known = [
         quadratic(),
@@ -155,6 +155,7 @@ def kit_tasks(method: Any) -> list[Any]:
         Sample(batches=True),
         Sample("representation"),
         bandit(),
+        retrieval(table="synthetic", questions=20),
     ]
     if "branches" in method.needs:
         known.append(registry.tasks.get("prisoners")(branches=4))

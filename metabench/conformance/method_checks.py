@@ -21,6 +21,7 @@ from metabench.conformance.harness import (
     tolerance,
     unchanged,
 )
+from metabench.conformance.search_checks import check_account
 from metabench.conformance.test_problems import Counting, Limited, Undeclared, Watched
 from metabench.contract import autodiff
 from metabench.contract.context import Context
@@ -340,6 +341,7 @@ CHECKS: tuple[Callable[[Harness], None], ...] = (
     check_threads,
     check_batched,
     check_counts,
+    check_account,
     check_needs,
     check_refused,
     check_improves,

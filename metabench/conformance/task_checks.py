@@ -23,6 +23,7 @@ from metabench.conformance.derivative_checks import (
 from metabench.conformance.example_checks import check_evidence, check_example_losses
 from metabench.conformance.harness import Harness, NotTested, snapshot, stored, tolerance, unchanged
 from metabench.conformance.own_step_checks import check_own_step
+from metabench.conformance.search_checks import check_regret, reported
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import State
@@ -280,9 +281,10 @@ def check_metrics(task: Any) -> None:
             metrics = problem.metrics(lam, theta, episode)
         assert unchanged(held, (lam, theta, _content(episode))), "metrics changes what it is given"
         assert task.metric in metrics, f"metrics of {split!r} are {list(metrics)}: no {task.metric}"
-        said = tuple(metrics) if task.metrics is None else task.metrics
-        assert set(said) == set(metrics), (
-            f"it says that its metrics are {list(said)}; {split!r} gives {list(metrics)}"
+        said = (*metrics, *reported(problem)) if task.metrics is None else task.metrics
+        assert set(said) == {*metrics, *reported(problem)}, (
+            f"it says that its metrics are {list(said)}; {split!r} gives {list(metrics)}, and a "
+            f"search's report {reported(problem)}"
         )
         for name, value in metrics.items():
             assert math.isfinite(value), f"metric {name!r} on {split!r} is {value}"
@@ -364,6 +366,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_example_losses,
     check_evidence,
     check_metrics,
+    check_regret,
     check_prepare,
     check_batched,
 )

@@ -136,6 +136,19 @@ class Wrapped:
         return cast(Problem, self)
 
 
+class Asked(Wrapped):
+    """The lam of every outer loss that was evaluated, in order."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.lams: list[Params] = []
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """F, noted."""
+        self.lams.append(lam)
+        return self._problem.outer_loss(lam, theta, batch)
+
+
 class Counting(Wrapped):
     """How often each loss is evaluated; once on several episodes or chains is several times."""
 

@@ -138,6 +138,11 @@ class Method(ABC):
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
         """theta for an evaluation episode: what this method would use at test time."""
 
+    def report(self, ctx: Context, state: State) -> dict[str, float]:
+        """Numbers that a state tells by itself, which evaluations put beside the problem's metrics;
+        by default none. Never counted as cost."""
+        return {}
+
     @classmethod
     def unfinished(cls) -> list[str]:
         """Names of the functions that it must have and lacks; it is not registered then."""

@@ -330,6 +330,16 @@ class Problem(ABC):
         """
         return {"loss": float(self.outer_loss(lam, theta, episode.outer))}
 
+    def regret(self, lam: Params, episode: Episode) -> float | None:
+        """How much more lam is expected to lose on a training episode than the best lam; None: not
+        known. Optional, for a search's report: never counted as cost, and nothing learns of it."""
+        return None
+
+    def ranking_metrics(self, ranking: Sequence[Params]) -> dict[str, float]:
+        """What a search's report says of its ranking of lam, the best first, where regret is known;
+        by default nothing. Never counted as cost."""
+        return {}
+
     def pictures(self, lam: Params, theta: Params, episode: Episode) -> Params:
         """Grey pictures [h, w] in 0..1 of an adapted episode, by name, which a report shows beside
         the numbers; by default none. Kept small: a run keeps those of one test episode."""
@@ -379,8 +389,8 @@ class Task(ABC):
 
     @property
     def metrics(self) -> tuple[str, ...] | None:
-        """The keys of ``Problem.metrics`` under these settings; None: not said. A suite that asks
-        for another is refused before anything runs."""
+        """The keys of ``Problem.metrics`` under these settings, and of a search's report where
+        regret is known; None: not said. A suite that asks for another is refused at once."""
         return None
 
     @property

@@ -24,6 +24,9 @@ from metabench.core.limits import LARGEST
 
 ARMS = "arms"
 """In a search's memory: of each different lam {"lam", "total", "count", "theta"}."""
+REGRET = "regret"
+"""In a search's memory, where the problem knows regret (:meth:`Problem.regret`): its sum over all
+that was judged, and how much that is, {"total", "count"}."""
 
 
 Paused = list[dict[str, Any]]
@@ -107,9 +110,16 @@ class Search(InnerTraining):
         if memory is not state.memory:
             state = replace(state, memory=memory)
         if self.revisits or all(kinds(hypers, like)):
-            state, account = entered(ctx, state, found)
+            state, account = self.entered(ctx, state, found)
             log |= account
-        return self.recommend(ctx, state, found), log
+        return self.recommend(ctx, regretted(ctx, state, found, episodes), found), log
+
+    def entered(
+        self, ctx: Context, state: State, found: Sequence[Judged]
+    ) -> tuple[State, dict[str, float]]:
+        """The state with a round in its account of arms, and ``cumulative_loss``: the sum of all
+        that was ever judged, from which regret follows."""
+        return entered(ctx, state, found)
 
     def judged(
         self,
@@ -148,6 +158,36 @@ class Search(InnerTraining):
             if one.loss < state.memory["best"]:
                 state = State(one.lam, one.theta(ctx), {**state.memory, "best": one.loss})
         return state
+
+    def ranking(self, ctx: Context, state: State) -> Sequence[Params]:
+        """Every lam that was judged, the least mean first; of equals the one judged first."""
+        arms = sorted(state.memory.get(ARMS, []), key=lambda arm: arm["total"] / arm["count"])
+        return [arm["lam"] for arm in arms]
+
+    def report(self, ctx: Context, state: State) -> dict[str, float]:
+        """The sum and the mean of regret so far, and what the problem says of the ranking; nothing
+        where it knows no regret."""
+        if REGRET not in state.memory:
+            return {}
+        total, count = state.memory[REGRET]["total"], state.memory[REGRET]["count"]
+        own = {"cumulative_regret": total, "mean_regret": total / count}
+        return own | ctx.problem.ranking_metrics(self.ranking(ctx, state))
+
+
+def regretted(
+    ctx: Context, state: State, found: Sequence[Judged], episodes: Sequence[Episode]
+) -> State:
+    """The state with the regret of a round, where the problem knows it."""
+    each = [ctx.problem.regret(one.lam, e) for one in found for e in episodes]
+    known = [x for x in each if x is not None]
+    if not known:
+        return state
+    old = state.memory.get(REGRET, {"total": 0.0, "count": 0})
+    new = {
+        "total": old["total"] + math.fsum(known) / len(episodes),
+        "count": old["count"] + len(found),
+    }
+    return replace(state, memory={**state.memory, REGRET: new})
 
 
 def losses_log(found: Sequence[Judged]) -> dict[str, float]:

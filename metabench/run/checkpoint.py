@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from metabench.contract import autodiff
 from metabench.contract.method import State
 from metabench.core.cell import canonical
 from metabench.core.costs import Counts
@@ -156,11 +157,7 @@ def _what(error: Exception) -> str:
 
 def detached(state: State) -> State:
     """The state without a graph: the same whether it comes from a step or from a checkpoint."""
-    return State(
-        *torch.utils._pytree.tree_map(
-            lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(vars(state).values())
-        )
-    )
+    return State(**autodiff.detach_tree(vars(state)))
 
 
 def _pack(state: State | None) -> dict[str, Any] | None:

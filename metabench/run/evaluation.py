@@ -32,7 +32,8 @@ def evaluate(
     check: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Every metric of ``state`` on episodes 0 to n - 1 of a split; n is ``episodes``, or fewer
-    where the split has fewer. Nothing is counted as cost.
+    where the split has fewer. What the method reports of the state stands with them, as of one
+    episode. Nothing is counted as cost.
 
     ``check`` is called now and then and may raise. Raises Diverged where a metric is not finite, or
     so large that there can be no interval.
@@ -50,6 +51,8 @@ def evaluate(
             for metrics in _adapted(ctx, method, state, some):
                 for name, value in metrics.items():
                     values.setdefault(name, []).append(float(value))
+        for name, value in method.report(ctx, state).items():
+            values[name] = [float(value)]
     for name, found in values.items():
         bad = next((i for i, v in enumerate(found) if not abs(v) <= LARGEST), None)
         if bad is not None:

@@ -185,6 +185,11 @@ TASKS = {
         {**RETRAINING, "form": "fine_tuning", "tune": "rates", "dataset": "cifar100"},
     ],
     "shrinkage": [{}, {"carried": True}],
+    "rag_squad": [
+        {"table": "synthetic", "questions": 12},
+        {"passages": 12, "questions": 8, "w": 0.9, "shift_at": 1, "shift_window": 100},
+        {"table": "synthetic", "questions": 9, "shift_at": 2, "shift_w": 0.1, "batch": 1},
+    ],
     "step_size": [{}, {"spread": 0.0, "curvature": 4.0}],
     "optimiser_constants": [
         {**FEW_CONSTANTS, "network": "linear", "dtype": "float64"},
@@ -259,6 +264,10 @@ METHODS = {
     "hyperband": [{"inner_steps": 9}],
     "asha": [{"inner_steps": 9, "rungs": 3}, {"inner_steps": 9, "rungs": 3, "resume": False}],
     "ridge_rider": [{"window": 2}, {"directions": "singular", "inner_steps": 3, "window": 1}],
+    "ucb": [{"inner_steps": 5}, {"inner_steps": 5, "points": 2, "alpha": 0.1, "forget_at": 2}],
+    "thompson": [{"inner_steps": 5}, {"inner_steps": 5, "points": 2, "forget_at": 2}],
+    "hier_ucb": [{"inner_steps": 5}, {"inner_steps": 5, "credit": "all", "score": "arm"},
+                 {"inner_steps": 5, "begin": "random", "points": 2, "forget_at": 2}],
     "restem": [{}, {"select": "above", "threshold": -0.1, "samples": 3, "batch": 2}],
 }  # fmt: skip
 

@@ -611,6 +611,78 @@ def test_a_hypergradient_of_a_method_with_its_own_step_is_held_to_the_truth():
             assert check() == ""
 
 
+RETRIEVAL = tasks.get("rag_squad")(table="synthetic", questions=12)
+UCB = methods.get("ucb")
+
+
+class CountsTwice(UCB):
+    """Counts its 30th pull twice."""
+
+    def tell_round(self, ctx, state, found):
+        memory = super().tell_round(ctx, state, found)
+        more = float(memory["pulls"].sum() == 30)
+        return {**memory, "pulls": memory["pulls"] + more * (memory["pulls"] > 0)}
+
+
+class RanksTwice(UCB):
+    """Names its best arm twice."""
+
+    def ranking(self, ctx, state):
+        found = super().ranking(ctx, state)
+        return [found[0], *found]
+
+
+class HidesRegret(UCB):
+    """Reports half of its regret."""
+
+    def report(self, ctx, state):
+        return {k: v / 2 for k, v in super().report(ctx, state).items()}
+
+
+BROKEN_SEARCHES = {
+    CountsTwice: r"its arms were pulled \d+ times, and 80 lam were judged",
+    RanksTwice: "it ranks a lam twice",
+    HidesRegret: "it reports a regret of .*; what it judged has",
+}
+
+
+@pytest.mark.parametrize("search", BROKEN_SEARCHES, ids=lambda s: s.__name__)
+def test_a_search_with_a_wrong_account_is_found(search):
+    with pytest.raises(ContractError, match=BROKEN_SEARCHES[search]):
+        dict(method_checks(search(inner_steps=0), [RETRIEVAL]))["account[rag_squad]"]()
+
+
+@pytest.mark.parametrize("name", ["grid", "random", "cehpo", "ucb", "thompson", "hier_ucb"])
+def test_searches_account_for_what_they_judge(name):
+    method = methods.get(name)(inner_steps=0)
+    assert dict(method_checks(method, [RETRIEVAL]))["account[rag_squad]"]() == ""
+    assert "no regret" in dict(method_checks(method, ["step_size"]))["account[step_size]"]()
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "words"),
+    [
+        ({"regret": lambda *_: -0.1}, "regret", "the regret of the first lam is -0.1"),
+        ({"ranking_metrics": lambda *_: {"hits": 1.0}}, "metrics", "it says that its metrics are"),
+        ({"regret": lambda *_: None}, "metrics", "it says that its metrics are"),
+    ],
+)
+def test_what_a_task_says_of_searches_is_held_to_what_it_declares(broken, check, words):
+    Problem = type(RETRIEVAL.build(*_seeds()))
+
+    class Other(type(RETRIEVAL)):
+        """Broken."""
+
+        def build(self, seeds, device):
+            made = super().build(seeds, device)
+            made.__class__ = type("Broken", (Problem,), broken)
+            return made
+
+    other = Other(table="synthetic", questions=12)
+    with pytest.raises(ContractError, match=words):
+        dict(task_checks(other, []))[check]()
+
+
 def test_hidden_state_of_a_task_is_found():
     """As running statistics of a batch normalisation, which a resumed run would have lost."""
     task, _ = broken_task("", inner_loss=running_loss, metrics=running_metrics)

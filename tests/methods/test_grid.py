@@ -11,8 +11,9 @@ from oracles import F64, context
 from metabench.contract.problem import Hyper
 from metabench.core.capabilities import why_not
 from metabench.core.registry import tasks
+from metabench.hypergradients.arms import nodes
 from metabench.hypergradients.gradient_free import ARMS
-from metabench.methods.grid import Grid, nodes
+from metabench.methods.grid import Grid
 from metabench.tasks.step_size import StepSize
 
 

@@ -211,6 +211,20 @@ def test_estimates_are_t_intervals() -> None:
     assert estimate([2.0]) == replace(got, mean=2.0, n=1, std=None, ci95=None)
 
 
+def test_what_a_method_reports_of_its_state_stands_with_the_metrics(store: Store) -> None:
+    settings = {
+        "task": {"table": "synthetic", "questions": 20},
+        "method": {"inner_steps": 0},
+        "budget": {"outer_steps": 4, "eval_every": 2, "select": "last"},
+    }
+    record = run_cell(make_cell("rag_squad", "ucb", set=settings), store)
+    found, curve = record.metrics["test"], store.curve(record)
+    assert found["cumulative_regret"].n == 1
+    assert found["cumulative_regret"].mean == pytest.approx(4 * found["mean_regret"].mean)
+    assert curve["valid/cumulative_regret"][0] is None  # nothing has been pulled
+    assert curve["valid/cumulative_regret"][1] < curve["valid/cumulative_regret"][2]
+
+
 def test_both_numbers_of_inner_steps_are_reported() -> None:
     settings = {"inner_steps": 2, "test_steps": 9}
     budget = {"outer_steps": 3, "test_episodes": 4}

@@ -4,6 +4,7 @@ import copy
 import datetime
 import math
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,16 @@ def test_what_no_task_measures_is_refused() -> None:
         suite.check_measured(suite.cells("smoke"))
 
 
+def test_what_a_search_reports_can_be_a_metric() -> None:
+    built_in = suites.load("autorag-squad")
+    for metric in ("recall", "mean_regret", "simple_regret"):
+        suite = replace(built_in, metric=metric)
+        suite.check_measured(suite.cells("smoke"))
+    suite = replace(built_in, metric="recal")
+    with pytest.raises(UnknownName, match="called 'recal'; near: recall"):
+        suite.check_measured(suite.cells("smoke"))
+
+
 def test_seeds_are_whole_numbers_each_once_and_at_least_one() -> None:
     suite = from_dict(DATA, HERE)
     assert len(suite.cells("smoke", seeds=[3, 3])) == len(suite.cells("smoke", seeds=[3]))
@@ -349,6 +360,8 @@ def test_built_in_suites_are_whole(name: str, budget: str) -> None:
     ("ift-inverse-hessian-distance", "ift-inverse-hessian"),
     ("ift-overfit-validation-test", "ift-overfit-validation"),
     ("hypergradient-fidelity-direction", "hypergradient-fidelity"),
+    ("autorag-squad-recall", "autorag-squad"),
+    ("autorag-squad-simple", "autorag-squad"),
 ])  # fmt: skip
 def test_suites_that_say_so_show_the_same_cells(companion: str, name: str, budget: str) -> None:
     one, two = (suites.load(n).cells(budget, seeds=[0]) for n in (companion, name))

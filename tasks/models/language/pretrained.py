@@ -270,3 +270,11 @@ def passages() -> dict[str, tuple[Passage, ...]]:
     if empty := [k for k, held in out.items() if not held]:
         raise MetabenchError(f"{path} holds no passage of the part {empty[0]!r}")
     return out
+
+
+def development() -> tuple[Passage, ...]:
+    """All 2,067 passages of SQuAD's development set, with every question; those of SEAL's
+    evaluation come first. Raises as :func:`passages`."""
+    found = _passages((locate.find("squad") / "squad_seal.parquet").resolve())
+    parts = [found.get(("validation", subset), ()) for subset in ("eval200", "")]
+    return tuple(passage for part in parts for passage in part)

@@ -1,0 +1,161 @@
+"""AutoRAG-HP: a bandit that picks a hyperparameter, and one for each that picks its value.
+
+Fu, Qin, Yang, Wang, Zhang, Lin, Chen, Zhang, Rajmohan, Zhang: AutoRAG-HP: Automatic Online
+Hyper-Parameter Tuning for Retrieval-Augmented Generation, Findings of EMNLP 2024, arXiv 2406.19251
+(no code is public). One trial:
+
+    m <- argmax over hyperparameters of  Q_m  + alpha_high sqrt(ln t   / N_m)      untried first
+    v <- argmax over values of m of      Q_mv + alpha_low  sqrt(ln N_m / N_mv)     untried first
+    run with v in the place of m's value, all others as they were; R = reward
+    Q and N of m, and of (m, v), take R in; the next trial starts from here
+
+so that sum of N_m = t, and sum over v of N_mv = N_m. alpha_high = alpha_low = 1 is the paper's
+default; it finds 1.5 and 0.5 best overall. A reward is minus the loss.
+
+The text leaves open, and settings choose: the first configuration (``begin``); whether values that
+stayed in place take R in too (``credit``; a sentence says that "arms pulled earlier" do); how
+combinations are ranked, most of which are never run (``score``). Values and hyperparameters are
+tried first in their own order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metabench.contract.method import Context, State
+from metabench.contract.problem import Params
+from metabench.contract.seeds import generator
+from metabench.core.registry import method
+from metabench.hypergradients.arms import (
+    PULLS,
+    REWARD,
+    Axes,
+    Bandit,
+    account,
+    added,
+    drawn,
+    pick,
+)
+from metabench.hypergradients.gradient_free import Judged, Search, kinds
+
+CURRENT, LOW_PULLS, LOW_REWARD = "current", "low_pulls", "low_reward"
+"""In the memory beside ``PULLS`` and ``REWARD`` of the hyperparameters: the number of each one's
+value, and of each one's values pulls and sums of rewards, float64."""
+
+
+@method("hier_ucb")
+@dataclass(frozen=True)
+class HierUCB(Bandit):
+    """Hierarchical UCB (Fu 2024): which hyperparameter to move, then to which value."""
+
+    alpha_high: Annotated[float, Field(ge=0)] = 1.0
+    alpha_low: Annotated[float, Field(ge=0)] = 1.0
+    begin: Literal["first", "random"] = "first"
+    """The first configuration: the first value of each hyperparameter, or values of the seed."""
+    credit: Literal["pulled", "all"] = "pulled"
+    """"all": the values that stayed in place take the reward in, too."""
+    score: Literal["sum", "arm"] = "sum"
+    """A combination's: the sum of the mean rewards of its values, or the mean of its own trials
+    (those never tried are last)."""
+
+    reconstruction: ClassVar[str] = (
+        "the paper does not give the first configuration, what is credited and how combinations "
+        "are ranked: settings choose"
+    )
+
+    def levels(self, ctx: Context, state: State) -> tuple[Axes, dict[str, Any]]:
+        """The values of each hyperparameter, and the memory, which begins with no pull."""
+        axes = self.axes(kinds(ctx.problem.hypers, ctx.problem.init_outer()))
+        if CURRENT in state.memory:
+            return axes, state.memory
+        first = [0] * len(axes)
+        if self.begin == "random":
+            gen = generator(ctx.seeds.method, "hier_ucb", ctx.step)
+            first = [int(torch.randint(len(one), (), generator=gen)) for one in axes]
+        zeros = [torch.zeros(len(one), dtype=torch.float64) for one in axes]
+        pulls, reward = account(state, len(axes))
+        fresh = {PULLS: pulls, REWARD: reward, LOW_PULLS: zeros, LOW_REWARD: zeros}
+        return axes, {**state.memory, CURRENT: first, **fresh}
+
+    def move(self, memory: dict[str, Any]) -> tuple[int, int]:
+        """The hyperparameter to move, and the number of its new value."""
+        m = pick(memory[PULLS], memory[REWARD], self.alpha_high)
+        return m, pick(memory[LOW_PULLS][m], memory[LOW_REWARD][m], self.alpha_low)
+
+    def ask(self, ctx: Context, state: State, kinds: Sequence[int]) -> Sequence[float]:
+        """The current configuration, moved."""
+        axes, memory = self.levels(ctx, state)
+        m, v = self.move(memory)
+        now = [v if i == m else old for i, old in enumerate(memory[CURRENT])]
+        return [one[i] for one, i in zip(axes, now, strict=True)]
+
+    def tell_round(self, ctx: Context, state: State, found: Sequence[Judged]) -> dict[str, Any]:
+        """Both levels take the reward in."""
+        _, memory = self.levels(ctx, state)
+        m, v = self.move(memory)
+        now, reward = (
+            [v if i == m else old for i, old in enumerate(memory[CURRENT])],
+            -found[0].loss,
+        )
+
+        def taken(arms: list[Tensor], more: float) -> list[Tensor]:
+            return [
+                added(arm, now[i], more) if i == m or self.credit == "all" else arm
+                for i, arm in enumerate(arms)
+            ]
+
+        return {
+            **memory,
+            CURRENT: now,
+            PULLS: added(memory[PULLS], m, 1.0),
+            REWARD: added(memory[REWARD], m, reward),
+            LOW_PULLS: taken(memory[LOW_PULLS], 1.0),
+            LOW_REWARD: taken(memory[LOW_REWARD], reward),
+        }
+
+    def entered(
+        self, ctx: Context, state: State, found: Sequence[Judged]
+    ) -> tuple[State, dict[str, float]]:
+        """With the account of combinations, where that ranks them."""
+        return (Search if self.score == "arm" else Bandit).entered(self, ctx, state, found)
+
+    def recommend(self, ctx: Context, state: State, found: Sequence[Judged]) -> State:
+        """The combination that is ranked first."""
+        if self.score == "arm":
+            return super().recommend(ctx, state, found)
+        axes, _ = self.levels(ctx, state)
+        best = [one[int(mean.argmax())] for one, mean in zip(axes, means(state), strict=True)]
+        return replace(state, lam=self.lam(ctx, best))
+
+    def ranking(self, ctx: Context, state: State) -> Sequence[Params]:
+        """Every combination by its score, equals in an order of the seed's own."""
+        if self.score == "arm":
+            return super().ranking(ctx, state)
+        axes, _ = self.levels(ctx, state)
+        worth = [
+            dict(zip(one, mean.tolist(), strict=True))
+            for one, mean in zip(axes, means(state), strict=True)
+        ]
+
+        def score(point: tuple[float, ...]) -> float:
+            return sum(one[u] for one, u in zip(worth, point, strict=True))
+
+        points = sorted(drawn(axes, f"{ctx.seeds.method}/arms"), key=score, reverse=True)
+        return [self.lam(ctx, point) for point in points]
+
+
+def means(state: State) -> list[Tensor]:
+    """The mean reward of each value of each hyperparameter; -inf of one never tried, and 0 of all
+    where none was."""
+    out = []
+    for pulls, reward in zip(state.memory[LOW_PULLS], state.memory[LOW_REWARD], strict=True):
+        tried = torch.where(pulls > 0, reward / pulls.clamp(min=1), -math.inf)
+        out.append(tried if bool((pulls > 0).any()) else torch.zeros_like(reward))
+    return out
