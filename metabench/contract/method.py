@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
+from metabench.contract.example_solver import ExampleSolver
 from metabench.contract.guards import (
     check_episodes,
     check_hypergradient,
@@ -21,7 +22,7 @@ from metabench.contract.guards import (
 )
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate, Solver, SolverState
-from metabench.core.errors import UnknownName
+from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import solvers
 
 __all__ = [
@@ -117,6 +118,10 @@ class Method(ABC):
     default_solver: ClassVar[str] = "sgd"
     """Name of the inner solver where none is chosen."""
 
+    by_examples: ClassVar[bool] = False
+    """Whether it leaves every inner step to the solver, without a graph, so that one that steps by
+    single examples will do."""
+
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
@@ -207,9 +212,19 @@ def inner_loop(
     though theta stays connected to where it came from. ``only`` names the parameters that move
     (None: all). A noisy solver gets the noise of the episode's step. ``hvps`` and
     ``mixed_products`` are counted at each step (:meth:`Context.inner_grad`). Where lam sets the
-    step size or the solver (:meth:`Problem.inner_rule`), that is what is taken.
+    step size or the solver (:meth:`Problem.inner_rule`), that is what is taken. A solver that steps
+    by single examples takes a pass over them in each inner step, never with a graph.
     """
     solver, lr = ctx.inner_rule(lam, lr)
+    if isinstance(solver, ExampleSolver):
+        if create_graph:
+            raise SettingError(
+                f"solver {solver.registered_name} steps by single examples: nothing differentiates "
+                "through its steps"
+            )
+        return solver.train(
+            ctx, lam, theta, episode, steps=steps, lr=lr, state=solver_state, only=only
+        )
     moving = theta if only is None else {k: theta[k] for k in only}
     solver_state = solver.init(moving) if solver_state is None else solver_state
     for t in range(start, start + steps):
