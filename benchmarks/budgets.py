@@ -47,7 +47,7 @@ FAMILIES = {
     "self-edits": ("seal-",),
     "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "closed-form", "hypergradient-fidelity"),
     "games": ("games-",),
-    "convex problems": ("hoag-", "hypernet-", "maid-"),
+    "convex problems": ("hoag-", "hypernet-", "maid-", "prospect-"),
     "marginal likelihood": ("marglik-",),
     "optimiser constants": ("cehpo-",),
     "every task": ("crossing",),
