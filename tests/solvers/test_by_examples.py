@@ -9,12 +9,13 @@ import pytest
 import torch
 from oracles import F64, context, given
 
+from metabench.conformance.harness import snapshot, stored, unchanged
 from metabench.contract import autodiff
 from metabench.contract.example_solver import Differentiated, Draws, finite_sum
 from metabench.contract.method import inner_loop
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import Diverged, SettingError
-from metabench.core.registry import solvers
+from metabench.core.registry import methods, solvers
 from metabench.tasks.spectral_risk import SpectralRisk, SpectralRiskProblem
 
 CPU = torch.device("cpu")
@@ -239,3 +240,24 @@ def test_steps_that_are_too_large_are_divergence():
     lam = p.init_outer()
     with pytest.raises(Diverged, match="theta is not finite after a pass of lsvrg"):
         inner_loop(ctx, lam, p.init_inner(lam, episode), episode, steps=9, lr=1e200)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fixed_keeps_the_tables_and_resumes(name):
+    """Stored and loaded after every step, a run ends in the same bits; other solvers, and methods
+    that move lam, start anew with every outer step."""
+    method, ends = methods.get("fixed")(inner_steps=1, inner_lr=0.02), []
+    for cut in (False, True):
+        ctx = given(problem(), "spectral_risk", solver=name)
+        state = method.init(ctx)
+        for _ in range(4):
+            state = stored(state) if cut else state
+            state, _ = method.step(ctx, state)
+            ctx.step += 1
+        assert int(state.memory["solver"]["count"]["passes"]) == 4
+        ends.append(snapshot(state))
+    assert unchanged(ends[0], state)
+    first = solvers.get(name).first_passes
+    assert ctx.meter.counts.inner_gradients == first + 4 * solvers.get(name).passes
+    ctx = given(problem(), "spectral_risk", solver="momentum")
+    assert method.step(ctx, method.init(ctx))[0].memory == {}

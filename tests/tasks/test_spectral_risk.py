@@ -12,6 +12,7 @@ from oracles import F64, differences, given
 
 from metabench.conformance.kit import build
 from metabench.contract import autodiff
+from metabench.contract.example_solver import finite_sum
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.errors import DataMissing, SettingError
@@ -164,3 +165,46 @@ def test_settings_that_contradict_each_other():
         build("task", "spectral_risk", level=2.0)
     assert math.isclose(float(few(first_nu=2.0).init_outer()["log_nu"]), math.log(2))
     assert set(few(tune="both").init_outer()) == {"log_nu", "level"}
+
+
+class TheirDraws:
+    """The random numbers of the authors' code, by its seed."""
+
+    def __init__(self, seed):
+        self.rows, self.batches = np.random.RandomState(seed), torch.Generator().manual_seed(seed)
+
+    def examples(self, n):
+        return [self.rows.randint(0, n) for _ in range(n)]
+
+    def order(self, n):
+        return torch.randperm(n, generator=self.batches).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "first", "last"),
+    [
+        ("prospect", 0.03, 35, None),
+        ("saddle_saga", 0.03, 36, None),
+        ("spectral_sgd", 0.03, None, 6.1e-3),
+    ],
+)
+def test_with_the_authors_draws_epochs_are_theirs(name, rate, first, last):
+    """yacht, superquantile, mean of seeds 1 and 2: first epoch below 1e-6, or the value after 64
+    epochs, of their result files [repo]."""
+    problem, solver = real(dataset="yacht"), solvers.get(name)()
+    lam, theta = problem.init_outer(), problem.init_inner(problem.init_outer(), None)
+    loss, curves = finite_sum(problem, lam, theta, ["w"]), []
+    for seed in (1, 2):
+        w, draws = np.zeros(6), TheirDraws(seed)
+        tables, curve = solver.begin(loss, w), []
+        for _ in range(64 if first is None else first):
+            w = solver.run(loss, w, tables, rate, draws)
+            value = problem.inner_loss(lam, {"w": torch.from_numpy(w)}, problem.parts["train"])
+            curve.append(float(value) - problem.minimum(lam)[0])
+        curves.append(curve)
+    start = float(problem.inner_loss(lam, theta, problem.parts["train"]))
+    part = np.mean(curves, 0) / (start - problem.minimum(lam)[0])
+    if first is None:
+        assert abs(part[-1] - last) < 5e-5
+    else:
+        assert part[-1] < 1e-6 < part[-2]
