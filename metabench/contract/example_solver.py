@@ -158,13 +158,20 @@ class ExampleSolver(Solver):
             "gradient, as an outer solver or a method's own steps need"
         )
 
+    def refuse_graph(self, wanted: bool) -> None:
+        """Raises SettingError where a graph is wanted."""
+        if wanted:
+            raise SettingError(
+                f"solver {self.registered_name} steps by single examples: nothing differentiates "
+                "through its steps"
+            )
+
     def train(
         self,
         ctx: Context,
         lam: Params,
         theta: Params,
         episode: Episode,
-        *,
         steps: int,
         lr: Rate,
         state: SolverState | None = None,

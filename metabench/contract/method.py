@@ -22,7 +22,7 @@ from metabench.contract.guards import (
 )
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate, Solver, SolverState
-from metabench.core.errors import SettingError, UnknownName
+from metabench.core.errors import UnknownName
 from metabench.core.registry import solvers
 
 __all__ = [
@@ -217,14 +217,8 @@ def inner_loop(
     """
     solver, lr = ctx.inner_rule(lam, lr)
     if isinstance(solver, ExampleSolver):
-        if create_graph:
-            raise SettingError(
-                f"solver {solver.registered_name} steps by single examples: nothing differentiates "
-                "through its steps"
-            )
-        return solver.train(
-            ctx, lam, theta, episode, steps=steps, lr=lr, state=solver_state, only=only
-        )
+        solver.refuse_graph(create_graph)
+        return solver.train(ctx, lam, theta, episode, steps, lr, solver_state, only)
     moving = theta if only is None else {k: theta[k] for k in only}
     solver_state = solver.init(moving) if solver_state is None else solver_state
     for t in range(start, start + steps):

@@ -275,8 +275,8 @@ class Problem(ABC):
         return None
 
     def examples(self, lam: Params) -> Examples | None:
-        """:meth:`example_losses` and their gradients in all of theta in closed form, for solvers
-        that step by single examples; None: they are left to differentiation. Optional."""
+        """:meth:`example_losses` and their gradients in all of theta in closed form; None: they are
+        left to differentiation. Optional."""
         return None
 
     def evidence(self, lam: Params) -> Evidence:
