@@ -201,6 +201,16 @@ def _panel(
     if not axis.lines:
         axis.set(xticks=[], yticks=[])
         axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
+    if limits := decades([float(v) for handle in axis.lines for v in handle.get_ydata()]):
+        axis.set_yscale("log")
+        axis.set_ylim(*limits)
+
+
+def decades(values: Sequence[float]) -> tuple[float, float] | None:
+    """Limits of a logarithmic axis, where values fall so far that a linear one would show only
+    where they begin; None elsewhere."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return (low / 2, 2 * high) if 0 < low < 1e-6 * high else None
 
 
 def _track(results: Results, axis: Axes, number: int, found: Line, first: int) -> Any:
