@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from metabench.analysis.curves import Line, Part, line, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.cell import Budget
@@ -201,7 +203,8 @@ def _panel(
     if not axis.lines:
         axis.set(xticks=[], yticks=[])
         axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
-    if limits := decades([float(v) for handle in axis.lines for v in handle.get_ydata()]):
+    shown = [v for one in axis.lines for v in np.asarray(one.get_ydata(), float).tolist()]
+    if limits := decades(shown):
         axis.set_yscale("log")
         axis.set_ylim(*limits)
 
