@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from metabench.contract import autodiff
 from metabench.contract.method import Context, InnerTraining, State, inner_loop
@@ -13,6 +14,8 @@ from metabench.core.registry import method
 @dataclass(frozen=True)
 class Fixed(InnerTraining):
     """No outer learning: lam stays at its first value, theta is trained as usual; the floor."""
+
+    by_examples: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:
@@ -29,7 +32,10 @@ class Fixed(InnerTraining):
         if state.theta is None:
             return state, {}
         episode = ctx.training_episodes()[0]
-        theta, _ = inner_loop(
-            ctx, state.lam, state.theta, episode, steps=self.inner_steps, lr=self.inner_lr
-        )
-        return replace(state, theta=autodiff.detach(theta)), {}
+        theta, solver = inner_loop(
+            ctx, state.lam, state.theta, episode, steps=self.inner_steps, lr=self.inner_lr,
+            solver_state=state.memory.get("solver"),
+        )  # fmt: skip
+        # Any other solver starts anew with every outer step, as under methods that move lam.
+        memory = {"solver": solver} if ctx.solver.by_examples else {}
+        return replace(state, theta=autodiff.detach(theta), memory=memory), {}

@@ -49,6 +49,7 @@ class IFT(GradientMethod):
     indefinite: implicit.AtNegativeCurvature = "stop"
     """At negative curvature conjugate gradient ends the run, or keeps what it has so far."""
 
+    by_examples: ClassVar[bool] = True
     exact_with: ClassVar[dict[str, Any]] = {
         "inverse": "neumann", "alpha": None, "terms": 400, "damping": 0.0, "tolerance": None,
         "inner_steps": 400, "inner_lr": 0.2,

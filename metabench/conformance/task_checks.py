@@ -20,7 +20,12 @@ from metabench.conformance.derivative_checks import (
     splits,
     start,
 )
-from metabench.conformance.example_checks import check_evidence, check_example_losses
+from metabench.conformance.example_checks import (
+    check_closed_forms,
+    check_evidence,
+    check_example_losses,
+    check_solvers_by_example,
+)
 from metabench.conformance.harness import Harness, NotTested, snapshot, stored, tolerance, unchanged
 from metabench.conformance.own_step_checks import check_own_step
 from metabench.conformance.search_checks import check_regret, reported
@@ -364,6 +369,8 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_full_batch,
     check_per_example,
     check_example_losses,
+    check_closed_forms,
+    check_solvers_by_example,
     check_evidence,
     check_metrics,
     check_regret,

@@ -218,6 +218,10 @@ class Watched(Context):
             self.along += again * self.meter.weight
 
 
+BY_EXAMPLE = {"example_losses", "spectral_risk"}
+"""Capabilities that come with losses of single examples."""
+
+
 class Limited(Wrapped):
     """A problem that has only what ``needs`` names; anything else raises :class:`Undeclared`."""
 
@@ -232,9 +236,9 @@ class Limited(Wrapped):
             "hypers": {"search_space", "small_lam"},
             "predict": {"prediction"},
             "loss_of_prediction": {"prediction"},
-            "example_count": {"example_losses"},
-            "take": {"example_losses"},
-            "example_losses": {"example_losses"},
+            "example_count": BY_EXAMPLE,
+            "take": BY_EXAMPLE,
+            "example_losses": BY_EXAMPLE,
             "evidence": {"evidence"},
             "sample": {"policy"},
             "log_likelihood": {"policy"},

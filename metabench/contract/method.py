@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
+from metabench.contract.example_solver import ExampleSolver
 from metabench.contract.guards import (
     check_episodes,
     check_hypergradient,
@@ -117,6 +118,10 @@ class Method(ABC):
     default_solver: ClassVar[str] = "sgd"
     """Name of the inner solver where none is chosen."""
 
+    by_examples: ClassVar[bool] = False
+    """Whether it leaves every inner step to the solver, without a graph, so that one that steps by
+    single examples will do."""
+
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
@@ -213,13 +218,17 @@ def inner_loop(
     (None: all). A noisy solver gets the noise of the episode's step. ``hvps`` and
     ``mixed_products`` are counted at each step (:meth:`Context.inner_grad`). Where lam sets the
     step size or the solver (:meth:`Problem.inner_rule`), that is what is taken; where the problem
-    has steps of its own (:meth:`Problem.own_step`), it takes those, and no solver.
+    has steps of its own (:meth:`Problem.own_step`), it takes those, and no solver. A solver that
+    steps by single examples takes a pass over them in each inner step, never with a graph.
     """
     if "own_step" in ctx.offers:
         for t in range(start, start + steps):
             theta = ctx.own_step(lam, theta, episode.batch(t))
         return theta, {}
     solver, lr = ctx.inner_rule(lam, lr)
+    if isinstance(solver, ExampleSolver):
+        solver.refuse_graph(create_graph)
+        return solver.train(ctx, lam, theta, episode, steps, lr, solver_state, only)
     moving = theta if only is None else {k: theta[k] for k in only}
     solver_state = solver.init(moving) if solver_state is None else solver_state
     for t in range(start, start + steps):

@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metabench.contract.examples import Examples
 from metabench.contract.seeds import Seeds
+from metabench.contract.spectral import Spectrum
 
 Params = dict[str, Tensor]
 """Named tensors: lam (outer variable) or theta (inner variable)."""
@@ -280,9 +282,20 @@ class Problem(ABC):
         """The loss of each example of a batch [n] (capability ``example_losses``).
 
         Their mean over all examples is :func:`differentiated_loss`: G without its diagonal
-        penalty, which methods that sample examples take exactly at every step.
+        penalty, which methods that sample examples take exactly at every step. Under the
+        capability ``spectral_risk`` it is the risk of them that :meth:`spectrum` says.
         """
         raise NotImplementedError
+
+    def spectrum(self, lam: Params) -> Spectrum | None:
+        """The spectral risk of the examples' losses that G is, without its diagonal penalty
+        (capability ``spectral_risk``); None: their mean."""
+        return None
+
+    def examples(self, lam: Params) -> Examples | None:
+        """:meth:`example_losses` and their gradients in all of theta in closed form; None: they are
+        left to differentiation. Optional."""
+        return None
 
     def evidence(self, lam: Params) -> Evidence:
         """The likelihood of what :meth:`predict` gives, and the prior (capability ``evidence``).

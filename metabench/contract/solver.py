@@ -26,6 +26,10 @@ class Solver(ABC):
     noisy: ClassVar[bool] = False
     """Whether a step takes noise: data like any other, drawn by :meth:`Context.noise`."""
 
+    by_examples: ClassVar[bool] = False
+    """Whether it steps by single examples, which a task must have and a method must leave to it
+    (:class:`metabench.contract.example_solver.ExampleSolver`)."""
+
     @property
     def packages(self) -> tuple[str, ...]:
         """Names that must be importable."""

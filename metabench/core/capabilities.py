@@ -25,6 +25,7 @@ CAPABILITIES = {
     "best_response": "one inner problem, the same at every step, whose solution depends on lam",
     "prediction": "an inner loss of what a model predicts (Problem.predict)",
     "example_losses": "losses of single examples (Problem.example_losses)",
+    "spectral_risk": "an inner loss that is a spectral risk of examples' (Problem.spectrum)",
     "evidence": "a likelihood and a Gaussian prior (Problem.evidence)",
     "branches": "any number of independent starts side by side, the first dimension of theta",
     "policy": "a policy to sample from and rewards for its samples",
@@ -43,7 +44,7 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     """
     offered = task.offers if task.offers & NO_LOSS else task.offers | {"inner_loss"}
     missing = [need for need in sorted(method.needs) if need not in offered]
-    refused = None if solver is None else method.refuses(solver)
+    refused = None if solver is None else _refused(task, method, solver)
     if not missing:
         return refused
     reasons = [task.lacks[need] for need in missing if need in task.lacks]
@@ -55,6 +56,21 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
         reasons.append(refused)
     # A task may give one reason for several needs.
     return "; ".join(dict.fromkeys(reasons))
+
+
+def _refused(task: Any, method: Any, solver: Any) -> str | None:
+    name = solver.registered_name
+    if solver.by_examples and not method.by_examples:
+        return (
+            f"solver {name} steps by single examples, without a graph: {method.registered_name} "
+            "takes inner steps of its own, or looks through them"
+        )
+    if solver.by_examples and not task.offers & {"example_losses", "spectral_risk"}:
+        return (
+            f"solver {name} needs {CAPABILITIES['example_losses']}, which the task does not offer"
+        )
+    reason: str | None = method.refuses(solver)
+    return reason
 
 
 def check_applicable(task: Any, method: Any, solver: Any = None) -> None:

@@ -17,8 +17,8 @@ def listing(kind: str | None = None) -> dict[str, list[Entry]]:
     it comes from and a line of description. Imports no task and no method.
 
     >>> from metabench import api
-    >>> [entry.name for entry in api.list_("solver")["solver"]]
-    ['adam', 'adamw', 'complex_momentum', 'langevin', 'momentum', 'muon', 'sgd']
+    >>> [entry.name for entry in api.list_("solver")["solver"]][:3]
+    ['adam', 'adamw', 'complex_momentum']
 
     Raises UnknownName for another kind.
     """

@@ -60,6 +60,7 @@ class Search(InnerTraining):
 
     inner_steps: Steps = 100
 
+    by_examples: ClassVar[bool] = True
     revisits: ClassVar[bool] = False
     """Whether a point of continuous scalars may be judged again; one of categories always may."""
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from metabench.analysis.curves import Line, Part, line, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.cell import Budget
@@ -201,6 +203,17 @@ def _panel(
     if not axis.lines:
         axis.set(xticks=[], yticks=[])
         axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
+    shown = [v for one in axis.lines for v in np.asarray(one.get_ydata(), float).tolist()]
+    if limits := decades(shown):
+        axis.set_yscale("log")
+        axis.set_ylim(*limits)
+
+
+def decades(values: Sequence[float]) -> tuple[float, float] | None:
+    """Limits of a logarithmic axis, where values fall so far that a linear one would show only
+    where they begin; None elsewhere."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return (low / 2, 2 * high) if 0 < low < 1e-6 * high else None
 
 
 def _track(results: Results, axis: Axes, number: int, found: Line, first: int) -> Any:

@@ -112,7 +112,7 @@ class Loop:
         spread = self.problem.episodes_per_step > 1
         cuda = options.device.type == "cuda"
         engine = options.engine
-        if not self.method.batched:
+        if not self.method.batched or self.solver.by_examples:
             engine = "loop"
         elif engine == "auto":
             engine = "vmap" if cuda and spread else "loop"

@@ -255,3 +255,18 @@ def test_learned_weights_beside_a_gaussian_process(tmp_path):
     assert found["interpolation_error"] < 1e-4
     assert [r["points"] for r in found["weights"]] == [10, 25]
     assert "held in" in (tmp_path / "curves.md").read_text()
+
+
+@pytest.mark.slow
+def test_step_sizes_of_solvers_by_example(tmp_path):
+    try:
+        locate.find("uci_regression")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    done = run("--quick", "--out", str(tmp_path), module="prospect_rates")
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "rates.json").read_text())["runs"].values()
+    assert len(runs) == 10 and not any(r["diverged"] for r in runs)
+    assert all(r["curve"][0] == 1 > r["curve"][-1] for r in runs)
+    text = (tmp_path / "rates.md").read_text()
+    assert "| yacht | prospect |" in text and "| yacht | 0.1941963530 | 0.194196 |" in text

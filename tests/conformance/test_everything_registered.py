@@ -65,6 +65,11 @@ TASKS = {
         {"rows": 8, "dim": 3},
         {"rows": 20, "dim": 4, "condition": 5.0, "carried": True},
     ],
+    "spectral_risk": [
+        {"dataset": "concrete", "rows": 30},
+        {"dataset": "concrete", "rows": 30, "spectrum": "esrm", "tune": "both"},
+        {"dataset": "concrete", "rows": 30, "spectrum": "extremile", "tune": "level"},
+    ],
     "multinomial": [
         {"n_train": 30, "n_valid": 20, "n_test": 20, "size": 3},
         {"n_train": 30, "n_valid": None, "n_test": 20, "size": 3, "carried": False},

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
-from metabench.conformance.example_checks import check_evidence, check_example_losses
+from metabench.conformance.example_checks import (
+    _check_passes,
+    check_closed_forms,
+    check_evidence,
+    check_example_losses,
+    check_solvers_by_example,
+)
 from metabench.conformance.harness import NotTested
+from metabench.contract.examples import SquaredErrors
 from metabench.contract.problem import Evidence
-from metabench.core.registry import tasks
+from metabench.core.registry import solvers, tasks
 from metabench.tasks.ridge import Ridge
+from metabench.tasks.spectral_risk import SpectralRisk, SpectralRiskProblem
 
 
 @dataclass(frozen=True)
@@ -92,3 +101,66 @@ def test_tasks_that_are_right_or_say_nothing():
     for check in (check_example_losses, check_evidence):
         with pytest.raises(NotTested):
             check(tasks.get("quadratic")())
+
+
+def spectral(**given):
+    """Spectral-risk regression of invented rows, with other functions."""
+
+    def build(self, seeds, device):
+        gen = torch.Generator().manual_seed(3)
+        x = torch.randn(20, 2, dtype=torch.float64, generator=gen)
+        problem = SpectralRiskProblem(self, device, x, x.sum(1).square())
+        for name, value in given.items():
+            setattr(problem, name, value(problem) if callable(value) else value)
+        return problem
+
+    return type("Invented", (SpectralRisk,), {"build": build})(dataset="concrete")
+
+
+def mean(problem):
+    return lambda lam, theta, batch: problem.example_losses(lam, theta, batch).mean()
+
+
+def doubled(problem):
+    closed = problem.closed
+    return lambda lam: SquaredErrors(2**0.5 * closed.x, 2**0.5 * closed.y)
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "words"),
+    [
+        (check_example_losses, {"unpenalised_loss": mean}, "the risk of the examples' losses"),
+        (check_example_losses, {"spectrum": lambda p: lambda lam: None}, "has no spectrum"),
+        (check_closed_forms, {"examples": doubled}, "losses in closed form are"),
+        (check_solvers_by_example, {"inner_loss": lambda p: lambda *_: torch.ones(())}, "brings"),
+    ],
+)
+def test_wrong_spectral_risks(check, given, words):
+    check(spectral())
+    with pytest.raises(AssertionError, match=words):
+        check(spectral(**given))
+
+
+def test_a_mean_that_says_it_is_a_risk():
+    risk = spectral().build(None, torch.device("cpu")).spectrum({})
+    with pytest.raises(AssertionError, match="what it offers says the opposite"):
+        check_example_losses(changed(spectrum=lambda p: lambda lam: risk))
+
+
+def remembers(self, loss, w, tables, lr, draws):
+    """Steps that rest on what is no part of the tables."""
+    type(self).taken += 1
+    return w - lr * type(self).taken * loss.gradient(np.arange(loss.n), w)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda self, loss, w, tables, lr, draws: w, "brings the inner loss from"),
+        (remembers, "ends differently when it is cut"),
+    ],
+)
+def test_wrong_solvers_by_example(run, words):
+    wrong = type("Wrong", (solvers.get("lsvrg"),), {"run": run, "taken": 0})
+    with pytest.raises(AssertionError, match=words):
+        _check_passes(spectral(), "lsvrg", wrong())
