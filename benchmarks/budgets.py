@@ -47,7 +47,7 @@ FAMILIES = {
     "pre-training": ("pretrain-",),
     "self-edits": ("seal-",),
     "mathematics": ("pbgd-", "ift-", "stn-", "sgld-", "closed-form", "hypergradient-fidelity"),
-    "games": ("games", "ridge-rider", "games-"),
+    "games": ("games", "ridge-rider"),
     "orthogonal updates": ("muon-",),
     "control": ("tagi-",),
     "convex problems": ("hoag-", "hypernet-", "maid-", "prospect-"),
