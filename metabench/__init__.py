@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from metabench import testing as testing
     from metabench import unrolled as unrolled
     from metabench.contract.context import Context as Context
+    from metabench.contract.declared import Evidence as Evidence
+    from metabench.contract.declared import InnerRule as InnerRule
+    from metabench.contract.declared import Moduli as Moduli
+    from metabench.contract.declared import OwnStep as OwnStep
     from metabench.contract.guards import check_hypergradient as check_hypergradient
     from metabench.contract.method import GradientMethod as GradientMethod
     from metabench.contract.method import Hypergradient as Hypergradient
@@ -42,10 +46,7 @@ if TYPE_CHECKING:
     from metabench.contract.problem import GRADIENTS as GRADIENTS
     from metabench.contract.problem import Batch as Batch
     from metabench.contract.problem import Episode as Episode
-    from metabench.contract.problem import Evidence as Evidence
     from metabench.contract.problem import Hyper as Hyper
-    from metabench.contract.problem import InnerRule as InnerRule
-    from metabench.contract.problem import Moduli as Moduli
     from metabench.contract.problem import Params as Params
     from metabench.contract.problem import Problem as Problem
     from metabench.contract.problem import Task as Task
@@ -67,6 +68,7 @@ _DOORS = ("api", "autodiff", "errors", "implicit", "testing", "unrolled")
 
 _HOMES = {
     "contract.context": ("Context",),
+    "contract.declared": ("Evidence", "InnerRule", "Moduli", "OwnStep"),
     "contract.guards": ("check_hypergradient",),
     "contract.method": (
         "GradientMethod",
@@ -84,10 +86,7 @@ _HOMES = {
         "GRADIENTS",
         "Batch",
         "Episode",
-        "Evidence",
         "Hyper",
-        "InnerRule",
-        "Moduli",
         "Params",
         "Problem",
         "Task",

@@ -29,9 +29,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from metabench.contract import autodiff
+from metabench.contract.declared import Moduli
 from metabench.contract.guards import check_hypergradient
 from metabench.contract.method import Context, Positive, State, Steps
-from metabench.contract.problem import Episode, Moduli, Params
+from metabench.contract.problem import Episode, Params
 from metabench.core.registry import method
 from metabench.hypergradients import moduli as bounds
 from metabench.hypergradients.certificates import Certificate, certificate, enclosure, mean

@@ -20,14 +20,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import (
-    Batch,
-    Episode,
-    OwnStep,
-    Params,
-    Problem,
-    Task,
-)
+from metabench.contract.declared import OwnStep
+from metabench.contract.problem import Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 

@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Moduli, Params
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 

@@ -20,7 +20,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Moduli, Params, Task
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 

@@ -16,8 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.contract.declared import Evidence
 from metabench.contract.method import Positive
-from metabench.contract.problem import Batch, Episode, Evidence, Hyper, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 

@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Batch, Episode, Hyper, InnerRule, Params, Problem
+from metabench.contract.declared import InnerRule
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Moduli, Params, Task
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import task
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Hyper, Moduli, Params
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import Hyper, Params
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import task
 

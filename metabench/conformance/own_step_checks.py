@@ -9,7 +9,8 @@ import torch
 
 from metabench.conformance.derivative_checks import build, start
 from metabench.conformance.harness import NotTested, snapshot, unchanged
-from metabench.contract.problem import GRADIENTS, OwnStep, Params
+from metabench.contract.declared import OwnStep
+from metabench.contract.problem import GRADIENTS, Params
 from metabench.core.capabilities import why_not
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.registry import methods

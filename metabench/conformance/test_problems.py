@@ -11,16 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metabench.contract.context import Context
+from metabench.contract.declared import Evidence
 from metabench.contract.per_example_weights import Gated
-from metabench.contract.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Evidence,
-    Params,
-    Problem,
-    Task,
-)
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.costs import Meter
 from metabench.core.errors import MetabenchError

@@ -16,14 +16,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
-from metabench.contract.problem import (
-    Batch,
-    Episode,
-    Evidence,
-    Params,
-    Problem,
-    differentiated_loss,
-)
+from metabench.contract.declared import Evidence
+from metabench.contract.problem import Batch, Episode, Params, Problem, differentiated_loss
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Rate, Solver

@@ -18,7 +18,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metabench.contract.problem import Moduli, Params
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import Params
 from metabench.hypergradients.inexact import FLOOR, Answer
 
 

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Batch, Evidence, Params, Problem
+from metabench.contract.declared import Evidence
+from metabench.contract.problem import Batch, Params, Problem
 
 Form = Literal["ntk", "ggn", "block", "kfac", "diagonal"]
 Outputs = Literal["all", "independent", "one", "one each"]

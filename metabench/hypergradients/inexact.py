@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from metabench.contract import autodiff
+from metabench.contract.declared import Moduli
 from metabench.contract.method import Context, Hypergradient, Method, State, Steps
-from metabench.contract.problem import GRADIENTS, Episode, Moduli, Params
+from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver
 from metabench.hypergradients import implicit
 from metabench.hypergradients.inner_solve import InnerSolution, Rule, to_accuracy

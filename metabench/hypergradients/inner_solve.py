@@ -19,7 +19,8 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.problem import Episode, Moduli, Params
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import Episode, Params
 from metabench.core.errors import Diverged, SettingError
 
 Rule = Literal["lbfgs", "fista", "gd"]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.problem import Episode, Moduli, Params
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import Episode, Params
 from metabench.contract.seeds import generator
 from metabench.hypergradients import implicit
 

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Batch, Episode, Evidence, Hyper, Params, Problem
+from metabench.contract.declared import Evidence
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 

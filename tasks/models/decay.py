@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metabench.contract.problem import Moduli
+from metabench.contract.declared import Moduli
 
 
 def mixed_norm(c: Tensor, w: Tensor) -> float:

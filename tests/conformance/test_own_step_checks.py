@@ -7,7 +7,7 @@ import torch
 
 from metabench.conformance.harness import NotTested
 from metabench.conformance.own_step_checks import check_own_step
-from metabench.contract.problem import OwnStep
+from metabench.contract.declared import OwnStep
 from metabench.tasks.ridge import Ridge
 from metabench.tasks.tagi_regression import TagiRegression, TagiRegressionProblem
 

@@ -13,7 +13,8 @@ from oracles import F64
 from torch.nn import functional as F
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Evidence, Problem
+from metabench.contract.declared import Evidence
+from metabench.contract.problem import Problem
 from metabench.hypergradients.evidence import (
     jacobian,
     log_det,

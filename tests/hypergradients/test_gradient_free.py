@@ -6,8 +6,9 @@ import pytest
 import torch
 from oracles import F64, context
 
+from metabench.contract.declared import InnerRule
 from metabench.contract.method import State
-from metabench.contract.problem import Hyper, InnerRule
+from metabench.contract.problem import Hyper
 from metabench.core import optional_packages
 from metabench.core.registry import methods, tasks
 from metabench.hypergradients.gradient_free import (

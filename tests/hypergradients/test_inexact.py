@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from oracles import F64, context, given
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Episode, Moduli, Problem
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import Episode, Problem
 from metabench.hypergradients import implicit
 from metabench.hypergradients.certificates import error_bound
 from metabench.hypergradients.inexact import Accuracy

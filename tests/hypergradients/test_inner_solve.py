@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import F64, context, given
 
-from metabench.contract.problem import Moduli
+from metabench.contract.declared import Moduli
 from metabench.core.errors import Diverged, SettingError
 from metabench.hypergradients.inner_solve import to_accuracy
 from metabench.tasks.families.no_data import NoData

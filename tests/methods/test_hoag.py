@@ -9,7 +9,8 @@ import pytest
 import torch
 from oracles import F64, context, given
 
-from metabench.contract.problem import Hyper, Moduli
+from metabench.contract.declared import Moduli
+from metabench.contract.problem import Hyper
 from metabench.core.capabilities import why_not
 from metabench.core.registry import solvers, tasks
 from metabench.methods.hoag import HOAG, judge_step

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import F64, context, given
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Moduli
+from metabench.contract.declared import Moduli
 from metabench.core.capabilities import why_not
 from metabench.core.registry import solvers, tasks
 from metabench.hypergradients.certificates import certificate, enclosure, error_bound
