@@ -6,8 +6,8 @@
 Left: the logistic map x -> r x (1 - x), where it ends for each r, and its Lyapunov exponent, which
 crosses 0 where it becomes chaotic and is ln 2 at r = 4. Middle and right: the iterated prisoners'
 dilemma, 20 pairs that learn, from starts drawn at random and from the branches of the ridge rider;
-the mean loss of a pair by inner step ends at 2 (defection) or 1 (tit-for-tat). Writes branches.png
-and branches.json.
+the mean loss of a pair by inner step, green where it ends below 1.5. It ends at 2 in defection and
+at 1 in tit-for-tat; a pair may also end in neither. Writes branches.png and branches.json.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=400, help="steps of the map")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(arguments)
+    if not 0 < given.distance < math.inf:
+        parser.error(f"--distance is {given.distance:g}: it must be above 0 and finite")
     for name in ("steps", "rates", "length"):
         if getattr(given, name) < 2:
             parser.error(f"--{name} is {getattr(given, name)}: at least 2")

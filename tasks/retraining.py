@@ -102,6 +102,11 @@ class Retraining(Task):
             )
         if self.cut and self.form != "spg_b":
             raise SettingError(f"task retraining: cut is for form spg_b; form is {self.form!r}")
+        classes = 100 if self.dataset == "cifar100" else 10
+        if self.top > classes:
+            raise SettingError(
+                f"task retraining: top is {self.top}: {self.dataset} has {classes} classes"
+            )
         if self.batch > self.n_train:
             raise SettingError(f"task retraining: a batch of {self.batch} from {self.n_train}")
 

@@ -69,7 +69,7 @@ class SpectralRisk(Task):
     first_nu: Annotated[float, Field(ge=math.exp(LOW), le=math.exp(HIGH))] = 1.0
     tune: Literal["nu", "level", "both"] = "nu"
     """What lam is."""
-    rows: Annotated[int, Field(ge=5)] | None = None
+    rows: Annotated[int, Field(ge=6)] | None = None
     """Use the first rows of the table only; None: all."""
     carried: Literal[True] = True
     """One training along the run: blocks of the isotonic fit differ from episode to episode."""
@@ -152,7 +152,7 @@ class SpectralRiskProblem(Problem):
         """1/2 (x.w - y)^2 [n]."""
         return 0.5 * (batch["x"] @ theta["w"] - batch["y"]).square()
 
-    def examples(self, lam: Params) -> Examples:
+    def closed_examples(self, lam: Params) -> Examples:
         """The same in NumPy."""
         return self.closed
 

@@ -42,11 +42,11 @@ class TagiRegression(Task):
     units: Count = 50
     relu: Literal["linearised", "exact"] = "linearised"
     """TAGI's moments of a ReLU."""
-    sigma_v: Positive = 0.2
+    sigma_v: Annotated[float, Field(ge=0.05, le=10)] = 0.2
     """lam's first standard deviation of an observation."""
-    gain: Positive = 1.0
+    gain: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     """lam's first multiple of He's variances."""
-    rate: Positive = 0.01
+    rate: Annotated[float, Field(ge=1e-5, le=0.1)] = 0.01
     """lam's first step size of Adam."""
     noise: Positive = 0.2
     n_train: Count = 30

@@ -72,7 +72,7 @@ def check_closed_forms(task: Any) -> None:
     """Losses and gradients of examples in closed form are those of differentiation."""
     problem = build(task)
     lam, theta, _ = start(problem)
-    theta, closed = theta_moved(theta), problem.examples(lam)
+    theta, closed = theta_moved(theta), problem.closed_examples(lam)
     if closed is None:
         raise NotTested("it has no closed form of its examples' losses")
     w, few = as_vector(theta), np.arange(min(FEW, problem.example_count))

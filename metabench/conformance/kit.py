@@ -155,8 +155,9 @@ def kit_tasks(method: Any) -> list[Any]:
         Sample(batches=True),
         Sample("representation"),
         bandit(),
-        retrieval(table="synthetic", questions=20),
     ]
+    if "search_space" in method.needs:
+        known.append(retrieval(table="synthetic", questions=20))
     if "branches" in method.needs:
         known.append(registry.tasks.get("prisoners")(branches=4))
     return [task for task in known if why_not(task, method) is None]

@@ -117,7 +117,7 @@ def as_theta(w: Array, like: Params) -> Params:
 
 def finite_sum(problem: Problem, lam: Params, theta: Params, only: Sequence[str]) -> FiniteSum:
     """The inner loss of a problem at lam; ``only``: the names of theta that move."""
-    closed = problem.examples(lam) if list(only) == list(theta) else None
+    closed = problem.closed_examples(lam) if list(only) == list(theta) else None
     penalty = problem.diagonal_penalty(lam) or {}
     zero = {k: torch.zeros_like(theta[k]) for k in only}
     c = {k: z + penalty[k] if k in penalty else z for k, z in zero.items()}

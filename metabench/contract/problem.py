@@ -233,7 +233,7 @@ class Problem(ABC):
         (capability ``spectral_risk``); None: their mean."""
         return None
 
-    def examples(self, lam: Params) -> Examples | None:
+    def closed_examples(self, lam: Params) -> Examples | None:
         """:meth:`example_losses` and their gradients in all of theta in closed form; None: they are
         left to differentiation. Optional."""
         return None

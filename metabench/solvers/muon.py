@@ -104,7 +104,7 @@ class Muon(Solver):
     def __post_init__(self) -> None:
         triples(self.form, self.steps)
         other: Any = solvers.get(self.others)
-        if self.others == "muon" or other.noisy:
+        if self.others == "muon" or other.noisy or other.by_examples:
             raise ValueError(f"others is {self.others!r}: it needs a solver for single numbers")
 
     @property

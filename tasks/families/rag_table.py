@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from metabench.contract.seeds import generator
+from metabench.core.errors import SettingError
 from metabench.datasets import locate
 
 from ..data import derived
@@ -77,8 +78,14 @@ def source(questions: int, passages: int | None) -> dict[str, object]:
 
 
 def chosen(held: Sequence[Passage], n: int) -> list[tuple[str, str]]:
-    """n questions of the passages and their answers, drawn without replacement."""
+    """n questions of the passages and their answers, drawn without replacement. Raises
+    SettingError where there are fewer."""
     pairs = [pair for p in held for pair in zip(p.questions, p.answers, strict=True)]
+    if n > len(pairs):
+        raise SettingError(
+            f"task rag_squad: questions is {n // 2}: twice as many are drawn, and the {len(held)} "
+            f"passages have {len(pairs)}; take at most {len(pairs) // 2}"
+        )
     order = torch.randperm(len(pairs), generator=generator("rag-squad"))[:n].tolist()
     return [pairs[i] for i in order]
 
@@ -179,7 +186,7 @@ def log_likelihood(lm: LanguageModel, context: str, question: Question) -> float
     if lm.decoder.context is not None:
         given = given[: max(0, lm.decoder.context - len(asked) - len(answer))]
     ids: Tensor = torch.tensor([given + asked + answer], device=lm.decoder.device)
-    wanted = torch.zeros(ids[:, 1:].shape, device=ids.device)
+    wanted = torch.zeros(ids[:, 1:].shape, dtype=torch.float32, device=ids.device)
     wanted[:, -len(answer) :] = 1.0
     return -float(lm.decoder.surprise(ids, (), wanted).sum()) / len(answer)
 

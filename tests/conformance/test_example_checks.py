@@ -131,7 +131,7 @@ def doubled(problem):
     [
         (check_example_losses, {"unpenalised_loss": mean}, "the risk of the examples' losses"),
         (check_example_losses, {"spectrum": lambda p: lambda lam: None}, "has no spectrum"),
-        (check_closed_forms, {"examples": doubled}, "losses in closed form are"),
+        (check_closed_forms, {"closed_examples": doubled}, "losses in closed form are"),
         (check_solvers_by_example, {"inner_loss": lambda p: lambda *_: torch.ones(())}, "brings"),
     ],
 )

@@ -7,7 +7,7 @@ from oracles import F64, context, given
 from metabench.contract.problem import Hyper
 from metabench.core.capabilities import why_not
 from metabench.core.costs import Counts
-from metabench.core.registry import methods, tasks
+from metabench.core.registry import methods, solvers, tasks
 from metabench.hypergradients.best_response import Moment
 from metabench.tasks.families.no_data import NoData
 
@@ -193,6 +193,5 @@ def test_a_long_lam_needs_a_hidden_layer():
     task = tasks.get("digit_regression")(decays="weight", penalty="squared")
     assert "too many scalars" in why_not(task, Hypernet())
     assert why_not(task, Hypernet(network="factorised")) is None
-    noisy = why_not(task, Hypernet(network="relu"), type("S", (), {"noisy": True,
-                    "registered_name": "langevin"})())  # fmt: skip
+    noisy = why_not(task, Hypernet(network="relu"), solvers.get("langevin")())
     assert noisy.startswith("a best-response network takes inner steps of its own")

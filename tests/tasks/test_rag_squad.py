@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optional import needs
 from oracles import F64, context
 
-from metabench.core.errors import DataMissing
+from metabench.core.errors import DataMissing, SettingError
 from metabench.datasets import locate
 from metabench.methods.grid import Grid
 from metabench.methods.random import Random
@@ -284,3 +284,9 @@ def plain(lm, text, question):
         scores = model(ids).logits[0, :-1].log_softmax(-1)
     each = scores.gather(1, ids[0, 1:, None])[-len(answer) :, 0]
     return float(each.mean())
+
+
+def test_more_questions_than_the_passages_have():
+    passage = type("P", (), {"questions": ["a", "b", "c"], "answers": ["x", "y", "z"]})()
+    with pytest.raises(SettingError, match=r"questions is 2: .* have 3; take at most 1"):
+        rag_table.chosen([passage], 4)

@@ -206,3 +206,8 @@ def test_what_applies_follows_from_the_form_and_what_is_tuned():
     assert "zeros and ones" in why_not(rates, unrolled) and why_not(rates, search) is None
     with pytest.raises(SettingError, match="shrink = 2 leaves 2 pixels"):
         made(shrink=2)
+
+
+def test_more_likely_classes_than_there_are():
+    with pytest.raises(SettingError, match="top is 11: cifar10 has 10 classes"):
+        tasks.get("retraining")(top=11)
