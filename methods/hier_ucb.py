@@ -145,7 +145,7 @@ class HierUCB(Bandit):
         ]
 
         def score(point: tuple[float, ...]) -> float:
-            return sum(one[u] for one, u in zip(worth, point, strict=True))
+            return float(sum(one[u] for one, u in zip(worth, point, strict=True)))
 
         points = sorted(drawn(axes, f"{ctx.seeds.method}/arms"), key=score, reverse=True)
         return [self.lam(ctx, point) for point in points]

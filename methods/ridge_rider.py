@@ -146,7 +146,8 @@ class RidgeRider(InnerTraining):
             d = torch.randn(path[0].shape, generator=gen, dtype=torch.float64).to(path[0])
         else:
             d = eigenvectors(path[0])
-        return d / torch.linalg.vector_norm(d, dim=1, keepdim=True)
+        lengths: Tensor = torch.linalg.vector_norm(d, dim=1, keepdim=True)
+        return d / lengths
 
 
 def eigenvectors(j: Tensor) -> Tensor:

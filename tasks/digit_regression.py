@@ -226,11 +226,11 @@ class DigitRegressionProblem(Problem):
             return None
         decay = 2 * lam["log_decay"].exp()
         # Above the largest eigenvalue by more than its rounding error.
-        bend = float(self.spectrum[0][-1]) * (1 + 1e-6)
+        bend = float(self.decomposition[0][-1]) * (1 + 1e-6)
         return Moduli(float(decay.min()), bend + float(decay.max()))
 
     @cached_property
-    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+    def decomposition(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of the training rows in float64: eigenvalues of the loss's Hessian H = bend x'x in the
         weights of a class, its eigenvectors V, and V' bend x'y [d, 10]."""
         x, y = (self.parts["train"][k].double() for k in ("x", "y"))
@@ -239,7 +239,7 @@ class DigitRegressionProblem(Problem):
 
     def minimiser(self, lam: Params) -> Tensor:
         """theta's w [10, d] that minimises the inner loss at lam; float64, without a graph."""
-        values, vectors, b = self.spectrum
+        values, vectors, b = self.decomposition
         decay = lam["log_decay"].detach().double().exp()
         if self.task.decays == "weight":
             h = vectors @ (values[:, None] * vectors.T)
@@ -252,7 +252,7 @@ class DigitRegressionProblem(Problem):
         """s [k] with s |w(s)| = force [k], of all of w or, for class-wise decays, of class k; by
         bisection in log s: the left side grows with s, to the norm of b. Infinite where the force
         is larger: the minimiser is 0."""
-        values, _, b = self.spectrum
+        values, _, b = self.decomposition
         b = b.T.reshape(CLASSES if self.task.decays == "class" else 1, -1, len(values))
         low, high = (torch.full_like(force, x) for x in (-60.0, 60.0))
         for _ in range(80):
@@ -268,7 +268,7 @@ class DigitRegressionProblem(Problem):
         """The log decay, on a grid of 0.05, whose exact minimiser has the least validation loss;
         for one decay."""
         grid = torch.linspace(LOW, HIGH, 241, dtype=torch.float64)
-        values, vectors, b = self.spectrum
+        values, vectors, b = self.decomposition
         s = 2 * grid.exp() if self.task.penalty == "squared" else self._equivalent(grid.exp())
         x, y = (self.parts["valid"][k].double() for k in ("x", "y"))
         w = b / (values[:, None] + s[:, None, None])  # in the eigenvectors' coordinates

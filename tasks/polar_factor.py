@@ -86,7 +86,8 @@ class PolarFactorProblem(NoData):
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """|W|_F^2 / 2 + <diag(e^lam) M, W>."""
         w = theta["w"]
-        return (w * (0.5 * w + lam["log_scale"].exp()[:, None] * self.matrix)).sum()
+        scaled: Tensor = lam["log_scale"].exp()[:, None] * self.matrix
+        return (w * (0.5 * w + scaled)).sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """|W + U V'|_F^2 / n."""

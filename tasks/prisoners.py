@@ -95,7 +95,7 @@ class PrisonersProblem(NoData):
         both = torch.stack([p * q, p * (1 - q), (1 - p) * q, (1 - p) * (1 - q)], -1)  # [b, 5, 4]
         g, (first, moves) = self.task.discount, both.split([1, STATES - 1], -2)
         eye = torch.eye(STATES - 1, dtype=p.dtype, device=p.device)
-        visits = (1 - g) * torch.linalg.solve(eye - g * moves, first, left=False)[..., 0, :]
+        visits: Tensor = (1 - g) * torch.linalg.solve(eye - g * moves, first, left=False)[..., 0, :]
         return self.rewards_lost @ visits.mT
 
     def field(self, lam: Params, theta: Params, batch: Batch) -> Params:

@@ -183,13 +183,13 @@ class RagSquadProblem(Problem):
         self.right = torch.from_numpy(np.stack(right)).to(device)
         self.tokens = torch.from_numpy(table["tokens"]).to(device).double()
         w = torch.tensor([reader.w for reader in task.readers], dtype=torch.float64, device=device)
-        self.rewards = reward(w[:, None, None], self.right, self.tokens, t_max)
-        self.means = self.rewards[:, :, :n].mean(2)
+        self.reward_of = reward(w[:, None, None], self.right, self.tokens, t_max)
+        self.means = self.reward_of[:, :, :n].mean(2)
         gaps = self.means.amax(1, keepdim=True) - self.means
         self._gaps: list[list[float]] = gaps.tolist()
         order = self.means[-1].argsort(descending=True, stable=True)
         self._best: list[int] = order.tolist()
-        last = self.rewards[-1, order[TOP - 1], :n]
+        last = self.reward_of[-1, order[TOP - 1], :n]
         error = last.std() / n**0.5 if n > 1 else last.new_zeros(())
         near = (self.means[-1] - last.mean()).abs() <= error
         self.near_top = float(near.sum() - 1)
@@ -218,7 +218,7 @@ class RagSquadProblem(Problem):
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Minus the mean reward of the batch's ``questions`` [B] with its ``reader`` []."""
-        return -self.rewards[batch["reader"], self.arm(lam), batch["questions"]].mean()
+        return -self.reward_of[batch["reader"], self.arm(lam), batch["questions"]].mean()
 
     def episode(self, split: str, index: int) -> Episode:
         """The next B questions; all of them, or those of the test."""

@@ -357,7 +357,7 @@ SHARED = {
 
 def _common(task: Retraining) -> Retraining:
     """The same, with the defaults of what the checkpoint does not depend on."""
-    own = {f.name: f.default for f in fields(task) if f.name not in SHARED}
+    own: dict[str, Any] = {f.name: f.default for f in fields(task) if f.name not in SHARED}
     return replace(task, **own)
 
 

@@ -269,7 +269,8 @@ def learn(at: Standing, rules: Rules, learner: Learner[Any], rng: Random) -> int
         order, cuts = rng.permutation(rules.memory), range(rules.batch, rules.memory, rules.batch)
         parts = np.split(order, list(cuts))
     for part in parts:
-        at.held, low = learner.learn(at.held, *(x[part] for x in known), at.steps)
+        seen, actions, y, var = (x[part] for x in known)
+        at.held, low = learner.learn(at.held, seen, actions, y, var, at.steps)
         at.floored += low
     return len(parts)
 

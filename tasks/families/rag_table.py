@@ -102,8 +102,8 @@ def corpus(questions: int, passages: int | None) -> Corpus:
     whole, of_questions = retrieval.embedded(texts), retrieval.embedded(asked)
     best = [retrieval.bm25(texts, asked, PASSAGES[-1])]
     for d in (64, 256):
-        near = (retrieval.truncated(x, d) for x in (whole, of_questions))
-        best.append(retrieval.nearest(*near, PASSAGES[-1]))
+        near, near_to = (retrieval.truncated(x, d) for x in (whole, of_questions))
+        best.append(retrieval.nearest(near, near_to, PASSAGES[-1]))
     found = [
         Question(q, a, tuple([numbers[p] for p in one[i].tolist()] for one in best))
         for i, (q, a) in enumerate(pairs)

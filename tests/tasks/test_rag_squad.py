@@ -93,7 +93,7 @@ def test_regret_is_of_the_questions_that_are_asked_and_zero_at_the_best():
 
 def test_near_the_top_is_within_one_standard_error_of_the_fifth():
     problem = made_up()
-    each = problem.rewards[0, :, :30].numpy()
+    each = problem.reward_of[0, :, :30].numpy()
     means = each.mean(1)
     fifth = np.argsort(-means, kind="stable")[4]
     error = each[fifth].std(ddof=1) / math.sqrt(30)
