@@ -87,7 +87,8 @@ class PolarFactorProblem(NoData):
         """|W|_F^2 / 2 + <diag(e^lam) M, W>."""
         w = theta["w"]
         scaled: Tensor = lam["log_scale"].exp()[:, None] * self.matrix
-        return (w * (0.5 * w + scaled)).sum()
+        whole: Tensor = (w * (0.5 * w + scaled)).sum()
+        return whole
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """|W + U V'|_F^2 / n."""
