@@ -71,7 +71,8 @@ class PolarFactorProblem(NoData):
         m = stable(shape, gen) if task.entries == "stable" else normal(shape, gen)
         u, _, vh = torch.linalg.svd(m)
         dtype: torch.dtype = getattr(torch, task.dtype)
-        self.matrix, self.target = m.to(device, dtype), (u @ vh).to(device, dtype)
+        self.matrix: Tensor = m.to(device, dtype)
+        self.target: Tensor = (u @ vh).to(device, dtype)
         meaning = "log of what multiplies a row"
         self.hypers = (Hyper("log_scale", (task.n,), -MOST, MOST, meaning=meaning),)
 
@@ -86,9 +87,7 @@ class PolarFactorProblem(NoData):
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """|W|_F^2 / 2 + <diag(e^lam) M, W>."""
         w = theta["w"]
-        scaled: Tensor = lam["log_scale"].exp()[:, None] * self.matrix
-        whole: Tensor = (w * (0.5 * w + scaled)).sum()
-        return whole
+        return (w * (0.5 * w + lam["log_scale"].exp()[:, None] * self.matrix)).sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """|W + U V'|_F^2 / n."""
