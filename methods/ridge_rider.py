@@ -103,12 +103,12 @@ class RidgeRider(InnerTraining):
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Raise the largest exponent, and branch anew."""
         centre, like = state.memory["centre"], state.lam
-        flat = row(centre).requires_grad_(True)
+        flat = flattened(centre)[0].requires_grad_(True)
         exponent, _ = fastest(self.path(ctx, like, flat))
         (slope,) = torch.autograd.grad(exponent, flat)
         size = torch.linalg.vector_norm(slope)
         moved = flat.detach() + self.ascent * slope / size.clamp(min=torch.finfo(size.dtype).tiny)
-        state = replace(state, memory={"centre": rows(moved[None], like)})
+        state = replace(state, memory={"centre": shaped(moved[None], like)})
         return self.branched(ctx, state), {"exponent": float(exponent.detach())}
 
     def path(self, ctx: Context, like: Params, w: Tensor, steps: int | None = None) -> list[Tensor]:
@@ -117,8 +117,8 @@ class RidgeRider(InnerTraining):
         eye, found = torch.eye(len(w), dtype=w.dtype, device=w.device), []
         for t in range(self.window if steps is None else steps):
             copies = w.expand(len(w), -1)  # one of each row of the Jacobian
-            theta = rows(copies, like)
-            g = row(ctx.inner_grad(like, theta, episode.batch(t), hvps=1))
+            theta = shaped(copies, like)
+            g = flattened(ctx.inner_grad(like, theta, episode.batch(t), hvps=1))
             (slopes,) = torch.autograd.grad((g * eye).sum(), copies, create_graph=True)
             found.append(eye - self.inner_lr * slopes)
             w = w - self.inner_lr * g[0]
@@ -127,15 +127,15 @@ class RidgeRider(InnerTraining):
     def branched(self, ctx: Context, state: State) -> State:
         """The state whose lam holds a start each side of w_0 along each direction, in turn; where
         there are more rows than such starts, the others stay where they were."""
-        like, centre = state.lam, row(state.memory["centre"])
+        like, centre = state.lam, flattened(state.memory["centre"])[0]
         steps = 1 if self.directions == "eigenvectors" else self.window
         path = self.path(ctx, like, centre.clone().requires_grad_(True), steps)
         d = self.unit_directions(ctx, [j.detach() for j in path])
         starts = torch.stack([centre + self.distance * d, centre - self.distance * d], 1)
         some = starts.flatten(0, 1)
-        old = row(like)
+        old = flattened(like)
         new = torch.cat([some, old[len(some) :]])[: len(old)]
-        return replace(state, lam=autodiff.detach(rows(new, like)))
+        return replace(state, lam=autodiff.detach(shaped(new, like)))
 
     def unit_directions(self, ctx: Context, path: list[Tensor]) -> Tensor:
         """Unit directions [m, d], the leading ones first."""
@@ -160,14 +160,13 @@ def eigenvectors(j: Tensor) -> Tensor:
     return torch.stack([*out, *pairs])
 
 
-def row(theta: Params) -> Tensor:
-    """[b, d] of [b, ...] in every name; [d] where there is one."""
-    flat = torch.cat([v.flatten(1) for v in theta.values()], 1)
-    return flat[0] if len(flat) == 1 else flat
+def flattened(theta: Params) -> Tensor:
+    """[b, d] of [b, ...] in every name."""
+    return torch.cat([v.flatten(1) for v in theta.values()], 1)
 
 
-def rows(flat: Tensor, like: Params) -> Params:
-    """[b, ...] in every name, of [b, d]."""
+def shaped(flat: Tensor, like: Params) -> Params:
+    """[b, ...] in every name, of [b, d]; the other way round."""
     sizes = [v[0].numel() for v in like.values()]
     parts = flat.split(sizes, 1)
     return {

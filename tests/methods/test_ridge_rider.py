@@ -57,14 +57,14 @@ def game(**settings):
 def test_jacobians_and_the_slope_of_the_exponent_are_those_of_differences():
     ctx, rider = game(), rr.RidgeRider(inner_lr=0.7, window=3)
     like = ctx.problem.init_outer()
-    w = rr.row({k: v[:1] for k, v in like.items()})
+    w = rr.flattened({k: v[:1] for k, v in like.items()})[0]
 
     def walked(x):
-        theta = rr.rows(x[None], like)
+        theta = rr.shaped(x[None], like)
         for _ in range(3):
             g = ctx.problem.field({}, theta, {})
             theta = {k: (theta[k] - 0.7 * g[k]).detach() for k in theta}
-        return rr.row(theta)
+        return rr.flattened(theta)[0]
 
     path = rider.path(ctx, like, w.clone().requires_grad_(True))
     h = 1e-5 * torch.eye(10, dtype=F64)
@@ -90,8 +90,8 @@ def test_branches_lie_on_both_sides_of_the_start(directions):
     rider = rr.RidgeRider(directions=directions, distance=2.0)
     state = rider.init(ctx)
     centre = ctx.problem.init_outer()
-    starts = rr.row(state.lam).view(10, 2, 10)
-    middle = rr.row({k: v[:1] for k, v in centre.items()})
+    starts = rr.flattened(state.lam).view(10, 2, 10)
+    middle = rr.flattened({k: v[:1] for k, v in centre.items()})
     torch.testing.assert_close(starts.mean(1), middle.expand(10, -1))
     apart = torch.linalg.vector_norm(starts[:, 0] - starts[:, 1], dim=1)
     torch.testing.assert_close(apart, torch.full_like(apart, 4.0))
@@ -99,14 +99,35 @@ def test_branches_lie_on_both_sides_of_the_start(directions):
 
 def test_eigenvectors_span_what_the_matrix_keeps():
     gen = torch.Generator().manual_seed(1)
-    j = torch.randn(7, 7, generator=gen, dtype=F64)
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=F64)
+    known = torch.block_diag(torch.tensor([[3.0]], dtype=F64), 2 * turn, torch.eye(1, dtype=F64))
+    base = torch.randn(4, 4, generator=gen, dtype=F64)
+    j = base @ known @ torch.linalg.inv(base)
     d = rr.eigenvectors(j)
-    assert d.shape == (7, 7)
-    assert int(torch.linalg.matrix_rank(d)) == 7
-    values = torch.linalg.eigvals(j)
-    lead = d[0] / torch.linalg.vector_norm(d[0])
-    if values[values.abs().argmax()].imag == 0:
-        torch.testing.assert_close(j @ lead, float(lead @ j @ lead) * lead)
+    assert int(torch.linalg.matrix_rank(d)) == 4
+    torch.testing.assert_close(j @ d[0], 3 * d[0])  # the largest first, a real one
+    torch.testing.assert_close(j @ d[2], d[2])
+    pair = d[[1, 3]]  # real and imaginary part of the pair: a plane that j maps to itself
+    weights = torch.linalg.lstsq(pair.mT, j @ pair.mT).solution
+    torch.testing.assert_close(pair.mT @ weights, j @ pair.mT)
+
+
+def test_one_number_and_one_branch_are_no_special_case():
+    class Doubling:
+        def init_outer(self):
+            return {"w": torch.full((1, 1), 0.5, dtype=F64)}
+
+    class Ctx:
+        problem = Doubling()
+
+        def training_episodes(self):
+            return [type("E", (), {"batch": lambda self, t: {}})()]
+
+        def inner_grad(self, lam, theta, batch, hvps=0):
+            return {"w": -theta["w"]}
+
+    state = rr.RidgeRider(directions="singular", distance=2.0, inner_lr=1.0).init(Ctx())
+    assert state.lam["w"].tolist() in ([[2.5]], [[-1.5]])
 
 
 def test_an_outer_step_raises_the_exponent():
