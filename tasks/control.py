@@ -25,7 +25,16 @@ from metabench.contract.problem import Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
-from .families.own_learning import ADAM, NO_GRADIENTS, TAGI_PARTS, draw, first
+from .families.own_learning import (
+    ADAM,
+    NO_GRADIENTS,
+    TAGI_PARTS,
+    Gain,
+    Rate,
+    SigmaV,
+    draw,
+    first,
+)
 from .families.q_learning import (
     AdamValues,
     Learner,
@@ -64,14 +73,14 @@ class Control(Task):
     units: Count = 64
     relu: Literal["linearised", "exact"] = "linearised"
     """TAGI's moments of a ReLU."""
-    sigma_v: Annotated[float, Field(ge=0.05, le=10)] = 2.0
+    sigma_v: SigmaV = 2.0
     """lam's first standard deviation of an observed value, in units of reward."""
     sigma_decay: Annotated[float, Field(gt=0, le=1)] = 0.9999
     sigma_least: Positive = 0.3
     sigma_every: Count = 128
-    gain: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    gain: Gain = 1.0
     """lam's first multiple of He's variances."""
-    rate: Annotated[float, Field(ge=1e-5, le=0.1)] = 1e-3
+    rate: Rate = 1e-3
     """lam's first step size of Adam."""
     explore_last: Annotated[float, Field(ge=0, le=1)] = 0.05
     explore_steps: Count = 4000

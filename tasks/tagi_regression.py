@@ -23,7 +23,16 @@ from metabench.contract.problem import Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
-from .families.own_learning import ADAM, NO_GRADIENTS, TAGI_PARTS, draw, first
+from .families.own_learning import (
+    ADAM,
+    NO_GRADIENTS,
+    TAGI_PARTS,
+    Gain,
+    Rate,
+    SigmaV,
+    draw,
+    first,
+)
 from .models.adam_network import Adam, AdamNetwork
 from .models.dense import Array, Dense
 from .models.tagi import TAGI, Belief
@@ -42,11 +51,11 @@ class TagiRegression(Task):
     units: Count = 50
     relu: Literal["linearised", "exact"] = "linearised"
     """TAGI's moments of a ReLU."""
-    sigma_v: Annotated[float, Field(ge=0.05, le=10)] = 0.2
+    sigma_v: SigmaV = 0.2
     """lam's first standard deviation of an observation."""
-    gain: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    gain: Gain = 1.0
     """lam's first multiple of He's variances."""
-    rate: Annotated[float, Field(ge=1e-5, le=0.1)] = 0.01
+    rate: Rate = 0.01
     """lam's first step size of Adam."""
     noise: Positive = 0.2
     n_train: Count = 30

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -165,6 +166,12 @@ class ExampleSolver(Solver):
                 f"solver {self.registered_name} steps by single examples: nothing differentiates "
                 "through its steps"
             )
+
+    def require_finite(self, value: float) -> None:
+        """Raises Diverged where the loss of an example is not finite: for solvers that sort or
+        weigh losses within a pass."""
+        if not isfinite(value):
+            raise Diverged(f"the loss of an example is {value} in a pass of {self.registered_name}")
 
     def train(
         self,

@@ -14,12 +14,10 @@ another). gbar is summed anew at the start of each pass. For a mean of losses q 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 from metabench.contract.example_solver import Draws, ExampleSolver, FiniteSum, Tables
 from metabench.contract.spectral import Array
-from metabench.core.errors import Diverged
 from metabench.core.registry import solver
 
 
@@ -42,10 +40,7 @@ class Prospect(ExampleSolver):
         weigh, mean = loss.changing_weights(losses), rho @ gradients
         for i in draws.examples(n):
             value, g = one(i, w)
-            if not isfinite(value):
-                raise Diverged(
-                    f"the loss of an example is {value} in a pass of {self.registered_name}"
-                )
+            self.require_finite(value)
             q = weigh.of(losses[i])
             change = q * g - rho[i] * gradients[i]
             w = (w - lr * (n * change + mean)) / shrink

@@ -15,7 +15,6 @@ and tables as in Prospect. Of a mean q is 1/n, and this is SAGA.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -23,7 +22,6 @@ from pydantic import Field
 
 from metabench.contract.example_solver import Draws, ExampleSolver, FiniteSum, Tables
 from metabench.contract.spectral import Array, isotonic
-from metabench.core.errors import Diverged
 from metabench.core.registry import solver
 
 
@@ -53,10 +51,7 @@ class SaddleSAGA(ExampleSolver):
         mean = rho @ gradients
         for i in draws.examples(n):
             value, g = one(i, w)
-            if not isfinite(value):
-                raise Diverged(
-                    f"the loss of an example is {value} in a pass of {self.registered_name}"
-                )
+            self.require_finite(value)
             change = q[i] * g - rho[i] * gradients[i]
             w = (w - lr * (n * change + mean)) / shrink
             mean += change

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.problem import Hyper, Params
@@ -21,6 +23,11 @@ TAGI_PARTS = (
     Hyper("gain", (), 0.1, 10.0, log=True, meaning="multiple of the prior variances"),
 )
 ADAM = (Hyper("rate", (), 1e-5, 0.1, log=True, meaning="step size of Adam"),)
+
+# What lam may be is also what its first value may be.
+SigmaV = Annotated[float, Field(ge=TAGI_PARTS[0].low, le=TAGI_PARTS[0].high)]
+Gain = Annotated[float, Field(ge=TAGI_PARTS[1].low, le=TAGI_PARTS[1].high)]
+Rate = Annotated[float, Field(ge=ADAM[0].low, le=ADAM[0].high)]
 
 
 def first(hypers: Sequence[Hyper], settings: object, device: torch.device) -> Params:
