@@ -27,6 +27,16 @@ def fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(cls) if f.init}
 
 
+def later(default: T) -> T:
+    """The default of a setting that came after records had been published: it says what a cell
+    without the setting did, so a cell that has it does not name it, and keys stay what they were.
+    """
+    return cast(T, dataclasses.field(default=default, metadata={_LATER: True}))
+
+
+_LATER = "later"
+
+
 def several(name: str, values: Any) -> list[str]:
     """``values`` as a list of text; raises SettingError for one text alone, and for anything else.
 
@@ -106,8 +116,13 @@ def _finite(value: Value) -> bool:
 
 
 def values(instance: Any) -> dict[str, Value]:
-    """Every setting of a settings dataclass instance as plain JSON values, defaults included."""
-    data = {f: getattr(instance, f) for f in fields(type(instance))}
+    """Every setting of a settings dataclass instance as plain JSON values, defaults included but
+    for those of settings that came :func:`later`."""
+    data = {
+        name: value
+        for name, f in fields(type(instance)).items()
+        if (value := getattr(instance, name)) != f.default or _LATER not in f.metadata
+    }
     plain: dict[str, Value] = json.loads(json.dumps(data))
     return plain
 

@@ -28,6 +28,17 @@ class Example:
     made: int = field(init=False, default=0)
 
 
+@dataclass(frozen=True)
+class Grown(Example):
+    test_steps: int | None = settings.later(None)
+
+
+def test_a_later_setting_leaves_cells_without_it_as_they_were() -> None:
+    assert settings.values(Grown()) == settings.values(Example())
+    assert settings.values(Grown(test_steps=3)) == {**settings.values(Example()), "test_steps": 3}
+    assert settings.build(Grown, settings.values(Grown()), "x") == Grown()
+
+
 def test_fields_are_the_settable_ones() -> None:
     assert list(settings.fields(Example)) == ["steps", "rate", "order", "clip", "parts", "flag"]
 
