@@ -31,7 +31,7 @@ def later(default: T) -> T:
     """The default of a setting that came after records had been published: it says what a cell
     without the setting did, so a cell that has it does not name it, and keys stay what they were.
     """
-    return cast(T, dataclasses.field(default=default, metadata={_LATER: True}))
+    return dataclasses.field(default=default, metadata={_LATER: True})
 
 
 _LATER = "later"
