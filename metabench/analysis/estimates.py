@@ -1,44 +1,33 @@
-"""The numbers of a table before any layout: means with intervals, floors, and which are best.
+"""The numbers of a table before any layout: means with intervals, floors, and their marks.
 
 What +- means here: with several seeds, the 95 % t-interval over seeds of the per-seed means, which
 holds the luck of training and of the drawn data; with one seed, the 95 % t-interval over the
 test episodes of that one run, which holds neither.
 
-Which are bold: the best mean of a column, and every method that is not significantly worse at 5 %.
-Methods are paired by seed, since a seed fixes the data split, the first values and the test
-episodes for all of them. The test is the paired t-test over seeds with Holm's correction
-within the column, on logarithms where the suite says so. Wilcoxon's signed-rank test would
-assume less, but with n seeds its p is never below 2^(1 - n): with fewer than six it can tell
-nothing apart. Where two methods share fewer than three seeds, the paired test has next to no
-power, and unfinished rows would all be bold; Welch's unpaired t-test over the test episodes of the
-common seeds stands in. It leaves out that the episodes are the same (so it is cautious) and says
-nothing of other seeds. A method that
-cannot be tested against the best (one episode, or no common seed) is bold only where its mean is
-the best one to four digits.
+Bold is the best mean of a column alone. A dagger is a row that some other is shown to be better
+than (:mod:`metabench.analysis.comparisons`). A number without either has not been told apart.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from metabench.analysis import stats
+from metabench.analysis.comparisons import ROUND_OFF, Comparisons, compare
 from metabench.analysis.results import Results, TableCell
 from metabench.store.record import Estimate
 
-ALPHA = 0.05
-FEWEST = 3
-"""Common seeds from which on methods are paired by seed."""
 Over = Literal["seeds", "episodes", "nothing"]
-Test = Literal["paired", "paired logs", "welch", "none"]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One number of ours. ``over`` says what ``pm`` is an interval over; ``p`` is Holm's, against
-    the best of the column (None: not tested, or itself the best)."""
+    the best mean of the column (None: not tested, or itself the best); ``worse``: some row of the
+    column is shown to be better."""
 
     mean: float
     pm: float | None
@@ -49,7 +38,7 @@ class Entry:
     """Least and largest number of episodes of a seed."""
     best: bool = False
     p: float | None = None
-    test: Test = "none"
+    worse: bool = False
 
 
 def entry(estimates: Mapping[int, Estimate]) -> Entry | None:
@@ -72,7 +61,7 @@ def entry(estimates: Mapping[int, Estimate]) -> Entry | None:
 
 
 def column_entries(results: Results, column: str) -> dict[str, Entry]:
-    """Row to number of ours in one column, the best marked; rows that are holes are left out."""
+    """Row to number of ours in one column, marked; rows that are holes are left out."""
     estimates = {
         row.id: results.table_cells[row.id, column].estimates(*results.metric)
         for row in results.rows
@@ -82,55 +71,30 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
         return {}
     sign = 1 if results.suite.goal == "max" else -1
     best = max(found, key=lambda row: sign * found[row].mean)
-    tested = {
-        row: compare(estimates[best], estimates[row], logs=results.suite.logs)
-        for row in found
-        if row != best
-    }
-    with_p = [row for row, (p, _) in tested.items() if p is not None]
-    corrected = dict(
-        zip(with_p, stats.holm([tested[row][0] or 0.0 for row in with_p]), strict=True)
-    )
+    tested = comparisons(results, column)
+    worse = tested.worse
     out = {}
     for row, made in found.items():
-        p = corrected.get(row)
-        equal = row == best or math.isclose(made.mean, found[best].mean, rel_tol=5e-5)
+        pair = None if row == best else tested.of(best, row)
         out[row] = replace(
             made,
-            best=equal if p is None else p >= ALPHA,
-            p=p,
-            test=tested[row][1] if row in tested else "none",
+            best=math.isclose(made.mean, found[best].mean, rel_tol=ROUND_OFF),
+            p=pair.p if pair else None,
+            worse=row in worse,
         )
     return out
 
 
-def compare(
-    a: Mapping[int, Estimate], b: Mapping[int, Estimate], *, logs: bool = False
-) -> tuple[float | None, Test]:
-    """Two-sided p that two methods differ, from per-seed estimates, and the test that gave it.
-
-    With ``logs`` methods are paired by the logarithms of their numbers, where all are positive.
-    """
-    common = [seed for seed in a if seed in b]
-    if len(common) >= FEWEST:
-        one, two = [a[s].mean for s in common], [b[s].mean for s in common]
-        if logs and min(one + two) > 0:
-            return stats.paired_t([*map(math.log, one)], [*map(math.log, two)]), "paired logs"
-        return stats.paired_t(one, two), "paired"
-    if not common:
-        return None, "none"
-    p = stats.welch(pooled([a[s] for s in common]), pooled([b[s] for s in common]))
-    return p, "none" if p is None else "welch"
-
-
-def pooled(estimates: Sequence[Estimate]) -> tuple[float, float | None, int]:
-    """(mean, standard deviation, n) of all episodes of several runs as one sample."""
-    n = sum(e.n for e in estimates)
-    mean = math.fsum(e.n * e.mean for e in estimates) / n
-    if n == 1:
-        return mean, None, n
-    squares = [(e.n - 1) * (e.std or 0.0) ** 2 + e.n * (e.mean - mean) ** 2 for e in estimates]
-    return mean, math.sqrt(math.fsum(squares) / (n - 1)), n
+def comparisons(results: Results, column: str) -> Comparisons:
+    """Every pair of rows of a column, tested by the table's metric."""
+    values = {
+        row.id: {
+            seed: e.mean
+            for seed, e in results.table_cells[row.id, column].estimates(*results.metric).items()
+        }
+        for row in results.rows
+    }
+    return compare(values, results.suite.goal, logs=results.suite.logs)
 
 
 def floor(results: Results, column: str) -> tuple[Entry | None, list[str]]:

@@ -1,31 +1,33 @@
 """What papers claim of their rows, tested on ours: a sentence a claim, with its verdict.
 
-A claim is that one row is better than another, or no worse. It is tested by the 95 % t-interval of
-the mean difference over the seeds that both rows have: they are paired, since a seed fixes the data
-split, the first values and the test episodes. There is no correction for several claims.
+A claim is that one row is better than another, or no worse. Its test is that of the table's marks
+(:mod:`metabench.analysis.comparisons`): paired over seeds, Holm's correction over all pairs of the
+column. A claim that holds is a row with a mark, and no claim and mark contradict each other. Of a
+claim to be near (``within``) the plain 95 % interval decides: it asks another question, how far
+apart two rows can be, and no mark answers that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from metabench.analysis import stats
+from metabench.analysis.comparisons import FEWEST, Comparisons, Pair, compare
+from metabench.analysis.estimates import comparisons
 from metabench.analysis.results import Results
 from metabench.suites.schema import PaperClaim
 
 Verdict = Literal["holds", "not shown", "not contradicted", "contradicted", "not tested"]
 VERDICTS: dict[Verdict, str] = {
-    "holds": "the interval lies above 0",
-    "not shown": "0 is inside",
-    "not contradicted": "0 is inside, and no more is claimed",
-    "contradicted": "it lies below 0",
-    "not tested": "fewer than two seeds that both have, or seeds that agree in every digit",
+    "holds": "shown to be better",
+    "not shown": "no difference is shown",
+    "not contradicted": "no difference is shown, and no more is claimed",
+    "contradicted": "shown to be worse",
+    "not tested": f"fewer than {FEWEST} seeds that both have, or the same difference in every seed",
 }
 """In the order in which a table tells them, and what each means."""
-ROUND_OFF = 1e-9
-"""The part of a metric that is no difference: without luck two right rows end there, not at 0."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +48,64 @@ class Tested:
 
 def verdicts(results: Results) -> list[Tested]:
     """Every claim of the suite in every column that it is made of, in the suite's order."""
+    made = {"metric": comparisons, "reach": reach_comparisons}
+    families: dict[tuple[str, str], Comparisons] = {}
     out = []
     for claim in results.suite.claims:
         for better in claim.better:
             for column in claim.columns or [c.id for c in results.columns]:
-                one, other = (_numbers(results, claim, row, column) for row in (better, claim.than))
-                failed = _failed(results, claim, better, column)
-                up = results.suite.goal == "max" and claim.by == "metric"
-                sign = 1 if up else -1
-                gains = [sign * (one[s] - other[s]) for s in one if s in other]
-                gain = stats.mean(gains) if gains else None
-                pm = stats.half_width(gains) if gains else None
-                sizes = [abs(e[s]) for e in (one, other) for s in e]
-                verdict = _verdict(gain, pm, ROUND_OFF * max(sizes, default=0.0), claim.or_equal)
-                if claim.within is not None:
-                    sizes = [abs(value) for value in other.values()]
-                    verdict = _nearness(claim.within, gain, pm, sizes)
-                if failed:
-                    verdict = "not shown"
-                out.append(Tested(claim, better, column, gain, pm, len(gains), verdict, failed))
+                at = claim.by, column
+                if at not in families:
+                    families[at] = made[claim.by](results, column)
+                out.append(_tested(results, claim, better, column, families[at]))
     return out
 
 
-def _numbers(results: Results, claim: PaperClaim, row: str, column: str) -> dict[int, float]:
-    """Seed to what the claim compares. A run that does not reach the level counts as reaching it at
-    its end: less than its true cost, which is fair to ``than`` alone (:func:`_failed`)."""
+def _tested(
+    results: Results, claim: PaperClaim, better: str, column: str, family: Comparisons
+) -> Tested:
+    failed = _failed(results, claim, better, column)
+    pair = family.of(better, claim.than)
+    if pair is None:
+        return Tested(claim, better, column, None, None, 0, "not tested", failed)
+    if claim.within is not None:
+        verdict: Verdict = _nearness(claim.within, pair, _sizes(results, claim, column))
+    elif pair.p is None:
+        verdict = "not tested"
+    elif pair.shown:
+        verdict = "holds" if pair.gain > 0 else "contradicted"
+    else:
+        verdict = "not contradicted" if claim.or_equal else "not shown"
+    return Tested(claim, better, column, pair.gain, pair.pm, pair.seeds, verdict, failed)
+
+
+def reach_comparisons(results: Results, column: str) -> Comparisons:
+    """Every pair of rows of a column, tested by the cost to reach the level. A run that does not
+    reach it counts as reaching it at its end, less than its true cost, so that a row with such runs
+    is never shown to be better."""
+    values = {
+        row.id: {s: found.cost for s, found in results.reached.get((row.id, column), {}).items()}
+        for row in results.rows
+    }
+    cut = {
+        row.id
+        for row in results.rows
+        if any(not found.reached for found in results.reached.get((row.id, column), {}).values())
+    }
+    family = compare(values, "min")
+    pairs = {
+        (a, b): replace(pair, p=1.0) if pair.shown and (a if pair.gain > 0 else b) in cut else pair
+        for (a, b), pair in family.pairs.items()
+    }
+    return replace(family, pairs=pairs)
+
+
+def _sizes(results: Results, claim: PaperClaim, column: str) -> list[float]:
+    """Of what ``than`` has."""
+    at = claim.than, column
     if claim.by == "reach":
-        return {seed: found.cost for seed, found in results.reached.get((row, column), {}).items()}
-    found = results.table_cells[row, column].estimates(*results.metric)
-    return {seed: e.mean for seed, e in found.items()}
+        return [abs(found.cost) for found in results.reached.get(at, {}).values()]
+    return [abs(e.mean) for e in results.table_cells[at].estimates(*results.metric).values()]
 
 
 def _failed(results: Results, claim: PaperClaim, better: str, column: str) -> int:
@@ -84,25 +115,12 @@ def _failed(results: Results, claim: PaperClaim, better: str, column: str) -> in
     return sum(not found.reached for found in results.reached.get((better, column), {}).values())
 
 
-def _verdict(gain: float | None, pm: float | None, nothing: float, or_equal: bool) -> Verdict:
-    # Two seeds with as many right answers of fifty have an interval of no width, and prove nothing.
-    if gain is None or pm is None or pm <= nothing < abs(gain):
-        return "not tested"
-    if gain - pm > nothing:
-        return "holds"
-    if gain + pm < -nothing:
-        return "contradicted"
-    return "not contradicted" if or_equal else "not shown"
-
-
-def _nearness(
-    within: float, gain: float | None, pm: float | None, sizes: Sequence[float]
-) -> Verdict:
+def _nearness(within: float, pair: Pair, sizes: Sequence[float]) -> Verdict:
     """Of a claim to be near: whether the interval of the difference lies within a part of the mean
     size of what is compared with."""
-    if gain is None or pm is None:
+    if pair.pm is None or pair.seeds < FEWEST:
         return "not tested"
     allowed = within * stats.mean(sizes)
-    if abs(gain) + pm <= allowed:
+    if abs(pair.gain) + pair.pm <= allowed:
         return "holds"
-    return "contradicted" if abs(gain) - pm > allowed else "not shown"
+    return "contradicted" if abs(pair.gain) - pair.pm > allowed else "not shown"

@@ -78,20 +78,27 @@ def bootstrap(
 
 
 def paired_t(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Two-sided p of the paired t-test; None below two pairs.
-
-    Differences that are all the same leave nothing to chance: p is 1 where they are zero, else 0.
-    """
+    """Two-sided p of the paired t-test; None below two pairs, and where differences that are all
+    the same leave nothing to chance."""
     difference = [x - y for x, y in zip(a, b, strict=True)]
     if len(difference) < 2:
         return None
     spread = std(difference) or 0.0
     if spread <= 1e-15 * max(map(abs, [*a, *b])):
-        return 1.0 if mean(difference) == 0 else 0.0
+        return None
     from scipy.special import stdtr
 
     t = mean(difference) / (spread / math.sqrt(len(difference)))
     return float(2 * stdtr(len(difference) - 1, -abs(t)))
+
+
+def detectable(spread: float, n: int, alpha: float, power: float) -> float:
+    """The true mean of n paired differences of deviation ``spread`` that a two-sided t-test at
+    ``alpha`` shows with probability ``power``."""
+    from scipy.special import nctdtrinc, stdtrit
+
+    critical = float(stdtrit(n - 1, 1 - alpha / 2))
+    return float(nctdtrinc(n - 1, 1 - power, critical)) * spread / math.sqrt(n)
 
 
 def wilcoxon(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -105,24 +112,6 @@ def wilcoxon(a: Sequence[float], b: Sequence[float]) -> float | None:
     from scipy.stats import wilcoxon as test
 
     return float(test(difference).pvalue)
-
-
-def welch(a: tuple[float, float | None, int], b: tuple[float, float | None, int]) -> float | None:
-    """Two-sided p of Welch's t-test from (mean, standard deviation, n) of two unpaired samples;
-    None where one of them has no deviation."""
-    (m1, s1, n1), (m2, s2, n2) = a, b
-    if s1 is None or s2 is None:
-        return None
-    # In units of the largest number: squares of squares must not overflow.
-    unit = max(abs(m1), abs(m2), s1, s2) or 1.0
-    m1, m2, s1, s2 = m1 / unit, m2 / unit, s1 / unit, s2 / unit
-    v1, v2 = s1**2 / n1, s2**2 / n2
-    if v1**2 + v2**2 == 0:
-        return 1.0 if m1 == m2 else 0.0
-    from scipy.special import stdtr
-
-    freedom = (v1 + v2) ** 2 / (v1**2 / (n1 - 1) + v2**2 / (n2 - 1))
-    return float(2 * stdtr(freedom, -abs(m1 - m2) / math.sqrt(v1 + v2)))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -22,8 +22,8 @@ def claim_footnotes(results: Results) -> list[Footnote]:
     out = [
         Footnote(
             f"Claims: mean gain{unit} over common seeds ± half-width of its paired 95 % "
-            f"t-interval. {meanings[0].upper()}{meanings[1:]}. Several claims are not corrected "
-            "for being several."
+            f"t-interval. {meanings[0].upper()}{meanings[1:]}. The tests are those of the marks, "
+            "corrected for all pairs of a column; the interval is not."
         )
     ]
     pairs = [(claim, better) for claim in results.suite.claims for better in claim.better]

@@ -19,7 +19,8 @@ FIELDS = (
     "suite", "budget", "kind", "row", "row_label", "column", "column_label",
     "evaluation", "metric", "goal", "unit",
     "ours_mean", "ours_pm", "ours_pm_over", "ours_std_over_seeds",
-    "seeds_done", "seeds_planned", "episodes_least", "episodes_most", "best", "p_holm", "test",
+    "seeds_done", "seeds_planned", "episodes_least", "episodes_most",
+    "best", "shown_worse", "p_holm",
     "holes",
     "paper_value", "paper_pm", "paper_pm_meaning", "paper_source", "paper_label", "keys",
 )  # fmt: skip
@@ -84,7 +85,7 @@ def _method_lines(results: Results, column: Column) -> Iterator[Line]:
             "seeds_planned": len(table_cell.runs),
             **_ours(results, found),
             "best": int(found.best) if found else "",
-            "test": found.test if found else "",
+            "shown_worse": int(found.worse) if found else "",
             "p_holm": "" if found is None or found.p is None else found.p,
             "holes": "; ".join(
                 f"{len(seeds)} {state}: {reason}" if reason else f"{len(seeds)} {state}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from typing import Any
 
-from metabench.analysis.estimates import ALPHA, FEWEST, Entry
+from metabench.analysis.comparisons import ALPHA, FEWEST, POWER, Comparisons
+from metabench.analysis.estimates import Entry, comparisons
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.cell import Budget
 from metabench.core.costs import CUT_STEP
@@ -14,7 +16,7 @@ from metabench.core.limits import RUNAWAY
 from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened
 from metabench.reports.claim_footnotes import claim_footnotes
-from metabench.reports.renderers import Footnote
+from metabench.reports.renderers import WORSE, Footnote
 from metabench.store.record import Record
 from metabench.suites.planning import NEVER_RUN
 from metabench.suites.schema import LABELS, Column, Row
@@ -56,7 +58,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
     return [
         *budget_footnotes(results),
         *interval_footnotes(entries),
-        *significance_footnotes(entries),
+        *mark_footnotes(results, entries),
         *claim_footnotes(results),
         *_floor_footnotes(results, entries, floors),
         *reconstruction_footnotes(results),
@@ -263,46 +265,88 @@ def interval_footnotes(entries: Entries) -> list[Footnote]:
     return out
 
 
-def significance_footnotes(entries: Entries) -> list[Footnote]:
-    """What bold means, and the tests behind it; none where no column compares two methods."""
-    columns = [list(column.values()) for column in entries.values()]
-    if not any(len(column) > 1 for column in columns):
+def mark_footnotes(results: Results, entries: Entries) -> list[Footnote]:
+    """What bold and the dagger mean, and what difference would have been seen; none where no column
+    compares two methods."""
+    if not any(len(column) > 1 for column in entries.values()):
         return []
-    used = {e.test for column in columns for e in column}
-    paired = bool(used & {"paired", "paired logs"})
-    out = "Bold: best of ours in the column"
-    if paired or "welch" in used:
-        out += f", and every method that is not significantly worse at {100 * ALPHA:.0f} %"
-    if tests := _tests_in_words(used):
-        out += "; test against the best: " + "; ".join(tests) + "; Holm's correction by column"
-    # The best of a column is not tested either.
-    if any(sum(e.test == "none" for e in column) > 1 for column in columns):
-        out += (
-            ". Where there is only one episode, or no common seed, no test is possible; then only "
-            "means that are the best to four digits are bold"
-        )
-    most = max(len(e.seeds) for column in columns for e in column)
-    if paired and most < 5:
-        out += f". With {most} seeds only large differences are significant"
-    return [Footnote(out + ".")]
+    out = [Footnote("the best mean of ours in the column, and no more than that.", best=True)]
+    families = {column.id: comparisons(results, column.id) for column in results.columns}
+    tests = [family.tests for family in families.values() if family.tests]
+    if not tests:
+        said = f"No difference is tested: no two methods have {FEWEST} seeds in common that differ"
+        return [*out, Footnote(f"{said} by more in some than in others.")]
+    logs = [family.logs for family in families.values() if family.tests]
+    kind = " of logarithms" if all(logs) else " (of logarithms where all are above 0)"
+    return [
+        *out,
+        Footnote(
+            f"{WORSE}: shown to be worse than some other row of the column, at {100 * ALPHA:.0f} % "
+            f"for all rows of a column together: paired t-test{kind if any(logs) else ''} over "
+            "common seeds (a seed fixes data, first values and test episodes), Holm's correction "
+            f"over all pairs of a column ({_span(tests)} tests). Without a mark: not told apart."
+        ),
+        *_detectable_footnotes(results, families),
+        *_untested_footnotes(results, entries, families),
+    ]
 
 
-def _tests_in_words(used: AbstractSet[str]) -> list[str]:
-    out = []
-    if used & {"paired", "paired logs"}:
-        kind = ""
-        if "paired logs" in used:
-            kind = " of logarithms" + (" where all are above 0" if "paired" in used else "")
-        out.append(
-            f"paired t-test{kind} over common seeds (a seed fixes data, first values and test "
-            "episodes; with fewer than 6 seeds a Wilcoxon test cannot reach 5 %)"
+MANY = 6
+"""Columns from which on a footnote gives a range and not a number for each."""
+
+
+def _detectable_footnotes(results: Results, families: Mapping[str, Comparisons]) -> list[Footnote]:
+    """The difference that each column would have shown."""
+    found = {}
+    for column in results.columns:
+        least = families[column.id].detectable
+        if least is not None:
+            found[column.label or column.id] = least, families[column.id].logs
+    scale = 100.0 if results.suite.percent else 1.0
+    words = {
+        label: f"a factor of {math.exp(min(least, 700.0)):.3g}" if logs else f"{scale * least:.3g}"
+        for label, (least, logs) in found.items()
+    }
+    if len(results.columns) == 1:
+        told = next(iter(words.values()))
+    elif len(words) <= MANY:
+        told = "; ".join(f"{label} {word}" for label, word in words.items())
+    else:
+        order = sorted(found, key=lambda label: found[label])
+        told = f"between {words[order[0]]} ({order[0]}) and {words[order[-1]]} ({order[-1]})"
+    unit = ", in points" if results.suite.percent else ""
+    power = f"{100 * POWER:.0f} %"
+    return [
+        Footnote(
+            f"A difference is shown with {power} power from about this on{unit}: {told} (median of "
+            "the column's pairs)."
         )
-    if "welch" in used:
-        out.append(
-            f"with fewer than {FEWEST} common seeds Welch's unpaired t-test over their test "
-            "episodes, which says nothing of other seeds"
+    ]
+
+
+def _untested_footnotes(
+    results: Results, entries: Entries, families: Mapping[str, Comparisons]
+) -> list[Footnote]:
+    """Rows that no test has, in columns that test others."""
+    rows: dict[str, list[str]] = {}
+    for column in results.columns:
+        known, family = entries[column.id], families[column.id]
+        tested = {row for at, pair in family.pairs.items() if pair.p is not None for row in at}
+        for row in known:
+            if family.tests and row not in tested:
+                rows.setdefault(results.row_label(row), []).append(column.label or column.id)
+    if not rows:
+        return []
+    told = "; ".join(
+        label if len(at) == len(results.columns) else f"{label} ({listed(at)})"
+        for label, at in rows.items()
+    )
+    return [
+        Footnote(
+            f"Not tested, with fewer than {FEWEST} seeds in common or the same difference in every "
+            f"seed: {told}."
         )
-    return out
+    ]
 
 
 def runaway_footnotes(results: Results, entries: Entries) -> list[Footnote]:

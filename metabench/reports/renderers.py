@@ -15,13 +15,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+WORSE = "†"
+"""After a number that is shown to be worse than another of its column."""
+STAR = "*"
+"""After the best number, where there is no bold."""
+
+
 @dataclass(frozen=True)
 class Item:
-    """One field of a grid: its text (one printable line), whether it is among the best, the marks
-    of its footnotes, and the place (row, column) whose records it comes from."""
+    """One field of a grid: its text (one printable line), whether it is the best (``bold``), shown
+    to be worse than another (``worse``), the marks of its footnotes, and the place (row, column)
+    whose records it comes from."""
 
     text: str
     bold: bool = False
+    worse: bool = False
     marks: tuple[str, ...] = ()
     place: tuple[str, str] | None = None
 
@@ -32,15 +40,21 @@ class Item:
 @dataclass(frozen=True)
 class Footnote:
     """A line below a grid; ``mark`` is what refers to it, empty for a general one. ``code``, a
-    command, is shown as code at its end."""
+    command, is shown as code at its end. ``best``: it says what the mark of the best number means,
+    and begins with that mark as the format has it."""
 
     text: str
     mark: str = ""
     code: str = ""
+    best: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", one_line(self.text))
         object.__setattr__(self, "code", one_line(self.code))
+
+    def words(self, best: str) -> str:
+        """The text, where the mark of the best number is ``best``."""
+        return f"{best}: {self.text}" if self.best else self.text
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,7 @@ def markdown(grid: Grid) -> str:
 
     def cell(item: Item) -> str:
         text = markdown_escape(item.text)
-        text = f"**{text}**" if item.bold else text
+        text = (f"**{text}**" if item.bold else text) + WORSE * item.worse
         return text + (f" <sup>{','.join(item.marks)}</sup>" if item.marks else "")
 
     heads = [markdown_escape(head) for head in joined_heads(grid, ": ")]
@@ -92,7 +106,7 @@ def markdown(grid: Grid) -> str:
     for note in grid.footnotes:
         mark = f"<sup>{note.mark}</sup> " if note.mark else ""
         code = f" {_code_span(note.code)}" if note.code else ""
-        lines.append(f"- {mark}{markdown_escape(note.text)}{code}")
+        lines.append(f"- {mark}{markdown_escape(note.words('Bold'))}{code}")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -117,16 +131,16 @@ def _code_span(text: str) -> str:
 
 
 def text(grid: Grid) -> str:
-    """Plain text; the best numbers have a star."""
+    """Plain text; the best numbers have a star, and those shown to be worse a dagger."""
 
     def cell(item: Item) -> str:
         marks = f" [{','.join(item.marks)}]" if item.marks else ""
-        return item.text + ("*" if item.bold else "") + marks
+        return item.text + STAR * item.bold + WORSE * item.worse + marks
 
     heads = [head.replace("\0", "\n") for head in joined_heads(grid, "\0")]
     table = _tabulated(grid, heads, cell, "simple")
     footnotes = [
-        (f"[{n.mark}] " if n.mark else "") + n.text + (f" {n.code}" if n.code else "")
+        (f"[{n.mark}] " if n.mark else "") + n.words(STAR) + (f" {n.code}" if n.code else "")
         for n in grid.footnotes
     ]
     lines = [line.rstrip() for line in table.splitlines()]
@@ -148,6 +162,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
+    WORSE: r"\textsuperscript{\textdagger}",
     "±": r"$\pm$",
     "×": r"$\times$",
     "—": "---",
@@ -183,7 +198,7 @@ def latex(grid: Grid) -> str:
 
     def cell(item: Item) -> str:
         text = latex_escape(item.text)
-        text = rf"\textbf{{{text}}}" if item.bold else text
+        text = (rf"\textbf{{{text}}}" if item.bold else text) + _LATEX[WORSE] * item.worse
         return text + (rf"\textsuperscript{{{','.join(item.marks)}}}" if item.marks else "")
 
     columns = "l" * grid.left + "r" * (len(grid.heads) - grid.left)
@@ -221,7 +236,7 @@ def latex(grid: Grid) -> str:
     for note in grid.footnotes:
         mark = rf"\textsuperscript{{{note.mark}}}" if note.mark else ""
         code = rf" \texttt{{{latex_escape(note.code)}}}" if note.code else ""
-        lines.append(rf"{mark}{latex_escape(note.text)}{code}\par")
+        lines.append(rf"{mark}{latex_escape(note.words('Bold'))}{code}\par")
     return "\n".join([*lines, r"\end{minipage}", r"\end{table}"]) + "\n"
 
 
@@ -233,6 +248,7 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
     def cell(item: Item, tag: str) -> str:
         text = escape(item.text).replace(" ± ", "&nbsp;±&nbsp;")
         text = f"<strong>{text}</strong>" if item.bold else text
+        text += f'<span class="worse">{WORSE}</span>' if item.worse else ""
         if item.place is not None and link is not None:
             text = f'<a href="{escape(link(item.place))}">{text}</a>'
         marks = f"<sup>{escape(','.join(item.marks))}</sup>" if item.marks else ""
@@ -261,12 +277,13 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
     for note in grid.footnotes:
         mark = f"<sup>{escape(note.mark)}</sup> " if note.mark else ""
         code = f" <code>{escape(note.code)}</code>" if note.code else ""
-        out.append(f"<li>{mark}{escape(note.text)}{code}</li>")
+        out.append(f"<li>{mark}{escape(note.words('Bold'))}{code}</li>")
     return "\n".join([*out, "</ul>"]) + "\n"
 
 
 def rich(grid: Grid, width: int | None = None) -> Group:
-    """A renderable for a rich console; the best numbers are bold and green.
+    """A renderable for a rich console; the best numbers have a star, and are bold and green where
+    the console has that.
 
     Where the longest words do not fit into ``width`` characters, the columns are split into several
     tables, each with the row labels.
@@ -277,7 +294,7 @@ def rich(grid: Grid, width: int | None = None) -> Group:
     footnotes = []
     for note in grid.footnotes:
         line = Text(f"[{note.mark}] " if note.mark else "", style="dim")
-        line.append(note.text)
+        line.append(note.words(STAR))
         line.append(f" {note.code}" if note.code else "", style="bold")
         footnotes.append(line)
     tables = [_rich_table(grid, part, n == 0) for n, part in enumerate(_parts(grid, width))]
@@ -324,7 +341,8 @@ def _rich_table(grid: Grid, columns: Sequence[int], first: bool) -> Table:
         cells = []
         for i in columns:
             item = row[i]
-            shown = Text(item.text, style="bold green" if item.bold else "")
+            shown = Text(item.text + STAR * item.bold, style="bold green" if item.bold else "")
+            shown.append(WORSE if item.worse else "", style="dim")
             shown.append(f" [{','.join(item.marks)}]" if item.marks else "", style="dim")
             cells.append(shown)
         table.add_row(*cells)

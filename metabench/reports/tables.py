@@ -8,6 +8,7 @@ from typing import Literal, cast, get_args
 
 from metabench.analysis import stats
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
+from metabench.analysis.paper_claims import reach_comparisons
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.errors import UnknownName
 from metabench.core.text import counted, human, listed, with_pm
@@ -22,7 +23,7 @@ from metabench.reports.footnotes import (
     label_footnotes,
     reconstruction_footnotes,
 )
-from metabench.reports.renderers import Footnote, Grid, Item
+from metabench.reports.renderers import WORSE, Footnote, Grid, Item
 from metabench.suites.schema import PaperRow, Published, Row
 from metabench.suites.suite import Suite
 
@@ -195,7 +196,7 @@ def _our_item(
     text = with_pm(found.mean, found.pm, *_scale(results.suite))
     if missing:
         text += f" (n={len(found.seeds)} of {len(table_cell.runs)})"
-    return Item(text, found.best, marks, place)
+    return Item(text, found.best, found.worse, marks, place)
 
 
 def _by_state(missing: list[Hole]) -> dict[str, int]:
@@ -230,6 +231,7 @@ def reach_grid(results: Results) -> Grid:
     reach = results.suite.reach
     assert reach is not None
     rows = []
+    worse = {column.id: reach_comparisons(results, column.id).worse for column in results.columns}
     for row in results.rows:
         line = [Item(row.label or row.id)]
         for column in results.columns:
@@ -239,7 +241,7 @@ def reach_grid(results: Results) -> Grid:
             text = with_pm(stats.mean(costs), stats.half_width(costs), 1.0, None) if costs else HOLE
             if len(costs) < len(found):
                 text += f" ({len(costs)} of {counted(len(found), 'seed')})"
-            line.append(Item(text, place=at))
+            line.append(Item(text, worse=row.id in worse[column.id], place=at))
         rows.append(line)
     goal = "at least" if (reach.goal or results.suite.goal) == "max" else "at most"
     if reach.level is not None:
@@ -257,6 +259,11 @@ def reach_grid(results: Results) -> Grid:
                 f"{cost.capitalize()} until the learning curve's validation {reach.metric} {level}:"
                 " mean over the seeds that reach it, in brackets how many do where not all; ± is "
                 "the half-width of the 95 % t-interval. The curve has a point at every evaluation."
+            ),
+            Footnote(
+                f"{WORSE}: shown to cost more than some other row of the column, tested as in the "
+                "table above; a row with a seed that does not reach the level is never shown to "
+                "cost less."
             ),
             *_unknown_level(results, reach.metric),
         ],

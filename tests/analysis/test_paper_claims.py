@@ -37,9 +37,9 @@ def claim(**changes):
     [
         ([0.02, 0.03, 0.04], "holds", "holds"),
         ([0.00, 0.03, 0.06], "not shown", "not contradicted"),
-        ([0.00, 0.00, 0.00], "not shown", "not contradicted"),
+        ([0.00, 0.00, 0.00], "not tested", "not tested"),
         ([-0.02, -0.03, -0.04], "contradicted", "contradicted"),
-        ([-3e-12, -3e-12, -3e-12], "not shown", "not contradicted"),
+        ([-3e-12, -3e-12, -3e-12], "not tested", "not tested"),
         ([-3e-8, -3e-8, -4e-8], "contradicted", "contradicted"),
         ([0.02, 0.02, 0.02], "not tested", "not tested"),
         ([0.01], "not tested", "not tested"),
@@ -108,9 +108,10 @@ def test_a_table_tells_each_claim_in_a_sentence(helpers):
     texts = [n.text for n in claim_footnotes(known)]
     assert texts[0] == (
         "Claims: mean gain, in points, over common seeds ± half-width of its paired 95 % "
-        "t-interval. Holds: the interval lies above 0; not contradicted: 0 is inside, and no more "
-        "is claimed; not tested: fewer than two seeds that both have, or seeds that agree in every "
-        "digit. Several claims are not corrected for being several."
+        "t-interval. Holds: shown to be better; not contradicted: no difference is shown, and no "
+        "more is claimed; not tested: fewer than 3 seeds that both have, or the same difference in "
+        "every seed. The tests are those of the marks, corrected for all pairs of a column; the "
+        "interval is not."
     )
     first, second = (c.label for c in known.columns)
     assert texts[1] == (
@@ -126,7 +127,7 @@ def test_a_claim_on_fewer_seeds_than_planned_says_so(helpers):
     """Of a row that diverged on a seed the others alone are compared."""
     values = {"maml": [0.91, 0.92], "anil": [0.82, 0.8201, 0.84]}
     texts = [n.text for n in claim_footnotes(results(helpers, values, [claim()]))]
-    assert texts[1].endswith(": holds (5-way 1-shot 9.5 ± 6.3, n=2 of 3).")
+    assert texts[1].endswith(": not tested (5-way 1-shot 9.5 ± 6.3, n=2 of 3).")
 
 
 def test_no_claims_or_no_numbers_no_words(full, helpers):
