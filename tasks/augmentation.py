@@ -78,6 +78,7 @@ class Augmentation(OfImages):
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    outer_on_validation: ClassVar[bool] = True
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "rotation", "rotation_gap")
 

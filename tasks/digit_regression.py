@@ -66,6 +66,7 @@ class DigitRegression(OfImages):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     lacks: ClassVar[dict[str, str]] = {
         "small_lam": "lam has a decay for every weight: too many scalars to search in",

@@ -62,6 +62,7 @@ class ExactDecay(Task):
 
     metric: ClassVar[str] = "relative_error"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     data: ClassVar[tuple[str, ...]] = ("mnist",)
 
     @property

@@ -66,6 +66,7 @@ class HyperCleaning(OfImages):
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    outer_on_validation: ClassVar[bool] = True
     lacks: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
             ("small_lam", "search_space"),

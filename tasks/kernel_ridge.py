@@ -47,6 +47,7 @@ class KernelRidge(Task):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss", "log_gamma", "log_penalty")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ("uci_regression",)

@@ -76,6 +76,7 @@ class LossLearning(OfImages, Learning):
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    outer_on_validation: ClassVar[bool] = True
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
 
     def __post_init__(self) -> None:

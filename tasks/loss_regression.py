@@ -79,6 +79,7 @@ class LossRegression(Learning):
 
     metric: ClassVar[str] = "rmse"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     data: ClassVar[tuple[str, ...]] = ("uci_regression",)
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     metrics: ClassVar[tuple[str, ...]] = (

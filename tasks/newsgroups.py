@@ -47,6 +47,7 @@ class Newsgroups(Task):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "log_decay")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ("newsgroups20",)

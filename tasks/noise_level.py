@@ -44,6 +44,7 @@ class NoiseLevel(Task):
 
     metric: ClassVar[str] = "noise_gap"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("noise_gap", "noise", "loss")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()

@@ -50,6 +50,7 @@ class OptimiserConstants(OfImages):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     lacks: ClassVar[dict[str, str]] = dict.fromkeys(

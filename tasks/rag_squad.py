@@ -91,6 +91,7 @@ class RagSquad(Task):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = (
         *("loss", "accuracy", "tokens", "simple_regret", "near_top"),
         *("cumulative_regret", "mean_regret", "recall"),

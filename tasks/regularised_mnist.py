@@ -70,6 +70,7 @@ class RegularisedMNIST(Task):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     data: ClassVar[tuple[str, ...]] = ("mnist",)
 
     def __post_init__(self) -> None:

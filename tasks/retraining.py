@@ -89,6 +89,7 @@ class Retraining(Task):
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    outer_on_validation: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = (
         "accuracy", "loss", "checkpoint_accuracy", "gain", "module_norm",
     )  # fmt: skip

@@ -39,6 +39,7 @@ class Ridge(Task):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()

@@ -76,6 +76,7 @@ class SpectralRisk(Task):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss", "objective", "suboptimality", "nu", "level")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ("uci_regression",)

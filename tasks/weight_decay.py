@@ -76,6 +76,7 @@ class WeightDecay(OfImages):
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    outer_on_validation: ClassVar[bool] = True
     lacks: ClassVar[dict[str, str]] = {
         "small_lam": "lam has a decay for every weight: too many scalars to search in"
     }

@@ -29,11 +29,12 @@ from metabench.conformance.example_checks import (
 from metabench.conformance.harness import Harness, NotTested, snapshot, stored, tolerance, unchanged
 from metabench.conformance.own_step_checks import check_own_step
 from metabench.conformance.search_checks import check_regret, reported
+from metabench.conformance.split_checks import check_episodes, check_outer_on_validation, content
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import State
 from metabench.contract.per_example_weights import Gated
-from metabench.contract.problem import Episode, count_numbers
+from metabench.contract.problem import count_numbers
 from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
 from metabench.core.errors import Distrusted
@@ -74,39 +75,15 @@ def check_init(task: Any) -> None:
     assert unchanged(held, start(build(task))[:2]), "built again from the same seeds, it differs"
 
 
-def check_episodes(task: Any) -> None:
-    """An episode is a function of seeds, split and index alone, in whatever order it is built."""
-    problem = build(task)
-    for split in splits(problem):
-        n = problem.count(split)
-        last = 3 if n is None else min(3, n - 1)
-        assert last >= 0, f"split {split!r} has no episode"
-        later = snapshot(_content(problem.episode(split, last)))
-        first = snapshot(_content(problem.episode(split, 0)))
-        assert unchanged(later, _content(problem.episode(split, last))), (
-            f"episode {last} of {split!r} is different when asked for again"
-        )
-        assert unchanged(first, _content(build(task).episode(split, 0))), (
-            f"episode 0 of {split!r} is different when the problem is built again"
-        )
-        assert problem.episode(split, last).index == last, "an episode must know its index"
-    valid = problem.episode("valid", 0).outer
-    # Where training is judged by that too, the problem is a formula, or one set of data by intent.
-    differs = not unchanged(snapshot(valid), problem.episode("train", 0).outer)
-    for split in problem.evaluations:
-        same = differs and unchanged(snapshot(valid), problem.episode(split, 0).outer)
-        assert not same, f"episode 0 of {split!r} is judged by the data of episode 0 of 'valid'"
-
-
 def check_seeds(task: Any) -> None:
     """Where training episodes differ from each other, they differ from seed to seed too."""
     problem, other = build(task, 0), build(task, 1)
     n = problem.count("train")
     if n is not None and n < 2:
         raise NotTested("it has one training episode")
-    first = snapshot(_content(problem.episode("train", 0)))
-    if not unchanged(first, _content(problem.episode("train", 1))):
-        assert not unchanged(first, _content(other.episode("train", 0))), (
+    first = snapshot(content(problem.episode("train", 0)))
+    if not unchanged(first, content(problem.episode("train", 1))):
+        assert not unchanged(first, content(other.episode("train", 0))), (
             "episodes are random and do not depend on the seeds"
         )
 
@@ -115,7 +92,7 @@ def check_losses(task: Any) -> None:
     """Both losses are finite scalars, the same when asked again, and change nothing."""
     problem = build(task)
     lam, theta, episode = start(problem)
-    held = snapshot((lam, theta, _content(episode)))
+    held = snapshot((lam, theta, content(episode)))
     for name, loss, batch in (
         ("inner_loss", problem.inner_loss, episode.batch(0)),
         ("outer_loss", problem.outer_loss, episode.outer),
@@ -124,7 +101,7 @@ def check_losses(task: Any) -> None:
         assert value.shape == (), f"{name} has shape {tuple(value.shape)}, not ()"
         assert bool(torch.isfinite(value)), f"{name} at the start is {float(value)}"
         assert torch.equal(value, loss(lam, theta, batch)), f"{name} differs when asked again"
-    assert unchanged(held, (lam, theta, _content(episode))), "a loss changes what it is given"
+    assert unchanged(held, (lam, theta, content(episode))), "a loss changes what it is given"
 
 
 def check_initialisation(task: Any) -> None:
@@ -281,10 +258,10 @@ def check_metrics(task: Any) -> None:
     )
     for split in splits(problem)[1:]:
         lam, theta, episode = start(problem, split)
-        held = snapshot((lam, theta, _content(episode)))
+        held = snapshot((lam, theta, content(episode)))
         with torch.no_grad():
             metrics = problem.metrics(lam, theta, episode)
-        assert unchanged(held, (lam, theta, _content(episode))), "metrics changes what it is given"
+        assert unchanged(held, (lam, theta, content(episode))), "metrics changes what it is given"
         assert task.metric in metrics, f"metrics of {split!r} are {list(metrics)}: no {task.metric}"
         said = (*metrics, *reported(problem)) if task.metrics is None else task.metrics
         assert set(said) == {*metrics, *reported(problem)}, (
@@ -376,6 +353,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_regret,
     check_prepare,
     check_batched,
+    check_outer_on_validation,
 )
 
 
@@ -398,7 +376,3 @@ def _brief(method: Any) -> Any:
         return replace(method, inner_steps=LONGEST)
     except (TypeError, ValueError):  # no setting, or one that others rest on
         return method
-
-
-def _content(episode: Episode) -> Any:
-    return [episode.batch(0), episode.batch(1), episode.outer]

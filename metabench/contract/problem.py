@@ -321,6 +321,10 @@ class Task(ABC):
     metric: ClassVar[str]
     """The metric that selection and tables use, a key of ``Problem.metrics``."""
     goal: ClassVar[Literal["max", "min"]]
+    outer_on_validation: ClassVar[bool] = False
+    """Whether the outer level learns on the examples of the split "valid": the best state on it is
+    then chosen by what was fitted to it. False for few-shot tasks, whose outer loss sees training
+    classes, and for formulas, which have no examples."""
 
     @property
     @abstractmethod

@@ -58,6 +58,7 @@ class BayesianImages(OfImages):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
 
     def __post_init__(self) -> None:

@@ -97,6 +97,7 @@ class TwoStage(Task):
 
     metric: ClassVar[str] = "auroc"
     goal: ClassVar[Literal["max", "min"]] = "max"
+    outer_on_validation: ClassVar[bool] = True
 
     @property
     def offers(self) -> frozenset[str]:

@@ -27,6 +27,7 @@ class Cleaning(Task):
 
     metric: ClassVar[str] = "mse"
     goal: ClassVar[Literal["max", "min"]] = "min"
+    outer_on_validation: ClassVar[bool] = True
     data: ClassVar[tuple[str, ...]] = ()
 
     @property

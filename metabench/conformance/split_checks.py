@@ -1,0 +1,92 @@
+"""The checks of a task's splits: which examples the outer level learns on, and which judge it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metabench.conformance.derivative_checks import build, splits
+from metabench.conformance.harness import NotTested, snapshot, unchanged
+from metabench.contract.problem import Batch, Episode, Problem
+
+FEW = 3
+"""Episodes of a split that are looked at."""
+
+
+def check_episodes(task: Any) -> None:
+    """An episode is a function of seeds, split and index alone, in whatever order it is built."""
+    problem = build(task)
+    for split in splits(problem):
+        n = problem.count(split)
+        last = 3 if n is None else min(3, n - 1)
+        assert last >= 0, f"split {split!r} has no episode"
+        later = snapshot(content(problem.episode(split, last)))
+        first = snapshot(content(problem.episode(split, 0)))
+        assert unchanged(later, content(problem.episode(split, last))), (
+            f"episode {last} of {split!r} is different when asked for again"
+        )
+        assert unchanged(first, content(build(task).episode(split, 0))), (
+            f"episode 0 of {split!r} is different when the problem is built again"
+        )
+        assert problem.episode(split, last).index == last, "an episode must know its index"
+    valid = problem.episode("valid", 0).outer
+    # Where training is judged by that too, the problem is a formula, or one set of data by intent.
+    differs = not unchanged(snapshot(valid), problem.episode("train", 0).outer)
+    for split in problem.evaluations:
+        same = differs and unchanged(snapshot(valid), problem.episode(split, 0).outer)
+        assert not same, f"episode 0 of {split!r} is judged by the data of episode 0 of 'valid'"
+
+
+def check_outer_on_validation(task: Any) -> None:
+    """``outer_on_validation`` says whether training is judged by validation examples, as far as
+    the outer batches of a few episodes show it."""
+    problem = build(task)
+    learned, judged = (outer_batches(problem, split) for split in ("train", "valid"))
+    share = found(learned, judged)
+    if share is None:
+        raise NotTested("the outer batches hold no examples")
+    said = task.outer_on_validation
+    # Half: a row of few values can be in two parts by chance.
+    assert said or share < 0.5, (
+        f"{share:.0%} of the examples that judge training are among those of 'valid': "
+        "set outer_on_validation = True"
+    )
+    assert not said or share >= 0.5, (
+        f"outer_on_validation is True, but {share:.0%} of the examples that judge training are "
+        "among those of 'valid'"
+    )
+
+
+def outer_batches(problem: Problem, split: str) -> list[Batch]:
+    """Those of the first episodes of a split."""
+    n = problem.count(split)
+    return [problem.episode(split, i).outer for i in range(FEW if n is None else min(FEW, n))]
+
+
+def found(some: list[Batch], among: list[Batch]) -> float | None:
+    """The part of the examples of ``some`` that ``among`` has too: rows of the largest tensor that
+    both have, of floats where there is one. None where there is no tensor of two numbers."""
+    a, b = some[0], among[0]
+    names = [
+        k
+        for k in a
+        if k in b and a[k].dim() and a[k].numel() > 1 and a[k].shape[1:] == b[k].shape[1:]
+    ]
+    if not names:
+        return None
+    name = max(names, key=lambda k: (a[k].is_floating_point(), a[k].numel()))
+    known = set().union(*(rows(batch[name]) for batch in among))
+    asked = [row for batch in some for row in rows(batch[name])]
+    return sum(row in known for row in asked) / len(asked)
+
+
+def rows(x: torch.Tensor) -> list[bytes]:
+    """The bytes of each row of a tensor [n, ...]."""
+    flat = x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8)
+    return [row.tobytes() for row in flat.numpy()]
+
+
+def content(episode: Episode) -> Any:
+    """Two inner batches and the outer one."""
+    return [episode.batch(0), episode.batch(1), episode.outer]

@@ -1,0 +1,50 @@
+"""The kit's check of which examples the outer level learns on."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from metabench.conformance.harness import NotTested
+from metabench.conformance.split_checks import check_outer_on_validation, found
+from metabench.conformance.test_problems import Sample
+from metabench.core.registry import tasks
+
+Ridge = tasks.get("ridge")
+
+
+def test_a_task_that_does_not_say_what_it_learns_on():
+    @dataclass(frozen=True)
+    class Silent(Ridge):
+        outer_on_validation: ClassVar[bool] = False
+
+    check_outer_on_validation(Ridge())
+    with pytest.raises(AssertionError, match=r"100% .* set outer_on_validation = True"):
+        check_outer_on_validation(Silent())
+
+
+def test_a_task_that_says_what_it_does_not_do():
+    @dataclass(frozen=True)
+    class Wrong(Sample):
+        outer_on_validation: ClassVar[bool] = True
+
+    check_outer_on_validation(Sample())
+    with pytest.raises(AssertionError, match="is True, but 0% of the examples"):
+        check_outer_on_validation(Wrong())
+
+
+def test_a_part_of_the_validation_examples_is_found_too():
+    whole = {"x": torch.arange(12.0).reshape(6, 2), "y": torch.zeros(6, dtype=torch.int64)}
+    some = {k: v[[4, 1]] for k, v in whole.items()}
+    other = {"x": whole["x"][:4] + 100, "y": whole["y"][:4]}
+    assert found([some], [whole]) == 1
+    assert found([other], [whole]) == 0
+    assert (
+        found([some, {k: torch.cat([v, other[k][:2]]) for k, v in some.items()}], [whole]) == 4 / 6
+    )
+
+
+def test_a_formula_has_no_examples():
+    with pytest.raises(NotTested, match="no examples"):
+        check_outer_on_validation(tasks.get("quadratic")())
