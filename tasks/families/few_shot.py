@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
+from metabench.core import settings
 from metabench.core.errors import SettingError, UnknownName
 
 from ..models.networks import ConvNet, Network
@@ -76,6 +77,9 @@ class FewShot(Task):
     inner_batch: Count | None = None
     """Images of an inner step in training; None, and always at evaluation: the support set."""
     dtype: Literal["float32", "float64"] = "float32"
+    test_queries: Count | None = settings.later(None)
+    """Query images a class at evaluation, in validation and test; None: ``queries``. Batch norm
+    takes the statistics of the whole query set, so their number is part of the protocol."""
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
@@ -88,13 +92,23 @@ class FewShot(Task):
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        support = max(self.shots, self.train_shots or 0)
-        if support + self.queries > self.images_per_class:
-            which = "shots" if support == self.shots else "train_shots"
-            raise SettingError(
-                f"{which} = {support} and queries = {self.queries} need "
-                f"{support + self.queries} images a class; there are {self.images_per_class}"
-            )
+        for split in ("train", "test"):
+            shots, queries = self.images_of(split)
+            if shots + queries > self.images_per_class:
+                given = split == "train" and self.train_shots is not None
+                which = "train_shots" if given else "shots"
+                given = split == "test" and self.test_queries is not None
+                queried = "test_queries" if given else "queries"
+                raise SettingError(
+                    f"{which} = {shots} and {queried} = {queries} need "
+                    f"{shots + queries} images a class; there are {self.images_per_class}"
+                )
+
+    def images_of(self, split: str) -> tuple[int, int]:
+        """Support and query images a class in a split: training may differ from evaluation."""
+        if split == "train":
+            return self.train_shots or self.shots, self.queries
+        return self.shots, self.test_queries or self.queries
 
     @property
     def offers(self) -> frozenset[str]:
@@ -231,7 +245,7 @@ class FewShotProblem(Problem):
         return len(self.given[split]) if split in self.given else None
 
     def episode(self, split: str, index: int) -> Episode:
-        """``ways`` classes, ``shots`` (in training ``train_shots``) and ``queries`` images each.
+        """``ways`` classes, each with the images of :meth:`FewShot.images_of`.
 
         Raises UnknownName for a split that is not there, IndexError past the end of one.
         """
@@ -245,7 +259,7 @@ class FewShotProblem(Problem):
             )
         if split not in self.splits:
             raise UnknownName("split", split, [*self.splits, *self.given])
-        shots = (task.train_shots or task.shots) if split == "train" else task.shots
+        shots, queries = task.images_of(split)
         stream = self.seeds.batches if split == "train" else self.seeds.evaluation
         gen = generator(stream, split, index)
         source = self.splits[split]
@@ -253,7 +267,7 @@ class FewShotProblem(Problem):
         order = torch.rand(
             task.ways, source.images.shape[1], generator=gen, dtype=torch.float32
         ).argsort(dim=1)
-        images = source.pick(chosen, order[:, : shots + task.queries])
+        images = source.pick(chosen, order[:, : shots + queries])
         labels = torch.arange(task.ways)
         support, query = (
             self.batch(part.flatten(0, 1), labels.repeat_interleave(part.shape[1]))
