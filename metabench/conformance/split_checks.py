@@ -65,8 +65,8 @@ def outer_batches(problem: Problem, split: str) -> list[Batch]:
 
 
 def found(some: list[Batch], among: list[Batch]) -> float | None:
-    """The part of the examples of ``some`` that ``among`` has too: rows of the largest tensor that
-    both have, of floats where there is one. None where there is no tensor of two numbers."""
+    """The part of the examples of ``some`` that ``among`` has too: rows of the tensor with the
+    most different rows that both have. None where there is no tensor of two numbers."""
     a, b = some[0], among[0]
     names = [
         k
@@ -75,7 +75,8 @@ def found(some: list[Batch], among: list[Batch]) -> float | None:
     ]
     if not names:
         return None
-    name = max(names, key=lambda k: (a[k].is_floating_point(), a[k].numel()))
+    # Masks and labels are alike in many examples: what tells examples apart is asked for.
+    name = max(names, key=lambda k: (len({*rows(a[k])}), a[k].is_floating_point(), a[k].numel()))
     known = set().union(*(rows(batch[name]) for batch in among))
     asked = [row for batch in some for row in rows(batch[name])]
     return sum(row in known for row in asked) / len(asked)
