@@ -36,8 +36,8 @@ def small_world(folder: Path) -> Iterator[str]:
 
 
 def write_squad(folder: Path) -> None:
-    """folder/squad/squad_seal.parquet: three passages a part, no article or question in both
-    splits."""
+    """folder/squad/squad_seal.parquet: three passages a part, no article in both splits and no
+    question in two parts."""
     import pandas as pd
 
     rows = []
@@ -49,7 +49,7 @@ def write_squad(folder: Path) -> None:
             rows.append({
                 "split": split, "subset": subset, "title": f"{title} of the {split} set",
                 "context": f"{text} {subset}",
-                "questions": [f"{question}{more}", f"Again: {question}{more}"],
+                "questions": [f"{question}{more} {subset}", f"Again: {question}{more} {subset}"],
                 "answers": [answer, answer],
             })  # fmt: skip
     (folder / "squad").mkdir(parents=True)

@@ -77,9 +77,16 @@ def found(some: list[Batch], among: list[Batch]) -> float | None:
         return None
     # Masks and labels are alike in many examples: what tells examples apart is asked for.
     name = max(names, key=lambda k: (len({*rows(a[k])}), a[k].is_floating_point(), a[k].numel()))
-    known = set().union(*(rows(batch[name]) for batch in among))
-    asked = [row for batch in some for row in rows(batch[name])]
+    known = set().union(*(examples(batch, name) for batch in among))
+    asked = [row for batch in some for row in examples(batch, name)]
     return sum(row in known for row in asked) / len(asked)
+
+
+def examples(batch: Batch, name: str) -> list[bytes]:
+    """The rows of a tensor, each with the batch's single numbers: which text its questions are
+    about, for example."""
+    of = b"".join(rows(x[None])[0] for _, x in sorted(batch.items()) if not x.dim())
+    return [row + of for row in rows(batch[name])]
 
 
 def rows(x: torch.Tensor) -> list[bytes]:
