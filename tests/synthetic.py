@@ -55,6 +55,7 @@ def make_suite(**changes: object) -> Suite:
                 "id": i,
                 "label": label,
                 "method": "bilevel",
+                "chosen": "own" if i == "fixed" else "published",
                 "set": {"method": {"inner_steps": 10 + n}},
             }
             for n, (i, (label, *_)) in enumerate(ROWS.items())

@@ -153,13 +153,13 @@ def of_suite(suite: Suite, path: Path) -> Description:
         pm = f" +- {number.pm:g} ({number.pm_meaning})" if number.pm is not None else ""
         source = f"{number.source} [{number.label}]"
         paper.append((number.row, number.column, f"{number.value:g}{pm}", source))
-    references: list[tuple[str, ...]] = [("row", "settings from")]
-    references += [(r.id, r.reference) for r in suite.rows if r.reference]
+    chosen: list[tuple[str, ...]] = [("row", "settings chosen", "reference")]
+    chosen += [(r.id, _chosen(r), r.reference) for r in suite.rows]
     tables: list[tuple[str, list[tuple[str, ...]]]] = [
         ("Columns", columns),
         ("Rows", rows),
         ("Budgets", budgets),
-        ("References", references),
+        ("Settings chosen", chosen),
         ("Published", paper),
         ("Settings of a budget", of_budget()),
     ]
@@ -186,6 +186,14 @@ def _by_budget(place: Column | Row) -> str:
     more = {**getattr(place, "columns", {}), **place.budgets}
     texts = [_groups(place.set), *(f"{name}: {_groups(groups)}" for name, groups in more.items())]
     return "; ".join(text for text in texts if text)
+
+
+def _chosen(row: Row) -> str:
+    from metabench.reports.chosen_footnotes import how_in_words
+
+    if isinstance(row.chosen, dict):
+        return "; ".join(f"{name}: {how_in_words(how)}" for name, how in row.chosen.items())
+    return how_in_words(row.chosen)
 
 
 def _groups(groups: Any, bare: str = "") -> str:

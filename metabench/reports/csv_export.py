@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
 from metabench.analysis.results import Results
 from metabench.core.text import printable
+from metabench.reports.chosen_footnotes import how_in_words
 from metabench.suites.schema import Column, Published
 
 Line = dict[str, object]
@@ -20,7 +21,7 @@ FIELDS = (
     "evaluation", "metric", "goal", "unit",
     "ours_mean", "ours_pm", "ours_pm_over", "ours_std_over_seeds",
     "seeds_done", "seeds_planned", "episodes_least", "episodes_most", "best", "p_holm", "test",
-    "holes",
+    "holes", "chosen",
     "paper_value", "paper_pm", "paper_pm_meaning", "paper_source", "paper_label", "keys",
 )  # fmt: skip
 """Columns of the CSV table; ``kind`` is method, floor or paper; ``keys`` are of every planned
@@ -76,6 +77,7 @@ def _method_lines(results: Results, column: Column) -> Iterator[Line]:
     for row in results.rows:
         table_cell = results.table_cells[row.id, column.id]
         found = entries.get(row.id)
+        seeds = {run.cell.seed for run in table_cell.runs}
         line = {
             "kind": "method",
             "row": row.id,
@@ -90,6 +92,7 @@ def _method_lines(results: Results, column: Column) -> Iterator[Line]:
                 f"{len(seeds)} {state}: {reason}" if reason else f"{len(seeds)} {state}"
                 for state, reason, seeds in table_cell.holes(*results.metric)
             ),
+            "chosen": how_in_words(row.how(results.budget), seeds),
             "keys": " ".join(run.cell.key for run in table_cell.runs),
         }
         yield from (line | _published(number) for number in table_cell.paper)

@@ -13,6 +13,7 @@ from metabench.core.costs import CUT_STEP
 from metabench.core.limits import RUNAWAY
 from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened
+from metabench.reports.chosen_footnotes import chosen_footnotes
 from metabench.reports.claim_footnotes import claim_footnotes
 from metabench.reports.renderers import Footnote
 from metabench.store.record import Record
@@ -55,6 +56,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
     """What concerns the main table as a whole, in the order in which it is read."""
     return [
         *budget_footnotes(results),
+        *chosen_footnotes(results),
         *interval_footnotes(entries),
         *significance_footnotes(entries),
         *claim_footnotes(results),

@@ -58,10 +58,12 @@ set.task = { dim = 4 }
 id = "reverse"
 label = "Unrolling"
 method = "bilevel"
+chosen = "own"
 set.method = { inner_steps = 3 }
 [[rows]]
 id = "maml"
 method = "maml"
+chosen = "own"
 [[paper]]
 row = "reverse"
 column = "one"
