@@ -101,7 +101,9 @@ def make_suite(**changes: object) -> Suite:
     for row in data["rows"]:
         if row["id"] == "fixed":
             row["set"] = {**row["set"], "budget": {"outer_steps": 0}}
-    return from_dict({**data, **changes}, Path("synthetic.toml"))
+    data |= changes
+    data["rows"] = [{"chosen": "own", **row} for row in data["rows"]]
+    return from_dict(data, Path("synthetic.toml"))
 
 
 class Fake:

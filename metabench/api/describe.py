@@ -20,7 +20,7 @@ from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks
 from metabench.core.settings import fields, typed
 from metabench.suites import loading as suites
-from metabench.suites.schema import Column, Row
+from metabench.suites.schema import LABELS, Column, Row
 from metabench.suites.suite import Suite
 
 
@@ -167,6 +167,8 @@ def of_suite(suite: Suite, path: Path) -> Description:
     facts = [
         ("metric", f"{suite.metric} of the evaluation {suite.evaluation!r} ({goal} is better)")
     ]
+    if suite.paper:
+        facts.append(("published numbers", _sources(suite)))
     if suite.command:
         facts.append(("command", suite.command))
     return Description(
@@ -178,6 +180,15 @@ def of_suite(suite: Suite, path: Path) -> Description:
         facts=tuple(facts),
         tables=tuple((title, tuple(table)) for title, table in tables if len(table) > 1),
     )
+
+
+def _sources(suite: Suite) -> str:
+    """How many published numbers there are by label."""
+    labels = [number.label.strip("[]") for number in suite.paper]
+    counts = [f"{n} [{name}]" for name in LABELS if (n := labels.count(name)) and name != "memory"]
+    if recalled := labels.count("memory"):
+        counts.append(f"{recalled} from memory (not printed)")
+    return f"{len(labels)}: {', '.join(counts)}"
 
 
 def _by_budget(place: Column | Row) -> str:

@@ -21,11 +21,12 @@ FIELDS = (
     "evaluation", "metric", "goal", "unit",
     "ours_mean", "ours_pm", "ours_pm_over", "ours_std_over_seeds",
     "seeds_done", "seeds_planned", "episodes_least", "episodes_most", "best", "p_holm", "test",
-    "holes", "chosen",
+    "holes",
     "paper_value", "paper_pm", "paper_pm_meaning", "paper_source", "paper_label", "keys",
+    "chosen",
 )  # fmt: skip
 """Columns of the CSV table; ``kind`` is method, floor or paper; ``keys`` are of every planned
-cell; numbers are in the table's unit."""
+cell; ``chosen`` says how the row's settings were; numbers are in the table's unit."""
 
 
 def main_csv(results: Results) -> str:

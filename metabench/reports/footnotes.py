@@ -331,7 +331,7 @@ def _span(counts: list[int]) -> str:
 
 def label_footnotes(results: Results) -> list[Footnote]:
     """What the labels behind the papers' numbers mean; none where no number has one."""
-    used = {number.label.strip("[]") for number in results.suite.paper}
+    used = {number.label.strip("[]") for number in results.published}
     labels = [f"[{name}] {meaning}" for name, meaning in LABELS.items() if name in used]
     return [Footnote(f"Labels: {'; '.join(labels)}.")] if labels else []
 
@@ -346,6 +346,8 @@ def command_footnotes(results: Results) -> list[Footnote]:
     for override in results.overrides:
         setting = f"{override.scope}.{override.name}={typed(override.value)}"
         command += f" --set {shlex.quote(setting)}"
+    if results.unverified:
+        command += " --unverified"
     if results.seeds is not None:
         command += f" --seeds {','.join(map(str, results.seeds))}"
     return [Footnote("Reproduce with:", code=command)]

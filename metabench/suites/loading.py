@@ -30,7 +30,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            set.{task,method,solver,budget}.*,
                            columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,
                            with the same kind of tables, skip = ["column", ...] with skip_reason
-    [[paper]]              row, column, value, pm, pm_meaning, source, label
+    [[paper]]              row, column, value, pm, pm_meaning, source, label: one labelled "memory"
+                           is in no table unless asked for (--unverified)
     [[claims]]             better = ["row", ...], than = "row", source: what a paper says of these
                            rows, tested on ours; or_equal = true: no worse; within = 0.01: at most
                            that part of what "than" has apart; columns = [...]: of these alone;

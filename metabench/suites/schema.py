@@ -130,6 +130,11 @@ class Published:
     pm: FiniteFloat | None = None
     pm_meaning: str = ""
 
+    @property
+    def verified(self) -> bool:
+        """Whether somebody has looked it up: tables leave the others out."""
+        return self.label.strip("[]") != "memory"
+
 
 @with_config(strict)
 @dataclass(frozen=True)
