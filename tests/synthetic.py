@@ -55,6 +55,7 @@ def make_suite(**changes: object) -> Suite:
                 "id": i,
                 "label": label,
                 "method": "bilevel",
+                "chosen": "own" if i == "fixed" else "published",
                 "set": {"method": {"inner_steps": 10 + n}},
             }
             for n, (i, (label, *_)) in enumerate(ROWS.items())
@@ -100,7 +101,9 @@ def make_suite(**changes: object) -> Suite:
     for row in data["rows"]:
         if row["id"] == "fixed":
             row["set"] = {**row["set"], "budget": {"outer_steps": 0}}
-    return from_dict({**data, **changes}, Path("synthetic.toml"))
+    data |= changes
+    data["rows"] = [{"chosen": "own", **row} for row in data["rows"]]
+    return from_dict(data, Path("synthetic.toml"))
 
 
 class Fake:

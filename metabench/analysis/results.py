@@ -128,6 +128,8 @@ class Results:
     """Files of the store that could not be trusted, as it tells them."""
     paper_only: dict[tuple[str, str], tuple[Published, ...]] = field(default_factory=dict)
     """Published numbers of rows that are not run here."""
+    unverified: bool = False
+    """Whether published numbers from memory are shown."""
     reached: dict[tuple[str, str], dict[int, Reached]] = field(default_factory=dict)
     """(row, column) to seed to the cost of the suite's level (``Suite.reach``), finished runs."""
 
@@ -140,6 +142,16 @@ class Results:
     def columns(self) -> list[Column]:
         """The suite's columns."""
         return self.suite.columns
+
+    @property
+    def published(self) -> list[Published]:
+        """The published numbers to be shown."""
+        return [n for n in self.suite.paper if self.unverified or n.verified]
+
+    @property
+    def paper_columns(self) -> set[str]:
+        """The columns that show a published number."""
+        return {number.column for number in self.published}
 
     @property
     def runs(self) -> list[Planned]:
@@ -218,12 +230,14 @@ def collect(
     overrides: Iterable[Override] = (),
     seeds: Iterable[int] | None = None,
     why_not: WhyNot = why_not,
+    unverified: bool = False,
 ) -> Results:
     """What the store has of the cells that ``suite`` plans under ``budget``.
 
     ``cells``: those that it plans with these overrides and seeds, where the caller has them.
     ``why_not`` says whether the theory allows a cell (default: what the task and the method
-    declare). Raises UnknownName for a budget that the suite does not have.
+    declare). ``unverified``: published numbers from memory too. Raises UnknownName for a budget
+    that the suite does not have.
     """
     overrides = tuple(overrides)
     seeds = None if seeds is None else tuple(seeds)
@@ -233,17 +247,19 @@ def collect(
     places: dict[tuple[str, str], list[Planned]] = {}
     for planned in states_of(cells, store, records, why_not):
         places.setdefault((planned.row, planned.column), []).append(planned)
-    papers: dict[tuple[str, str], list[Published]] = {}
-    for number in suite.paper:
-        papers.setdefault((number.row, number.column), []).append(number)
     results = Results(
-        suite,
-        budget,
-        {at: TableCell(*at, tuple(runs), tuple(papers.get(at, ()))) for at, runs in places.items()},
-        overrides,
-        seeds,
-        tuple(map(str, bad_files)),
-        {at: tuple(numbers) for at, numbers in papers.items() if at not in places},
+        suite, budget, {}, overrides, seeds, tuple(map(str, bad_files)), unverified=unverified
+    )
+    papers: dict[tuple[str, str], list[Published]] = {}
+    for number in results.published:
+        papers.setdefault((number.row, number.column), []).append(number)
+    results = replace(
+        results,
+        table_cells={
+            at: TableCell(*at, tuple(runs), tuple(papers.get(at, ())))
+            for at, runs in places.items()
+        },
+        paper_only={at: tuple(numbers) for at, numbers in papers.items() if at not in places},
     )
     if suite.reach is None:
         return results

@@ -20,7 +20,7 @@ from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks
 from metabench.core.settings import fields, typed
 from metabench.suites import loading as suites
-from metabench.suites.schema import Column, Row
+from metabench.suites.schema import LABELS, Column, Row
 from metabench.suites.suite import Suite
 
 
@@ -153,13 +153,13 @@ def of_suite(suite: Suite, path: Path) -> Description:
         pm = f" +- {number.pm:g} ({number.pm_meaning})" if number.pm is not None else ""
         source = f"{number.source} [{number.label}]"
         paper.append((number.row, number.column, f"{number.value:g}{pm}", source))
-    references: list[tuple[str, ...]] = [("row", "settings from")]
-    references += [(r.id, r.reference) for r in suite.rows if r.reference]
+    chosen: list[tuple[str, ...]] = [("row", "settings chosen", "reference")]
+    chosen += [(r.id, _chosen(r), r.reference) for r in suite.rows]
     tables: list[tuple[str, list[tuple[str, ...]]]] = [
         ("Columns", columns),
         ("Rows", rows),
         ("Budgets", budgets),
-        ("References", references),
+        ("Settings chosen", chosen),
         ("Published", paper),
         ("Settings of a budget", of_budget()),
     ]
@@ -167,6 +167,8 @@ def of_suite(suite: Suite, path: Path) -> Description:
     facts = [
         ("metric", f"{suite.metric} of the evaluation {suite.evaluation!r} ({goal} is better)")
     ]
+    if suite.paper:
+        facts.append(("published numbers", _sources(suite)))
     if suite.command:
         facts.append(("command", suite.command))
     return Description(
@@ -180,12 +182,29 @@ def of_suite(suite: Suite, path: Path) -> Description:
     )
 
 
+def _sources(suite: Suite) -> str:
+    """How many published numbers there are by label."""
+    labels = [number.label.strip("[]") for number in suite.paper]
+    counts = [f"{n} [{name}]" for name in LABELS if (n := labels.count(name)) and name != "memory"]
+    if recalled := labels.count("memory"):
+        counts.append(f"{recalled} from memory (not printed)")
+    return f"{len(labels)}: {', '.join(counts)}"
+
+
 def _by_budget(place: Column | Row) -> str:
     """The settings of a column or a row, then those that it has under one budget or in one column
     alone."""
     more = {**getattr(place, "columns", {}), **place.budgets}
     texts = [_groups(place.set), *(f"{name}: {_groups(groups)}" for name, groups in more.items())]
     return "; ".join(text for text in texts if text)
+
+
+def _chosen(row: Row) -> str:
+    from metabench.reports.chosen_footnotes import how_in_words
+
+    if isinstance(row.chosen, dict):
+        return "; ".join(f"{name}: {how_in_words(how)}" for name, how in row.chosen.items())
+    return how_in_words(row.chosen)
 
 
 def _groups(groups: Any, bare: str = "") -> str:

@@ -39,6 +39,7 @@ def publish(
     out: str | Path,
     budget: str = DEFAULT_BUDGET,
     store: str | Path | Store | None = None,
+    unverified: bool = False,
 ) -> Publication:
     """Write ``records.jsonl.gz``, ``table.md``, ``table.csv`` and ``figure.png`` (at most 100 kB;
     none where the suite's first figure does not fit) into the folder ``out``.
@@ -51,7 +52,7 @@ def publish(
 
     typed = suite.name if isinstance(suite, Suite) else hints.absolute(suite)
     suite, store, out = load(suite), open_store(store), place("out", out)
-    found = of_records_alone(results(suite, budget=budget, store=store))
+    found = of_records_alone(results(suite, budget=budget, store=store, unverified=unverified))
     states = found.states
     if not states.get("done"):
         raise MetabenchError(

@@ -245,14 +245,19 @@ def results(
     set: Settings = (),
     seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
+    unverified: bool = False,
 ) -> Results:
     """What the store has of the suite under this budget, holes with their reasons; ``.frame`` is a
-    pandas table with a row for each record."""
+    pandas table with a row for each record; ``unverified``: published numbers from memory too,
+    which tables leave out."""
     from metabench.analysis.results import collect
 
     suite, store = load(suite), open_store(store)
     cells = plans.choose(suite, budget, set=set, seeds=seeds)
-    return collect(suite, budget, store, cells, overrides=read_overrides(set), seeds=seeds)
+    overrides = read_overrides(set)
+    return collect(
+        suite, budget, store, cells, overrides=overrides, seeds=seeds, unverified=unverified
+    )
 
 
 def table(
@@ -263,10 +268,13 @@ def table(
     seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
     cost: bool = False,
+    unverified: bool = False,
 ) -> Table:
     """The table of what is finished, the papers' numbers beside ours; ``cost``: what its runs cost,
-    in its place. ``print`` shows it; :meth:`Table.text` gives other formats."""
-    return Table(results(suite, budget=budget, set=set, seeds=seeds, store=store), cost)
+    in its place; ``unverified``: with published numbers from memory, each with a question mark.
+    ``print`` shows it; :meth:`Table.text` gives other formats."""
+    found = results(suite, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified)
+    return Table(found, cost)
 
 
 def plot(
@@ -307,11 +315,12 @@ def report(
     set: Settings = (),
     seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
+    unverified: bool = False,
 ) -> Path:
     """Write ``report.html``, one file with tables, plots and every record, into the folder ``out``;
     its path."""
     store = open_store(store)
-    found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
+    found = results(suite, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified)
     return _report(found, store, place("out", out))
 
 
@@ -344,12 +353,13 @@ def render(
     set: Settings = (),
     seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
+    unverified: bool = False,
 ) -> Rendered:
     """Tables in every format, plots and report of what is finished, in the folder ``out``."""
     from metabench.reports import tables
 
     store, out = open_store(store), place("out", out)
-    found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
+    found = results(suite, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified)
     files = [
         write(out / f"{name}{suffix}", tables.draw(found, fmt, cost=name == "cost"))
         for name in ("table", "cost")
@@ -371,6 +381,7 @@ def reproduce(
     jobs: int = 1,
     device: str | None = None,
     listener: Listener | None = None,
+    unverified: bool = False,
 ) -> Rendered:
     """:func:`run` what is missing, then :func:`render`; what failed is a hole in the table.
 
@@ -388,4 +399,6 @@ def reproduce(
         device=device,
         listener=listener,
     )
-    return render(suite, out=out, budget=budget, set=set, seeds=seeds, store=store)
+    return render(
+        suite, out=out, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified
+    )

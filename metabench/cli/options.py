@@ -180,6 +180,14 @@ class Choice:
         }
 
 
+Unverified = Annotated[
+    bool,
+    typer.Option(
+        "--unverified", help="Published numbers from memory too, each with a question mark."
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Launch:
     """How cells are run on this machine, as it was typed."""

@@ -20,6 +20,7 @@ from metabench.cli.options import (
     Launch,
     OutFolder,
     StorePath,
+    Unverified,
     typed_path,
     with_options,
 )
@@ -114,6 +115,7 @@ def table(
             "--out", parser=typed_path("--out"), metavar="FILE", help="Write it to this file."
         ),
     ] = None,
+    unverified: Unverified = False,
 ) -> None:
     """The table of what is finished: the paper's numbers beside ours."""
     from metabench import api
@@ -127,7 +129,7 @@ def table(
         raise SettingError(f"--out {out}: one file holds one table; name one suite")
     for each in suites:
         fmt = format or (output.format_of(out) if out is not None else _terminal_format())
-        found = api.results(each, **choice.words())
+        found = api.results(each, unverified=unverified, **choice.words())
         printing.print_bad_files(printing.console(stderr=True), found.bad_files)
         text = tables.draw(found, fmt, cost=cost)
         if out is None:
@@ -160,12 +162,14 @@ def plot(
 def report(
     choice: Choice,
     out: OutFolder = None,
+    unverified: Unverified = False,
 ) -> None:
     """One self-contained HTML file with tables, plots and every record."""
     from metabench import api
 
     for each in choice.suites():
-        _name_files([api.report(each, out=_folder(choice, each, out), **choice.words())])
+        folder = _folder(choice, each, out)
+        _name_files([api.report(each, out=folder, unverified=unverified, **choice.words())])
 
 
 def publish(
@@ -175,6 +179,7 @@ def publish(
     budget: BudgetName = "laptop",
     store: StorePath = None,
     out: OutFolder = None,
+    unverified: Unverified = False,
 ) -> None:
     """Write what is committed of a suite: records with learning curves, table, one figure."""
     from metabench import api
@@ -183,7 +188,7 @@ def publish(
 
     found = loading.load(suite)
     folder = out or output.default_folder(found.name, budget, suite)
-    published = api.publish(suite, budget=budget, store=store, out=folder)
+    published = api.publish(suite, budget=budget, store=store, out=folder, unverified=unverified)
     _name_files(published.files)
     if published.missing:
         typer.secho(published.missing, fg=typer.colors.YELLOW, err=True)
@@ -195,6 +200,7 @@ def reproduce(
     launch: Launch,
     out: OutFolder = None,
     cluster: MaybeCluster = None,
+    unverified: Unverified = False,
 ) -> None:
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
     from metabench import api
@@ -213,7 +219,7 @@ def reproduce(
         code = max(code, ran)
         if code == 130:
             break
-        shown = api.render(each, out=folder, **choice.words())
+        shown = api.render(each, out=folder, unverified=unverified, **choice.words())
         typer.echo("\n" + shown.text(_terminal_format()) + "\n")
         *others, page = shown.files
         typer.echo(f"{len(others)} files of tables and plots in {page.parent}")

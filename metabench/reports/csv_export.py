@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
 from metabench.analysis.results import Results
 from metabench.core.text import printable
+from metabench.reports.chosen_footnotes import how_in_words
 from metabench.suites.schema import Column, Published
 
 Line = dict[str, object]
@@ -23,9 +24,10 @@ FIELDS = (
     "best", "shown_worse", "p_holm",
     "holes",
     "paper_value", "paper_pm", "paper_pm_meaning", "paper_source", "paper_label", "keys",
+    "chosen",
 )  # fmt: skip
 """Columns of the CSV table; ``kind`` is method, floor or paper; ``keys`` are of every planned
-cell; numbers are in the table's unit."""
+cell; ``chosen`` says how the row's settings were; numbers are in the table's unit."""
 
 
 def main_csv(results: Results) -> str:
@@ -77,6 +79,7 @@ def _method_lines(results: Results, column: Column) -> Iterator[Line]:
     for row in results.rows:
         table_cell = results.table_cells[row.id, column.id]
         found = entries.get(row.id)
+        seeds = {run.cell.seed for run in table_cell.runs}
         line = {
             "kind": "method",
             "row": row.id,
@@ -91,6 +94,7 @@ def _method_lines(results: Results, column: Column) -> Iterator[Line]:
                 f"{len(seeds)} {state}: {reason}" if reason else f"{len(seeds)} {state}"
                 for state, reason, seeds in table_cell.holes(*results.metric)
             ),
+            "chosen": how_in_words(row.how(results.budget), seeds),
             "keys": " ".join(run.cell.key for run in table_cell.runs),
         }
         yield from (line | _published(number) for number in table_cell.paper)

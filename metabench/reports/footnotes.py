@@ -15,6 +15,7 @@ from metabench.core.costs import CUT_STEP
 from metabench.core.limits import RUNAWAY
 from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened
+from metabench.reports.chosen_footnotes import chosen_footnotes
 from metabench.reports.claim_footnotes import claim_footnotes
 from metabench.reports.renderers import WORSE, Footnote
 from metabench.store.record import Record
@@ -57,6 +58,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
     """What concerns the main table as a whole, in the order in which it is read."""
     return [
         *budget_footnotes(results),
+        *chosen_footnotes(results),
         *interval_footnotes(entries),
         *mark_footnotes(results, entries),
         *claim_footnotes(results),
@@ -373,7 +375,7 @@ def _span(counts: list[int]) -> str:
 
 def label_footnotes(results: Results) -> list[Footnote]:
     """What the labels behind the papers' numbers mean; none where no number has one."""
-    used = {number.label.strip("[]") for number in results.suite.paper}
+    used = {number.label.strip("[]") for number in results.published}
     labels = [f"[{name}] {meaning}" for name, meaning in LABELS.items() if name in used]
     return [Footnote(f"Labels: {'; '.join(labels)}.")] if labels else []
 
@@ -388,6 +390,8 @@ def command_footnotes(results: Results) -> list[Footnote]:
     for override in results.overrides:
         setting = f"{override.scope}.{override.name}={typed(override.value)}"
         command += f" --set {shlex.quote(setting)}"
+    if results.unverified:
+        command += " --unverified"
     if results.seeds is not None:
         command += f" --seeds {','.join(map(str, results.seeds))}"
     return [Footnote("Reproduce with:", code=command)]

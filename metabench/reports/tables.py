@@ -24,6 +24,7 @@ from metabench.reports.footnotes import (
     reconstruction_footnotes,
 )
 from metabench.reports.renderers import WORSE, Footnote, Grid, Item
+from metabench.reports.unverified_footnotes import unverified_footnotes
 from metabench.suites.schema import PaperRow, Published, Row
 from metabench.suites.suite import Suite
 
@@ -87,23 +88,28 @@ def main_grid(results: Results) -> Grid:
     floors = {column.id: floor(results, column.id) for column in suite.columns}
     sources = FootnoteMarks("abcdefghijklmnopqrstuvwxyz")
     holes = FootnoteMarks("123456789")
+    papers, paper_only = results.paper_columns, {row for row, _ in results.paper_only}
     rows = [_method_row(results, row, entries, sources, holes) for row in suite.rows]
     rules = set()
     if suite.floor:
         rules.add(len(rows))
         rows.append(_floor_row(results, floors))
-    if suite.paper_rows:
+    if paper_only:
         rules.add(len(rows))
-        rows += [_paper_row(results, row, sources) for row in suite.paper_rows]
+        rows += [_paper_row(results, r, sources) for r in suite.paper_rows if r.id in paper_only]
     return Grid(
         f"{suite.title} (budget {results.budget})",
-        [("", 1), *[(c.label or c.id, 2 if suite.paper else 1) for c in suite.columns]],
-        [_metric_in_words(suite), *(["paper", "ours"] if suite.paper else ["ours"]) * len(entries)],
+        [("", 1), *[(c.label or c.id, 1 + (c.id in papers)) for c in suite.columns]],
+        [
+            _metric_in_words(suite),
+            *[head for c in suite.columns for head in ["paper"] * (c.id in papers) + ["ours"]],
+        ],
         rows,
         [
             *general_footnotes(results, entries, floors),
             *[Footnote(text, mark) for mark, text in sources.items()],
             *label_footnotes(results),
+            *unverified_footnotes(results),
             *[Footnote(text, mark) for mark, text in holes.items()],
             *command_footnotes(results),
         ],
@@ -125,7 +131,7 @@ def _method_row(
     line = [Item(row.label or row.id)]
     for column in results.columns:
         table_cell = results.table_cells[row.id, column.id]
-        if results.suite.paper:
+        if column.id in results.paper_columns:
             line.append(_paper_item(table_cell.paper, sources))
         line.append(_our_item(results, table_cell, entries[column.id].get(row.id), holes))
     return line
@@ -143,7 +149,7 @@ def _floor_row(results: Results, floors: Floors) -> list[Item]:
             if results.table_cells[row.id, column.id].estimates(suite.evaluation, suite.floor)
         )
         place = (next(measured), column.id) if found else None
-        line += [Item("")] * bool(suite.paper) + [Item(text, place=place)]
+        line += [Item("")] * (column.id in results.paper_columns) + [Item(text, place=place)]
     return line
 
 
@@ -151,7 +157,9 @@ def _paper_row(results: Results, row: PaperRow, sources: FootnoteMarks) -> list[
     line = [Item(row.label)]
     for column in results.columns:
         numbers = results.paper_only.get((row.id, column.id), ())
-        line += [_paper_item(numbers, sources), Item("")]
+        if column.id in results.paper_columns:
+            line.append(_paper_item(numbers, sources))
+        line.append(Item(""))
     return line
 
 
@@ -171,12 +179,14 @@ def _paper_item(numbers: tuple[Published, ...], sources: FootnoteMarks) -> Item:
 
 
 def published_text(number: Published) -> str:
-    """A published value with its ±, in as many decimals as the paper gives."""
+    """A published value with its ±, in as many decimals as the paper gives; "?" after one from
+    memory."""
+    doubt = "" if number.verified else "?"
     parts = [number.value] if number.pm is None else [number.value, number.pm]
     decimals = max(len(str(float(x)).partition(".")[2]) for x in parts)
     if any("e" in str(float(x)) for x in parts):
-        return " ± ".join(f"{x:g}" for x in parts)
-    return " ± ".join(f"{x:.{decimals}f}" for x in parts)
+        return " ± ".join(f"{x:g}" for x in parts) + doubt
+    return " ± ".join(f"{x:.{decimals}f}" for x in parts) + doubt
 
 
 def _our_item(

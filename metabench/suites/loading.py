@@ -20,11 +20,18 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            set.task.*, set.method.*, set.solver.* for every cell
     [[columns]]            id, label, task, set.{task,budget}.* for the column, and budgets.BUDGET.*
     [[rows]]               id, label, method, solver (without: the method's own default),
+                           chosen: how the settings were chosen, required: "published" (the
+                           paper's or its code's; reference says which), "default" (the method's),
+                           "own" (set by hand, no trial recorded), or trials, { tuned = "what was
+                           compared", trials = 4, seeds = [0] }, with a text for a number that
+                           is not known; { laptop = "own", paper = "published" } where budgets
+                           differ: each but smoke is named,
                            series: the line of the plot "frontier" that the row is a point of,
                            set.{task,method,solver,budget}.*,
                            columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,
                            with the same kind of tables, skip = ["column", ...] with skip_reason
-    [[paper]]              row, column, value, pm, pm_meaning, source, label
+    [[paper]]              row, column, value, pm, pm_meaning, source, label: one labelled "memory"
+                           is in no table unless asked for (--unverified)
     [[claims]]             better = ["row", ...], than = "row", source: what a paper says of these
                            rows, tested on ours; or_equal = true: no worse; within = 0.01: at most
                            that part of what "than" has apart; columns = [...]: of these alone;
@@ -41,6 +48,7 @@ Paper rows may name a row that is not run here: give it under [[paper_rows]] (id
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +65,7 @@ from metabench.suites.schema import (
     BUDGETS,
     COSTS,
     GROUPS,
+    HOW,
     LABELS,
     PLOTS,
     Column,
@@ -157,6 +166,8 @@ def from_dict(data: dict[str, Any], path: Path) -> Suite:
         unknown = "unexpected_keyword_argument"
         # A misspelt name first: what it leaves unset follows from it.
         first = min(error.errors(), key=lambda e: e["type"] != unknown)
+        if first["loc"][:1] == ("rows",) and first["loc"][2:3] == ("chosen",):
+            raise SuiteError(f"{path}: {_not_chosen(data['rows'][first['loc'][1]])}") from None
         where = ".".join(str(p) for p in first["loc"])
         given = "" if first["type"] == "missing" else f"{shortened(repr(first['input']))}: "
         said = given + first["msg"].lower()
@@ -165,6 +176,20 @@ def from_dict(data: dict[str, Any], path: Path) -> Suite:
         raise SuiteError(f"{path}: {where}: {said}") from None
     _check(suite, path)
     return suite
+
+
+CHOSEN = (
+    f"say how its settings were chosen: chosen = {', '.join(map(json.dumps, HOW))} "
+    'or chosen = { tuned = "validation accuracy", trials = 4, seeds = [0] }; where budgets differ: '
+    'chosen = { laptop = "own", paper = "published" }'
+)
+"""An example of every right line."""
+
+
+def _not_chosen(row: Mapping[str, Any]) -> str:
+    """What is wrong with a row whose ``chosen`` is missing or malformed."""
+    given = f"cannot be {shortened(repr(row['chosen']))}" if "chosen" in row else "is missing"
+    return f"row {row.get('id')!r}: chosen {given}; {CHOSEN}"
 
 
 def _known(place: tuple[str | int, ...]) -> set[str]:
@@ -182,7 +207,7 @@ def _check(suite: Suite, path: Path) -> None:
     """Cross references; raises SuiteError."""
     rows = [r.id for r in suite.rows] + [r.id for r in suite.paper_rows]
     columns = [c.id for c in suite.columns]
-    for check in (_names, _words, _budgets, _paper, _claims, _reach, _places):
+    for check in (_names, _words, _budgets, _chosen, _paper, _claims, _reach, _places):
         for broken in check(suite, rows, columns):
             raise SuiteError(f"{path}: {broken}")
 
@@ -213,6 +238,17 @@ def _budgets(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]
     missing = [b for b in BUDGETS if b not in suite.budgets]
     if missing:
         yield f"no budget {missing[0]!r}; every suite has {', '.join(BUDGETS)}"
+
+
+def _chosen(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
+    for row in suite.rows:
+        if isinstance(row.chosen, dict):
+            where = f"row {row.id}: chosen"
+            for unknown in _unknown("budget", row.chosen, suite.budgets):
+                yield f"{where}: {unknown}; {CHOSEN}"
+            # Smoke runs are cut short to test the machinery: nobody chooses for them.
+            if missing := [b for b in suite.budgets if b != "smoke" and b not in row.chosen]:
+                yield f"{where} says nothing of budget {missing[0]!r}"
 
 
 def _paper(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:

@@ -289,7 +289,10 @@ def suite_of_pairs(
         name="-".join([*dict.fromkeys(task_names), "x", *dict.fromkeys(method_names)]),
         title=f"{', '.join(method_names)} on {', '.join(task_names)}",
         columns=[Column(id=name, task=name) for name in dict.fromkeys(task_names)],
-        rows=[Row(id=name, method=name, solver=solver) for name in dict.fromkeys(method_names)],
+        rows=[
+            Row(id=name, method=name, chosen="default", solver=solver)
+            for name in dict.fromkeys(method_names)
+        ],
         budgets={b: SuiteBudget(seeds=seeds[b], limits=limits[b]) for b in limits},
         metric=metric,
         goal=goal,

@@ -35,6 +35,12 @@ LABELS = {
     "derived": "mathematics done for this suite",
 }
 """How solid a published number is."""
+HOW = {
+    "published": "as published",
+    "default": "the method's defaults",
+    "own": "set by hand, no trial recorded",
+}
+"""How settings were chosen without a recorded trial, in words."""
 strict = ConfigDict(extra="forbid")
 """A name that the grammar does not have is an error."""
 
@@ -53,11 +59,34 @@ class Column:
 
 @with_config(strict)
 @dataclass(frozen=True)
+class Tuned:
+    """Settings that trials chose: on what, how many trials, on which seeds."""
+
+    tuned: Annotated[str, Field(min_length=1)]
+    """What was compared: the metric, its split and its columns; which settings, where not all."""
+    trials: Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1)]
+    """Settings tried. Text where one number does not say it: "4 to 9 a column"."""
+    seeds: (
+        Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+        | Annotated[str, Field(min_length=1)]
+    )
+    """Text where the numbers are not known: "not recorded"."""
+
+
+How = Literal["published", "default", "own"] | Tuned
+"""A key of ``HOW``, or the trials."""
+
+
+@with_config(strict)
+@dataclass(frozen=True)
 class Row:
     """One row: a method with settings, and what differs by column or budget."""
 
     id: str
     method: str
+    chosen: How | dict[str, How]
+    """How the settings were chosen, those of the task that the row sets among them; by budget
+    where it differs."""
     label: str = ""
     series: str = ""
     """Label of the line that this row is a point of where results are drawn against cost."""
@@ -72,6 +101,10 @@ class Row:
     skip_reason: str = ""
     reference: str = ""
     """Where the method and these settings come from."""
+
+    def how(self, budget: str) -> How:
+        """How the settings under a budget were chosen; "own" for one that ``chosen`` leaves out."""
+        return self.chosen.get(budget, "own") if isinstance(self.chosen, dict) else self.chosen
 
 
 @with_config(strict)
@@ -96,6 +129,11 @@ class Published:
     """How solid it is: a key of ``LABELS``."""
     pm: FiniteFloat | None = None
     pm_meaning: str = ""
+
+    @property
+    def verified(self) -> bool:
+        """Whether somebody has looked it up: tables leave the others out."""
+        return self.label.strip("[]") != "memory"
 
 
 @with_config(strict)

@@ -58,10 +58,12 @@ set.task = { dim = 4 }
 id = "reverse"
 label = "Unrolling"
 method = "bilevel"
+chosen = "own"
 set.method = { inner_steps = 3 }
 [[rows]]
 id = "maml"
 method = "maml"
+chosen = "own"
 [[paper]]
 row = "reverse"
 column = "one"
@@ -203,13 +205,34 @@ def test_help_names_every_verb() -> None:
         assert metabench(verb, "--help").code == 0
 
 
+def test_published_numbers_from_memory_are_counted_and_shown_on_demand(folder: Path) -> None:
+    """Wherever a table is made, and what a table says of it can be typed."""
+    more = '[[paper]]\nrow = "maml"\ncolumn = "one"\nvalue = 7.25\nsource = "x"\nlabel = "memory"\n'
+    (folder / "small.toml").write_text(SUITE + more)
+    shown = metabench("show", "small.toml").out
+    assert "published numbers: 2: 1 [derived], 1 from memory (not printed)" in shown
+    assert re.search(r"reverse +set by hand, no trial recorded", shown)
+    words = ["small.toml", "--budget", "smoke"]
+    metabench("run", *words, "--jobs", "1")
+    for verb, file in (("table", ""), ("publish", "table.md"), ("report", "report.html")):
+        for asked in ([], ["--unverified"]):
+            out = metabench(verb, *words, *asked, *(["--out", verb] if file else [])).out
+            text = (folder / verb / file).read_text(encoding="utf-8") if file else out
+            assert ("7.25?" in text) == bool(asked), verb
+            assert ("--unverified shows it" in text) == (not asked), verb
+
+
 def test_help_tells_the_defaults() -> None:
     """In square brackets inside a help text they would be taken for markup, and vanish."""
-    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", metabench("run", "--help").out).split())
+
+    def told(command: str) -> str:
+        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", metabench(command, "--help").out).split())
+
+    shown = told("run")
     assert "[default: (results/runs)]" in shown
     assert "[default: (a GPU if there is" in shown
     assert "(results/SUITE/BUDGET)" in metabench("plot", "--help").out
-    assert "(by the name of --out, else" in metabench("table", "--help").out
+    assert "(by the name of --out, else" in told("table")
 
 
 def test_show_tells_settings_needs_and_source(folder: Path) -> None:

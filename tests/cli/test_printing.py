@@ -34,6 +34,7 @@ label = "=HYPERLINK(\"x\") \u001b[2J"
 id = "reverse"
 label = "@SUM(1) \u001b[2J"
 method = "bilevel"
+chosen = "own"
 
 """
 ACTIVE = ("\x1b", "\x9b", "\x07", "\u202e")

@@ -142,13 +142,89 @@ def test_the_command_can_be_typed_as_it_stands(suite, helpers):
     )
 
 
-def test_paper_numbers_keep_their_decimals_meaning_and_label(full):
+def unverified(suite, helpers, budget="smoke"):
+    store = helpers.fill(suite, budget)
+    return collect(suite, budget, store, why_not=helpers.allowed, unverified=True)
+
+
+def test_paper_numbers_keep_their_decimals_meaning_and_label(suite, full, helpers):
     text = tables.table(full[0], "text")
-    assert "99.53 ± 0.26 [c]" in text
-    assert "97.68 [b]" in text
-    assert "[c] Li et al. 2017 [2nd]; ± is the 95 % interval over episodes." in text
-    assert "[memory] recalled, not verified" in text
+    assert "99.53 ± 0.26 [b]" in text
+    assert "[b] Li et al. 2017 [2nd]; ± is the 95 % interval over episodes." in text
+    assert "[memory]" not in text
     assert "[repo]" not in text
+    text = tables.table(unverified(suite, helpers), "text")
+    assert "99.53 ± 0.26 [c]" in text
+    assert "[memory] recalled, not verified" in text
+
+
+def test_numbers_from_memory_are_left_out_unless_asked_for(suite, full, helpers):
+    asked = unverified(suite, helpers)
+    for fmt in ("markdown", "latex", "html", "text", "rich"):
+        assert "97.68" not in tables.table(full[0], fmt)
+        assert "97.68?" in tables.table(asked, fmt)
+        assert "98.7" in tables.table(full[0], fmt) and "98.7?" not in tables.table(asked, fmt)
+    text = tables.table(full[0], "text")
+    assert "1 published number from memory is left out; --unverified shows it." in text
+    text = tables.table(asked, "text")
+    assert "left out" not in text and "?: recalled from memory" in text
+    assert "metabench reproduce synthetic --budget smoke --unverified" in text
+    values = [
+        [row["paper_value"] for row in csv.DictReader(io.StringIO(tables.table(found, "csv")))]
+        for found in (full[0], asked)
+    ]
+    assert "97.68" not in values[0] and "97.68" in values[1]
+
+
+def test_a_column_of_numbers_from_memory_alone_is_not_drawn(helpers):
+    number = {"value": 1.5, "source": "somebody"}
+    suite = helpers.make_suite(
+        paper=[
+            {**number, "row": "maml", "column": "5w1s", "label": "2nd"},
+            {**number, "row": "maml", "column": "5w5s", "label": "[memory]"},
+            {**number, "row": "metasgd", "column": "5w5s", "label": "memory"},
+        ]
+    )
+    store = helpers.fill(suite, "smoke")
+    both = ["paper", "ours"]
+    for asked, heads, rows in ((False, [*both, "ours"], 7), (True, both * 2, 8)):
+        found = collect(suite, "smoke", store, why_not=helpers.allowed, unverified=asked)
+        grid = tables.main_grid(found)
+        assert list(grid.heads[1:]) == heads
+        assert len(grid.rows) == rows
+        assert {len(row) for row in grid.rows} == {len(grid.heads)}
+        assert sum(n for _, n in grid.groups) == len(grid.heads)
+
+
+def test_the_table_says_how_settings_were_chosen(helpers):
+    how = {"tuned": "validation accuracy", "trials": 4, "seeds": [0, 7]}
+    rows = [
+        {"id": "maml", "method": "bilevel", "chosen": "published"},
+        {"id": "fomaml", "method": "bilevel", "chosen": {"laptop": how, "paper": "default"}},
+        {"id": "anil", "method": "bilevel", "chosen": {**how, "seeds": [7], "trials": "not kept"}},
+    ]
+    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
+
+    def told(budget, **words):
+        found = collect(suite, budget, helpers.Fake(), why_not=helpers.allowed, **words)
+        (said,) = (n.text for n in tables.main_grid(found).footnotes if "chosen" in n.text)
+        return found, said
+
+    found, said = told("laptop")
+    assert said == (
+        "Settings chosen: as published (maml); tuned on validation accuracy: 4 trials, seeds 0 "
+        "and 7, 0 also in the table (fomaml); tuned on validation accuracy: trials not kept, seed "
+        "7 (anil)."
+    )
+    for fmt in ("markdown", "latex", "html", "text", "csv"):
+        assert "trials not kept" in tables.table(found, fmt).replace("\n", " ")
+    assert "method's defaults (fomaml)" in told("paper")[1]
+    assert "set by hand, no trial recorded (fomaml)" in told("smoke")[1]
+    assert "also in the table" not in told("laptop", seeds=[1, 2])[1]
+    overrides = [parse_override("maml.truncate=5")]
+    assert told("laptop", overrides=overrides)[1].endswith("; but what is set by hand.")
+    csv_rows = csv.DictReader(io.StringIO(tables.table(found, "csv")))
+    assert next(r["chosen"] for r in csv_rows if r["kind"] == "method") == "as published"
 
 
 def test_csv_is_long_and_has_both_sides(holed):

@@ -53,12 +53,15 @@ set.task = { dim = 4 }
 [[rows]]
 id = "reverse"
 method = "bilevel"
+chosen = "own"
 [[rows]]
 id = "maml"
 method = "maml"
+chosen = "own"
 [[rows]]
 id = "none"
 method = "fixed"
+chosen = "own"
 skip = ["four"]
 skip_reason = "no sense here"
 set.budget = { outer_steps = 0 }

@@ -17,6 +17,7 @@ from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.suites import loading as suites
 from metabench.suites.loading import from_dict
 from metabench.suites.overrides import parse_override
+from metabench.suites.schema import Tuned
 from metabench.suites.suite import merge
 
 TEXT = """
@@ -47,17 +48,20 @@ set.budget = { eval_every = 7 }
 [[rows]]
 id = "reverse"
 method = "bilevel"
+chosen = "own"
 set.method = { inner_steps = 3 }
 budgets.laptop.method = { inner_steps = 4 }
 columns.four.method = { inner_steps = 6 }
 [[rows]]
 id = "heavy"
 method = "bilevel"
+chosen = "own"
 solver = "momentum"
 set.solver = { momentum = 0.5 }
 [[rows]]
 id = "none"
 method = "fixed"
+chosen = "own"
 skip = ["four"]
 skip_reason = "no sense here"
 
@@ -479,3 +483,50 @@ def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> No
         other.write_text(f'extends = "{missing}"\n')
         with pytest.raises(SuiteError, match=f"extends '{missing}': no whole suite"):
             suites.load(other)
+
+
+TUNED = {"tuned": "validation loss", "trials": 4, "seeds": [0, 7]}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "at"),
+    [
+        ("published", {"smoke": "published", "laptop": "published", "paper": "published"}),
+        (
+            {"laptop": TUNED, "paper": "published"},
+            {"smoke": "own", "laptop": Tuned("validation loss", 4, [0, 7]), "paper": "published"},
+        ),
+        (
+            {**TUNED, "trials": "3 to 5 a column", "seeds": "not recorded"},
+            {"paper": Tuned("validation loss", "3 to 5 a column", "not recorded")},
+        ),
+    ],
+)
+def test_a_row_says_how_its_settings_were_chosen(chosen: Any, at: dict[str, Any]) -> None:
+    row = from_dict(changed(rows__0__chosen=chosen), HERE).rows[0]
+    assert {budget: row.how(budget) for budget in at} == at
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        (None, "row 'reverse': chosen is missing; say"),
+        ("publishd", "row 'reverse': chosen cannot be 'publishd'; say"),
+        ("", "row 'reverse': chosen cannot be ''"),
+        ({**TUNED, "seeds": []}, "row 'reverse': chosen cannot be {'tuned'"),
+        ({**TUNED, "seeds": [-1]}, "row 'reverse': chosen cannot be {'tuned'"),
+        ({**TUNED, "trials": 0}, "row 'reverse': chosen cannot be {'tuned'"),
+        ({"tuned": "validation loss", "trials": 4}, "row 'reverse': chosen cannot be {'tuned'"),
+        ({**TUNED, "trails": 4}, "row 'reverse': chosen cannot be {'tuned'"),
+        ({"lap": "own"}, "row reverse: chosen: no budget 'lap'"),
+        ({"laptop": "own"}, "row reverse: chosen says nothing of budget 'paper'"),
+    ],
+)
+def test_a_row_that_does_not_say_it_is_refused_with_a_right_line(chosen: Any, says: str) -> None:
+    with pytest.raises(SuiteError) as error:
+        from_dict(changed(rows__0__chosen=chosen), HERE)
+    assert says in str(error.value)
+    if "nothing" not in says:
+        line = str(error.value).rpartition("or chosen = ")[2].partition(";")[0]
+        right = tomllib.loads(f"chosen = {line}")["chosen"]
+        from_dict(changed(rows__0__chosen=right), HERE)
