@@ -34,6 +34,7 @@ def make_suite(**changes: object) -> Suite:
         "metric": "accuracy",
         "percent": True,
         "floor": "nearest_neighbour",
+        "no_learning": "fixed",
         "floor_label": "Pixel nearest neighbour",
         "command": "metabench reproduce synthetic",
         "budgets": {
@@ -103,6 +104,8 @@ def make_suite(**changes: object) -> Suite:
             row["set"] = {**row["set"], "budget": {"outer_steps": 0}}
     data |= changes
     data["rows"] = [{"chosen": "own", **row} for row in data["rows"]]
+    if "rows" in changes and "no_learning" not in changes:
+        del data["no_learning"]
     return from_dict(data, Path("synthetic.toml"))
 
 

@@ -1,84 +1,163 @@
-"""Which methods rank above which over the columns and seeds of a suite, and what that may mean."""
+"""Which methods rank above which over the problems of a suite, and what that may mean.
+
+A block is a problem: a column, or the columns that name the same ``problem``. Seeds of one problem
+are repetitions, so their mean is ranked and not each of them: with a block a seed, methods that no
+two problems agree about would be told apart in half of all tables.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from metabench.analysis import stats
 from metabench.analysis.results import Results
-from metabench.analysis.stats import Ranking, ranking
-from metabench.core.text import listed
+from metabench.core.text import counted, listed
+from metabench.suites.schema import Column
+
+FEWEST = 6
+"""Problems from which on a ranking is tested."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Rows in the ranking (``numbers``: their places in the suite), the ranking or None where
-    there is too little for one, and what a reader has to know."""
+    """Rows in the ranking (``numbers``: their places in the suite), the rank of each in each
+    problem [problem][row], 1 the best, ties shared, the tests of them (None below ``FEWEST``
+    problems), and what a reader has to know."""
 
     rows: tuple[str, ...]
     numbers: tuple[int, ...]
-    ranking: Ranking | None
+    problems: tuple[str, ...]
+    ranks: tuple[tuple[float, ...], ...]
+    ranking: stats.Ranking | None
     footnotes: tuple[str, ...]
 
-
-def scores(results: Results, row: str) -> list[list[float]]:
-    """Values of the table's metric of finished runs, a list a column that has any."""
-    groups = [
-        [e.mean for e in results.table_cells[row, column.id].estimates(*results.metric).values()]
-        for column in results.columns
-    ]
-    return [group for group in groups if group]
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The mean rank of each row; none where nothing is ranked."""
+        return tuple(stats.mean(of) for of in zip(*self.ranks, strict=True))
 
 
 def ranked(results: Results) -> Ranked:
-    """The Friedman test with Nemenyi's critical difference, a block a (column, seed).
+    """Ranks by problem, and from six problems on the Friedman test with Nemenyi's critical
+    difference.
 
-    Rows with the fewest values are left out until at least two blocks are complete. Seeds of one
-    column are repetitions and not further tasks, which the footnotes say.
+    Rows with the fewest problems are left out until six problems, or all that there are, have all
+    rows that are left.
     """
-    values = {
-        row.id: {
-            (column.id, seed): e.mean
-            for column in results.columns
-            for seed, e in results.table_cells[row.id, column.id].estimates(*results.metric).items()
-        }
-        for row in results.rows
-    }
-    kept = [row for row in values if values[row]]
+    means = {row.id: _means(results, row.id) for row in results.rows}
+    problems = _problems(results.columns)
+    kept = [row for row in means if means[row]]
 
-    def complete() -> list[tuple[str, int]]:
-        first = values[kept[0]] if kept else {}
-        return [block for block in first if all(block in values[row] for row in kept)]
+    def complete() -> list[str]:
+        return [
+            name
+            for name, columns in problems.items()
+            if kept and all(c in means[row] for row in kept for c in columns)
+        ]
 
-    while len(kept) > 3 and len(complete()) < 2:
-        kept.remove(min(kept, key=lambda row: len(values[row])))
-    blocks = complete()
-    left_out = [results.row_label(row) for row in values if row not in kept]
+    while len(kept) > 3 and len(complete()) < min(FEWEST, len(problems)):
+        kept.remove(min(kept, key=lambda row: len(means[row])))
+    names = complete()
+    numbers = tuple(i for i, row in enumerate(means) if row in kept)
+    left_out = [results.row_label(row) for row in means if row not in kept]
     footnotes = [f"Left out, for lack of finished runs: {listed(left_out)}."] if left_out else []
-    numbers = tuple(i for i, row in enumerate(values) if row in kept)
-    if len(kept) < 3 or len(blocks) < 2:
+    missing = [name for name in problems if name not in names]
+    if names and missing:
+        footnotes.append(f"Without {counted(len(missing), 'problem')} that some row lacks.")
+    blocks = tuple(_ranks(means, kept, problems[name], results.suite.goal) for name in names)
+    out = Ranked(tuple(kept), numbers, tuple(names), blocks, None, ())
+    if len(kept) < 3 or len(names) < FEWEST:
         said = (
-            f"No ranking: it needs 3 methods with finished runs in 2 common blocks (column, seed); "
-            f"there are {len(kept)} methods and {len(blocks)} common blocks."
+            f"Not tested: it would need 3 methods on {FEWEST} problems, and there are {len(kept)} "
+            f"on {len(names)}. Ranks describe these problems, and say nothing of others."
         )
-        return Ranked(tuple(kept), numbers, None, (said, *footnotes))
-    found = ranking([[values[row][block] for row in kept] for block in blocks], results.suite.goal)
-    columns = list(dict.fromkeys(column for column, _ in blocks))
+        return _with(out, None, (said, *footnotes))
+    found = stats.ranking(blocks, "min")
     said = (
-        f"Friedman test over {len(blocks)} blocks ({len(columns)} "
-        f"{'column' if len(columns) == 1 else 'columns'} × seeds): p = {found.p:.2g}. Methods "
-        "joined by a bar do not differ at 5 % (Nemenyi)."
+        f"Friedman test over {counted(found.blocks, 'problem')} (means over seeds): "
+        f"p = {found.p:.2g}. Methods joined by a bar do not differ at 5 % (Nemenyi)."
     )
     footnotes.insert(0, said)
     if found.critical >= len(kept) - 1:
         footnotes.append(
-            f"Too few blocks: a critical difference of {found.critical:.2f} is no less than the "
+            f"Too few problems: a critical difference of {found.critical:.2f} is no less than the "
             f"largest possible one, {len(kept) - 1}; the order is a description only."
-        )
-    if len(columns) < 5:
-        footnotes.append(
-            "Seeds of one column are repetitions, not further tasks: this says how stable the "
-            "order is over seeds of these tasks, nothing of other tasks."
         )
     if found.p >= 0.05:
         footnotes.append("The Friedman test finds no difference among the methods at 5 %.")
-    return Ranked(tuple(kept), numbers, found, tuple(footnotes))
+    return _with(out, found, tuple(footnotes))
+
+
+def _with(found: Ranked, ranking: stats.Ranking | None, footnotes: tuple[str, ...]) -> Ranked:
+    return Ranked(found.rows, found.numbers, found.problems, found.ranks, ranking, footnotes)
+
+
+def _problems(columns: Sequence[Column]) -> dict[str, list[str]]:
+    """Label of each problem to its columns."""
+    out: dict[str, list[str]] = {}
+    for column in columns:
+        out.setdefault(column.problem or column.label or column.id, []).append(column.id)
+    return out
+
+
+def _means(results: Results, row: str) -> dict[str, float]:
+    """Column to mean over seeds of the table's metric."""
+    return {
+        column.id: stats.mean([e.mean for e in known.values()])
+        for column in results.columns
+        if (known := results.table_cells[row, column.id].estimates(*results.metric))
+    }
+
+
+def _ranks(
+    means: Mapping[str, Mapping[str, float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    goal: stats.Goal,
+) -> tuple[float, ...]:
+    """Of each row in one problem: the mean over its columns."""
+    by_column = [stats.ranks([means[row][column] for row in rows], goal) for column in columns]
+    return tuple(stats.mean(of) for of in zip(*by_column, strict=True))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Normalised values of finished runs, row to a list a column, 0 no learning and 1 the bound;
+    and why columns or all of them are left out, in words."""
+
+    by_row: Mapping[str, Sequence[Sequence[float]]]
+    columns: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def normalised(results: Results) -> Scores:
+    """(value - no learning) / (bound - no learning), column by column: the only form in which
+    values of several columns can be pooled. No learning is the mean of the suite's row for it, and
+    the bound stands in the column; for a percentage that is to be large it is 100."""
+    suite = results.suite
+    start = suite.without_learning
+    if start is None:
+        return Scores({}, (), ("no row is known to learn nothing: set no_learning in the suite",))
+    by_row: dict[str, list[list[float]]] = {row.id: [] for row in results.rows if row.id != start}
+    kept, left_out = [], []
+    for column in suite.columns:
+        label, bound = column.label or column.id, suite.bound(column)
+        zero = _means(results, start).get(column.id)
+        if bound is None or zero is None:
+            why = "no bound in the suite" if bound is None else "no finished run without learning"
+            left_out.append(f"{label}: {why}")
+            continue
+        sign = 1 if suite.goal == "max" else -1
+        if not sign * (bound - zero) > 0 or not math.isfinite(bound - zero):
+            left_out.append(f"{label}: no learning is as good as the bound")
+            continue
+        kept.append(column.id)
+        for row, groups in by_row.items():
+            known = results.table_cells[row, column.id].estimates(*results.metric)
+            if known:
+                groups.append([(e.mean - zero) / (bound - zero) for e in known.values()])
+    return Scores(
+        {row: groups for row, groups in by_row.items() if groups}, tuple(kept), tuple(left_out)
+    )

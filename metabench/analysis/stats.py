@@ -152,6 +152,20 @@ class Ranking:
         return groups
 
 
+def ranks(values: Sequence[float], goal: Goal = "max") -> list[float]:
+    """The rank of each value, 1 the best; values that round-off alone tells apart share a rank."""
+    from scipy.stats import rankdata
+
+    size = max(map(abs, values), default=0.0) or 1.0
+    order = sorted(values, reverse=goal == "max")
+    first = [order[0]] if order else []
+    for value in order[1:]:
+        first.append(first[-1] if abs(value - first[-1]) <= 1e-9 * size else value)
+    place = dict(zip(order, first, strict=True))
+    sign = -1 if goal == "max" else 1
+    return [float(r) for r in rankdata([sign * place[v] for v in values])]
+
+
 def ranking(scores: Sequence[Sequence[float]], goal: Goal = "max") -> Ranking:
     """Friedman test and Nemenyi's critical difference (Demsar 2006).
 

@@ -49,6 +49,10 @@ class NotApplicable(MetabenchError):
     """A pair of a task and a method that the theory does not allow, with the reason."""
 
 
+class NotDrawn(MetabenchError):
+    """A figure would show nothing, or more than its numbers can say."""
+
+
 class Diverged(Exception):
     """A run whose numbers stopped meaning anything; the reason becomes part of its record."""
 

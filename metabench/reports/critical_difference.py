@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from metabench.analysis.rankings import ranked
 from metabench.analysis.results import Results
-from metabench.reports.figure_style import COLOURS, GREY, PANEL, empty, plain, wrapped
+from metabench.core.errors import NotDrawn
+from metabench.reports.figure_style import COLOURS, GREY, PANEL, plain, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,10 +49,11 @@ class _Method(NamedTuple):
 
 
 def ranking(results: Results) -> Figure:
-    """A critical-difference diagram, with the tests behind it in words below."""
+    """A critical-difference diagram, with the tests behind it in words below. Raises NotDrawn where
+    there are too few problems for it."""
     order = ranked(results)
     if order.ranking is None:
-        return empty("Ranking of the methods", " ".join(order.footnotes))
+        raise NotDrawn(f"no diagram of ranks of {results.suite.name}: {order.footnotes[0]}")
     from matplotlib.figure import Figure
 
     found = order.ranking

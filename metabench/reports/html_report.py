@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.results import Records, Results, TableCell, read_curves
 from metabench.core.cell import Cell
-from metabench.core.errors import StoreError
+from metabench.core.errors import NotDrawn, StoreError
 from metabench.core.text import counted, human, printable, with_pm
 from metabench.reports import renderers
+from metabench.reports.ranks import ranks_grid
 from metabench.reports.tables import COSTS, cost_grid, grids
 from metabench.store.published import private, without_paths
 from metabench.store.record import Curve, Estimate, Record
@@ -114,6 +115,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         main=Markup("".join(renderers.html(grid, link) for grid in grids(results))),
         costs=Markup(renderers.html(cost_grid(results), link)),
         plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
+        ranks=Markup("".join(renderers.html(grid) for grid in [ranks_grid(results)] if grid)),
         gallery=gallery,
         table_cells=table_cells,
         anchor=anchor,
@@ -167,7 +169,11 @@ def _plots(
         chosen = [c for c in costs if c in known[kind]] if kind in known else [""]
         title = TITLES[kind]
         for cost in chosen:
-            for name, figure in figures_of(results, curves, [kind], cost or "seconds").items():
+            try:
+                drawn = figures_of(results, curves, [kind], cost or "seconds")
+            except NotDrawn:
+                continue
+            for name, figure in drawn.items():
                 out.append((title, name, svg(figure, name)))
                 title = ""
     return out

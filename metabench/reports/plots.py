@@ -7,6 +7,7 @@ Only finished runs are drawn. Footnotes say what the shades are and what is miss
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 from metabench.analysis.curves import Line, Part, line, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.cell import Budget
+from metabench.core.errors import NotDrawn
 from metabench.core.settings import several
 from metabench.core.text import listed
 from metabench.reports.cost_frontier import costs_known, frontier
@@ -81,11 +83,20 @@ def figures(
     kinds: Sequence[str] | None = None,
     cost: str | None = None,
 ) -> dict[str, Figure]:
-    """File name without suffix to figure; as :func:`draw`. Trajectories: one for each column."""
+    """File name without suffix to figure; as :func:`draw`. Trajectories: one for each column.
+
+    Raises NotDrawn where one of ``kinds`` has nothing to show; of the suite's own kinds such a one
+    is left out.
+    """
     curves = read_curves(results, store)[0]
     out: dict[str, Figure] = {}
     for each in [cost] if cost else results.suite.costs or [DEFAULT_COST]:
-        out |= figures_of(results, curves, kinds_of(results) if kinds is None else kinds, each)
+        if kinds is not None:
+            out |= figures_of(results, curves, kinds, each)
+            continue
+        for kind in kinds_of(results):
+            with suppress(NotDrawn):
+                out |= figures_of(results, curves, [kind], each)
     return out
 
 
@@ -97,7 +108,7 @@ def kinds_of(results: Results) -> Sequence[str]:
 def figures_of(
     results: Results, curves: dict[str, Curve], kinds: Sequence[str], cost: str
 ) -> dict[str, Figure]:
-    """As :func:`figures`, from learning curves by key."""
+    """As :func:`figures` of these kinds, from learning curves by key."""
     check_names("kind of plot", several("kind", kinds), KINDS)
     out: dict[str, Figure] = {}
     with styled():

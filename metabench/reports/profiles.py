@@ -1,7 +1,8 @@
-"""The performance profile: for each value of the metric, the share of runs at least as good.
+"""The performance profile: for each normalised score, the share of runs at least as good.
 
 Agarwal et al.: Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021,
-section 4.2, with the interquartile mean of section 4.3.
+section 4.2, with the interquartile mean of section 4.3. Scores are 0 without learning and 1 at the
+bound of a column: values in other units are never pooled.
 """
 
 from __future__ import annotations
@@ -9,59 +10,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.rankings import scores
+from metabench.analysis.rankings import normalised
 from metabench.analysis.results import Results
 from metabench.analysis.stats import bootstrap, iqm, profile
+from metabench.core.errors import NotDrawn
 from metabench.core.text import listed
-from metabench.reports.figure_style import axis_label, empty, finish, look_of, panels, scale_of
+from metabench.reports.figure_style import finish, look_of, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LOW, HIGH = -0.25, 1.02
+"""The axis: what is worse by more than a quarter of the way stands at its left end."""
+
 
 def profile_figure(results: Results) -> Figure:
-    """For each value of the metric, the share of finished runs at least as good."""
-    scale = scale_of(results)
-    handles: dict[str, Any] = {}
-    table = {row.id: scores(results, row.id) for row in results.rows}
-    values = [v for groups in table.values() for group in groups for v in group]
-    if not values:
-        return empty("Performance profile", "No run has finished yet.")
-    low, high = min(values), max(values)
-    margin = 0.02 * (high - low or abs(high) or 1.0)
-    grid = [low - margin, *sorted(set(values)), high + margin]
-    better = "at least" if results.suite.goal == "max" else "at most"
+    """For each score, the share of finished runs at least as good. Raises NotDrawn where no column
+    has a score."""
+    scores = normalised(results)
+    if not scores.by_row:
+        why = "; ".join(scores.left_out) or "no run has finished yet"
+        raise NotDrawn(f"no performance profile of {results.suite.name}: {why}")
+    values = {v for groups in scores.by_row.values() for group in groups for v in group}
+    grid = [LOW, *sorted(v for v in values if LOW < v < HIGH), HIGH]
     footnotes = [
-        f"Share of finished runs (columns weigh the same) whose {results.suite.evaluation} "
-        f"{results.suite.metric.replace('_', ' ')} is {better} the value on the axis. Above: the "
-        "interquartile mean of all columns' runs, and, where each has several, the 95 % interval "
-        "of a bootstrap stratified by column."
+        "Share of finished runs (columns weigh the same) whose score is at least the one on the "
+        "axis: 0 what no learning has, 1 the bound. Above: the interquartile mean of all columns' "
+        "runs, and, where each has several, the 95 % interval of a bootstrap stratified by column."
     ]
+    if scores.left_out:
+        footnotes.append(f"Left out: {'; '.join(scores.left_out)}.")
     short = [
-        row.label or row.id for row in results.rows if 0 < len(table[row.id]) < len(results.columns)
+        results.row_label(row)
+        for row, groups in scores.by_row.items()
+        if len(groups) < len(scores.columns)
     ]
     if short:
         footnotes.append(f"Not in every column: {listed(short)}.")
     figure, (axis,) = panels(["Performance profile"])
+    handles: dict[str, Any] = {}
     for number, row in enumerate(results.rows):
-        groups = table[row.id]
-        if not groups:
+        if row.id not in scores.by_row:
             continue
-        step = "steps-pre" if results.suite.goal == "max" else "steps-post"
-        look = look_of(number) | {"marker": "", "drawstyle": step}
-        share = profile(groups, grid, results.suite.goal)
-        (handle,) = axis.plot([v * scale for v in grid], [100 * s for s in share], **look)
-        handles[f"{row.label or row.id}: {_robust_mean(groups, scale)}"] = handle
+        groups = scores.by_row[row.id]
+        look = look_of(number) | {"marker": "", "drawstyle": "steps-pre"}
+        share = profile(groups, grid)
+        (handle,) = axis.plot(grid, [100 * s for s in share], **look)
+        handles[f"{row.label or row.id}: {_robust_mean(groups)}"] = handle
     axis.set_ylim(-3, 103)
-    axis.set_xlabel(axis_label(results, results.suite.evaluation))
+    axis.set_xlim(LOW, HIGH)
+    axis.set_xlabel("score (0 no learning, 1 the bound)")
     axis.set_ylabel("runs, %")
     return finish(figure, footnotes, handles)
 
 
-def _robust_mean(groups: Sequence[Sequence[float]], scale: float) -> str:
-    """The interquartile mean of all runs and its interval, in the axis' unit."""
+def _robust_mean(groups: Sequence[Sequence[float]]) -> str:
+    """The interquartile mean of all runs and its interval."""
     runs = [value for group in groups for value in group]
     if min(map(len, groups)) < 2:  # resampling one run gives that run: no interval
-        return f"{iqm(runs) * scale:.4g}"
+        return f"{iqm(runs):.3g}"
     low, high = bootstrap(groups, lambda drawn: iqm(drawn.tolist()))
-    return f"{iqm(runs) * scale:.4g} [{low * scale:.4g}, {high * scale:.4g}]"
+    return f"{iqm(runs):.3g} [{low:.3g}, {high:.3g}]"

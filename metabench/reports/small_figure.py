@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from metabench.analysis.results import Records, Results, read_curves
+from metabench.core.errors import NotDrawn
 from metabench.reports.figure_style import styled
 from metabench.reports.plots import DEFAULT_COST, figures_of, kinds_of
 
@@ -24,12 +25,15 @@ def small_figure(results: Results, store: Records) -> bytes | None:
     larger than ``LARGEST``."""
     curves, _ = read_curves(results, store)
     cost = (results.suite.costs or [DEFAULT_COST])[0]
-    for figure in figures_of(results, curves, kinds_of(results)[:1], cost).values():
+    try:
+        drawn = figures_of(results, curves, kinds_of(results)[:1], cost)
+    except NotDrawn:
+        return None
+    for figure in [*drawn.values()][:1]:
         for dpi in DPI:
             data = _png(figure, dpi)
             if len(data) <= LARGEST:
                 return data
-        break
     return None
 
 

@@ -11,6 +11,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     floor                  a metric that needs no learning, shown as a row of its own; optional
     floor_label            that row's label
     command                the command that reproduces the table
+    no_learning            the row that learns nothing, 0 on normalised scales; without, the one row
+                           of method "fixed"
     plots                  kinds of plots to draw; without, those of learning curves and rankings
     costs                  costs that they show, in the report and in files; optional
     extends                a suite in the same folder that gives every key which this one does not:
@@ -18,7 +20,10 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
 
     [budgets.NAME]         seeds = [...], the fields of cell.Budget,
                            set.task.*, set.method.*, set.solver.* for every cell
-    [[columns]]            id, label, task, set.{task,budget}.* for the column, and budgets.BUDGET.*
+    [[columns]]            id, label, task, set.{task,budget}.* for the column, budgets.BUDGET.*;
+                           problem: a word shared by columns that are looks at one problem (one
+                           block of rankings); bound: the best value that can be had, in the
+                           table's unit (100 where a percentage is to be large)
     [[rows]]               id, label, method, solver (without: the method's own default),
                            chosen: how the settings were chosen, required: "published" (the
                            paper's or its code's; reference says which), "default" (the method's),
@@ -229,6 +234,8 @@ def _names(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
 def _words(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
     yield from _unknown("kind of plot", suite.plots, PLOTS)
     yield from _unknown("cost", suite.costs, COSTS)
+    if suite.no_learning:
+        yield from _unknown("row", [suite.no_learning], [r.id for r in suite.rows])
 
 
 def _budgets(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:

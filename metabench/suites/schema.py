@@ -53,6 +53,11 @@ class Column:
     id: str
     task: str
     label: str = ""
+    problem: str = ""
+    """Columns with the same one are looks at one problem: a single block of rankings. Empty: the
+    column is a problem of its own."""
+    bound: FiniteFloat | None = None
+    """The best value that can be had, in the table's unit: 1 on normalised scales."""
     set: Groups = field(default_factory=dict)
     budgets: dict[str, Groups] = field(default_factory=dict)
 

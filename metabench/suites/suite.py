@@ -44,6 +44,8 @@ class Suite:
     command: str = ""
     floor: str = ""
     floor_label: str = ""
+    no_learning: str = ""
+    """The row that learns nothing, 0 on normalised scales; empty: the one of method "fixed"."""
     plots: list[str] = field(default_factory=list)
     """Kinds of plots, of ``PLOTS``; empty: all but "frontier"."""
     costs: list[str] = field(default_factory=list)
@@ -53,6 +55,18 @@ class Suite:
     claims: list[PaperClaim] = field(default_factory=list)
     reach: Reach | None = None
     """A second table: what it costs to reach a level."""
+
+    @property
+    def without_learning(self) -> str | None:
+        """The row that learns nothing; None where none is named or known."""
+        fixed = [row.id for row in self.rows if row.method == "fixed"]
+        return self.no_learning or (fixed[0] if len(fixed) == 1 else None)
+
+    def bound(self, column: Column) -> float | None:
+        """The best value that can be had in a column, unscaled; None: not known."""
+        if column.bound is not None:
+            return column.bound / 100 if self.percent else column.bound
+        return 1.0 if self.percent and self.goal == "max" else None
 
     def budget(self, name: str) -> SuiteBudget:
         """The budget called ``name``; raises UnknownName."""

@@ -222,7 +222,8 @@ def test_plots_stay_apart_in_one_page(pages):
     """Clip paths and glyphs of one figure must not be those of another."""
     _, text = pages["full"]
     figures = re.findall(r'<figure id="plot-(.*?)">(.*?)</figure>', text, re.DOTALL)
-    assert len(figures) == 7
+    assert len(figures) == 6  # two columns are too few problems for a ranking
+    assert "Ranks: " in text and "Not tested" in text
     for _, body in figures:
         ids = set(re.findall(r'\bid="([^"]+)"', body))
         used = set(re.findall(r"url\(#([^)]+)\)", body)) | set(

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 
-from metabench.analysis.rankings import scores
+from metabench.analysis.rankings import normalised
 from metabench.analysis.results import collect
-from metabench.core.errors import UnknownName
+from metabench.core.errors import NotDrawn, UnknownName
 from metabench.reports import plots
+from metabench.store.record import Estimate
 
 
 def names(figure):
@@ -20,7 +23,6 @@ def test_every_kind_is_drawn_as_png_and_pdf(full, tmp_path):
         "cost-inner_gradients.png",
         "trajectories-5w1s.png",
         "trajectories-5w5s.png",
-        "ranking.png",
         "profile.png",
     ]
     for path in paths:
@@ -32,7 +34,7 @@ def test_an_empty_store_says_so_in_every_figure(suite, helpers):
     store = helpers.Fake()
     results = collect(suite, "laptop", store, why_not=helpers.allowed)
     made = plots.figures(results, store)
-    assert sorted(made) == ["cost-inner_gradients", "learning", "profile", "ranking"]
+    assert sorted(made) == ["cost-inner_gradients", "learning"]
     for figure in made.values():
         assert "No " in names(figure)
 
@@ -65,10 +67,33 @@ def test_what_is_incomplete_is_written_below(holed):
     assert "No outer learning" in text
 
 
-def test_the_ranking_says_when_there_is_too_little(holed):
-    text = names(plots.figures(*holed, kinds=["ranking"])["ranking"])
-    assert "Too few blocks" in text
-    assert "longer than the axis" in text
+def test_below_six_problems_no_ranking_is_drawn(full):
+    with pytest.raises(NotDrawn, match="there are 6 on 2"):
+        plots.figures(*full, kinds=["ranking"])
+
+
+@pytest.mark.parametrize("problems", [6, 12])
+def test_from_six_problems_on_a_ranking_is_drawn(helpers, problems):
+    columns = [
+        {"id": f"c{i}", "task": "ridge", "label": f"C{i}", "set": {"task": {"rows": 40 + i}}}
+        for i in range(problems)
+    ]
+    suite = helpers.make_suite(columns=columns, paper=[], paper_rows=[])
+    store = helpers.Fake()
+    for n, place in enumerate(suite.cells("laptop")):
+        found = {"test": {"accuracy": Estimate(math.sin(n) / 2 + 0.5, 600, 0.1, 0.01)}}
+        store.add(place, metrics=found)
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    text = names(plots.figures(results, store, kinds=["ranking"])["ranking"])
+    assert f"{problems} problems" in text
+    assert "critical difference" in text
+
+
+def test_a_profile_needs_a_row_without_learning(helpers):
+    suite = helpers.make_suite(no_learning="")
+    results = collect(suite, "laptop", helpers.fill(suite, "laptop"), why_not=helpers.allowed)
+    with pytest.raises(NotDrawn, match="set no_learning"):
+        plots.figures(results, helpers.Fake(), kinds=["profile"])
 
 
 def test_the_cost_axis_can_be_chosen(full):
@@ -200,18 +225,18 @@ def test_names_are_no_mathematics_and_no_hidden_entries(helpers, tmp_path):
 def test_the_profile_names_the_interquartile_mean_of_every_method(full):
     results, store = full
     text = names(plots.figures(results, store, ["profile"])["profile"])
-    groups = scores(results, "maml")
+    groups = normalised(results).by_row["maml"]
     # Two columns of three seeds: a quarter of six, rounded down, is one from either end.
-    runs = sorted(100 * value for group in groups for value in group)
+    runs = sorted(value for group in groups for value in group)
     label = next(row.label for row in results.rows if row.id == "maml")
-    assert len(runs) == 6 and f"{label}: {sum(runs[1:-1]) / 4:.4g} [" in text
+    assert len(runs) == 6 and f"{label}: {sum(runs[1:-1]) / 4:.3g} [" in text
     assert "bootstrap stratified by column" in " ".join(text.split())
 
 
 def test_one_run_a_column_has_no_bootstrap_interval(suite, helpers):
     store = helpers.fill(suite, "smoke")
     results = collect(suite, "smoke", store, why_not=helpers.allowed)
-    assert [len(group) for group in scores(results, "maml")] == [1, 1]
+    assert [len(group) for group in normalised(results).by_row["maml"]] == [1, 1]
     text = names(plots.figures(results, store, ["profile"])["profile"])
     assert "MAML: " in text and "[" not in text
 
