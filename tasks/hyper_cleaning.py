@@ -29,6 +29,7 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, shrunk
+from .data.left_over import kept
 from .models.classifier import first_weights, layered
 
 SURE = 40.0
@@ -82,6 +83,11 @@ class HyperCleaning(OfImages):
             raise ValueError(f"a batch of {self.batch} from {self.n_train} training examples")
 
     @property
+    def taken(self) -> int:
+        """Test images are cut from the training images too."""
+        return self.n_train + self.n_valid + self.n_test
+
+    @property
     def offers(self) -> frozenset[str]:
         """Derivatives, a network with a head, and episodes where theta starts anew."""
         own = {"lam_in_inner_loss", "head", "module"}
@@ -115,9 +121,10 @@ class HyperCleaningProblem(Problem):
                 f"has {len(images)} training images"
             )
         gen = generator(seeds.data, "hyper_cleaning")
+        sizes.append(kept(task.n_valid, len(images) - sum(sizes)))
         order = torch.randperm(len(images), generator=gen)[: sum(sizes)].split(sizes)
         self.parts: dict[str, Batch] = {}
-        for split, chosen in zip(("train", "valid", "test"), order, strict=True):
+        for split, chosen in zip(("train", "valid", "test", "selection"), order, strict=True):
             x = shrunk(images[chosen], task.shrink).flatten(1).to(device, dtype)
             self.parts[split] = {"x": x, "y": labels[chosen].to(device)}
 

@@ -31,6 +31,7 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, enough, shrunk
+from .data.left_over import kept
 from .families.noisy_targets import Learning, LearningProblem
 from .models import losses
 from .models.classifier import Classifier, Kind
@@ -153,6 +154,7 @@ class LossLearningProblem(LearningProblem):
             "train": (x, y, order[rest][: task.n_train]),
             "valid": (x, y, order[valid]),
             "test": (*test, torch.arange(task.n_test)),
+            "selection": (x, y, order[rest][task.n_train :][: kept(task.n_valid, len(x) - wanted)]),
         }
         for split, (a, b, places) in chosen.items():
             self.parts[split] = {

@@ -23,7 +23,8 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params,
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
-from .data.images import CLASSES, Images, enough, load, resized
+from .data.images import CLASSES, Images, enough, load, resized, training_images
+from .data.left_over import kept, lacks_kept
 from .models import decay, softmax
 
 Count = Annotated[int, Field(ge=10)]
@@ -62,6 +63,14 @@ class Multinomial(Task):
         own |= {"strongly_convex"} | (set() if self.carried else {"episodes"})
         return GRADIENTS | own
 
+    @property
+    def lacks_selection(self) -> str | None:
+        """Images of the training part are left over; not where test images validate."""
+        if self.n_valid is None:
+            return "test images validate, as published"
+        left = training_images("mnist", self.source) - self.n_train - self.n_valid
+        return lacks_kept(self.n_valid, left)
+
     def build(self, seeds: Seeds, device: torch.device) -> MultinomialProblem:
         """Cut the parts."""
         found = load("mnist", None if self.source == "auto" else self.source)
@@ -80,10 +89,12 @@ class MultinomialProblem(Problem):
         sizes = {"train": [task.n_train, task.n_valid or 0], "test": [task.n_test]}
         gen = generator(seeds.data, "multinomial")
         self.parts: dict[str, Batch] = {}
-        for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
+        for source, splits in (("train", ("train", "valid", "selection")), ("test", ("test",))):
             x, y = images[source]
-            named = " + ".join(f"n_{s}" for s in splits)
+            named = " + ".join(f"n_{s}" for s in splits[:2])
             enough("multinomial", "mnist", named, sum(sizes[source]), len(x))
+            if source == "train":
+                sizes[source].append(kept(task.n_valid or 0, len(x) - sum(sizes[source])))
             order = torch.randperm(len(x), generator=gen)[: sum(sizes[source])]
             for split, rows in zip(splits, order.split(sizes[source]), strict=True):
                 small = resized(x[rows].double(), task.size).flatten(1)

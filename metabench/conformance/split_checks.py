@@ -12,6 +12,8 @@ from metabench.contract.problem import Batch, Episode, Problem
 
 FEW = 3
 """Episodes of a split that are looked at."""
+STEPS = 30
+"""Inner batches that are looked at."""
 
 
 def check_episodes(task: Any) -> None:
@@ -58,6 +60,35 @@ def check_outer_on_validation(task: Any) -> None:
     )
 
 
+def check_selection(task: Any) -> None:
+    """Where a task says that it has the split "selection", no other split has its examples."""
+    if why := task.lacks_selection:
+        raise NotTested(f"it has no split 'selection': {why}")
+    problem = build(task)
+    lam = problem.init_outer()
+    first = problem.episode("selection", 0)
+    metrics = problem.metrics(lam, problem.init_inner(lam, first), first)
+    assert task.metric in metrics, f"{task.metric!r} is not measured on 'selection'"
+    own = outer_batches(problem, "selection")
+    # What fine-tunes on every split is no example of any.
+    shared = {k for k, v in problem.episode("valid", 0).outer.items() if equal(v, own[0].get(k))}
+    own = [{k: v for k, v in batch.items() if k not in shared} for batch in own]
+    inner = [problem.episode("train", 0).batch(step) for step in range(STEPS)]
+    others = {split: outer_batches(problem, split) for split in ("valid", *problem.evaluations)}
+    for split, batches in {"train": inner, **others}.items():
+        share = found(own, batches)
+        assert split == "train" or share is not None, "no example of 'selection' can be told"
+        # A table may hold the same row twice.
+        assert share is None or share < 0.02, (
+            f"{share:.0%} of the examples of 'selection' are among those of {split!r}"
+        )
+
+
+def equal(a: torch.Tensor, b: torch.Tensor | None) -> bool:
+    """Whether two tensors are the same, the other one perhaps not there."""
+    return b is not None and a.shape == b.shape and torch.equal(a, b)
+
+
 def outer_batches(problem: Problem, split: str) -> list[Batch]:
     """Those of the first episodes of a split."""
     n = problem.count(split)
@@ -65,8 +96,8 @@ def outer_batches(problem: Problem, split: str) -> list[Batch]:
 
 
 def found(some: list[Batch], among: list[Batch]) -> float | None:
-    """The part of the examples of ``some`` that ``among`` has too: rows of the largest tensor that
-    both have, of floats where there is one. None where there is no tensor of two numbers."""
+    """The part of the examples of ``some`` that ``among`` has too: rows of the tensor with the
+    most different rows that both have. None where there is no tensor of two numbers."""
     a, b = some[0], among[0]
     names = [
         k
@@ -75,7 +106,8 @@ def found(some: list[Batch], among: list[Batch]) -> float | None:
     ]
     if not names:
         return None
-    name = max(names, key=lambda k: (a[k].is_floating_point(), a[k].numel()))
+    # Masks and labels are alike in many examples: what tells examples apart is asked for.
+    name = max(names, key=lambda k: (len({*rows(a[k])}), a[k].is_floating_point(), a[k].numel()))
     known = set().union(*(rows(batch[name]) for batch in among))
     asked = [row for batch in some for row in rows(batch[name])]
     return sum(row in known for row in asked) / len(asked)

@@ -217,6 +217,7 @@ def other_budgets(results: Results, limits: dict[str, Any]) -> list[str]:
 _SELECT = {
     "best_valid": "the state with the best validation metric",
     "last": "the last state",
+    "best_selection": "the state with the best metric on examples that the outer loss does not see",
 }
 
 

@@ -17,6 +17,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 
 from ..data.images import Images
+from ..data.left_over import kept
 
 
 class DrawnImages(Problem):
@@ -87,7 +88,8 @@ class DrawnImages(Problem):
 def cut(
     task: str, images: Images, sizes: dict[str, int], gen: torch.Generator
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Training and validation part of the shuffled training images, and the first test images.
+    """Training and validation part of the shuffled training images, the first test images, and the
+    part "selection" of the training images that come next, where so many are left over.
 
     ``sizes``: images of "train", "valid" and "test". Raises SettingError where there are fewer.
     """
@@ -98,10 +100,12 @@ def cut(
             f"task {task}: n_train + n_valid = {wanted} of {len(x)} training images, "
             f"n_test = {sizes['test']} of {len(test_x)} test images"
         )
-    order = torch.randperm(len(x), generator=gen)[:wanted]
-    train, valid = order.split([sizes["train"], sizes["valid"]])
-    return {
+    n = kept(sizes["valid"], len(x) - wanted)
+    order = torch.randperm(len(x), generator=gen)[: wanted + n]
+    train, valid, rest = order.split([sizes["train"], sizes["valid"], n])
+    out = {
         "train": (x[train], y[train]),
         "valid": (x[valid], y[valid]),
         "test": (test_x[: sizes["test"]], test_y[: sizes["test"]]),
     }
+    return out | ({"selection": (x[rest], y[rest])} if n else {})

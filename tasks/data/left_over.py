@@ -1,0 +1,25 @@
+"""Examples for the split "selection": what training, validation and test parts leave over."""
+
+from __future__ import annotations
+
+LEAST = 4
+"""One in so many of the validation examples must be left over at least."""
+
+
+def kept(n_valid: int, left: int) -> int:
+    """How many of ``left`` examples are kept to choose a state by: as many as validation has, fewer
+    where there are fewer, none where they are less than a quarter of that."""
+    n = max(0, min(n_valid, left))
+    return n if LEAST * n >= n_valid else 0
+
+
+def lacks_kept(n_valid: int, left: int) -> str | None:
+    """Why none are kept; None: some are."""
+    if not n_valid:
+        return "there are no validation examples either"
+    if kept(n_valid, left):
+        return None
+    return (
+        f"training, validation and test leave {max(left, 0)} examples over, less than a quarter of "
+        f"the {n_valid} that validate"
+    )
