@@ -32,7 +32,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.images import CLASSES, Images, OfImages, enough, shrunk
-from .data.left_over import kept
+from .data.left_over import with_selection
 
 LOW, HIGH = -6.0, 6.0
 """Bounds of the log decays."""
@@ -124,19 +124,18 @@ def draw(task: DigitRegression, images: Images, seed: int) -> Drawn:
     sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
     gen = generator(seed, "digit_regression")
     out = Drawn({}, {})
-    for source, splits in (("train", ("train", "valid", "selection")), ("test", ("test",))):
+    for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
         x, y = images[source]
-        wanted = [sizes[s] for s in splits[:2]]
-        named = " + ".join(f"n_{s}" for s in splits[:2])
-        enough("digit_regression", task.dataset, named, sum(wanted), len(x))
+        wanted = {s: sizes[s] for s in splits}
+        named = " + ".join(f"n_{s}" for s in splits)
+        enough("digit_regression", task.dataset, named, sum(wanted.values()), len(x))
         if source == "train":
-            wanted.append(kept(task.n_valid, len(x) - sum(wanted)))
+            wanted = with_selection(wanted, len(x))
         order = torch.arange(len(x))
         if task.split == "drawn":
             order = torch.randperm(len(x), generator=gen)
-        for split, chosen in zip(splits, order[: sum(wanted)].split(wanted), strict=True):
-            if not len(chosen):
-                continue
+        parts = order[: sum(wanted.values())].split([*wanted.values()])
+        for split, chosen in zip(wanted, parts, strict=True):
             flat = F.pad(shrunk(x[chosen], task.shrink).flatten(1), (0, 1), value=1.0)
             out.rows[split] = rows(flat, y[chosen])
             if split != "train":

@@ -29,7 +29,7 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, shrunk
-from .data.left_over import kept
+from .data.left_over import with_selection
 from .models.classifier import first_weights, layered
 
 SURE = 40.0
@@ -114,17 +114,17 @@ class HyperCleaningProblem(Problem):
         self.task, self.seeds, self.carried, self.device = task, seeds, task.carried, device
         dtype = getattr(torch, task.dtype)
         images, labels = given
-        sizes = [task.n_train, task.n_valid, task.n_test]
-        if sum(sizes) > len(images):
+        sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
+        if task.taken > len(images):
             raise SettingError(
-                f"task hyper_cleaning: n_train + n_valid + n_test is {sum(sizes)}; {task.dataset} "
+                f"task hyper_cleaning: n_train + n_valid + n_test is {task.taken}; {task.dataset} "
                 f"has {len(images)} training images"
             )
         gen = generator(seeds.data, "hyper_cleaning")
-        sizes.append(kept(task.n_valid, len(images) - sum(sizes)))
-        order = torch.randperm(len(images), generator=gen)[: sum(sizes)].split(sizes)
+        sizes = with_selection(sizes, len(images))
+        order = torch.randperm(len(images), generator=gen)[: sum(sizes.values())]
         self.parts: dict[str, Batch] = {}
-        for split, chosen in zip(("train", "valid", "test", "selection"), order, strict=True):
+        for split, chosen in zip(sizes, order.split([*sizes.values()]), strict=True):
             x = shrunk(images[chosen], task.shrink).flatten(1).to(device, dtype)
             self.parts[split] = {"x": x, "y": labels[chosen].to(device)}
 

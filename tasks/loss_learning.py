@@ -154,8 +154,9 @@ class LossLearningProblem(LearningProblem):
             "train": (x, y, order[rest][: task.n_train]),
             "valid": (x, y, order[valid]),
             "test": (*test, torch.arange(task.n_test)),
-            "selection": (x, y, order[rest][task.n_train :][: kept(task.n_valid, len(x) - wanted)]),
         }
+        if n := kept(task.n_valid, len(x) - wanted):
+            chosen["selection"] = x, y, order[rest][task.n_train :][:n]
         for split, (a, b, places) in chosen.items():
             self.parts[split] = {
                 "x": shrunk(a[places], task.shrink).to(self.device, self.dtype),

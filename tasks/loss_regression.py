@@ -118,7 +118,8 @@ class LossRegression(Learning):
         gen = generator(seeds.data, "loss_regression")
         order = torch.randperm(len(x), generator=gen).split([self.n_valid, self.n_test, rest])
         places = dict(zip(("valid", "test", "train"), (*order[:2], order[2][:n]), strict=True))
-        places["selection"] = order[2][n:][: kept(self.n_valid, rest - n)]
+        if left := kept(self.n_valid, rest - n):
+            places["selection"] = order[2][n:][:left]
         x = standard(x, x[places["train"]])
         y = standard(y, y[places["valid"]])
         parts = {split: {"x": x[at], "y": y[at]} for split, at in places.items()}

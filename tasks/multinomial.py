@@ -24,7 +24,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.images import CLASSES, Images, enough, load, resized, training_images
-from .data.left_over import kept, lacks_kept
+from .data.left_over import lacks_kept, with_selection
 from .models import decay, softmax
 
 Count = Annotated[int, Field(ge=10)]
@@ -86,17 +86,18 @@ class MultinomialProblem(Problem):
     ) -> None:
         """``images``: "train" and "test" to images [n, 1, height, width] and labels [n]."""
         self.task, self.carried = task, task.carried
-        sizes = {"train": [task.n_train, task.n_valid or 0], "test": [task.n_test]}
+        sizes = {"train": task.n_train, "valid": task.n_valid or 0, "test": task.n_test}
         gen = generator(seeds.data, "multinomial")
         self.parts: dict[str, Batch] = {}
-        for source, splits in (("train", ("train", "valid", "selection")), ("test", ("test",))):
+        for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
             x, y = images[source]
-            named = " + ".join(f"n_{s}" for s in splits[:2])
-            enough("multinomial", "mnist", named, sum(sizes[source]), len(x))
+            named = " + ".join(f"n_{s}" for s in splits)
+            wanted = {s: sizes[s] for s in splits}
+            enough("multinomial", "mnist", named, sum(wanted.values()), len(x))
             if source == "train":
-                sizes[source].append(kept(task.n_valid or 0, len(x) - sum(sizes[source])))
-            order = torch.randperm(len(x), generator=gen)[: sum(sizes[source])]
-            for split, rows in zip(splits, order.split(sizes[source]), strict=True):
+                wanted = with_selection(wanted, len(x))
+            order = torch.randperm(len(x), generator=gen)[: sum(wanted.values())]
+            for split, rows in zip(wanted, order.split([*wanted.values()]), strict=True):
                 small = resized(x[rows].double(), task.size).flatten(1)
                 self.parts[split] = {"x": small.to(device), "y": y[rows].to(device)}
         if task.n_valid is None:

@@ -88,7 +88,8 @@ class NoiseLevelProblem(Problem):
         self.task = task
         gen = generator(seeds.data, "noise_level")
         held = round(task.validation * task.rows)
-        sizes = {"train": task.rows - held, "valid": held, "test": 1000, "selection": held}
+        sizes = {"train": task.rows - held, "valid": held, "test": 1000}
+        sizes |= {"selection": held} if held else {}
         self.parts: dict[str, Batch] = {}
         for split, n in sizes.items():
             x = 6 * torch.rand(n, 1, generator=gen, dtype=torch.float64) - 3

@@ -22,7 +22,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.images import CLASSES, Images, OfImages, enough, shrunk
-from .data.left_over import kept
+from .data.left_over import with_selection
 from .models.classifier import Classifier
 
 Count = Annotated[int, Field(ge=1)]
@@ -81,15 +81,15 @@ class OptimiserConstantsProblem(Problem):
         self.kind = {"dtype": getattr(torch, task.dtype), "device": device}
         gen = generator(seeds.data, "optimiser_constants")
         self.parts: dict[str, Batch] = {}
-        for source, splits in (("train", ("train", "valid", "selection")), ("test", ("test",))):
+        for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
             x, y = images[source]
-            sizes = [getattr(task, f"n_{split}") for split in splits[:2]]
-            named = " + ".join(f"n_{split}" for split in splits[:2])
-            enough("optimiser_constants", task.dataset, named, sum(sizes), len(x))
+            sizes = {split: getattr(task, f"n_{split}") for split in splits}
+            named = " + ".join(f"n_{split}" for split in splits)
+            enough("optimiser_constants", task.dataset, named, sum(sizes.values()), len(x))
             if source == "train":
-                sizes.append(kept(task.n_valid, len(x) - sum(sizes)))
-            order = torch.randperm(len(x), generator=gen)[: sum(sizes)].split(sizes)
-            for split, chosen in zip(splits, order, strict=True):
+                sizes = with_selection(sizes, len(x))
+            order = torch.randperm(len(x), generator=gen)[: sum(sizes.values())]
+            for split, chosen in zip(sizes, order.split([*sizes.values()]), strict=True):
                 part = shrunk(x[chosen], task.shrink).to(**self.kind)
                 self.parts[split] = {"x": part, "y": y[chosen].to(device)}
         _, channels, height, width = self.parts["train"]["x"].shape

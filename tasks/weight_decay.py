@@ -38,7 +38,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, enough, shrunk
-from .data.left_over import kept
+from .data.left_over import with_selection
 from .models.classifier import first_weights, layered
 from .models.softmax import SoftmaxHessian
 
@@ -115,15 +115,15 @@ class WeightDecayProblem(Problem):
         sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
         gen = generator(seeds.data, "weight_decay")
         self.parts: dict[str, Batch] = {}
-        for source, splits in (("train", ("train", "valid", "selection")), ("test", ("test",))):
+        for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
             x, y = images[source]
-            wanted = [sizes[s] for s in splits[:2]]
-            named = " + ".join(f"n_{s}" for s in splits[:2])
-            enough("weight_decay", task.dataset, named, sum(wanted), len(x))
+            wanted = {s: sizes[s] for s in splits}
+            named = " + ".join(f"n_{s}" for s in splits)
+            enough("weight_decay", task.dataset, named, sum(wanted.values()), len(x))
             if source == "train":
-                wanted.append(kept(task.n_valid, len(x) - sum(wanted)))
-            order = torch.randperm(len(x), generator=gen)[: sum(wanted)].split(wanted)
-            for split, chosen in zip(splits, order, strict=True):
+                wanted = with_selection(wanted, len(x))
+            order = torch.randperm(len(x), generator=gen)[: sum(wanted.values())]
+            for split, chosen in zip(wanted, order.split([*wanted.values()]), strict=True):
                 self.parts[split] = {
                     "x": shrunk(x[chosen], task.shrink).flatten(1).to(device, dtype),
                     "y": y[chosen].to(device),

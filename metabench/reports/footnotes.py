@@ -15,6 +15,7 @@ from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened
 from metabench.reports.claim_footnotes import claim_footnotes
 from metabench.reports.renderers import Footnote
+from metabench.reports.selection_footnotes import selection_footnotes
 from metabench.store.record import Record
 from metabench.suites.planning import NEVER_RUN
 from metabench.suites.schema import LABELS, Column, Row
@@ -55,6 +56,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
     """What concerns the main table as a whole, in the order in which it is read."""
     return [
         *budget_footnotes(results),
+        *selection_footnotes(results),
         *interval_footnotes(entries),
         *significance_footnotes(entries),
         *claim_footnotes(results),

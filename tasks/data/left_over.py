@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 LEAST = 4
 """One in so many of the validation examples must be left over at least."""
 
@@ -11,6 +13,13 @@ def kept(n_valid: int, left: int) -> int:
     where there are fewer, none where they are less than a quarter of that."""
     n = max(0, min(n_valid, left))
     return n if LEAST * n >= n_valid else 0
+
+
+def with_selection(sizes: Mapping[str, int], there: int) -> dict[str, int]:
+    """Sizes of the parts that are cut from so many examples, "selection" after the others where
+    some are kept for it."""
+    n = kept(sizes["valid"], there - sum(sizes.values()))
+    return {**sizes, **({"selection": n} if n else {})}
 
 
 def lacks_kept(n_valid: int, left: int) -> str | None:

@@ -17,7 +17,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 
 from ..data.images import Images
-from ..data.left_over import kept
+from ..data.left_over import with_selection
 
 
 class DrawnImages(Problem):
@@ -100,12 +100,10 @@ def cut(
             f"task {task}: n_train + n_valid = {wanted} of {len(x)} training images, "
             f"n_test = {sizes['test']} of {len(test_x)} test images"
         )
-    n = kept(sizes["valid"], len(x) - wanted)
-    order = torch.randperm(len(x), generator=gen)[: wanted + n]
-    train, valid, rest = order.split([sizes["train"], sizes["valid"], n])
-    out = {
-        "train": (x[train], y[train]),
-        "valid": (x[valid], y[valid]),
-        "test": (test_x[: sizes["test"]], test_y[: sizes["test"]]),
-    }
-    return out | ({"selection": (x[rest], y[rest])} if n else {})
+    cuts = with_selection({"train": sizes["train"], "valid": sizes["valid"]}, len(x))
+    parts = torch.randperm(len(x), generator=gen)[: sum(cuts.values())].split([*cuts.values()])
+    chosen = dict(zip(cuts, parts, strict=True))
+    out = {split: (x[chosen[split]], y[chosen[split]]) for split in ("train", "valid")}
+    out["test"] = test_x[: sizes["test"]], test_y[: sizes["test"]]
+    # After the others: what a task draws for each part stays what it was.
+    return out | {k: (x[at], y[at]) for k, at in chosen.items() if k not in out}
