@@ -32,6 +32,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.images import CLASSES, Images, OfImages, enough, shrunk
+from .data.left_over import with_selection
 
 LOW, HIGH = -6.0, 6.0
 """Bounds of the log decays."""
@@ -119,19 +120,22 @@ def _drawn(task: DigitRegression, seed: int) -> Drawn:
 
 
 def draw(task: DigitRegression, images: Images, seed: int) -> Drawn:
-    """Training and validation parts of the images "train", the test part of "test"."""
+    """Parts of the images "train", the test part of "test"."""
     sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
     gen = generator(seed, "digit_regression")
     out = Drawn({}, {})
     for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
         x, y = images[source]
-        wanted = [sizes[s] for s in splits]
+        wanted = {s: sizes[s] for s in splits}
         named = " + ".join(f"n_{s}" for s in splits)
-        enough("digit_regression", task.dataset, named, sum(wanted), len(x))
+        enough("digit_regression", task.dataset, named, sum(wanted.values()), len(x))
+        if source == "train":
+            wanted = with_selection(wanted, len(x))
         order = torch.arange(len(x))
         if task.split == "drawn":
             order = torch.randperm(len(x), generator=gen)
-        for split, chosen in zip(splits, order[: sum(wanted)].split(wanted), strict=True):
+        parts = order[: sum(wanted.values())].split([*wanted.values()])
+        for split, chosen in zip(wanted, parts, strict=True):
             flat = F.pad(shrunk(x[chosen], task.shrink).flatten(1), (0, 1), value=1.0)
             out.rows[split] = rows(flat, y[chosen])
             if split != "train":
@@ -293,7 +297,7 @@ class DigitRegressionProblem(Problem):
         """Loss and accuracy on the split; the loss on validation images and how far the split's
         lies above it; the loss at the inner minimiser of lam; the mean of lam, and for one decay
         how far it is from ``best_decay``."""
-        split = "valid" if episode.outer is self.parts["valid"] else "test"
+        split = next(s for s in self.held if episode.outer is self.parts[s])
         x, y = self.held[split]
         loss = float(self.outer_loss(lam, theta, episode.outer))
         valid = float(self.outer_loss(lam, theta, self.parts["valid"]))

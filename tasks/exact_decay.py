@@ -63,6 +63,7 @@ class ExactDecay(Task):
     metric: ClassVar[str] = "relative_error"
     goal: ClassVar[Literal["max", "min"]] = "min"
     outer_on_validation: ClassVar[bool] = True
+    lacks_selection: ClassVar[str] = "it asks how near a method gets to the least validation loss"
     data: ClassVar[tuple[str, ...]] = ("mnist",)
 
     @property

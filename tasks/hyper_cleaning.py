@@ -29,6 +29,7 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, shrunk
+from .data.left_over import with_selection
 from .models.classifier import first_weights, layered
 
 SURE = 40.0
@@ -82,6 +83,11 @@ class HyperCleaning(OfImages):
             raise ValueError(f"a batch of {self.batch} from {self.n_train} training examples")
 
     @property
+    def taken(self) -> int:
+        """Test images are cut from the training images too."""
+        return self.n_train + self.n_valid + self.n_test
+
+    @property
     def offers(self) -> frozenset[str]:
         """Derivatives, a network with a head, and episodes where theta starts anew."""
         own = {"lam_in_inner_loss", "head", "module"}
@@ -108,16 +114,17 @@ class HyperCleaningProblem(Problem):
         self.task, self.seeds, self.carried, self.device = task, seeds, task.carried, device
         dtype = getattr(torch, task.dtype)
         images, labels = given
-        sizes = [task.n_train, task.n_valid, task.n_test]
-        if sum(sizes) > len(images):
+        sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
+        if task.taken > len(images):
             raise SettingError(
-                f"task hyper_cleaning: n_train + n_valid + n_test is {sum(sizes)}; {task.dataset} "
+                f"task hyper_cleaning: n_train + n_valid + n_test is {task.taken}; {task.dataset} "
                 f"has {len(images)} training images"
             )
         gen = generator(seeds.data, "hyper_cleaning")
-        order = torch.randperm(len(images), generator=gen)[: sum(sizes)].split(sizes)
+        sizes = with_selection(sizes, len(images))
+        order = torch.randperm(len(images), generator=gen)[: sum(sizes.values())]
         self.parts: dict[str, Batch] = {}
-        for split, chosen in zip(("train", "valid", "test"), order, strict=True):
+        for split, chosen in zip(sizes, order.split([*sizes.values()]), strict=True):
             x = shrunk(images[chosen], task.shrink).flatten(1).to(device, dtype)
             self.parts[split] = {"x": x, "y": labels[chosen].to(device)}
 

@@ -25,6 +25,7 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data import uci_tables
+from .data.left_over import lacks_kept, with_selection
 
 Count = Annotated[int, Field(ge=1)]
 LOW, HIGH = -6.0, 6.0
@@ -59,6 +60,12 @@ class KernelRidge(Task):
         own |= {"full_batch", "strongly_convex"} | (set() if self.carried else {"episodes"})
         return GRADIENTS | own
 
+    @property
+    def lacks_selection(self) -> str | None:
+        """Rows that the parts leave over are kept for it."""
+        rows, _ = uci_tables.SIZES[self.dataset]
+        return lacks_kept(self.n_valid, rows - self.n_train - self.n_valid - self.n_test)
+
     def build(self, seeds: Seeds, device: torch.device) -> KernelRidgeProblem:
         """Cut the parts. Raises DataMissing, SettingError."""
         return KernelRidgeProblem(self, seeds, device, *uci_tables.load(self.dataset))
@@ -72,14 +79,16 @@ class KernelRidgeProblem(Problem):
         self, task: KernelRidge, seeds: Seeds, device: torch.device, x: Tensor, y: Tensor
     ) -> None:
         self.task, self.carried = task, task.carried
-        sizes = [task.n_train, task.n_valid, task.n_test]
-        if sum(sizes) > len(x):
+        sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
+        if (wanted := sum(sizes.values())) > len(x):
             raise SettingError(
                 f"task kernel_ridge: {task.dataset} has {len(x)} rows; n_train + n_valid + n_test "
-                f"is {sum(sizes)}"
+                f"is {wanted}"
             )
         order = torch.randperm(len(x), generator=generator(seeds.data, "kernel_ridge"))
-        rows = dict(zip(("train", "valid", "test"), order[: sum(sizes)].split(sizes), strict=True))
+        sizes = with_selection(sizes, len(x))
+        parts = order[: sum(sizes.values())].split([*sizes.values()])
+        rows = dict(zip(sizes, parts, strict=True))
         x = uci_tables.standard(x, x[rows["train"]])
         y = uci_tables.standard(y, y[rows["train"]])
         self.parts: dict[str, Batch] = {

@@ -31,6 +31,7 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, enough, shrunk
+from .data.left_over import kept
 from .families.noisy_targets import Learning, LearningProblem
 from .models import losses
 from .models.classifier import Classifier, Kind
@@ -154,6 +155,8 @@ class LossLearningProblem(LearningProblem):
             "valid": (x, y, order[valid]),
             "test": (*test, torch.arange(task.n_test)),
         }
+        if n := kept(task.n_valid, len(x) - wanted):
+            chosen["selection"] = x, y, order[rest][task.n_train :][:n]
         for split, (a, b, places) in chosen.items():
             self.parts[split] = {
                 "x": shrunk(a[places], task.shrink).to(self.device, self.dtype),

@@ -27,7 +27,8 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
-from .data.uci_tables import load, standard
+from .data.left_over import kept, lacks_kept
+from .data.uci_tables import SIZES, load, standard
 from .families.noisy_targets import Learning, LearningProblem
 from .models import losses
 
@@ -91,6 +92,13 @@ class LossRegression(Learning):
         "weight_wrong",
     )
 
+    @property
+    def lacks_selection(self) -> str | None:
+        """Rows are left over where ``n_train`` is set."""
+        rows, _ = SIZES[self.dataset]
+        rest = rows - self.n_valid - self.n_test
+        return lacks_kept(self.n_valid, 0 if self.n_train is None else rest - self.n_train)
+
     def build(self, seeds: Seeds, device: torch.device) -> LossRegressionProblem:
         """Cut the parts, move targets. Raises DataMissing, SettingError."""
         parts, wrong = self.parts(seeds, *load(self.dataset))
@@ -110,6 +118,8 @@ class LossRegression(Learning):
         gen = generator(seeds.data, "loss_regression")
         order = torch.randperm(len(x), generator=gen).split([self.n_valid, self.n_test, rest])
         places = dict(zip(("valid", "test", "train"), (*order[:2], order[2][:n]), strict=True))
+        if left := kept(self.n_valid, rest - n):
+            places["selection"] = order[2][n:][:left]
         x = standard(x, x[places["train"]])
         y = standard(y, y[places["valid"]])
         parts = {split: {"x": x[at], "y": y[at]} for split, at in places.items()}

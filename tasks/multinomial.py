@@ -23,7 +23,8 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params,
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
-from .data.images import CLASSES, Images, enough, load, resized
+from .data.images import CLASSES, Images, enough, load, resized, training_images
+from .data.left_over import lacks_kept, with_selection
 from .models import decay, softmax
 
 Count = Annotated[int, Field(ge=10)]
@@ -62,6 +63,14 @@ class Multinomial(Task):
         own |= {"strongly_convex"} | (set() if self.carried else {"episodes"})
         return GRADIENTS | own
 
+    @property
+    def lacks_selection(self) -> str | None:
+        """Images of the training part are left over; not where test images validate."""
+        if self.n_valid is None:
+            return "test images validate, as published"
+        left = training_images("mnist", self.source) - self.n_train - self.n_valid
+        return lacks_kept(self.n_valid, left)
+
     def build(self, seeds: Seeds, device: torch.device) -> MultinomialProblem:
         """Cut the parts."""
         found = load("mnist", None if self.source == "auto" else self.source)
@@ -77,15 +86,18 @@ class MultinomialProblem(Problem):
     ) -> None:
         """``images``: "train" and "test" to images [n, 1, height, width] and labels [n]."""
         self.task, self.carried = task, task.carried
-        sizes = {"train": [task.n_train, task.n_valid or 0], "test": [task.n_test]}
+        sizes = {"train": task.n_train, "valid": task.n_valid or 0, "test": task.n_test}
         gen = generator(seeds.data, "multinomial")
         self.parts: dict[str, Batch] = {}
         for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
             x, y = images[source]
             named = " + ".join(f"n_{s}" for s in splits)
-            enough("multinomial", "mnist", named, sum(sizes[source]), len(x))
-            order = torch.randperm(len(x), generator=gen)[: sum(sizes[source])]
-            for split, rows in zip(splits, order.split(sizes[source]), strict=True):
+            wanted = {s: sizes[s] for s in splits}
+            enough("multinomial", "mnist", named, sum(wanted.values()), len(x))
+            if source == "train":
+                wanted = with_selection(wanted, len(x))
+            order = torch.randperm(len(x), generator=gen)[: sum(wanted.values())]
+            for split, rows in zip(wanted, order.split([*wanted.values()]), strict=True):
                 small = resized(x[rows].double(), task.size).flatten(1)
                 self.parts[split] = {"x": small.to(device), "y": y[rows].to(device)}
         if task.n_valid is None:

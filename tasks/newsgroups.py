@@ -55,6 +55,8 @@ class Newsgroups(Task):
         "small_lam": "lam has a decay for every word: too many scalars to search in"
     }
 
+    lacks_selection: ClassVar[str] = "every later post validates or tests"
+
     def __post_init__(self) -> None:
         if self.decays == "class" and self.classes == 2:
             raise ValueError("two classes share one vector of weights: a decay a class needs 20")

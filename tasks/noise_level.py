@@ -22,6 +22,7 @@ from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, T
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
+from .data.left_over import lacks_kept
 from .families.bayesian_images import NO_VALIDATION
 
 Count = Annotated[int, Field(ge=1)]
@@ -61,6 +62,12 @@ class NoiseLevel(Task):
         """Why some needs are not met, in words."""
         return {} if self.validation else NO_VALIDATION
 
+    @property
+    def lacks_selection(self) -> str | None:
+        """As many rows as validate are drawn for it."""
+        held = round(self.validation * self.rows)
+        return lacks_kept(held, held)
+
     def build(self, seeds: Seeds, device: torch.device) -> NoiseLevelProblem:
         """Draw the rows."""
         return NoiseLevelProblem(self, seeds, device)
@@ -81,8 +88,10 @@ class NoiseLevelProblem(Problem):
         self.task = task
         gen = generator(seeds.data, "noise_level")
         held = round(task.validation * task.rows)
+        sizes = {"train": task.rows - held, "valid": held, "test": 1000}
+        sizes |= {"selection": held} if held else {}
         self.parts: dict[str, Batch] = {}
-        for split, n in (("train", task.rows - held), ("valid", held), ("test", 1000)):
+        for split, n in sizes.items():
             x = 6 * torch.rand(n, 1, generator=gen, dtype=torch.float64) - 3
             y = x.sin() + task.noise * torch.randn(n, 1, generator=gen, dtype=torch.float64)
             self.parts[split] = {"x": x.to(device), "y": y.to(device)}

@@ -22,6 +22,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.images import CLASSES, Images, OfImages, enough, shrunk
+from .data.left_over import with_selection
 from .models.classifier import Classifier
 
 Count = Annotated[int, Field(ge=1)]
@@ -82,11 +83,13 @@ class OptimiserConstantsProblem(Problem):
         self.parts: dict[str, Batch] = {}
         for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
             x, y = images[source]
-            sizes = [getattr(task, f"n_{split}") for split in splits]
+            sizes = {split: getattr(task, f"n_{split}") for split in splits}
             named = " + ".join(f"n_{split}" for split in splits)
-            enough("optimiser_constants", task.dataset, named, sum(sizes), len(x))
-            order = torch.randperm(len(x), generator=gen)[: sum(sizes)].split(sizes)
-            for split, chosen in zip(splits, order, strict=True):
+            enough("optimiser_constants", task.dataset, named, sum(sizes.values()), len(x))
+            if source == "train":
+                sizes = with_selection(sizes, len(x))
+            order = torch.randperm(len(x), generator=gen)[: sum(sizes.values())]
+            for split, chosen in zip(sizes, order.split([*sizes.values()]), strict=True):
                 part = shrunk(x[chosen], task.shrink).to(**self.kind)
                 self.parts[split] = {"x": part, "y": y[chosen].to(device)}
         _, channels, height, width = self.parts["train"]["x"].shape
@@ -142,11 +145,11 @@ class OptimiserConstantsProblem(Problem):
         return self.unpenalised_loss(lam, theta, batch)
 
     def episode(self, split: str, index: int) -> Episode:
-        """A training of its own; judged on the test images where the split is "test"."""
+        """A training of its own; judged on the split's images, in training on those of "valid"."""
         address = (self.seeds.batches, split, index)
         gen = generator(self.seeds.init, "optimiser_constants", split, index)
         start = {f"start.{k}": v.to(**self.kind) for k, v in self.model.draw(gen).items()}
-        judge = self.parts["test" if split == "test" else "valid"]
+        judge = self.parts["valid" if split == "train" else split]
 
         def batch(step: int) -> Batch:
             n = len(self.parts["train"]["y"])

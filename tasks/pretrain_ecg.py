@@ -21,11 +21,15 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data import ecg
+from .data.left_over import kept, lacks_kept
 from .families.two_stage import three_roles
 from .families.warped_views import WarpedViews, WarpedViewsProblem
 from .models.encoders import ResNet
 
 LEADS = 2
+
+FEWEST = 410
+"""Beats of the scarcest class of DS1 that have a whole window, up to windows of 600 samples."""
 
 
 @task("pretrain_ecg")
@@ -43,6 +47,18 @@ class PretrainECG(WarpedViews):
     """Beats of DS2 to test on, every so manieth of each class; None: all."""
 
     data: ClassVar[tuple[str, ...]] = ("mitbih",)
+
+    @property
+    def lacks_selection(self) -> str | None:
+        """Beats of DS1 that have lent no label, as many of each class; pre-training sees them
+        without their labels, as it does those that validate."""
+        return lacks_kept(self.n_valid, len(ecg.CLASSES) * self.left)
+
+    @property
+    def left(self) -> int:
+        """Beats of the scarcest class that fine-tuning and validation leave over."""
+        classes = len(ecg.CLASSES)
+        return max(0, FEWEST - self.n_tune // classes - self.n_valid // classes)
 
     def build(self, seeds: Seeds, device: torch.device) -> PretrainECGProblem:
         """Draw beats. Raises DataMissing, SettingError."""
@@ -63,7 +79,7 @@ class PretrainECGProblem(WarpedViewsProblem):
         whole = beats.whole(task.window)
         self.unlabelled = ((beats.part == 1) & whole).nonzero()[:, 0]
         gen = generator(seeds.data, "pretrain_ecg")
-        tune, valid, test = [], [], []
+        tune, valid, test, chosen_by = [], [], [], []
         for k, name in enumerate(ecg.CLASSES):
             of = (beats.label == k) & whole
             there = (of & (beats.part == 1)).nonzero()[:, 0]
@@ -76,11 +92,13 @@ class PretrainECGProblem(WarpedViewsProblem):
             there = there[torch.randperm(len(there), generator=gen)]
             tune.append(there[: share[0]])
             valid.append(there[share[0] : sum(share)])
+            chosen_by.append(there[sum(share) :][: kept(share[1], task.left)])
             test.append((of & (beats.part == 2)).nonzero()[:, 0])
         if task.n_test is not None:
             every = max(1, sum(map(len, test)) // task.n_test)
             test = [found[:: min(every, len(found))] for found in test]
-        self.roles = three_roles(*(self.labelled(torch.cat(x)) for x in (tune, valid, test)))
+        roles = (tune, valid, test, chosen_by)
+        self.roles = three_roles(*(self.labelled(torch.cat(x)) for x in roles))
 
     def windows(self, chosen: Tensor) -> Tensor:
         """[n, 2, window] of beats [n]."""

@@ -26,6 +26,7 @@ from metabench.core.registry import task
 
 from .data import cifar100 as cifar
 from .data.images import shrunk
+from .data.left_over import kept, lacks_kept
 from .families.task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
 from .families.two_stage import ENCODER, Count, Share, three_roles
 from .models.encoders import ResNet, first_values
@@ -75,6 +76,12 @@ class PretrainMultitask(WeighedTasks):
     def __post_init__(self) -> None:
         if self.unseen and self.n_tasks > 18:
             raise ValueError("unseen holds out two of the 20 superclasses: n_tasks is at most 18")
+
+    @property
+    def lacks_selection(self) -> str | None:
+        """Images of each class that the parts leave over are kept for it."""
+        wanted = self.n_tune + self.n_valid + self.n_test
+        return lacks_kept(self.n_valid, cifar.IMAGES[self.source] - wanted)
 
     def build(self, seeds: Seeds, device: torch.device) -> PretrainMultitaskProblem:
         """Draw superclasses, images and labels. Raises DataMissing, SettingError."""
@@ -132,7 +139,11 @@ class PretrainMultitaskProblem(WeighedTasksProblem):
         self.right = self.y == true
 
         cuts = [task.n_tune, task.n_valid, task.n_test]
-        each = [[examples(part) for part in drawn(s, wanted).split(cuts, 1)] for s in self.held_out]
+        if n := kept(task.n_valid, per_class - wanted):
+            cuts.append(n)
+        each = [
+            [examples(part) for part in drawn(s, sum(cuts)).split(cuts, 1)] for s in self.held_out
+        ]
         self.roles = three_roles(*each[0])
         if task.unseen:
             self.roles["test"] = three_roles(*each[1])["test"]

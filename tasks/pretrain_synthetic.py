@@ -51,6 +51,7 @@ class PretrainSynthetic(WeighedTasks):
     """Pre-training examples of an inner step, labelled for every task; None: all."""
 
     data: ClassVar[tuple[str, ...]] = ()
+    lacks_selection: ClassVar[None] = None
 
     def build(self, seeds: Seeds, device: torch.device) -> PretrainSyntheticProblem:
         """Draw directions, phases and examples."""
@@ -85,7 +86,7 @@ class PretrainSyntheticProblem(WeighedTasksProblem):
         y = torch.where(split_tasks(task.n_tasks, task.useless), coins, right[:, :-1])
         self.examples = {"x": x.to(device, self.dtype), "y": y.to(device, self.dtype)}
         parts = []
-        for n in (task.n_tune, task.n_valid, task.n_test):
+        for n in (task.n_tune, task.n_valid, task.n_test, task.n_valid):
             x, right = draw(n)
             parts.append({"x": x.to(device, self.dtype), "y": right[:, -1].long().to(device)})
         self.roles = three_roles(*parts)

@@ -92,6 +92,7 @@ class RagSquad(Task):
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
     outer_on_validation: ClassVar[bool] = True
+    lacks_selection: ClassVar[str] = "every question is one that the bandit learns on, or a test's"
     metrics: ClassVar[tuple[str, ...]] = (
         *("loss", "accuracy", "tokens", "simple_regret", "near_top"),
         *("cumulative_regret", "mean_regret", "recall"),

@@ -27,7 +27,8 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
-from .data.images import CLASSES, Images, load
+from .data.images import CLASSES, Images, load, training_images
+from .data.left_over import lacks_kept
 from .families.drawn_images import DrawnImages, cut
 
 Count = Annotated[int, Field(ge=1)]
@@ -77,6 +78,12 @@ class RegularisedMNIST(Task):
         least = min(self.n_train, self.n_valid)
         if self.batch > least:
             raise SettingError(f"batch = {self.batch} of {least} images: take at most {least}")
+
+    @property
+    def lacks_selection(self) -> str | None:
+        """Images that training and validation leave over are kept for it."""
+        left = training_images("mnist", self.source) - self.n_train - self.n_valid
+        return lacks_kept(self.n_valid, left)
 
     @property
     def offers(self) -> frozenset[str]:

@@ -35,7 +35,8 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data import cifar100
-from .data.images import Images, load, shrunk
+from .data.images import Images, load, shrunk, training_images
+from .data.left_over import lacks_kept
 from .families.drawn_images import cut
 from .models import temporary_modules as spg
 
@@ -45,6 +46,10 @@ Weight = Annotated[float, Field(ge=0, le=1)]
 LAYERS = 3
 HIGHEST = 0.9
 """The largest dropout rate."""
+
+
+TRAINING = {"metabench": 120, "torchvision": 500}
+"""Layout of CIFAR-100 to training images of a class."""
 
 
 @task("retraining")
@@ -115,6 +120,14 @@ class Retraining(Task):
     def data(self) -> tuple[str, ...]:
         """The one that is set."""
         return (self.dataset,)
+
+    @property
+    def lacks_selection(self) -> str | None:
+        """Images that training and validation leave over are kept for it."""
+        there = training_images("cifar10", self.source)
+        if self.dataset == "cifar100":
+            there = 100 * TRAINING[self.source]
+        return lacks_kept(self.n_valid, there - self.n_train - self.n_valid)
 
     @property
     def scaled(self) -> bool:
@@ -294,7 +307,7 @@ def photographs(dataset: str, source: cifar100.Source) -> Images:
     if dataset == "cifar10":
         return load(dataset, source)
     every = cifar100.images(source, {}, "train")
-    classes, n, train = *every.shape[:2], {"metabench": 120, "torchvision": 500}[source]
+    classes, n, train = *every.shape[:2], TRAINING[source]
     labels = torch.arange(classes)[:, None].expand(classes, n)
     return {
         split: (every[:, part].flatten(0, 1).float() / 255, labels[:, part].flatten())

@@ -31,7 +31,7 @@ class Ridge(Task):
     """Ridge regression with one log penalty a feature; half of the features are noise."""
 
     rows: Annotated[int, Field(ge=4)] = 40
-    """Rows in each of the training, validation and test parts."""
+    """Rows in each of the training, validation, test and selection parts."""
     features: Annotated[int, Field(ge=2)] = 10
     noise: Annotated[float, Field(ge=0)] = 0.5
     first_log_penalty: float = 0.0
@@ -40,6 +40,7 @@ class Ridge(Task):
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
     outer_on_validation: ClassVar[bool] = True
+    lacks_selection: ClassVar[None] = None
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()
@@ -75,6 +76,10 @@ class RidgeProblem(Problem):
             split: {"x": (x[i] / scale).to(device), "y": (y[i] / scale).to(device)}
             for i, split in enumerate(("train", "valid", "test"))
         }
+        gen = generator(seeds.data, "ridge", "selection")
+        x = torch.randn(n, d, generator=gen, dtype=torch.float64)
+        y = x @ w + task.noise * torch.randn(n, generator=gen, dtype=torch.float64)
+        self.parts["selection"] = {"x": (x / scale).to(device), "y": (y / scale).to(device)}
         self.hypers = (
             Hyper("log_penalty", (d,), LOWEST, HIGHEST, meaning="log of each feature's penalty"),
         )

@@ -77,6 +77,7 @@ class SpectralRisk(Task):
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
     outer_on_validation: ClassVar[bool] = True
+    lacks_selection: ClassVar[str] = "every row of the table trains, validates or tests"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "objective", "suboptimality", "nu", "level")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ("uci_regression",)

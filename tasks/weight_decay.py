@@ -38,6 +38,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.images import CLASSES, OfImages, enough, shrunk
+from .data.left_over import with_selection
 from .models.classifier import first_weights, layered
 from .models.softmax import SoftmaxHessian
 
@@ -116,11 +117,13 @@ class WeightDecayProblem(Problem):
         self.parts: dict[str, Batch] = {}
         for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
             x, y = images[source]
-            wanted = [sizes[s] for s in splits]
+            wanted = {s: sizes[s] for s in splits}
             named = " + ".join(f"n_{s}" for s in splits)
-            enough("weight_decay", task.dataset, named, sum(wanted), len(x))
-            order = torch.randperm(len(x), generator=gen)[: sum(wanted)].split(wanted)
-            for split, chosen in zip(splits, order, strict=True):
+            enough("weight_decay", task.dataset, named, sum(wanted.values()), len(x))
+            if source == "train":
+                wanted = with_selection(wanted, len(x))
+            order = torch.randperm(len(x), generator=gen)[: sum(wanted.values())]
+            for split, chosen in zip(wanted, order.split([*wanted.values()]), strict=True):
                 self.parts[split] = {
                     "x": shrunk(x[chosen], task.shrink).flatten(1).to(device, dtype),
                     "y": y[chosen].to(device),
@@ -218,10 +221,10 @@ class WeightDecayProblem(Problem):
         return -autodiff.flatten(to_lam(autodiff.unflatten(x, theta)))
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Accuracy and loss on the split, and on the images of every part."""
+        """Accuracy and loss on the split, and on the images of the other parts."""
         out = self._judged(theta, episode.outer, "")
-        for name, part in self.parts.items():
-            out |= self._judged(theta, part, f"{name}_")
+        for name in ("train", "valid", "test"):
+            out |= self._judged(theta, self.parts[name], f"{name}_")
         return out | self._compared(lam, theta) if self.task.against_exact else out
 
     def _compared(self, lam: Params, theta: Params) -> dict[str, float]:

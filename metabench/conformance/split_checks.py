@@ -12,6 +12,8 @@ from metabench.contract.problem import Batch, Episode, Problem
 
 FEW = 3
 """Episodes of a split that are looked at."""
+STEPS = 30
+"""Inner batches that are looked at."""
 
 
 def check_episodes(task: Any) -> None:
@@ -56,6 +58,38 @@ def check_outer_on_validation(task: Any) -> None:
         f"outer_on_validation is True, but {share:.0%} of the examples that judge training are "
         "among those of 'valid'"
     )
+
+
+def check_selection(task: Any) -> None:
+    """Where a task says that it has the split "selection", no other split has its examples."""
+    if why := task.lacks_selection:
+        raise NotTested(f"it has no split 'selection': {why}")
+    problem = build(task)
+    lam = problem.init_outer()
+    first = problem.episode("selection", 0)
+    metrics = problem.metrics(lam, problem.init_inner(lam, first), first)
+    assert task.metric in metrics, f"{task.metric!r} is not measured on 'selection'"
+    own = outer_batches(problem, "selection")
+    # What fine-tunes on every split is no example of any.
+    shared = {k for k, v in problem.episode("valid", 0).outer.items() if equal(v, own[0].get(k))}
+    own = [{k: v for k, v in batch.items() if k not in shared} for batch in own]
+    others = {split: outer_batches(problem, split) for split in ("valid", *problem.evaluations)}
+    inner = [problem.episode("train", 0).batch(step) for step in range(STEPS)]
+    # Pre-training may see examples without their labels, those that validate among them.
+    if first.outer.keys() <= inner[0].keys():
+        others["train"] = inner
+    for split, batches in others.items():
+        share = found(own, batches)
+        assert split == "train" or share is not None, "no example of 'selection' can be told"
+        # A table may hold the same row twice.
+        assert share is None or share < 0.02, (
+            f"{share:.0%} of the examples of 'selection' are among those of {split!r}"
+        )
+
+
+def equal(a: torch.Tensor, b: torch.Tensor | None) -> bool:
+    """Whether two tensors are the same, the other one perhaps not there."""
+    return b is not None and a.shape == b.shape and torch.equal(a, b)
 
 
 def outer_batches(problem: Problem, split: str) -> list[Batch]:

@@ -29,7 +29,12 @@ from metabench.conformance.example_checks import (
 from metabench.conformance.harness import Harness, NotTested, snapshot, stored, tolerance, unchanged
 from metabench.conformance.own_step_checks import check_own_step
 from metabench.conformance.search_checks import check_regret, reported
-from metabench.conformance.split_checks import check_episodes, check_outer_on_validation, content
+from metabench.conformance.split_checks import (
+    check_episodes,
+    check_outer_on_validation,
+    check_selection,
+    content,
+)
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import State
@@ -354,6 +359,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_prepare,
     check_batched,
     check_outer_on_validation,
+    check_selection,
 )
 
 

@@ -151,7 +151,8 @@ class Problem(ABC):
 
     @abstractmethod
     def episode(self, split: str, index: int) -> Episode:
-        """Episode ``index`` (from 0) of a split: "train", "valid", or one of ``evaluations``.
+        """Episode ``index`` (from 0) of a split: "train", "valid", one of ``evaluations``, or
+        "selection" where the task has it (:attr:`Task.lacks_selection`).
 
         A pure function of the seeds, the split and the index. Outer step i uses the training
         episodes i * episodes_per_step and the following.
@@ -344,6 +345,15 @@ class Task(ABC):
     def lacks(self) -> Mapping[str, str]:
         """Why a capability is not offered, in the task's own words."""
         return {}
+
+    @property
+    def lacks_selection(self) -> str | None:
+        """Why there is no split "selection", of examples that neither loss learns on and no final
+        evaluation sees, under these settings; None: there is one, and a budget may choose the
+        state by it (``select = "best_selection"``)."""
+        if self.outer_on_validation:
+            return "it keeps no examples for it"
+        return "its outer level does not learn on the split 'valid', which serves"
 
     @property
     def metrics(self) -> tuple[str, ...] | None:

@@ -43,8 +43,10 @@ class Budget:
     """Outer steps between two evaluations on the validation split."""
     valid_episodes: Count = 100
     test_episodes: Count = 600
-    select: Literal["best_valid", "last"] = "best_valid"
-    """Which state is tested: the best on the validation split, or the last."""
+    select: Literal["best_valid", "last", "best_selection"] = "best_valid"
+    """Which state is tested: the best on the validation split, the last, or the best on the split
+    "selection", of examples that the outer loss does not see, on as many episodes as validation;
+    for tasks that have it."""
     measure_memory: Literal[True] | None = None
     """Repeat the first outer step at the end, uncounted, for the cost ``peak_tensor_bytes``: the
     most bytes of tensors that it holds at once (:mod:`metabench.hypergradients.tensor_memory`)."""
@@ -144,11 +146,22 @@ def make_cells(
         raise UnknownName("group of settings", next(iter(given)), known)
     if all(getattr(parts[-1], limit) is None for limit in Budget.LIMITS):
         raise SettingError(f"budget: set at least one of {', '.join(Budget.LIMITS)}")
+    _check_select(*parts)
     for_task, for_method, for_solver, limits = map(settings.values, parts)
     limits = {k: v for k, v in limits.items() if v is not None}
     return [
         Cell(task, method, solver, seed, for_task, for_method, for_solver, limits) for seed in seeds
     ], parts
+
+
+def _check_select(task: Any, method: Any, solver: Any, budget: Budget) -> None:
+    """Raise SettingError where the state is to be chosen on a split that the task lacks."""
+    why = task.lacks_selection if budget.select == "best_selection" else None
+    if why:
+        raise SettingError(
+            f"budget: setting select cannot be 'best_selection' for task {task.registered_name}, "
+            f"which has no split 'selection': {why}; write select = 'best_valid' or 'last'"
+        )
 
 
 def _whole(seed: Any) -> int:

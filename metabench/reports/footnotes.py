@@ -18,6 +18,7 @@ from metabench.core.text import counted, listed, one_line, shortened
 from metabench.reports.chosen_footnotes import chosen_footnotes
 from metabench.reports.claim_footnotes import claim_footnotes
 from metabench.reports.renderers import WORSE, Footnote
+from metabench.reports.selection_footnotes import selection_footnotes
 from metabench.store.record import Record
 from metabench.suites.planning import NEVER_RUN
 from metabench.suites.schema import LABELS, Column, Row
@@ -59,6 +60,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
     return [
         *budget_footnotes(results),
         *chosen_footnotes(results),
+        *selection_footnotes(results),
         *interval_footnotes(entries),
         *mark_footnotes(results, entries),
         *claim_footnotes(results),
@@ -221,6 +223,7 @@ def other_budgets(results: Results, limits: dict[str, Any]) -> list[str]:
 _SELECT = {
     "best_valid": "the state with the best validation metric",
     "last": "the last state",
+    "best_selection": "the state with the best metric on examples that the outer loss does not see",
 }
 
 

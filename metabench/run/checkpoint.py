@@ -47,6 +47,8 @@ class Boundary:
     best_step: int = 0
     valid: Metrics = field(default_factory=dict)
     """Of ``best``."""
+    selection: Metrics = field(default_factory=dict)
+    """Of ``best`` too, where the budget chooses it by that split."""
     idle: int = 0
     """Steps in a row without any cost that the budget limits."""
     metrics: dict[str, Metrics] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Boundary:
             "state": _pack(self.state),
             "best": _pack(self.best),
             "valid": _pack_metrics(self.valid),
+            "selection": _pack_metrics(self.selection),
             "metrics": {name: _pack_metrics(found) for name, found in self.metrics.items()},
         }
 
@@ -71,6 +74,7 @@ class Boundary:
             "best": State(**best) if best is not None else None,
             "counts": Counts(**data["counts"]).as_dict(),
             "valid": _unpack_metrics(data["valid"]),
+            "selection": _unpack_metrics(data.get("selection", {})),
             "metrics": {name: _unpack_metrics(m) for name, m in data["metrics"].items()},
         }
         return cls(**{**data, **restored})

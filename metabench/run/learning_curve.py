@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from metabench.contract.problem import Params, Problem, count_numbers
+from metabench.run.evaluation import Metrics
 from metabench.store.encoding import hash_arrays
 from metabench.store.record import Curve
 
@@ -17,6 +18,22 @@ SMALL = 64
 """Numbers of lam up to which every entry is kept in curve and record."""
 MANY = 20
 """Names of lam above which a large one is summed up as a whole."""
+
+
+def row(
+    step: int,
+    logs: Mapping[str, Sequence[float]],
+    found: Mapping[str, Metrics],
+    counts: Mapping[str, int],
+) -> dict[str, float | None]:
+    """The columns of a row: what the method logged (name to sum and number), what was found on each
+    split, and the counts."""
+    return {
+        "step": step,
+        **{f"train/{name}": total / n for name, (total, n) in logs.items()},
+        **{f"{split}/{name}": x.mean for split, all_ in found.items() for name, x in all_.items()},
+        **{f"cost/{name}": n for name, n in counts.items()},
+    }
 
 
 def appended(curve: Curve, row: Mapping[str, float | None]) -> Curve:

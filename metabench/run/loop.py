@@ -73,7 +73,7 @@ class Loop:
         self.memory = determinism.PeakMemory(options.device)
         self._peak_before: dict[str, float] = {}
         self._saved = self._reported = time.monotonic()
-        self._validated: tuple[State, Metrics] | None = None
+        self._validated: tuple[State, dict[str, Metrics]] | None = None
         self._kept: dict[str, Untouched] = {}
         self._footprint: dict[str, float] = {}
 
@@ -199,24 +199,27 @@ class Loop:
         self.at = replace(after, idle=idle)
 
     def validate(self) -> None:
-        """A row of the learning curve: evaluate on the validation split, keep the best state."""
+        """A row of the learning curve: evaluate on "valid", and on "selection" where the budget
+        chooses the state by that; keep the best state."""
         at = self.boundary
         self.check_kept()
         if self._validated is None or self._validated[0] is not at.state:
-            self._validated = at.state, self.evaluate(self.method, at.state, "valid")
+            splits = ["valid"] + ["selection"] * (self.budget.select == "best_selection")
+            found = {split: self.evaluate(self.method, at.state, split) for split in splits}
+            self._validated = at.state, found
             self._kept["validated"] = Untouched(at.state, bits=True)
-        metrics = self._validated[1]
+        found = self._validated[1]
+        metrics = found["valid"]
         if self.task.metric not in metrics:
             raise UnknownName(f"metric of task {self.cell.task} called", self.task.metric, metrics)
-        row: dict[str, float | None] = {"step": at.step}
-        row |= {f"train/{name}": total / n for name, (total, n) in at.logs.items()}
-        row |= {f"valid/{name}": found.mean for name, found in metrics.items()}
-        row |= {f"cost/{name}": n for name, n in at.counts.items()}
+        row = learning_curve.row(at.step, at.logs, found, at.counts)
         row["cost/seconds"] = self.training.seconds
         row |= learning_curve.lam_columns(at.state.reported, self.problem)
         new = replace(at, curve=learning_curve.appended(at.curve, row), logs={})
-        if self.budget.select == "last" or at.best is None or self.better(metrics, at.valid):
-            new = replace(new, best=at.state, best_step=at.step, valid=metrics)
+        first = self.budget.select == "last" or at.best is None
+        chosen_by = found.get("selection", {})
+        if first or self.better(chosen_by or metrics, at.selection or at.valid):
+            new = replace(new, best=at.state, best_step=at.step, valid=metrics, selection=chosen_by)
             self._kept["best"] = self._kept["validated"]
         self.at = new
         self.maybe_checkpoint()
@@ -261,7 +264,7 @@ class Loop:
 
     def evaluate(self, method: Any, state: State, split: str) -> Metrics:
         """On as many episodes as the budget says. Raises Diverged."""
-        valid = split == "valid"
+        valid = split in ("valid", "selection")
         episodes = self.budget.valid_episodes if valid else self.budget.test_episodes
 
         def check() -> None:

@@ -206,7 +206,11 @@ class _Attempt:
             return record, at.curve, None, {}
         record = replace(
             record,
-            metrics={"valid": at.valid, **at.metrics},
+            metrics={
+                "valid": at.valid,
+                **({"selection": at.selection} if at.selection else {}),
+                **at.metrics,
+            },
             selected_step=at.best_step,
             lam=learning_curve.describe(at.best.reported),
         )

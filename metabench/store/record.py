@@ -20,9 +20,9 @@ Curve = dict[str, list[float | None]]
 """Columns of equal length; ``step`` counts outer steps done; None where a row has no such value.
 
 ``train/NAME`` what the method logged (mean since the last row), ``valid/NAME`` the mean over
-validation episodes, ``cost/NAME`` counts so far, ``cost/seconds`` training seconds so far,
-``lam/NAME`` entries of a small lam (``lam/NAME[3]``) or ``lam/NAME.mean`` ``.std`` ``.min``
-``.max`` of a large one.
+validation episodes, ``selection/NAME`` over those of the split "selection" where the budget chooses
+by it, ``cost/NAME`` counts so far, ``cost/seconds`` training seconds so far, ``lam/NAME`` entries
+of a small lam (``lam/NAME[3]``) or ``lam/NAME.mean`` ``.std`` ``.min`` ``.max`` of a large one.
 """
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]

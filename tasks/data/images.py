@@ -9,7 +9,7 @@ import gzip
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from metabench.core.errors import MetabenchError, SettingError
 from metabench.datasets import catalogue, locate
 
 from . import arrays, pickles
+from .left_over import lacks_kept
 
 Images = dict[str, tuple[Tensor, Tensor]]
 """Split to images, float32 [n, channels, height, width] in 0..1, and labels, int64 [n]."""
@@ -59,9 +60,28 @@ class OfImages(Task):
         """The one that is set."""
         return (self.dataset,)
 
+    @property
+    def taken(self) -> int:
+        """Images of "train" that the parts take."""
+        sizes: Any = self
+        return int(sizes.n_train + sizes.n_valid)
+
+    @property
+    def lacks_selection(self) -> str | None:
+        """Images of "train" are kept for it, where so many are left over."""
+        sizes: Any = self
+        there = training_images(self.dataset, self.source)
+        return lacks_kept(sizes.n_valid, there - self.taken)
+
     def images(self) -> Images:
         """The splits "train" and "test". Raises DataMissing."""
         return load(self.dataset, None if self.source == "auto" else self.source)
+
+
+def training_images(dataset: str, source: str) -> int:
+    """How many a data set has in a layout; "auto": in those of all 60,000 images."""
+    layouts = {layout: n for (name, layout), (n, *_) in SIZES.items() if name == dataset}
+    return max(layouts.values()) if source == "auto" else layouts.get(source, 0)
 
 
 def enough(task: str, dataset: str, what: str, wanted: int, there: int) -> None:

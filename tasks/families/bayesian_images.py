@@ -75,6 +75,11 @@ class BayesianImages(OfImages):
         return round(self.validation * self.n_train)
 
     @property
+    def taken(self) -> int:
+        """Validation images are among ``n_train``."""
+        return self.n_train
+
+    @property
     def offers(self) -> frozenset[str]:
         """Likelihood and prior always; a validation loss where there are images for one."""
         own = {"second_order", "lam_in_inner_loss", "best_response", "prediction", "head"}

@@ -46,6 +46,7 @@ class Denoising(Task):
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
     outer_on_validation: ClassVar[bool] = True
+    lacks_selection: ClassVar[str] = "every photograph is learned on or tested on"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "psnr", "psnr_noisy")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()

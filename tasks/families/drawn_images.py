@@ -17,6 +17,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 
 from ..data.images import Images
+from ..data.left_over import with_selection
 
 
 class DrawnImages(Problem):
@@ -87,7 +88,8 @@ class DrawnImages(Problem):
 def cut(
     task: str, images: Images, sizes: dict[str, int], gen: torch.Generator
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Training and validation part of the shuffled training images, and the first test images.
+    """Training and validation part of the shuffled training images, the first test images, and the
+    part "selection" of the training images that come next, where so many are left over.
 
     ``sizes``: images of "train", "valid" and "test". Raises SettingError where there are fewer.
     """
@@ -98,10 +100,10 @@ def cut(
             f"task {task}: n_train + n_valid = {wanted} of {len(x)} training images, "
             f"n_test = {sizes['test']} of {len(test_x)} test images"
         )
-    order = torch.randperm(len(x), generator=gen)[:wanted]
-    train, valid = order.split([sizes["train"], sizes["valid"]])
-    return {
-        "train": (x[train], y[train]),
-        "valid": (x[valid], y[valid]),
-        "test": (test_x[: sizes["test"]], test_y[: sizes["test"]]),
-    }
+    cuts = with_selection({"train": sizes["train"], "valid": sizes["valid"]}, len(x))
+    parts = torch.randperm(len(x), generator=gen)[: sum(cuts.values())].split([*cuts.values()])
+    chosen = dict(zip(cuts, parts, strict=True))
+    out = {split: (x[chosen[split]], y[chosen[split]]) for split in ("train", "valid")}
+    out["test"] = test_x[: sizes["test"]], test_y[: sizes["test"]]
+    # After the others: what a task draws for each part stays what it was.
+    return out | {k: (x[at], y[at]) for k, at in chosen.items() if k not in out}

@@ -334,8 +334,11 @@ def some(part: Batch, size: int | None, gen: torch.Generator) -> Batch:
     return {k: v[chosen] for k, v in part.items()}
 
 
-def three_roles(tune: Batch, valid: Batch, test: Batch) -> dict[str, tuple[Batch, Batch]]:
+def three_roles(
+    tune: Batch, valid: Batch, test: Batch, selection: Batch | None = None
+) -> dict[str, tuple[Batch, Batch]]:
     """What fine-tunes and what judges in each split. On test examples all that is labelled
     fine-tunes: methods that do without validation examples get no fewer labels."""
     every = {k: torch.cat([tune[k], valid[k]]) for k in ("x", "y")}
-    return {"train": (tune, valid), "valid": (tune, valid), "test": (every, test)}
+    out = {"train": (tune, valid), "valid": (tune, valid), "test": (every, test)}
+    return out if selection is None else out | {"selection": (tune, selection)}

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from metabench.conformance.harness import NotTested
-from metabench.conformance.split_checks import check_outer_on_validation, found
+from metabench.conformance.split_checks import check_outer_on_validation, check_selection, found
 from metabench.conformance.test_problems import Sample
+from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 
 Ridge = tasks.get("ridge")
@@ -48,3 +49,20 @@ def test_a_part_of_the_validation_examples_is_found_too():
 def test_a_formula_has_no_examples():
     with pytest.raises(NotTested, match="no examples"):
         check_outer_on_validation(tasks.get("quadratic")())
+
+
+def test_a_selection_split_that_shares_examples():
+    class Shares(type(Ridge().build(Seeds.of(0), torch.device("cpu")))):
+        def episode(self, split, index):
+            return super().episode("test" if split == "selection" else split, index)
+
+    @dataclass(frozen=True)
+    class Leaking(Ridge):
+        def build(self, seeds, device):
+            return Shares(self, seeds, device)
+
+    check_selection(Ridge())
+    with pytest.raises(AssertionError, match=r"100% of the examples of 'selection' .* of 'test'"):
+        check_selection(Leaking())
+    with pytest.raises(NotTested, match="no split 'selection': its outer level does not learn"):
+        check_selection(Sample())

@@ -212,3 +212,22 @@ def test_seeds_never_change() -> None:
     # Stored records depend on these: a change here needs a new contract version.
     assert seed_for(0, "data") == 1473744611080482977
     assert seed_for(0, "init") == 3038139617124118876
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        ("newsgroups", "every later post validates or tests"),
+        ("quadratic", "its outer level does not learn on the split 'valid', which serves"),
+        ("hyper_cleaning", "training, validation and test leave 0 examples over, less than a quar"),
+    ],
+)
+def test_a_state_cannot_be_chosen_on_a_split_that_is_not_there(task: str, why: str) -> None:
+    large = {"n_train": 49_999} if task == "hyper_cleaning" else {}
+    budget = {**SHORT["budget"], "select": "best_selection"}
+    with pytest.raises(SettingError, match=rf"'best_selection' for task {task}, .*: {why}") as said:
+        make_cell(task, "bilevel", set={"task": large, "budget": budget})
+    assert "write select = 'best_valid' or 'last'" in str(said.value)
+    assert (
+        make_cell("ridge", "bilevel", set={"budget": budget}).budget["select"] == budget["select"]
+    )

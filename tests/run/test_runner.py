@@ -62,7 +62,7 @@ class Noisy(Problem):
         self.seen.append((split, index))
         gen = generator(self.seeds.batches, split, index)
         x, y = torch.randn(2, self.task.dim, generator=gen, dtype=torch.float64)
-        return Episode({"x": x}, {"y": 3 + 0.1 * y}, index)
+        return Episode({"x": x}, {"y": (1 if split == "selection" else 3) + 0.1 * y}, index)
 
     def count(self, split: str) -> int | None:
         return 7 if split == "official" else None
@@ -80,6 +80,7 @@ class NoisyTask(Task):
     goal: ClassVar[Literal["max", "min"]] = "min"
     data: ClassVar[tuple[str, ...]] = ()
     offers: ClassVar[frozenset[str]] = OFFERS
+    lacks_selection: ClassVar[None] = None
 
     def build(self, seeds: Seeds, device: torch.device) -> Problem:
         return Noisy(self, seeds)
@@ -190,6 +191,18 @@ def test_selection_is_by_validation_and_test_comes_last(store: Store) -> None:
     assert [k for _, s, k in tests if s == "official"] == list(range(6))
     last = run_cell(scripted(eval_every=1, select="last"), store)
     assert last.selected_step == 10 and last.lam["values"] == {"lam": [10.0] * 3}
+
+
+def test_selection_by_examples_that_the_outer_loss_does_not_see(store: Store) -> None:
+    record = run_cell(scripted(eval_every=1, select="best_selection"), store)
+    curve, other = store.curve(record), run_cell(scripted(eval_every=1), store)
+    best = min(range(len(curve["step"])), key=lambda i: curve["selection/loss"][i])
+    assert 0 < best < 10 and record.selected_step == curve["step"][best] < other.selected_step
+    assert record.metrics["selection"]["loss"].mean == curve["selection/loss"][best]
+    assert record.metrics["valid"]["loss"].mean == curve["valid/loss"][best]
+    assert curve["valid/loss"] == store.curve(other)["valid/loss"]
+    assert "selection" not in other.metrics and "selection/loss" not in store.curve(other)
+    assert [k for split, k in Noisy.seen if split == "selection"] == [*range(5)] * 11
 
 
 def test_no_more_episodes_than_there_are(store: Store) -> None:
@@ -472,6 +485,7 @@ CROSSINGS = [
     ("noisy", "bilevel", {"task": {"meta_batch": 3}}),
     ("noisy", "scripted", {}),
     ("noisy", "bilevel", {"task": {"meta_batch": 3}, "budget": {"inner_gradients": 1000}}),
+    ("noisy", "bilevel", {"budget": {"select": "best_selection"}}),
 ]
 
 

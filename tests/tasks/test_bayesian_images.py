@@ -40,7 +40,7 @@ def turning(**settings):
 
 def test_what_is_not_cut_off_is_trained_on():
     sizes = {k: len(v["y"]) for k, v in prior().parts.items()}
-    assert sizes == {"train": 32, "valid": 8, "test": 30}
+    assert sizes == {"train": 32, "valid": 8, "test": 30, "selection": 8}
     whole = prior(validation=0.0)
     assert whole.example_count == 40 and whole.parts["valid"] is whole.parts["train"]
     for problem, numbers in ((prior(), (32.0, 8.0)), (whole, (40.0, 0.0))):

@@ -47,7 +47,7 @@ def close(found, expected, tolerance=1e-10):
 def test_parts_share_no_image_and_the_clean_one_is_balanced():
     problem = made(rate=0.6)
     rows = [tuple(x.flatten().tolist()) for p in problem.parts.values() for x in p["x"]]
-    assert len(rows) == len(set(rows)) == 760
+    assert len(rows) == len(set(rows)) == 820
     assert problem.parts["valid"]["y"].bincount().tolist() == [6] * 10
     other = made(seed=1).parts["train"]["x"]
     assert not torch.equal(problem.parts["train"]["x"], other)

@@ -32,9 +32,10 @@ def lam_of(problem):
 def test_parts_are_apart_unless_the_test_images_judge():
     problem = made()
     sizes = {k: tuple(p["x"].shape) for k, p in problem.parts.items()}
-    assert sizes == {"train": (40, 9), "valid": (20, 9), "test": (30, 9)}
-    train, valid = problem.parts["train"]["x"], problem.parts["valid"]["x"]
-    assert not (train[:, None] == valid[None]).all(2).any()
+    assert sizes == {"train": (40, 9), "valid": (20, 9), "test": (30, 9), "selection": (10, 9)}
+    train, valid, left = (problem.parts[k]["x"] for k in ("train", "valid", "selection"))
+    for a, b in ((train, valid), (train, left), (valid, left)):
+        assert not (a[:, None] == b[None]).all(2).any()
     published = made(n_train=70, n_valid=None)
     assert published.parts["valid"] is published.parts["test"]
     assert published.episode("train", 0).outer is published.episode("test", 0).outer

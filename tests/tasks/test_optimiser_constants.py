@@ -37,11 +37,11 @@ def few(**settings):
 def test_parts_are_apart_and_the_test_split_alone_sees_test_images():
     problem = few().problem
     assert {k: len(v["y"]) for k, v in problem.parts.items()} == {
-        "train": 20, "valid": 30, "test": 25,
+        "train": 20, "valid": 30, "test": 25, "selection": 10,
     }  # fmt: skip
     rows = [tuple(x.flatten().tolist()) for part in problem.parts.values() for x in part["x"]]
-    assert len(set(rows)) == 75
-    for split, part in {"train": "valid", "valid": "valid", "test": "test"}.items():
+    assert len(set(rows)) == 85
+    for split, part in {"train": "valid", **{k: k for k in ("valid", "test", "selection")}}.items():
         assert problem.episode(split, 3).outer["x"] is problem.parts[part]["x"]
 
 

@@ -79,7 +79,7 @@ def test_the_checkpoint_is_trained_and_parts_share_no_image():
     metrics = problem.metrics({}, problem.start, problem.episode("test", 0))
     assert metrics["accuracy"] == metrics["checkpoint_accuracy"] > 0.5 and metrics["gain"] == 0
     rows = [tuple(x.flatten().tolist()) for p in problem.parts.values() for x in p["x"]]
-    assert len(set(rows)) == len(rows) == 130
+    assert len(set(rows)) == len(rows) == 150
     x = problem.parts["train"]["x"]
     close(x.mean((0, 2, 3)), torch.zeros(3, dtype=F64))
     close(x.std((0, 2, 3)), torch.ones(3, dtype=F64))

@@ -37,9 +37,9 @@ def close(found, expected, tolerance=1e-10):
 def test_parts_are_apart_and_drawn_from_the_seed():
     problem = made(shrink=1)
     sizes = {k: tuple(p["x"].shape) for k, p in problem.parts.items()}
-    assert sizes == {"train": (20, 64), "valid": (20, 64), "test": (30, 64)}
-    rows = {tuple(x.tolist()) for k in ("train", "valid") for x in problem.parts[k]["x"]}
-    assert len(rows) == 40
+    assert sizes == {"train": (20, 64), "valid": (20, 64), "test": (30, 64), "selection": (20, 64)}
+    rows = {tuple(x.tolist()) for k in sizes for x in problem.parts[k]["x"] if k != "test"}
+    assert len(rows) == 60
     again = made(shrink=1).parts["train"]
     assert torch.equal(problem.parts["train"]["x"], again["x"])
     for x, y in zip(again["x"], again["y"], strict=True):
