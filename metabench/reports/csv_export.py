@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
+from metabench.analysis.overfitting import fitted_columns, gap
 from metabench.analysis.results import Results
 from metabench.core.text import printable
 from metabench.reports.chosen_footnotes import how_in_words
@@ -21,7 +22,7 @@ FIELDS = (
     "evaluation", "metric", "goal", "unit",
     "ours_mean", "ours_pm", "ours_pm_over", "ours_std_over_seeds",
     "seeds_done", "seeds_planned", "episodes_least", "episodes_most",
-    "best", "shown_worse", "p_holm",
+    "best", "shown_worse", "p_holm", "validation_minus_test",
     "holes",
     "paper_value", "paper_pm", "paper_pm_meaning", "paper_source", "paper_label", "keys",
     "chosen",
@@ -76,6 +77,8 @@ def _of_column(results: Results, column: Column) -> Line:
 
 def _method_lines(results: Results, column: Column) -> Iterator[Line]:
     entries = column_entries(results, column.id)
+    fitted = column.id in fitted_columns(results)
+    scale = 100.0 if results.suite.percent else 1.0
     for row in results.rows:
         table_cell = results.table_cells[row.id, column.id]
         found = entries.get(row.id)
@@ -88,6 +91,9 @@ def _method_lines(results: Results, column: Column) -> Iterator[Line]:
             "seeds_planned": len(table_cell.runs),
             **_ours(results, found),
             "best": int(found.best) if found else "",
+            "validation_minus_test": (
+                over[0] * scale if fitted and (over := gap(results, row.id, column.id)) else ""
+            ),
             "shown_worse": int(found.worse) if found else "",
             "p_holm": "" if found is None or found.p is None else found.p,
             "holes": "; ".join(

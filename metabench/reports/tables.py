@@ -23,6 +23,7 @@ from metabench.reports.footnotes import (
     label_footnotes,
     reconstruction_footnotes,
 )
+from metabench.reports.overfitting import gap_grid
 from metabench.reports.renderers import WORSE, Footnote, Grid, Item
 from metabench.reports.unverified_footnotes import unverified_footnotes
 from metabench.suites.schema import PaperRow, Published, Row
@@ -45,8 +46,14 @@ def table(results: Results, fmt: Format = "markdown") -> str:
 
 
 def grids(results: Results) -> list[Grid]:
-    """The main table, and that of the costs to reach a level where the suite has one."""
-    return [main_grid(results), *([reach_grid(results)] if results.suite.reach else [])]
+    """The main table, that of the costs to reach a level where the suite has one, and that of the
+    outer level's over-fitting where it learns on the validation split."""
+    gap = gap_grid(results)
+    return [
+        main_grid(results),
+        *([reach_grid(results)] if results.suite.reach else []),
+        *([gap] if gap else []),
+    ]
 
 
 def cost_table(results: Results, fmt: Format = "markdown") -> str:
