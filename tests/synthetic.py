@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from metabench.analysis.results import collect
+from metabench.store.prices import Prices
 from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.loading import from_dict
 from metabench.suites.suite import Suite, SuiteCell
@@ -117,6 +118,7 @@ class Fake:
         self.curves: dict[str, Curve] = {}
         self.bad: list[str] = []
         self.shown: dict[str, dict[str, np.ndarray]] = {}
+        self.priced: list[Prices] = []
 
     def scan(self) -> tuple[list[Record], list[str]]:
         return list(self.kept.values()), self.bad
@@ -132,6 +134,9 @@ class Fake:
 
     def curve(self, record: Record) -> Curve:
         return self.curves.get(record.key, {})
+
+    def prices(self) -> dict[str, Prices]:
+        return {p.key: p for p in self.priced}
 
     def pictures(self, record: Record) -> dict[str, np.ndarray]:
         return self.shown.get(record.key, {})

@@ -17,8 +17,10 @@ from typing import Literal
 
 from metabench.analysis import stats
 from metabench.analysis.comparisons import ROUND_OFF, Comparisons, compare
-from metabench.analysis.results import Results, TableCell
-from metabench.store.record import Estimate
+from metabench.analysis.results import Results
+from metabench.store.prices import of_cell
+from metabench.store.record import Estimate, Record
+from metabench.suites.schema import DERIVATIVES
 
 Over = Literal["seeds", "episodes", "nothing"]
 
@@ -114,12 +116,33 @@ def floor(results: Results, column: str) -> tuple[Entry | None, list[str]]:
     return entry(dict(sorted(chosen.items()))), others
 
 
-def costs(table_cell: TableCell) -> dict[str, float]:
-    """Mean of each cost over finished cells, with ``steps``; empty where none has finished."""
-    done = table_cell.done
+def costs(results: Results, row: str, column: str) -> dict[str, float]:
+    """Mean of each cost over finished cells, with ``steps``, and ``equivalents`` where the prices
+    of the problem are known; empty where none has finished."""
+    done = results.table_cells[row, column].done
     names = sorted({name for record in done for name in record.cost})
     out = {"steps": stats.mean([float(r.steps) for r in done])} if done else {}
     for name in names:
         known = [r.cost[name] for r in done if name in r.cost]
         out[name] = stats.mean(known)
+    priced = [equivalents(results, record) for record in done]
+    if priced and None not in priced:
+        out[EQUIVALENTS] = stats.mean([p for p in priced if p is not None])
     return out
+
+
+EQUIVALENTS = "equivalents"
+"""The cost of a run in inner gradients of its problem, at measured prices."""
+
+
+def equivalents(results: Results, record: Record) -> float | None:
+    """What a run's counts come to in inner gradients; None where a price is not known."""
+    prices = of_cell(results.prices, record.cell)
+    return None if prices is None else prices.equivalents(record.cost)
+
+
+def derivatives(results: Results, row: str, column: str) -> float | None:
+    """Mean over finished cells of all gradients and products together; None where none has."""
+    done = results.table_cells[row, column].done
+    sums = [sum(r.cost.get(name, 0.0) for name in DERIVATIVES) for r in done]
+    return stats.mean(sums) if sums else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from metabench.analysis.reach import Reached, reached
 from metabench.core.capabilities import why_not
 from metabench.core.errors import StoreError, UnknownName
+from metabench.store.prices import Prices
 from metabench.store.published import without_paths
 from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.overrides import Override
@@ -51,6 +52,10 @@ class Records(Kept, Protocol):
 
     def curve(self, record: Record) -> Curve:
         """The learning curve of a record; empty where it has none."""
+        ...
+
+    def prices(self) -> Mapping[str, Prices]:
+        """Key of a problem to the measured prices of its counts."""
         ...
 
     def pictures(self, record: Record) -> Mapping[str, np.ndarray[Any, Any]]:
@@ -132,6 +137,8 @@ class Results:
     """Whether published numbers from memory are shown."""
     reached: dict[tuple[str, str], dict[int, Reached]] = field(default_factory=dict)
     """(row, column) to seed to the cost of the suite's level (``Suite.reach``), finished runs."""
+    prices: Mapping[str, Prices] = field(default_factory=dict)
+    """Key of a problem to the measured prices of its counts."""
 
     @property
     def rows(self) -> list[Row]:
@@ -248,7 +255,14 @@ def collect(
     for planned in states_of(cells, store, records, why_not):
         places.setdefault((planned.row, planned.column), []).append(planned)
     results = Results(
-        suite, budget, {}, overrides, seeds, tuple(map(str, bad_files)), unverified=unverified
+        suite,
+        budget,
+        {},
+        overrides,
+        seeds,
+        tuple(map(str, bad_files)),
+        unverified=unverified,
+        prices=store.prices(),
     )
     papers: dict[tuple[str, str], list[Published]] = {}
     for number in results.published:

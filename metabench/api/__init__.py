@@ -16,6 +16,7 @@ bilevel, fixed on quadratic (budget smoke)
 Records are kept in the folder ``results/runs``, or where ``store`` says.
 """
 
+from metabench.api.calibration import Calibration, calibrate
 from metabench.api.describe import show
 from metabench.api.inventory import check, data_fetch, data_find, data_list, data_verify, doctor
 from metabench.api.output import Table
@@ -39,9 +40,11 @@ from metabench.api.verbs import (
 from metabench.core.catalogue import listing as list_
 
 __all__ = [
+    "Calibration",
     "Rendered",
     "Status",
     "Table",
+    "calibrate",
     "check",
     "data_fetch",
     "data_find",

@@ -12,7 +12,7 @@ from metabench.cluster import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
 from metabench.core.text import counted
-from metabench.store import published
+from metabench.store import prices, published
 from metabench.store.files import write_atomic
 from metabench.store.store import Store
 from metabench.suites.planning import NEVER_RUN, Planned
@@ -41,8 +41,9 @@ def publish(
     store: str | Path | Store | None = None,
     unverified: bool = False,
 ) -> Publication:
-    """Write ``records.jsonl.gz``, ``table.md``, ``table.csv`` and ``figure.png`` (at most 100 kB;
-    none where the suite's first figure does not fit) into the folder ``out``.
+    """Write ``records.jsonl.gz``, ``table.md``, ``table.csv``, ``prices.json`` (where prices have
+    been measured) and ``figure.png`` (at most 100 kB; none where the suite's first figure does not
+    fit) into the folder ``out``.
 
     Cells without a record are holes in the table; what this machine lacks to run them is not said.
     Raises MetabenchError where nothing is finished, StoreError where a file cannot be trusted.
@@ -63,6 +64,7 @@ def publish(
         published.publish(found.records, store, made(out) / published.RECORDS),
         write(out / "table.md", tables.table(found, "markdown")),
         write(out / "table.csv", tables.table(found, "csv")),
+        *_prices(found, out),
     ]
     figure = small_figure(found, store)
     if figure is None:
@@ -72,6 +74,17 @@ def publish(
         files.append(out / FIGURE)
     left = sum(n for state, n in states.items() if state not in ("done", *NEVER_RUN))
     return Publication(files, f"{counted(left, 'cell')} without a finished record" if left else "")
+
+
+def _prices(found: Results, out: Path) -> list[Path]:
+    """The measured prices of the suite's problems, where there are some."""
+    path = out / prices.FILE
+    known = {p.key: p for r in found.records if (p := prices.of_cell(found.prices, r.cell))}
+    if not known:
+        path.unlink(missing_ok=True)
+        return []
+    prices.write(path, known.values())
+    return [path]
 
 
 def of_records_alone(found: Results) -> Results:

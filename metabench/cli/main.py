@@ -148,6 +148,7 @@ for verb in (
     suite_commands.publish,
     suite_commands.reproduce,
     suite_commands.cost,
+    suite_commands.calibrate,
     cluster.submit,
     cluster.retry,
     cluster.cancel,

@@ -1,5 +1,5 @@
 """The commands about the cells of a suite: plan, run, status, table, plot, report, publish,
-reproduce."""
+reproduce, cost, calibrate."""
 
 from __future__ import annotations
 
@@ -172,10 +172,13 @@ def report(
         _name_files([api.report(each, out=folder, unverified=unverified, **choice.words())])
 
 
+OneSuite = Annotated[
+    str, typer.Argument(metavar="SUITE", help="A built-in suite, or the path of a .toml file.")
+]
+
+
 def publish(
-    suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="A built-in suite, or the path of a .toml file.")
-    ],
+    suite: OneSuite,
     budget: BudgetName = "laptop",
     store: StorePath = None,
     out: OutFolder = None,
@@ -244,6 +247,29 @@ def cost(
             rows = spending.by_row(planned, kept, TO_RUN)
             printing.print_costs(out, _title(each, choice.budget), rows)
     printing.print_estimates(out, spending.estimates(kept))
+
+
+def calibrate(
+    suite: OneSuite,
+    budget: BudgetName = "laptop",
+    store: StorePath = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure what is known, too.")] = False,
+) -> None:
+    """Measure what gradients and products cost on a suite's problems, for its table of costs."""
+    from metabench import api
+
+    found = api.calibrate(
+        suite,
+        budget=budget,
+        store=store,
+        again=again,
+        listener=lambda what: typer.echo(f"measured {what}", err=True),
+    )
+    for why in found.without:
+        typer.secho(f"no prices: {why}", fg=typer.colors.YELLOW, err=True)
+    for one in found.prices:
+        of = ", ".join(f"{name} {price:.3g}" for name, price in one.of.items())
+        typer.echo(f"{one.task} [{one.key[:8]}]: {of}")
 
 
 def _terminal_format() -> str:

@@ -151,7 +151,7 @@ def _published(number: Published) -> Line:
 
 def cost_csv(results: Results) -> str:
     """A line for each row and column: every cost, as the mean over finished seeds."""
-    found = {at: costs(table_cell) for at, table_cell in results.table_cells.items()}
+    found = {at: costs(results, *at) for at in results.table_cells}
     names = sorted({name for known in found.values() for name in known})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

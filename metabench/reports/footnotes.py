@@ -17,6 +17,7 @@ from metabench.core.settings import fields, typed
 from metabench.core.text import counted, listed, one_line, shortened
 from metabench.reports.chosen_footnotes import chosen_footnotes
 from metabench.reports.claim_footnotes import claim_footnotes
+from metabench.reports.cost_footnotes import cost_footnotes
 from metabench.reports.renderers import WORSE, Footnote
 from metabench.reports.selection_footnotes import selection_footnotes
 from metabench.store.record import Record
@@ -61,6 +62,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
         *budget_footnotes(results),
         *chosen_footnotes(results),
         *selection_footnotes(results),
+        *cost_footnotes(results),
         *interval_footnotes(entries),
         *mark_footnotes(results, entries),
         *claim_footnotes(results),

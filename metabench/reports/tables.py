@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 from metabench.analysis import stats
-from metabench.analysis.estimates import Entry, column_entries, costs, floor
+from metabench.analysis.estimates import EQUIVALENTS, Entry, column_entries, costs, floor
 from metabench.analysis.paper_claims import reach_comparisons
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.errors import UnknownName
 from metabench.core.text import counted, human, listed, with_pm
 from metabench.reports import csv_export, renderers
+from metabench.reports.cost_footnotes import price_footnotes
 from metabench.reports.footnotes import (
     Entries,
     Floors,
@@ -225,6 +226,7 @@ def _by_state(missing: list[Hole]) -> dict[str, int]:
 
 COSTS = {
     "steps": "outer steps",
+    EQUIVALENTS: "inner-gradient equivalents",
     "inner_gradients": "inner gradients",
     "outer_gradients": "outer gradients",
     "hvps": "Hessian products",
@@ -239,7 +241,7 @@ COSTS = {
     "derivatives": "gradients and products in all",
 }
 """Costs that the harness knows, in the table's order, in words."""
-SELDOM = ("steps", "peak_device_memory_bytes", "peak_tensor_bytes", "derivatives")
+SELDOM = ("steps", EQUIVALENTS, "peak_device_memory_bytes", "peak_tensor_bytes", "derivatives")
 """Costs that not every run has: a table does not list them as zero."""
 
 
@@ -304,7 +306,7 @@ def _unknown_level(results: Results, metric: str) -> list[Footnote]:
 
 def cost_grid(results: Results) -> Grid:
     """Costs by task and method, with costs that are zero everywhere left out."""
-    found = {at: costs(table_cell) for at, table_cell in results.table_cells.items()}
+    found = {at: costs(results, *at) for at in results.table_cells}
     seen = {name for known in found.values() for name, value in known.items() if value}
     names = [n for n in COSTS if n in seen] + sorted(seen - COSTS.keys())
     rows: list[list[Item]] = []
@@ -330,7 +332,7 @@ def cost_grid(results: Results) -> Grid:
         [("", 3 + len(names))],
         ["task", "method", "seeds", *[COSTS.get(n, n) for n in names]],
         rows,
-        [*_cost_footnotes(seen), *reconstruction_footnotes(results)],
+        [*_cost_footnotes(seen), *price_footnotes(results), *reconstruction_footnotes(results)],
         frozenset(rules),
         2,
         f"{results.suite.name}-{results.budget}-cost",

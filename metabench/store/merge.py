@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.core.errors import Held, StoreError
+from metabench.store import prices
 from metabench.store.record import Record, curve_outcome
 from metabench.store.store import Store
 
@@ -65,6 +66,7 @@ def merge(sources: Iterable[Store | Published], target: Store, *, dry_run: bool 
 
     Raises StoreError where the target refuses, or where a source is not there or is the target.
     """
+    sources = list(sources)
     merging = _Merging(target, dry_run)
     held: list[tuple[Record, Store | Published]] = []
     for source in sources:
@@ -77,7 +79,17 @@ def merge(sources: Iterable[Store | Published], target: Store, *, dry_run: bool 
     for record, source in held:  # another merge lets go of a cell in no time
         if not merging.add(record, source):
             merging.out.running.append(str(record.cell))
+    if not dry_run:
+        _merge_prices(sources, target)
     return merging.out
+
+
+def _merge_prices(sources: Iterable[Store | Published], target: Store) -> None:
+    """Measured prices that the target lacks; those that it has were measured where it is used."""
+    known = target.prices()
+    new = {k: p for source in sources for k, p in source.prices().items() if k not in known}
+    if new:
+        prices.keep(target.root / prices.FILE, new.values())
 
 
 class _Merging:

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from metabench.core.cell import CONTRACT, canonical
 from metabench.core.errors import StoreError
 from metabench.core.text import listed
-from metabench.store import files
+from metabench.store import files, prices
 from metabench.store.files import BadFile, write_atomic
 from metabench.store.record import Curve, Record, from_dict
 from metabench.store.store import Store
@@ -97,6 +97,10 @@ class Published:
     def pictures(self, record: Record) -> Arrays:
         """None are published."""
         return {}
+
+    def prices(self) -> dict[str, prices.Prices]:
+        """Key of a problem to the measured prices of its counts, of the file beside this one."""
+        return prices.read(self.root.with_name(prices.FILE))
 
     def problems(self) -> list[BadFile]:
         """What cannot be trusted, each reason once with its lines."""

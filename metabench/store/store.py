@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import canonical
 from metabench.core.errors import Held, StoreError
-from metabench.store import files
+from metabench.store import files, prices
 from metabench.store import lease as leases
 from metabench.store.encoding import npz, parse, render, unpacked
 from metabench.store.files import BadFile, Unreadable
@@ -256,6 +256,10 @@ class Store:
         """What the problem showed, uint8 [h, w] by name. Raises StoreError as :meth:`curve`."""
         return {} if (data := self._file(record, PICTURES)) is None else unpacked(data)
 
+    def prices(self) -> dict[str, prices.Prices]:
+        """Key of a problem to the measured prices of its counts. Raises StoreError."""
+        return prices.read(self.root / prices.FILE)
+
     def _file(self, record: Record, name: str) -> bytes | None:
         if name not in record.files:
             return None
@@ -282,7 +286,7 @@ class Store:
         except Unreadable as error:
             raise StoreError(str(error)) from None
         for entry in top:
-            if entry.name in (QUARANTINE, CLUSTER):
+            if entry.name in (QUARANTINE, CLUSTER, prices.FILE):
                 continue
             if not (_PREFIX.fullmatch(entry.name) and files.is_folder(entry)):
                 bad.append(BadFile(entry, "does not belong in a store"))

@@ -102,6 +102,6 @@ def test_numbers_as_text_say_what_they_are(mean, pm, how):
 
 
 def test_costs_are_means_over_finished_seeds(holed):
-    found = estimates.costs(holed[0].table_cells["anil", "5w1s"])
+    found = estimates.costs(holed[0], "anil", "5w1s")
     assert (found["steps"], found["inner_gradients"], found["seconds"]) == (1000, 5000, 20)
-    assert estimates.costs(holed[0].table_cells["reptile", "5w5s"]) == {}
+    assert estimates.costs(holed[0], "reptile", "5w5s") == {}

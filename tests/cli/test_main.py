@@ -342,13 +342,13 @@ def test_from_run_to_report(folder: Path) -> None:
 
 
 def test_two_suite_files_of_one_name_do_not_share_a_folder(folder: Path) -> None:
-    words = ("--budget", "smoke", "--kind", "ranking")
+    words = ("--budget", "smoke", "--kind", "learning")
     other = folder / "other"
     other.mkdir()
     for name in ("small", "quickstart"):
         (other / f"{name}.toml").write_text(SUITE)
     assert metabench("plot", "small.toml", *words).code == 0
-    before = (folder / "results" / "small" / "smoke" / "ranking.png").stat().st_mtime_ns
+    before = (folder / "results" / "small" / "smoke" / "learning.png").stat().st_mtime_ns
     for verb in (["plot"], ["report"], ["reproduce"], ["publish"]):
         typed = metabench(*verb, "other/small.toml", "--budget", "smoke")
         assert typed.code == 2 and typed.err.count("\n") == 1, typed.err
@@ -357,7 +357,7 @@ def test_two_suite_files_of_one_name_do_not_share_a_folder(folder: Path) -> None
     assert not Store().records(), "told before hours of running"
     built_in = metabench("plot", "other/quickstart.toml", *words)
     assert built_in.code == 2 and "results/quickstart holds what the suite file" in built_in.err
-    assert (folder / "results" / "small" / "smoke" / "ranking.png").stat().st_mtime_ns == before
+    assert (folder / "results" / "small" / "smoke" / "learning.png").stat().st_mtime_ns == before
     assert metabench("plot", str(folder / "small.toml"), *words).code == 0, "the same file"
     assert metabench("plot", "other/small.toml", "--out", "o", *words).code == 0
     (other / "small.toml").write_text('name = "own"\n' + SUITE)

@@ -1,0 +1,87 @@
+"""What each count costs on a problem, in inner gradients: measured once, kept beside the records.
+
+``prices.json`` of a store, or of a published suite, maps the key of a problem (task and settings)
+to what :mod:`metabench.run.prices` has measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from metabench.core.cell import Cell, canonical
+from metabench.core.errors import StoreError
+from metabench.store import files
+from metabench.store.files import write_atomic
+
+FILE = "prices.json"
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The price of one of each count, in inner gradients of the same problem; what the problem
+    does not have, or no derivative gives, has none."""
+
+    task: str
+    settings: dict[str, Any]
+    of: dict[str, float]
+    inner_gradient_seconds: float
+    processor: str
+    threads: int
+    torch: str
+
+    @property
+    def key(self) -> str:
+        """Of the problem."""
+        return problem_key(self.task, self.settings)
+
+    def equivalents(self, counts: Mapping[str, float]) -> float | None:
+        """What counts come to in inner gradients; None where one of them has no price."""
+        used = {name: n for name, n in counts.items() if n and name in COUNTED}
+        if not used.keys() <= self.of.keys():
+            return None
+        return sum(n * self.of[name] for name, n in used.items())
+
+
+COUNTED = ("inner_gradients", "outer_gradients", "hvps", "mixed_products", "function_evaluations")
+"""Counts that have a price; a training is no cost beside the gradients that it takes."""
+_file = TypeAdapter(dict[str, Prices])
+
+
+def problem_key(task: str, settings: Mapping[str, Any]) -> str:
+    """The key of a problem: sha256 of its task and settings, 16 digits."""
+    return hashlib.sha256(canonical([task, dict(settings)]).encode()).hexdigest()[:16]
+
+
+def of_cell(known: Mapping[str, Prices], cell: Cell) -> Prices | None:
+    """The prices of a cell's problem, where they are known."""
+    return known.get(problem_key(cell.task, cell.task_settings))
+
+
+def read(path: Path) -> dict[str, Prices]:
+    """Key of a problem to its prices; empty where there is no file. Raises StoreError for one that
+    is something else."""
+    try:
+        data = files.read(path)
+        return {} if data is None else _file.validate_json(data)
+    except (files.Unreadable, ValidationError) as error:
+        why = str(error).partition("\n")[0]
+        raise StoreError(f"{path} holds no prices: {why}; delete it and calibrate again") from None
+
+
+def write(path: Path, prices: Iterable[Prices]) -> None:
+    """The file of these prices, in the order of their keys."""
+    found = {p.key: asdict(p) for p in sorted(prices, key=lambda p: (p.task, p.key))}
+    write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def keep(path: Path, prices: Iterable[Prices]) -> None:
+    """Put these into the file, in the place of older ones of the same problems."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, {**read(path), **{p.key: p for p in prices}}.values())
