@@ -5,15 +5,23 @@ Rajeswaran, Finn, Kakade, Levine: Meta-Learning with Implicit Gradients, NeurIPS
 
     g = (I + H / mu)^-1 grad L_Q(phi),    H the Hessian of L_S at phi,
 
-by a few steps of conjugate gradient. As in the authors' code an extra ``damping`` can be added to
-mu in this solve alone.
+by a few steps of conjugate gradient. That is the text. The authors' code (imaml_dev, its Omniglot
+example) differs, and ``form = "code"`` with two constants follows it:
+
+    inner training       plain steps without the pull, then one step of the pull alone
+    the solve            ((1 + c) I + H / (mu + d)) x = grad L_Q: ``identity`` c is its cg_damping,
+                         ``damping`` d its lam_damping (10 by default)
+    a test episode       plain steps
+
+With its README's mu = 2, c = 1 and d = 10 the system is (2 I + H / 12) x = g. The outer Adam's eps
+of 1e-3 is ``outer_eps``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +29,7 @@ from metabench.contract import autodiff
 from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
+from metabench.core import settings
 from metabench.core.registry import method
 from metabench.hypergradients import implicit
 
@@ -36,11 +45,17 @@ class IMAML(GradientMethod):
     terms: Annotated[int, Field(ge=1)] = 5
     """Steps of conjugate gradient."""
     damping: Annotated[float, Field(ge=0)] = 0.0
-    """Added to mu in the solve; 1 in the authors' example. The result is then not exact."""
+    """d: added to mu in the solve. The result is then not exact."""
     indefinite: implicit.AtNegativeCurvature = "truncate"
     """At a curvature below -mu: end the run, or keep what conjugate gradient has so far."""
 
+    identity: Annotated[float, Field(ge=0)] = settings.later(0.0)
+    """c: added to the identity of the solve. The result is then shorter, and not exact."""
+    form: Literal["text", "code"] = settings.later("text")
+    """Of the inner training: the pull in every step, or after all of them and in training alone."""
+
     exact_with: ClassVar[dict[str, Any]] = {
+        "identity": 0.0, "form": "text",
         "mu": 2.0, "damping": 0.0, "terms": 20, "inner_steps": 400, "inner_lr": 0.1
     }  # fmt: skip
 
@@ -61,13 +76,19 @@ class IMAML(GradientMethod):
     def adapted(
         self, ctx: Context, lam: Params, centre: Params, start: Params, episode: Episode, steps: int
     ) -> Params:
-        """phi after inner steps on L_S(phi) + mu/2 |phi - centre|^2 from ``start``."""
+        """phi after inner steps on L_S(phi) + mu/2 |phi - centre|^2 from ``start``, in the form of
+        the code on L_S alone."""
         phi, state = start, ctx.solver.init(start)
         for t in range(steps):
             g = ctx.inner_grad(lam, phi, episode.batch(t), create_graph=False)
-            g = autodiff.axpy(self.mu, autodiff.axpy(-1.0, centre, phi), g)
+            if self.form == "text":
+                g = autodiff.axpy(1.0, g, self.pull(phi, centre))
             phi, state = ctx.solver.update(phi, g, state, self.inner_lr)
         return autodiff.detach(phi)
+
+    def pull(self, phi: Params, centre: Params) -> Params:
+        """The gradient of mu/2 |phi - centre|^2."""
+        return {k: self.mu * (v - centre[k]) for k, v in phi.items()}
 
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
@@ -77,8 +98,13 @@ class IMAML(GradientMethod):
         centre, back = autodiff.pullback(lambda p: ctx.problem.init_inner(p, episode), lam)
         start = centre if theta is None else theta
         phi = self.adapted(ctx, lam, centre, start, ready, self.inner_steps)
+        if self.form == "code":
+            phi = autodiff.axpy(-self.inner_lr, self.pull(phi, centre), phi)
         pull = self.mu + self.damping
-        at = implicit.linearise(ctx, lam, phi, episode, ready, batch=self.inner_steps, damping=pull)
+        at = implicit.linearise(
+            ctx, lam, phi, episode, ready,
+            batch=self.inner_steps, damping=(1.0 + self.identity) * pull,
+        )  # fmt: skip
         x, diagnostics = implicit.conjugate_gradient(at.product, at.v, terms=self.terms)
         g = autodiff.axpy(1.0, back(autodiff.unflatten(pull * x, phi))[0], at.direct)
         if "lam_in_inner_loss" in ctx.offers:
@@ -86,7 +112,8 @@ class IMAML(GradientMethod):
         return Hypergradient(at.value, g, phi, diagnostics)
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
-        """The proximal inner steps that training takes, ``test_steps`` of them."""
+        """The inner steps that training takes, ``test_steps`` of them; in the form of the code
+        without a pull."""
         lam = autodiff.detach(state.lam)
         centre = autodiff.detach(ctx.problem.init_inner(lam, episode))
         steps = self.inner_steps if self.test_steps is None else self.test_steps

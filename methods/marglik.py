@@ -30,7 +30,6 @@ from metabench.contract.method import (
     Steps,
     inner_loop,
     outer_rate,
-    outer_solver,
 )
 from metabench.contract.problem import Batch, Params
 from metabench.contract.seeds import generator
@@ -87,14 +86,12 @@ class MargLik(GradientMethod):
         if ctx.problem.carried:
             memory["inner"] = autodiff.detach_tree(inner)
         if ctx.step >= self.burn_in:
-            lr = outer_rate(self.outer_lr, self.outer_decay, ctx)
+            lr = outer_rate(self.outer_lr, self.outer_decay, ctx, self.outer_decay_rate)
             for i in range(self.lam_steps):
                 value, g = self.ascent(ctx, lam, theta, i)
                 log = {"outer_loss": value}
                 log["hypergradient_norm"] = check_hypergradient(g, ctx.step, lambda: True)
-                lam, memory["outer"] = outer_solver(self.outer_solver).update(
-                    lam, g, memory["outer"], lr
-                )
+                lam, memory["outer"] = self.outer_rule().update(lam, g, memory["outer"], lr)
                 lam = ctx.problem.project(lam)
         return State(lam, theta if ctx.problem.carried else None, memory), log
 

@@ -22,6 +22,7 @@ from metabench.contract.guards import (
 )
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate, Solver, SolverState
+from metabench.core import settings
 from metabench.core.errors import UnknownName
 from metabench.core.registry import solvers
 
@@ -189,9 +190,11 @@ class Method(ABC):
         return None
 
 
-def outer_solver(name: str) -> Solver:
-    """An update rule from the solver registry for the outer variable, with default constants."""
-    solver: Solver = solvers.get(name)()
+def outer_solver(name: str, **constants: float | None) -> Solver:
+    """An update rule from the solver registry for the outer variable, with default constants but
+    for those given. Raises UnknownName for one that it does not have."""
+    given = {k: v for k, v in constants.items() if v is not None}
+    solver: Solver = settings.build(solvers.get(name), given, f"outer solver {name}")
     return solver
 
 
@@ -297,10 +300,15 @@ class GradientMethod(InnerTraining):
 
     outer_lr: Positive = 1e-3
     outer_solver: SolverName = "adam"
-    outer_decay: Literal["none", "linear"] = "none"
-    """"linear": the outer step size falls to 0 over the budget (unless that is time only)."""
+    outer_decay: Literal["none", "linear", "inverse"] = "none"
+    """"linear": the outer step size falls to 0 over the budget (unless that is time only);
+    "inverse": at outer step i it is divided by 1 + i * ``outer_decay_rate``."""
     clip: Positive | None = None
     """Clip every entry of the mean hypergradient to [-clip, clip]."""
+    outer_decay_rate: Positive = settings.later(1e-5)
+    """Of the inverse decay."""
+    outer_eps: Positive | None = settings.later(None)
+    """The constant eps of an outer Adam; None: its default."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -352,7 +360,19 @@ class GradientMethod(InnerTraining):
         """First lam, first theta where it is carried, and the outer solver's state."""
         lam = ctx.problem.init_outer()
         state = State(lam, self.first_theta(ctx, lam), learned=self.first_learned(ctx, lam))
-        return replace(state, memory={"outer": outer_solver(self.outer_solver).init(state.outer)})
+        return replace(state, memory={"outer": self.outer_rule().init(state.outer)})
+
+    def outer_rule(self) -> Solver:
+        """What moves lam."""
+        return outer_solver(self.outer_solver, eps=self.outer_eps)
+
+    def hypergradients(
+        self, ctx: Context, state: State, episodes: Sequence[Episode]
+    ) -> list[Hypergradient]:
+        """:meth:`hypergradient_from` of every episode, which have nothing to do with each other."""
+        return ctx.over_episodes(
+            lambda e: self.hypergradient_from(ctx, state, e), episodes, steps=self.inner_batches
+        )
 
     def is_at_optimum(
         self, ctx: Context, lam: Params, found: Sequence[Hypergradient], episodes: Sequence[Episode]
@@ -366,12 +386,10 @@ class GradientMethod(InnerTraining):
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Average, guard, update, project."""
-        lr = outer_rate(self.outer_lr, self.outer_decay, ctx)
+        lr = outer_rate(self.outer_lr, self.outer_decay, ctx, self.outer_decay_rate)
         episodes = ctx.training_episodes()
         self.choose_memory_mode(ctx, state, episodes[0])
-        found = ctx.over_episodes(
-            lambda e: self.hypergradient_from(ctx, state, e), episodes, steps=self.inner_batches
-        )
+        found = self.hypergradients(ctx, state, episodes)
         check_episodes(type(self).__name__, found, state.outer, state.theta)
         diagnostics = worst([h.diagnostics for h in found])
         self.check_diagnostics(ctx, diagnostics)
@@ -384,9 +402,7 @@ class GradientMethod(InnerTraining):
         )
         if self.clip is not None:
             g = {k: v.clamp(-self.clip, self.clip) for k, v in g.items()}
-        moved, outer = outer_solver(self.outer_solver).update(
-            state.outer, g, state.memory["outer"], lr
-        )
+        moved, outer = self.outer_rule().update(state.outer, g, state.memory["outer"], lr)
         lam, learned = split(moved)
         theta = autodiff.detach(found[-1].theta) if ctx.problem.carried else None
         memory = {**state.memory, **autodiff.detach_tree(found[-1].memory), "outer": outer}
@@ -403,8 +419,10 @@ def worst(diagnostics: Sequence[Params]) -> dict[str, float]:
     return dict(zip(names, every.amax(0).tolist(), strict=True))
 
 
-def outer_rate(lr: float, decay: str, ctx: Context) -> float:
+def outer_rate(lr: float, decay: str, ctx: Context, rate: float = 0.0) -> float:
     """The outer step size now; "linear" cannot follow a budget of time alone, and notes that."""
+    if decay == "inverse":
+        return lr / (1.0 + rate * ctx.step)
     if decay == "none":
         return lr
     progress = ctx.progress

@@ -367,6 +367,12 @@ class Task(ABC):
         return None
 
     @property
+    def protocol(self) -> str:
+        """What a reader of a table has to know of how a run is tested, in a few words; "" where
+        there is nothing. Rows of a column may differ in it, and the table then says so."""
+        return ""
+
+    @property
     def source(self) -> str:
         """Name of the layout that the data is read from."""
         return "auto"

@@ -18,6 +18,7 @@ from metabench.core.text import counted, listed, one_line, shortened
 from metabench.reports.chosen_footnotes import chosen_footnotes
 from metabench.reports.claim_footnotes import claim_footnotes
 from metabench.reports.cost_footnotes import cost_footnotes
+from metabench.reports.protocol_footnotes import protocol_footnotes
 from metabench.reports.renderers import WORSE, Footnote
 from metabench.reports.selection_footnotes import selection_footnotes
 from metabench.store.record import Record
@@ -60,6 +61,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
     """What concerns the main table as a whole, in the order in which it is read."""
     return [
         *budget_footnotes(results),
+        *protocol_footnotes(results),
         *chosen_footnotes(results),
         *selection_footnotes(results),
         *cost_footnotes(results),

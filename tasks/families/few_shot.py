@@ -8,7 +8,7 @@ body, theta = a linear head per episode, from zeros). A data set is a small file
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Proble
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import settings
 from metabench.core.errors import SettingError, UnknownName
+from metabench.core.text import counted
 
 from ..models.networks import ConvNet, Network
 
@@ -80,6 +81,11 @@ class FewShot(Task):
     test_queries: Count | None = settings.later(None)
     """Query images a class at evaluation, in validation and test; None: ``queries``. Batch norm
     takes the statistics of the whole query set, so their number is part of the protocol."""
+    test_inner_batch: Count | None = settings.later(None)
+    """Images of an inner step at evaluation; None: the support set."""
+    reduction: Literal["mean", "flatten"] | None = settings.later(None)
+    """How maps become features: averaged over space, or all of them. None: averaged where lam is
+    the initial weights and maps are downsampled by strides, else all."""
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
@@ -132,6 +138,12 @@ class FewShot(Task):
         return own
 
     @property
+    def protocol(self) -> str:
+        """How episodes of the test are made, which batch norm makes part of the result."""
+        _, queries = self.images_of("test")
+        return f"tested with {counted(queries, 'query image')} a class"
+
+    @property
     def evaluations(self) -> tuple[str, ...]:
         """The test split; a data set may add episodes that its authors fixed (:meth:`given`)."""
         return ("test",)
@@ -159,6 +171,8 @@ class FewShot(Task):
     @property
     def reduce(self) -> Literal["mean", "flatten"] | None:
         """How maps become features; None: as the way of downsampling has it."""
+        if self.reduction is not None:
+            return self.reduction
         return "mean" if self.formulation == "init" else "flatten"
 
     def build(self, seeds: Seeds, device: torch.device) -> FewShotProblem:
@@ -273,30 +287,16 @@ class FewShotProblem(Problem):
             self.batch(part.flatten(0, 1), labels.repeat_interleave(part.shape[1]))
             for part in (images[:, :shots], images[:, shots:])
         )
-        if split != "train" or task.inner_batch is None:
+        size = task.inner_batch if split == "train" else task.test_inner_batch
+        if size is None:
             return Episode(support, query, index)
-        return Episode(self.minibatches(support, stream, index), query, index)
+        address = (stream, index) if split == "train" else (stream, split, index)
+        return Episode(Minibatches(support, size, address), query, index)
 
     def batch(self, images: Tensor, labels: Tensor) -> Batch:
         """uint8 images [n, channels, size, size] and labels [n] as a batch."""
         x = images.to(self.device, self.dtype) / 255
         return {"x": x, "y": labels.to(self.device)}
-
-    def minibatches(self, support: Batch, *address: int) -> Callable[[int], Batch]:
-        """Inner batches of ``inner_batch`` images from passes over the support set, each in a new
-        order; a batch may end one pass and begin the next, as in Reptile's code."""
-        n = len(support["y"])
-        size = min(self.task.inner_batch or n, n)
-
-        def at(step: int) -> Batch:
-            first, last = step * size, (step + 1) * size
-            passes = range(first // n, (last - 1) // n + 1)
-            orders = [torch.randperm(n, generator=generator(*address, "inner", i)) for i in passes]
-            skipped = passes[0] * n
-            picked = torch.cat(orders)[first - skipped : last - skipped].to(self.device)
-            return {k: v[picked] for k, v in support.items()}
-
-        return at
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """accuracy and loss on the query set; nearest_neighbour: accuracy of the closest pixels."""
@@ -310,8 +310,31 @@ class FewShotProblem(Problem):
             }
 
 
+@dataclass(frozen=True)
+class Minibatches:
+    """Inner batches of ``size`` images (or all, where there are fewer) from passes over the support
+    set, each in a new order; a batch may end one pass and begin the next, as in Reptile's code."""
+
+    support: Batch
+    size: int
+    address: tuple[int | str, ...]
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of an inner step."""
+        y = self.support["y"]
+        n = len(y)
+        size = min(self.size, n)
+        first, last = step * size, (step + 1) * size
+        passes = range(first // n, (last - 1) // n + 1)
+        orders = [torch.randperm(n, generator=generator(*self.address, "inner", i)) for i in passes]
+        skipped = passes[0] * n
+        picked = torch.cat(orders)[first - skipped : last - skipped].to(y.device)
+        return {k: v[picked] for k, v in self.support.items()}
+
+
 def nearest_neighbour(episode: Episode) -> float:
     """Query accuracy of the label of the support image with the least Euclidean distance."""
-    support, query = episode.batch(0), episode.outer
+    inner, query = episode.inner, episode.outer
+    support = inner.support if isinstance(inner, Minibatches) else episode.batch(0)
     distance = torch.cdist(query["x"].flatten(1), support["x"].flatten(1))
     return float((support["y"][distance.argmin(1)] == query["y"]).double().mean())

@@ -38,4 +38,6 @@ class Photographs(FewShot):
     @property
     def reduce(self) -> Literal["mean", "flatten"] | None:
         """Flattened for a representation, else as the way of downsampling has it."""
+        if self.reduction is not None:
+            return self.reduction
         return "flatten" if self.formulation == "representation" else None
