@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.core import settings
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
@@ -64,6 +65,9 @@ class HyperCleaning(OfImages):
     carried: bool = True
     """One training along the run; False: every outer step trains from the same fresh weights."""
     dtype: Literal["float32", "float64"] = "float32"
+    fresh: bool = settings.later(False)
+    """Every training episode starts from a random network of its own, as in the authors' code of
+    RHG (``carried`` must be False); evaluation from the same one."""
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
@@ -73,7 +77,8 @@ class HyperCleaning(OfImages):
             ("small_lam", "search_space"),
             "lam has a weight for every training example: too many scalars to search in",
         ),
-        "best_response": "with minibatches every training episode is another inner problem",
+        "best_response": "with minibatches, or with a new network every time, every training "
+        "episode is another inner problem",
         "per_example_lam": "an example has a weight of its own already: it cannot see another lam",
     }
 
@@ -81,6 +86,8 @@ class HyperCleaning(OfImages):
         super().__post_init__()
         if self.batch is not None and self.batch > self.n_train:
             raise ValueError(f"a batch of {self.batch} from {self.n_train} training examples")
+        if self.fresh and self.carried:
+            raise ValueError("fresh starts a new network every time: set carried to false")
 
     @property
     def taken(self) -> int:
@@ -91,7 +98,7 @@ class HyperCleaning(OfImages):
     def offers(self) -> frozenset[str]:
         """Derivatives, a network with a head, and episodes where theta starts anew."""
         own = {"lam_in_inner_loss", "head", "module"}
-        if self.batch is None:
+        if self.batch is None and not self.fresh:
             own.add("best_response")
         return GRADIENTS | (own if self.carried else own | {"episodes"})
 
@@ -153,8 +160,8 @@ class HyperCleaningProblem(Problem):
         return {"logit": torch.where(self.clean, zero + SURE, zero - SURE)}
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
-        """The same first weights every time."""
-        return dict(self.start)
+        """The episode's own first weights where it has some, else the same every time."""
+        return {k: episode.outer.get(f"start.{k}", v) for k, v in self.start.items()}
 
     def logits(self, theta: Params, x: Tensor) -> Tensor:
         """[n, 10] of images [n, pixels]."""
@@ -190,11 +197,16 @@ class HyperCleaningProblem(Problem):
                 chosen = torch.randperm(self.task.n_train, generator=gen)[:size].to(self.device)
                 return {"x": train["x"][chosen], "y": train["y"][chosen], "index": chosen}
 
-        return Episode(inner, self.parts["valid" if split == "train" else split], index)
+        outer = self.parts["valid" if split == "train" else split]
+        if self.task.fresh and split == "train":
+            first = first_weights(self.module, generator(self.seeds.init, "hyper_cleaning", index))
+            outer = outer | {f"start.{k}": v for k, v in first.items()}
+        return Episode(inner, outer, index)
 
     def count(self, split: str) -> int | None:
-        """One; training episodes never end where their batches differ."""
-        return None if split == "train" and self.task.batch is not None else 1
+        """One; training episodes never end where their batches or their first weights differ."""
+        differ = self.task.batch is not None or self.task.fresh
+        return None if split == "train" and differ else 1
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """Loss and accuracy on the split, and how well lam tells clean examples.

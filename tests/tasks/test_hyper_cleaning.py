@@ -19,6 +19,7 @@ from metabench.core.registry import methods, tasks
 cleaning = importlib.import_module("metabench.tasks.hyper_cleaning")
 images = importlib.import_module("metabench.tasks.data.images")
 Task = tasks.get("hyper_cleaning")
+NEW = {"carried": False, "fresh": True}
 TINY = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4}
 
 
@@ -200,6 +201,43 @@ def test_minibatches_weigh_the_examples_that_they_hold():
     assert problem.count("train") is None and problem.count("valid") == 1
 
 
+def test_a_new_network_every_outer_step_and_the_same_one_at_evaluation():
+    problem = tiny(carried=False, fresh=True, network="mlp", hidden=5).problem
+    lam = problem.init_outer()
+
+    def first(split, index):
+        return problem.init_inner(lam, problem.episode(split, index))
+
+    one, again, two = (first("train", i) for i in (3, 3, 4))
+    for name, value in one.items():
+        assert torch.equal(value, again[name])
+        assert value.shape == two[name].shape and not torch.equal(value, two[name])
+        assert torch.equal(first("test", 0)[name], first("valid", 0)[name])
+    assert problem.count("train") is None
+    assert "best_response" not in Task(carried=False, fresh=True).offers
+
+
+def test_reverse_mode_with_the_authors_rule_descends_from_each_new_network():
+    """lam after two steps of SGD by hand, through three inner steps each from other weights."""
+    ctx = tiny(carried=False, fresh=True, shrink=7)
+    set_ = {"inner_steps": 3, "inner_lr": 0.5, "outer_lr": 1e-3, "outer_solver": "sgd"}
+    method = methods.get("bilevel")(**set_)
+    state = method.init(ctx)
+    for ctx.step in range(2):
+        state, _ = method.step(ctx, state)
+    problem, lam = ctx.problem, torch.zeros(40, dtype=F64)
+    for step in range(2):
+        episode, x = problem.episode("train", step), lam.clone().requires_grad_()
+        theta = {k: v.clone().requires_grad_() for k, v in problem.init_inner({}, episode).items()}
+        for _ in range(3):
+            loss = problem.inner_loss({"logit": x}, theta, episode.batch(0))
+            grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+            theta = {k: v - 0.5 * g for (k, v), g in zip(theta.items(), grads, strict=True)}
+        (g,) = torch.autograd.grad(problem.outer_loss({}, theta, episode.outer), x)
+        lam = lam - 1e-3 * g
+    close(state.lam["logit"], lam, 1e-15)
+
+
 def run(method, steps, **task):
     ctx = tiny(**task)
     state = method.init(ctx)
@@ -228,6 +266,9 @@ def test_settings_that_cannot_be():
     with pytest.raises(SettingError, match="a batch of 41 from 40"):
         make_cell("hyper_cleaning", "fixed", set={"task": {**TINY, "batch": 41},
                                                   "budget": {"outer_steps": 1}})  # fmt: skip
+    with pytest.raises(SettingError, match="fresh starts a new network every time"):
+        make_cell("hyper_cleaning", "fixed", set={"task": {**TINY, "fresh": True},
+                                                  "budget": {"outer_steps": 1}})  # fmt: skip
     with pytest.raises(SettingError, match="n_test is 15010; mnist has 400 training images"):
         context(Task(n_train=10))
 
@@ -242,7 +283,7 @@ def test_crossings_that_theory_does_not_allow_have_a_reason():
 def test_it_keeps_the_contract_on_the_small_images():
     from metabench.conformance.kit import task_checks
 
-    for set_ in ({}, {"network": "mlp", "hidden": 5, "batch": 20}, {"carried": False}):
+    for set_ in ({}, {"network": "mlp", "hidden": 5, "batch": 20}, {"carried": False}, NEW):
         for _, check in task_checks(Task(**{**TINY, "dtype": "float64", **set_})):
             check()
 
