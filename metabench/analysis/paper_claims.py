@@ -65,7 +65,8 @@ def _tested(
     results: Results, claim: PaperClaim, better: str, column: str, family: Comparisons
 ) -> Tested:
     failed = _failed(results, claim, better, column)
-    pair = family.of(better, claim.than)
+    same = results.same
+    pair = family.of(same.get(better, better), same.get(claim.than, claim.than))
     if pair is None:
         return Tested(claim, better, column, None, None, 0, "not tested", failed)
     if claim.within is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from metabench.analysis.reach import Reached, reached
@@ -142,8 +143,21 @@ class Results:
 
     @property
     def rows(self) -> list[Row]:
-        """The suite's rows."""
-        return self.suite.rows
+        """The suite's rows, without those whose runs are another's (:attr:`same`)."""
+        return [row for row in self.suite.rows if row.id not in self.same]
+
+    @cached_property
+    def same(self) -> dict[str, str]:
+        """Rows that this budget leaves with the very cells of an earlier row in every column, to
+        that row: one result, which is neither shown nor tested twice."""
+        first: dict[tuple[str, ...], str] = {}
+        out = {}
+        for row in self.suite.rows:
+            places = [self.table_cells[row.id, column.id] for column in self.suite.columns]
+            keys = tuple(run.cell.key for place in places for run in place.runs)
+            if (earlier := first.setdefault(keys, row.id)) != row.id:
+                out[row.id] = earlier
+        return out
 
     @property
     def columns(self) -> list[Column]:
@@ -178,7 +192,7 @@ class Results:
 
     def row_label(self, row: str) -> str:
         """What a row is called in the table."""
-        return next((r.label or r.id for r in self.rows if r.id == row), row)
+        return next((r.label or r.id for r in self.suite.rows if r.id == row), row)
 
     @property
     def metric(self) -> tuple[str, str]:

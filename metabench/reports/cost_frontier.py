@@ -72,7 +72,7 @@ def lines(results: Results, column: str, cost: str) -> dict[str, list[Point]]:
     """Label of a series, or of a row that is in none, to its points, in the suite's order."""
     evaluation, metric = results.metric
     out: dict[str, list[Point]] = {}
-    for row in results.rows:
+    for row in results.suite.rows:
         table_cell = results.table_cells[row.id, column]
         found = table_cell.estimates(evaluation, metric)
         spent = [cost_of(r, cost) for r in table_cell.done if r.cell.seed in found]
@@ -124,7 +124,7 @@ def _incomplete(results: Results) -> list[str]:
     footnotes = []
     for column in results.columns:
         lost: dict[str, int] = {}
-        for row in results.rows:
+        for row in results.suite.rows:
             states = results.table_cells[row.id, column.id].states
             if states.keys() - {"done", *NEVER_RUN}:
                 label = row.series or row.label or row.id

@@ -61,6 +61,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
     """What concerns the main table as a whole, in the order in which it is read."""
     return [
         *budget_footnotes(results),
+        *same_footnotes(results),
         *protocol_footnotes(results),
         *chosen_footnotes(results),
         *selection_footnotes(results),
@@ -151,6 +152,17 @@ def _untrained(record: Record) -> bool:
     return record.notes.get(CUT_STEP) == 1 or not begun
 
 
+def same_footnotes(results: Results) -> list[Footnote]:
+    """The rows that are not shown, as their runs are another's at this budget."""
+    twins: dict[str, list[str]] = {}
+    for row, first in results.same.items():
+        twins.setdefault(results.row_label(first), []).append(results.row_label(row))
+    if not twins:
+        return []
+    told = "; ".join(f"{first} stands for {listed(rows)}" for first, rows in twins.items())
+    return [Footnote(f"Rows with the same runs at this budget are one: {told}.")]
+
+
 def budget_footnotes(results: Results) -> list[Footnote]:
     """The budget in words, with the rows that have another, and how many cells are done."""
     defaults = {k: f.default for k, f in fields(Budget).items() if f.default is not None}
@@ -204,7 +216,7 @@ def other_budgets(results: Results, limits: dict[str, Any]) -> list[str]:
     together."""
     suite = results.suite
     together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for row in suite.rows:
+    for row in results.rows:
         where: dict[str, list[str]] = {}
         for column in suite.columns:
             budget = results.table_cells[row.id, column.id].runs[0].cell.budget

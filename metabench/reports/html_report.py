@@ -200,7 +200,7 @@ def _crossing(
     results: Results, table_cell: TableCell, place: str, curves: dict[str, Curve]
 ) -> dict[str, Any]:
     column = next(c for c in results.columns if c.id == table_cell.column)
-    row = next(r for r in results.rows if r.id == table_cell.row)
+    row = next(r for r in results.suite.rows if r.id == table_cell.row)
     return {
         "id": place,
         "title": f"{results.row_label(table_cell.row)}, {column.label or column.id}",

@@ -97,7 +97,7 @@ def main_grid(results: Results) -> Grid:
     sources = FootnoteMarks("abcdefghijklmnopqrstuvwxyz")
     holes = FootnoteMarks("123456789")
     papers, paper_only = results.paper_columns, {row for row, _ in results.paper_only}
-    rows = [_method_row(results, row, entries, sources, holes) for row in suite.rows]
+    rows = [_method_row(results, row, entries, sources, holes) for row in results.rows]
     rules = set()
     if suite.floor:
         rules.add(len(rows))
@@ -153,7 +153,7 @@ def _floor_row(results: Results, floors: Floors) -> list[Item]:
         text = with_pm(found.mean, found.pm, *_scale(suite)) if found else HOLE
         measured = (
             row.id
-            for row in suite.rows
+            for row in results.rows
             if results.table_cells[row.id, column.id].estimates(suite.evaluation, suite.floor)
         )
         place = (next(measured), column.id) if found else None

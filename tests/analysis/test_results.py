@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.results import collect, read_curves
 from metabench.core import optional_packages
 from metabench.core.errors import StoreError, UnknownName
@@ -176,3 +177,27 @@ def test_nothing_here_imports_torch_pandas_or_matplotlib():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_that_a_budget_makes_one_are_shown_and_tested_once(helpers):
+    rows = [
+        {"id": "a", "label": "A", "method": "bilevel"},
+        {"id": "b", "label": "B", "method": "bilevel"},
+        {
+            "id": "c",
+            "label": "C",
+            "method": "bilevel",
+            "budgets": {"laptop": {"method": {"inner_steps": 7}}},
+        },
+    ]
+    claims = [{"better": ["c"], "than": "b", "source": "A 2020"}]
+    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[], claims=claims)
+    found = collect(suite, "laptop", helpers.fill(suite, "laptop"), why_not=helpers.allowed)
+    assert found.same == {"b": "a"}
+    assert [row.id for row in found.rows] == ["a", "c"]
+    text = table(found)
+    assert "Rows with the same runs at this budget are one: A stands for B." in text
+    assert "\n| B " not in text
+    assert {t.seeds for t in verdicts(found)} == {3}  # the claim about b is tested on a's runs
+    smoke = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)
+    assert smoke.same == {"b": "a", "c": "a"}

@@ -120,9 +120,11 @@ def test_the_command_carries_budget_and_overrides(suite, helpers):
 def test_settings_of_one_budget_are_told(helpers):
     only = {"laptop": {"method": {"outer_decay": "linear"}, "budget": {"eval_every": 50}}}
     rows = [
-        {"id": name, "method": "bilevel", "label": name.upper(), "budgets": budgets}
-        for name, budgets in (("maml", only), ("reptile", {}), ("anil", only))
-    ]
+        {"id": name, "method": method, "label": name.upper(), "budgets": budgets}
+        for name, method, budgets in (
+            ("maml", "bilevel", only), ("reptile", "bilevel", {}), ("anil", "ift", only)
+        )
+    ]  # fmt: skip
     suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
     told = "Settings of this budget alone: method.outer_decay = linear (MAML and ANIL)."
     for budget in ("smoke", "laptop"):
@@ -200,8 +202,8 @@ def test_the_table_says_how_settings_were_chosen(helpers):
     how = {"tuned": "validation accuracy", "trials": 4, "seeds": [0, 7]}
     rows = [
         {"id": "maml", "method": "bilevel", "chosen": "published"},
-        {"id": "fomaml", "method": "bilevel", "chosen": {"laptop": how, "paper": "default"}},
-        {"id": "anil", "method": "bilevel", "chosen": {**how, "seeds": [7], "trials": "not kept"}},
+        {"id": "fomaml", "method": "ift", "chosen": {"laptop": how, "paper": "default"}},
+        {"id": "anil", "method": "fixed", "chosen": {**how, "seeds": [7], "trials": "not kept"}},
     ]
     suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
 
