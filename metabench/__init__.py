@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from metabench.core.registry import method as method
     from metabench.core.registry import solver as solver
     from metabench.core.registry import task as task
+    from metabench.core.settings import later as later
 
     __version__: str
 
@@ -95,6 +96,7 @@ _HOMES = {
     "contract.solver": ("Rate", "Solver", "SolverState", "scaled"),
     "core.capabilities": ("CAPABILITIES",),
     "core.registry": ("method", "solver", "task"),
+    "core.settings": ("later",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
