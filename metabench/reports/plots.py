@@ -170,7 +170,7 @@ def _far_apart(results: Results, curves: dict[str, Curve], x: str) -> bool:
 
 def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
     logarithmic = _far_apart(results, curves, "step")
-    return _tracks(results, curves, "step", "outer steps", "which take no outer step", logarithmic)
+    return _tracks(results, curves, "step", "outer steps", "no outer step taken", logarithmic)
 
 
 def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 LARGEST = 100_000
 """Bytes."""
-DPI = (150, 125, 100)
+DPI = (150, 125, 100, 85)
 """Tried in turn until the file is small enough; below, text cannot be read."""
-PALETTE = 96
+PALETTE = 48
 """Colours of the file: those of rows, then those that stand for the rest."""
 
 
@@ -44,8 +44,8 @@ def _png(figure: Figure, dpi: int) -> bytes:
     with styled():
         figure.savefig(drawn, format="png", dpi=dpi)
     image = Image.open(drawn).convert("RGB")
-    kept = [int(colour[i : i + 2], 16) for colour in COLOURS for i in (1, 3, 5)]
-    rest = image.quantize(PALETTE - len(COLOURS), dither=Image.Dither.NONE).getpalette() or []
+    kept = [int(colour[i : i + 2], 16) for colour in ("#FFFFFF", *COLOURS) for i in (1, 3, 5)]
+    rest = image.quantize(PALETTE - len(COLOURS) - 1, dither=Image.Dither.NONE).getpalette() or []
     palette = Image.new("P", (1, 1))
     palette.putpalette(kept + rest)
     image = image.quantize(palette=palette, dither=Image.Dither.NONE)

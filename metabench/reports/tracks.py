@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,8 +26,8 @@ SPAN = 100.0
 """An axis is logarithmic where the largest value is more than so many times the smallest."""
 FEWEST = 3
 """Seeds that a band is drawn of."""
-WIDEST = 0.3
-"""A band that is so much of the panel's height, at half of its points, is not drawn."""
+WIDEST = 0.25
+"""A band that is on average so much of the panel's height is not drawn."""
 CLOSE = 0.01
 """Two lines that stay so near, as part of the panel's height, are said to coincide."""
 
@@ -62,6 +61,7 @@ class Drawn:
     """Of which kinds bands are: "interval", "logarithms"."""
     thin: bool = False
     floored: bool = False
+    logarithmic: bool = False
 
     def footnotes(self, level: str) -> list[str]:
         """What lines and shades are, what coincides and what is missing; ``level`` explains the
@@ -79,14 +79,13 @@ class Drawn:
         return out
 
     def _spread(self) -> str:
-        mean = "Mean over finished seeds"
-        if "logarithms" in self.bands:
-            mean += " (logarithmic axis: geometric mean)"
-        parts = [mean]
+        kinds = {"interval": "over seeds", "logarithms": "of logarithms on logarithmic axes"}
+        parts = ["Mean over finished seeds"]
+        if self.logarithmic:
+            parts[0] += ", geometric on logarithmic axes"
         if self.bands:
-            logs = {"logarithms": ", of logarithms on a logarithmic axis"}
-            what = "".join(logs.get(kind, "") for kind in sorted(self.bands))
-            parts.append(f"shade: 95 % t-interval over seeds{what}")
+            what = ", ".join(text for kind, text in kinds.items() if kind in self.bands)
+            parts.append(f"shade: 95 % t-interval {what}")
         if self.thin:
             parts.append("thin lines: single seeds, where they are fewer than three or far apart")
         return "; ".join(parts) + "."
@@ -129,6 +128,7 @@ def panel(
     shown = [v * scale for track in tracks for v in track.mean.y[_from(track) :]]
     limits = None if results.suite.percent else decades(shown)
     if limits:
+        drawn.logarithmic = True
         axis.set_yscale("log")
         axis.set_ylim(*limits)
         drawn.floored = drawn.floored or min(shown) <= 0
@@ -158,7 +158,8 @@ def decades(values: Sequence[float]) -> tuple[float, float] | None:
     above = [v for v in values if v > 0]
     if not above or min(values) < 0 or max(above) <= SPAN * min(above):
         return None
-    return min(above) / 2, 2 * max(above)
+    room = max(2.0, (max(above) / min(above)) ** 0.05)
+    return min(above) / room, room * max(above)
 
 
 def _from(track: Track) -> int:
@@ -204,7 +205,7 @@ def _moving(
     lows, highs = found.low[first:], found.high[first:]
     if found.seeds < 2:
         return handle
-    wide = median((height(highs) - height(lows)).tolist()) > WIDEST
+    wide = float(np.mean(height(highs) - height(lows))) > WIDEST
     if found.seeds < FEWEST or wide:
         drawn.thin = True
         _seeds(axis, track, scale, columns)
