@@ -43,8 +43,9 @@ def line(curves: Sequence[Curve], y: str, x: str = "step", spread: str = "interv
     curve has both. Where that mean goes back, because some runs have many short steps, the curves
     are put together at equal ``x`` instead.
 
-    ``spread`` "interval": the 95 % t-interval over seeds; "range": least and greatest seed. A
-    step counts where at least half of the curves have it.
+    ``spread`` "interval": the 95 % t-interval over seeds; "range": least and greatest seed;
+    "logarithms": the geometric mean and the t-interval of logarithms, of values above 0. A step
+    counts where at least half of the curves have it.
     """
     known = [found for found in (points(curve, x, y) for curve in curves) if found]
     if not known:
@@ -55,6 +56,8 @@ def line(curves: Sequence[Curve], y: str, x: str = "step", spread: str = "interv
     return found
 
 
+MOST_LOG = 700.0
+"""exp of more is no number."""
 MOST_POINTS = 50
 """Of a line at equal x."""
 
@@ -81,14 +84,22 @@ def _together(known: Sequence[Points], spread: str) -> Line:
         if 2 * len(at) < len(known):
             continue
         values = [value for _, value in at]
-        centre = stats.mean(values)
-        half = stats.half_width(values) or 0.0
-        low, high = (
-            (centre - half, centre + half) if spread == "interval" else (min(values), max(values))
-        )
-        rows.append((stats.mean([where for where, _ in at]), centre, low, high))
+        rows.append((stats.mean([where for where, _ in at]), *_spread(values, spread)))
     xs, ys, lows, highs = zip(*rows, strict=True)
     return Line(xs, ys, lows, highs, len(known))
+
+
+def _spread(values: list[float], spread: str) -> tuple[float, float, float]:
+    """Mean, low and high of the values of a step."""
+    if spread == "logarithms":
+        found = _spread([math.log(v) for v in values], "interval")
+        centre, low, high = (math.exp(min(v, MOST_LOG)) for v in found)
+        return centre, low, high
+    centre = stats.mean(values)
+    if spread == "range":
+        return centre, min(values), max(values)
+    half = stats.half_width(values) or 0.0
+    return centre, centre - half, centre + half
 
 
 _SUMMARY = re.compile(r"^lam/(?P<name>.+)\.mean$")

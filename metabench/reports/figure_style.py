@@ -15,6 +15,7 @@ from metabench.core.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -24,6 +25,17 @@ STROKES = ("-", "--", ":", "-.")
 GREY = "#444444"
 PANEL = (3.3, 2.35)
 """Width and height of one panel in inches: a column of a two-column page."""
+
+TITLE, LEGEND, FOOTNOTE = 9.0, 8.0, 7.0
+"""Sizes of letters in points."""
+WIDEST_LETTER = 1.0
+"""Of a font, as part of its size."""
+HINTED = 1.07
+"""Letters on a screen take so much more room than their outlines."""
+MOST_ABOVE = 8
+"""Entries of a legend above the panels; more stand at the right."""
+BESIDE = 2.2
+"""Inches of a line of a legend at the right."""
 
 
 @contextmanager
@@ -44,60 +56,135 @@ def plain(text: str) -> str:
 
 
 def look_of(number: int) -> dict[str, Any]:
-    """Colour, marker and stroke of a row, by its number in the suite."""
+    """Colour, marker and stroke of a row, by its number in the suite; no two of the first 196 rows
+    share all three. Rows of one colour differ in marker and stroke."""
+    turn = number // len(COLOURS)
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": STROKES[number // len(COLOURS) % len(STROKES)],
+        "marker": MARKERS[(number + 3 * turn) % len(MARKERS)],
+        "linestyle": STROKES[turn % len(STROKES)],
     }
 
 
 def panels(titles: Sequence[str], most: int = 2) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each title; :func:`finish` makes room for legend and footnotes."""
+    """A figure with a panel for each title; :func:`finish` makes room for legend and footnotes.
+
+    ``most`` in a row, or three where those fill their rows and two do not.
+    """
     from matplotlib.figure import Figure
 
-    across = min(most, len(titles))
+    across = 3 if most == 2 and len(titles) % 6 == 3 else min(most, len(titles))
     down = math.ceil(len(titles) / across)
     width = PANEL[0] * max(across, 1.55)
     figure = Figure(figsize=(width, PANEL[1] * down), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)  # type: ignore[union-attr,call-arg]
     axes = [figure.add_subplot(down, across, i + 1) for i in range(len(titles))]
     for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(plain(title))
+        room = width / across - 0.6
+        axis.set_title(plain("\n".join(wrapped([title], room, TITLE, weight="bold"))))
     return figure, axes
 
 
-def wrapped(footnotes: Sequence[str], width: float) -> list[str]:
-    """Footnotes in lines that fit into ``width`` inches."""
-    return [part for note in footnotes for part in textwrap.wrap(note, int(width * 20))]
+def wrapped(
+    texts: Sequence[str], width: float, size: float = FOOTNOTE, weight: str = "normal"
+) -> list[str]:
+    """Texts in lines that fit into ``width`` inches at ``size`` points; a word that is longer than
+    a line is broken."""
+    fits = int(width * 72 / (size * WIDEST_LETTER))
+    out = []
+    for text in texts:
+        line = ""
+        for word in (part for long in text.split() for part in textwrap.wrap(long, fits)):
+            longer = f"{line} {word}".strip()
+            if line and text_width(longer, size, weight) > width:
+                out.append(line)
+                longer = word
+            line = longer
+        out.append(line)
+    return out
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Inches that a line of text takes."""
+    drawing.matplotlib()
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size, weight=weight)
+    return HINTED * float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72
 
 
 def finish(
     figure: Figure, footnotes: Sequence[str], handles: dict[str, Any] | None = None
 ) -> Figure:
-    """Add the legend above the panels and the footnotes below, and lay everything out."""
-    width, height = (float(size) for size in figure.get_size_inches())
-    lines = wrapped(footnotes, width)
-    if lines:
-        figure.supxlabel(plain("\n".join(lines)), fontsize=7, color=GREY, x=0.01, ha="left")
-        height += 0.14 * len(lines)
+    """Add the legend (above the panels; at the right where it has more than ``MOST_ABOVE`` entries)
+    and the footnotes below, put ticks of logarithmic axes where labels have room, lay out."""
+    for axis in figure.axes:
+        for each in (axis.xaxis, axis.yaxis):
+            log_ticks(each)
     if handles:
-        longest = max(map(len, handles))
-        across = min(len(handles), max(1, int(width / (0.45 + 0.064 * longest))))
-        height += 0.17 * math.ceil(len(handles) / across)
-        figure.legend(
-            list(handles.values()),
-            [plain(name) for name in handles],
-            loc="outside upper left",
-            ncols=across,
-            columnspacing=1.2,
-            handlelength=1.8,
-        )
+        _add_legend(figure, handles)
+    width, height = (float(size) for size in figure.get_size_inches())
+    lines = wrapped(footnotes, width - 0.15)
+    if lines:
+        text = plain("\n".join(lines))
+        figure.supxlabel(text, fontsize=FOOTNOTE, color=GREY, x=0.01, ha="left")
+        height += 0.14 * len(lines)
     figure.set_figheight(height)
     # Laid out once: a figure is saved in several formats.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
+
+
+def _add_legend(figure: Figure, handles: dict[str, Any]) -> None:
+    """Legend entries, wrapped, and the room that they need."""
+    width, height = (float(size) for size in figure.get_size_inches())
+    beside = len(handles) > MOST_ABOVE
+    room = BESIDE if beside else width - 0.7
+    names = [wrapped([name], room, LEGEND) for name in handles]
+    longest = max(text_width(line, LEGEND) for name in names for line in name)
+    # An entry is its stroke, a space and its text.
+    across = 1 if beside else min(len(handles), max(1, int(width / (0.55 + longest))))
+    down = sum(map(len, names)) if across == 1 else math.ceil(len(handles) / across)
+    if beside:
+        figure.set_size_inches(width + longest + 0.6, max(height, 0.17 * down + 0.2))
+    else:
+        figure.set_figheight(height + 0.17 * down)
+    figure.legend(
+        list(handles.values()),
+        [plain("\n".join(name)) for name in names],
+        loc="outside right upper" if beside else "outside upper left",
+        ncols=across,
+        columnspacing=1.2,
+        handlelength=2.6,
+    )
+
+
+def log_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis to base 10 whose labels have room: powers of ten; 1, 2 and 5
+    times them where it spans few; even steps within one. No minor tick has a label."""
+    from matplotlib.ticker import (
+        FuncFormatter,
+        LogFormatterMathtext,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+    )
+
+    if axis.get_scale() != "log" or getattr(axis.get_transform(), "base", 10) != 10:
+        return
+    axis.set_minor_formatter(NullFormatter())
+    low, high = sorted(axis.get_view_interval())
+    span = math.log10(high / low)
+    if span >= 2:
+        axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_major_formatter(LogFormatterMathtext())
+        return
+    axis.set_major_locator(
+        LogLocator(subs=(1, 2, 5), numticks=20) if span > 0.8 else MaxNLocator(4)
+    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def empty(title: str, why: str) -> Figure:
@@ -112,8 +199,10 @@ def empty(title: str, why: str) -> Figure:
 
 def label_left(axes: Sequence[Axes], label: str) -> None:
     """Name the vertical axis of the panels at the left."""
-    for axis in axes[:: min(2, len(axes))]:
-        axis.set_ylabel(label)
+    lines = "\n".join(wrapped([label], PANEL[1] - 0.4, TITLE))
+    for axis in axes:
+        if (place := axis.get_subplotspec()) is None or place.is_first_col():
+            axis.set_ylabel(lines)
 
 
 def scale_of(results: Results) -> float:

@@ -6,35 +6,30 @@ Only finished runs are drawn. Footnotes say what the shades are and what is miss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from metabench.analysis.curves import Line, Part, line, spaced, trajectory
+from metabench.analysis.curves import Line, Part, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.cell import Budget
 from metabench.core.errors import NotDrawn
 from metabench.core.settings import several
-from metabench.core.text import listed
 from metabench.reports.cost_frontier import costs_known, frontier
 from metabench.reports.critical_difference import ranking
 from metabench.reports.figure_style import (
-    GREY,
     axis_label,
     empty,
     finish,
     label_left,
-    look_of,
     panels,
     plain,
-    scale_of,
     styled,
 )
 from metabench.reports.profiles import profile_figure
+from metabench.reports.tracks import Drawn, panel
 from metabench.store.record import Curve
 from metabench.suites.schema import PLOTS, Column
 
@@ -158,100 +153,14 @@ def _curves_of(results: Results, curves: dict[str, Curve], row: str, column: str
     return [curve for curve in found if curve]
 
 
-@dataclass
-class _Drawn:
-    """What has been drawn of validation metrics: handles by label, and what footnotes tell."""
-
-    handles: dict[str, Any] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    levels: list[str] = field(default_factory=list)
-    seeds: int = 0
-
-    def footnotes(self, level: str) -> list[str]:
-        """What shades are and what is missing; ``level`` explains the level lines."""
-        out = [
-            "Mean over finished seeds; shade: 95 % t-interval over seeds."
-            if self.seeds > 1
-            else "One finished seed: other seeds may differ."
-        ]
-        if self.levels:
-            out.append(f"Dashed level lines: {listed(dict.fromkeys(self.levels))}, {level}.")
-        if self.missing:
-            out.append(f"Incomplete: {'; '.join(self.missing)}.")
-        return out
-
-
-def _panel(
-    results: Results,
-    curves: dict[str, Curve],
-    column: Column,
-    x: str,
-    axis: Axes,
-    start: Callable[[Line], int],
-    drawn: _Drawn,
-) -> None:
-    """Draw the validation metric of every row against ``x``, each from the point ``start``; a row
-    that does not move along x becomes a level line."""
-    for number, row in enumerate(results.rows):
-        table_cell = results.table_cells[row.id, column.id]
-        known = _curves_of(results, curves, row.id, column.id)
-        found = line(known, f"valid/{results.suite.metric}", x)
-        label = row.label or row.id
-        if found is None:
-            continue
-        drawn.seeds = max(drawn.seeds, found.seeds)
-        if len(set(found.x)) < 2:
-            value = found.y[-1] * scale_of(results)
-            colour = look_of(number)["color"]
-            handle = axis.axhline(value, color=colour, linestyle=(0, (5, 2)), lw=1.2)
-            drawn.levels.append(label)
-        else:
-            handle = _track(results, axis, number, found, start(found))
-        if found.seeds < len(table_cell.runs):
-            n = f"{found.seeds} of {len(table_cell.runs)} seeds"
-            drawn.missing.append(f"{label} ({column.label or column.id}: {n})")
-        drawn.handles.setdefault(label, handle)
-    if not axis.lines:
-        axis.set(xticks=[], yticks=[])
-        axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
-    shown = [v for one in axis.lines for v in np.asarray(one.get_ydata(), float).tolist()]
-    if limits := decades(shown):
-        axis.set_yscale("log")
-        axis.set_ylim(*limits)
-
-
-def decades(values: Sequence[float]) -> tuple[float, float] | None:
-    """Limits of a logarithmic axis, where values fall so far that a linear one would show only
-    where they begin; None elsewhere."""
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    return (low / 2, 2 * high) if 0 < low < 1e-6 * high else None
-
-
-def _track(results: Results, axis: Axes, number: int, found: Line, first: int) -> Any:
-    """Draw a line from its point ``first`` and its interval; a line of one point is that point
-    with a stroke."""
-    scale, look = scale_of(results), look_of(number)
-    xs, ys = found.x[first:], [v * scale for v in found.y[first:]]
-    lows, highs = ([v * scale for v in values[first:]] for values in (found.low, found.high))
-    every = max(1, len(xs) // 6)
-    (handle,) = axis.plot(xs, ys, **look, markevery=(number % every, every))
-    if results.suite.percent:
-        lows, highs = [max(0.0, v) for v in lows], [min(100.0, v) for v in highs]
-    if len(xs) > 1:
-        axis.fill_between(xs, lows, highs, color=look["color"], alpha=0.15, lw=0)
-    else:
-        axis.vlines(xs, lows, highs, color=look["color"], alpha=0.4, lw=1.2)
-    return handle
-
-
 def _tracks(
     results: Results, curves: dict[str, Curve], x: str, xlabel: str, level: str, logarithmic: bool
 ) -> Figure:
     figure, axes = panels([column.label or column.id for column in results.columns])
     first = (lambda found: sum(v <= 0 for v in found.x)) if logarithmic else (lambda _: 0)
-    drawn = _Drawn()
+    drawn = Drawn()
     for column, axis in zip(results.columns, axes, strict=True):
-        _panel(results, curves, column, x, axis, first, drawn)
+        panel(results, partial(_curves_of, results, curves), column, x, axis, first, drawn)
     if not drawn.handles:
         return empty(xlabel.capitalize(), "No finished run has a learning curve yet.")
     for axis in axes:
@@ -272,7 +181,7 @@ def _far_apart(results: Results, curves: dict[str, Curve], x: str) -> bool:
 
 def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
     logarithmic = _far_apart(results, curves, "step")
-    return _tracks(results, curves, "step", "outer steps", "without training", logarithmic)
+    return _tracks(results, curves, "step", "outer steps", "no outer step taken", logarithmic)
 
 
 def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:

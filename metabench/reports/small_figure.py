@@ -1,4 +1,7 @@
-"""The one figure of a suite that is committed: a PNG of few colours, of at most 100 kB."""
+"""The one figure of a suite that is committed: a PNG of few colours, of at most 100 kB.
+
+The colours of rows are in its palette as they are, so that no two of them look alike.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from metabench.analysis.results import Records, Results, read_curves
 from metabench.core.errors import NotDrawn
-from metabench.reports.figure_style import styled
+from metabench.reports.figure_style import COLOURS, styled
 from metabench.reports.plots import DEFAULT_COST, figures_of, kinds_of
 
 if TYPE_CHECKING:
@@ -15,9 +18,10 @@ if TYPE_CHECKING:
 
 LARGEST = 100_000
 """Bytes."""
-DPI = (150, 125, 100)
+DPI = (150, 125, 100, 85)
 """Tried in turn until the file is small enough; below, text cannot be read."""
-COLOURS = 64
+PALETTE = 48
+"""Colours of the file: those of rows, then those that stand for the rest."""
 
 
 def small_figure(results: Results, store: Records) -> bytes | None:
@@ -43,6 +47,11 @@ def _png(figure: Figure, dpi: int) -> bytes:
     drawn, reduced = io.BytesIO(), io.BytesIO()
     with styled():
         figure.savefig(drawn, format="png", dpi=dpi)
-    image = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    image = Image.open(drawn).convert("RGB")
+    kept = [int(colour[i : i + 2], 16) for colour in ("#FFFFFF", *COLOURS) for i in (1, 3, 5)]
+    rest = image.quantize(PALETTE - len(COLOURS) - 1, dither=Image.Dither.NONE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(kept + rest)
+    image = image.quantize(palette=palette, dither=Image.Dither.NONE)
     image.save(reduced, format="png", optimize=True)
     return reduced.getvalue()

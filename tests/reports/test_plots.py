@@ -254,17 +254,3 @@ def test_the_same_results_give_the_same_files(full, tmp_path):
     second = plots.draw(*full, kinds=["profile"], out_dir=tmp_path / "b")
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("values", "limits"),
-    [
-        ([1.0, 1e-9], (5e-10, 2.0)),
-        ([1.0, 1e-5], None),
-        ([1.0, 0.0], None),
-        ([1.0, -1e-9], None),
-        ([], None),
-    ],
-)
-def test_values_that_fall_by_many_decades_have_a_logarithmic_axis(values, limits):
-    assert plots.decades(values) == limits
