@@ -54,7 +54,7 @@ class Drawn:
     handles: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     levels: list[str] = field(default_factory=list)
-    alike: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    alike: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
     panels: int = 0
     seeds: int = 0
     bands: set[str] = field(default_factory=set)
@@ -72,8 +72,8 @@ class Drawn:
         if self.levels:
             out.append(f"Dashed level lines: {listed(dict.fromkeys(self.levels))}, {level}.")
         if self.alike:
-            pairs = [f"{a} and {b} ({self._where(at)})" for (a, b), at in self.alike.items()]
-            out.append(f"Lines that coincide: {'; '.join(pairs)}.")
+            together = [f"{listed(them)} ({self._where(at)})" for them, at in self.alike.items()]
+            out.append(f"Lines that coincide: {'; '.join(together)}.")
         if self.missing:
             out.append(f"Incomplete: {'; '.join(self.missing)}.")
         return out
@@ -237,10 +237,14 @@ def _seeds(axis: Axes, track: Track, scale: float, columns: tuple[str, str]) -> 
 def _note_coincident(
     tracks: list[Track], height: Callable[[Sequence[float]], Any], drawn: Drawn, name: str
 ) -> None:
-    for i, a in enumerate(tracks):
-        for b in tracks[:i]:
-            if _coincide(a, b, height):
-                drawn.alike.setdefault((b.label, a.label), []).append(name)
+    groups: list[list[Track]] = []
+    for track in tracks:
+        near = [g for g in groups if any(_coincide(track, other, height) for other in g)]
+        groups = [g for g in groups if g not in near] + [[*(t for g in near for t in g), track]]
+    for group in groups:
+        if len(group) > 1:
+            labels = tuple(t.label for t in sorted(group, key=lambda t: t.number))
+            drawn.alike.setdefault(labels, []).append(name)
 
 
 def _coincide(a: Track, b: Track, height: Callable[[Sequence[float]], Any]) -> bool:
