@@ -113,6 +113,7 @@ class HyperCleaningProblem(Problem):
     for the MLP, ``hidden``."""
 
     head = ("head.weight", "head.bias")
+    module: nn.Module
 
     def __init__(
         self, task: HyperCleaning, seeds: Seeds, device: torch.device, given: tuple[Tensor, Tensor]
