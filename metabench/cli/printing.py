@@ -1,8 +1,11 @@
-"""What the command line prints: fitted to a terminal, whole lines without colour elsewhere."""
+"""What the command line prints: fitted to a terminal; without colour elsewhere, and fitted to
+COLUMNS characters, or 80. Commands to type, tracebacks and logs keep their lines."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -57,7 +60,8 @@ STYLES = {
 
 
 def console(stderr: bool = False) -> Console:
-    """Where to print; what others wrote is shown and never acts on the terminal."""
+    """Where to print; what others wrote is shown and never acts on the terminal. Where that is no
+    terminal, it is as wide as the environment's COLUMNS says, or 80 characters."""
     from rich.console import Console
     from rich.segment import Segment
 
@@ -71,7 +75,10 @@ def console(stderr: bool = False) -> Console:
             for part in super().render(renderable, options):
                 yield part if part.control else Segment(printable(part.text), part.style)
 
-    return Printable(stderr=stderr, highlight=False)
+    out = Printable(stderr=stderr, highlight=False)
+    if not out.is_terminal:  # rich would ask the terminal that the input comes from
+        out.width = shutil.get_terminal_size().columns
+    return out
 
 
 def say(text: str, *, err: bool = False, color: str | None = None) -> None:
@@ -86,10 +93,9 @@ def say(text: str, *, err: bool = False, color: str | None = None) -> None:
 def grid(
     out: Console, header: Sequence[str], rows: Iterable[Sequence[str]], *, whole: int = 1
 ) -> None:
-    """Print a plain table. On a terminal the columns after the first ``whole`` wrap; elsewhere
-    every row is one line, for grep."""
+    """Print a plain table. Where it is too wide, the columns after the first ``whole`` wrap."""
     rows = [tuple(row) for row in rows]
-    if not out.is_terminal:
+    if not out.is_terminal and _wide(header, rows) <= out.width:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for row in (tuple(header), *rows):
             cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
@@ -98,6 +104,8 @@ def grid(
     from rich.table import Table
     from rich.text import Text
 
+    if _wide(header[:whole], [row[:whole] for row in rows]) > out.width // 2:
+        whole = 0  # rich would cut off what may not wrap
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for at, name in enumerate(header):
         table.add_column(name, no_wrap=at < whole, overflow="fold")
@@ -106,13 +114,34 @@ def grid(
     out.print(table)
 
 
+def _grid_with_reasons(
+    out: Console, header: Sequence[str], rows: Sequence[Sequence[str]], *, whole: int
+) -> None:
+    """A table whose last column is prose, which stands below it where the table is too wide: in a
+    narrow last column it would be lines of two words each."""
+    from metabench.reports.footnotes import FootnoteMarks
+
+    footnotes = FootnoteMarks("123456789")
+    if _wide(header, rows) > out.width:
+        rows = [(*row, f"[{footnotes.mark(why)}]" if why else "") for *row, why in rows]
+    grid(out, header, rows, whole=whole)
+    _line(out, "")
+    for mark, text in footnotes.items():
+        _text(out, f"[{mark}] {text}")
+    if footnotes.items():
+        _line(out, "")
+
+
 def _heading(out: Console, text: str) -> None:
-    out.print(f"\n{text}", style="bold", markup=False, soft_wrap=not out.is_terminal)
+    _text(out, f"\n{text}", "bold")
 
 
-def _text(out: Console, text: str) -> None:
-    """Prose: wrapped between words on a terminal."""
-    out.print(text, markup=False, soft_wrap=not out.is_terminal)
+def _text(out: Console, text: str, style: str = "") -> None:
+    """Prose: wrapped between words; a long path or address stays one word, to be copied."""
+    for line in text.split("\n"):
+        parts = textwrap.wrap(line, out.width, break_long_words=False, break_on_hyphens=False)
+        for part in parts or [""]:
+            _line(out, part, style)
 
 
 def _line(out: Console, text: str, style: str = "") -> None:
@@ -144,7 +173,7 @@ def print_descriptions(out: Console, descriptions: Iterable[Description]) -> Non
         for title, (header, *table) in d.tables:
             _heading(out, title.lower())
             grid(out, header, table)
-        _line(out, f"\nsource: {d.source}")
+        _text(out, f"\nsource: {d.source}")
 
 
 def _short(default: str) -> str:
@@ -186,7 +215,6 @@ def _wide(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
     """One line a row, column and state; what is missing and how to get it; the cost in all."""
     from metabench.core.text import duration
-    from metabench.reports.footnotes import FootnoteMarks
     from metabench.suites.planning import TO_RUN
 
     _heading(out, title)
@@ -198,17 +226,8 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
         # What can be repaired is named once, below.
         why = "" if group[0].repair else reason
         rows.append((row, column, _seeds(group), state, cost, why))
-    footnotes = FootnoteMarks("123456789")
-    if out.is_terminal and _wide(header, rows) > out.width:
-        # Prose in a narrow last column is a line of two words each.
-        rows = [(*row, f"[{footnotes.mark(why)}]" if why else "") for *row, why in rows]
-    grid(out, header, rows, whole=2)
-    _line(out, "")
-    for mark, text in footnotes.items():
-        _text(out, f"[{mark}] {text}")
-    if footnotes.items():
-        _line(out, "")
-    _line(out, f"{len(planned)} cells: {cells_of(planned)}")
+    _grid_with_reasons(out, header, rows, whole=2)
+    _text(out, f"{len(planned)} cells: {cells_of(planned)}")
     open_ = [p for p in planned if p.state in TO_RUN]
     known = [p.estimated_seconds for p in open_ if p.estimated_seconds is not None]
     if open_:
@@ -219,7 +238,7 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
                 text += f" ({duration(sum(known) / jobs)} with {jobs} jobs)"
         if len(known) < len(open_):
             text += f"; {len(open_) - len(known)} of unknown cost"
-        _line(out, text)
+        _text(out, text)
     print_repairs(out, planned)
 
 
@@ -228,7 +247,21 @@ def print_repairs(out: Console, planned: Iterable[Planned]) -> None:
     for (state, reason, repair), n in Counter(
         (p.state, p.reason, p.repair) for p in planned if p.repair
     ).items():
-        _line(out, f"{state} ({n} cells): {reason}; repair it with: {repair}", "yellow")
+        _repair(out, f"{state} ({n} cells): {reason}; ", repair)
+
+
+def _repair(out: Console, what: str, repair: str) -> None:
+    """What is wrong and what repairs it. Where both are too long for a line, the command stands on
+    one of its own, which is never broken, and what else one may do below."""
+    together = f"{what}repair it with: {repair}"
+    if len(together) <= out.width:
+        _line(out, together, "yellow")
+        return
+    command, alternative, words = repair.partition(", or ")
+    _text(out, f"{what}repair it with:", "yellow")
+    _line(out, f"    {command}", "yellow")
+    if alternative:
+        _text(out, f"or {words}", "yellow")
 
 
 def print_refusals(out: Console, planned: Iterable[Planned]) -> None:
@@ -237,21 +270,22 @@ def print_refusals(out: Console, planned: Iterable[Planned]) -> None:
 
     never = [p for p in planned if p.state in NEVER_RUN]
     for (state, reason), n in Counter((p.state, p.reason) for p in never).items():
-        _line(out, f"{state} ({n} cells): {reason}", "yellow")
+        _text(out, f"{state} ({n} cells): {reason}", "yellow")
 
 
 def print_status(out: Console, title: str, status: Status, tracebacks: bool = False) -> None:
     """Counts, then every cell that did not end well with its reason, then bad files."""
     if status.planned:
         _heading(out, title)
-        _line(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
+        _text(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
         rows = [
             (row, column, _seeds(group), _keys(group), state, "" if group[0].repair else reason)
             for (row, column, state, reason), group in _grouped(status.planned).items()
             if state not in ("done", "open") or reason
         ]
         if rows:
-            grid(out, ("row", "column", "seeds", "key", "state", "why"), rows, whole=2)
+            header = ("row", "column", "seeds", "key", "state", "why")
+            _grid_with_reasons(out, header, rows, whole=2)
         print_repairs(out, status.planned)
     else:
         _heading(out, title)
@@ -264,7 +298,7 @@ def print_status(out: Console, title: str, status: Status, tracebacks: bool = Fa
     bad = [r for r in status.records if r.status != "done"]
     for record in bad:
         if tracebacks or not status.planned:
-            _line(out, f"\n{record.cell}: {record.status}: {record.reason}", "red")
+            _text(out, f"\n{record.cell}: {record.status}: {record.reason}", "red")
         if tracebacks and record.traceback:
             _line(out, record.traceback)
     if any(r.traceback for r in bad) and not tracebacks:
@@ -275,7 +309,7 @@ def print_status(out: Console, title: str, status: Status, tracebacks: bool = Fa
 def print_bad_files(out: Console, bad: Iterable[str]) -> None:
     """Each file of a store that cannot be trusted, and why."""
     for what in bad:
-        _line(out, f"bad file: {what}", "red")
+        _text(out, f"bad file: {what}", "red")
 
 
 def print_findings(out: Console, findings: Sequence[Finding]) -> None:
@@ -292,7 +326,7 @@ def print_findings(out: Console, findings: Sequence[Finding]) -> None:
         _heading(out, "to repair it")
     for commands, group in repairs.items():
         need = "needed" if any(f.essential for f in group) else "optional"
-        _line(out, f"{', '.join(f.name for f in group)} ({need}):")
+        _text(out, f"{', '.join(f.name for f in group)} ({need}):")
         for command in commands:
             _line(out, f"    {command}")
 
@@ -305,7 +339,7 @@ def print_data(out: Console, statuses: Iterable[Data]) -> None:
         known = status.dataset
         _heading(out, f"{known.name}: {known.title}")
         if status.found is None:
-            _line(out, f"missing; repair it with: {status.repair}", "yellow")
+            _repair(out, "missing; ", status.repair)
         else:
             size = size_text(status.bytes)
             _line(out, f"in {status.found.path} ({status.found.layout.name}, {size})", "green")

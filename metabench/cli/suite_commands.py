@@ -117,7 +117,8 @@ def table(
     ] = None,
     unverified: Unverified = False,
 ) -> None:
-    """The table of what is finished: the paper's numbers beside ours."""
+    """The table of what is finished: the paper's numbers beside ours. Text that is printed fits
+    the terminal, or COLUMNS characters where it goes elsewhere (80 unless set)."""
     from metabench import api
     from metabench.api import output
     from metabench.cli import printing
@@ -131,7 +132,8 @@ def table(
         fmt = format or (output.format_of(out) if out is not None else _terminal_format())
         found = api.results(each, unverified=unverified, **choice.words())
         printing.print_bad_files(printing.console(stderr=True), found.bad_files)
-        text = tables.draw(found, fmt, cost=cost)
+        width = printing.console().width if out is None else None
+        text = tables.draw(found, fmt, cost=cost, width=width)
         if out is None:
             typer.echo(text.rstrip("\n"))
         else:

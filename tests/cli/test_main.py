@@ -86,7 +86,9 @@ class Typed:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None) -> Path:
-    """A working directory with a suite, its own store, and no plug-ins but its own."""
+    """A working directory with a suite, its own store, and no plug-ins but its own; what is printed
+    has room, so that a phrase stands in one line."""
+    monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("METABENCH_STORE", raising=False)
     (tmp_path / "small.toml").write_text(SUITE)
@@ -775,12 +777,44 @@ def test_tables_fit_80_columns_and_keep_names_whole(
     assert "\x1b[" not in piped and "memory_budget_gb" in piped
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",),
+        ("show", "maml"),
+        ("show", "omniglot", "--kind", "suite"),
+        ("plan", "closed-form"),
+        ("status", "closed-form"),
+        ("table", "prospect-uci", "--budget", "smoke"),
+        ("table", "prospect-uci", "--budget", "smoke", "--format", "rich"),
+        ("table", "prospect-uci", "--budget", "smoke", "--cost"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_piped_fits_the_columns_that_are_asked_for_or_80(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    wide = re.sub(r"\x1b\[[0-9;]*m", "", metabench(*words).out)
+    assert max(map(len, wide.splitlines())) > 100, "it has to be wrapped"
+    for width in (80, 100):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if width != 80:
+            monkeypatch.setenv("COLUMNS", str(width))
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", metabench(*words).out)
+        long = [ln for ln in plain.splitlines() if len(ln) > width]
+        assert not long, long
+        assert "…" not in plain or "…" in wide, "nothing is cut off"
+
+
 def test_reasons_stand_once_below_a_plan_that_is_too_wide_for_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = "maml needs a lam that is the initial value of theta, which the task does not offer"
     asked = ("plan", "closed-form", "--budget", "smoke", "--only", "maml")
     assert metabench(*asked).out.count(reason) == 3
+    monkeypatch.delenv("COLUMNS")
+    assert " ".join(metabench(*asked).out.split()).count(reason) == 1, "in a pipe of 80 columns"
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
