@@ -1,4 +1,5 @@
-"""One grid of text in Markdown, LaTeX, HTML, plain text and on a rich console."""
+"""One grid of text in Markdown, HTML, plain text and on a rich console; LaTeX has a module of its
+own."""
 
 from __future__ import annotations
 
@@ -191,99 +192,6 @@ def _split_lines(grid: Grid, width: int) -> list[str]:
             console.print()
         console.print(_rich_table(grid, part, width, box.Box(_DASHES, ascii=True)))
     return [line.rstrip() for line in file.getvalue().splitlines()]
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    WORSE: r"\textsuperscript{\textdagger}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "—": "---",
-    "–": "--",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "λ": r"$\lambda$",
-    "θ": r"$\theta$",
-    "…": r"\dots{}",
-    "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-}
-
-
-def latex_escape(text: str) -> str:
-    """Text that LaTeX shows as it is, in text mode; letters beyond ASCII are left to the engine."""
-    text = one_line(text)
-    parts = []
-    for before, c in zip(" " + text, text, strict=False):
-        ligature = c == before and c in "-,"
-        parts.append("{}" + c if ligature else _LATEX.get(c, c))
-    return "".join(parts)
-
-
-def latex(grid: Grid) -> str:
-    """A table float with booktabs rules and the footnotes below.
-
-    Preamble: ``\\usepackage{booktabs}`` and ``\\usepackage[T1]{fontenc}``.
-    """
-
-    def cell(item: Item) -> str:
-        text = latex_escape(item.text)
-        text = (rf"\textbf{{{text}}}" if item.bold else text) + _LATEX[WORSE] * item.worse
-        return text + (rf"\textsuperscript{{{','.join(item.marks)}}}" if item.marks else "")
-
-    columns = "l" * grid.left + "r" * (len(grid.heads) - grid.left)
-    lines = [
-        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_escape(grid.title)}}}",
-        rf"\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', grid.label)}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-    ]
-    if any(label for label, _ in grid.groups):
-        start, top, under = 1, [], []
-        for label, span in grid.groups:
-            wide = rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(label)}}}"
-            top.append(wide if label else "&".join([" "] * span).strip())
-            if label:
-                under.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
-            start += span
-        lines += [" & ".join(top) + r" \\", " ".join(under)]
-    lines += [" & ".join(latex_escape(head) for head in grid.heads) + r" \\", r"\midrule"]
-    for number, row in enumerate(grid.rows):
-        if number in grid.rules and number:
-            lines.append(r"\midrule")
-        lines.append(" & ".join(cell(item) for item in row) + r" \\")
-    lines += [
-        r"\bottomrule",
-        r"\end{tabular}",
-        "",
-        r"\medskip",
-        r"\begin{minipage}{\linewidth}",
-        r"\footnotesize\raggedright",
-    ]
-    for note in grid.footnotes:
-        mark = rf"\textsuperscript{{{note.mark}}}" if note.mark else ""
-        code = rf" \texttt{{{latex_escape(note.code)}}}" if note.code else ""
-        lines.append(rf"{mark}{latex_escape(note.words('Bold'))}{code}\par")
-    return "\n".join([*lines, r"\end{minipage}", r"\end{table}"]) + "\n"
 
 
 def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> str:

@@ -12,7 +12,7 @@ from metabench.analysis.paper_claims import reach_comparisons
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.errors import UnknownName
 from metabench.core.text import counted, human, listed, with_pm
-from metabench.reports import csv_export, renderers
+from metabench.reports import csv_export, latex, renderers
 from metabench.reports.cost_footnotes import price_footnotes
 from metabench.reports.footnotes import (
     Entries,
@@ -83,7 +83,7 @@ def render(grid: Grid, fmt: str, width: int | None = None) -> str:
         return renderers.text(grid, width)
     plain: dict[str, Callable[[Grid], str]] = {
         "markdown": renderers.markdown,
-        "latex": renderers.latex,
+        "latex": latex.latex,
         "html": renderers.html,
     }
     if fmt not in plain:

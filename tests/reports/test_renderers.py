@@ -1,5 +1,4 @@
 import html.parser
-import re
 from collections import Counter
 
 from hypothesis import given
@@ -10,21 +9,6 @@ from metabench.reports import renderers
 from metabench.reports.renderers import Footnote, Grid, Item
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
-
-
-@given(TEXT)
-def test_latex_leaves_no_special_bare(text):
-    out = renderers.latex_escape(text)
-    plain = re.sub(r"\\(text[a-z]+|dots|pm|times|geq|leq|lambda|theta)\b", "", out)
-    plain = re.sub(r"\\[{}$&#%_]", "", plain).replace("$$", "")
-    assert not re.search(r"[\\$&#%_^~<>|\"]", plain)
-    assert plain.count("{") == plain.count("}")
-
-
-def test_latex_breaks_ligatures_and_arguments():
-    assert renderers.latex_escape("--a") == "-{}-a"
-    assert renderers.latex_escape("—") == "---"
-    assert renderers.latex_escape("[a]") == "{[}a{]}"
 
 
 class Reader(html.parser.HTMLParser):
