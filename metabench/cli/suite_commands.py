@@ -302,7 +302,10 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
     from metabench.api import verbs
     from metabench.cli import printing
     from metabench.cli.progress import view
+    from metabench.core.cell import place_names
+    from metabench.run.events import CellWords
     from metabench.run.local_launcher import default_jobs
+    from metabench.store.store import Store
     from metabench.suites.planning import TO_RUN
 
     verbs.check_device(launch.device)
@@ -319,10 +322,13 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
     if not todo:
         printing.print_refusals(err, planned)
         return code
-    with view(todo, jobs) as listener:
+    names = place_names((p.row, p.column, p.cell) for p in planned)
+    store = choice.open_store()
+    words = CellWords(names, "" if store.root == Store().root else str(store.root))
+    with view(todo, jobs, words=words) as listener:
         summary = verbs.run_planned(
             [p for p in planned if p.state in TO_RUN],
-            choice.open_store(),
+            store,
             jobs=jobs,
             device=launch.device,
             time_limit=launch.time_limit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -597,15 +598,23 @@ def test_failed_cells_are_told_with_their_traceback(folder: Path) -> None:
     words = ["--task", "quadratic", "--method", "bad", "--budget", "smoke", "--plugin", "bad.py"]
     typed = metabench("run", *words)
     assert typed.code == 1
-    assert "failed: RuntimeError: no way" in typed.err
+    raised = f"raised at {folder / 'bad.py'}:"
+    (failed,) = Store(folder / "results" / "runs").records()
+    named = f"bad/quadratic seed 0 [{failed.key[:10]}]: failed: RuntimeError: no way\n"
+    assert named + f"    {raised}" in typed.err
+    command = typed.err.partition("; traceback: ")[2].splitlines()[0]
+    logs = metabench(*shlex.split(command)[1:])
+    assert logs.code == 0 and "Traceback (most recent call last)" in logs.out
+    assert 'raise RuntimeError("no way")' in logs.out
     assert metabench("run", *words, "--set", "bad.how=diverge").code == 1
     status = metabench("status", *words)
-    assert "RuntimeError: no way" in status.out and "--tracebacks" in status.out
+    assert f"RuntimeError: no way ({raised}" in status.out and "--tracebacks" in status.out
     assert "Traceback" not in status.out
     keys = {r.key[:10] for r in Store(folder / "results" / "runs").records()}
     assert sum(key in status.out for key in keys) == 1, "what logs is to be given"
     status = metabench("status", *words, "--tracebacks")
     assert "Traceback (most recent call last)" in status.out and "in step" in status.out
+    assert named.rstrip() in status.out
     everything = metabench("status", "--plugin", "bad.py")
     assert "diverged: the sky fell" in everything.out
     assert "1 failed" in metabench("table", *words).out
