@@ -210,6 +210,7 @@ def reproduce(
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
     from metabench import api
     from metabench.api import output
+    from metabench.cli import printing
 
     typed = choice
     if cluster is not None:
@@ -225,7 +226,8 @@ def reproduce(
         if code == 130:
             break
         shown = api.render(each, out=folder, unverified=unverified, **choice.words())
-        typer.echo("\n" + shown.text(_terminal_format()) + "\n")
+        text = shown.text(_terminal_format(), printing.console().width)
+        typer.echo(f"\n{text}\n")
         *others, page = shown.files
         typer.echo(f"{len(others)} files of tables and plots in {page.parent}")
         typer.echo(f"report: {page}")
@@ -318,7 +320,7 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
         soft_wrap=True,
     )
     printing.print_repairs(err, planned)
-    code = int(any(p.state in ("missing data", "closed") for p in planned))
+    code = int(any(p.state in ("missing data", "missing package", "closed") for p in planned))
     if not todo:
         printing.print_refusals(err, planned)
         return code

@@ -682,8 +682,10 @@ def test_missing_packages_and_data_are_told_with_their_command(
     )
     words = ["--task", "quadratic", "--method", "bad", "--budget", "smoke", "--plugin", "bad.py"]
     assert "repair it with: pip install no_such_package" in metabench("plan", *words).out
-    typed = metabench("reproduce", *words)
-    assert typed.code == 0, "an optional row is no failure"
+    for verb in ("run", "reproduce"):
+        typed = metabench(verb, *words)
+        assert typed.code == 1, "as where data is missing"
+        assert "repair it with: pip install no_such_package" in typed.err
     assert "pip install no_such_package" in typed.out, "the table says why it is a hole"
     assert Store().records() == []
 
