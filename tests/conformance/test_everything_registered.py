@@ -219,7 +219,17 @@ TASKS |= {
         {**SELF_EDIT, "edits": ("passage", "other"), "dtype": "float64", "meta_batch": 1},
     ],
     "self_edit_policy": [
-        {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_epochs": 2, "policy_rank": 1}
+        {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_epochs": 2, "policy_rank": 1},
+        {
+            **SELF_EDIT,
+            "sample_tokens": 8,
+            "documents": 2,
+            "adapt_epochs": 2,
+            "policy_rank": 1,
+            "policy_targets": ("q", "v"),
+            "adapt_decay": "linear",
+            "adapt_clip": 0.5,
+        },
     ],
     "self_edit_recipe": [
         {**SELF_EDIT, "documents": 2, "rates": (0.01,), "epochs": (1, 2)},
