@@ -219,7 +219,17 @@ TASKS |= {
         {**SELF_EDIT, "edits": ("passage", "other"), "dtype": "float64", "meta_batch": 1},
     ],
     "self_edit_policy": [
-        {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_epochs": 2, "policy_rank": 1}
+        {**SELF_EDIT, "sample_tokens": 8, "documents": 2, "adapt_epochs": 2, "policy_rank": 1},
+        {
+            **SELF_EDIT,
+            "sample_tokens": 8,
+            "documents": 2,
+            "adapt_epochs": 2,
+            "policy_rank": 1,
+            "policy_targets": ("q", "v"),
+            "adapt_decay": "linear",
+            "adapt_clip": 0.5,
+        },
     ],
     "self_edit_recipe": [
         {**SELF_EDIT, "documents": 2, "rates": (0.01,), "epochs": (1, 2)},
@@ -252,8 +262,10 @@ METHODS = {
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"}],
-    "stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False, "warmup": 1}],
-    "delta_stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False}],
+    "stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False, "warmup": 1},
+            {"bias_slopes": "uniform"}],
+    "delta_stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False},
+                  {"order": "value_first", "bias_slopes": "uniform"}],
     "maml_learn2learn": [{}, {"order": "first"}],
     "pbgd": [{}, {"penalty": "gradient"},
              {"gamma_first": 1.0, "ramp_steps": 2, "inner_steps": 30, "ahead": 40}],
