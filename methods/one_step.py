@@ -54,7 +54,8 @@ class OneStep(GradientMethod):
 
     real_step: bool = settings.later(False)
     """Once lam has moved, theta takes its inner steps again, from where it was and on the same
-    batches, by torch.optim.SGD's rule, whose velocity goes on from outer step to outer step."""
+    batches, by torch.optim.SGD's rule, whose velocity goes on from outer step to outer step. The
+    inner solver takes the lookahead alone."""
     real_momentum: Annotated[float, Field(ge=0, lt=1)] = settings.later(0.0)
     real_nesterov: bool = settings.later(False)
     real_decay: Annotated[float, Field(ge=0)] = settings.later(0.0)
