@@ -61,7 +61,8 @@ class Record:
     (what is in them: :class:`metabench.run.loop.Loop`), ``evaluation_seconds``,
     ``peak_memory_bytes`` (of the process), on a GPU also ``peak_device_memory_bytes``,
     ``peak_tensor_bytes`` where the budget measures memory. ``lam``: ``numbers``, ``sha256`` of the
-    values, ``shapes``, ``summary`` of each part, ``values`` where there are at most 64. ``files``: name in the cell's folder to sha256.
+    values, ``shapes``, ``summary`` of each part, ``values`` where there are at most 64. ``files``:
+    name in the cell's folder to sha256.
     """
 
     key: str
