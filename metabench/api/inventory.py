@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metabench.core.catalogue import suite_names
 from metabench.core.errors import UnknownName
 from metabench.store.store import Store
 
@@ -64,11 +65,14 @@ def check(name: str) -> Iterator[tuple[str, str, str]]:
     """Each promise of the contract that a method or a task is checked against, in turn, how it
     breaks it, and why it was not tested ("" and "" where it is kept). Raises UnknownName.
     """
-    from metabench.core.registry import methods, tasks
+    from metabench.core.registry import methods, solvers, tasks
 
     kinds = [k for k, known in (("method", methods), ("task", tasks)) if name in known.names()]
     if not kinds:
-        raise UnknownName("method or task", name, [*methods.names(), *tasks.names()])
+        other = [k for k, known in (("solver", solvers.names()), ("suite", suite_names()))
+                 if name in known]  # fmt: skip
+        hint = f"{name} is a {other[0]}: only methods and tasks are checked" if other else ""
+        raise UnknownName("method or task", name, [*methods.names(), *tasks.names()], hint)
     return _checked(kinds[0], name)
 
 

@@ -10,12 +10,17 @@ class MetabenchError(Exception):
     """Base of every error that is the user's to repair; shown without a traceback."""
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that are most like another one, at most three, the nearest first."""
+    return difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0.5)
+
+
 class UnknownName(MetabenchError):
     """A name that nothing is registered, declared or known under."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        near = nearest(name, known)
         message = f"no {kind} {name!r}"
         if near:
             message += f"; near: {', '.join(near)}"

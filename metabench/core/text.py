@@ -84,9 +84,10 @@ def with_pm(mean: float, pm: float | None, scale: float = 1.0, least: int | None
     """``mean`` and its half-width as text, times ``scale``, with two digits of the half-width.
 
     ``least`` fixes the smallest number of decimals and allows one more (percentages). Very small
-    and very large numbers share one power of ten. No +- is written where there is none.
+    and very large numbers share one power of ten. No +- is written where there is none, and no
+    decimals of one that is 0.
     """
-    mean, pm = mean * scale, None if pm is None else pm * scale
+    mean, pm = mean * scale + 0.0, None if pm is None else pm * scale  # 0.0 and not -0.0
     size = max(abs(mean), pm or 0.0)
     power = 0
     if size and least is None and not 1e-3 <= size < 1e5:
@@ -101,7 +102,7 @@ def with_pm(mean: float, pm: float | None, scale: float = 1.0, least: int | None
         decimals = max(0, 3 - math.floor(math.log10(size))) if size else 0
     text = f"{mean:.{decimals}f}"
     if pm is not None:
-        text += f" ± {pm:.{decimals}f}"
+        text += f" ± {pm:.{decimals}f}" if pm else " ± 0"
         return f"({text})e{power:+03d}" if power else text
     return f"{text}e{power:+03d}" if power else text
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from metabench.analysis.rankings import ranked
 from metabench.analysis.results import Results
 from metabench.core.errors import NotDrawn
-from metabench.reports.figure_style import COLOURS, GREY, PANEL, plain, wrapped
+from metabench.reports.figure_style import COLOURS, FOOTNOTE, GREY, PANEL, plain, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,8 @@ CLIQUE = 0.16
 """Between the bars of methods that do not differ, in inches."""
 BLACK = "#333333"
 SMALL = 7.5
+EDGE = 0.08
+"""Around the footnotes, in inches."""
 
 
 class _Scale(NamedTuple):
@@ -66,7 +68,7 @@ def ranking(results: Results) -> Figure:
         for row, rank, number in zip(order.rows, found.ranks, order.numbers, strict=True)
     ]
     cliques = found.cliques()
-    lines = wrapped(order.footnotes, WIDTH)
+    lines = wrapped(order.footnotes, WIDTH - 2 * EDGE)
     top = BASE + (0.42 + CLIQUE * len(cliques))
     height = top + STEP * math.ceil(len(methods) / 2) + 0.14 * len(lines)
     figure = Figure(figsize=(WIDTH, height))
@@ -84,7 +86,8 @@ def ranking(results: Results) -> Figure:
         ys = [BASE + CLIQUE + CLIQUE * level] * 2
         axis.plot(xs, ys, color=GREY, lw=3.5, solid_capstyle="round")
     _draw_methods(axis, scale, methods, top)
-    axis.text(0.08, height - 0.08, plain("\n".join(lines)), fontsize=7, color=GREY, va="bottom")
+    at = EDGE, height - EDGE
+    axis.text(*at, plain("\n".join(lines)), fontsize=FOOTNOTE, color=GREY, va="bottom")
     return figure
 
 

@@ -191,9 +191,10 @@ def empty(title: str, why: str) -> Figure:
     """A figure that says why there is nothing to see."""
     figure, (axis,) = panels([title])
     axis.set_axis_off()
-    figure.set_figheight(1.5)
-    text = plain("\n".join(textwrap.wrap(why, 70)))
-    axis.text(0.0, 0.9, text, transform=axis.transAxes, va="top", color=GREY)
+    lines = wrapped([why], float(figure.get_figwidth()) - 0.3, TITLE)
+    figure.set_figheight(1.2 + 0.17 * len(lines))
+    text = plain("\n".join(lines))
+    axis.text(0.0, 0.9, text, transform=axis.transAxes, va="top", color=GREY, fontsize=TITLE)
     return figure
 
 

@@ -195,8 +195,8 @@ def _split_lines(grid: Grid, width: int) -> list[str]:
 
 
 def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> str:
-    """A ``<table>`` and its footnotes. ``link`` gives the address of a place's records; without it
-    there are no links."""
+    """A ``<table>`` in a box of its own, in which a page may let it scroll, and its footnotes.
+    ``link`` gives the address of a place's records; without it there are no links."""
     escape, left = html_module.escape, ' class="left"'
 
     def cell(item: Item, tag: str) -> str:
@@ -209,7 +209,10 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
         kind = ' scope="row"' if tag == "th" else ""
         return f"<{tag}{kind}>{text}{marks}</{tag}>"
 
-    out = ['<table class="metabench">', f"<caption>{escape(grid.title)}</caption>", "<thead>"]
+    title = escape(grid.title)
+    # What scrolls has to be in reach of the keyboard, and then has to have a name.
+    box = f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">'
+    out = [box, '<table class="metabench">', f"<caption>{title}</caption>", "<thead>"]
     if any(label for label, _ in grid.groups):
         spans = "".join(
             f'<th colspan="{span}" scope="colgroup">{escape(label)}</th>'
@@ -227,7 +230,7 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
         kind = ' class="ruled"' if number in grid.rules else ""
         cells = "".join(cell(x, "th" if i < grid.left else "td") for i, x in enumerate(row))
         out.append(f"<tr{kind}>{cells}</tr>")
-    out += ["</tbody>", "</table>", '<ul class="notes">']
+    out += ["</tbody>", "</table>", "</div>", '<ul class="notes">']
     for note in grid.footnotes:
         mark = f"<sup>{escape(note.mark)}</sup> " if note.mark else ""
         code = f" <code>{escape(note.code)}</code>" if note.code else ""

@@ -334,21 +334,43 @@ def cost_grid(results: Results) -> Grid:
         [("", 3 + len(names))],
         ["task", "method", "seeds", *[COSTS.get(n, n) for n in names]],
         rows,
-        [*_cost_footnotes(seen), *price_footnotes(results), *reconstruction_footnotes(results)],
+        [
+            *_cost_footnotes(results, seen),
+            *price_footnotes(results),
+            *reconstruction_footnotes(results),
+        ],
         frozenset(rules),
         2,
         f"{results.suite.name}-{results.budget}-cost",
     )
 
 
-def _cost_footnotes(seen: set[str]) -> list[Footnote]:
+def _cost_footnotes(results: Results, seen: set[str]) -> list[Footnote]:
     out = [
         Footnote(
             "Mean over finished seeds. Counts are for one episode's batch each; evaluation is not "
             "counted. Times are on the machine that ran it; memory is the process's peak."
         )
     ]
+    if "seconds" in seen:
+        out.append(Footnote(_timed(results)))
     zero = [words for n, words in COSTS.items() if n not in seen and n not in SELDOM]
     if zero and seen:
         out.append(Footnote(f"Zero everywhere: {listed(zero)}."))
     return out
+
+
+def _timed(results: Results) -> str:
+    """What training time has in it."""
+    runs = [r for cell in results.table_cells.values() for r in cell.done if r.steps]
+    cold = [r for r in runs if "warm_up_seconds" not in r.environment]
+    text = (
+        "Training time is that of outer steps and of drawing their episodes; imports, reading data "
+        "and building the problem are not in it, nor is a first step that is thrown away to warm up"
+    )
+    if cold:
+        text += (
+            f" (the warm-up of {len(cold)} of {counted(len(runs), 'run')} is in their time: "
+            "several processes shared the cell, or an earlier version ran it)"
+        )
+    return text + "."

@@ -34,6 +34,7 @@ from metabench.run.events import Progress, Quarantined, Started
 from metabench.run.first_step import peak_bytes
 from metabench.run.guards import Untouched, check_numbers, check_state, check_step
 from metabench.run.options import Parts, RunOptions
+from metabench.run.warm_up import warm_up
 from metabench.store.files import BadFile
 from metabench.store.lease import Lease
 from metabench.store.store import CHECKPOINT, Store
@@ -49,6 +50,11 @@ class Loop:
 
     In a ``group`` of several processes each has a loop, and goes through the same steps; the store,
     the lease, the listener and the clock that counts are rank 0's. ``attempts`` counts this one.
+
+    ``training`` times the method's init and its outer steps, with drawing their episodes. Not in it
+    are imports, building the problem with its data, evaluations, checkpoints, and the warm-up that
+    every attempt begins with (:func:`metabench.run.warm_up.warm_up`; none where several processes
+    share a cell, whose first step has it in its time).
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Loop:
         self._validated: tuple[State, dict[str, Metrics]] | None = None
         self._kept: dict[str, Untouched] = {}
         self._footprint: dict[str, float] = {}
+        self.warm_up_seconds: float | None = None
 
     def prepare(self) -> None:
         """Build the problem; go on from a checkpoint, or start."""
@@ -146,8 +153,17 @@ class Loop:
         value, self.training.seconds = self.group.agree((value, self.training.seconds))
         return value
 
+    def warm_up(self) -> None:
+        """Take from the training clock what a process does once, where steps are to come."""
+        if self.group.world > 1 or self.spent(self.boundary) >= 1:
+            return
+        self.warm_up_seconds, init = warm_up(self.ctx, self.method)
+        if init is not None and not self.resumed:
+            self.training.seconds = init
+
     def train(self) -> None:
         """Outer steps until a limit of the budget is reached."""
+        self.warm_up()
         while True:
             at = self.boundary
             spent = self.spent(at)

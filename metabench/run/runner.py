@@ -269,6 +269,8 @@ def _environment(loop: Loop) -> dict[str, Any]:
         "memory_at_start_bytes": loop.memory.at_start,
         "resumed": loop.resumed,
     }
+    if loop.warm_up_seconds is not None:
+        out["warm_up_seconds"] = loop.warm_up_seconds
     if loop.at is not None:
         out |= {"engine": loop.ctx.engine, "threads": loop.threads}
         out |= {"workers": loop.ctx.workers, "ranks": loop.group.world}

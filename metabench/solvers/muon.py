@@ -28,6 +28,7 @@ from torch import Tensor
 from metabench.contract.method import SolverName
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
+from metabench.core.errors import SettingError, nearest
 from metabench.core.registry import solver, solvers
 
 Form = Literal["muon", "plus", "turbo"]
@@ -121,7 +122,18 @@ class Muon(Solver):
         return PRODUCTS * self.steps * len(self.matrices(theta))
 
     def init(self, theta: Params) -> SolverState:
-        """Velocities of zero, and the other solver's state."""
+        """Velocities of zero, and the other solver's state. Raises SettingError where ``apart`` has
+        a beginning that no name has."""
+        for beginning in self.apart:
+            if not any(k.startswith(beginning) for k in theta):
+                layers = {k.partition(".")[0] for k in theta}
+                near = ", ".join(nearest(beginning, layers | theta.keys()))
+                raise SettingError(
+                    f"solver muon: setting apart cannot be {beginning!r}: no parameter that is "
+                    "trained has a name that begins so"
+                    + f"; near: {near}" * bool(near)
+                    + f"; known: {', '.join(theta)}"
+                )
         names = self.matrices(theta)
         rest = {k: v for k, v in theta.items() if k not in names}
         others = solvers.get(self.others)().init(rest)

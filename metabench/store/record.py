@@ -57,11 +57,12 @@ class Record:
     """The one final record of a cell.
 
     ``metrics``: evaluation name ("test", "valid", ...) to metric to estimate, at
-    ``selected_step``. ``cost``: counts (``meter.Counts``), ``seconds`` of training,
-    ``evaluation_seconds``, ``peak_memory_bytes`` (of the process), on a GPU also
-    ``peak_device_memory_bytes``, ``peak_tensor_bytes`` where the budget measures memory. ``lam``:
-    ``numbers``, ``sha256`` of the values, ``shapes``, ``summary`` of each part, ``values`` where
-    there are at most 64. ``files``: name in the cell's folder to sha256.
+    ``selected_step``. ``cost``: counts (``meter.Counts``), ``seconds`` of training
+    (what is in them: :class:`metabench.run.loop.Loop`), ``evaluation_seconds``,
+    ``peak_memory_bytes`` (of the process), on a GPU also ``peak_device_memory_bytes``,
+    ``peak_tensor_bytes`` where the budget measures memory. ``lam``: ``numbers``, ``sha256`` of the
+    values, ``shapes``, ``summary`` of each part, ``values`` where there are at most 64. ``files``:
+    name in the cell's folder to sha256.
     """
 
     key: str

@@ -915,3 +915,9 @@ def test_check_tells_every_promise(folder: Path) -> None:
     assert typed.code == 1
     assert "FAILED" in typed.out and re.search(r"bad fails \d+ checks", typed.out)
     assert metabench("check", "fixd").code == 2
+    for name, kind in (("adam", "solver"), ("omniglot-x", ""), ("quickstart", "suite")):
+        typed = metabench("check", name)
+        assert typed.code == 2 and f"no method or task '{name}'" in typed.err
+        assert (f"{name} is a {kind}: only methods and tasks are checked" in typed.err) == bool(
+            kind
+        )

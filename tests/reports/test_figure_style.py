@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from metabench.reports.figure_style import COLOURS, finish, look_of, panels, styled
+from metabench.reports.figure_style import COLOURS, empty, finish, look_of, panels, styled
 
 
 def boxes(axis):
@@ -12,7 +12,20 @@ def boxes(axis):
 
 
 @pytest.mark.parametrize(
-    "limits", [(2, 9), (300, 800), (1, 50), (8, 120), (1e-12, 1), (1000, 1300)]
+    "limits",
+    [
+        (2, 9),
+        (300, 800),
+        (1, 50),
+        (8, 120),
+        (1e-12, 1),
+        (1000, 1300),
+        (4000, 170000),
+        (1.2e-5, 9e-4),
+        (1.2e-5, 7e-5),
+        (1.1e5, 9.9e6),
+        (0.11, 9),
+    ],
 )
 def test_labels_of_logarithmic_axes_never_touch(limits):
     with styled():
@@ -54,6 +67,17 @@ def test_legend_and_footnotes_stay_inside(n):
             assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
             assert box.y0 >= 0 and box.y1 <= figure.bbox.y1 + 1
         assert (legend.get_window_extent().x0 > axis.bbox.x1) == (n > 8)
+
+
+def test_the_reason_of_an_empty_figure_stays_inside():
+    with styled():
+        figure = empty("a title", "W" * 90 + " words of a long reason" * 20)
+        figure.draw_without_rendering()
+        (axis,) = figure.axes
+        (text,) = axis.texts
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+        assert box.y0 >= 0 and box.y1 <= axis.title.get_window_extent().y0
 
 
 def test_the_palette_is_one_of_seven():

@@ -253,3 +253,43 @@ def test_a_cell_that_failed_in_a_home_folder_names_nobody_in_tables_and_reports(
         assert "weights.pt" in text and "alice" not in text and "secret project" not in text
     assert "File &#34;metabench/run/loop.py&#34;, line 7" in page
     assert f"ab/{'ab' * 32}/record.json: is not JSON" in page, "which one is bad is still said"
+
+
+class Boxes(html.parser.HTMLParser):
+    """Tables of numbers, by whether a box is around each and holds nothing else."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.inside, self.alone, self.tables = False, [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        kind = dict(attrs).get("class", "")
+        if tag == "div" and kind == "scroll":
+            self.inside = True
+            self.alone.append([])
+        elif tag == "table" and kind == "metabench":
+            self.tables += 1
+        if self.inside and tag in ("table", "ul", "div"):
+            self.alone[-1].append(tag)
+
+    def handle_endtag(self, tag):
+        if tag == "div":
+            self.inside = False
+
+
+def test_each_table_scrolls_in_a_box_of_its_own_with_labels_kept_in_view(pages):
+    _, page = pages["holed"]
+    found = Boxes(page)
+    assert found.tables >= 2
+    assert found.alone == [["div", "table"]] * found.tables
+    style = page[page.index("<style>") : page.index("</style>")]
+    printed = style.index("@media print")
+    rules = dict(re.findall(r"(?m)^([^@{}]+) \{ ([^}]*) \}$", style[:printed]))
+    assert "overflow: auto" in rules[".scroll"]
+    for part, side in (("thead", "top: 0"), ("tr > :first-child", "left: 0")):
+        assert f"position: sticky; {side}" in rules[f"table.metabench {part}"]
+    on_paper = dict(re.findall(r"(?m)^  ([^@{}]+) \{ ([^}]*) \}$", style[printed:]))
+    assert on_paper["table.metabench thead, table.metabench tr > :first-child"] == (
+        "position: static;"
+    )

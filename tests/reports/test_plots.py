@@ -84,7 +84,10 @@ def test_from_six_problems_on_a_ranking_is_drawn(helpers, problems):
         found = {"test": {"accuracy": Estimate(math.sin(n) / 2 + 0.5, 600, 0.1, 0.01)}}
         store.add(place, metrics=found)
     results = collect(suite, "laptop", store, why_not=helpers.allowed)
-    text = names(plots.figures(results, store, kinds=["ranking"])["ranking"])
+    figure = plots.figures(results, store, kinds=["ranking"])["ranking"]
+    box = max((t.get_window_extent() for t in figure.axes[0].texts), key=lambda b: b.width)
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    text = names(figure)
     assert f"{problems} problems" in text
     assert "critical difference" in text
 

@@ -71,6 +71,21 @@ def test_all_failed(suite, helpers):
         assert tables.cost_table(results, fmt)
 
 
+def test_the_cost_table_says_whose_warm_up_is_in_its_time(suite, helpers):
+    said = "warm-up of {} of {} runs is in their time"
+    store = helpers.fill(suite, "smoke")
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    records = [r for cell in results.table_cells.values() for r in cell.done if r.steps]
+    assert len(records) > 1
+    assert said.format(len(records), len(records)) in tables.cost_table(results)
+    for record in records[1:]:
+        record.environment["warm_up_seconds"] = 0.5
+    assert said.format(1, len(records)) in tables.cost_table(results)
+    records[0].environment["warm_up_seconds"] = 0.5
+    assert "is in their time" not in tables.cost_table(results)
+    assert "thrown away to warm up." in tables.cost_table(results)
+
+
 def test_without_papers_there_are_no_paper_columns(helpers):
     suite = helpers.make_suite(paper=[], paper_rows=[], floor="")
     results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)

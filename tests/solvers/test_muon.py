@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import F64, differences
 
+from metabench.core.errors import SettingError
 from metabench.core.registry import solvers
 from metabench.solvers.muon import EPS, polar, triples
 
@@ -144,6 +145,17 @@ def test_what_is_no_matrix_goes_to_the_other_solver():
         assert torch.equal(found[k], expected[k])
     assert memory["others/mean"].keys() == held["mean"].keys() and list(found) == list(here)
     assert ours.products(here) == 2 * 15 and Muon(form="turbo").products(here) == 3 * 12
+
+
+def test_a_name_apart_that_nothing_has_is_told_with_the_nearest():
+    with pytest.raises(
+        SettingError, match=r"apart cannot be 'haed'.*; near: head.*known: a\."
+    ) as e:
+        Muon(apart=("a", "haed")).init(theta())
+    assert "head.weight" in str(e.value)
+    with pytest.raises(SettingError, match=r"begins so; known"):
+        Muon(apart=("zzz",)).init(theta())
+    assert Muon(apart=("a.bias", "head")).init(theta())
 
 
 def test_kernels_are_matrices_of_first_and_rest():
