@@ -94,7 +94,7 @@ def wrapped(
     out = []
     for text in texts:
         line = ""
-        for word in (part for long in text.split() for part in textwrap.wrap(long, fits)):
+        for word in (w for long in printable(text).split() for w in textwrap.wrap(long, fits)):
             longer = f"{line} {word}".strip()
             if line and text_width(longer, size, weight) > width:
                 out.append(line)
