@@ -19,6 +19,8 @@ CAPABILITIES = {
     "carried": "one training along the run, whose theta is carried from outer step to outer step",
     "small_lam": "a lam of few scalars",
     "search_space": "bounds on lam to search in",
+    "choices": "a lam that is nothing but choices",
+    "continuous": "a lam with a continuous scalar at least",
     "module": "a torch module with separate inputs and targets (Problem.module)",
     "per_example_lam": "a lam that can differ from example to example",
     "full_batch": "the same inner problems at every outer step, each with one inner batch",
@@ -33,7 +35,11 @@ CAPABILITIES = {
 }
 """What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
 
-IMPLIED = {"inner_loss": frozenset({"field", "own_step"}), "carried": frozenset({"episodes"})}
+IMPLIED = {
+    "inner_loss": frozenset({"field", "own_step"}),
+    "carried": frozenset({"episodes"}),
+    "continuous": frozenset({"choices"}),
+}
 """What a task offers by offering none of these."""
 
 
