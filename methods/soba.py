@@ -19,6 +19,7 @@ h <- (1 - m) h + m [(d2 G / dlam dtheta) v + grad_lam F], with h at zero first. 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -33,7 +34,7 @@ from metabench.contract.method import (
     SolverName,
     State,
 )
-from metabench.contract.problem import GRADIENTS, Episode
+from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
 from metabench.core.registry import method
 from metabench.hypergradients import stochastic
@@ -65,6 +66,12 @@ class SOBA(GradientMethod):
     def refuses(self, solver: Solver) -> str | None:
         """v belongs to a training without noise."""
         return why_no_noise(solver, "soba")
+
+    def is_at_optimum(
+        self, ctx: Context, lam: Params, found: Sequence[Hypergradient], episodes: Sequence[Episode]
+    ) -> bool:
+        """A direction of zero is right in the first steps, too: v and h start there."""
+        return ctx.step < 2 or super().is_at_optimum(ctx, lam, found, episodes)
 
     def hypergradient_from(self, ctx: Context, state: State, episode: Episode) -> Hypergradient:
         """lam's direction, and theta and v moved."""

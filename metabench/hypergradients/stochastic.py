@@ -65,7 +65,7 @@ def curved(ctx: Context, lam: Params, theta: Params, v: Params, ready: Episode, 
         return ctx.inner_grad(lam, y, ready.batch(t), hvps=1)
 
     _, back = autodiff.pullback(slope, autodiff.detach(theta))
-    (found,) = back(v)
+    found: Params = back(v)[0]
     return found
 
 
@@ -78,7 +78,7 @@ def mixed(ctx: Context, lam: Params, theta: Params, v: Params, episode: Episode,
         return ctx.inner_grad(x, theta, batch, mixed_products=1)
 
     _, back = autodiff.pullback(slope, autodiff.detach(lam))
-    (found,) = back(v)
+    found: Params = back(v)[0]
     return found
 
 
