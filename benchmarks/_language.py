@@ -250,7 +250,7 @@ def _rewarded(cell: Cell, task: Any, method: Any, budget: Any) -> Counted:
     at = _pieces(task.model, task.dtype, task.adapter)
     writes = cell.task == "self_edit_policy"
     theta = deltas(at.known, task.rank, task.targets, 1)
-    lam: Params = deltas(at.known, task.policy_rank, task.targets) if writes else {}
+    lam: Params = deltas(at.known, task.policy_rank, task.policy_maps) if writes else {}
     policy = at.lm.adapter(lam, 1.0) if writes else None
     own = [] if policy is None else [policy]
     both = [*own, at.lm.adapter(theta, 1.0)]

@@ -10,13 +10,15 @@ distance from the current u, and
 with f the model's predictions at theta0 under the regulariser r(u + eps), J their derivative in
 theta (one forward-mode product) and l the inner loss of predictions. Terms of the inner loss that
 are no function of the predictions see theta0 + diag(V eps) theta1. Value and response have a solver
-each.
+each. Differs from the authors' code by default: both step from the same point, where theirs takes
+the response's gradient at the theta0 that the value's step has just left (``order =
+"value_first"``); theta1 of biases starts at one (``bias_slopes = "uniform"`` is theirs).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.method import Context
 from metabench.contract.problem import Batch, Params
+from metabench.core import settings
 from metabench.core.registry import method
 from metabench.hypergradients.best_response import VALUE, Moment, part
 from metabench.hypergradients.self_tuning import SelfTuning, respond
@@ -34,6 +37,10 @@ from metabench.hypergradients.unrolled import load_forward_mode
 @dataclass(frozen=True)
 class DeltaSTN(SelfTuning):
     """Delta-STN (Bae 2020): the value trained as usual, the response on linearised predictions."""
+
+    order: Literal["together", "value_first"] = settings.later("together")
+    """Where a training step takes the response's gradient: at the theta0 from which the value steps
+    too, or at the one to which it has stepped."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -60,25 +67,27 @@ class DeltaSTN(SelfTuning):
         return at.ctx.loss_of_prediction(lam, respond(phi, noise), f + change, batch)
 
     def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
-        """A step of each from the same point."""
+        """A step of each: the value's, then the response's."""
         ctx, batch, parts = at.ctx, at.episode.batch(t), groups(phi)
+        states = dict(solver_state)
         slope = ctx.inner_grad(
             at.coordinates.lam(at.u), part(phi, VALUE), batch, create_graph=False
         )
+        value, states["value"] = ctx.solver.update(
+            parts["value"], {VALUE + k: v for k, v in slope.items()}, states["value"], self.inner_lr
+        )
+        seen = value if self.order == "value_first" else parts["value"]
         draws = at.draws("inner", batch, self.samples, t)
         _, g = autodiff.grad(
             lambda p: torch.stack(
-                [self.loss(at, parts["value"] | p, at.scale * e, batch) for e in draws]
+                [self.loss(at, seen | p, at.scale * e, batch) for e in draws]
             ).mean(),
             parts["response"],
         )
-        found = {"value": {VALUE + k: v for k, v in slope.items()}, "response": g}
-        ends: Params = {}
-        states = dict(solver_state)
-        for name, group in parts.items():
-            end, states[name] = ctx.solver.update(group, found[name], states[name], self.inner_lr)
-            ends |= end
-        return ends, states
+        response, states["response"] = ctx.solver.update(
+            parts["response"], g, states["response"], self.inner_lr
+        )
+        return value | response, states
 
 
 def groups(phi: Params) -> dict[str, Params]:

@@ -19,15 +19,19 @@ from pydantic import Field
 from metabench.contract.method import Context, State
 from metabench.core.registry import method
 from metabench.hypergradients.arms import axis, nodes, twice
-from metabench.hypergradients.gradient_free import Judged, Paused, Search, counted
+from metabench.hypergradients.gradient_free import Judged, Paused, counted
+from metabench.hypergradients.tries import Tries
 
 LARGE = 100_000
 """Points of a grid that is not written down."""
 
+ROUNDING = 1e-6
+"""Of a place in the unit interval that comes from a lam in single precision."""
+
 
 @method("grid")
 @dataclass(frozen=True)
-class Grid(Search):
+class Grid(Tries):
     """Grid search on a small lam; one full inner training a point."""
 
     points: Annotated[int, Field(ge=1)] = 10
@@ -35,6 +39,13 @@ class Grid(Search):
     warm_start: bool = False
 
     revisits: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.warm_start and self.finalists:
+            raise ValueError(
+                f"finalists is {self.finalists}: with warm_start a training goes on from the "
+                "last one, and another of the same lam is no second value; set one of the two"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -57,6 +68,10 @@ class Grid(Search):
         grid = nodes(axes, None if self.warm_start else seed)
         if any(hyper.only_if for hyper in hypers):
             grid = [x for x in grid if not twice(x, axes, counted(x, hypers, like))]
+        if self.initial_first:
+            first = self.initial_point(ctx)
+            on = counted(first, hypers, like)
+            grid = [first, *(x for x in grid if not near(x, first, on))]
         return grid[ctx.step % len(grid)]
 
     def tell_round(self, ctx: Context, state: State, found: Sequence[Judged]) -> dict[str, Any]:
@@ -69,3 +84,8 @@ class Grid(Search):
     def start(self, state: State) -> Paused | None:
         """Where the last training ended."""
         return state.memory.get("warm")
+
+
+def near(a: Sequence[float], b: Sequence[float], counts: Sequence[bool]) -> bool:
+    """Whether two points are the same lam but for rounding: equal in all that counts."""
+    return all(abs(u - v) < ROUNDING for u, v, on in zip(a, b, counts, strict=True) if on)

@@ -19,18 +19,18 @@ from pydantic import Field
 from metabench.contract.method import Context, State
 from metabench.contract.seeds import generator
 from metabench.core.registry import method
-from metabench.hypergradients.gradient_free import Search
+from metabench.hypergradients.tries import Tries
 
 TRIED = "tried"  # in the method's memory: [*point, loss] of every try
 
 
 @method("optuna_tpe")
 @dataclass(frozen=True)
-class OptunaTPE(Search):
+class OptunaTPE(Tries):
     """TPE (Bergstra 2011) by Optuna on a small lam; one full inner training a try."""
 
     startup: Annotated[int, Field(ge=1)] = 10
-    """Tries at random before the estimators are asked."""
+    """Tries at random before the estimators are asked, an initial lam among them."""
     candidates: Annotated[int, Field(ge=1)] = 24
     """Draws of which the most promising becomes the next try."""
     multivariate: bool = False

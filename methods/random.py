@@ -16,26 +16,27 @@ from scipy.stats import qmc
 from metabench.contract.method import Context, State
 from metabench.contract.seeds import generator
 from metabench.core.registry import method
-from metabench.hypergradients.gradient_free import Search
+from metabench.hypergradients.tries import Tries
 
 
 @method("random")
 @dataclass(frozen=True)
-class Random(Search):
+class Random(Tries):
     """Random or quasi-random search on a small lam; one full inner training a try."""
 
     sequence: Literal["sobol", "uniform"] = "sobol"
 
     def ask(self, ctx: Context, state: State, kinds: Sequence[int]) -> Sequence[float]:
-        """Point number ``ctx.step``."""
+        """The next point of the sequence."""
         return self.point(ctx, len(kinds))
 
     def point(self, ctx: Context, dim: int) -> Sequence[float]:
-        """Point number ``ctx.step`` of the sequence in the unit cube [dim]."""
+        """The next point of the sequence in the unit cube [dim]."""
+        number = self.asked(ctx)
         if self.sequence == "sobol":
             sobol = qmc.Sobol(dim, scramble=True, seed=ctx.seeds.method % 2**32)
-            if ctx.step:  # scipy cannot go forward by nothing at the start
-                sobol.fast_forward(ctx.step)
+            if number:  # scipy cannot go forward by nothing at the start
+                sobol.fast_forward(number)
             return [float(x) for x in sobol.random(1)[0]]
-        gen = generator(ctx.seeds.method, "random", ctx.step)
+        gen = generator(ctx.seeds.method, "random", number)
         return torch.rand(dim, generator=gen, dtype=torch.float64).tolist()

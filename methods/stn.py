@@ -7,8 +7,9 @@ Hyperparameters using Structured Best-Response Functions, ICLR 2019, arXiv 1903.
     tuning    min over u, sigma  E_eps F(r(u), theta_phi(u + eps)) - tau H[N(u, diag sigma^2)]
 
 The gradient in u flows through the response alone (and through an F that names lam), never through
-the regulariser, which may be discrete. Differs from the authors' code: step sizes do not fall, and
-sigma's update rule is u's.
+the regulariser, which may be discrete. Differs from the authors' code: step sizes do not fall,
+sigma's update rule is u's, theta1 of biases starts at one (``bias_slopes = "uniform"`` is theirs),
+and theta0 has no trained factor beside it.
 """
 
 from __future__ import annotations

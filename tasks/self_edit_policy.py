@@ -7,10 +7,14 @@ from zero, trained on the text's lines and the passage, each with the title befo
 is how well the adapted model answers closed-book questions. Several edits are adapted at once, as
 a batch of deltas on one frozen base.
 
-The paper steps on one document at a time (``documents_a_step = 1``); the default, one step on all
-of them, is cheaper on a GPU. Differs from the paper: questions are judged by likelihood, word for
-word, or by any model that is named as grader (the paper: GPT-4.1); lam goes on from round to round
-(the paper merges it); the prompts' wording is a reconstruction.
+The authors' code steps on one document at a time (``documents_a_step = 1``), with deltas of q and v
+alone (``targets``; those of the policy are of all seven maps, ``policy_targets``), a step size that
+falls linearly to 0 (``adapt_decay``), and gradients clipped at norm 1 (``adapt_clip``): the paper
+budget of the suites. The default is one step on all documents, which is cheaper on a GPU, at a
+constant step size, and nothing is clipped. Differs from the
+paper: questions are judged by likelihood, word for word, or by any model that is named as grader
+(the paper: GPT-4.1); lam goes on from round to round (the paper merges it); padding is never
+trained on (in the authors' server it is); the prompts' wording is a reconstruction.
 """
 
 from __future__ import annotations
@@ -24,10 +28,11 @@ from torch import Tensor
 
 from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
+from metabench.core import settings
 from metabench.core.registry import task
 
 from .families.policy import RewardedEdit, RewardedProblem
-from .families.self_edit import Count, Prompt
+from .families.self_edit import Count, Prompt, Target, named_once
 from .models.language import lora
 from .models.language.causal import Adapter
 
@@ -50,6 +55,18 @@ class SelfEditPolicy(RewardedEdit):
     """Trainings of a self-edit, from deltas drawn anew, that its reward is the mean of (s)."""
     policy_rank: Count = 4
     policy_alpha: Annotated[float, Field(gt=0)] = 8.0
+    policy_targets: tuple[Target, ...] | None = settings.later(None)
+    """The linear maps of a layer that have a delta in lam; None: those of ``targets``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy_targets is not None:
+            named_once("policy_targets", self.policy_targets)
+
+    @property
+    def policy_maps(self) -> tuple[Target, ...]:
+        """Of lam."""
+        return self.targets if self.policy_targets is None else self.policy_targets
 
     def build(self, seeds: Seeds, device: torch.device) -> SelfEditPolicyProblem:
         """Load model and passages. Raises DataMissing."""
@@ -70,7 +87,7 @@ class SelfEditPolicyProblem(RewardedProblem):
     def init_outer(self) -> Params:
         """A delta of zero effect."""
         task, gen = self.task, generator(self.seeds.init, "lam")
-        return self.lm.decoder.deltas(task.policy_rank, task.targets, gen)
+        return self.lm.decoder.deltas(task.policy_rank, task.policy_maps, gen)
 
     def writer(self, lam: Params) -> Adapter:
         """What lam adds to the base."""
@@ -78,8 +95,7 @@ class SelfEditPolicyProblem(RewardedProblem):
 
     def adapters(self, lam: Params, theta: Params) -> list[Adapter]:
         """lam, and theta on top of it."""
-        names = {k: lam[k] for k in self.start}
-        return [self.writer(names), *super().adapters(lam, theta)]
+        return [self.writer(lam), *super().adapters(lam, theta)]
 
     def sample(self, lam: Params, episode: Episode, n: int, generator: torch.Generator) -> Batch:
         """n self-edits."""

@@ -338,11 +338,11 @@ class Rendered:
     results: Results
     files: list[Path]
 
-    def text(self, format: str = "text") -> str:
-        """The table."""
+    def text(self, format: str = "text", width: int | None = None) -> str:
+        """The table; text fits into ``width`` characters."""
         from metabench.reports import tables
 
-        return tables.draw(self.results, format).rstrip("\n")
+        return tables.draw(self.results, format, width=width).rstrip("\n")
 
 
 def render(

@@ -141,23 +141,34 @@ def logs(
     store: StorePath = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Of each log.")] = 40,
 ) -> None:
-    """What a cell printed, and the logs of the jobs that had it."""
+    """The record of a cell with its traceback, what it printed in jobs, and their logs."""
     from metabench.cluster import cell_states
     from metabench.cluster import submission as folder
+    from metabench.core.cell import place_names
     from metabench.core.errors import UnknownName
     from metabench.store.store import Store
 
     kept = Store(store)
     known = folder.submissions(kept)
-    keys = sorted({k for s in known for k in folder.keys(s) if k.startswith(cell)})
+    every = {*kept.keys(), *(k for s in known for k in folder.keys(s))}
+    keys = sorted(k for k in every if k.startswith(cell))
     if len(keys) != 1:
-        every = [k[:10] for s in known for k in folder.keys(s)]
         raise UnknownName(
-            "one submitted cell whose key begins with", cell, [k[:16] for k in keys] or every[:20]
+            "one cell whose key begins with",
+            cell,
+            [k[:16] for k in keys] or [k[:10] for k in sorted(every)][:20],
         )
+    members = (
+        (m.row, m.column, m.cell)
+        for s in known
+        if keys[0] in folder.keys(s)
+        for group in folder.groups(s)
+        for m in group.members
+    )
     record = kept.get(keys[0])
     if record is not None:
-        printing.say(f"{record.cell}: {record.status}{f': {record.reason}' * bool(record.reason)}")
+        name = place_names(members).get(keys[0], str(record.cell))
+        printing.say(f"{name}: {record.status}{f': {record.reason}' * bool(record.reason)}")
         if record.traceback:
             printing.say(record.traceback.rstrip())
     for attempt in (a for s in known for a in folder.attempts(s.folder, keys[0])):

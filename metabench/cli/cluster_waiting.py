@@ -27,7 +27,10 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
     from metabench.cluster import job_states
     from metabench.cluster import submit as module
     from metabench.cluster.draft import TAKEN
+    from metabench.core.cell import place_names
+    from metabench.run.events import CellWords
     from metabench.store import identity
+    from metabench.store.store import Store
     from metabench.suites.planning import NEVER_RUN, plan
 
     err = printing.console(stderr=True)
@@ -62,9 +65,13 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
         items = [p for p in planned if p.state not in NEVER_RUN]
         if all(p.state not in TAKEN for p in items):
             break
+    root = "" if store.root == Store().root else str(store.root)
+    called = CellWords(place_names((p.row, p.column, p.cell) for p in items), root)
     for p in items:
         if p.state != "done":
-            err.print(f"{p.cell}: {p.state}: {p.reason}", markup=False, soft_wrap=True)
+            err.print(f"{called.of(p.cell)}: {p.state}: {p.reason}", markup=False, soft_wrap=True)
+            if p.record is not None and p.record.traceback:
+                err.print(called.where(p.record), markup=False, soft_wrap=True)
     return int(any(p.state != "done" for p in items))
 
 

@@ -1,7 +1,7 @@
 """The command line. Each command checks its words, calls the verb in :mod:`metabench.api`, prints.
 
-Exit codes: 0 all is well, 1 a cell or a check failed, 2 a name or a value that cannot be, 130
-interrupted. A mistake of the user is one line without a traceback.
+Exit codes: 0 all is well, 1 a cell or a check failed or lacks its data or a package, 2 a name or a
+value that cannot be, 130 interrupted. A mistake of the user is one line without a traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from metabench.cli import cluster_commands as cluster
-from metabench.cli import printing, suite_commands
+from metabench.cli import data_printing, printing, suite_commands
 from metabench.cli.options import StorePath, typed_path
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def data_list() -> None:
     checksums, and what to copy to a machine without network."""
     from metabench.datasets import locate
 
-    printing.print_data(printing.console(), locate.status())
+    data_printing.print_data(printing.console(), locate.status())
 
 
 @data_app.command("fetch")
@@ -238,7 +238,7 @@ def data_fetch(
     """Download a data set, check it and unpack it; goes on with what has come already."""
     from metabench.datasets import fetch
 
-    with printing.downloading(printing.console(stderr=True)) as progress:
+    with data_printing.downloading(printing.console(stderr=True)) as progress:
         folder = fetch.fetch(name, to=to, progress=progress)
     printing.say(f"{name} is in {folder}")
 
@@ -253,7 +253,7 @@ def data_verify(
     from metabench import api
 
     verdicts = api.data_verify(name)
-    printing.print_verdicts(printing.console(), verdicts)
+    data_printing.print_verdicts(printing.console(), verdicts)
     raise typer.Exit(int(any(v.wrong for v in verdicts)))
 
 

@@ -1,15 +1,16 @@
-"""What the command line prints: fitted to a terminal, whole lines without colour elsewhere."""
+"""What the command line prints: fitted to a terminal; without colour elsewhere, and fitted to
+COLUMNS characters, or 80. Commands to type, tracebacks and logs keep their lines."""
 
 from __future__ import annotations
 
-import contextlib
+import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
-    from rich.progress import TaskID
     from rich.segment import Segment
 
     from metabench.api import Status
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from metabench.api.spending import Cost, Estimated
     from metabench.core.findings import Finding
     from metabench.core.registry import Entry
-    from metabench.datasets.download import Progress
-    from metabench.datasets.locate import Status as Data
-    from metabench.datasets.verify import Verdict
     from metabench.suites.planning import Planned
 
 LONGEST_DEFAULT = 60
@@ -57,7 +55,8 @@ STYLES = {
 
 
 def console(stderr: bool = False) -> Console:
-    """Where to print; what others wrote is shown and never acts on the terminal."""
+    """Where to print; what others wrote is shown and never acts on the terminal. Where that is no
+    terminal, it is as wide as the environment's COLUMNS says, or 80 characters."""
     from rich.console import Console
     from rich.segment import Segment
 
@@ -71,7 +70,10 @@ def console(stderr: bool = False) -> Console:
             for part in super().render(renderable, options):
                 yield part if part.control else Segment(printable(part.text), part.style)
 
-    return Printable(stderr=stderr, highlight=False)
+    out = Printable(stderr=stderr, highlight=False)
+    if not out.is_terminal:  # rich would ask the terminal that the input comes from
+        out.width = shutil.get_terminal_size().columns
+    return out
 
 
 def say(text: str, *, err: bool = False, color: str | None = None) -> None:
@@ -86,18 +88,19 @@ def say(text: str, *, err: bool = False, color: str | None = None) -> None:
 def grid(
     out: Console, header: Sequence[str], rows: Iterable[Sequence[str]], *, whole: int = 1
 ) -> None:
-    """Print a plain table. On a terminal the columns after the first ``whole`` wrap; elsewhere
-    every row is one line, for grep."""
+    """Print a plain table. Where it is too wide, the columns after the first ``whole`` wrap."""
     rows = [tuple(row) for row in rows]
-    if not out.is_terminal:
+    if not out.is_terminal and _wide(header, rows) <= out.width:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for row in (tuple(header), *rows):
             cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-            _line(out, "  ".join(cells).rstrip())
+            line(out, "  ".join(cells).rstrip())
         return
     from rich.table import Table
     from rich.text import Text
 
+    if _wide(header[:whole], [row[:whole] for row in rows]) > out.width // 2:
+        whole = 0  # rich would cut off what may not wrap
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for at, name in enumerate(header):
         table.add_column(name, no_wrap=at < whole, overflow="fold")
@@ -106,23 +109,46 @@ def grid(
     out.print(table)
 
 
-def _heading(out: Console, text: str) -> None:
-    out.print(f"\n{text}", style="bold", markup=False, soft_wrap=not out.is_terminal)
+def _grid_with_reasons(
+    out: Console, header: Sequence[str], rows: Sequence[Sequence[str]], *, whole: int
+) -> None:
+    """A table whose last column is prose, which stands below it where the table is too wide: in a
+    narrow last column it would be lines of two words each."""
+    from metabench.reports.footnotes import FootnoteMarks
+
+    footnotes = FootnoteMarks("123456789")
+    if _wide(header, rows) > out.width:
+        rows = [(*row, f"[{footnotes.mark(why)}]" if why else "") for *row, why in rows]
+    grid(out, header, rows, whole=whole)
+    line(out, "")
+    for mark, text in footnotes.items():
+        prose(out, f"[{mark}] {text}")
+    if footnotes.items():
+        line(out, "")
 
 
-def _text(out: Console, text: str) -> None:
-    """Prose: wrapped between words on a terminal."""
-    out.print(text, markup=False, soft_wrap=not out.is_terminal)
+def heading(out: Console, text: str) -> None:
+    """A bold line below an empty one."""
+    prose(out, f"\n{text}", "bold")
 
 
-def _line(out: Console, text: str, style: str = "") -> None:
+def prose(out: Console, text: str, style: str = "") -> None:
+    """Prose: wrapped between words; a long path or address stays one word, to be copied."""
+    for each in text.split("\n"):
+        parts = textwrap.wrap(each, out.width, break_long_words=False, break_on_hyphens=False)
+        for part in parts or [""]:
+            line(out, part, style)
+
+
+def line(out: Console, text: str, style: str = "") -> None:
+    """A line that is not wrapped: a command to type, or part of a log."""
     out.print(text, markup=False, style=style, soft_wrap=True)
 
 
 def print_listing(out: Console, listing: dict[str, list[Entry]]) -> None:
     """Names by kind, each with its author's line."""
     for kind, entries in listing.items():
-        _heading(out, f"{kind}s")
+        heading(out, f"{kind}s")
         foreign = any(e.origin != "built-in" for e in entries)
         header = ("name", "from", "what") if foreign else ("name", "what")
         rows = [(e.name, e.origin, e.summary) if foreign else (e.name, e.summary) for e in entries]
@@ -132,19 +158,19 @@ def print_listing(out: Console, listing: dict[str, list[Entry]]) -> None:
 def print_descriptions(out: Console, descriptions: Iterable[Description]) -> None:
     """All of each description."""
     for d in descriptions:
-        _heading(out, f"{d.kind} {d.name}: {d.title}")
+        heading(out, f"{d.kind} {d.name}: {d.title}")
         if d.text.strip() != d.title:
-            _text(out, d.text)
+            prose(out, d.text)
         for name, text in d.facts:
-            _text(out, f"{name}: {text}")
+            prose(out, f"{name}: {text}")
         if d.settings:
-            _heading(out, "settings")
+            heading(out, "settings")
             rows = [(s.name, _short(s.default), s.type, s.doc) for s in d.settings]
             grid(out, ("name", "default", "type", "meaning"), rows)
         for title, (header, *table) in d.tables:
-            _heading(out, title.lower())
+            heading(out, title.lower())
             grid(out, header, table)
-        _line(out, f"\nsource: {d.source}")
+        prose(out, f"\nsource: {d.source}")
 
 
 def _short(default: str) -> str:
@@ -174,7 +200,9 @@ def _grouped(planned: Iterable[Planned]) -> dict[tuple[str, ...], list[Planned]]
     """Cells that differ in nothing but the seed, together."""
     groups: dict[tuple[str, ...], list[Planned]] = {}
     for p in planned:
-        groups.setdefault((p.row, p.column, p.state, p.reason), []).append(p)
+        at = p.record.raised_at if p.record is not None and p.state == "failed" else ""
+        reason = f"{p.reason} (raised at {at})" if at else p.reason
+        groups.setdefault((p.row, p.column, p.state, reason), []).append(p)
     return groups
 
 
@@ -186,10 +214,9 @@ def _wide(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int = 1) -> None:
     """One line a row, column and state; what is missing and how to get it; the cost in all."""
     from metabench.core.text import duration
-    from metabench.reports.footnotes import FootnoteMarks
     from metabench.suites.planning import TO_RUN
 
-    _heading(out, title)
+    heading(out, title)
     header = ("row", "column", "seeds", "state", "cost", "why")
     rows: list[tuple[str, ...]] = []
     for (row, column, state, reason), group in _grouped(planned).items():
@@ -198,17 +225,8 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
         # What can be repaired is named once, below.
         why = "" if group[0].repair else reason
         rows.append((row, column, _seeds(group), state, cost, why))
-    footnotes = FootnoteMarks("123456789")
-    if out.is_terminal and _wide(header, rows) > out.width:
-        # Prose in a narrow last column is a line of two words each.
-        rows = [(*row, f"[{footnotes.mark(why)}]" if why else "") for *row, why in rows]
-    grid(out, header, rows, whole=2)
-    _line(out, "")
-    for mark, text in footnotes.items():
-        _text(out, f"[{mark}] {text}")
-    if footnotes.items():
-        _line(out, "")
-    _line(out, f"{len(planned)} cells: {cells_of(planned)}")
+    _grid_with_reasons(out, header, rows, whole=2)
+    prose(out, f"{len(planned)} cells: {cells_of(planned)}")
     open_ = [p for p in planned if p.state in TO_RUN]
     known = [p.estimated_seconds for p in open_ if p.estimated_seconds is not None]
     if open_:
@@ -219,7 +237,7 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
                 text += f" ({duration(sum(known) / jobs)} with {jobs} jobs)"
         if len(known) < len(open_):
             text += f"; {len(open_) - len(known)} of unknown cost"
-        _line(out, text)
+        prose(out, text)
     print_repairs(out, planned)
 
 
@@ -228,7 +246,21 @@ def print_repairs(out: Console, planned: Iterable[Planned]) -> None:
     for (state, reason, repair), n in Counter(
         (p.state, p.reason, p.repair) for p in planned if p.repair
     ).items():
-        _line(out, f"{state} ({n} cells): {reason}; repair it with: {repair}", "yellow")
+        print_repair(out, f"{state} ({n} cells): {reason}; ", repair)
+
+
+def print_repair(out: Console, what: str, repair: str) -> None:
+    """What is wrong and what repairs it. Where both are too long for a line, the command stands on
+    one of its own, which is never broken, and what else one may do below."""
+    together = f"{what}repair it with: {repair}"
+    if len(together) <= out.width:
+        line(out, together, "yellow")
+        return
+    command, alternative, words = repair.partition(", or ")
+    prose(out, f"{what}repair it with:", "yellow")
+    line(out, f"    {command}", "yellow")
+    if alternative:
+        prose(out, f"or {words}", "yellow")
 
 
 def print_refusals(out: Console, planned: Iterable[Planned]) -> None:
@@ -237,51 +269,56 @@ def print_refusals(out: Console, planned: Iterable[Planned]) -> None:
 
     never = [p for p in planned if p.state in NEVER_RUN]
     for (state, reason), n in Counter((p.state, p.reason) for p in never).items():
-        _line(out, f"{state} ({n} cells): {reason}", "yellow")
+        prose(out, f"{state} ({n} cells): {reason}", "yellow")
 
 
 def print_status(out: Console, title: str, status: Status, tracebacks: bool = False) -> None:
     """Counts, then every cell that did not end well with its reason, then bad files."""
+    from metabench.core.cell import place_names
+
     if status.planned:
-        _heading(out, title)
-        _line(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
+        heading(out, title)
+        prose(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
         rows = [
             (row, column, _seeds(group), _keys(group), state, "" if group[0].repair else reason)
             for (row, column, state, reason), group in _grouped(status.planned).items()
             if state not in ("done", "open") or reason
         ]
         if rows:
-            grid(out, ("row", "column", "seeds", "key", "state", "why"), rows, whole=2)
+            header = ("row", "column", "seeds", "key", "state", "why")
+            _grid_with_reasons(out, header, rows, whole=2)
         print_repairs(out, status.planned)
     else:
-        _heading(out, title)
+        heading(out, title)
         counts = Counter((r.cell.task, r.cell.method, r.status) for r in status.records)
         if counts:
             summary = sorted((*names, str(n)) for names, n in counts.items())
             grid(out, ("task", "method", "state", "cells"), summary, whole=2)
         else:
-            _line(out, "no records")
+            line(out, "no records")
     bad = [r for r in status.records if r.status != "done"]
+    names = place_names((p.row, p.column, p.cell) for p in status.planned)
     for record in bad:
         if tracebacks or not status.planned:
-            _line(out, f"\n{record.cell}: {record.status}: {record.reason}", "red")
+            name = names.get(record.key, str(record.cell))
+            prose(out, f"\n{name}: {record.status}: {record.reason}", "red")
         if tracebacks and record.traceback:
-            _line(out, record.traceback)
+            line(out, record.traceback)
     if any(r.traceback for r in bad) and not tracebacks:
-        _line(out, "tracebacks: add --tracebacks")
+        line(out, "tracebacks: add --tracebacks; that of one cell: metabench logs KEY")
     print_bad_files(out, map(str, status.problems))
 
 
 def print_bad_files(out: Console, bad: Iterable[str]) -> None:
     """Each file of a store that cannot be trusted, and why."""
     for what in bad:
-        _line(out, f"bad file: {what}", "red")
+        prose(out, f"bad file: {what}", "red")
 
 
 def print_findings(out: Console, findings: Sequence[Finding]) -> None:
     """What the doctor found, by section, and then what to type."""
     for section in dict.fromkeys(f.section for f in findings):
-        _heading(out, section)
+        heading(out, section)
         rows = [(f.name, f.verdict, f.detail) for f in findings if f.section == section]
         grid(out, ("what", "how it is", "detail"), rows)
     repairs: dict[tuple[str, ...], list[Finding]] = {}
@@ -289,51 +326,21 @@ def print_findings(out: Console, findings: Sequence[Finding]) -> None:
         if finding.repair:
             repairs.setdefault(finding.repair, []).append(finding)
     if repairs:
-        _heading(out, "to repair it")
+        heading(out, "to repair it")
     for commands, group in repairs.items():
         need = "needed" if any(f.essential for f in group) else "optional"
-        _line(out, f"{', '.join(f.name for f in group)} ({need}):")
+        prose(out, f"{', '.join(f.name for f in group)} ({need}):")
         for command in commands:
-            _line(out, f"    {command}")
-
-
-def print_data(out: Console, statuses: Iterable[Data]) -> None:
-    """Where each data set is, what it is, what is in it, and what another machine needs of it."""
-    from metabench.core.text import size_text
-
-    for status in statuses:
-        known = status.dataset
-        _heading(out, f"{known.name}: {known.title}")
-        if status.found is None:
-            _line(out, f"missing; repair it with: {status.repair}", "yellow")
-        else:
-            size = size_text(status.bytes)
-            _line(out, f"in {status.found.path} ({status.found.layout.name}, {size})", "green")
-        _text(out, f"source: {known.origin}; licence: {known.licence}; cite: {known.cite}")
-        for layout in known.layouts:
-            held = "; ".join(layout.contents())
-            _text(out, f"{layout.name}: folder {layout.folder} with {held}")
-        _text(out, f"without network: {known.offline}")
-
-
-def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
-    """Each file and what is wrong with it."""
-    for verdict in verdicts:
-        if verdict.wrong:
-            _line(out, f"WRONG  {verdict.path}: {verdict.wrong}", "red")
-        else:
-            _line(out, f"ok     {verdict.path}" + (f": {verdict.note}" if verdict.note else ""))
-    if not verdicts:
-        _line(out, "no data sets here: nothing to verify")
+            line(out, f"    {command}")
 
 
 def print_costs(out: Console, title: str, found: Sequence[Cost]) -> None:
     """Hours by method or row, and all together."""
     from metabench.api.spending import total
 
-    _heading(out, title)
+    heading(out, title)
     if not found:
-        _line(out, "no records")
+        line(out, "no records")
         return
     rows = []
     for c in [*found, total(found)]:
@@ -355,35 +362,9 @@ def print_estimates(out: Console, found: Sequence[Estimated]) -> None:
     """Measured over estimated seconds of past submissions."""
     if not found:
         return
-    _heading(out, "past estimates: measured / estimated")
+    heading(out, "past estimates: measured / estimated")
     rows = [
         (e.submission, str(e.cells), f"{e.median:.2f}", f"{e.low:.2f} to {e.high:.2f}")
         for e in found
     ]
     grid(out, ("submission", "cells", "median", "most of them"), rows)
-
-
-@contextlib.contextmanager
-def downloading(out: Console) -> Iterator[Progress]:
-    """How far downloads are: a bar on a terminal, else one line an address."""
-    from rich.progress import BarColumn, DownloadColumn, TextColumn
-    from rich.progress import Progress as Bars
-
-    tasks: dict[str, TaskID] = {}
-    with Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        console=out,
-        disable=not out.is_terminal,
-        transient=True,
-    ) as bars:
-
-        def show(address: str, so_far: int, total: int | None) -> None:
-            if address not in tasks:
-                tasks[address] = bars.add_task(address.rpartition("/")[2], total=total)
-                if not out.is_terminal:
-                    _line(out, f"fetching {address}")
-            bars.update(tasks[address], completed=so_far, total=total)
-
-        yield show

@@ -11,6 +11,8 @@ from metabench.cli import printing
 from metabench.core.cell import Cell
 from metabench.core.text import duration
 from metabench.run.events import (
+    UNNAMED,
+    CellWords,
     Elsewhere,
     Event,
     Finished,
@@ -131,18 +133,22 @@ class Tally:
         return ", ".join(parts)
 
 
-def view(total: int, jobs: int = 1, console: Console | None = None) -> Live | Lines:
-    """The right view of a launch of ``total`` cells for where the output goes."""
+def view(
+    total: int, jobs: int = 1, console: Console | None = None, words: CellWords = UNNAMED
+) -> Live | Lines:
+    """The right view of a launch of ``total`` cells for where the output goes; ``words``: how to
+    name them."""
     console = console or printing.console(stderr=True)
     tally = Tally(total, jobs)
-    return Live(tally, console) if console.is_terminal else Lines(tally, console)
+    kind = Live if console.is_terminal else Lines
+    return kind(tally, console, words)
 
 
 class Lines:
     """One line for each thing that happens, and now and then one about the running cells."""
 
-    def __init__(self, tally: Tally, console: Console) -> None:
-        self.tally, self.console = tally, console
+    def __init__(self, tally: Tally, console: Console, words: CellWords = UNNAMED) -> None:
+        self.tally, self.console, self.words = tally, console, words
         self._last = tally.clock()
 
     def __call__(self, event: Event) -> None:
@@ -153,16 +159,25 @@ class Lines:
             if now - self._last < LINE_SECONDS:
                 return
             for running in list(self.tally.running.values()):
-                self._print(_line_of(running))
+                self._print(self._line_of(running))
             self._print(str(self.tally))
         else:
-            text = describe(event)
+            text = describe(event, self.words)
             if not text:
                 return
             self._print(text)
             if isinstance(event, Finished) and not event.reused:
                 self._print(str(self.tally))
         self._last = now
+
+    def _line_of(self, running: Running) -> str:
+        parts: Sequence[str] = (
+            self.words.of(running.cell),
+            f"{_steps(running)} ({running.fraction:.0%})",
+            running.phase,
+            running.latest,
+        )
+        return "  ".join(part for part in parts if part)
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -177,10 +192,10 @@ class Lines:
 class Live:
     """Bars of the running cells below what has happened, redrawn in place."""
 
-    def __init__(self, tally: Tally, console: Console) -> None:
+    def __init__(self, tally: Tally, console: Console, words: CellWords = UNNAMED) -> None:
         from rich.live import Live as RichLive
 
-        self.tally, self.console = tally, console
+        self.tally, self.console, self.words = tally, console, words
         self._live = RichLive(
             console=console, refresh_per_second=4, get_renderable=self.render, transient=True
         )
@@ -189,7 +204,7 @@ class Live:
         """Print what stays; the rest is drawn from the tally."""
         self.tally.take(event)
         quiet = isinstance(event, Started) or (isinstance(event, Finished) and event.reused)
-        text = "" if quiet else describe(event)
+        text = "" if quiet else describe(event, self.words)
         if text:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -202,10 +217,8 @@ class Live:
 
         table = Table.grid(padding=(0, 1))
         for running in list(self.tally.running.values()):
-            cell = running.cell
             table.add_row(
-                f"{cell.task} x {cell.method}",
-                f"seed {cell.seed}",
+                Text(self.words.of(running.cell)),
                 ProgressBar(total=1.0, completed=min(1.0, running.fraction), width=24),
                 _steps(running),
                 running.phase,
@@ -225,13 +238,3 @@ class Live:
 
 def _steps(running: Running) -> str:
     return f"{running.step}/{running.horizon}" if running.horizon else f"step {running.step}"
-
-
-def _line_of(running: Running) -> str:
-    parts: Sequence[str] = (
-        f"{running.cell}",
-        f"{_steps(running)} ({running.fraction:.0%})",
-        running.phase,
-        running.latest,
-    )
-    return "  ".join(part for part in parts if part)

@@ -117,7 +117,8 @@ def table(
     ] = None,
     unverified: Unverified = False,
 ) -> None:
-    """The table of what is finished: the paper's numbers beside ours."""
+    """The table of what is finished: the paper's numbers beside ours. Text that is printed fits
+    the terminal, or COLUMNS characters where it goes elsewhere (80 unless set)."""
     from metabench import api
     from metabench.api import output
     from metabench.cli import printing
@@ -131,7 +132,8 @@ def table(
         fmt = format or (output.format_of(out) if out is not None else _terminal_format())
         found = api.results(each, unverified=unverified, **choice.words())
         printing.print_bad_files(printing.console(stderr=True), found.bad_files)
-        text = tables.draw(found, fmt, cost=cost)
+        width = printing.console().width if out is None else None
+        text = tables.draw(found, fmt, cost=cost, width=width)
         if out is None:
             typer.echo(text.rstrip("\n"))
         else:
@@ -208,6 +210,7 @@ def reproduce(
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
     from metabench import api
     from metabench.api import output
+    from metabench.cli import printing
 
     typed = choice
     if cluster is not None:
@@ -223,7 +226,8 @@ def reproduce(
         if code == 130:
             break
         shown = api.render(each, out=folder, unverified=unverified, **choice.words())
-        typer.echo("\n" + shown.text(_terminal_format()) + "\n")
+        text = shown.text(_terminal_format(), printing.console().width)
+        typer.echo(f"\n{text}\n")
         *others, page = shown.files
         typer.echo(f"{len(others)} files of tables and plots in {page.parent}")
         typer.echo(f"report: {page}")
@@ -300,7 +304,10 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
     from metabench.api import verbs
     from metabench.cli import printing
     from metabench.cli.progress import view
+    from metabench.core.cell import place_names
+    from metabench.run.events import CellWords
     from metabench.run.local_launcher import default_jobs
+    from metabench.store.store import Store
     from metabench.suites.planning import TO_RUN
 
     verbs.check_device(launch.device)
@@ -313,14 +320,17 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
         soft_wrap=True,
     )
     printing.print_repairs(err, planned)
-    code = int(any(p.state in ("missing data", "closed") for p in planned))
+    code = int(any(p.state in ("missing data", "missing package", "closed") for p in planned))
     if not todo:
         printing.print_refusals(err, planned)
         return code
-    with view(todo, jobs) as listener:
+    names = place_names((p.row, p.column, p.cell) for p in planned)
+    store = choice.open_store()
+    words = CellWords(names, "" if store.root == Store().root else str(store.root))
+    with view(todo, jobs, words=words) as listener:
         summary = verbs.run_planned(
             [p for p in planned if p.state in TO_RUN],
-            choice.open_store(),
+            store,
             jobs=jobs,
             device=launch.device,
             time_limit=launch.time_limit,

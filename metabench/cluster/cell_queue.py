@@ -9,7 +9,9 @@ from pathlib import Path
 
 from metabench.cluster import submission as folders
 from metabench.cluster.submission import Group, Member
+from metabench.core.cell import place_names
 from metabench.core.errors import StoreError
+from metabench.run.events import CellWords
 from metabench.run.failure import write_failure
 from metabench.store import lease
 from metabench.store.record import Record, Status
@@ -27,6 +29,8 @@ class CellQueue:
     def __init__(self, folder: Path, group: Group, left: Callable[[], float]) -> None:
         self.folder, self.group, self.left = folder, group, left
         self.store = Store(group.store)
+        names = place_names((m.row, m.column, m.cell) for m in group.members)
+        self.words = CellWords(names, group.store)
         members, workers = group.members, max(1, group.workers)
         index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) % workers
         # Each begins with a stretch of its own, and helps the others at the end.
@@ -123,7 +127,7 @@ class CellQueue:
             self.unsaved[cell.key] = str(error)
             record = None
         if cell.key in self.unsaved or (record is not None and record.reason == reason):
-            say(f"{cell}: {reason}")
+            say(f"{self.words.of(cell)}: {reason}")
 
 
 def say(text: str) -> None:

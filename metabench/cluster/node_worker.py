@@ -280,7 +280,7 @@ class _Work:
             self.note_attempt(event.record.key, what=FOUND if event.reused else event.record.status)
             if event.unsaved:
                 self.queue.unsaved[event.record.key] = event.unsaved
-        text = describe(event)
+        text = describe(event, self.queue.words)
         if text:
             say(text)
 
@@ -290,7 +290,7 @@ class _Work:
         if ended.how == "cut off":
             self.rank_lost = ended.what
             self.note_attempt(key, what=ended.what)
-            say(describe(Retried(ended.cell, ended.what)))
+            say(describe(Retried(ended.cell, ended.what), self.queue.words))
             return
         self.note_attempt(key, end=ended.how, **({"what": ended.what} if ended.what else {}))
         if ended.how == "held":
@@ -299,7 +299,7 @@ class _Work:
             self.done += 1
             self.queue.finished.add(key)
         elif ended.how in ("refused", "unsaved"):
-            say(f"{ended.cell}: {ended.how}: {ended.what}")
+            say(f"{self.queue.words.of(ended.cell)}: {ended.how}: {ended.what}")
             self.queue.unsaved[key] = ended.what
             self.queue.finished.add(key)
 
@@ -311,7 +311,7 @@ class _Work:
             self.note_attempt(key, end=NOT_BEGUN)
             return
         self.note_attempt(key, what=died.how)
-        say(describe(Retried(died.cell, died.how)))
+        say(describe(Retried(died.cell, died.how), self.queue.words))
         self.queue.died(key)
 
     def over(self, key: str) -> None:

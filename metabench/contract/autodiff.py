@@ -263,6 +263,20 @@ def norm(x: Params) -> Tensor:
     return whole
 
 
+def clip_norm(x: Params, most: float, *, batch: int = 0) -> Params:
+    """x, scaled down where its Euclidean norm over all names exceeds ``most``, by the factor of
+    torch.nn.utils.clip_grad_norm_: min(1, most / (norm + 1e-6)).
+
+    The first ``batch`` dimensions of every tensor count members, each with a norm of its own.
+    """
+    parts = [torch.linalg.vector_norm(v.reshape(*v.shape[:batch], -1), dim=-1) for v in x.values()]
+    factor = (most / (torch.linalg.vector_norm(torch.stack(parts), dim=0) + 1e-6)).clamp(max=1.0)
+    return {
+        k: v * factor.to(v.dtype).view(*factor.shape, *[1] * (v.dim() - batch))
+        for k, v in x.items()
+    }
+
+
 def mean(items: Iterable[Params]) -> Params:
     """Entry by entry mean, summed in the order given."""
     first, *others = items

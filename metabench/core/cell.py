@@ -99,6 +99,18 @@ def canonical(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def place_names(places: Iterable[tuple[str, str, Cell]]) -> dict[str, str]:
+    """Key of a cell to what people call it: the rows and columns of its suite that it stands in,
+    as ``--only`` takes them, its seed and the beginning of its key."""
+    found: dict[str, tuple[Cell, list[str]]] = {}
+    for row, column, cell in places:
+        found.setdefault(cell.key, (cell, []))[1].append(f"{row}/{column}")
+    return {
+        key: f"{', '.join(dict.fromkeys(at))} seed {cell.seed} [{key[:10]}]"
+        for key, (cell, at) in found.items()
+    }
+
+
 Parts = tuple[Any, Any, Any, Budget]
 """The task, method, solver and budget objects that a cell names."""
 

@@ -24,7 +24,8 @@ from metabench.contract.context import Context
 from metabench.contract.method import Positive, State, Steps
 from metabench.contract.problem import Params
 from metabench.contract.seeds import generator
-from metabench.hypergradients.gradient_free import Search, counted, kinds, place
+from metabench.hypergradients.gradient_free import counted, kinds, place
+from metabench.hypergradients.tries import InitialFirst
 
 SAMPLER = "sampler"
 """In the memory: of each scalar [mu, sigma] in the unit interval, or the shares of its
@@ -32,7 +33,7 @@ categories."""
 
 
 @dataclass(frozen=True)
-class CrossEntropy(Search):
+class CrossEntropy(InitialFirst):
     """The sampler's settings, draws from it, and its fit to a round."""
 
     inner_steps: Steps = 20
@@ -72,7 +73,8 @@ class CrossEntropy(Search):
 
     def draws(self, ctx: Context, state: State, kinds: Sequence[int]) -> list[list[float]]:
         """The points of step ``ctx.step`` [samples, scalars]; a category is its middle in the unit
-        interval, a normal draw beyond the bounds is on them."""
+        interval, a normal draw beyond the bounds is on them. The initial lam may take the place of
+        the first draw of all."""
         gen = generator(ctx.seeds.method, "cross-entropy", ctx.step)
         columns = []
         for v, n in zip(self.sampler(ctx, state), kinds, strict=True):
@@ -83,7 +85,8 @@ class CrossEntropy(Search):
                 drawn = (v[0] + v[1] * normal).clamp(0, 1)
             columns.append(drawn)
         rows: list[list[float]] = torch.stack(columns, 1).tolist()
-        return rows
+        first = self.initial_first and ctx.step == 0
+        return [list(self.initial_point(ctx)), *rows[1:]] if first else rows
 
     def fitted(
         self,

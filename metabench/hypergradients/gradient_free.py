@@ -110,10 +110,14 @@ class Search(InnerTraining):
         log = losses_log(found)
         if memory is not state.memory:
             state = replace(state, memory=memory)
-        if self.revisits or all(kinds(hypers, like)):
+        if self.keeps_account(ctx):
             state, account = self.entered(ctx, state, found)
             log |= account
         return self.recommend(ctx, regretted(ctx, state, found, episodes), found), log
+
+    def keeps_account(self, ctx: Context) -> bool:
+        """Whether the memory has every lam with all its values: one may be judged again."""
+        return self.revisits or all(kinds(ctx.problem.hypers, ctx.problem.init_outer()))
 
     def entered(
         self, ctx: Context, state: State, found: Sequence[Judged]
@@ -280,15 +284,37 @@ def place(u: Sequence[float], hypers: Sequence[Hyper], like: Params) -> Params:
         at += value.numel()
         if hyper.choices:
             part = (part * len(hyper.choices)).floor().clamp(max=len(hyper.choices) - 1)
-        elif hyper.low is None or hyper.high is None:
-            raise ValueError(f"lam's part {hyper.name!r} has no bounds to search between")
         else:
-            low, high = (math.log(x) if hyper.log else x for x in (hyper.low, hyper.high))
+            low, high = (math.log(x) if hyper.log else x for x in bounds(hyper))
             part = low + part * (high - low)
             part = part.exp() if hyper.log else part
         out[hyper.name] = part.reshape(value.shape)
     idle = [h.name for h in hypers if not counts(h, hypers, out)]
     return out | {name: like[name] for name in idle}
+
+
+def point_of(lam: Params, hypers: Sequence[Hyper]) -> tuple[float, ...]:
+    """Where lam is in the unit cube, the inverse of :func:`place` but for rounding: a category is
+    its middle in the unit interval, and what is beyond a bound is on it. Raises as that does."""
+    out: list[float] = []
+    for hyper in hypers:
+        values = lam[hyper.name].reshape(-1).tolist()
+        if hyper.choices:
+            out += [(int(v) + 0.5) / len(hyper.choices) for v in values]
+            continue
+        low, high = bounds(hyper)
+        inside = [min(max(v, low), high) for v in values]
+        if hyper.log:
+            low, high, inside = math.log(low), math.log(high), [math.log(v) for v in inside]
+        out += [(v - low) / (high - low) for v in inside]
+    return tuple(out)
+
+
+def bounds(hyper: Hyper) -> tuple[float, float]:
+    """Of a part of lam without choices. Raises ValueError for one that lacks a bound."""
+    if hyper.low is None or hyper.high is None:
+        raise ValueError(f"lam's part {hyper.name!r} has no bounds to search between")
+    return hyper.low, hyper.high
 
 
 def counts(hyper: Hyper, hypers: Sequence[Hyper], lam: Params) -> bool:

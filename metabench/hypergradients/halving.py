@@ -18,14 +18,15 @@ from pydantic import Field
 from metabench.contract.context import Context
 from metabench.contract.method import State
 from metabench.contract.seeds import generator
-from metabench.hypergradients.gradient_free import Judged, Search, kinds, losses_log
+from metabench.hypergradients.gradient_free import Judged, kinds, losses_log
+from metabench.hypergradients.tries import InitialFirst
 
 Trial = dict[str, Any]
 """{"point", "done", "paused"}: a point, the inner steps it has had, and where they have ended."""
 
 
 @dataclass(frozen=True)
-class Rungs(Search):
+class Rungs(InitialFirst):
     """Search by trainings of several lengths; the answer is the best at the longest reached."""
 
     eta: Annotated[int, Field(ge=2)] = 3
@@ -41,10 +42,13 @@ class Rungs(Search):
         return replace(state, memory={**state.memory, "longest": 0})
 
     def drawn(self, ctx: Context, number: int, n: int) -> list[Trial]:
-        """Round ``number`` of n new points, uniform in the unit cube."""
+        """Round ``number`` of n new points, uniform in the unit cube; the initial lam may take the
+        place of the first of all."""
         gen = generator(ctx.seeds.method, "halving", number)
         dim = len(kinds(ctx.problem.hypers, ctx.problem.init_outer()))
         points = torch.rand(n, dim, generator=gen, dtype=torch.float64).tolist()
+        if self.initial_first and number == 0:
+            points[0] = list(self.initial_point(ctx))
         return [{"point": point, "done": 0, "paused": None} for point in points]
 
     def trained(self, ctx: Context, trial: Trial, number: int, steps: int) -> tuple[Judged, Trial]:

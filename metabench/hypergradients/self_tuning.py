@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from metabench.contract import autodiff
 from metabench.contract.method import Context, Positive, State
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Params
+from metabench.core import settings
 from metabench.hypergradients.best_response import (
     SLOPE,
     VALUE,
@@ -35,17 +36,25 @@ from metabench.hypergradients.best_response import (
     softplus_inverse,
 )
 
+BiasSlopes = Literal["ones", "uniform"]
 GATE, PROJECTION = "gate/", "projection"
 """Names of V in a response's parameters: prefix and theta's name, and its second factor."""
 
 
 def begin(
-    theta: Params, n: int, gen: torch.Generator, *, rank: int | None = None, gates: float = 0.0
+    theta: Params,
+    n: int,
+    gen: torch.Generator,
+    *,
+    rank: int | None = None,
+    gates: float = 0.0,
+    bias_slopes: BiasSlopes = "ones",
 ) -> Params:
     """A response's first parameters for u of n entries: value theta, rows that hardly answer.
 
     V is normal with deviation ``gates``. theta1 is uniform within 1 / sqrt(inputs) for tensors
-    with rows, and one for vectors and scalars.
+    with rows. For vectors and scalars it is one, or with ``bias_slopes`` "uniform" drawn within the
+    bound of their layer's weight ("a.weight" for "a.bias"), and within 1 where there is none.
     """
     phi = {VALUE + k: v for k, v in theta.items()}
     width = n
@@ -55,9 +64,10 @@ def begin(
         width = rank
     for k, v in theta.items():
         slope = torch.ones_like(v)
-        if v.dim() > 1:
+        if v.dim() > 1 or bias_slopes == "uniform":
             drawn = torch.rand(v.shape, generator=gen, dtype=v.dtype).to(v)
-            slope = (2 * drawn - 1) * (len(v) / v.numel()) ** 0.5
+            layer = v if v.dim() > 1 else theta.get(f"{k.rpartition('.')[0]}.weight", v[..., None])
+            slope = (2 * drawn - 1) * (len(layer) / layer.numel()) ** 0.5
         phi[SLOPE + k] = slope
         rows = len(v) if v.dim() else 1
         phi[GATE + k] = gates * torch.randn(rows, width, generator=gen, dtype=v.dtype).to(v)
@@ -97,6 +107,9 @@ class SelfTuning(BestResponse):
     """What the entropy of the perturbations counts beside the outer loss (tau)."""
     rank: Annotated[int, Field(ge=1)] | None = None
     """Gates see this many learned projections of u: for a long lam. None: u itself."""
+    bias_slopes: BiasSlopes = settings.later("ones")
+    """What theta1 of biases starts from: ones, or, as in the authors' codes, uniform draws within
+    1 / sqrt(inputs) of their layer."""
 
     kind: ClassVar[str] = "a self-tuning network"
     gates: ClassVar[float] = 0.0
@@ -118,7 +131,7 @@ class SelfTuning(BestResponse):
 
     def first_response(self, theta: Params, n: int, gen: torch.Generator) -> Params:
         """Value theta, gates that hardly answer."""
-        return begin(theta, n, gen, rank=self.rank, gates=self.gates)
+        return begin(theta, n, gen, rank=self.rank, gates=self.gates, bias_slopes=self.bias_slopes)
 
     def theta(self, phi: Params, u: Tensor) -> Params:
         """The gated response at u."""

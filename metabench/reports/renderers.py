@@ -1,16 +1,19 @@
-"""One grid of text in Markdown, LaTeX, HTML, plain text and on a rich console."""
+"""One grid of text in Markdown, HTML, plain text and on a rich console; LaTeX has a module of its
+own."""
 
 from __future__ import annotations
 
 import html as html_module
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from metabench.core.text import one_line
 
 if TYPE_CHECKING:
+    from rich.box import Box
     from rich.console import Group
     from rich.table import Table
 
@@ -130,114 +133,65 @@ def _code_span(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def text(grid: Grid) -> str:
-    """Plain text; the best numbers have a star, and those shown to be worse a dagger."""
+def _shown(item: Item) -> str:
+    """A field where there are no bold letters and nothing stands above the line."""
+    marks = f" [{','.join(item.marks)}]" if item.marks else ""
+    return item.text + STAR * item.bold + WORSE * item.worse + marks
 
-    def cell(item: Item) -> str:
-        marks = f" [{','.join(item.marks)}]" if item.marks else ""
-        return item.text + STAR * item.bold + WORSE * item.worse + marks
+
+def text(grid: Grid, width: int | None = None) -> str:
+    """Plain text; the best numbers have a star, and those shown to be worse a dagger.
+
+    No line is longer than ``width`` characters (None: lines are as long as they are): a table that
+    is wider is split as by :func:`rich`, and the footnotes are wrapped.
+    """
+    from rich.cells import cell_len
 
     heads = [head.replace("\0", "\n") for head in joined_heads(grid, "\0")]
-    table = _tabulated(grid, heads, cell, "simple")
-    footnotes = [
-        (f"[{n.mark}] " if n.mark else "") + n.words(STAR) + (f" {n.code}" if n.code else "")
-        for n in grid.footnotes
-    ]
-    lines = [line.rstrip() for line in table.splitlines()]
-    return "\n".join([grid.title, "", *lines, "", *footnotes]) + "\n"
+    table = [line.rstrip() for line in _tabulated(grid, heads, _shown, "simple").splitlines()]
+    if width is not None and max(map(cell_len, table)) > width:
+        table = _split_lines(grid, width)
+    lines = [grid.title, "", *table, ""]
+    for n in grid.footnotes:
+        said = (f"[{n.mark}] " if n.mark else "") + n.words(STAR)
+        lines += _with_command(said, n.code, width)
+    if width is not None:
+        lines = [part for line in lines for part in _wrapped(line, width)]
+    return "\n".join(lines) + "\n"
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    WORSE: r"\textsuperscript{\textdagger}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "—": "---",
-    "–": "--",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "λ": r"$\lambda$",
-    "θ": r"$\theta$",
-    "…": r"\dots{}",
-    "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-}
+def _with_command(said: str, command: str, width: int | None) -> list[str]:
+    """A footnote and its command in one line, or in two where that is too long."""
+    together = f"{said} {command}".rstrip()
+    if width is not None and len(together) > width and command:
+        return [said, command]
+    return [together]
 
 
-def latex_escape(text: str) -> str:
-    """Text that LaTeX shows as it is, in text mode; letters beyond ASCII are left to the engine."""
-    text = one_line(text)
-    parts = []
-    for before, c in zip(" " + text, text, strict=False):
-        ligature = c == before and c in "-,"
-        parts.append("{}" + c if ligature else _LATEX.get(c, c))
-    return "".join(parts)
+def _wrapped(line: str, width: int) -> list[str]:
+    from rich.console import Console
+    from rich.text import Text
+
+    # Not textwrap, which takes each character for one column.
+    return [part.plain.rstrip() for part in Text(line).wrap(Console(width=width), width)]
 
 
-def latex(grid: Grid) -> str:
-    """A table float with booktabs rules and the footnotes below.
+_DASHES = "    \n    \n -- \n" + 5 * "    \n"
+"""A box of :mod:`rich.box` that draws nothing but dashes below the heads."""
 
-    Preamble: ``\\usepackage{booktabs}`` and ``\\usepackage[T1]{fontenc}``.
-    """
 
-    def cell(item: Item) -> str:
-        text = latex_escape(item.text)
-        text = (rf"\textbf{{{text}}}" if item.bold else text) + _LATEX[WORSE] * item.worse
-        return text + (rf"\textsuperscript{{{','.join(item.marks)}}}" if item.marks else "")
+def _split_lines(grid: Grid, width: int) -> list[str]:
+    """The tables of a grid that is too wide for one, each below an empty line."""
+    from rich import box
+    from rich.console import Console
 
-    columns = "l" * grid.left + "r" * (len(grid.heads) - grid.left)
-    lines = [
-        "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_escape(grid.title)}}}",
-        rf"\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', grid.label)}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-    ]
-    if any(label for label, _ in grid.groups):
-        start, top, under = 1, [], []
-        for label, span in grid.groups:
-            wide = rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(label)}}}"
-            top.append(wide if label else "&".join([" "] * span).strip())
-            if label:
-                under.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
-            start += span
-        lines += [" & ".join(top) + r" \\", " ".join(under)]
-    lines += [" & ".join(latex_escape(head) for head in grid.heads) + r" \\", r"\midrule"]
-    for number, row in enumerate(grid.rows):
-        if number in grid.rules and number:
-            lines.append(r"\midrule")
-        lines.append(" & ".join(cell(item) for item in row) + r" \\")
-    lines += [
-        r"\bottomrule",
-        r"\end{tabular}",
-        "",
-        r"\medskip",
-        r"\begin{minipage}{\linewidth}",
-        r"\footnotesize\raggedright",
-    ]
-    for note in grid.footnotes:
-        mark = rf"\textsuperscript{{{note.mark}}}" if note.mark else ""
-        code = rf" \texttt{{{latex_escape(note.code)}}}" if note.code else ""
-        lines.append(rf"{mark}{latex_escape(note.words('Bold'))}{code}\par")
-    return "\n".join([*lines, r"\end{minipage}", r"\end{table}"]) + "\n"
+    file = io.StringIO()
+    console = Console(file=file, width=width, color_system=None, force_terminal=False)
+    for number, part in enumerate(_parts(grid, width)):
+        if number:
+            console.print()
+        console.print(_rich_table(grid, part, width, box.Box(_DASHES, ascii=True)))
+    return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
 def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> str:
@@ -281,69 +235,93 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
     return "\n".join([*out, "</ul>"]) + "\n"
 
 
-def rich(grid: Grid, width: int | None = None) -> Group:
+def rich(grid: Grid, width: int) -> Group:
     """A renderable for a rich console; the best numbers have a star, and are bold and green where
     the console has that.
 
-    Where the longest words do not fit into ``width`` characters, the columns are split into several
+    Where the numbers do not fit into ``width`` characters, the columns are split into several
     tables, each with the row labels.
     """
+    from rich import box
     from rich.console import Group
     from rich.text import Text
 
     footnotes = []
     for note in grid.footnotes:
-        line = Text(f"[{note.mark}] " if note.mark else "", style="dim")
-        line.append(note.words(STAR))
-        line.append(f" {note.code}" if note.code else "", style="bold")
-        footnotes.append(line)
-    tables = [_rich_table(grid, part, n == 0) for n, part in enumerate(_parts(grid, width))]
-    return Group(*tables, *footnotes)
+        mark = f"[{note.mark}] " if note.mark else ""
+        said, *command = _with_command(mark + note.words(STAR), note.code, width)
+        together = note.code and not command
+        line = Text(said.removesuffix(note.code) if together else said)
+        line.stylize("dim", 0, len(mark))
+        line.append(note.code if together else "", style="bold")
+        footnotes += [line, *[Text(code, style="bold") for code in command]]
+    tables: list[Table | str] = []
+    for part in _parts(grid, width):
+        tables += [_rich_table(grid, part, width, box.SIMPLE_HEAD), ""]
+    return Group(Text(grid.title, style="italic"), "", *tables, *footnotes)
 
 
-def _parts(grid: Grid, width: int | None) -> list[list[int]]:
+GAP = 2
+"""Characters between the columns of a table that is fitted into a width."""
+
+
+def _needs(grid: Grid, i: int) -> tuple[int, int]:
+    """Characters of column ``i``: those of its longest word, a number and its ± being one, and
+    those of its longest line."""
+    texts = [*joined_heads(grid, "\n")[i].split("\n"), *[_shown(row[i]) for row in grid.rows]]
+    words = [word for text in texts for word in text.replace(" ± ", "_±_").split()]
+    return max(map(len, words), default=1), max(map(len, texts))
+
+
+def _parts(grid: Grid, width: int) -> list[list[int]]:
     """Numbers of the columns of each table that fits into ``width``."""
     left = list(range(grid.left))
-    rest = list(range(grid.left, len(grid.heads)))
-    if width is None:
-        return [left + rest]
-
-    def needs(i: int) -> int:
-        words = joined_heads(grid, " ")[i].split()
-        words += [word for row in grid.rows for word in row[i].text.split()]
-        return 2 + max(map(len, words), default=0)
-
     parts: list[list[int]] = [[]]
-    fixed = sum(needs(i) for i in left)
+    fixed = sum(_needs(grid, i)[0] + GAP for i in left) - GAP
     room = width - fixed
-    for i in rest:
-        if parts[-1] and room < needs(i):
+    for i in range(grid.left, len(grid.heads)):
+        need = _needs(grid, i)[0] + GAP
+        if parts[-1] and room < need:
             parts.append([])
             room = width - fixed
         parts[-1].append(i)
-        room -= needs(i)
+        room -= need
     return [left + part for part in parts]
 
 
-def _rich_table(grid: Grid, columns: Sequence[int], first: bool) -> Table:
-    from rich import box
+def _widths(grid: Grid, columns: Sequence[int], width: int) -> list[int]:
+    """Characters for each of ``columns``: what its longest word needs, what is left over to the
+    first ones; where even the words are too long, the longest are broken."""
+    least, whole = map(list, zip(*[_needs(grid, i) for i in columns], strict=True))
+    room = max(len(columns), width - GAP * (len(columns) - 1))
+    while sum(least) > room:
+        least[least.index(max(least))] -= 1
+    for i, most in enumerate(whole):
+        least[i] += min(max(0, most - least[i]), room - sum(least))
+    return least
+
+
+def _rich_table(grid: Grid, columns: Sequence[int], width: int, lines: Box) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    title = Text(grid.title) if first else None
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    # A column is divided from the next by its padding and by the divider of the box.
+    padding = (0, GAP - 1, 0, 0)
+    table = Table(box=lines, show_edge=False, pad_edge=False, padding=padding)
     heads = joined_heads(grid, "\n")
-    for i in columns:
-        table.add_column(Text(heads[i]), justify="left" if i < grid.left else "right")
+    for i, wide in zip(columns, _widths(grid, columns, width), strict=True):
+        justify: Literal["left", "right"] = "left" if i < grid.left else "right"
+        table.add_column(Text(heads[i]), justify=justify, width=wide, overflow="fold")
     for number, row in enumerate(grid.rows):
         if number in grid.rules and number:
             table.add_section()
         cells = []
         for i in columns:
             item = row[i]
-            shown = Text(item.text + STAR * item.bold, style="bold green" if item.bold else "")
-            shown.append(WORSE if item.worse else "", style="dim")
-            shown.append(f" [{','.join(item.marks)}]" if item.marks else "", style="dim")
+            shown = Text(_shown(item))
+            number_length = len(item.text + STAR * item.bold)
+            shown.stylize("bold green" if item.bold else "", 0, number_length)
+            shown.stylize("dim", number_length)
             cells.append(shown)
         table.add_row(*cells)
     return table

@@ -12,7 +12,7 @@ from metabench.analysis.paper_claims import reach_comparisons
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.errors import UnknownName
 from metabench.core.text import counted, human, listed, with_pm
-from metabench.reports import csv_export, renderers
+from metabench.reports import csv_export, latex, renderers
 from metabench.reports.cost_footnotes import price_footnotes
 from metabench.reports.footnotes import (
     Entries,
@@ -35,15 +35,16 @@ FORMATS: tuple[str, ...] = get_args(Format)
 HOLE = "—"
 
 
-def table(results: Results, fmt: Format = "markdown") -> str:
+def table(results: Results, fmt: Format = "markdown", width: int | None = None) -> str:
     """The main table: rows are methods, columns are tasks, the paper's number | ours.
 
     "csv" has a line for each row, column and published number, in the table's unit. "rich" is text
-    with colour codes for a terminal. Raises UnknownName for an unknown format.
+    with colour codes for a terminal. "text" and "rich" fit into ``width`` characters (None: text
+    lines of any length; as wide as the terminal). Raises UnknownName for an unknown format.
     """
     if fmt == "csv":
         return csv_export.main_csv(results)
-    return "\n".join(render(grid, fmt) for grid in grids(results))
+    return "\n".join(render(grid, fmt, width) for grid in grids(results))
 
 
 def grids(results: Results) -> list[Grid]:
@@ -57,31 +58,32 @@ def grids(results: Results) -> list[Grid]:
     ]
 
 
-def cost_table(results: Results, fmt: Format = "markdown") -> str:
+def cost_table(results: Results, fmt: Format = "markdown", width: int | None = None) -> str:
     """What a run cost, mean over finished seeds: counts, seconds, peak memory. As :func:`table`."""
     if fmt == "csv":
         return csv_export.cost_csv(results)
-    return render(cost_grid(results), fmt)
+    return render(cost_grid(results), fmt, width)
 
 
-def draw(results: Results, fmt: str, *, cost: bool = False) -> str:
+def draw(results: Results, fmt: str, *, cost: bool = False, width: int | None = None) -> str:
     """:func:`table` or :func:`cost_table` in a format that a user has named."""
-    return (cost_table if cost else table)(results, cast("Format", fmt))
+    return (cost_table if cost else table)(results, cast("Format", fmt), width)
 
 
-def render(grid: Grid, fmt: str) -> str:
-    """A grid as text in one of ``FORMATS``, csv excepted."""
+def render(grid: Grid, fmt: str, width: int | None = None) -> str:
+    """A grid as text in one of ``FORMATS``, csv excepted; ``width`` as in :func:`table`."""
     if fmt == "rich":
         from rich.console import Console
 
         file = io.StringIO()
-        console = Console(file=file, force_terminal=True)
+        console = Console(file=file, force_terminal=True, width=width)
         console.print(renderers.rich(grid, console.width))
         return file.getvalue()
+    if fmt == "text":
+        return renderers.text(grid, width)
     plain: dict[str, Callable[[Grid], str]] = {
         "markdown": renderers.markdown,
-        "latex": renderers.latex,
-        "text": renderers.text,
+        "latex": latex.latex,
         "html": renderers.html,
     }
     if fmt not in plain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -107,34 +108,63 @@ def ignore(event: Event) -> None:
     """The listener that nobody listens with."""
 
 
-def describe(event: Event) -> str:
-    """An event as a line; empty for those that are no news by themselves."""
+@dataclass(frozen=True)
+class CellWords:
+    """What people call the cells of a launch (key to name), and the ``store`` that a command about
+    one of them has to name, if any."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    store: str = ""
+
+    def of(self, cell: Cell) -> str:
+        """The name of a cell: its place in its suite, or else its task and method."""
+        return self.names.get(cell.key, str(cell))
+
+    def where(self, record: Record) -> str:
+        """Where a run failed, and the command that shows its traceback; "" where it has none."""
+        if not record.traceback:
+            return ""
+        store = ["--store", self.store] if self.store else []
+        command = shlex.join(["metabench", "logs", record.key[:10], *store])
+        at = f"raised at {record.raised_at}; " if record.raised_at else ""
+        return f"    {at}traceback: {command}"
+
+
+UNNAMED = CellWords()
+"""Cells by their tasks and methods, in the store that commands take by themselves."""
+
+
+def describe(event: Event, words: CellWords = UNNAMED) -> str:
+    """An event as a line, a failure with a second one that says where; empty for those that are no
+    news by themselves."""
+    name = words.of(event.cell) if hasattr(event, "cell") else ""
     if isinstance(event, Started):
-        return f"{event.cell}: " + (f"goes on from step {event.step}" if event.step else "starts")
+        return f"{name}: " + (f"goes on from step {event.step}" if event.step else "starts")
     if isinstance(event, Finished):
         record = event.record
         seconds = record.cost.get("seconds", 0) + record.cost.get("evaluation_seconds", 0)
-        text = f"{record.cell}: {record.status}"
+        text = f"{words.of(record.cell)}: {record.status}"
         if event.reused:
             text += " (found in the store)"
         elif record.status == "done":
             text += f" in {duration(seconds)}"
         if record.reason and record.reason != event.unsaved:
             text += f": {record.reason}"
-        return text + (f"; NOT SAVED: {event.unsaved}" if event.unsaved else "")
+        text += f"; NOT SAVED: {event.unsaved}" if event.unsaved else ""
+        return "\n".join(filter(None, (text, words.where(record))))
     if isinstance(event, Quarantined):
         return f"quarantined: {event.bad}" if event.bad.moved_to else f"in the store: {event.bad}"
     if isinstance(event, Elsewhere):
-        return f"{event.cell}: running elsewhere ({event.holder})"
+        return f"{name}: running elsewhere ({event.holder})"
     if isinstance(event, Refused):
-        return f"{event.cell}: not applicable: {event.reason}"
+        return f"{name}: not applicable: {event.reason}"
     if isinstance(event, Interrupted):
-        return f"{event.cell}: stopped at step {event.step}, checkpoint kept"
+        return f"{name}: stopped at step {event.step}, checkpoint kept"
     if isinstance(event, Stopping):
         return (
             "stopping: every running cell keeps a checkpoint at its next step; interrupt again "
             "to end at once"
         )
     if isinstance(event, Retried):
-        return f"{event.cell}: {event.reason}; once more"
+        return f"{name}: {event.reason}; once more"
     return ""

@@ -1,4 +1,8 @@
-"""Adam (Kingma, Ba 2015), torch.optim.Adam's form, differentiable in gradients and step size."""
+"""Adam (Kingma, Ba 2015), torch.optim.Adam's form, differentiable in gradients and step size.
+
+Two habits of training scripts are settings: gradients clipped at a norm, and a step size that falls
+linearly to 0.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metabench.contract import autodiff
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
+from metabench.core import settings
 from metabench.core.registry import solver
 
 
@@ -25,6 +31,11 @@ class Adam(Solver):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    clip_norm: Annotated[float, Field(gt=0)] | None = settings.later(None)
+    """A gradient whose norm over all of theta is larger is scaled down to it; None: none is."""
+    decay_steps: Annotated[int, Field(ge=1)] | None = settings.later(None)
+    """Of this many steps, step t (from 0) has the step size times 1 - t / decay_steps, and steps
+    after them 0; None: all are alike."""
 
     def init(self, theta: Params) -> SolverState:
         """Both moments and the step count, zero."""
@@ -45,6 +56,8 @@ class Adam(Solver):
     ) -> tuple[Params, SolverState]:
         """One step."""
         b1, b2 = self.beta1, self.beta2
+        if self.clip_norm is not None:
+            grad = autodiff.clip_norm({k: grad[k] for k in theta}, self.clip_norm)
         steps = state["count"]["steps"] + 1
         g = {k: grad[k].to(_wide(v)) for k, v in theta.items()}
         mean = {k: b1 * state["mean"][k] + (1 - b1) * g[k] for k in theta}
@@ -59,6 +72,8 @@ class Adam(Solver):
             seen = second > 0
             root = torch.where(seen, second, torch.ones_like(second)).sqrt()
             step = mean[k] / (1 - b1**t) / (torch.where(seen, root, root - 1) + self.eps)
+            if self.decay_steps is not None:
+                step = step * (1 - (t - 1) / self.decay_steps).clamp(min=0)
             new[k] = (v - scaled(lr, k, step)).to(v.dtype)
         return new, {"mean": mean, "square": square, "count": {"steps": steps}}
 

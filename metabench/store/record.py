@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -81,6 +82,14 @@ class Record:
     ended: str = ""
     attempts: Count = 1
     schema: int = SCHEMA
+
+    @property
+    def raised_at(self) -> str:
+        """File and line where the error was raised, "" where no traceback is kept: the last ones
+        that are no installed library's (metabench apart), else the last."""
+        frames = re.findall(r'^  File "(.+)", line (\d+)', self.traceback, re.MULTILINE)
+        own = [f for f in frames if "/lib/python" not in f[0] or "/metabench/" in f[0]]
+        return ":".join((own or frames)[-1]) if frames else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

@@ -85,6 +85,10 @@ class Store:
         """Every record that can be trusted, sorted by key."""
         return self.scan()[0]
 
+    def keys(self) -> list[str]:
+        """The keys of all cells that have a folder, sorted. Raises StoreError as :meth:`scan`."""
+        return [folder.name for folder in self._folders()[0]]
+
     def problems(self) -> list[BadFile]:
         """Every file that cannot be trusted, sorted by path; nothing is moved."""
         return self.scan()[1]

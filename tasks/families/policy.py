@@ -9,7 +9,7 @@ grades as right.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.method import SolverName
+from metabench.contract.method import Positive, SolverName
 from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
-from metabench.contract.solver import Rate
+from metabench.core import settings
 from metabench.core.errors import SettingError
 from metabench.core.registry import solvers
 
@@ -50,6 +50,11 @@ class RewardedEdit(SelfEdit):
     every_gpu: bool = False
     """With adapter = "peft": the layers are spread over all GPUs that there are."""
     adapt_solver: SolverName = "adam"
+    adapt_decay: Literal["none", "linear"] = settings.later("none")
+    """"linear": of T steps of a training, step t (from 0) has the step size times 1 - t / T."""
+    adapt_clip: Positive | None = settings.later(None)
+    """A training's gradient whose norm over all deltas is larger is scaled down to it; None: none
+    is."""
     documents: Count = 8
     """Texts of a training at most."""
     documents_a_step: Count | None = None
@@ -182,7 +187,7 @@ class RewardedProblem(SelfEditProblem):
 
     def trained(
         self, lam: Params, ids: Tensor, mask: Tensor, starts: Params, epochs: Sequence[int],
-        lr: Rate, numbers: Sequence[int] | None = None,
+        lr: float | Tensor, numbers: Sequence[int] | None = None,
     ) -> Params:  # fmt: skip
         """n deltas from ``starts``, each after its epochs on its documents [n, documents,
         edit_tokens]; ``numbers`` tell repetitions apart, whose orders differ (None: all 0)."""
@@ -194,7 +199,7 @@ class RewardedProblem(SelfEditProblem):
             for row, n, number in zip(there, epochs, numbers or [0] * len(there), strict=True)
         ]
         steps = self.steps(lam, ids, mask, plans)
-        return lora.adapt_by(steps, starts, lr=lr, solver=solver)
+        return lora.adapt_by(steps, starts, lr=lr, solver=solver, clip=self.rewarded.adapt_clip)
 
     def order(self, documents: Sequence[int], epochs: int, number: int) -> list[list[int]]:
         """The documents of each step of a training."""
@@ -214,6 +219,7 @@ class RewardedProblem(SelfEditProblem):
     ) -> Iterator[lora.Step]:
         """Those of all trainings together; one that is over takes no more part."""
         step, before = None, None
+        lengths = mask.new_tensor([len(plan) for plan in plans])
         for t in range(max(map(len, plans))):
             taken = {i: plan[t] for i, plan in enumerate(plans) if t < len(plan)}
             if step is None or taken != before:
@@ -226,6 +232,8 @@ class RewardedProblem(SelfEditProblem):
                 counts = mask[of, which] * mask.new_tensor(real)[..., None]
                 terms = self.terms(lam, ids[of, which], counts)
                 step = lora.Step(terms, None if len(rows) == len(plans) else rows)
+            if self.rewarded.adapt_decay == "linear":
+                step = replace(step, share=(1 - t / lengths).clamp(min=0))
             yield step
 
     def episode(self, split: str, index: int) -> Episode:

@@ -73,7 +73,7 @@ class SelfEdit(Task):
     rank: Count = 4
     alpha: Annotated[float, Field(gt=0)] = 8.0
     targets: tuple[Target, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-    """The linear maps of a layer that have a delta."""
+    """The linear maps of a layer that have a delta in theta."""
     passages: Count | None = None
     """Training passages; None: all 150."""
     meta_batch: Count = 2
@@ -92,10 +92,7 @@ class SelfEdit(Task):
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
 
     def __post_init__(self) -> None:
-        if not self.targets:
-            raise ValueError("targets: name at least one linear map")
-        if twice := [x for x in self.targets if self.targets.count(x) > 1]:
-            raise ValueError(f"targets: {twice[0]!r} is named twice; name each linear map once")
+        named_once("targets", self.targets)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -120,6 +117,14 @@ class SelfEdit(Task):
     def language_model(self, device: torch.device) -> LanguageModel:
         """As a function that can be differentiated twice. Raises DataMissing, MetabenchError."""
         return load(self.model, self.dtype, device)
+
+
+def named_once(setting: str, targets: Sequence[str]) -> None:
+    """Raise ValueError unless there is a linear map, and none is there twice."""
+    if not targets:
+        raise ValueError(f"{setting}: name at least one linear map")
+    if twice := [x for x in targets if targets.count(x) > 1]:
+        raise ValueError(f"{setting}: {twice[0]!r} is named twice; name each linear map once")
 
 
 class SelfEditProblem(Problem):

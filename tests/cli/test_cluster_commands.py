@@ -97,7 +97,7 @@ def test_without_a_cluster_nothing_is_submitted(type_, tmp_path: Path) -> None: 
         (("retry", "quickstrt", "--cluster", "cpu"), "no suite 'quickstrt'; near: quickstart"),
         (("cancel", "quickstart"), "no submission of suite 'quickstart --budget laptop'"),
         (("cancel",), "name the suite"),
-        (("logs", "abc"), "no one submitted cell whose key begins with 'abc'"),
+        (("logs", "abc"), "no one cell whose key begins with 'abc'"),
     ],
 )
 def test_wrong_words_are_told_the_right_ones(  # type: ignore[no-untyped-def]

@@ -97,6 +97,7 @@ def test_a_command_in_a_message_can_be_typed(where: str, command: str) -> None:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None) -> Path:
     """A folder with a profile in it, and a Slurm that accepts everything and knows no job."""
+    monkeypatch.setenv("COLUMNS", "1000")  # a phrase stands in one line
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("METABENCH_STORE", raising=False)
     (tmp_path / "mine.toml").write_text('extends = "cpu"\nshared = ["/"]\nquery_seconds = 0\n')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -86,7 +87,9 @@ class Typed:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None) -> Path:
-    """A working directory with a suite, its own store, and no plug-ins but its own."""
+    """A working directory with a suite, its own store, and no plug-ins but its own; what is printed
+    has room, so that a phrase stands in one line."""
+    monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("METABENCH_STORE", raising=False)
     (tmp_path / "small.toml").write_text(SUITE)
@@ -595,15 +598,23 @@ def test_failed_cells_are_told_with_their_traceback(folder: Path) -> None:
     words = ["--task", "quadratic", "--method", "bad", "--budget", "smoke", "--plugin", "bad.py"]
     typed = metabench("run", *words)
     assert typed.code == 1
-    assert "failed: RuntimeError: no way" in typed.err
+    raised = f"raised at {folder / 'bad.py'}:"
+    (failed,) = Store(folder / "results" / "runs").records()
+    named = f"bad/quadratic seed 0 [{failed.key[:10]}]: failed: RuntimeError: no way\n"
+    assert named + f"    {raised}" in typed.err
+    command = typed.err.partition("; traceback: ")[2].splitlines()[0]
+    logs = metabench(*shlex.split(command)[1:])
+    assert logs.code == 0 and "Traceback (most recent call last)" in logs.out
+    assert 'raise RuntimeError("no way")' in logs.out
     assert metabench("run", *words, "--set", "bad.how=diverge").code == 1
     status = metabench("status", *words)
-    assert "RuntimeError: no way" in status.out and "--tracebacks" in status.out
+    assert f"RuntimeError: no way ({raised}" in status.out and "--tracebacks" in status.out
     assert "Traceback" not in status.out
     keys = {r.key[:10] for r in Store(folder / "results" / "runs").records()}
     assert sum(key in status.out for key in keys) == 1, "what logs is to be given"
     status = metabench("status", *words, "--tracebacks")
     assert "Traceback (most recent call last)" in status.out and "in step" in status.out
+    assert named.rstrip() in status.out
     everything = metabench("status", "--plugin", "bad.py")
     assert "diverged: the sky fell" in everything.out
     assert "1 failed" in metabench("table", *words).out
@@ -671,8 +682,10 @@ def test_missing_packages_and_data_are_told_with_their_command(
     )
     words = ["--task", "quadratic", "--method", "bad", "--budget", "smoke", "--plugin", "bad.py"]
     assert "repair it with: pip install no_such_package" in metabench("plan", *words).out
-    typed = metabench("reproduce", *words)
-    assert typed.code == 0, "an optional row is no failure"
+    for verb in ("run", "reproduce"):
+        typed = metabench(verb, *words)
+        assert typed.code == 1, "as where data is missing"
+        assert "repair it with: pip install no_such_package" in typed.err
     assert "pip install no_such_package" in typed.out, "the table says why it is a hole"
     assert Store().records() == []
 
@@ -775,12 +788,44 @@ def test_tables_fit_80_columns_and_keep_names_whole(
     assert "\x1b[" not in piped and "memory_budget_gb" in piped
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",),
+        ("show", "maml"),
+        ("show", "omniglot", "--kind", "suite"),
+        ("plan", "closed-form"),
+        ("status", "closed-form"),
+        ("table", "prospect-uci", "--budget", "smoke"),
+        ("table", "prospect-uci", "--budget", "smoke", "--format", "rich"),
+        ("table", "prospect-uci", "--budget", "smoke", "--cost"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_piped_fits_the_columns_that_are_asked_for_or_80(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    wide = re.sub(r"\x1b\[[0-9;]*m", "", metabench(*words).out)
+    assert max(map(len, wide.splitlines())) > 100, "it has to be wrapped"
+    for width in (80, 100):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if width != 80:
+            monkeypatch.setenv("COLUMNS", str(width))
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", metabench(*words).out)
+        long = [ln for ln in plain.splitlines() if len(ln) > width]
+        assert not long, long
+        assert "…" not in plain or "…" in wide, "nothing is cut off"
+
+
 def test_reasons_stand_once_below_a_plan_that_is_too_wide_for_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = "maml needs a lam that is the initial value of theta, which the task does not offer"
     asked = ("plan", "closed-form", "--budget", "smoke", "--only", "maml")
     assert metabench(*asked).out.count(reason) == 3
+    monkeypatch.delenv("COLUMNS")
+    assert " ".join(metabench(*asked).out.split()).count(reason) == 1, "in a pipe of 80 columns"
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)

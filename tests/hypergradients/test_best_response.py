@@ -170,3 +170,23 @@ def test_a_long_lam_goes_down_by_a_few_projections(name):
         ctx.step += 1
         values.append(float(exact(state.lam).norm()))
     assert values[-1] < 0.8 * values[0]
+
+
+def test_slopes_of_biases_are_ones_or_drawn_within_the_bound_of_their_layer():
+    theta = {"a.weight": torch.zeros(300, 16, dtype=F64), "a.bias": torch.zeros(300, dtype=F64),
+             "conv.bias": torch.zeros(300, dtype=F64), "w": torch.zeros((), dtype=F64),
+             "conv.weight": torch.zeros(300, 4, 3, 3, dtype=F64),
+             "alone": torch.zeros(300, dtype=F64)}  # fmt: skip
+    bounds = {"a.bias": 1 / 4, "conv.bias": 1 / 6, "alone": 1.0, "w": 1.0}
+    ones, drawn = (
+        begin(theta, 2, torch.Generator().manual_seed(0), bias_slopes=kind)
+        for kind in ("ones", "uniform")
+    )
+    for k, bound in bounds.items():
+        assert torch.equal(ones[f"slope/{k}"], torch.ones_like(theta[k]))
+        sizes = drawn[f"slope/{k}"].abs()
+        assert float(sizes.max()) <= bound
+        if k != "w":
+            # The largest of 300 uniform draws, and half of them on either side of 0.
+            assert float(sizes.max()) > 0.95 * bound
+            assert abs(int((drawn[f"slope/{k}"] > 0).sum()) - 150) < 40

@@ -1,28 +1,14 @@
 import html.parser
-import re
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from metabench.reports import renderers
 from metabench.reports.renderers import Footnote, Grid, Item
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
-
-
-@given(TEXT)
-def test_latex_leaves_no_special_bare(text):
-    out = renderers.latex_escape(text)
-    plain = re.sub(r"\\(text[a-z]+|dots|pm|times|geq|leq|lambda|theta)\b", "", out)
-    plain = re.sub(r"\\[{}$&#%_]", "", plain).replace("$$", "")
-    assert not re.search(r"[\\$&#%_^~<>|\"]", plain)
-    assert plain.count("{") == plain.count("}")
-
-
-def test_latex_breaks_ligatures_and_arguments():
-    assert renderers.latex_escape("--a") == "-{}-a"
-    assert renderers.latex_escape("—") == "---"
-    assert renderers.latex_escape("[a]") == "{[}a{]}"
 
 
 class Reader(html.parser.HTMLParser):
@@ -96,3 +82,34 @@ def test_rich_splits_what_does_not_fit():
         assert text.count("row ") == tables
         assert text.count("1,000,000") == 11
         assert "…" not in text
+
+
+@given(st.lists(TEXT, min_size=1, max_size=6), st.lists(TEXT, max_size=3), st.integers(20, 120))
+def test_text_fits_a_width_and_keeps_every_letter(heads, notes, width):
+    wide = Grid(
+        "a title",
+        [("", 1), ("group of columns", len(heads))],
+        ["name", *heads],
+        [[Item("a label of many words"), *[Item(head, True, True, ("a", "1")) for head in heads]]],
+        [Footnote(note, "a", "metabench x") for note in notes],
+    )
+    out = renderers.text(wide, width)
+    assert max(map(cell_len, out.splitlines())) <= width
+
+    def letters(text):
+        return Counter(c for c in text if c.isalnum())
+
+    assert not letters(renderers.text(wide)) - letters(out)
+
+
+def test_a_command_that_does_not_fit_beside_its_footnote_stands_below_it():
+    note = Footnote("Reproduce with:", code="metabench reproduce omniglot")
+    narrow = Grid("t", [("", 1)], ["a"], [[Item("b")]], [note])
+    assert renderers.text(narrow, 50).splitlines()[-1] == f"{note.text} {note.code}"
+    assert renderers.text(narrow, 40).splitlines()[-2:] == [note.text, note.code]
+
+
+def test_a_number_and_its_half_width_stand_in_one_line():
+    wide = Grid("t", [("", 3)], ["a", "b", "c"], [[Item("x"), *[Item("(1.23 ± 0.04)e-15")] * 2]])
+    for width in (45, 25):
+        assert renderers.text(wide, width).count("(1.23 ± 0.04)e-15") == 2

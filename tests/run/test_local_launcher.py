@@ -17,10 +17,11 @@ import pytest
 from rich.console import Console
 
 from metabench.cli import progress
-from metabench.core.cell import Cell, make_cell
+from metabench.core.cell import Cell, make_cell, place_names
 from metabench.core.errors import StoreError
 from metabench.run import local_launcher as module
 from metabench.run.events import (
+    CellWords,
     Elsewhere,
     Event,
     Finished,
@@ -466,6 +467,57 @@ def test_plain_lines_say_what_happened() -> None:
         "4/5 cells, 2 done, 1 failed, 1 not applicable, 1 running elsewhere",
     ):
         assert part in text
+
+
+def test_a_launch_names_places_of_the_suite_and_where_a_cell_failed() -> None:
+    cell = Cell("ridge", "bilevel", "sgd", 3)
+    names = place_names([("reverse", "one", cell), ("reverse", "two", cell)])
+    words = CellWords(names, "else where")
+    called = f"reverse/one, reverse/two seed 3 [{cell.key[:10]}]"
+    trace = """Traceback (most recent call last):
+  File "/home/me/metabench/run/loop.py", line 7, in train
+    step()
+  File "/home/me/mine.py", line 12, in step
+    raise
+  File "/venv/lib/python3.11/site-packages/torch/nn/a.py", line 5, in b
+ValueError: no
+in two lines
+"""
+    record = Record(cell.key, cell, "failed", "ValueError: no\nin two lines", trace)
+    out = io.StringIO()
+    with progress.view(1, 1, Console(file=out, width=300), words=words) as listener:
+        for event in (Started(cell), Progress(cell, 1, 2, 0.5), Finished(record)):
+            listener(event)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == f"{called}: starts"
+    at = lines.index(f"{called}: failed: ValueError: no")
+    command = f"metabench logs {cell.key[:10]} --store 'else where'"
+    assert lines[at + 2] == f"    raised at /home/me/mine.py:12; traceback: {command}"
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=True)
+    with progress.view(1, 1, console, words=words) as listener:
+        assert isinstance(listener, progress.Live)
+        listener(Started(cell))
+        console.print(listener.render())
+    assert called in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("trace", "place"),
+    [
+        ("", ""),
+        ("MemoryError", ""),
+        ('  File "/usr/lib/python3.11/ast.py", line 5, in b\n', "/usr/lib/python3.11/ast.py:5"),
+        (
+            '  File "/v/lib/python3.11/site-packages/metabench/run/loop.py", line 2, in a\n'
+            '  File "/v/lib/python3.11/site-packages/torch/b.py", line 5, in b\n',
+            "/v/lib/python3.11/site-packages/metabench/run/loop.py:2",
+        ),
+    ],
+)
+def test_where_an_error_was_raised(trace: str, place: str) -> None:
+    cell = Cell("ridge", "bilevel", "sgd", 3)
+    assert Record(cell.key, cell, "failed", "no", trace).raised_at == place
 
 
 def test_the_live_view_draws_every_state() -> None:

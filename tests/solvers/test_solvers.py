@@ -4,7 +4,24 @@ import pytest
 import torch
 from oracles import F64, differences
 
+from metabench.contract import autodiff
 from metabench.core.registry import solvers
+
+
+def clipped_and_falling(params):
+    """torch.optim.Adam as a training script calls it."""
+    params = list(params)
+    optimiser = torch.optim.Adam(params, lr=0.07, betas=(0.7, 0.5), eps=1e-6)
+    taken = iter(range(7))
+
+    def before(*_):
+        norm = torch.nn.utils.clip_grad_norm_(params, 6.0)
+        assert norm > 6.0, "nothing was clipped"
+        optimiser.param_groups[0]["lr"] = 0.07 * (1 - next(taken) / 7)
+
+    optimiser.register_step_pre_hook(before)
+    return optimiser
+
 
 PAIRS = {
     "sgd": (solvers.get("sgd")(), lambda p: torch.optim.SGD(p, lr=0.07)),
@@ -19,6 +36,10 @@ PAIRS = {
     "adam": (
         solvers.get("adam")(beta1=0.7, beta2=0.95, eps=1e-6),
         lambda p: torch.optim.Adam(p, lr=0.07, betas=(0.7, 0.95), eps=1e-6),
+    ),
+    "clipped and falling": (
+        solvers.get("adam")(beta1=0.7, beta2=0.5, eps=1e-6, clip_norm=6.0, decay_steps=7),
+        clipped_and_falling,
     ),
 }
 
@@ -84,6 +105,16 @@ def test_differentiable_in_all_that_comes_in(name):
         torch.testing.assert_close(
             g, expected, rtol=1e-7, atol=1e-7, msg=lambda m, k=k: f"{k}: {m}"
         )
+
+
+def test_adam_stands_still_after_the_last_step_of_a_falling_step_size():
+    solver = solvers.get("adam")(decay_steps=2)
+    theta, memory, gaps = start(), solver.init(start()), []
+    for _ in range(3):
+        before = theta
+        theta, memory = solver.update(theta, gradient(theta), memory, 0.07)
+        gaps.append(float(autodiff.norm(autodiff.axpy(-1.0, before, theta))))
+    assert gaps[0] > gaps[1] > 0 and gaps[2] == 0
 
 
 def test_adam_where_no_gradient_has_come():

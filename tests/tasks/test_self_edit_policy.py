@@ -117,6 +117,82 @@ def test_steps_on_some_of_the_documents_are_those_of_an_optimiser_alone(world, s
             torch.testing.assert_close(found[k][i], v.detach(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_a_falling_step_size_and_clipped_gradients_are_those_of_torch(world, rule):
+    """LinearLR and clip_grad_norm_, one training after another: they take 9, 6 and 2 steps."""
+    most, lr = 0.02, 0.05
+    task = small(world, documents_a_step=1, adapt_solver=rule, adapt_decay="linear",
+                 adapt_clip=most)  # fmt: skip
+    problem = context(task).problem
+    lam, episode = moved(problem), problem.episode("train", 1)
+    passage = problem.passage_of(episode)
+    texts = [problem.training_texts(passage, edit) for edit in ("one\ntwo two", "three", "")]
+    ids, mask = (torch.stack(x) for x in zip(*texts, strict=True))
+    starts, epochs = [problem.fresh(0)] * 3, [3, 3, 2]
+    found = problem.trained(lam, ids, mask, lora.stacked(starts), epochs, lr)
+    for i, n in enumerate(epochs):
+        plan = problem.order(range(3 - i), n, 0)
+        theta = {k: v.clone().requires_grad_() for k, v in starts[i].items()}
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[rule]
+        optimiser, sizes, norms = kind(theta.values(), lr=lr), [], []
+        falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 1e-30, len(plan))
+        for turn in plan:
+            optimiser.zero_grad()
+            problem.inner_loss(lam, theta, {"ids": ids[i, turn], "mask": mask[i, turn]}).backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(theta.values(), most)))
+            sizes.append(optimiser.param_groups[0]["lr"])
+            optimiser.step()
+            falling.step()
+        assert sizes == pytest.approx([lr * (len(plan) - t) / len(plan) for t in range(len(plan))])
+        assert max(norms) > most, "nothing was clipped"
+        for k, v in theta.items():
+            torch.testing.assert_close(found[k][i], v.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_falling_step_size_multiplies_the_rate_of_each_recipe(world):
+    task = small(world, documents_a_step=1, adapt_solver="sgd", adapt_decay="linear")
+    problem = context(task).problem
+    lam, episode = moved(problem), problem.episode("train", 0)
+    ids, mask = problem.training_texts(problem.passage_of(episode), "one")
+    two = lora.stacked([problem.start] * 2)
+    rates = torch.tensor([0.05, 0.02], dtype=F64)[:, None, None]
+    found = problem.trained(lam, ids.expand(2, -1, -1), mask.expand(2, -1, -1), two, [2, 3], rates)
+    for i, (lr, n) in enumerate(((0.05, 2), (0.02, 3))):
+        alone = problem.trained(lam, ids[None], mask[None], lora.stacked([problem.start]), [n], lr)
+        for k, v in alone.items():
+            torch.testing.assert_close(found[k][i], v[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("adapter", ["functional", "peft"])
+def test_the_adaptation_and_the_policy_have_linear_maps_of_their_own(world, adapter):
+    if adapter == "peft":
+        needs("peft")
+    maps = ("q", "k", "v", "o", "gate", "up", "down")
+    task = small(world, dtype="float32", adapter=adapter, targets=("q", "v"), policy_targets=maps)
+    ctx = context(task)
+    problem, method = ctx.problem, ReSTEM(samples=2, outer_lr=1e-2)
+    state, _ = method.step(ctx, method.init(ctx))
+
+    def where(deltas):
+        return {k.split(".")[1] for k in deltas}
+
+    first = problem.init_outer()
+    assert where(first) == set(maps)
+    assert where(k for k, v in state.lam.items() if not torch.equal(v, first[k])) == set(maps)
+    episode = problem.episode("train", 1)
+    theta = method.adapt(ctx, state, episode)
+    assert where(theta) == {"q", "v"}
+    assert where(k for k, v in theta.items() if not torch.equal(v, problem.start[k])) == {"q", "v"}
+    # What is judged is the sum of both: neither alone answers as it does.
+    likely = [
+        problem.metrics(a, b, episode)["log_likelihood"]
+        for a, b in ((state.lam, theta), (first, theta), (state.lam, problem.start))
+    ]
+    assert len({round(x, 4) for x in likely}) == 3
+    same = context(small(world)).problem
+    assert where(same.init_outer()) == where(same.start) == {"q", "down"}
+
+
 def test_an_epoch_takes_every_document_once_in_an_order_of_its_own(world):
     problem = context(small(world, documents_a_step=2)).problem
     taken = [0, 1, 2, 4, 5, 7, 8]
@@ -228,9 +304,12 @@ def test_prompts_and_edits_longer_than_the_model_reads_are_refused(world, adapte
 
 
 def test_choices_that_mean_nothing_are_refused():
-    """A temperature at which logits overflow; a recipe that is there twice."""
+    """A temperature at which logits overflow; a recipe, or a linear map, that is there twice."""
     with pytest.raises(SettingError, match=r"temperature cannot be 1e-300: .* equal to 0.001"):
         build(Task, {"temperature": 1e-300}, "task self_edit_policy")
+    for maps, said in ((["q", "q"], "'q' is named twice"), ([], "name at least one linear map")):
+        with pytest.raises(SettingError, match=f"policy_targets: {said}"):
+            build(Task, {"policy_targets": maps}, "task self_edit_policy")
     for name, values in (("rates", [0.1, 0.1]), ("epochs", [])):
         with pytest.raises(SettingError, match=f"{name}: name each choice once, and at least one"):
             build(tasks.get("recipe_bandit"), {name: values}, "task recipe_bandit")

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.contract import autodiff
 from metabench.contract.problem import Params
-from metabench.contract.solver import Rate, Solver
+from metabench.contract.solver import Solver
 from metabench.core.errors import MetabenchError
 
 from .causal import TARGETS, Adapter, Cache, CausalLM, wide
@@ -203,10 +204,12 @@ class Step:
     is held at a time."""
     rows: Sequence[int] | None = None
     """Which of the n trainings take this step, m of them: the others are over; None: all."""
+    share: Tensor | None = None
+    """What the step size is multiplied by, of each of the n trainings [n]; None: 1."""
 
 
 def adapt(
-    loss: Term | Sequence[Term], start: Params, *, steps: int, lr: Rate, solver: Solver
+    loss: Term | Sequence[Term], start: Params, *, steps: int, lr: float | Tensor, solver: Solver
 ) -> Params:
     """Deltas after ``steps`` steps on a loss [n] of n stacked deltas, each on its own entry.
 
@@ -218,9 +221,19 @@ def adapt(
     return adapt_by([Step(terms)] * steps, start, lr=lr, solver=solver)
 
 
-def adapt_by(steps: Iterable[Step], start: Params, *, lr: Rate, solver: Solver) -> Params:
+def adapt_by(
+    steps: Iterable[Step],
+    start: Params,
+    *,
+    lr: float | Tensor,
+    solver: Solver,
+    clip: float | None = None,
+) -> Params:
     """As :func:`adapt`, with losses that differ from step to step. A training that has left out a
-    step must leave out all that follow: solvers count the steps of all together."""
+    step must leave out all that follow: solvers count the steps of all together. ``lr`` is one
+    number, or [n, 1, 1]. ``clip``: the largest norm of a training's gradient, which is scaled down
+    to it; None: any.
+    """
     theta, memory = start, solver.init(start)
     for step in steps:
         rows = None if step.rows is None else list(step.rows)
@@ -233,13 +246,16 @@ def adapt_by(steps: Iterable[Step], start: Params, *, lr: Rate, solver: Solver) 
                 new = torch.autograd.grad(term(leaves).sum(), list(leaves.values()))
             found = [a + b for a, b in zip(found, new, strict=True)] if found else list(new)
         gradient = dict(zip(leaves, found, strict=True))
+        if clip is not None:
+            gradient = autodiff.clip_norm(gradient, clip, batch=1)
+        rate = lr if step.share is None else lr * step.share[:, None, None]
         if rows is None:
-            theta, memory = solver.update(theta, gradient, memory, lr)
+            theta, memory = solver.update(theta, gradient, memory, rate)
             continue
         whole = {k: torch.zeros_like(v) for k, v in theta.items()}
         for k, v in gradient.items():
             whole[k][rows] = v
-        moved, memory = solver.update(theta, whole, memory, lr)
+        moved, memory = solver.update(theta, whole, memory, rate)
         # A solver with momentum would move what is over, too.
         theta = {k: v.detach().clone() for k, v in theta.items()}
         for k, v in moved.items():
