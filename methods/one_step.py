@@ -4,21 +4,37 @@ Liu, Simonyan, Yang: DARTS: Differentiable Architecture Search, ICLR 2019, arXiv
 (equations 6 to 8): grad_lam F(lam, w - xi grad_w G(lam, w)). Truncated unrolling with one step
 kept, on a carried theta. Differs from DARTS: the step looked ahead is the one that theta then
 takes, and any inner solver can take it.
+
+With ``real_step`` theta takes the step anew under the lam that has just moved, as in Shu et al.:
+Meta-Weight-Net, NeurIPS 2019, arXiv 1902.07379, and the authors' MW-Net.py (on one batch):
+
+    lookahead  w' = w - xi grad_w G(lam, w)
+    outer      lam <- lam - outer solver(grad_lam F(lam, w'))
+    real       v <- m v + grad_w G(lam, w) + d w,   w <- w - xi v
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from metabench.contract import autodiff
-from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, inner_loop
+from metabench.contract.method import (
+    Context,
+    GradientMethod,
+    Hypergradient,
+    Positive,
+    State,
+    inner_loop,
+    outer_solver,
+)
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
-from metabench.core.registry import method
+from metabench.core import settings
+from metabench.core.registry import method, solvers
 from metabench.hypergradients import unrolled
 
 
@@ -36,7 +52,28 @@ class OneStep(GradientMethod):
     epsilon: Positive = 0.01
     """Length of each difference's half step, in theta."""
 
+    real_step: bool = settings.later(False)
+    """Once lam has moved, theta takes its inner steps again, from where it was and on the same
+    batches, by torch.optim.SGD's rule, whose velocity goes on from outer step to outer step. The
+    inner solver takes the lookahead alone."""
+    real_momentum: Annotated[float, Field(ge=0, lt=1)] = settings.later(0.0)
+    real_nesterov: bool = settings.later(False)
+    real_decay: Annotated[float, Field(ge=0)] = settings.later(0.0)
+    """Weight decay of the real steps alone."""
+    inner_drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = settings.later(())
+    """Parts of the budget after each of which the inner step size is a tenth of what it was."""
+    outer_weight_decay: Positive | None = settings.later(None)
+    """Of the outer solver, which must have one (torch.optim's L2 form in an Adam); None: none."""
+
     exact_with: ClassVar[dict[str, Any]] = {"inner_steps": 1}
+
+    def __post_init__(self) -> None:
+        real = (self.real_momentum, self.real_nesterov, self.real_decay)
+        if any(real) and not self.real_step:
+            raise ValueError(
+                "real_momentum, real_nesterov and real_decay are of the real steps: set real_step "
+                "to true"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -48,6 +85,58 @@ class OneStep(GradientMethod):
     def refuses(self, solver: Solver) -> str | None:
         """Differences look through a step of their own."""
         return why_no_noise(solver, "one_step by differences") if self.mixed != "exact" else None
+
+    def outer_rule(self) -> Solver:
+        """With the decay that is set."""
+        return outer_solver(
+            self.outer_solver, eps=self.outer_eps, weight_decay=self.outer_weight_decay
+        )
+
+    @property
+    def real_solver(self) -> Solver:
+        """What takes the real steps."""
+        made: Solver = solvers.get("momentum")(
+            momentum=self.real_momentum,
+            nesterov=self.real_nesterov,
+            weight_decay=self.real_decay,
+        )
+        return made
+
+    def init(self, ctx: Context) -> State:
+        """With the velocity of the real steps, where there are any."""
+        state = super().init(ctx)
+        if not self.real_step:
+            return state
+        if state.theta is None:
+            ctx.notes["real_step"] = "none: every episode starts anew, so that no step is kept"
+            return state
+        return replace(state, memory={**state.memory, "real": self.real_solver.init(state.theta)})
+
+    def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
+        """The lookahead and lam's step, then the real steps where they are set."""
+        now = self.after_drops(ctx)
+        new, log = super(OneStep, now).step(ctx, state)
+        if state.theta is None or not self.real_step:
+            return new, log
+        theta, real = inner_loop(
+            replace(ctx, solver=self.real_solver),
+            new.lam,
+            state.theta,
+            ctx.problem.prepare(new.lam, ctx.training_episodes()[-1]),
+            steps=self.inner_steps,
+            lr=now.inner_lr,
+            solver_state=state.memory["real"],
+        )
+        memory = {**new.memory, "real": autodiff.detach_tree(real)}
+        return replace(new, theta=autodiff.detach(theta), memory=memory), log
+
+    def after_drops(self, ctx: Context) -> OneStep:
+        """With the inner step size of this outer step."""
+        progress = ctx.progress
+        if self.inner_drops and progress is None:
+            ctx.notes["inner_drops"] = "none: only time limits the run"
+        passed = sum(progress is not None and progress >= part for part in self.inner_drops)
+        return replace(self, inner_lr=self.inner_lr * 0.1**passed) if passed else self
 
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode

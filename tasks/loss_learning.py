@@ -10,9 +10,9 @@ other class, drawn once for each class, "flip2" to one of two others.
 
 With method ``fixed`` the first lam is a baseline: form "gce" with ``q`` 0 is cross-entropy, 1 half
 of the mean absolute error, 0.7 what its authors recommend; ``train_on`` gives the bounds. Differs
-from Meta-Weight-Net: smaller networks, no augmentation, no step size schedule; a test part that
-the validation part's best state is judged on. A learned scale of the loss is a learned step size
-too: ``effective_step`` reports it.
+from Meta-Weight-Net: smaller networks, no augmentation; a test part that the validation part's best
+state is judged on (its steps are the method ``one_step``'s with ``real_step``). A learned scale of
+the loss is a learned step size too: ``effective_step`` reports it.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ The authors' code steps on one document at a time (``documents_a_step = 1``), wi
 alone (``targets``; those of the policy are of all seven maps, ``policy_targets``), a step size that
 falls linearly to 0 (``adapt_decay``), and gradients clipped at norm 1 (``adapt_clip``): the paper
 budget of the suites. The default is one step on all documents, which is cheaper on a GPU, at a
-constant step size, and nothing is clipped. Differs from the
-paper: questions are judged by likelihood, word for word, or by any model that is named as grader
-(the paper: GPT-4.1); lam goes on from round to round (the paper merges it); padding is never
-trained on (in the authors' server it is); the prompts' wording is a reconstruction.
+constant step size, and nothing is clipped. Differs from the paper: questions are judged by
+likelihood, word for word, or by any model that is named as grader (the paper: GPT-4.1); lam goes on
+from round to round (the paper merges it); padding is never trained on (in the authors' server it
+is); the prompts' wording is a reconstruction.
 """
 
 from __future__ import annotations

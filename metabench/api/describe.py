@@ -55,7 +55,7 @@ def show(name: str, kind: str | None = None) -> list[Description]:
 
     >>> from metabench import api
     >>> [setting.name for setting in api.show("momentum", "solver")[0].settings]
-    ['momentum', 'nesterov']
+    ['momentum', 'nesterov', 'weight_decay']
 
     Raises UnknownName with near names.
     """

@@ -31,6 +31,8 @@ class Adam(Solver):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = settings.later(0.0)
+    """Times theta is added to the gradient (torch.optim.Adam's; ``adamw`` keeps it apart)."""
     clip_norm: Annotated[float, Field(gt=0)] | None = settings.later(None)
     """A gradient whose norm over all of theta is larger is scaled down to it; None: none is."""
     decay_steps: Annotated[int, Field(ge=1)] | None = settings.later(None)
@@ -60,6 +62,8 @@ class Adam(Solver):
             grad = autodiff.clip_norm({k: grad[k] for k in theta}, self.clip_norm)
         steps = state["count"]["steps"] + 1
         g = {k: grad[k].to(_wide(v)) for k, v in theta.items()}
+        if self.weight_decay:
+            g = {k: g[k] + self.weight_decay * v.to(_wide(v)) for k, v in theta.items()}
         mean = {k: b1 * state["mean"][k] + (1 - b1) * g[k] for k in theta}
         square = {k: b2 * state["square"][k] + (1 - b2) * g[k].square() for k in theta}
         new = {}

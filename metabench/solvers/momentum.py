@@ -10,6 +10,7 @@ from pydantic import Field
 
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
+from metabench.core import settings
 from metabench.core.registry import solver
 
 
@@ -20,6 +21,8 @@ class Momentum(Solver):
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = settings.later(0.0)
+    """Times theta is added to the gradient, before the velocity takes it in."""
 
     def init(self, theta: Params) -> SolverState:
         """The velocity, zero."""
@@ -35,6 +38,8 @@ class Momentum(Solver):
     ) -> tuple[Params, SolverState]:
         """One step."""
         m = self.momentum
+        if self.weight_decay:
+            grad = {k: grad[k] + self.weight_decay * v for k, v in theta.items()}
         velocity = {k: m * state["velocity"][k] + grad[k] for k in theta}
         step = {k: grad[k] + m * velocity[k] for k in theta} if self.nesterov else velocity
         return {k: theta[k] - scaled(lr, k, step[k]) for k in theta}, {"velocity": velocity}

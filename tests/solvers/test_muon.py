@@ -96,7 +96,9 @@ def gradient(at):
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is newer")
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_same_numbers_as_torchs_muon(nesterov, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # it knows no other type
+    # It knows no other type, and asks for it in one of two ways (from torch 2.15 on, the second).
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    monkeypatch.setattr(torch, "bfloat16", F64)
     ours = Muon(weight_decay=0.1, nesterov=nesterov)
     here = {k: v for k, v in theta().items() if k in ("a.weight", "b.weight")}
     memory, params = ours.init(here), {k: v.clone().requires_grad_() for k, v in here.items()}

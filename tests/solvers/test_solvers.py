@@ -37,6 +37,14 @@ PAIRS = {
         solvers.get("adam")(beta1=0.7, beta2=0.95, eps=1e-6),
         lambda p: torch.optim.Adam(p, lr=0.07, betas=(0.7, 0.95), eps=1e-6),
     ),
+    "momentum with decay": (
+        solvers.get("momentum")(momentum=0.8, nesterov=True, weight_decay=0.3),
+        lambda p: torch.optim.SGD(p, lr=0.07, momentum=0.8, nesterov=True, weight_decay=0.3),
+    ),
+    "adam with decay": (
+        solvers.get("adam")(beta1=0.7, beta2=0.95, eps=1e-6, weight_decay=0.3),
+        lambda p: torch.optim.Adam(p, lr=0.07, betas=(0.7, 0.95), eps=1e-6, weight_decay=0.3),
+    ),
     "clipped and falling": (
         solvers.get("adam")(beta1=0.7, beta2=0.5, eps=1e-6, clip_norm=6.0, decay_steps=7),
         clipped_and_falling,
