@@ -232,3 +232,81 @@ def iqm_of(scores: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
     groups = list(scores.values())
     low, high = stats.bootstrap(groups, lambda x: stats.iqm(x.tolist()))
     return stats.iqm([v for group in groups for v in group]), low, high
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a row of the finals stands: interquartile mean of its scores over problems and seeds
+    with a 95 % interval, mean rank over problems (1 the best), runs without numbers, and of the
+    method's trials the mean share that ends near its best and the mean regret of the settings as
+    shipped (None where it had one trial)."""
+
+    row: str
+    score: float
+    low: float
+    high: float
+    rank: float
+    failures: int
+    problems: int
+    near: float | None = None
+    regret: float | None = None
+
+
+AS_SHIPPED = " as shipped"
+
+
+def finals_scores(
+    arena: Arena, finals: Sequence[Planned], metrics: Mapping[str, str]
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
+    """Row to problem to test scores in the order of the seeds, and the failures of each row.
+
+    Raises MetabenchError where finals have not been run.
+    """
+    problems = {p.id: p for p in arena.problems}
+    raw: dict[str, dict[str, list[float | None]]] = {}
+    for p in finals:
+        if p.state in NEVER_RUN:
+            continue
+        if p.record is None:
+            raise MetabenchError(
+                f"finals of {arena.name} have not been run: {p.row}/{p.column} seed {p.cell.seed}"
+            )
+        value = None
+        if p.record.status == "done":
+            estimate = p.record.metrics["test"][metrics[p.column]]
+            value = problems[p.column].score(estimate.mean)
+        raw.setdefault(p.row, {}).setdefault(p.column, []).append(value)
+    scores: dict[str, dict[str, list[float]]] = {}
+    failures: dict[str, int] = {}
+    for row, of in raw.items():
+        failures[row] = sum(v is None for values in of.values() for v in values)
+        scores[row] = {}
+        for name, values in of.items():
+            worst = min([0.0, *(v for v in values if v is not None)])
+            scores[row][name] = [worst if v is None else v for v in values]
+    return scores, failures
+
+
+def standings(
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    failures: Mapping[str, int],
+    trials: Trials,
+) -> list[Standing]:
+    """Rows of one ruleset on the same problems, the best mean rank first; ties by score."""
+    names = list(next(iter(scores.values())))
+    if any(list(of) != names for of in scores.values()):
+        raise ValueError("rows are ranked on the same problems: rank tracks apart")
+    ranks = [stats.ranks([stats.mean(of[name]) for of in scores.values()]) for name in names]
+    out = []
+    for i, (row, of) in enumerate(scores.items()):
+        value, low, high = iqm_of(of)
+        method = row.removesuffix(AS_SHIPPED)
+        each = [robustness(trials[method, n]) for n in names if len(trials[method, n]) > 1]
+        out.append(
+            Standing(
+                row, value, low, high, stats.mean([r[i] for r in ranks]), failures[row], len(names),
+                stats.mean([e.near for e in each]) if each else None,
+                stats.mean([e.regret for e in each]) if each else None,
+            )
+        )  # fmt: skip
+    return sorted(out, key=lambda s: (s.rank, -s.score))
