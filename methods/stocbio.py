@@ -17,13 +17,12 @@ from typing import ClassVar
 
 from metabench.contract.problem import Params
 from metabench.core.registry import method
-
-from .amigo import AmIGO
+from metabench.hypergradients.linear_steps import LinearSteps
 
 
 @method("stocbio")
 @dataclass(frozen=True)
-class StocBiO(AmIGO):
+class StocBiO(LinearSteps):
     """stocBiO (Ji 2021): a Neumann series over fresh minibatches, theta warm-started."""
 
     warm: ClassVar[bool] = False
