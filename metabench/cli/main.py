@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from metabench.cli import arena_commands, data_printing, printing, suite_commands
 from metabench.cli import cluster_commands as cluster
-from metabench.cli import data_printing, printing, suite_commands
 from metabench.cli.options import StorePath, typed_path
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ for verb in (
     suite_commands.reproduce,
     suite_commands.cost,
     suite_commands.calibrate,
+    arena_commands.arena,
     cluster.submit,
     cluster.retry,
     cluster.cancel,

@@ -63,11 +63,7 @@ class Context:
     def progress(self) -> float | None:
         """The part of the budget that is spent, 0 to 1; None where nothing but time limits it."""
         used = {**self.meter.counts.as_dict(), "outer_steps": self.step}
-        parts = [
-            used[name] / limit if limit else 1.0
-            for name in Budget.LIMITS
-            if name != "seconds" and (limit := getattr(self.budget, name)) is not None
-        ]
+        parts = self.budget.spent(used, but=["seconds"])
         return min(1.0, max(parts)) if parts else None
 
     @contextmanager

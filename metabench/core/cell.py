@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from metabench.core import settings
+from metabench.core.costs import PRICED, equivalents
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 
@@ -28,7 +30,8 @@ class Budget:
 
     Limits (whichever is reached first ends the run): ``outer_steps``; ``inner_gradients``,
     ``outer_gradients``, ``hvps``, ``mixed_products``, ``function_evaluations``, ``trainings``
-    (counts); ``seconds`` (training time: the only limit that makes a run depend on the machine).
+    (counts); ``cost`` (all counts together, in inner gradients at ``prices``); ``seconds``
+    (training time: the only limit that makes a run depend on the machine).
     """
 
     outer_steps: Annotated[int, Field(ge=0)] | None = None
@@ -38,9 +41,15 @@ class Budget:
     mixed_products: Count | None = None
     function_evaluations: Count | None = None
     trainings: Count | None = None
+    cost: Annotated[float, Field(gt=0)] | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
     eval_every: Count = 100
     """Outer steps between two evaluations on the validation split."""
+    eval_every_cost: Annotated[float, Field(gt=0)] | None = None
+    """In place of ``eval_every``: an evaluation wherever another so much cost is spent, so that
+    methods with cheap and with dear steps are looked at equally often."""
+    prices: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """What one of each count costs on the problem, in inner gradients (``metabench calibrate``)."""
     valid_episodes: Count = 100
     test_episodes: Count = 600
     select: Literal["best_valid", "last", "best_selection"] = "best_valid"
@@ -59,8 +68,30 @@ class Budget:
         "mixed_products",
         "function_evaluations",
         "trainings",
+        "cost",
         "seconds",
     )
+
+    def __post_init__(self) -> None:
+        if (self.cost is not None or self.eval_every_cost is not None) and not self.prices:
+            raise ValueError("a cost needs prices: what one of each count costs on the problem")
+        unknown = [name for name in self.prices or {} if name not in PRICED]
+        if unknown:
+            raise ValueError(f"prices of {unknown[0]!r}: there are those of {', '.join(PRICED)}")
+
+    def spent(self, used: Mapping[str, float], *, but: Iterable[str] = ()) -> list[float]:
+        """The part of each limit that ``used`` takes: counts, "outer_steps", "seconds"; of the
+        limits named in ``but`` nothing is said. Without a price for what was used all is spent."""
+        found = dict(used)
+        if self.cost is not None:
+            found["cost"] = self.cost_of(used)
+        limits = {n: getattr(self, n) for n in self.LIMITS if n not in but}
+        return [found[n] / most if most else 1.0 for n, most in limits.items() if most is not None]
+
+    def cost_of(self, counts: Mapping[str, float]) -> float:
+        """Counts in inner gradients at the budget's prices; infinite where one has no price."""
+        cost = equivalents(counts, self.prices or {})
+        return math.inf if cost is None else cost
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,32 @@ class Counts:
         return asdict(self)
 
 
+PRICED = (
+    "inner_gradients",
+    "outer_gradients",
+    "hvps",
+    "mixed_products",
+    "function_evaluations",
+)
+"""Counts that have a price; a training is no cost beside the gradients that it takes."""
+
+
+def equivalents(counts: Mapping[str, float], prices: Mapping[str, float]) -> float | None:
+    """What counts come to in inner gradients at ``prices``, which are those of one of each; None
+    where a count that is not 0 has no price."""
+    used = {name: n for name, n in counts.items() if n and name in PRICED}
+    if not used.keys() <= prices.keys():
+        return None
+    return sum(n * prices[name] for name, n in used.items())
+
+
 class Meter:
     """A thread-safe :class:`Counts`; inside a batch over n episodes each count is worth n."""
 
     def __init__(self, counts: Counts | None = None) -> None:
         self.counts = counts or Counts()
         self._limits: Mapping[str, int] = {}
+        self._priced: tuple[Mapping[str, float], float] | None = None
         self._lock = threading.Lock()
         self._local = threading.local()
 
@@ -62,16 +82,23 @@ class Meter:
         for name, most in self._limits.items():
             if getattr(self.counts, name) > most:
                 raise BudgetSpent(name, most)
+        if self._priced is not None:
+            prices, dearest = self._priced
+            if (cost := equivalents(self.counts.as_dict(), prices)) is None or cost > dearest:
+                raise BudgetSpent("cost", dearest)
 
     @contextmanager
-    def limited(self, limits: Mapping[str, int]) -> Iterator[None]:
-        """Inside, no count may go beyond its limit in ``limits``; checked once more at the end."""
-        self._limits = limits
+    def limited(
+        self, limits: Mapping[str, int], priced: tuple[Mapping[str, float], float] | None = None
+    ) -> Iterator[None]:
+        """Inside, no count may go beyond its limit in ``limits``, nor all of them together at the
+        prices of ``priced`` beyond its cost; checked once more at the end."""
+        self._limits, self._priced = limits, priced
         try:
             yield
             self.check()
         finally:
-            self._limits = {}
+            self._limits, self._priced = {}, None
 
     def grow(self, before: dict[str, int], after: Sequence[dict[str, int]]) -> None:
         """Set to ``before`` and what each of ``after`` has more: one count of several processes

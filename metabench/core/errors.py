@@ -70,11 +70,11 @@ class Distrusted(Diverged):
 class BudgetSpent(Exception):
     """An outer step that takes more than is left of the budget; what it has done is dropped."""
 
-    def __init__(self, count: str, most: int) -> None:
+    def __init__(self, count: str, most: float) -> None:
         super().__init__(f"more than {most:,} {count.replace('_', ' ')}")
         self.count, self.most = count, most
 
-    def __reduce__(self) -> tuple[type[BudgetSpent], tuple[str, int]]:
+    def __reduce__(self) -> tuple[type[BudgetSpent], tuple[str, float]]:
         return type(self), (self.count, self.most)
 
 

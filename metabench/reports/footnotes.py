@@ -186,8 +186,7 @@ def _budget_in_words(results: Results, limits: dict[str, Any]) -> list[str]:
     seeds = sorted({run.cell.seed for run in results.runs})
     words = [
         *_limits_in_words(limits),
-        f"validation on {counted(limits['valid_episodes'], 'episode')} every "
-        f"{counted(limits['eval_every'], 'outer step')}",
+        f"validation on {counted(limits['valid_episodes'], 'episode')} every {_look(limits)}",
         f"{counted(limits['test_episodes'], f'{results.suite.evaluation} episode')}",
         f"tested: {_SELECT[limits['select']]}",
         f"planned seeds: {listed(map(str, seeds))}",
@@ -220,7 +219,9 @@ def other_budgets(results: Results, limits: dict[str, Any]) -> list[str]:
         where: dict[str, list[str]] = {}
         for column in suite.columns:
             budget = results.table_cells[row.id, column.id].runs[0].cell.budget
-            for name in sorted({*limits, *budget}, key=lambda n: (n not in Budget.LIMITS, n)):
+            for name in sorted(
+                {*limits, *budget} - {"prices"}, key=lambda n: (n not in Budget.LIMITS, n)
+            ):
                 if budget.get(name) != limits.get(name):
                     said = f"{name} = {_plain(budget.get(name, 'none'))}"
                     where.setdefault(said, []).append(column.label or column.id)
@@ -243,8 +244,19 @@ _SELECT = {
 }
 
 
+def _look(limits: dict[str, Any]) -> str:
+    """How far apart evaluations are."""
+    if (cost := limits.get("eval_every_cost")) is not None:
+        return f"{cost:,g} inner-gradient equivalents"
+    return counted(limits["eval_every"], "outer step")
+
+
 def _limits_in_words(limits: dict[str, Any]) -> list[str]:
-    names = {"hvps": "Hessian products", "seconds": "seconds of training"}
+    names = {
+        "hvps": "Hessian products",
+        "cost": "inner-gradient equivalents",
+        "seconds": "seconds of training",
+    }
     return [
         f"{_plain(limits[name])} {names.get(name, name.replace('_', ' '))}"
         for name in Budget.LIMITS

@@ -141,7 +141,7 @@ def costs_of(curves: dict[str, Curve]) -> list[str]:
 
 def _check_cost(cost: str, curves: dict[str, Curve]) -> None:
     known = {n.removeprefix("cost/") for c in curves.values() for n in c if n.startswith("cost/")}
-    check_names("cost called", [cost], known or set(Budget.LIMITS) - {"outer_steps"})
+    check_names("cost called", [cost], known or set(Budget.LIMITS) - {"outer_steps", "cost"})
 
 
 def _slug(name: str) -> str:

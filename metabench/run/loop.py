@@ -6,6 +6,7 @@ import copy
 import math
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from metabench.contract.method import Context, State
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
-from metabench.core.cell import Budget, Cell
+from metabench.core.cell import Cell
 from metabench.core.costs import COUNT_NAMES, CUT_STEP, Counts, Meter
 from metabench.core.errors import (
     BudgetSpent,
@@ -169,7 +170,7 @@ class Loop:
             spent = self.spent(at)
             done = spent >= 1 or at.idle >= IDLE_STEPS or CUT_STEP in self.ctx.notes
             seen = at.curve["step"][-1] if at.curve else None
-            if seen != at.step and (done or at.step % self.budget.eval_every == 0):
+            if seen != at.step and (done or self.is_due(at)):
                 self.validate()
             if done:
                 break
@@ -189,7 +190,7 @@ class Loop:
         determinism.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         given = Untouched(at.state)
         try:
-            with self.training, self.ctx.meter.limited(self.limits):
+            with self.training, self.ctx.meter.limited(self.limits, self.priced):
                 new, log = check_step(
                     self.cell.method, self.method.step(self.ctx, at.state), at.state
                 )
@@ -297,9 +298,25 @@ class Loop:
     def spent(self, at: Boundary) -> float:
         """The largest part of any of the budget's limits that is used up."""
         used = {**at.counts, "outer_steps": at.step, "seconds": self.training.seconds}
-        limits = {name: getattr(self.budget, name) for name in Budget.LIMITS}
-        parts = [used[n] / most if most else 1.0 for n, most in limits.items() if most is not None]
-        return max(parts, default=0.0)
+        return max(self.budget.spent(used), default=0.0)
+
+    def is_due(self, at: Boundary) -> bool:
+        """Whether an evaluation is planned at this step."""
+        every = self.budget.eval_every_cost
+        if every is None:
+            return at.step % self.budget.eval_every == 0
+        if not at.curve:
+            return True
+        then = {name: at.curve[f"cost/{name}"][-1] or 0 for name in COUNT_NAMES}
+        now, before = (self.budget.cost_of(counts) // every for counts in (at.counts, then))
+        return now > before
+
+    @property
+    def priced(self) -> tuple[Mapping[str, float], float] | None:
+        """The budget's limit of all that is counted together."""
+        if self.budget.cost is None:
+            return None
+        return self.budget.prices or {}, self.budget.cost
 
     @property
     def limits(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from metabench.core.cell import Cell, canonical
+from metabench.core.costs import equivalents
 from metabench.core.errors import StoreError
 from metabench.store import files
 from metabench.store.files import write_atomic
@@ -43,14 +44,9 @@ class Prices:
 
     def equivalents(self, counts: Mapping[str, float]) -> float | None:
         """What counts come to in inner gradients; None where one of them has no price."""
-        used = {name: n for name, n in counts.items() if n and name in COUNTED}
-        if not used.keys() <= self.of.keys():
-            return None
-        return sum(n * self.of[name] for name, n in used.items())
+        return equivalents(counts, self.of)
 
 
-COUNTED = ("inner_gradients", "outer_gradients", "hvps", "mixed_products", "function_evaluations")
-"""Counts that have a price; a training is no cost beside the gradients that it takes."""
 _file = TypeAdapter(dict[str, Prices])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metabench.core.cell import CONTRACT, Cell, canonical
+from metabench.core.costs import equivalents
 from metabench.store.record import Record
 
 
@@ -62,6 +63,7 @@ def _scaled(record: Record, cell: Cell) -> float | None:
 def _share(record: Record, budget: Mapping[str, Any]) -> float | None:
     """How many times the record's work a budget asks for, by the first limit that binds."""
     spent = {"outer_steps": float(record.steps), **record.cost}
+    spent["cost"] = equivalents(record.cost, budget.get("prices", {})) or 0.0
     ratios: list[float] = []
     for limit, used in spent.items():
         if limit in budget:
@@ -73,5 +75,6 @@ def _share(record: Record, budget: Mapping[str, Any]) -> float | None:
 
 def _evaluated(budget: Mapping[str, Any], steps: float) -> float:
     """Episodes evaluated on the way and at the end."""
-    rounds = steps / budget["eval_every"] + 1
+    every = budget.get("eval_every_cost")
+    rounds = (steps / budget["eval_every"] if every is None else budget["cost"] / every) + 1
     return float(rounds * budget["valid_episodes"] + budget["test_episodes"])

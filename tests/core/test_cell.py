@@ -135,6 +135,31 @@ def test_every_cost_that_is_counted_can_be_a_budget(cost: str) -> None:
     assert cost in cells.Budget.LIMITS and cell.budget[cost] == 3
 
 
+PRICES = {"inner_gradients": 1.0, "outer_gradients": 3.0, "hvps": 0.5}
+
+
+def test_a_cost_is_all_counts_at_their_prices() -> None:
+    budget = cells.Budget(cost=20.0, prices=PRICES)
+    used = {"inner_gradients": 4, "outer_gradients": 2, "hvps": 6, "trainings": 9, "seconds": 5.0}
+    assert budget.cost_of(used) == 4 + 6 + 3
+    assert budget.spent(used) == [13 / 20]
+    assert budget.spent({**used, "mixed_products": 1}) == [math.inf]  # it has no price here
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({"cost": 5.0}, "a cost needs prices"),
+        ({"outer_steps": 1, "eval_every_cost": 5.0}, "a cost needs prices"),
+        ({"cost": 5.0, "prices": {"hvp": 1.0}}, "prices of 'hvp': there are those of inner_grad"),
+        ({"cost": 5.0, "prices": {"hvps": -1.0}}, "prices.hvps cannot be -1.0"),
+    ],
+)
+def test_costs_without_prices_are_refused(limits: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingError, match=why):
+        make_cell("quadratic", "bilevel", set={"budget": limits})
+
+
 @pytest.mark.parametrize("value", [-1, 2.5, "x", math.inf])
 def test_bad_budgets_are_refused(value: Any) -> None:
     with pytest.raises(SettingError, match="budget: setting outer_steps cannot be"):

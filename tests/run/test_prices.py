@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from metabench.contract.seeds import Seeds
+from metabench.core.costs import PRICED
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import tasks
 from metabench.core.settings import build
 from metabench.run.prices import measure, operations
-from metabench.store.prices import COUNTED
 
 
 def made(name, **settings):
@@ -15,7 +15,7 @@ def made(name, **settings):
 
 def test_every_count_of_a_problem_has_a_price():
     found = measure(made("ridge"))
-    assert set(found.of) == set(COUNTED)
+    assert set(found.of) == set(PRICED)
     assert found.of["inner_gradients"] == 1.0
     assert all(price > 0 for price in found.of.values())
     assert found.inner_gradient_seconds > 0

@@ -331,6 +331,37 @@ def test_a_step_beyond_the_budget_is_as_if_it_had_not_begun(how: dict, tmp_path:
     assert cut.notes == {**whole.notes, CUT_STEP: 4} and CUT_STEP not in exact.notes
 
 
+@pytest.mark.parametrize("how", [{}, {"workers": 3}, {"engine": "vmap"}])
+def test_a_cost_ends_a_run_and_says_when_to_look(how: dict, tmp_path: Path) -> None:
+    """Prices 1, 3 and 0.5 of inner and outer gradients and Hessian products, 0 of the rest."""
+    prices = {"inner_gradients": 1.0, "outer_gradients": 3.0, "hvps": 0.5, "mixed_products": 0.0}
+
+    def run(**limits: Any) -> tuple[Any, Any]:
+        budget = {"test_episodes": 4, **limits}
+        chosen = {"task": {"meta_batch": 4}, "method": {"inner_steps": 5}, "budget": budget}
+        cell = make_cell("noisy", "bilevel", set=chosen)
+        store = Store(tmp_path / cell.key)
+        record = run_cell(cell, store, **how)
+        return record, store.curve(record)
+
+    whole, _ = run(outer_steps=6, eval_every=1)
+    a_step = sum(whole.cost[name] * price for name, price in prices.items()) / 6
+    assert a_step > 20
+    cut, curve = run(cost=6 * a_step + 1, prices=prices, eval_every_cost=2.5 * a_step)
+    assert cut.steps == 6 and cut.notes[CUT_STEP] == 7
+    assert curve["step"] == [0, 3, 5, 6]
+    exact, curve = run(cost=6 * a_step, prices=prices, eval_every_cost=100 * a_step)
+    assert exact.steps == 6 and curve["step"] == [0, 6]
+    assert cut.notes == {**exact.notes, CUT_STEP: 7}
+
+
+def test_what_has_no_price_spends_all(tmp_path: Path) -> None:
+    budget = {"cost": 1e6, "prices": {"inner_gradients": 1.0}, "test_episodes": 4}
+    cell = make_cell("noisy", "bilevel", set={"budget": budget})
+    record = run_cell(cell, Store(tmp_path))
+    assert (record.steps, record.notes[CUT_STEP]) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("do", "status", "reason"),
     [

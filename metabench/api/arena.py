@@ -1,0 +1,128 @@
+"""An arena's verbs: plan, run and rank. Trials first; once all are done, the finals they chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metabench.api.verbs import open_store, run_planned
+from metabench.core.errors import MetabenchError
+from metabench.store.store import Store
+from metabench.suites import arena as arenas
+from metabench.suites import planning as plans
+from metabench.suites.arena import Arena, Chosen
+from metabench.suites.planning import NEVER_RUN, Planned
+
+if TYPE_CHECKING:
+    from metabench.analysis.arena import Standing, Trials
+    from metabench.run.events import Listener
+    from metabench.run.local_launcher import Summary
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the cells of an arena stand. ``chosen`` and ``finals`` are empty until no trial is
+    missing."""
+
+    arena: Arena
+    trials: list[Planned]
+    finals: list[Planned]
+    scores: Trials
+    chosen: Chosen
+
+
+def load(arena: str | Path | Arena) -> Arena:
+    """The arena that a verb is given. Raises SuiteError."""
+    return arena if isinstance(arena, Arena) else arenas.load(Path(arena))
+
+
+def plan(
+    arena: str | Path | Arena, *, budget: str, store: str | Path | Store | None = None
+) -> Plan:
+    """Every trial, and every final that the finished trials choose; nothing is run."""
+    from metabench.analysis import arena as analysis
+
+    arena, store = load(arena), open_store(store)
+    records = store.records()
+    trials = plans.plan(arena.trials(budget), store, records)
+    possible = [p for p in trials if p.state not in NEVER_RUN]
+    if any(p.record is None for p in possible):
+        return Plan(arena, trials, [], {}, {})
+    scores = analysis.trials_of(arena, possible, metrics(arena))
+    chosen = analysis.choose(scores)
+    finals = plans.plan(arena.finals(budget, chosen), store, records)
+    return Plan(arena, trials, finals, scores, chosen)
+
+
+def metrics(arena: Arena) -> dict[str, str]:
+    """Problem to the metric of its task."""
+    from metabench.core.registry import tasks
+
+    known: Any = {p.id: tasks.get(p.task) for p in arena.problems}
+    return {name: task.metric for name, task in known.items()}
+
+
+def run(
+    arena: str | Path | Arena,
+    *,
+    budget: str,
+    store: str | Path | Store | None = None,
+    jobs: int = 1,
+    device: str | None = None,
+    listener: Listener | None = None,
+) -> list[Summary]:
+    """Run what is missing: the trials, then the finals; what has failed already stays as it is.
+
+    Raises MetabenchError where trials are left that cannot be run here, or that were stopped.
+    """
+    arena, store = load(arena), open_store(store)
+    done = []
+    first = plan(arena, budget=budget, store=store)
+    done.append(_run(first.trials, store, jobs, device, listener))
+    then = plan(arena, budget=budget, store=store)
+    if not then.finals:
+        left = [p for p in then.trials if p.record is None and p.state not in NEVER_RUN]
+        raise MetabenchError(
+            f"{len(left)} trials of {arena.name} are not done, so nobody is chosen for the finals; "
+            f"the first is {left[0].row}/{left[0].column} seed {left[0].cell.seed}: {left[0].why}"
+        )
+    done.append(_run(then.finals, store, jobs, device, listener))
+    return done
+
+
+def _run(
+    planned: list[Planned],
+    store: Store,
+    jobs: int,
+    device: str | None,
+    listener: Listener | None,
+) -> Summary:
+    # A trial that diverged has its score: it would diverge again.
+    ready = [p for p in planned if p.state in ("open", "running", "done", "timeout")]
+    return run_planned(ready, store, jobs=jobs, device=device, listener=listener)
+
+
+def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
+    """Where the methods of a track stand in the finals, tuned or as shipped, the best first.
+
+    Raises MetabenchError where finals are missing, or where nobody plays in the track.
+    """
+    from metabench.analysis import arena as analysis
+
+    problems = {p.id for p in plan.arena.problems if p.track == track}
+    scores, failures = analysis.finals_scores(plan.arena, plan.finals, metrics(plan.arena))
+    rows = {
+        row: {name: values for name, values in of.items() if name in problems}
+        for row, of in scores.items()
+        if row.endswith(analysis.AS_SHIPPED) != tuned
+    }
+    rows = {row: of for row, of in rows.items() if of}
+    if not rows:
+        raise MetabenchError(
+            f"nobody plays in track {track!r} of {plan.arena.name}, or no trial is finished"
+        )
+    most = max(len(of) for of in rows.values())
+    return analysis.standings(
+        {row: of for row, of in rows.items() if len(of) == most}, failures, plan.scores
+    )

@@ -1,0 +1,317 @@
+"""An arena: problems, methods with search spaces, and the cells that rank them at equal cost.
+
+Grammar of a file with ``kind = "arena"``::
+
+    title, description     text
+    [budgets.NAME]         trials (settings a method is given on a problem, the first its own),
+                           tuning_seeds, seeds (of the finals; none may be a tuning seed),
+                           problems (ids; left out: all)
+    [[problems]]           id, label, track ("A": lam in the inner loss, "B": an initialisation or
+                           representation, "C": few bounded scalars), task, set.task.*,
+                           fixed (score without outer learning), bound (the best that can be had),
+                           cap (what a run may cost, in inner gradients), looks (evaluations on the
+                           way, at equal costs), prices (of one of each count),
+                           smoothness (L, the largest eigenvalue of the inner Hessian at the start),
+                           valid_episodes, test_episodes
+    [[methods]]            id, label, method, solver, tracks, set.{task,method,solver}.*,
+                           space."GROUP.NAME" = { low, high, log, whole, per_smoothness } or
+                           { choices = [...] }
+
+A method is tried on every problem of its tracks with ``trials`` settings on the tuning seeds. The
+first are the settings of the file, "as shipped"; the others are drawn from its space by a scrambled
+Halton sequence that depends on the method's id alone, so that a method's trials do not change
+with who else takes part. With ``per_smoothness`` a value is divided by the problem's L: a step size
+of 2 is then the largest that is stable on a quadratic. The best trial on the split "selection"
+plays the finals, on seeds that nothing was tuned on. All of it are cells like any others.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_config
+
+from metabench.core import toml
+from metabench.core.cell import make_cells
+from metabench.core.errors import SettingError, SuiteError, UnknownName
+from metabench.core.settings import strictly
+from metabench.suites.schema import Groups, Settings, strict
+from metabench.suites.suite import SuiteCell, merge
+
+TRACKS = {
+    "A": "lam in the inner loss",
+    "B": "lam an initialisation or a representation",
+    "C": "lam few bounded scalars",
+}
+DIGITS = 3
+"""Significant digits of a drawn setting."""
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class Range:
+    """What one setting is drawn from: numbers between two bounds, or choices."""
+
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    log: bool = False
+    whole: bool = False
+    """Whole numbers only."""
+    per_smoothness: bool = False
+    """Divided by the problem's L."""
+    choices: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        given = [x for x in (self.low, self.high) if x is not None]
+        if len(given) != (0 if self.choices else 2):
+            raise ValueError("a range has low and high, or choices")
+        if given and not given[0] < given[1]:
+            raise ValueError(f"low = {self.low} is to be below high = {self.high}")
+        if self.log and given and given[0] <= 0:
+            raise ValueError(f"a logarithmic range cannot begin at {self.low}")
+
+    def at(self, u: float, smoothness: float) -> Any:
+        """The value at ``u`` in [0, 1) on a problem with this L."""
+        if self.choices:
+            return self.choices[int(u * len(self.choices))]
+        assert self.low is not None and self.high is not None
+        if self.whole:
+            # Each whole number has an interval of its own, also on a logarithmic scale.
+            low, high = self.low, self.high + 1
+            x = math.exp(math.log(low) + u * math.log(high / low)) if self.log else (
+                low + u * (high - low)
+            )  # fmt: skip
+            return int(min(self.high, max(self.low, math.floor(x))))
+        if self.log:
+            x = math.exp(math.log(self.low) + u * math.log(self.high / self.low))
+        else:
+            x = self.low + u * (self.high - self.low)
+        return float(f"{x / (smoothness if self.per_smoothness else 1.0):.{DIGITS}g}")
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class ArenaProblem:
+    """A problem, what can be had on it, and what a run on it may cost."""
+
+    id: str
+    track: Literal["A", "B", "C"]
+    task: str
+    fixed: FiniteFloat
+    bound: FiniteFloat
+    cap: Annotated[float, Field(gt=0)]
+    prices: dict[str, Annotated[float, Field(ge=0)]]
+    smoothness: Annotated[float, Field(gt=0)] = 1.0
+    label: str = ""
+    looks: Annotated[int, Field(ge=1)] = 20
+    valid_episodes: Annotated[int, Field(ge=1)] = 1
+    test_episodes: Annotated[int, Field(ge=1)] = 1
+    select: Literal["best_valid", "best_selection"] = "best_selection"
+    """Left out, states and trials are chosen on examples that the outer loss does not see."""
+    set: Groups = field(default_factory=dict)
+
+    @property
+    def target(self) -> float:
+        """Four fifths of the way from no learning to the bound."""
+        return self.fixed + 0.8 * (self.bound - self.fixed)
+
+    def score(self, value: float) -> float:
+        """0 without learning, 1 at the bound."""
+        return (value - self.fixed) / (self.bound - self.fixed)
+
+    @property
+    def limits(self) -> Settings:
+        """The budget of a run on it."""
+        return {
+            "cost": self.cap,
+            "eval_every_cost": self.cap / self.looks,
+            "prices": self.prices,
+            "valid_episodes": self.valid_episodes,
+            "test_episodes": self.test_episodes,
+            "select": self.select,
+        }
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class ArenaMethod:
+    """A method as shipped, and what its settings may be."""
+
+    id: str
+    method: str
+    tracks: Annotated[list[Literal["A", "B", "C"]], Field(min_length=1)]
+    label: str = ""
+    solver: str | None = None
+    set: Groups = field(default_factory=dict)
+    space: dict[str, Range] = field(default_factory=dict)
+    """"GROUP.NAME" to its range."""
+
+    def drawn(self, trials: int) -> list[list[float]]:
+        """Points of the unit cube for trials 1, 2, ..., by a scrambled Halton sequence; the same
+        for any number of trials, and for any other methods beside it."""
+        if not self.space:
+            return []
+        from scipy.stats import qmc
+
+        sampler = qmc.Halton(len(self.space), scramble=True, seed=zlib.crc32(self.id.encode()))
+        points: list[list[float]] = sampler.random(trials).tolist()
+        return points
+
+    def settings(self, u: Sequence[float], problem: ArenaProblem) -> dict[str, Settings]:
+        """The groups of settings at a point of the unit cube on a problem."""
+        out: dict[str, Settings] = {}
+        for (name, range_), at in zip(self.space.items(), u, strict=True):
+            group, _, setting = name.partition(".")
+            out.setdefault(group, {})[setting] = range_.at(at, problem.smoothness)
+        return out
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class ArenaBudget:
+    """How many trials on which seeds, and who plays where."""
+
+    trials: Annotated[int, Field(ge=1)]
+    tuning_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    problems: list[str] = field(default_factory=list)
+
+
+Chosen = Mapping[tuple[str, str], int]
+"""Method and problem to the number of the trial that plays the finals; 0 is as shipped."""
+
+
+@with_config(strict)
+@dataclass(frozen=True)
+class Arena:
+    """Problems and methods, and the cells of trials and finals."""
+
+    name: str
+    title: str
+    problems: Annotated[list[ArenaProblem], Field(min_length=1)]
+    methods: Annotated[list[ArenaMethod], Field(min_length=1)]
+    budgets: Annotated[dict[str, ArenaBudget], Field(min_length=1)]
+    kind: Literal["arena"] = "arena"
+    description: str = ""
+
+    @cached_property
+    def _points(self) -> dict[str, list[list[float]]]:
+        most = max(b.trials for b in self.budgets.values()) - 1
+        return {m.id: m.drawn(most) if most else [] for m in self.methods}
+
+    def budget(self, name: str) -> ArenaBudget:
+        """Raises UnknownName."""
+        if name not in self.budgets:
+            raise UnknownName(f"budget of arena {self.name!r} called", name, self.budgets)
+        return self.budgets[name]
+
+    def pairs(self, budget: str) -> Iterator[tuple[ArenaMethod, ArenaProblem]]:
+        """Every method on every problem of its tracks."""
+        wanted = self.budget(budget).problems
+        for method in self.methods:
+            for problem in self.problems:
+                if problem.track in method.tracks and (not wanted or problem.id in wanted):
+                    yield method, problem
+
+    def trials(self, budget: str) -> list[SuiteCell]:
+        """The cells of all trials, trial by trial so that early ones say something of every pair;
+        ``row`` is "METHOD#TRIAL". A method without a space has one trial."""
+        rules = self.budget(budget)
+        return [
+            cell
+            for trial in range(rules.trials)
+            for method, problem in self.pairs(budget)
+            if trial == 0 or method.space
+            for cell in self._cells(method, problem, trial, rules.tuning_seeds, f"#{trial}")
+        ]
+
+    def finals(self, budget: str, chosen: Chosen) -> list[SuiteCell]:
+        """The cells of the finals: of each method the trial that ``chosen`` says (``row`` its id)
+        and its settings as shipped ("METHOD as shipped")."""
+        seeds = self.budget(budget).seeds
+        out = []
+        for method, problem in self.pairs(budget):
+            out += self._cells(method, problem, chosen[method.id, problem.id], seeds, "")
+            out += self._cells(method, problem, 0, seeds, " as shipped")
+        return out
+
+    def _cells(
+        self,
+        method: ArenaMethod,
+        problem: ArenaProblem,
+        trial: int,
+        seeds: Iterable[int],
+        suffix: str,
+    ) -> list[SuiteCell]:
+        own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
+        groups = merge([problem.set, {"budget": problem.limits}, method.set, own])
+        try:
+            cells, parts = make_cells(
+                problem.task, method.method, seeds, solver=method.solver, set=groups
+            )
+        except (UnknownName, SettingError) as error:
+            error.add_note(
+                f"arena {self.name}, method {method.id}, problem {problem.id}, trial {trial}"
+            )
+            raise
+        return [SuiteCell(f"{method.id}{suffix}", problem.id, cell, None, parts) for cell in cells]
+
+
+def is_arena(path: Path) -> bool:
+    """Whether a TOML file says that it is an arena; False where it cannot be read."""
+    try:
+        return toml.read(path).get("kind") == "arena"
+    except (OSError, ValueError):
+        return False
+
+
+def load(path: Path) -> Arena:
+    """The arena of a file. Raises SuiteError for one that is none."""
+    try:
+        data = {"name": path.stem, **toml.read(path)}
+    except ValueError as error:
+        raise SuiteError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise SuiteError(f"{path}: {error.strerror}") from None
+    try:
+        arena = strictly(TypeAdapter(Arena), data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        raise SuiteError(f"{path}: {where}: {said}") from None
+    for broken in _broken(arena):
+        raise SuiteError(f"{path}: {broken}")
+    return arena
+
+
+def _broken(arena: Arena) -> Iterator[str]:
+    for kind, ids in (
+        ("problem", [p.id for p in arena.problems]),
+        ("method", [m.id for m in arena.methods]),
+    ):
+        for name in ids:
+            if ids.count(name) > 1:
+                yield f"two {kind}s are called {name!r}"
+            if not name or {"#", "/"} & {*name}:
+                yield f"a {kind} cannot be called {name!r}"
+    for problem in arena.problems:
+        if problem.fixed == problem.bound:
+            yield f"problem {problem.id}: fixed and bound are both {problem.bound:g}"
+    for method in arena.methods:
+        for name in method.space:
+            if name.partition(".")[0] not in ("task", "method", "solver") or "." not in name:
+                yield f"method {method.id}: space {name!r} is not task., method. or solver.NAME"
+    known = [p.id for p in arena.problems]
+    for name, budget in arena.budgets.items():
+        if both := {*budget.tuning_seeds} & {*budget.seeds}:
+            yield f"budgets.{name}: seed {min(both)} is tuned on and plays in the finals"
+        for problem_id in budget.problems:
+            if problem_id not in known:
+                yield f"budgets.{name}: {UnknownName('problem', problem_id, known)}"

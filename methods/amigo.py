@@ -1,0 +1,25 @@
+"""Warm-started minibatch steps for theta, then for the linear system, then one of lam.
+
+AmIGO: Arbel, Mairal: Amortized Implicit Differentiation for Stochastic Bilevel Optimization, ICLR
+2022, arXiv 2111.14580. An outer step:
+
+    theta  <-  theta - rho grad_theta G                              ``inner_steps`` times
+    v      <-  v - sigma [(d2 G / dtheta2) v + grad_theta F]         ``linear_steps`` times
+    lam    <-  lam - gamma [(d2 G / dlam dtheta) v + grad_lam F]
+
+each on a minibatch of its own; theta and v go on from where the last outer step left them. Where
+every episode starts anew so do they, and v is the Neumann series of ``linear_steps`` terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metabench.core.registry import method
+from metabench.hypergradients.linear_steps import LinearSteps
+
+
+@method("amigo")
+@dataclass(frozen=True)
+class AmIGO(LinearSteps):
+    """AmIGO (Arbel 2022): warm-started stochastic steps for theta and for the linear system."""

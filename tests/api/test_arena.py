@@ -1,0 +1,107 @@
+"""A small arena from trials to standings: resume, a bad method, a renamed copy, what is missing."""
+
+from pathlib import Path
+
+import pytest
+
+from metabench.api import arena
+from metabench.core.errors import MetabenchError
+
+HEAD = """
+kind = "arena"
+title = "Quadratics"
+
+[budgets.smoke]
+trials = 3
+tuning_seeds = [100]
+seeds = [0, 1, 2]
+"""
+PROBLEM = """
+[[problems]]
+id = "{id}"
+track = "{track}"
+task = "quadratic"
+set.task = {{ {set} }}
+fixed = {fixed}
+bound = 0.0
+cap = 150.0
+looks = 5
+select = "best_valid"
+smoothness = 3.0
+prices = {{ inner_gradients = 1.0, outer_gradients = 1.0, hvps = 1.0, mixed_products = 1.0, function_evaluations = 0.5 }}
+"""  # noqa: E501
+METHOD = """
+[[methods]]
+id = "{id}"
+method = "{method}"
+tracks = ["A"]
+set.method = {{ {set} }}
+space."method.outer_lr" = {{ low = {low}, high = {high}, log = true }}
+"""
+PROBLEMS = "".join(
+    PROBLEM.format(id=f"dim{d}", track="A", set=f"dim = {d}", fixed=2.0 * d) for d in (2, 5)
+)
+FIELD = (
+    METHOD.format(id="bilevel", method="bilevel", set="inner_steps = 10", low=0.01, high=1.0)
+    + METHOD.format(id="copy", method="bilevel", set="inner_steps = 10", low=0.01, high=1.0)
+    + METHOD.format(id="bad", method="bilevel", set="inner_steps = 10", low=1e-9, high=1e-8)
+)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("arena")
+    path = folder / "small.toml"
+    path.write_text(HEAD + PROBLEMS + FIELD)
+    arena.run(path, budget="smoke", store=folder / "runs")
+    return path, folder / "runs"
+
+
+def test_the_trials_choose_who_plays_and_the_bad_method_is_last(played) -> None:
+    path, store = played
+    plan = arena.plan(path, budget="smoke", store=store)
+    assert {p.state for p in plan.finals} == {"done"}
+    assert set(plan.chosen) == {(m, f"dim{d}") for m in ("bilevel", "copy", "bad") for d in (2, 5)}
+    found = arena.standings(plan, track="A")
+    assert found[-1].row == "bad" and found[-1].rank == 3.0
+    first, second = found[:2]
+    assert {first.row, second.row} == {"bilevel", "copy"}
+    assert first.low <= second.high and second.low <= first.high  # they are not told apart
+    assert found[-1].score < min(first.score, second.score) - 0.1
+    shipped = arena.standings(plan, track="A", tuned=False)
+    assert {s.row for s in shipped} == {f"{m} as shipped" for m in ("bilevel", "copy", "bad")}
+    assert shipped[0].score == pytest.approx(shipped[2].score)  # all three have the same defaults
+
+
+def test_what_is_done_is_not_run_again(played) -> None:
+    path, store = played
+    trials, finals = arena.run(path, budget="smoke", store=store)
+    assert trials.reused == set(trials.records) and finals.reused == set(finals.records)
+
+
+def test_a_new_method_runs_no_cell_of_the_others(played, tmp_path: Path) -> None:
+    path, store = played
+    more = tmp_path / "more.toml"
+    own = METHOD.format(id="mine", method="one_step", set="inner_steps = 10", low=0.01, high=1.0)
+    more.write_text(path.read_text() + own)
+    plan = arena.plan(more, budget="smoke", store=store)
+    open_ = {p.row.partition("#")[0] for p in plan.trials if p.state == "open"}
+    assert open_ == {"mine"} and not plan.finals and not plan.chosen
+
+
+def test_nobody_is_ranked_before_all_have_played(played, tmp_path: Path) -> None:
+    path, _ = played
+    plan = arena.plan(path, budget="smoke", store=tmp_path / "empty")
+    assert {p.state for p in plan.trials} == {"open"} and not plan.finals
+    with pytest.raises(MetabenchError, match="no trial is finished"):
+        arena.standings(plan, track="A")
+
+
+def test_every_run_costs_no_more_than_the_cap(played) -> None:
+    path, store = played
+    plan = arena.plan(path, budget="smoke", store=store)
+    prices = plan.arena.problems[0].prices
+    for p in (*plan.trials, *plan.finals):
+        assert p.record is not None
+        spent = sum(p.record.cost[name] * price for name, price in prices.items())
+        assert 0.6 * 150 <= spent <= 150, p.row

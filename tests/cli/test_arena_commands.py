@@ -1,0 +1,76 @@
+"""``metabench arena``: a dry run, trials and finals, a second call that runs nothing."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from metabench.cli.main import app
+
+FILE = """
+kind = "arena"
+title = "Quadratics"
+
+[budgets.smoke]
+trials = 2
+tuning_seeds = [100]
+seeds = [0]
+
+[[problems]]
+id = "two"
+track = "A"
+task = "quadratic"
+set.task = { dim = 2 }
+fixed = 4.0
+bound = 0.0
+cap = 60.0
+select = "best_valid"
+prices = { inner_gradients = 1.0, outer_gradients = 1.0, hvps = 1.0, mixed_products = 1.0, function_evaluations = 0.5 }
+
+[[methods]]
+id = "unrolled"
+method = "bilevel"
+tracks = ["A"]
+space."method.outer_lr" = { low = 0.01, high = 1.0, log = true }
+
+[[methods]]
+id = "implicit"
+method = "ift"
+tracks = ["A"]
+"""  # noqa: E501
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    (tmp_path / "small.toml").write_text(FILE)
+    place = [str(tmp_path / "small.toml"), "--budget", "smoke", "--store", str(tmp_path / "runs")]
+    return ["arena", *place]
+
+
+def test_trials_finals_and_standings(words: list[str], tmp_path: Path) -> None:
+    dry = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert dry.exit_code == 0 and "unrolled#1" in dry.output and "3 cells: 3 open" in dry.output
+    assert not list((tmp_path / "runs").glob("*/*/record.json"))
+
+    done = CliRunner().invoke(app, [*words, "--jobs", "1"])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert [x for x in lines if x.startswith("Track A")] == [
+        "Track A, lam in the inner loss, tuned: 1 problem",
+        "Track A, lam in the inner loss, as shipped: 1 problem",
+    ]
+    assert "Below 6 problems ranks describe these problems" in done.stdout
+    assert all(len(line) <= 80 for line in lines)
+    records = sorted((tmp_path / "runs").glob("*/*/record.json"))
+    times = [r.stat().st_mtime_ns for r in records]
+
+    again = CliRunner().invoke(app, [*words, "--jobs", "1"])
+    assert again.exit_code == 0 and again.stdout == done.stdout
+    assert [r.stat().st_mtime_ns for r in records] == times
+
+
+def test_a_suite_is_no_arena(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text('title = "x"\n')
+    found = CliRunner().invoke(app, ["arena", str(path)])
+    assert found.exit_code == 2 and str(path) in found.output.replace("\n", "")

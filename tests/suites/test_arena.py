@@ -1,0 +1,189 @@
+"""Arenas: what a file may say, ranges, trials that do not depend on who else takes part, cells."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metabench.core.errors import SettingError, SuiteError, UnknownName
+from metabench.suites import arena as arenas
+from metabench.suites.arena import Range
+
+FILE = """
+kind = "arena"
+title = "Two problems"
+
+[budgets.smoke]
+trials = 3
+tuning_seeds = [100]
+seeds = [0, 1]
+problems = ["one"]
+
+[budgets.laptop]
+trials = 5
+tuning_seeds = [100, 101]
+seeds = [0, 1, 2]
+
+[[problems]]
+id = "one"
+track = "A"
+task = "quadratic"
+set.task = { dim = 2 }
+fixed = 2.0
+bound = 1.0
+cap = 400.0
+looks = 4
+smoothness = 3.0
+select = "best_valid"
+prices = { inner_gradients = 1.0, outer_gradients = 1.0, hvps = 1.0, mixed_products = 1.0, function_evaluations = 0.5 }
+
+[[problems]]
+id = "start"
+track = "B"
+task = "quadratic"
+set.task = { formulation = "init" }
+fixed = 2.0
+bound = 1.0
+cap = 400.0
+select = "best_valid"
+prices = { inner_gradients = 1.0, outer_gradients = 1.0, hvps = 1.0, mixed_products = 1.0, function_evaluations = 0.5 }
+
+[[methods]]
+id = "unrolled"
+method = "bilevel"
+tracks = ["A", "B"]
+set.method = { outer_solver = "adam" }
+space."method.inner_lr" = { low = 0.1, high = 1.0, log = true, per_smoothness = true }
+space."method.inner_steps" = { low = 2, high = 20, log = true, whole = true }
+
+[[methods]]
+id = "implicit"
+method = "ift"
+tracks = ["A"]
+space."method.inverse" = { choices = ["neumann", "cg"] }
+
+[[methods]]
+id = "fixed"
+method = "fixed"
+tracks = ["A"]
+"""  # noqa: E501
+
+
+def made(tmp_path: Path, text: str = FILE) -> arenas.Arena:
+    path = tmp_path / "small.toml"
+    path.write_text(text)
+    return arenas.load(path)
+
+
+def test_trials_are_cells_with_settings_of_their_own(tmp_path: Path) -> None:
+    arena = made(tmp_path)
+    cells = arena.trials("laptop")
+    # Two methods with a space have five trials, one of them on two problems; "fixed" has one.
+    assert len(cells) == 2 * (5 + 5 + 5 + 1)
+    assert [(c.row, c.column) for c in cells[:8:2]] == [
+        ("unrolled#0", "one"), ("unrolled#0", "start"), ("implicit#0", "one"), ("fixed#0", "one"),
+    ]  # fmt: skip
+    first = cells[0].cell
+    assert first.seed == 100 and first.method_settings["inner_lr"] == 0.1  # as shipped
+    assert first.method_settings["outer_solver"] == "adam"
+    assert first.budget["cost"] == 400.0 and first.budget["eval_every_cost"] == 100.0
+    drawn = {c.cell.method_settings["inner_lr"] for c in cells if c.row.startswith("unrolled#")}
+    assert len(drawn) == 1 + 2 * 4
+
+
+def test_a_step_size_is_measured_in_the_curvature_of_the_problem(tmp_path: Path) -> None:
+    cells = made(tmp_path).trials("laptop")
+    rate = {(c.row, c.column): c.cell.method_settings["inner_lr"] for c in cells}
+    for k in range(1, 5):
+        here, there = rate[f"unrolled#{k}", "one"], rate[f"unrolled#{k}", "start"]
+        assert here == pytest.approx(there / 3, rel=6e-3)  # three digits are kept
+        assert 0.1 <= there <= 1.0
+
+
+def test_trials_do_not_depend_on_their_number_or_on_the_others(tmp_path: Path) -> None:
+    arena = made(tmp_path)
+    few, many = arena.trials("smoke"), arena.trials("laptop")
+    keys = {(c.row, c.column, c.cell.seed): c.cell.key for c in many}
+    assert all(keys[c.row, c.column, c.cell.seed] == c.cell.key for c in few)
+    alone = made(tmp_path, FILE.replace('id = "unrolled"', 'id = "other"'))
+    both = {c.row: c.cell.key for c in alone.trials("smoke") if c.row.startswith("implicit")}
+    assert both == {c.row: c.cell.key for c in few if c.row.startswith("implicit")}
+
+
+def test_finals_play_the_chosen_trial_and_the_settings_as_shipped(tmp_path: Path) -> None:
+    arena = made(tmp_path)
+    chosen = {("unrolled", "one"): 2, ("unrolled", "start"): 0, ("implicit", "one"): 1,
+              ("fixed", "one"): 0}  # fmt: skip
+    finals = arena.finals("laptop", chosen)
+    by_row = {(c.row, c.column): c.cell for c in finals if c.cell.seed == 1}
+    trials = {(c.row, c.column): c.cell for c in arena.trials("laptop")}
+    tuned, shipped = by_row["unrolled", "one"], by_row["unrolled as shipped", "one"]
+    assert tuned.method_settings == trials["unrolled#2", "one"].method_settings
+    assert shipped.method_settings == trials["unrolled#0", "one"].method_settings
+    assert by_row["unrolled", "start"].key == by_row["unrolled as shipped", "start"].key
+    assert {c.cell.seed for c in finals} == {0, 1, 2}
+
+
+def test_scores_run_from_no_learning_to_the_bound(tmp_path: Path) -> None:
+    problem = made(tmp_path).problems[0]
+    assert [problem.score(x) for x in (2.0, 1.0, 3.0)] == [0.0, 1.0, -1.0]
+    assert problem.target == pytest.approx(1.2) and problem.score(1.2) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("seeds = [0, 1, 2]", "seeds = [0, 101]", "seed 101 is tuned on and plays in the finals"),
+        ('id = "start"', 'id = "one"', "two problems are called 'one'"),
+        ('id = "implicit"', 'id = "a#b"', "a method cannot be called 'a#b'"),
+        ("bound = 1.0\ncap = 400.0\nlooks", "bound = 2.0\ncap = 400.0\nlooks", "are both 2"),
+        ('problems = ["one"]', 'problems = ["won"]', "no problem 'won'; near: one"),
+        ('"method.inverse"', '"inverse"', "space 'inverse' is not task., method. or solver.NAME"),
+        ("low = 0.1, high = 1.0", "low = 1.0, high = 0.1", "low = 1.0 is to be below high = 0.1"),
+        ("low = 0.1, high = 1.0", "low = 0.0, high = 1.0", "cannot begin at 0.0"),
+        ('choices = ["neumann", "cg"]', "low = 1.0", "low and high, or choices"),
+        ('track = "B"', 'track = "D"', "problems.1.track"),
+        ('title = "Two problems"', "", "title"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, old: str, new: str, why: str) -> None:
+    assert old in FILE
+    with pytest.raises(SuiteError) as error:
+        made(tmp_path, FILE.replace(old, new))
+    assert why in str(error.value)
+
+
+def test_a_setting_that_a_method_does_not_have_is_named_with_its_place(tmp_path: Path) -> None:
+    arena = made(tmp_path, FILE.replace('"method.inverse"', '"method.invers"'))
+    with pytest.raises(UnknownName, match="near: inverse") as error:
+        arena.trials("smoke")
+    assert "method implicit, problem one, trial 1" in " ".join(error.value.__notes__)
+    arena = made(tmp_path, FILE.replace('["neumann", "cg"]', '["newton"]'))
+    with pytest.raises(SettingError, match="newton"):
+        arena.trials("smoke")
+    with pytest.raises(UnknownName, match="near: laptop"):
+        arena.trials("laptob")
+
+
+NUMBERS = st.floats(1e-6, 1e6)
+
+
+@given(st.data())
+def test_a_drawn_value_is_within_its_range(data: Any) -> None:
+    low, high = sorted(data.draw(st.tuples(NUMBERS, NUMBERS).filter(lambda x: x[0] != x[1])))
+    log, u = data.draw(st.booleans()), data.draw(st.floats(0, 1, exclude_max=True))
+    x = Range(low, high, log=log).at(u, 1.0)
+    assert low * (1 - 6e-3) <= x <= high * (1 + 6e-3)
+    assert float(f"{x:.3g}") == x
+
+
+@given(
+    st.integers(1, 50), st.integers(1, 50), st.booleans(), st.floats(0, 1, exclude_max=True)
+)  # fmt: skip
+def test_whole_numbers_are_whole_and_all_can_be_drawn(low, more, log, u) -> None:
+    range_ = Range(low, low + more, log=log, whole=True)
+    x = range_.at(u, 7.0)
+    assert isinstance(x, int) and low <= x <= low + more
+    assert (range_.at(0.0, 1.0), range_.at(1 - 1e-12, 1.0)) == (low, low + more)
