@@ -64,4 +64,4 @@ def test_committed_files_are_few_and_small_and_name_nobody(folder: Path) -> None
 
 def test_results_stay_small() -> None:
     sizes = [path.stat().st_size for folder in FOLDERS for path in folder.iterdir()]
-    assert len(FOLDERS) >= 46 and sum(sizes) < 20_000_000
+    assert len(FOLDERS) >= 46 and sum(sizes) < 25_000_000
