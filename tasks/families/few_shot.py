@@ -1,8 +1,9 @@
-"""Few-shot classification, written once: episodes from class-major images, two formulations.
+"""Few-shot classification, written once: episodes from class-major images, three formulations.
 
 Finn, Abbeel, Levine, ICML 2017 (lam = initial weights); Franceschi et al., ICML 2018 (lam = conv
-body, theta = a linear head per episode, from zeros). A data set is a small file that subclasses
-:class:`FewShot` and gives its images.
+body, theta = a linear head per episode, from zeros); Rajeswaran, Finn, Kakade, Levine, NeurIPS
+2019 (lam = the centre of a Gaussian prior on all weights, which start there too). A data set is a
+small file that subclasses :class:`FewShot` and gives its images.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ class FewShot(Task):
     """Query images a class."""
     meta_batch: Count = 16
     """Episodes an outer step."""
-    formulation: Literal["init", "representation"] = "init"
-    """lam = all initial weights, or lam = the body with a head from zeros for each episode."""
+    formulation: Literal["init", "representation", "prior"] = "init"
+    """lam = all initial weights; or lam = the body, with a head from zeros for each episode; or lam
+    = the centre of a Gaussian prior on all weights, which is part of the inner loss."""
     filters: Count = 64
     downsample: Literal["stride", "pool"] = "stride"
     train_shots: Count | None = None
@@ -85,7 +87,10 @@ class FewShot(Task):
     """Images of an inner step at evaluation; None: the support set."""
     reduction: Literal["mean", "flatten"] | None = settings.later(None)
     """How maps become features: averaged over space, or all of them. None: averaged where lam is
-    the initial weights and maps are downsampled by strides, else all."""
+    the initial weights or a prior's centre and maps are downsampled by strides, else all."""
+    prior_precision: Annotated[float, Field(gt=0)] = settings.later(2.0)
+    """mu: the formulation "prior" adds mu/2 |theta - lam|^2 to the mean cross-entropy of the
+    support set. 2 is that of iMAML's example."""
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
@@ -131,6 +136,10 @@ class FewShot(Task):
         own = {"small_lam": weights, "search_space": weights}
         if self.formulation == "init":
             own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
+        elif self.formulation == "prior":
+            why = "lam is the centre of a prior here (formulation = 'prior')"
+            own["lam_is_initialisation"] = f"{why}: theta's minimiser moves with it, not its start"
+            own["head"] = f"{why}, on all weights alike"
         else:
             why = "lam is a representation here (formulation = 'representation')"
             own["lam_is_initialisation"] = f"{why}, not the initial value of theta"
@@ -173,7 +182,7 @@ class FewShot(Task):
         """How maps become features; None: as the way of downsampling has it."""
         if self.reduction is not None:
             return self.reduction
-        return "mean" if self.formulation == "init" else "flatten"
+        return "flatten" if self.formulation == "representation" else "mean"
 
     def build(self, seeds: Seeds, device: torch.device) -> FewShotProblem:
         """Load the images of every split. Raises SettingError where a split has too few classes."""
@@ -206,18 +215,20 @@ class FewShotProblem(Problem):
         self.evaluations = ("test", *self.given)
         self.module = self.net
         self.head = ("head.weight", "head.bias")
+        self.whole = task.formulation != "representation"
+        """Whether theta is all weights, and no head alone."""
 
     def init_outer(self) -> Params:
         """Every weight, or those of the body."""
         weights = self.net.init_params(generator(self.seeds.init, "weights"))
         weights = {k: v.to(self.device, self.dtype) for k, v in weights.items()}
-        if self.task.formulation == "init":
+        if self.whole:
             return weights
         return {k: v for k, v in weights.items() if k not in self.head}
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
         """lam itself, or a head of zeros: weight [ways, features], bias [ways]."""
-        if self.task.formulation == "init":
+        if self.whole:
             return {k: lam[k] for k in self.net.names}
         some = next(iter(lam.values()))
         return {
@@ -227,25 +238,33 @@ class FewShotProblem(Problem):
 
     def logits(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """[n, ways]."""
-        weights = theta if self.task.formulation == "init" else {**lam, **theta}
+        weights = theta if self.whole else {**lam, **theta}
         if "features" in batch:
             return F.linear(batch["features"], weights["head.weight"], weights["head.bias"])
         return self.net.apply_params(weights, batch["x"])
 
-    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Mean cross-entropy on the support set."""
+    def fit(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy."""
         if "features" in batch:
             return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
-        weights = theta if self.task.formulation == "init" else {**lam, **theta}
+        weights = theta if self.whole else {**lam, **theta}
         return self.net.loss(weights, batch["x"], batch["y"])
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy on the support set; with a prior also mu/2 |theta - lam|^2."""
+        fit = self.fit(lam, theta, batch)
+        if self.task.formulation != "prior":
+            return fit
+        gaps = torch.stack([(v - lam[k]).square().sum() for k, v in theta.items()])
+        return fit + 0.5 * self.task.prior_precision * gaps.sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on the query set."""
-        return self.inner_loss(lam, theta, batch)
+        return self.fit(lam, theta, batch)
 
     def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """Features for images where inner steps move the head alone: they stay what they are."""
-        moves_body = self.task.formulation == "init" and (only is None or set(only) - {*self.head})
+        moves_body = self.whole and (only is None or set(only) - {*self.head})
         if moves_body or callable(episode.inner):
             return episode
 

@@ -43,7 +43,13 @@ PRIOR = {"n_train": 40, "n_test": 30, "batch": 10, "width": 4, "shrink": 4, "dty
 FEW_EPISODES = {"units": 3, "batch": 2, "memory": 40, "limit": 4, "judged": 1}
 COINS = {**TWO_STAGES, "n_tasks": 4, "hidden": 6, "features": 4, "n_pretrain": 30, "n_test": 40}
 TASKS = {
-    "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
+    "quadratic": [
+        {},
+        {"formulation": "init"},
+        {"formulation": "prior", "dim": 3},
+        {"dim": 4, "carried": True},
+        {"dim": 20},
+    ],
     "ridge": [{}, {"carried": True}],
     "newsgroups": [
         {"n_train": 30},
@@ -78,6 +84,7 @@ TASKS = {
         FEW_SHOT,
         REPRESENTATION,
         {**FEW_SHOT, "train_shots": 2, "inner_batch": 5, "dtype": "float64"},
+        {**FEW_SHOT, "formulation": "prior", "ways": 2, "dtype": "float64"},
     ],
     "hyper_cleaning": [
         CLEANING,
