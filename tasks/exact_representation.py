@@ -57,7 +57,7 @@ class ExactRepresentation(Task):
     @property
     def offers(self) -> frozenset[str]:
         """What a representation offers."""
-        return GRADIENTS | {"episodes", "lam_in_inner_loss"}
+        return GRADIENTS | {"episodes", "features", "lam_in_inner_loss"}
 
     @property
     def lacks(self) -> dict[str, str]:

@@ -184,6 +184,15 @@ class Problem(ABC):
         """
         return episode
 
+    def features(self, lam: Params, batch: Batch) -> Tensor:
+        """What the linear head theta sees of a batch [n, f] (capability ``features``).
+
+        theta is then a weight [classes, f] and a bias [classes], named in this order by
+        :meth:`init_inner`, and ``batch["y"]`` int64 [n] are classes. The inner batch of every
+        episode has examples of all its classes.
+        """
+        raise NotImplementedError
+
     def diagonal_penalty(self, lam: Params) -> Params | None:
         """c(lam), where G = :meth:`unpenalised_loss` + 1/2 sum c theta^2; None: not split so.
 

@@ -21,6 +21,7 @@ CAPABILITIES = {
     "search_space": "bounds on lam to search in",
     "choices": "a lam that is nothing but choices",
     "continuous": "a lam with a continuous scalar at least",
+    "features": "a linear head on features that lam makes of labelled examples (Problem.features)",
     "module": "a torch module with separate inputs and targets (Problem.module)",
     "per_example_lam": "a lam that can differ from example to example",
     "full_batch": "the same inner problems at every outer step, each with one inner batch",

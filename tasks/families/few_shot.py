@@ -91,6 +91,9 @@ class FewShot(Task):
     prior_precision: Annotated[float, Field(gt=0)] = settings.later(2.0)
     """mu: the formulation "prior" adds mu/2 |theta - lam|^2 to the mean cross-entropy of the
     support set. 2 is that of iMAML's example."""
+    train_ways: Annotated[int, Field(ge=2)] | None = settings.later(None)
+    """Classes of a training episode, where the head is no part of lam (formulation
+    "representation"); None: as ``ways``. ProtoNets are trained with more than they are tested."""
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
@@ -103,6 +106,11 @@ class FewShot(Task):
         raise NotImplementedError
 
     def __post_init__(self) -> None:
+        if self.train_ways is not None and self.formulation != "representation":
+            raise SettingError(
+                f'train_ways = {self.train_ways} needs formulation = "representation": with '
+                f'"{self.formulation}" lam has a head of {self.ways} ways'
+            )
         for split in ("train", "test"):
             shots, queries = self.images_of(split)
             if shots + queries > self.images_per_class:
@@ -121,12 +129,18 @@ class FewShot(Task):
             return self.train_shots or self.shots, self.queries
         return self.shots, self.test_queries or self.queries
 
+    def ways_of(self, split: str) -> int:
+        """Classes of an episode of a split."""
+        return self.train_ways or self.ways if split == "train" else self.ways
+
     @property
     def offers(self) -> frozenset[str]:
         """Depends on where lam enters."""
         own = {"episodes", "module"}
         if self.formulation == "init":
             return GRADIENTS | own | {"lam_is_initialisation", "head"}
+        if self.formulation == "representation" and self.whole_support:
+            own.add("features")
         return GRADIENTS | own | {"lam_in_inner_loss"}
 
     @property
@@ -134,6 +148,13 @@ class FewShot(Task):
         """Why some needs are not met, in words."""
         weights = "lam is the weights of a network: neither few scalars nor bounds to search in"
         own = {"small_lam": weights, "search_space": weights}
+        if self.formulation != "representation":
+            own["features"] = (
+                f"lam has a head here (formulation = {self.formulation!r}); with 'representation' "
+                "it makes features alone"
+            )
+        elif not self.whole_support:
+            own["features"] = "an inner batch may lack classes (inner_batch, test_inner_batch)"
         if self.formulation == "init":
             own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
         elif self.formulation == "prior":
@@ -145,6 +166,11 @@ class FewShot(Task):
             own["lam_is_initialisation"] = f"{why}, not the initial value of theta"
             own["head"] = f"{why}: theta is all head"
         return own
+
+    @property
+    def whole_support(self) -> bool:
+        """Whether every inner batch is a whole support set."""
+        return self.inner_batch is None and self.test_inner_batch is None
 
     @property
     def protocol(self) -> str:
@@ -188,9 +214,11 @@ class FewShot(Task):
         """Load the images of every split. Raises SettingError where a split has too few classes."""
         splits = {split: self.classes(split) for split in ("train", "valid", "test")}
         for split, classes in splits.items():
-            if len(classes) < self.ways:
+            ways = self.ways_of(split)
+            if len(classes) < ways:
+                given = "train_ways" if ways != self.ways else "ways"
                 raise SettingError(
-                    f"ways = {self.ways}, but the {split} split has {len(classes)} classes"
+                    f"{given} = {ways}, but the {split} split has {len(classes)} classes"
                 )
         return FewShotProblem(self, splits, seeds, device)
 
@@ -199,8 +227,9 @@ class FewShotProblem(Problem):
     """Episodes of a few-shot task.
 
     Batches: ``x`` float [n, channels, size, size] in [0, 1], ``y`` long [n] in [0, ways), class by
-    class; in a prepared episode ``features`` [n, f] stands for ``x``. lam and theta are named as
-    the parameters of ``module``.
+    class; in a prepared episode ``features`` [n, f] stands for ``x``. With ``train_ways`` an outer
+    batch has ``classes`` too, arange(ways) of its episode: vmap keeps shapes only. lam and theta
+    are named as the parameters of ``module``.
     """
 
     def __init__(
@@ -231,10 +260,15 @@ class FewShotProblem(Problem):
         if self.whole:
             return {k: lam[k] for k in self.net.names}
         some = next(iter(lam.values()))
+        ways = len(episode.outer["classes"]) if "classes" in episode.outer else self.task.ways
         return {
-            "head.weight": some.new_zeros(self.task.ways, self.net.feature_size),
-            "head.bias": some.new_zeros(self.task.ways),
+            "head.weight": some.new_zeros(ways, self.net.feature_size),
+            "head.bias": some.new_zeros(ways),
         }
+
+    def features(self, lam: Params, batch: Batch) -> Tensor:
+        """What the body makes of images [n, f]."""
+        return self.net.features(lam, batch["x"])
 
     def logits(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """[n, ways]."""
@@ -269,7 +303,8 @@ class FewShotProblem(Problem):
             return episode
 
         def featured(batch: Batch) -> Batch:
-            return {"features": self.net.features(lam, batch["x"]), "y": batch["y"]}
+            kept = {k: v for k, v in batch.items() if k != "x"}
+            return {"features": self.features(lam, batch), **kept}
 
         return replace(episode, inner=featured(episode.inner), outer=featured(episode.outer))
 
@@ -278,7 +313,7 @@ class FewShotProblem(Problem):
         return len(self.given[split]) if split in self.given else None
 
     def episode(self, split: str, index: int) -> Episode:
-        """``ways`` classes, each with the images of :meth:`FewShot.images_of`.
+        """``ways`` (or ``train_ways``) classes, each with the images of :meth:`FewShot.images_of`.
 
         Raises UnknownName for a split that is not there, IndexError past the end of one.
         """
@@ -296,16 +331,19 @@ class FewShotProblem(Problem):
         stream = self.seeds.batches if split == "train" else self.seeds.evaluation
         gen = generator(stream, split, index)
         source = self.splits[split]
-        chosen = torch.randperm(len(source), generator=gen)[: task.ways]
+        ways = task.ways_of(split)
+        chosen = torch.randperm(len(source), generator=gen)[:ways]
         order = torch.rand(
-            task.ways, source.images.shape[1], generator=gen, dtype=torch.float32
+            ways, source.images.shape[1], generator=gen, dtype=torch.float32
         ).argsort(dim=1)
         images = source.pick(chosen, order[:, : shots + queries])
-        labels = torch.arange(task.ways)
+        labels = torch.arange(ways)
         support, query = (
             self.batch(part.flatten(0, 1), labels.repeat_interleave(part.shape[1]))
             for part in (images[:, :shots], images[:, shots:])
         )
+        if task.train_ways is not None:
+            query["classes"] = labels.to(self.device)
         size = task.inner_batch if split == "train" else task.test_inner_batch
         if size is None:
             return Episode(support, query, index)

@@ -85,6 +85,7 @@ TASKS = {
         REPRESENTATION,
         {**FEW_SHOT, "train_shots": 2, "inner_batch": 5, "dtype": "float64"},
         {**FEW_SHOT, "formulation": "prior", "ways": 2, "dtype": "float64"},
+        {**REPRESENTATION, "train_ways": 7},
     ],
     "hyper_cleaning": [
         CLEANING,
@@ -267,6 +268,7 @@ METHODS = {
     "marglik": [{}, {"outputs": "one", "form": "kfac", "burn_in": 1, "batch": 7},
                 {"outputs": "one each", "form": "diagonal", "chunk": 5, "clip": 0.01}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
+    "protonet": [{}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"},
                {"inner_steps": 5, "initial_first": True, "finalists": 2, "repeats": 2}],
