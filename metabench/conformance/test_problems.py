@@ -231,6 +231,8 @@ class Limited(Wrapped):
         guarded = {
             "head": {"head"},
             "features": {"features"},
+            "base_classes": {"base_classes"},
+            "base_batch": {"base_classes"},
             "module": {"module"},
             "hypers": {"search_space", "small_lam"},
             "predict": {"prediction"},

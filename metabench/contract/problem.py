@@ -193,6 +193,15 @@ class Problem(ABC):
         """
         raise NotImplementedError
 
+    base_classes: int = 0
+    """How many classes all training episodes draw from (capability ``base_classes``)."""
+
+    def base_batch(self, step: int, size: int) -> Batch:
+        """``size`` training examples of any classes (capability ``base_classes``), for
+        :meth:`features`; ``y`` int64 [size] in [0, ``base_classes``). A pure function of the seeds,
+        the step and the size."""
+        raise NotImplementedError
+
     def diagonal_penalty(self, lam: Params) -> Params | None:
         """c(lam), where G = :meth:`unpenalised_loss` + 1/2 sum c theta^2; None: not split so.
 

@@ -136,7 +136,9 @@ class FewShot(Task):
     @property
     def offers(self) -> frozenset[str]:
         """Depends on where lam enters."""
-        own = {"episodes", "module"}
+        own = {"base_classes", "episodes"}
+        if self.train_ways is None:
+            own.add("module")
         if self.formulation == "init":
             return GRADIENTS | own | {"lam_is_initialisation", "head"}
         if self.formulation == "representation" and self.whole_support:
@@ -148,6 +150,8 @@ class FewShot(Task):
         """Why some needs are not met, in words."""
         weights = "lam is the weights of a network: neither few scalars nor bounds to search in"
         own = {"small_lam": weights, "search_space": weights}
+        if self.train_ways is not None:
+            own["module"] = "heads of training and of test differ in size (train_ways)"
         if self.formulation != "representation":
             own["features"] = (
                 f"lam has a head here (formulation = {self.formulation!r}); with 'representation' "
@@ -238,6 +242,7 @@ class FewShotProblem(Problem):
         self.task, self.splits, self.seeds, self.device = task, splits, seeds, device
         self.dtype: torch.dtype = getattr(torch, task.dtype)
         self.episodes_per_step = task.meta_batch
+        self.base_classes = len(splits["train"])
         channels, size = splits["train"].images.shape[2], splits["train"].images.shape[-1]
         self.net = task.network_for(channels, size).to(device)
         self.given = task.given()
@@ -349,6 +354,13 @@ class FewShotProblem(Problem):
             return Episode(support, query, index)
         address = (stream, index) if split == "train" else (stream, split, index)
         return Episode(Minibatches(support, size, address), query, index)
+
+    def base_batch(self, step: int, size: int) -> Batch:
+        """Images drawn with replacement from all training classes, rotated ones too."""
+        gen, source = generator(self.seeds.batches, "base", step), self.splits["train"]
+        classes = torch.randint(len(source), (size,), generator=gen)
+        drawings = torch.randint(source.images.shape[1], (size, 1), generator=gen)
+        return self.batch(source.pick(classes, drawings).flatten(0, 1), classes)
 
     def batch(self, images: Tensor, labels: Tensor) -> Batch:
         """uint8 images [n, channels, size, size] and labels [n] as a batch."""

@@ -269,6 +269,7 @@ METHODS = {
                 {"outputs": "one each", "form": "diagonal", "chunk": 5, "clip": 0.01}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "protonet": [{}],
+    "linear_probe": [{"inner_steps": 3, "batch": 5}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"},
                {"inner_steps": 5, "initial_first": True, "finalists": 2, "repeats": 2}],
