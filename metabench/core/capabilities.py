@@ -23,6 +23,7 @@ CAPABILITIES = {
     "continuous": "a lam with a continuous scalar at least",
     "features": "a linear head on features that lam makes (Problem.features)",
     "base_classes": "training batches of all classes (Problem.base_batch)",
+    "context": "a theta that modulates a network of which lam is all weights, from zero",
     "module": "a torch module with separate inputs and targets (Problem.module)",
     "per_example_lam": "a lam that can differ from example to example",
     "full_batch": "the same inner problems at every outer step, each with one inner batch",

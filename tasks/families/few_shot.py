@@ -1,9 +1,11 @@
-"""Few-shot classification, written once: episodes from class-major images, three formulations.
+"""Few-shot classification, written once: episodes from class-major images, four formulations.
 
 Finn, Abbeel, Levine, ICML 2017 (lam = initial weights); Franceschi et al., ICML 2018 (lam = conv
 body, theta = a linear head per episode, from zeros); Rajeswaran, Finn, Kakade, Levine, NeurIPS
-2019 (lam = the centre of a Gaussian prior on all weights, which start there too). A data set is a
-small file that subclasses :class:`FewShot` and gives its images.
+2019 (lam = the centre of a Gaussian prior on all weights, which start there too); Zintgraf,
+Shiarlis, Kurin, Hofmann, Whiteson, ICML 2019 (theta = a few context parameters, from zeros, that
+scale and shift the maps of one block; lam = all weights). A data set is a small file that
+subclasses :class:`FewShot` and gives its images.
 """
 
 from __future__ import annotations
@@ -25,39 +27,9 @@ from metabench.core.errors import SettingError, UnknownName
 from metabench.core.text import counted
 
 from ..models.networks import ConvNet, Network
+from .class_images import Classes, GivenEpisode, Minibatches, nearest_neighbour
 
 Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Images of one split: uint8 [classes, drawings, channels, size, size], ink or light high."""
-
-    images: Tensor
-    rotations: int = 1
-    """4: every class turned by 90 degrees is a further class."""
-
-    def __len__(self) -> int:
-        return len(self.images) * self.rotations
-
-    def pick(self, classes: Tensor, drawings: Tensor) -> Tensor:
-        """uint8 [n, k, channels, size, size] of classes [n] and drawings [n, k]."""
-        base, turns = classes % len(self.images), classes // len(self.images)
-        picked = self.images[base[:, None], drawings]
-        for turn in range(1, self.rotations):
-            here = turns == turn
-            picked[here] = torch.rot90(picked[here], turn, (-2, -1))
-        return picked
-
-
-@dataclass(frozen=True)
-class GivenEpisode:
-    """An episode that its authors fixed: uint8 images [n, channels, size, size], labels [n]."""
-
-    support: Tensor
-    support_labels: Tensor
-    query: Tensor
-    query_labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,9 +42,10 @@ class FewShot(Task):
     """Query images a class."""
     meta_batch: Count = 16
     """Episodes an outer step."""
-    formulation: Literal["init", "representation", "prior"] = "init"
+    formulation: Literal["init", "representation", "prior", "context"] = "init"
     """lam = all initial weights; or lam = the body, with a head from zeros for each episode; or lam
-    = the centre of a Gaussian prior on all weights, which is part of the inner loss."""
+    = the centre of a Gaussian prior on all weights, which is part of the inner loss; or lam = all
+    weights, with context parameters from zeros for each episode."""
     filters: Count = 64
     downsample: Literal["stride", "pool"] = "stride"
     train_shots: Count | None = None
@@ -104,6 +77,11 @@ class FewShot(Task):
     def images_per_class(self) -> int:
         """Images of every class of the data set; a class attribute where settings do not matter."""
         raise NotImplementedError
+
+    context: Count = settings.later(100)
+    """Context parameters of the formulation "context", which needs the four blocks."""
+    context_block: Annotated[int, Field(ge=1, le=4)] = settings.later(3)
+    """The block whose maps they scale and shift, after its batch norm."""
 
     def __post_init__(self) -> None:
         if self.train_ways is not None and self.formulation != "representation":
@@ -143,6 +121,8 @@ class FewShot(Task):
             return GRADIENTS | own | {"lam_is_initialisation", "head"}
         if self.formulation == "representation" and self.whole_support:
             own.add("features")
+        if self.formulation == "context":
+            own.add("context")
         return GRADIENTS | own | {"lam_in_inner_loss"}
 
     @property
@@ -165,6 +145,10 @@ class FewShot(Task):
             why = "lam is the centre of a prior here (formulation = 'prior')"
             own["lam_is_initialisation"] = f"{why}: theta's minimiser moves with it, not its start"
             own["head"] = f"{why}, on all weights alike"
+        elif self.formulation == "context":
+            why = "theta is context parameters here (formulation = 'context')"
+            own["lam_is_initialisation"] = f"{why}, which start at zero"
+            own["head"] = f"{why}, and no head"
         else:
             why = "lam is a representation here (formulation = 'representation')"
             own["lam_is_initialisation"] = f"{why}, not the initial value of theta"
@@ -249,22 +233,33 @@ class FewShotProblem(Problem):
         self.evaluations = ("test", *self.given)
         self.module = self.net
         self.head = ("head.weight", "head.bias")
-        self.whole = task.formulation != "representation"
-        """Whether theta is all weights, and no head alone."""
+        self.whole = task.formulation in ("init", "prior")
+        """Whether theta is all weights."""
+        self.modulated = f"norm{task.context_block}"
 
     def init_outer(self) -> Params:
-        """Every weight, or those of the body."""
+        """Every weight, or those of the body; with a context also ``film.weight`` [2 c, context]
+        and ``film.bias`` [2 c] for the c maps of a block."""
         weights = self.net.init_params(generator(self.seeds.init, "weights"))
         weights = {k: v.to(self.device, self.dtype) for k, v in weights.items()}
+        if self.task.formulation == "context":
+            n = 2 * len(weights[f"{self.modulated}.weight"])
+            film = torch.empty(n, self.task.context, dtype=torch.float32)
+            self.net.draw(film, generator(self.seeds.init, "film"))
+            film = film.to(self.device, self.dtype)
+            return {**weights, "film.weight": film, "film.bias": film.new_zeros(n)}
         if self.whole:
             return weights
         return {k: v for k, v in weights.items() if k not in self.head}
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
-        """lam itself, or a head of zeros: weight [ways, features], bias [ways]."""
+        """lam itself; or zeros, a head of weight [ways, features] and bias [ways] or a ``context``
+        [context]."""
         if self.whole:
             return {k: lam[k] for k in self.net.names}
         some = next(iter(lam.values()))
+        if self.task.formulation == "context":
+            return {"context": some.new_zeros(self.task.context)}
         ways = len(episode.outer["classes"]) if "classes" in episode.outer else self.task.ways
         return {
             "head.weight": some.new_zeros(ways, self.net.feature_size),
@@ -275,9 +270,23 @@ class FewShotProblem(Problem):
         """What the body makes of images [n, f]."""
         return self.net.features(lam, batch["x"])
 
+    def weights(self, lam: Params, theta: Params) -> Params:
+        """All weights of the network. A context scales the maps of a block by 1 + gamma and shifts
+        them by beta, (gamma, beta) = film.weight context + film.bias, after batch norm: which is
+        another scale and shift of that norm."""
+        if self.whole:
+            return theta
+        if self.task.formulation != "context":
+            return {**lam, **theta}
+        scale, shift = (f"{self.modulated}.{part}" for part in ("weight", "bias"))
+        film = F.linear(theta["context"], lam["film.weight"], lam["film.bias"])
+        gamma, beta = film.chunk(2)
+        changed = {scale: (1 + gamma) * lam[scale], shift: (1 + gamma) * lam[shift] + beta}
+        return {**lam, **changed}
+
     def logits(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """[n, ways]."""
-        weights = theta if self.whole else {**lam, **theta}
+        weights = self.weights(lam, theta)
         if "features" in batch:
             return F.linear(batch["features"], weights["head.weight"], weights["head.bias"])
         return self.net.apply_params(weights, batch["x"])
@@ -286,8 +295,7 @@ class FewShotProblem(Problem):
         """Mean cross-entropy."""
         if "features" in batch:
             return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
-        weights = theta if self.whole else {**lam, **theta}
-        return self.net.loss(weights, batch["x"], batch["y"])
+        return self.net.loss(self.weights(lam, theta), batch["x"], batch["y"])
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on the support set; with a prior also mu/2 |theta - lam|^2."""
@@ -303,7 +311,8 @@ class FewShotProblem(Problem):
 
     def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """Features for images where inner steps move the head alone: they stay what they are."""
-        moves_body = self.whole and (only is None or set(only) - {*self.head})
+        whole = self.whole or self.task.formulation == "context"
+        moves_body = whole and (only is None or set(only) - {*self.head})
         if moves_body or callable(episode.inner):
             return episode
 
@@ -377,33 +386,3 @@ class FewShotProblem(Problem):
                 "loss": float(F.cross_entropy(logits, y)),
                 "nearest_neighbour": nearest_neighbour(episode),
             }
-
-
-@dataclass(frozen=True)
-class Minibatches:
-    """Inner batches of ``size`` images (or all, where there are fewer) from passes over the support
-    set, each in a new order; a batch may end one pass and begin the next, as in Reptile's code."""
-
-    support: Batch
-    size: int
-    address: tuple[int | str, ...]
-
-    def __call__(self, step: int) -> Batch:
-        """The batch of an inner step."""
-        y = self.support["y"]
-        n = len(y)
-        size = min(self.size, n)
-        first, last = step * size, (step + 1) * size
-        passes = range(first // n, (last - 1) // n + 1)
-        orders = [torch.randperm(n, generator=generator(*self.address, "inner", i)) for i in passes]
-        skipped = passes[0] * n
-        picked = torch.cat(orders)[first - skipped : last - skipped].to(y.device)
-        return {k: v[picked] for k, v in self.support.items()}
-
-
-def nearest_neighbour(episode: Episode) -> float:
-    """Query accuracy of the label of the support image with the least Euclidean distance."""
-    inner, query = episode.inner, episode.outer
-    support = inner.support if isinstance(inner, Minibatches) else episode.batch(0)
-    distance = torch.cdist(query["x"].flatten(1), support["x"].flatten(1))
-    return float((support["y"][distance.argmin(1)] == query["y"]).double().mean())

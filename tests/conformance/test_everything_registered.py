@@ -86,6 +86,7 @@ TASKS = {
         {**FEW_SHOT, "train_shots": 2, "inner_batch": 5, "dtype": "float64"},
         {**FEW_SHOT, "formulation": "prior", "ways": 2, "dtype": "float64"},
         {**REPRESENTATION, "train_ways": 7},
+        {**FEW_SHOT, "formulation": "context", "context": 3, "dtype": "float64"},
     ],
     "hyper_cleaning": [
         CLEANING,
@@ -269,6 +270,7 @@ METHODS = {
                 {"outputs": "one each", "form": "diagonal", "chunk": 5, "clip": 0.01}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "protonet": [{}],
+    "cavia": [{}, {"order": "first", "inner_steps": 1}],
     "linear_probe": [{"inner_steps": 3, "batch": 5}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"},
