@@ -256,7 +256,9 @@ TASKS |= {
 METHODS = {
     "bilevel": [{}, {"mode": "forward", "learn_rate": True}, {"truncate": 2, "memory": "states"}],
     "maml": [{"inner_steps": 3}, {"order": "first"}, {"anil": True, "memory": "checkpoints"},
-             {"meta_sgd": True}],
+             {"meta_sgd": True},
+             {"inner_steps": 3, "layer_step_rates": True},
+             {"inner_steps": 3, "multi_step_epochs": 2, "epoch_steps": 1, "anil": True}],
     "ift": [{}, {"inverse": "cg", "damping": 0.1, "indefinite": "truncate"},
             {"inverse": "identity"}, {"inverse": "identity", "alpha": 0.1},
             {"inverse": "cg", "tolerance": 1e-3, "indefinite": "truncate"}],
