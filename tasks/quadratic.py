@@ -82,6 +82,7 @@ class QuadraticProblem(NoData):
 
     def __init__(self, task: Quadratic, seeds: Seeds, device: torch.device) -> None:
         self.task, self.carried, self.device = task, task.carried, device
+        self.starts_at_lam = task.formulation == "prior"
         d = task.dim
         if d == 1:
             a, b, c = (torch.tensor([[x]], dtype=torch.float64) for x in (task.a, task.b, task.c))

@@ -96,6 +96,10 @@ class Problem(ABC):
     evaluations: tuple[str, ...] = ("test",)
     """Names of the final evaluations; each is a split that :meth:`episode` knows."""
 
+    starts_at_lam: bool = False
+    """Whether theta starts where lam says and the task does not offer ``lam_is_initialisation``,
+    as lam is in the inner loss too: the first step's Hessian product then counts."""
+
     head: tuple[str, ...] = ()
     """Names in theta of the last layer's parameters (capability ``head``)."""
 

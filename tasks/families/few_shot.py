@@ -233,6 +233,7 @@ class FewShotProblem(Problem):
         self.evaluations = ("test", *self.given)
         self.module = self.net
         self.head = ("head.weight", "head.bias")
+        self.starts_at_lam = task.formulation == "prior"
         self.whole = task.formulation in ("init", "prior")
         """Whether theta is all weights."""
         self.modulated = f"norm{task.context_block}"

@@ -52,6 +52,13 @@ def test_methods_that_are_exact_in_the_limit_agree(name, own):
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("formulation", "products"), [("prior", 5), ("target", 4)])
+def test_unrolling_goes_through_the_start_where_that_is_lam(formulation, products):
+    ctx = context(Quadratic(dim=3, formulation=formulation))
+    hypergradient(ctx, "bilevel", inner_steps=5)
+    assert (ctx.meter.counts.hvps, ctx.meter.counts.mixed_products) == (products, 5)
+
+
 def test_it_is_the_gradient_of_imaml_on_learned_starts():
     """The same pull, part of the problem in the one case and of the method in the other."""
     prior = context(Quadratic(dim=4, formulation="prior", prior_precision=1.5))
