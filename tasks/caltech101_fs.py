@@ -20,7 +20,7 @@ from metabench.core.registry import task
 from metabench.datasets import locate
 
 from .data import arrays
-from .families.few_shot import Classes
+from .families.class_images import Classes
 from .families.photographs import Photographs
 
 SPLITS = {"train": 64, "valid": 16, "test": 20}

@@ -57,7 +57,9 @@ class ExactRepresentation(Task):
     @property
     def offers(self) -> frozenset[str]:
         """What a representation offers."""
-        return GRADIENTS | {"episodes", "lam_in_inner_loss"}
+        return GRADIENTS | {
+            "base_classes", "episodes", "features", "lam_in_inner_loss"
+        }  # fmt: skip
 
     @property
     def lacks(self) -> dict[str, str]:

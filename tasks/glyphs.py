@@ -24,7 +24,8 @@ from metabench.contract.seeds import generator
 from metabench.core import drawing
 from metabench.core.registry import task
 
-from .families.few_shot import Classes, FewShot
+from .families.class_images import Classes
+from .families.few_shot import FewShot
 
 SCRIPTS = {
     "train": ("LATIN", "GREEK", "CYRILLIC", "CANADIAN", "ARABIC", "OLD", "NKO", "OGHAM"),

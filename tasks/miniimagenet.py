@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from metabench.core.registry import task
 
 from .data import miniimagenet as mini
-from .families.few_shot import Classes
+from .families.class_images import Classes
 from .families.photographs import Photographs
 
 

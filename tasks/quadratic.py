@@ -2,7 +2,12 @@
 
 Inner G(lam, w) = 1/2 (w - B lam)' A (w - B lam), outer F(w) = 1/2 |w - c|^2, with A symmetric
 positive definite. w*(lam) = B lam, exact hypergradient B' (B lam - c). In the formulation "init"
-the inner target B lam is a constant, and the outer variable is the initial w (MAML).
+the inner target is a constant t, and the outer variable is the initial w (MAML). In "prior" it is
+the centre of a Gaussian prior (iMAML), and w starts there too:
+
+    G(lam, w) = 1/2 (w - t)' A (w - t) + mu/2 |w - lam|^2,   w*(lam) = (A + mu I)^-1 (A t + mu lam),
+
+with the exact hypergradient mu (A + mu I)^-1 (w*(lam) - c).
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from torch import Tensor
 from metabench.contract.declared import Moduli
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
 from metabench.contract.seeds import Seeds, generator
+from metabench.core import settings
 from metabench.core.registry import task
 
 from .families.no_data import NoData
@@ -35,11 +41,14 @@ class Quadratic(Task):
     b: float = 1.5
     c: float = 0.7
     lam: float = 0.4
-    """Scalar problem: the first value of lam; in the formulation "init" what B is applied to."""
+    """Scalar problem: the first value of lam; in other formulations than "target" the constant t is
+    B times this."""
     w0: float = -1.0
-    """First value of w; in the formulation "init" the first value of the outer variable."""
-    formulation: Literal["target", "init"] = "target"
+    """First value of w; in other formulations than "target" that of the outer variable."""
+    formulation: Literal["target", "init", "prior"] = "target"
     carried: bool = False
+    prior_precision: Annotated[float, Field(gt=0)] = settings.later(2.0)
+    """mu of the formulation "prior"."""
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
@@ -73,6 +82,7 @@ class QuadraticProblem(NoData):
 
     def __init__(self, task: Quadratic, seeds: Seeds, device: torch.device) -> None:
         self.task, self.carried, self.device = task, task.carried, device
+        self.starts_at_lam = task.formulation == "prior"
         d = task.dim
         if d == 1:
             a, b, c = (torch.tensor([[x]], dtype=torch.float64) for x in (task.a, task.b, task.c))
@@ -92,25 +102,42 @@ class QuadraticProblem(NoData):
         if d <= 16:
             self.hypers = (
                 Hyper(
-                    "lam", (d,), -4.0, 4.0, meaning="B lam is the inner target, or lam the start"
+                    "lam",
+                    (d,),
+                    -4.0,
+                    4.0,
+                    meaning="B lam is the inner target, or lam a start or centre",
                 ),
             )
 
     def init_outer(self) -> Params:
         """lam [d]."""
-        return {"lam": self.w0.clone() if self.task.formulation == "init" else self.lam.clone()}
+        return {"lam": (self.lam if self.task.formulation == "target" else self.w0).clone()}
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
         """w [d]: constant, or lam itself."""
-        return {"w": lam["lam"] if self.task.formulation == "init" else self.w0}
+        return {"w": self.w0 if self.task.formulation == "target" else lam["lam"]}
 
     def target(self, lam: Params) -> Tensor:
-        """The inner minimiser w*(lam) [d]."""
-        at = self.lam if self.task.formulation == "init" else lam["lam"]
-        return self.B @ at
+        """What data draws w to [d]: B lam or t."""
+        return self.B @ (lam["lam"] if self.task.formulation == "target" else self.lam)
+
+    def minimiser(self, lam: Params) -> Tensor:
+        """w*(lam) [d]."""
+        t = self.target(lam)
+        if self.task.formulation != "prior":
+            return t
+        return torch.linalg.solve(self.hessian, self.A @ t + self.task.prior_precision * lam["lam"])
+
+    @cached_property
+    def hessian(self) -> Tensor:
+        """Of the inner loss in w [d, d]: A, with a prior A + mu I."""
+        if self.task.formulation != "prior":
+            return self.A
+        return self.A + self.task.prior_precision * torch.eye(len(self.A)).to(self.A)
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """1/2 (w - B lam)' A (w - B lam)."""
+        """1/2 (w - B lam)' A (w - B lam), or with t for B lam; with a prior also its term."""
         return self.loss_of_prediction(lam, theta, theta["w"], batch)
 
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
@@ -120,9 +147,12 @@ class QuadraticProblem(NoData):
     def loss_of_prediction(
         self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
     ) -> Tensor:
-        """1/2 (w - B lam)' A (w - B lam) of w [d]."""
+        """:meth:`inner_loss` of w [d]."""
         gap = prediction - self.target(lam)
-        return 0.5 * (gap * (self.A @ gap)).sum()
+        fit = 0.5 * (gap * (self.A @ gap)).sum()
+        if self.task.formulation != "prior":
+            return fit
+        return fit + 0.5 * self.task.prior_precision * (prediction - lam["lam"]).square().sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 |w - c|^2."""
@@ -131,17 +161,23 @@ class QuadraticProblem(NoData):
     @cached_property
     def bounds(self) -> Moduli:
         """The same at every lam: all derivatives of second order are constants."""
-        values = torch.linalg.eigvalsh(self.A)
-        mixed = float(torch.linalg.matrix_norm(self.A @ self.B, 2))
+        values = torch.linalg.eigvalsh(self.hessian)
+        mixed = self.task.prior_precision
+        if self.task.formulation != "prior":
+            mixed = float(torch.linalg.matrix_norm(self.A @ self.B, 2))
         return Moduli(
             float(values[0]), float(values[-1]), outer_smooth=1.0, mixed=lambda theta: mixed,
             mixed_lipschitz=0.0, hessian_lipschitz=0.0, direct_lipschitz=0.0, outer_convex=True,
         )  # fmt: skip
 
     def moduli(self, lam: Params) -> Moduli:
-        """Eigenvalues of A and the norm of AB (formulation "target")."""
+        """Eigenvalues of the Hessian, and the norm of AB or mu (not in the formulation "init")."""
         return self.bounds
 
     def exact_hypergradient(self, lam: Params) -> Tensor:
-        """B' (B lam - c), at the exact inner minimiser [d] (formulation "target")."""
-        return self.B.T @ (self.target(lam) - self.c)
+        """At the exact inner minimiser [d] (not in the formulation "init")."""
+        v = self.minimiser(lam) - self.c
+        if self.task.formulation != "prior":
+            return self.B.T @ v
+        found: Tensor = self.task.prior_precision * torch.linalg.solve(self.hessian, v)
+        return found

@@ -158,6 +158,11 @@ def kit_tasks(method: Any) -> list[Any]:
     ]
     if "search_space" in method.needs:
         known.append(retrieval(table="synthetic", questions=20))
+    few_shot = {"features": "representation", "context": "context"}
+    for need in few_shot.keys() & method.needs:
+        small = {"ways": 3, "shots": 2, "queries": 2, "filters": 2, "meta_batch": 3}
+        own = {**small, "formulation": few_shot[need], "dtype": "float64"}
+        known.append(registry.tasks.get("glyphs")(**own))
     if "branches" in method.needs:
         known.append(registry.tasks.get("prisoners")(branches=4))
     return [task for task in known if why_not(task, method) is None]

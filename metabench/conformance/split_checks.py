@@ -40,6 +40,24 @@ def check_episodes(task: Any) -> None:
         assert not same, f"episode 0 of {split!r} is judged by the data of episode 0 of 'valid'"
 
 
+def check_base_batch(task: Any) -> None:
+    """A batch of all classes is a function of seeds, step and size, with labels in range."""
+    if "base_classes" not in task.offers:
+        raise NotTested("it offers no training examples of all classes at once")
+    problem, n = build(task), 20
+    batch = problem.base_batch(1, n)
+    sizes = {k: len(v) for k, v in batch.items()}
+    assert set(sizes.values()) == {n}, f"a base batch of {n} has {sizes} examples"
+    y = batch["y"]
+    assert y.dtype == torch.int64, f"its labels are {y.dtype}, not int64"
+    assert int(y.min()) >= 0 and int(y.max()) < problem.base_classes, (
+        f"its labels are {int(y.min())} to {int(y.max())}, with {problem.base_classes} base classes"
+    )
+    held = snapshot(batch)
+    assert unchanged(held, build(task).base_batch(1, n)), "it differs when the task is built again"
+    assert not unchanged(held, problem.base_batch(2, n)), "it is the same at another step"
+
+
 def check_outer_on_validation(task: Any) -> None:
     """``outer_on_validation`` says whether training is judged by validation examples, as far as
     the outer batches of a few episodes show it."""

@@ -30,6 +30,7 @@ from metabench.conformance.harness import Harness, NotTested, snapshot, stored, 
 from metabench.conformance.own_step_checks import check_own_step
 from metabench.conformance.search_checks import check_regret, reported
 from metabench.conformance.split_checks import (
+    check_base_batch,
     check_episodes,
     check_outer_on_validation,
     check_selection,
@@ -340,6 +341,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_problem,
     check_init,
     check_episodes,
+    check_base_batch,
     check_seeds,
     check_losses,
     check_derivatives,

@@ -96,6 +96,10 @@ class Problem(ABC):
     evaluations: tuple[str, ...] = ("test",)
     """Names of the final evaluations; each is a split that :meth:`episode` knows."""
 
+    starts_at_lam: bool = False
+    """Whether theta starts where lam says and the task does not offer ``lam_is_initialisation``,
+    as lam is in the inner loss too: the first step's Hessian product then counts."""
+
     head: tuple[str, ...] = ()
     """Names in theta of the last layer's parameters (capability ``head``)."""
 
@@ -183,6 +187,24 @@ class Problem(ABC):
         level learns. Losses must give the same values on the episode that comes back.
         """
         return episode
+
+    def features(self, lam: Params, batch: Batch) -> Tensor:
+        """What the linear head theta sees of a batch [n, f] (capability ``features``).
+
+        theta is then a weight [classes, f] and a bias [classes], named in this order by
+        :meth:`init_inner`, and ``batch["y"]`` int64 [n] are classes. The inner batch of every
+        episode has examples of all its classes.
+        """
+        raise NotImplementedError
+
+    base_classes: int = 0
+    """How many classes all training episodes draw from (capability ``base_classes``)."""
+
+    def base_batch(self, step: int, size: int) -> Batch:
+        """``size`` training examples of any classes (capability ``base_classes``), for
+        :meth:`features`; ``y`` int64 [size] in [0, ``base_classes``). A pure function of the seeds,
+        the step and the size."""
+        raise NotImplementedError
 
     def diagonal_penalty(self, lam: Params) -> Params | None:
         """c(lam), where G = :meth:`unpenalised_loss` + 1/2 sum c theta^2; None: not split so.

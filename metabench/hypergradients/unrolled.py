@@ -131,7 +131,8 @@ def reverse(
     else:
         every = 1 if mode == "states" else math.isqrt(kept)
         found = _replayed(path, lam, first, skipped, kept, every)
-    through_start = theta is None and first is None and "lam_is_initialisation" in ctx.offers
+    at_lam = "lam_is_initialisation" in ctx.offers or ctx.problem.starts_at_lam
+    through_start = theta is None and first is None and at_lam
     made = 0 if first_order else kept
     ctx.meter.add(
         outer_gradients=1,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data import cifar100 as cifar
-from .few_shot import Classes
+from .class_images import Classes
 from .photographs import Photographs
 
 

@@ -1,8 +1,11 @@
-"""Few-shot classification, written once: episodes from class-major images, two formulations.
+"""Few-shot classification, written once: episodes from class-major images, four formulations.
 
 Finn, Abbeel, Levine, ICML 2017 (lam = initial weights); Franceschi et al., ICML 2018 (lam = conv
-body, theta = a linear head per episode, from zeros). A data set is a small file that subclasses
-:class:`FewShot` and gives its images.
+body, theta = a linear head per episode, from zeros); Rajeswaran, Finn, Kakade, Levine, NeurIPS
+2019 (lam = the centre of a Gaussian prior on all weights, which start there too); Zintgraf,
+Shiarlis, Kurin, Hofmann, Whiteson, ICML 2019 (theta = a few context parameters, from zeros, that
+scale and shift the maps of one block; lam = all weights). A data set is a small file that
+subclasses :class:`FewShot` and gives its images.
 """
 
 from __future__ import annotations
@@ -24,39 +27,9 @@ from metabench.core.errors import SettingError, UnknownName
 from metabench.core.text import counted
 
 from ..models.networks import ConvNet, Network
+from .class_images import Classes, GivenEpisode, Minibatches, nearest_neighbour
 
 Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Images of one split: uint8 [classes, drawings, channels, size, size], ink or light high."""
-
-    images: Tensor
-    rotations: int = 1
-    """4: every class turned by 90 degrees is a further class."""
-
-    def __len__(self) -> int:
-        return len(self.images) * self.rotations
-
-    def pick(self, classes: Tensor, drawings: Tensor) -> Tensor:
-        """uint8 [n, k, channels, size, size] of classes [n] and drawings [n, k]."""
-        base, turns = classes % len(self.images), classes // len(self.images)
-        picked = self.images[base[:, None], drawings]
-        for turn in range(1, self.rotations):
-            here = turns == turn
-            picked[here] = torch.rot90(picked[here], turn, (-2, -1))
-        return picked
-
-
-@dataclass(frozen=True)
-class GivenEpisode:
-    """An episode that its authors fixed: uint8 images [n, channels, size, size], labels [n]."""
-
-    support: Tensor
-    support_labels: Tensor
-    query: Tensor
-    query_labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,8 +42,10 @@ class FewShot(Task):
     """Query images a class."""
     meta_batch: Count = 16
     """Episodes an outer step."""
-    formulation: Literal["init", "representation"] = "init"
-    """lam = all initial weights, or lam = the body with a head from zeros for each episode."""
+    formulation: Literal["init", "representation", "prior", "context"] = "init"
+    """lam = all initial weights; or lam = the body, with a head from zeros for each episode; or lam
+    = the centre of a Gaussian prior on all weights, which is part of the inner loss; or lam = all
+    weights, with context parameters from zeros for each episode."""
     filters: Count = 64
     downsample: Literal["stride", "pool"] = "stride"
     train_shots: Count | None = None
@@ -85,7 +60,13 @@ class FewShot(Task):
     """Images of an inner step at evaluation; None: the support set."""
     reduction: Literal["mean", "flatten"] | None = settings.later(None)
     """How maps become features: averaged over space, or all of them. None: averaged where lam is
-    the initial weights and maps are downsampled by strides, else all."""
+    the initial weights or a prior's centre and maps are downsampled by strides, else all."""
+    prior_precision: Annotated[float, Field(gt=0)] = settings.later(2.0)
+    """mu: the formulation "prior" adds mu/2 |theta - lam|^2 to the mean cross-entropy of the
+    support set. 2 is that of iMAML's example."""
+    train_ways: Annotated[int, Field(ge=2)] | None = settings.later(None)
+    """Classes of a training episode, where the head is no part of lam (formulation
+    "representation"); None: as ``ways``. ProtoNets are trained with more than they are tested."""
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
@@ -97,7 +78,17 @@ class FewShot(Task):
         """Images of every class of the data set; a class attribute where settings do not matter."""
         raise NotImplementedError
 
+    context: Count = settings.later(100)
+    """Context parameters of the formulation "context", which needs the four blocks."""
+    context_block: Annotated[int, Field(ge=1, le=4)] = settings.later(3)
+    """The block whose maps they scale and shift, after its batch norm."""
+
     def __post_init__(self) -> None:
+        if self.train_ways is not None and self.formulation != "representation":
+            raise SettingError(
+                f'train_ways = {self.train_ways} needs formulation = "representation": with '
+                f'"{self.formulation}" lam has a head of {self.ways} ways'
+            )
         for split in ("train", "test"):
             shots, queries = self.images_of(split)
             if shots + queries > self.images_per_class:
@@ -116,12 +107,22 @@ class FewShot(Task):
             return self.train_shots or self.shots, self.queries
         return self.shots, self.test_queries or self.queries
 
+    def ways_of(self, split: str) -> int:
+        """Classes of an episode of a split."""
+        return self.train_ways or self.ways if split == "train" else self.ways
+
     @property
     def offers(self) -> frozenset[str]:
         """Depends on where lam enters."""
-        own = {"episodes", "module"}
+        own = {"base_classes", "episodes"}
+        if self.train_ways is None:
+            own.add("module")
         if self.formulation == "init":
             return GRADIENTS | own | {"lam_is_initialisation", "head"}
+        if self.formulation == "representation" and self.whole_support:
+            own.add("features")
+        if self.formulation == "context":
+            own.add("context")
         return GRADIENTS | own | {"lam_in_inner_loss"}
 
     @property
@@ -129,13 +130,35 @@ class FewShot(Task):
         """Why some needs are not met, in words."""
         weights = "lam is the weights of a network: neither few scalars nor bounds to search in"
         own = {"small_lam": weights, "search_space": weights}
+        if self.train_ways is not None:
+            own["module"] = "heads of training and of test differ in size (train_ways)"
+        if self.formulation != "representation":
+            own["features"] = (
+                f"lam has a head here (formulation = {self.formulation!r}); with 'representation' "
+                "it makes features alone"
+            )
+        elif not self.whole_support:
+            own["features"] = "an inner batch may lack classes (inner_batch, test_inner_batch)"
         if self.formulation == "init":
             own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
+        elif self.formulation == "prior":
+            why = "lam is the centre of a prior here (formulation = 'prior')"
+            own["lam_is_initialisation"] = f"{why}: theta's minimiser moves with it, not its start"
+            own["head"] = f"{why}, on all weights alike"
+        elif self.formulation == "context":
+            why = "theta is context parameters here (formulation = 'context')"
+            own["lam_is_initialisation"] = f"{why}, which start at zero"
+            own["head"] = f"{why}, and no head"
         else:
             why = "lam is a representation here (formulation = 'representation')"
             own["lam_is_initialisation"] = f"{why}, not the initial value of theta"
             own["head"] = f"{why}: theta is all head"
         return own
+
+    @property
+    def whole_support(self) -> bool:
+        """Whether every inner batch is a whole support set."""
+        return self.inner_batch is None and self.test_inner_batch is None
 
     @property
     def protocol(self) -> str:
@@ -173,15 +196,17 @@ class FewShot(Task):
         """How maps become features; None: as the way of downsampling has it."""
         if self.reduction is not None:
             return self.reduction
-        return "mean" if self.formulation == "init" else "flatten"
+        return "flatten" if self.formulation == "representation" else "mean"
 
     def build(self, seeds: Seeds, device: torch.device) -> FewShotProblem:
         """Load the images of every split. Raises SettingError where a split has too few classes."""
         splits = {split: self.classes(split) for split in ("train", "valid", "test")}
         for split, classes in splits.items():
-            if len(classes) < self.ways:
+            ways = self.ways_of(split)
+            if len(classes) < ways:
+                given = "train_ways" if ways != self.ways else "ways"
                 raise SettingError(
-                    f"ways = {self.ways}, but the {split} split has {len(classes)} classes"
+                    f"{given} = {ways}, but the {split} split has {len(classes)} classes"
                 )
         return FewShotProblem(self, splits, seeds, device)
 
@@ -190,8 +215,9 @@ class FewShotProblem(Problem):
     """Episodes of a few-shot task.
 
     Batches: ``x`` float [n, channels, size, size] in [0, 1], ``y`` long [n] in [0, ways), class by
-    class; in a prepared episode ``features`` [n, f] stands for ``x``. lam and theta are named as
-    the parameters of ``module``.
+    class; in a prepared episode ``features`` [n, f] stands for ``x``. With ``train_ways`` an outer
+    batch has ``classes`` too, arange(ways) of its episode: vmap keeps shapes only. lam and theta
+    are named as the parameters of ``module``.
     """
 
     def __init__(
@@ -200,57 +226,100 @@ class FewShotProblem(Problem):
         self.task, self.splits, self.seeds, self.device = task, splits, seeds, device
         self.dtype: torch.dtype = getattr(torch, task.dtype)
         self.episodes_per_step = task.meta_batch
+        self.base_classes = len(splits["train"])
         channels, size = splits["train"].images.shape[2], splits["train"].images.shape[-1]
         self.net = task.network_for(channels, size).to(device)
         self.given = task.given()
         self.evaluations = ("test", *self.given)
         self.module = self.net
         self.head = ("head.weight", "head.bias")
+        self.starts_at_lam = task.formulation == "prior"
+        self.whole = task.formulation in ("init", "prior")
+        """Whether theta is all weights."""
+        self.modulated = f"norm{task.context_block}"
 
     def init_outer(self) -> Params:
-        """Every weight, or those of the body."""
+        """Every weight, or those of the body; with a context also ``film.weight`` [2 c, context]
+        and ``film.bias`` [2 c] for the c maps of a block."""
         weights = self.net.init_params(generator(self.seeds.init, "weights"))
         weights = {k: v.to(self.device, self.dtype) for k, v in weights.items()}
-        if self.task.formulation == "init":
+        if self.task.formulation == "context":
+            n = 2 * len(weights[f"{self.modulated}.weight"])
+            film = torch.empty(n, self.task.context, dtype=torch.float32)
+            self.net.draw(film, generator(self.seeds.init, "film"))
+            film = film.to(self.device, self.dtype)
+            return {**weights, "film.weight": film, "film.bias": film.new_zeros(n)}
+        if self.whole:
             return weights
         return {k: v for k, v in weights.items() if k not in self.head}
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
-        """lam itself, or a head of zeros: weight [ways, features], bias [ways]."""
-        if self.task.formulation == "init":
+        """lam itself; or zeros, a head of weight [ways, features] and bias [ways] or a ``context``
+        [context]."""
+        if self.whole:
             return {k: lam[k] for k in self.net.names}
         some = next(iter(lam.values()))
+        if self.task.formulation == "context":
+            return {"context": some.new_zeros(self.task.context)}
+        ways = len(episode.outer["classes"]) if "classes" in episode.outer else self.task.ways
         return {
-            "head.weight": some.new_zeros(self.task.ways, self.net.feature_size),
-            "head.bias": some.new_zeros(self.task.ways),
+            "head.weight": some.new_zeros(ways, self.net.feature_size),
+            "head.bias": some.new_zeros(ways),
         }
+
+    def features(self, lam: Params, batch: Batch) -> Tensor:
+        """What the body makes of images [n, f]."""
+        return self.net.features(lam, batch["x"])
+
+    def weights(self, lam: Params, theta: Params) -> Params:
+        """All weights of the network. A context scales the maps of a block by 1 + gamma and shifts
+        them by beta, (gamma, beta) = film.weight context + film.bias, after batch norm: which is
+        another scale and shift of that norm."""
+        if self.whole:
+            return theta
+        if self.task.formulation != "context":
+            return {**lam, **theta}
+        scale, shift = (f"{self.modulated}.{part}" for part in ("weight", "bias"))
+        film = F.linear(theta["context"], lam["film.weight"], lam["film.bias"])
+        gamma, beta = film.chunk(2)
+        changed = {scale: (1 + gamma) * lam[scale], shift: (1 + gamma) * lam[shift] + beta}
+        return {**lam, **changed}
 
     def logits(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """[n, ways]."""
-        weights = theta if self.task.formulation == "init" else {**lam, **theta}
+        weights = self.weights(lam, theta)
         if "features" in batch:
             return F.linear(batch["features"], weights["head.weight"], weights["head.bias"])
         return self.net.apply_params(weights, batch["x"])
 
-    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Mean cross-entropy on the support set."""
+    def fit(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy."""
         if "features" in batch:
             return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
-        weights = theta if self.task.formulation == "init" else {**lam, **theta}
-        return self.net.loss(weights, batch["x"], batch["y"])
+        return self.net.loss(self.weights(lam, theta), batch["x"], batch["y"])
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy on the support set; with a prior also mu/2 |theta - lam|^2."""
+        fit = self.fit(lam, theta, batch)
+        if self.task.formulation != "prior":
+            return fit
+        gaps = torch.stack([(v - lam[k]).square().sum() for k, v in theta.items()])
+        return fit + 0.5 * self.task.prior_precision * gaps.sum()
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on the query set."""
-        return self.inner_loss(lam, theta, batch)
+        return self.fit(lam, theta, batch)
 
     def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """Features for images where inner steps move the head alone: they stay what they are."""
-        moves_body = self.task.formulation == "init" and (only is None or set(only) - {*self.head})
+        whole = self.whole or self.task.formulation == "context"
+        moves_body = whole and (only is None or set(only) - {*self.head})
         if moves_body or callable(episode.inner):
             return episode
 
         def featured(batch: Batch) -> Batch:
-            return {"features": self.net.features(lam, batch["x"]), "y": batch["y"]}
+            kept = {k: v for k, v in batch.items() if k != "x"}
+            return {"features": self.features(lam, batch), **kept}
 
         return replace(episode, inner=featured(episode.inner), outer=featured(episode.outer))
 
@@ -259,7 +328,7 @@ class FewShotProblem(Problem):
         return len(self.given[split]) if split in self.given else None
 
     def episode(self, split: str, index: int) -> Episode:
-        """``ways`` classes, each with the images of :meth:`FewShot.images_of`.
+        """``ways`` (or ``train_ways``) classes, each with the images of :meth:`FewShot.images_of`.
 
         Raises UnknownName for a split that is not there, IndexError past the end of one.
         """
@@ -277,21 +346,31 @@ class FewShotProblem(Problem):
         stream = self.seeds.batches if split == "train" else self.seeds.evaluation
         gen = generator(stream, split, index)
         source = self.splits[split]
-        chosen = torch.randperm(len(source), generator=gen)[: task.ways]
+        ways = task.ways_of(split)
+        chosen = torch.randperm(len(source), generator=gen)[:ways]
         order = torch.rand(
-            task.ways, source.images.shape[1], generator=gen, dtype=torch.float32
+            ways, source.images.shape[1], generator=gen, dtype=torch.float32
         ).argsort(dim=1)
         images = source.pick(chosen, order[:, : shots + queries])
-        labels = torch.arange(task.ways)
+        labels = torch.arange(ways)
         support, query = (
             self.batch(part.flatten(0, 1), labels.repeat_interleave(part.shape[1]))
             for part in (images[:, :shots], images[:, shots:])
         )
+        if task.train_ways is not None:
+            query["classes"] = labels.to(self.device)
         size = task.inner_batch if split == "train" else task.test_inner_batch
         if size is None:
             return Episode(support, query, index)
         address = (stream, index) if split == "train" else (stream, split, index)
         return Episode(Minibatches(support, size, address), query, index)
+
+    def base_batch(self, step: int, size: int) -> Batch:
+        """Images drawn with replacement from all training classes, rotated ones too."""
+        gen, source = generator(self.seeds.batches, "base", step), self.splits["train"]
+        classes = torch.randint(len(source), (size,), generator=gen)
+        drawings = torch.randint(source.images.shape[1], (size, 1), generator=gen)
+        return self.batch(source.pick(classes, drawings).flatten(0, 1), classes)
 
     def batch(self, images: Tensor, labels: Tensor) -> Batch:
         """uint8 images [n, channels, size, size] and labels [n] as a batch."""
@@ -308,33 +387,3 @@ class FewShotProblem(Problem):
                 "loss": float(F.cross_entropy(logits, y)),
                 "nearest_neighbour": nearest_neighbour(episode),
             }
-
-
-@dataclass(frozen=True)
-class Minibatches:
-    """Inner batches of ``size`` images (or all, where there are fewer) from passes over the support
-    set, each in a new order; a batch may end one pass and begin the next, as in Reptile's code."""
-
-    support: Batch
-    size: int
-    address: tuple[int | str, ...]
-
-    def __call__(self, step: int) -> Batch:
-        """The batch of an inner step."""
-        y = self.support["y"]
-        n = len(y)
-        size = min(self.size, n)
-        first, last = step * size, (step + 1) * size
-        passes = range(first // n, (last - 1) // n + 1)
-        orders = [torch.randperm(n, generator=generator(*self.address, "inner", i)) for i in passes]
-        skipped = passes[0] * n
-        picked = torch.cat(orders)[first - skipped : last - skipped].to(y.device)
-        return {k: v[picked] for k, v in self.support.items()}
-
-
-def nearest_neighbour(episode: Episode) -> float:
-    """Query accuracy of the label of the support image with the least Euclidean distance."""
-    inner, query = episode.inner, episode.outer
-    support = inner.support if isinstance(inner, Minibatches) else episode.batch(0)
-    distance = torch.cdist(query["x"].flatten(1), support["x"].flatten(1))
-    return float((support["y"][distance.argmin(1)] == query["y"]).double().mean())

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from metabench.core.errors import SettingError
+
 from ..models.networks import Network, ResNet12
 from .few_shot import Count, FewShot
 
@@ -27,6 +29,14 @@ class Photographs(FewShot):
     """Of the four blocks. Pooled maps are flattened into the head, strided ones averaged where lam
     is the initial weights. ResNet-12 pools and averages."""
     network: Literal["conv", "resnet12"] = "conv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network != "conv" and self.formulation == "context":
+            raise SettingError(
+                'formulation = "context" modulates one of four blocks: network = '
+                f'"{self.network}" has none; with network = "conv" there are'
+            )
 
     def network_for(self, channels: int, size: int) -> Network:
         """Four blocks or ResNet-12, for images [n, channels, size, size]."""

@@ -43,7 +43,13 @@ PRIOR = {"n_train": 40, "n_test": 30, "batch": 10, "width": 4, "shrink": 4, "dty
 FEW_EPISODES = {"units": 3, "batch": 2, "memory": 40, "limit": 4, "judged": 1}
 COINS = {**TWO_STAGES, "n_tasks": 4, "hidden": 6, "features": 4, "n_pretrain": 30, "n_test": 40}
 TASKS = {
-    "quadratic": [{}, {"formulation": "init"}, {"dim": 4, "carried": True}, {"dim": 20}],
+    "quadratic": [
+        {},
+        {"formulation": "init"},
+        {"formulation": "prior", "dim": 3},
+        {"dim": 4, "carried": True},
+        {"dim": 20},
+    ],
     "ridge": [{}, {"carried": True}],
     "newsgroups": [
         {"n_train": 30},
@@ -78,6 +84,9 @@ TASKS = {
         FEW_SHOT,
         REPRESENTATION,
         {**FEW_SHOT, "train_shots": 2, "inner_batch": 5, "dtype": "float64"},
+        {**FEW_SHOT, "formulation": "prior", "ways": 2, "dtype": "float64"},
+        {**REPRESENTATION, "train_ways": 7},
+        {**FEW_SHOT, "formulation": "context", "context": 3, "dtype": "float64"},
     ],
     "hyper_cleaning": [
         CLEANING,
@@ -247,7 +256,9 @@ TASKS |= {
 METHODS = {
     "bilevel": [{}, {"mode": "forward", "learn_rate": True}, {"truncate": 2, "memory": "states"}],
     "maml": [{"inner_steps": 3}, {"order": "first"}, {"anil": True, "memory": "checkpoints"},
-             {"meta_sgd": True}],
+             {"meta_sgd": True},
+             {"inner_steps": 3, "layer_step_rates": True},
+             {"inner_steps": 3, "multi_step_epochs": 2, "epoch_steps": 1, "anil": True}],
     "ift": [{}, {"inverse": "cg", "damping": 0.1, "indefinite": "truncate"},
             {"inverse": "identity"}, {"inverse": "identity", "alpha": 0.1},
             {"inverse": "cg", "tolerance": 1e-3, "indefinite": "truncate"}],
@@ -260,6 +271,9 @@ METHODS = {
     "marglik": [{}, {"outputs": "one", "form": "kfac", "burn_in": 1, "batch": 7},
                 {"outputs": "one each", "form": "diagonal", "chunk": 5, "clip": 0.01}],
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
+    "protonet": [{}],
+    "cavia": [{}, {"order": "first", "inner_steps": 1}],
+    "linear_probe": [{"inner_steps": 3, "batch": 5}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3},
                  {"inner_steps": 3, "real_step": True, "real_momentum": 0.9, "real_nesterov": True,
                   "real_decay": 1e-3, "inner_drops": (0.5,)}],
