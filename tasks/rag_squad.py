@@ -157,7 +157,7 @@ class RagSquad(Task):
     @property
     def offers(self) -> frozenset[str]:
         """Choices, and episodes."""
-        return frozenset({"search_space", "small_lam", "episodes"})
+        return frozenset({"search_space", "small_lam", "choices", "episodes"})
 
     def build(self, seeds: Seeds, device: torch.device) -> RagSquadProblem:
         """The table, computed or from the cache. Raises DataMissing."""

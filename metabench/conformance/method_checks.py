@@ -29,7 +29,7 @@ from metabench.contract.method import GradientMethod, State
 from metabench.contract.method import split as parted
 from metabench.contract.problem import Episode, Params
 from metabench.core import settings
-from metabench.core.capabilities import check_applicable
+from metabench.core.capabilities import IMPLIED, check_applicable
 from metabench.core.costs import Counts, Meter
 from metabench.core.errors import NotApplicable
 from metabench.run.evaluation import evaluate
@@ -355,6 +355,6 @@ class _Lacking:
 
     def __init__(self, task: Any, need: str) -> None:
         self.registered_name = task.registered_name
-        # A loss to follow is what every task has that does not offer a field.
-        self.offers = task.offers | {"field"} if need == "inner_loss" else task.offers - {need}
+        # What is implied is lacking where a task offers what it is the opposite of.
+        self.offers = task.offers - {need} | frozenset(sorted(IMPLIED.get(need, ()))[:1])
         self.lacks: dict[str, str] = {}

@@ -178,6 +178,11 @@ def check_parts(task: Any) -> None:
     for word in ("episodes", "lam_is_initialisation"):
         contradicts = problem.carried and word in task.offers
         assert not contradicts, f"it offers {word!r} and carries one theta along"
+    nothing_but = bool(problem.hypers) and all(h.choices for h in problem.hypers)
+    assert nothing_but == ("choices" in task.offers), (
+        f"it {'offers' if 'choices' in task.offers else 'does not offer'} 'choices', and "
+        f"{'all' if nothing_but else 'not all'} parts of its lam are choices"
+    )
 
 
 def check_prediction(task: Any) -> None:

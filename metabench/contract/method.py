@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -300,9 +301,10 @@ class GradientMethod(InnerTraining):
 
     outer_lr: Positive = 1e-3
     outer_solver: SolverName = "adam"
-    outer_decay: Literal["none", "linear", "inverse"] = "none"
+    outer_decay: Literal["none", "linear", "inverse", "sqrt"] = "none"
     """"linear": the outer step size falls to 0 over the budget (unless that is time only);
-    "inverse": at outer step i it is divided by 1 + i * ``outer_decay_rate``."""
+    "inverse": at outer step i it is divided by 1 + i * ``outer_decay_rate``; "sqrt": by the square
+    root of i + 1."""
     clip: Positive | None = None
     """Clip every entry of the mean hypergradient to [-clip, clip]."""
     outer_decay_rate: Positive = settings.later(1e-5)
@@ -423,6 +425,8 @@ def outer_rate(lr: float, decay: str, ctx: Context, rate: float = 0.0) -> float:
     """The outer step size now; "linear" cannot follow a budget of time alone, and notes that."""
     if decay == "inverse":
         return lr / (1.0 + rate * ctx.step)
+    if decay == "sqrt":
+        return lr / math.sqrt(ctx.step + 1)
     if decay == "none":
         return lr
     progress = ctx.progress

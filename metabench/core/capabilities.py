@@ -16,8 +16,11 @@ CAPABILITIES = {
     "lam_is_initialisation": "a lam that is the initial value of theta",
     "head": "a last layer that is named apart from the body (Problem.head)",
     "episodes": "many inner problems, each solved from its own start",
+    "carried": "one training along the run, whose theta is carried from outer step to outer step",
     "small_lam": "a lam of few scalars",
     "search_space": "bounds on lam to search in",
+    "choices": "a lam that is nothing but choices",
+    "continuous": "a lam with a continuous scalar at least",
     "module": "a torch module with separate inputs and targets (Problem.module)",
     "per_example_lam": "a lam that can differ from example to example",
     "full_batch": "the same inner problems at every outer step, each with one inner batch",
@@ -32,8 +35,12 @@ CAPABILITIES = {
 }
 """What a method can need of a task, in words; the keys are used in ``needs`` and ``offers``."""
 
-NO_LOSS = frozenset({"field", "own_step"})
-"""Where a task offers one of these, inner steps follow no loss."""
+IMPLIED = {
+    "inner_loss": frozenset({"field", "own_step"}),
+    "carried": frozenset({"episodes"}),
+    "continuous": frozenset({"choices"}),
+}
+"""What a task offers by offering none of these."""
 
 
 def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
@@ -42,7 +49,8 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     Looks at the declarations only (``method.needs``, ``task.offers``, and ``method.refuses`` of an
     inner solver): nothing is built or run.
     """
-    offered = task.offers if task.offers & NO_LOSS else task.offers | {"inner_loss"}
+    implied = {what for what, others in IMPLIED.items() if not task.offers & others}
+    offered = task.offers | implied
     missing = [need for need in sorted(method.needs) if need not in offered]
     refused = None if solver is None else _refused(task, method, solver)
     if not missing:

@@ -290,6 +290,15 @@ METHODS = {
     "thompson": [{"inner_steps": 5}, {"inner_steps": 5, "points": 2, "forget_at": 2}],
     "hier_ucb": [{"inner_steps": 5}, {"inner_steps": 5, "credit": "all", "score": "arm"},
                  {"inner_steps": 5, "begin": "random", "points": 2, "forget_at": 2}],
+    "soba": [{}, {"average": 0.5, "inner_steps": 2, "decay": "sqrt"}],
+    "amigo": [{"inner_steps": 3, "linear_steps": 2}],
+    "stocbio": [{"inner_steps": 3, "linear_steps": 2}],
+    "f2sa": [{"inner_steps": 3}, {"inner_steps": 2, "first_multiplier": 5.0, "power": 0.0}],
+    "bome": [{"inner_steps": 3}, {"inner_steps": 3, "barrier": "gap", "eta": 0.1}],
+    "es": [{"inner_steps": 6, "segment": 3, "pairs": 2},
+           {"inner_steps": 6, "estimator": "full", "pairs": 2},
+           {"inner_steps": 6, "segment": 3, "estimator": "truncated", "pairs": 2},
+           {"inner_steps": 6, "segment": 3, "estimator": "single", "objective": "sum"}],
     "restem": [{}, {"select": "above", "threshold": -0.1, "samples": 3, "batch": 2}],
 }  # fmt: skip
 
