@@ -112,6 +112,10 @@ TASKS = {
         {"n_train": 40, "form": "examples", "network": "linear", "dtype": "float32"},
     ],
     "omniglot": [FEW_SHOT, REPRESENTATION],
+    "sinusoid": [
+        {"meta_batch": 2, "width": 5, "dtype": "float64"},
+        {"meta_batch": 2, "width": 5, "shots": 5, "test_queries": 7},
+    ],
     "exact_decay": [
         {"n_train": 30, "n_valid": 30},
         {**EXACT, "network": "mlp", "start": "warm"},
