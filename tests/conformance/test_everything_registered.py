@@ -23,6 +23,7 @@ EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
 EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
 AUGMENT = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 8}
 LOSSES = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 20}
+DISTILLED = {"n_train": 60, "n_valid": 30, "n_test": 40, "batch": 20, "shrink": 7, "width": 4}
 FEW_CONSTANTS = {"n_train": 20, "n_valid": 20, "n_test": 20, "shrink": 7, "batch": 4}
 TWO_STAGES = {"tune_steps": 2, "final_steps": 3}
 SUPERCLASSES = {
@@ -112,6 +113,11 @@ TASKS = {
         {"n_train": 40, "form": "examples", "network": "linear", "dtype": "float32"},
     ],
     "omniglot": [FEW_SHOT, REPRESENTATION],
+    "distillation": [
+        {**DISTILLED, "dtype": "float64"},
+        {**DISTILLED, "network": "mlp", "start": "random", "rates": 2, "batches": 2},
+        {**DISTILLED, "first": "real", "per_class": 2, "l2": 0.1, "dtype": "float64"},
+    ],
     "sinusoid": [
         {"meta_batch": 2, "width": 5, "dtype": "float64"},
         {"meta_batch": 2, "width": 5, "shots": 5, "test_queries": 7},
