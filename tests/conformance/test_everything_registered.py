@@ -24,6 +24,7 @@ EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
 AUGMENT = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 8}
 LOSSES = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 20}
 DISTILLED = {"n_train": 60, "n_valid": 30, "n_test": 40, "batch": 20, "shrink": 7, "width": 4}
+DRAWN = {"size": 6, "width": 5, "meta_batch": 2, "n_train": 10, "n_valid": 5, "n_test": 5}
 FEW_CONSTANTS = {"n_train": 20, "n_valid": 20, "n_test": 20, "shrink": 7, "batch": 4}
 TWO_STAGES = {"tune_steps": 2, "final_steps": 3}
 SUPERCLASSES = {
@@ -117,6 +118,11 @@ TASKS = {
         {**DISTILLED, "dtype": "float64"},
         {**DISTILLED, "network": "mlp", "start": "random", "rates": 2, "batches": 2},
         {**DISTILLED, "first": "real", "per_class": 2, "l2": 0.1, "dtype": "float64"},
+    ],
+    "inr": [
+        {**DRAWN, "dtype": "float64"},
+        {**DRAWN, "dataset": "photographs", "depth": 1},
+        {**DRAWN, "dataset": "cifar10", "source": "metabench", "omega": 10.0},
     ],
     "sinusoid": [
         {"meta_batch": 2, "width": 5, "dtype": "float64"},
