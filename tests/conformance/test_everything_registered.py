@@ -124,6 +124,8 @@ TASKS = {
         {**DRAWN, "dataset": "photographs", "depth": 1},
         {**DRAWN, "dataset": "cifar10", "source": "metabench", "omega": 10.0},
     ],
+    "influence_balancing": [{}, {"positive": 2, "negative": 3, "carried": True}],
+    "schedule_quadratic": [{}, {"surface": "valley", "steps": 20}],
     "sinusoid": [
         {"meta_batch": 2, "width": 5, "dtype": "float64"},
         {"meta_batch": 2, "width": 5, "shots": 5, "test_queries": 7},
