@@ -126,6 +126,10 @@ TASKS = {
     ],
     "influence_balancing": [{}, {"positive": 2, "negative": 3, "carried": True}],
     "schedule_quadratic": [{}, {"surface": "valley", "steps": 20}],
+    "learned_optimiser": [
+        {**FEW_CONSTANTS, "hidden": 3, "units": 4, "outer_batch": 10, "dtype": "float64"},
+        {**FEW_CONSTANTS, "hidden": 3, "units": 4, "outer_batch": 10, "test_hidden": 5},
+    ],
     "sinusoid": [
         {"meta_batch": 2, "width": 5, "dtype": "float64"},
         {"meta_batch": 2, "width": 5, "shots": 5, "test_queries": 7},
