@@ -75,6 +75,15 @@ TASKS = {
     "multinomial": [
         {"n_train": 30, "n_valid": 20, "n_test": 20, "size": 3},
         {"n_train": 30, "n_valid": None, "n_test": 20, "size": 3, "carried": False},
+        {
+            "n_train": 30,
+            "n_valid": 20,
+            "n_test": 20,
+            "size": 3,
+            "pair": (4, 9),
+            "decays": "pixel",
+            "batch": 8,
+        },
     ],
     "glyphs": [
         FEW_SHOT,
