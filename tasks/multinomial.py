@@ -4,6 +4,10 @@ The logistic problem of Salehi, Mukherjee, Roberts, Ehrhardt, SIAM J. Math. Data
 arXiv 2308.10098, after Pedregosa, ICML 2016: MNIST at 12 x 12 pixels, no biases, log decays that
 start at -3. Inner loss: mean cross-entropy and 1/2 sum e^lam w^2; outer loss: mean cross-entropy of
 other images: of the test part with ``n_valid`` None, as published, else of the training part.
+
+With ``pair``, ``decays`` = "pixel" and ``batch`` it is the logistic problem of benchmarks of
+stochastic methods (Dagreou, Ablin, Vaiter, Moreau, NeurIPS 2022, arXiv 2201.13409, on ijcnn1): two
+classes, a log decay a feature, batches of 64 for either loss.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from torch.nn import functional as F
 from metabench.contract.declared import Moduli
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
+from metabench.core import settings
+from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data.images import CLASSES, Images, enough, load, resized, training_images
@@ -28,6 +34,7 @@ from .data.left_over import lacks_kept, with_selection
 from .models import decay, softmax
 
 Count = Annotated[int, Field(ge=10)]
+Digit = Annotated[int, Field(ge=0, lt=CLASSES)]
 
 
 @task("multinomial")
@@ -45,6 +52,13 @@ class Multinomial(Task):
     first_log_decay: Annotated[float, Field(ge=-12, le=6)] = -3.0
     carried: bool = True
     source: Literal["auto", "metabench", "torchvision"] = "auto"
+    pair: tuple[Digit, Digit] | None = settings.later(None)
+    """The two digits to tell apart; None: all ten."""
+    decays: Literal["weight", "pixel"] = settings.later("weight")
+    """A decay for every weight, or one a pixel for all classes."""
+    batch: Annotated[int, Field(ge=1)] | None = settings.later(None)
+    """Training images of an inner step, and in training validation images of an outer one; None:
+    all."""
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
@@ -56,11 +70,22 @@ class Multinomial(Task):
         "small_lam": "lam has a decay for every weight: too many scalars to search in"
     }
 
+    def __post_init__(self) -> None:
+        if self.pair is not None and self.pair[0] == self.pair[1]:
+            raise SettingError(f"pair is {self.pair[0]} twice: two digits are told apart")
+        if self.batch is not None and self.batch > min(self.n_train, self.n_valid or self.n_test):
+            raise SettingError(
+                f"a batch of {self.batch} from {self.n_train} training images and "
+                f"{self.n_valid or self.n_test} that validate"
+            )
+
     @property
     def offers(self) -> frozenset[str]:
-        """A strongly convex problem with derivatives and bounds."""
-        own = {"lam_in_inner_loss", "best_response", "search_space", "full_batch"}
-        own |= {"strongly_convex"} | (set() if self.carried else {"episodes"})
+        """A strongly convex problem with derivatives and bounds; with batches not the same one at
+        every step."""
+        own = {"lam_in_inner_loss", "search_space"} | (set() if self.carried else {"episodes"})
+        if self.batch is None:
+            own |= {"best_response", "full_batch", "strongly_convex"}
         return GRADIENTS | own
 
     @property
@@ -68,6 +93,8 @@ class Multinomial(Task):
         """Images of the training part are left over; not where test images validate."""
         if self.n_valid is None:
             return "test images validate, as published"
+        if self.pair is not None:
+            return "none are kept of a pair of digits"
         left = training_images("mnist", self.source) - self.n_train - self.n_valid
         return lacks_kept(self.n_valid, left)
 
@@ -79,22 +106,25 @@ class Multinomial(Task):
 
 class MultinomialProblem(Problem):
     """float64. ``parts``: split to images "x" [n, pixels] in 0..1 and labels "y" [n]. theta: "w"
-    [10, pixels]; lam: "log_decay", alike."""
+    [classes, pixels]; lam: "log_decay", alike or [pixels]."""
 
     def __init__(
         self, task: Multinomial, seeds: Seeds, device: torch.device, images: Images
     ) -> None:
         """``images``: "train" and "test" to images [n, 1, height, width] and labels [n]."""
-        self.task, self.carried = task, task.carried
+        self.task, self.seeds, self.carried = task, seeds, task.carried
         sizes = {"train": task.n_train, "valid": task.n_valid or 0, "test": task.n_test}
         gen = generator(seeds.data, "multinomial")
         self.parts: dict[str, Batch] = {}
         for source, splits in (("train", ("train", "valid")), ("test", ("test",))):
             x, y = images[source]
+            if task.pair is not None:
+                mine = (y == task.pair[0]) | (y == task.pair[1])
+                x, y = x[mine], (y[mine] == task.pair[1]).long()
             named = " + ".join(f"n_{s}" for s in splits)
             wanted = {s: sizes[s] for s in splits}
             enough("multinomial", "mnist", named, sum(wanted.values()), len(x))
-            if source == "train":
+            if source == "train" and task.pair is None:
                 wanted = with_selection(wanted, len(x))
             order = torch.randperm(len(x), generator=gen)[: sum(wanted.values())]
             for split, rows in zip(wanted, order.split([*wanted.values()]), strict=True):
@@ -102,15 +132,16 @@ class MultinomialProblem(Problem):
                 self.parts[split] = {"x": small.to(device), "y": y[rows].to(device)}
         if task.n_valid is None:
             self.parts["valid"] = self.parts["test"]
-        self.shape = (CLASSES, task.size**2)
+        self.shape = (CLASSES if task.pair is None else 2, task.size**2)
+        by_lam = self.shape if task.decays == "weight" else self.shape[1:]
         self.hypers = (
-            Hyper("log_decay", self.shape, -12.0, 6.0, meaning="log of each weight's decay"),
+            Hyper("log_decay", by_lam, -12.0, 6.0, meaning="log of each weight's decay"),
         )
 
     def init_outer(self) -> Params:
-        """log_decay [10, pixels]."""
+        """log_decay [classes, pixels] or [pixels]."""
         x = self.parts["train"]["x"]
-        return {"log_decay": x.new_full(self.shape, self.task.first_log_decay)}
+        return {"log_decay": x.new_full(self.hypers[0].shape, self.task.first_log_decay)}
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
         """Weights of zero."""
@@ -153,21 +184,35 @@ class MultinomialProblem(Problem):
         second, third = softmax.BENDS
         return second * inner, third * inner * longest, second * outer
 
-    def moduli(self, lam: Params) -> Moduli:
-        """The least decay, the largest with the largest bend of the loss, and the rest; proved."""
+    def moduli(self, lam: Params) -> Moduli | None:
+        """The least decay, the largest with the largest bend of the loss, and the rest; proved. Not
+        known of batches."""
+        if self.task.batch is not None:
+            return None
         c = self.diagonal_penalty(lam)["w"]
         bend, twist, outer = self.bends
         return decay.moduli(c, bend=bend, twist=twist, outer=outer)
 
     def episode(self, split: str, index: int) -> Episode:
-        """All training images; the validation images to judge by, or the test images for "test"."""
-        return Episode(
-            self.parts["train"], self.parts["valid" if split == "train" else split], index
-        )
+        """All training images, or some in every step; the validation images to judge by (some in
+        training, where there are batches), or the test images for "test"."""
+        train, outer = self.parts["train"], self.parts["valid" if split == "train" else split]
+        if self.task.batch is None:
+            return Episode(train, outer, index)
+        address = (self.seeds.batches, "multinomial", split, index)
+        if split == "train":
+            outer = self.some(outer, *address, "outer")
+        return Episode(lambda step: self.some(train, *address, step), outer, index)
+
+    def some(self, part: Batch, *address: int | str) -> Batch:
+        """``batch`` images of a part, drawn with replacement by address."""
+        n = self.task.batch or len(part["y"])
+        rows = torch.randint(len(part["y"]), (n,), generator=generator(*address))
+        return {k: v[rows.to(v.device)] for k, v in part.items()}
 
     def count(self, split: str) -> int | None:
-        """One."""
-        return 1
+        """One; training never ends where batches differ."""
+        return None if split == "train" and self.task.batch is not None else 1
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """Loss, accuracy, and the mean of the log decays."""

@@ -49,13 +49,20 @@ def check_derivatives(task: Any) -> None:
     if theta:
         g = autodiff.grad(lambda t: problem.inner_loss(lam, t, batch), theta)[1]
         _real(g, "the inner loss in theta")
-    if "outer_gradient" in offers:
-        found = autodiff.grad(
-            lambda x: problem.outer_loss(_part(x, "lam"), _part(x, "theta"), episode.outer),
-            _joined(lam, theta),
-        )[1]
-        _real(found, "the outer loss")
     moved = theta_moved(theta)
+    if "outer_gradient" in offers:
+
+        def outer_gradient(at: Params) -> Params:
+            return autodiff.grad(
+                lambda x: problem.outer_loss(_part(x, "lam"), _part(x, "theta"), episode.outer),
+                _joined(lam, at),
+            )[1]
+
+        found = outer_gradient(theta)
+        if all(not bool(v.any()) for v in found.values()):
+            # The start may be stationary for the outer loss.
+            found = outer_gradient(moved)
+        _real(found, "the outer loss")
     if "lam_in_inner_loss" in offers:
 
         def slope(p: Params) -> Tensor:

@@ -23,6 +23,8 @@ EXACT = {"n_train": 20, "n_valid": 20, "shrink": 7, "hidden": 3}
 EXACT_HEADS = {"filters": 2, "meta_batch": 2, "ways": 3, "queries": 2}
 AUGMENT = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 8}
 LOSSES = {"n_train": 40, "n_valid": 30, "n_test": 50, "shrink": 4, "width": 5, "batch": 20}
+DISTILLED = {"n_train": 60, "n_valid": 30, "n_test": 40, "batch": 20, "shrink": 7, "width": 4}
+DRAWN = {"size": 6, "width": 5, "meta_batch": 2, "n_train": 10, "n_valid": 5, "n_test": 5}
 FEW_CONSTANTS = {"n_train": 20, "n_valid": 20, "n_test": 20, "shrink": 7, "batch": 4}
 TWO_STAGES = {"tune_steps": 2, "final_steps": 3}
 SUPERCLASSES = {
@@ -79,6 +81,15 @@ TASKS = {
     "multinomial": [
         {"n_train": 30, "n_valid": 20, "n_test": 20, "size": 3},
         {"n_train": 30, "n_valid": None, "n_test": 20, "size": 3, "carried": False},
+        {
+            "n_train": 30,
+            "n_valid": 20,
+            "n_test": 20,
+            "size": 3,
+            "pair": (4, 9),
+            "decays": "pixel",
+            "batch": 8,
+        },
     ],
     "glyphs": [
         FEW_SHOT,
@@ -121,6 +132,26 @@ TASKS = {
         {"n_train": 40, "form": "examples", "network": "linear", "dtype": "float32"},
     ],
     "omniglot": [FEW_SHOT, REPRESENTATION],
+    "distillation": [
+        {**DISTILLED, "dtype": "float64"},
+        {**DISTILLED, "network": "mlp", "start": "random", "rates": 2, "batches": 2},
+        {**DISTILLED, "first": "real", "per_class": 2, "l2": 0.1, "dtype": "float64"},
+    ],
+    "inr": [
+        {**DRAWN, "dtype": "float64"},
+        {**DRAWN, "dataset": "photographs", "depth": 1},
+        {**DRAWN, "dataset": "cifar10", "source": "metabench", "omega": 10.0},
+    ],
+    "influence_balancing": [{}, {"positive": 2, "negative": 3, "carried": True}],
+    "schedule_quadratic": [{}, {"surface": "valley", "steps": 20}],
+    "learned_optimiser": [
+        {**FEW_CONSTANTS, "hidden": 3, "units": 4, "outer_batch": 10, "dtype": "float64"},
+        {**FEW_CONSTANTS, "hidden": 3, "units": 4, "outer_batch": 10, "test_hidden": 5},
+    ],
+    "sinusoid": [
+        {"meta_batch": 2, "width": 5, "dtype": "float64"},
+        {"meta_batch": 2, "width": 5, "shots": 5, "test_queries": 7},
+    ],
     "exact_decay": [
         {"n_train": 30, "n_valid": 30},
         {**EXACT, "network": "mlp", "start": "warm"},

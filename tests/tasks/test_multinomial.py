@@ -90,3 +90,40 @@ def test_a_solve_ends_where_scikit_learns_logistic_regression_does():
     torch.testing.assert_close(
         found.theta["w"], torch.from_numpy(theirs.coef_), rtol=1e-6, atol=1e-8
     )
+
+
+PAIR = {"pair": (3, 8), "decays": "pixel", "n_train": 10, "n_valid": None, "n_test": 6}
+
+
+def test_a_pair_of_digits_with_a_decay_a_pixel_is_logistic_regression():
+    """With w = (-u, u) / 2: the logistic loss of u'x, and a quarter of e^lam |u|^2 by pixel."""
+    problem = made(**PAIR)
+    part = problem.parts["train"]
+    assert part["x"].shape == (10, 9) and set(part["y"].tolist()) == {0, 1}
+    lam = {"log_decay": torch.linspace(-2, 0, 9, dtype=F64)}
+    assert problem.init_outer()["log_decay"].shape == (9,)
+    u = torch.randn(9, dtype=F64, generator=torch.Generator().manual_seed(1))
+    theta = {"w": torch.stack([-u, u]) / 2}
+    sign = 2.0 * part["y"] - 1
+    expected = F.softplus(-sign * (part["x"] @ u)).mean()
+    penalty = 0.25 * (lam["log_decay"].exp() * u.square()).sum()
+    found = problem.inner_loss(lam, theta, part)
+    assert float(found) == pytest.approx(float(expected + penalty), abs=1e-14)
+    assert float(problem.outer_loss(lam, theta, part)) == pytest.approx(float(expected), abs=1e-14)
+    with pytest.raises(SettingError, match="pair is 3 twice"):
+        made(**{**PAIR, "pair": (3, 3)})
+
+
+def test_batches_are_addressed_and_rows_of_their_parts():
+    problem = made(batch=5)
+    episode = problem.episode("train", 2)
+    one, again, next_ = episode.batch(0), problem.episode("train", 2).batch(0), episode.batch(1)
+    assert torch.equal(one["x"], again["x"]) and not torch.equal(one["x"], next_["x"])
+    for batch, split in ((one, "train"), (episode.outer, "valid")):
+        assert batch["x"].shape == (5, 9)
+        assert bool((batch["x"][:, None] == problem.parts[split]["x"][None]).all(2).any(1).all())
+    assert problem.episode("test", 0).outer is problem.parts["test"]
+    task = Multinomial(**SMALL, batch=5)
+    assert not task.offers & {"full_batch", "best_response", "strongly_convex"}
+    with pytest.raises(SettingError, match="a batch of 30 from 40 training images and 20"):
+        made(batch=30)
