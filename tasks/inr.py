@@ -64,7 +64,7 @@ class INR(Task):
 
     metric: ClassVar[str] = "psnr"
     goal: ClassVar[Literal["max", "min"]] = "max"
-    metrics: ClassVar[tuple[str, ...]] = ("psnr", "mse", "psnr_constant")
+    metrics: ClassVar[tuple[str, ...]] = ("psnr", "mse", "loss", "psnr_constant")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     lacks: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
@@ -214,7 +214,8 @@ class INRProblem(Problem):
         return None if endless else len(self.images[split])
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """psnr (dB) of the fitted image, its mse, and the psnr of the image's mean everywhere."""
+        """psnr (dB) of the fitted image, its mse, the outer loss, and the psnr of the image's mean
+        everywhere."""
         y = episode.outer["image"]
         made = self.predict(lam, theta, episode.outer)
         # An image of one grey value is met exactly by its mean: the least error that is told apart.
@@ -222,6 +223,7 @@ class INRProblem(Problem):
         return {
             "psnr": psnr(made, y),
             "mse": float((made - y).square().mean()),
+            "loss": float(self.outer_loss(lam, theta, episode.outer)),
             "psnr_constant": float(-10 * flat.log10()),
         }
 
