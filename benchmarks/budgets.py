@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1] / "results"
 DOCS = ROOT.parent / "docs" / "budgets.md"
 
 FAMILIES = {
-    "few-shot images": ("omniglot", "few-shot-", "maml-", "quickstart"),
+    "few-shot images": ("omniglot", "few-shot-", "maml-", "quickstart", "sinusoid"),
     "loss learning": ("loss-learning",),
     "retraining": ("spg-",),
     "augmentation": ("augmentation",),
