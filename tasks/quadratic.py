@@ -134,7 +134,9 @@ class QuadraticProblem(NoData):
         """Of the inner loss in w [d, d]: A, with a prior A + mu I."""
         if self.task.formulation != "prior":
             return self.A
-        return self.A + self.task.prior_precision * torch.eye(len(self.A)).to(self.A)
+        return self.A + self.task.prior_precision * torch.eye(
+            len(self.A), dtype=self.A.dtype, device=self.A.device
+        )
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 (w - B lam)' A (w - B lam), or with t for B lam; with a prior also its term."""
