@@ -127,7 +127,9 @@ class QuadraticProblem(NoData):
         t = self.target(lam)
         if self.task.formulation != "prior":
             return t
-        return torch.linalg.solve(self.hessian, self.A @ t + self.task.prior_precision * lam["lam"])
+        right = self.A @ t + self.task.prior_precision * lam["lam"]
+        found: Tensor = torch.linalg.solve(self.hessian, right)
+        return found
 
     @cached_property
     def hessian(self) -> Tensor:
