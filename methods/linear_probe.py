@@ -45,7 +45,7 @@ class LinearProbe(GradientMethod):
     @property
     def needs(self) -> frozenset[str]:
         """Examples of all classes, features that lam makes, and an inner loss for the head."""
-        return frozenset({"base_classes", "episodes", "features", "inner_loss"})
+        return frozenset({"base_classes", "episodes", "embedding", "inner_loss"})
 
     def first_learned(self, ctx: Context, lam: Params) -> Params:
         """A head for all training classes: weight [base classes, f], bias [base classes]."""
@@ -59,7 +59,7 @@ class LinearProbe(GradientMethod):
 
         def loss(outer: Params) -> Tensor:
             lam, head = split(outer)
-            z = ctx.features(lam, batch)
+            z = ctx.embed(lam, batch)
             return F.cross_entropy(F.linear(z, head[WEIGHT], head[BIAS]), batch["y"])
 
         value, g = autodiff.grad(loss, state.outer)

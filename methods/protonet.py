@@ -41,7 +41,7 @@ class ProtoNet(GradientMethod):
     @property
     def needs(self) -> frozenset[str]:
         """Episodes of classes, and features that lam makes."""
-        return frozenset({"episodes", "features", "outer_gradient"})
+        return frozenset({"episodes", "embedding", "outer_gradient"})
 
     @property
     def inner_batches(self) -> int:
@@ -62,7 +62,7 @@ class ProtoNet(GradientMethod):
     def head(self, ctx: Context, lam: Params, episode: Episode) -> Params:
         """W_k = 2 c_k and b_k = -|c_k|^2, in theta's names."""
         support = episode.batch(0)
-        z = ctx.features(lam, support)
+        z = ctx.embed(lam, support)
         weight, bias = (like := ctx.problem.init_inner(lam, episode))
         classes = torch.arange(len(like[bias]), device=z.device)
         members = (support["y"] == classes[:, None]).to(z.dtype)

@@ -122,9 +122,12 @@ class LearnedOptimiserProblem(Problem):
         skip = torch.zeros(FEATURES, dtype=torch.float64)
         skip[2] = -1.0
         lam = {
-            "hidden.weight": weight, "hidden.bias": torch.zeros(n),
-            "head.weight": torch.zeros(2, n), "head.bias": torch.zeros(2), "skip": skip,
-        }  # fmt: skip
+            "hidden.weight": weight,
+            "hidden.bias": weight.new_zeros(n),
+            "head.weight": weight.new_zeros(2, n),
+            "head.bias": weight.new_zeros(2),
+            "skip": skip,
+        }
         return {k: v.to(**self.kind) for k, v in lam.items()}
 
     def init_inner(self, lam: Params, episode: Episode) -> Params:
@@ -198,7 +201,7 @@ class LearnedOptimiserProblem(Problem):
         for name, shape in zip(LAYERS, ((hidden, inputs), (CLASSES, hidden)), strict=True):
             weight = torch.randn(shape, generator=gen, dtype=torch.float64) * shape[1] ** -0.5
             start[f"start.{name}.weight"] = weight.to(**self.kind)
-            start[f"start.{name}.bias"] = torch.zeros(shape[0], **self.kind)
+            start[f"start.{name}.bias"] = weight.new_zeros(shape[0]).to(**self.kind)
         training = split == "train"
         judge = self.some(task.outer_batch, *address, "outer") if training else self.parts[split]
         return Episode(lambda t: self.some(task.batch, *address, t), judge | start, index)

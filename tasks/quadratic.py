@@ -127,14 +127,18 @@ class QuadraticProblem(NoData):
         t = self.target(lam)
         if self.task.formulation != "prior":
             return t
-        return torch.linalg.solve(self.hessian, self.A @ t + self.task.prior_precision * lam["lam"])
+        right = self.A @ t + self.task.prior_precision * lam["lam"]
+        found: Tensor = torch.linalg.solve(self.hessian, right)
+        return found
 
     @cached_property
     def hessian(self) -> Tensor:
         """Of the inner loss in w [d, d]: A, with a prior A + mu I."""
         if self.task.formulation != "prior":
             return self.A
-        return self.A + self.task.prior_precision * torch.eye(len(self.A)).to(self.A)
+        return self.A + self.task.prior_precision * torch.eye(
+            len(self.A), dtype=self.A.dtype, device=self.A.device
+        )
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """1/2 (w - B lam)' A (w - B lam), or with t for B lam; with a prior also its term."""

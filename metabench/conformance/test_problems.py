@@ -173,10 +173,10 @@ class Counting(Wrapped):
         self.calls["inner_loss"] += self.meter.weight
         return self._problem.loss_of_prediction(lam, theta, prediction, batch)
 
-    def features(self, lam: Params, batch: Batch) -> Tensor:
+    def embed(self, lam: Params, batch: Batch) -> Tensor:
         """What a head sees, counted as G: it is differentiated in its place."""
         self.calls["inner_loss"] += self.meter.weight
-        return self._problem.features(lam, batch)
+        return self._problem.embed(lam, batch)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F, counted."""
@@ -230,7 +230,7 @@ class Limited(Wrapped):
     def __getattr__(self, name: str) -> Any:
         guarded = {
             "head": {"head"},
-            "features": {"features"},
+            "embedding": {"embed"},
             "base_classes": {"base_classes"},
             "base_batch": {"base_classes"},
             "module": {"module"},

@@ -156,11 +156,11 @@ class Context:
         self.meter.add(inner_gradients=1)
         return self.problem.loss_of_prediction(lam, theta, prediction, batch)
 
-    def features(self, lam: Params, batch: Batch) -> Tensor:
-        """Features of a batch [n, f], for a caller that differentiates them once: counted as one
+    def embed(self, lam: Params, batch: Batch) -> Tensor:
+        """Embeddings of a batch [n, f], for a caller that differentiates them once: counted as one
         inner gradient, for it goes through the same network."""
         self.meter.add(inner_gradients=1)
-        return self.problem.features(lam, batch)
+        return self.problem.embed(lam, batch)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """F, for a caller that differentiates it once: counted as one outer gradient."""

@@ -188,8 +188,8 @@ class Problem(ABC):
         """
         return episode
 
-    def features(self, lam: Params, batch: Batch) -> Tensor:
-        """What the linear head theta sees of a batch [n, f] (capability ``features``).
+    def embed(self, lam: Params, batch: Batch) -> Tensor:
+        """What the linear head theta sees of a batch [n, f] (capability ``embedding``).
 
         theta is then a weight [classes, f] and a bias [classes], named in this order by
         :meth:`init_inner`, and ``batch["y"]`` int64 [n] are classes. The inner batch of every

@@ -21,7 +21,7 @@ CAPABILITIES = {
     "search_space": "bounds on lam to search in",
     "choices": "a lam that is nothing but choices",
     "continuous": "a lam with a continuous scalar at least",
-    "features": "a linear head on features that lam makes (Problem.features)",
+    "embedding": "a linear head on an embedding that lam makes (Problem.embed)",
     "base_classes": "training batches of all classes (Problem.base_batch)",
     "context": "a theta that modulates a network of which lam is all weights, from zero",
     "module": "a torch module with separate inputs and targets (Problem.module)",

@@ -120,7 +120,7 @@ class FewShot(Task):
         if self.formulation == "init":
             return GRADIENTS | own | {"lam_is_initialisation", "head"}
         if self.formulation == "representation" and self.whole_support:
-            own.add("features")
+            own.add("embedding")
         if self.formulation == "context":
             own.add("context")
         return GRADIENTS | own | {"lam_in_inner_loss"}
@@ -133,12 +133,12 @@ class FewShot(Task):
         if self.train_ways is not None:
             own["module"] = "heads of training and of test differ in size (train_ways)"
         if self.formulation != "representation":
-            own["features"] = (
+            own["embedding"] = (
                 f"lam has a head here (formulation = {self.formulation!r}); with 'representation' "
                 "it makes features alone"
             )
         elif not self.whole_support:
-            own["features"] = "an inner batch may lack classes (inner_batch, test_inner_batch)"
+            own["embedding"] = "an inner batch may lack classes (inner_batch, test_inner_batch)"
         if self.formulation == "init":
             own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
         elif self.formulation == "prior":
@@ -267,7 +267,7 @@ class FewShotProblem(Problem):
             "head.bias": some.new_zeros(ways),
         }
 
-    def features(self, lam: Params, batch: Batch) -> Tensor:
+    def embed(self, lam: Params, batch: Batch) -> Tensor:
         """What the body makes of images [n, f]."""
         return self.net.features(lam, batch["x"])
 
@@ -319,7 +319,7 @@ class FewShotProblem(Problem):
 
         def featured(batch: Batch) -> Batch:
             kept = {k: v for k, v in batch.items() if k != "x"}
-            return {"features": self.features(lam, batch), **kept}
+            return {"features": self.embed(lam, batch), **kept}
 
         return replace(episode, inner=featured(episode.inner), outer=featured(episode.outer))
 

@@ -27,11 +27,11 @@ class Scaled(Problem):
     def init_inner(self, lam, episode):
         return {"w": torch.zeros(2, 1, dtype=F64), "b": torch.zeros(2, dtype=F64)}
 
-    def features(self, lam, batch):
+    def embed(self, lam, batch):
         return lam["scale"] * batch["x"]
 
     def inner_loss(self, lam, theta, batch):
-        logits = self.features(lam, batch) @ theta["w"].T + theta["b"]
+        logits = self.embed(lam, batch) @ theta["w"].T + theta["b"]
         return torch.nn.functional.cross_entropy(logits, batch["y"])
 
     outer_loss = inner_loss
@@ -52,7 +52,7 @@ def stepped(method, ctx, state):
 
 def test_the_first_steps_by_hand():
     """From a head of zeros p = 1/3, z = 2, -6; the gradient in W is mean (p - y) z, in lam 0."""
-    ctx = given(Scaled(), "episodes", "features", "base_classes", "inner_loss")
+    ctx = given(Scaled(), "episodes", "embedding", "base_classes", "inner_loss")
     method = LinearProbe(outer_solver="sgd", outer_lr=0.5)
     state, log = stepped(method, ctx, method.init(ctx))
     assert log["outer_loss"] == pytest.approx(1.0986122886681098, abs=1e-14)
@@ -74,7 +74,7 @@ def test_the_first_steps_by_hand():
 
 
 def test_a_head_of_an_episode_is_trained_by_plain_steps():
-    ctx = given(Scaled(), "episodes", "features", "base_classes", "inner_loss")
+    ctx = given(Scaled(), "episodes", "embedding", "base_classes", "inner_loss")
     lam = ctx.problem.init_outer()
     theta = LinearProbe(inner_steps=1, inner_lr=0.1).adapt(
         ctx, State(lam), ctx.problem.episode("test", 0)

@@ -25,14 +25,14 @@ class Scaled(Problem):
     def init_inner(self, lam, episode):
         return {"w": torch.zeros(2, 1, dtype=F64), "b": torch.zeros(2, dtype=F64)}
 
-    def features(self, lam, batch):
+    def embed(self, lam, batch):
         return lam["scale"] * batch["x"]
 
     def inner_loss(self, lam, theta, batch):
         raise AssertionError("there is no inner loss")
 
     def outer_loss(self, lam, theta, batch):
-        logits = self.features(lam, batch) @ theta["w"].T + theta["b"]
+        logits = self.embed(lam, batch) @ theta["w"].T + theta["b"]
         return torch.nn.functional.cross_entropy(logits, batch["y"])
 
     def episode(self, split, index):
@@ -44,7 +44,7 @@ class Scaled(Problem):
 
 def test_the_case_by_hand():
     """Prototypes 1 and 4, distances 1 and 4: p = 1 / (1 + e^-3)."""
-    ctx = given(Scaled(), "episodes", "features")
+    ctx = given(Scaled(), "episodes", "embedding")
     lam, episode = ctx.problem.init_outer(), ctx.problem.episode("train", 0)
     found = ProtoNet().hypergradient(ctx, lam, None, episode)
     assert found.theta["w"].tolist() == [[2.0], [8.0]]
@@ -62,7 +62,7 @@ def test_on_images_it_is_the_softmax_of_distances_and_its_slope():
     episode = problem.episode("train", 0)
 
     def loss(p):
-        z, x = (problem.features(p, b) for b in (episode.batch(0), episode.outer))
+        z, x = (problem.embed(p, b) for b in (episode.batch(0), episode.outer))
         c = torch.stack([z[episode.batch(0)["y"] == k].mean(0) for k in range(3)])
         distances = (x[:, None] - c).square().sum(-1)
         return torch.nn.functional.cross_entropy(-distances, episode.outer["y"])
