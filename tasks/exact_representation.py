@@ -58,7 +58,7 @@ class ExactRepresentation(Task):
     def offers(self) -> frozenset[str]:
         """What a representation offers."""
         return GRADIENTS | {
-            "base_classes", "episodes", "features", "lam_in_inner_loss"
+            "base_classes", "episodes", "embedding", "lam_in_inner_loss"
         }  # fmt: skip
 
     @property
