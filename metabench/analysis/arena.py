@@ -17,7 +17,7 @@ from metabench.core.costs import COUNT_NAMES, equivalents
 from metabench.core.errors import MetabenchError
 from metabench.core.text import counted
 from metabench.store.record import Curve, Record
-from metabench.suites.arena import Arena, ArenaProblem, Chosen
+from metabench.suites.arena import AS_SHIPPED, Arena, ArenaProblem, Chosen
 from metabench.suites.planning import NEVER_RUN, Planned
 
 NEAR = 0.9
@@ -250,9 +250,6 @@ class Standing:
     problems: int
     near: float | None = None
     regret: float | None = None
-
-
-AS_SHIPPED = " as shipped"
 
 
 def finals_scores(

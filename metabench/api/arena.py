@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary
 
+TO_PLAY = frozenset({"open", "running", "timeout"})
+"""States of the cells that are run. One that has diverged has its score: it would diverge again."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,8 +101,7 @@ def _run(
     device: str | None,
     listener: Listener | None,
 ) -> Summary:
-    # A trial that diverged has its score: it would diverge again.
-    ready = [p for p in planned if p.state in ("open", "running", "done", "timeout")]
+    ready = [p for p in planned if p.state == "done" or p.state in TO_PLAY]
     return run_planned(ready, store, jobs=jobs, device=device, listener=listener)
 
 
@@ -115,7 +117,7 @@ def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
     rows = {
         row: {name: values for name, values in of.items() if name in problems}
         for row, of in scores.items()
-        if row.endswith(analysis.AS_SHIPPED) != tuned
+        if row.endswith(arenas.AS_SHIPPED) != tuned
     }
     rows = {row: of for row, of in rows.items() if of}
     if not rows:

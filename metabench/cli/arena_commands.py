@@ -66,33 +66,19 @@ def arena(
 
 def _run(title: str, planned: Sequence[Planned], store: Store, launch: Launch) -> int:
     """Run what is open in sight of the user; the exit code. What has diverged has its score."""
-    from metabench.api.verbs import check_device, run_planned
+    from metabench.api.arena import TO_PLAY
+    from metabench.api.verbs import check_device
     from metabench.cli import printing
-    from metabench.cli.progress import view
-    from metabench.core.cell import place_names
-    from metabench.run.events import CellWords
-    from metabench.run.local_launcher import default_jobs
+    from metabench.cli.launching import in_sight
 
     check_device(launch.device)
     err = printing.console(stderr=True)
     err.print(f"{title}: {printing.cells_of(list(planned))}", markup=False, soft_wrap=True)
     printing.print_repairs(err, list(planned))
-    todo = [p for p in planned if p.state in ("open", "running", "timeout")]
+    todo = [p for p in planned if p.state in TO_PLAY]
     if not todo:
         return 0
-    jobs = launch.jobs or max(1, min(default_jobs() // launch.ranks, len(todo)))
-    names = place_names((p.row, p.column, p.cell) for p in todo)
-    with view(len({p.cell.key for p in todo}), jobs, words=CellWords(names)) as listener:
-        summary = run_planned(
-            todo,
-            store,
-            jobs=jobs,
-            device=launch.device,
-            time_limit=launch.time_limit,
-            checkpoint_seconds=launch.checkpoint_every,
-            listener=listener,
-            ranks=launch.ranks,
-        )
+    summary = in_sight(todo, store, launch)
     return 130 if summary.interrupted else int(bool(summary.count("failed")))
 
 

@@ -303,17 +303,11 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
     """Run a plan in sight of the user; the exit code."""
     from metabench.api import verbs
     from metabench.cli import printing
-    from metabench.cli.progress import view
-    from metabench.core.cell import place_names
-    from metabench.run.events import CellWords
-    from metabench.run.local_launcher import default_jobs
-    from metabench.store.store import Store
+    from metabench.cli.launching import in_sight
     from metabench.suites.planning import TO_RUN
 
     verbs.check_device(launch.device)
     err = printing.console(stderr=True)
-    todo = len({p.cell.key for p in planned if p.state in TO_RUN})
-    jobs = launch.jobs or max(1, min(default_jobs() // launch.ranks, todo))
     err.print(
         f"{_title(suite, choice.budget)}: {printing.cells_of(planned)}",
         markup=False,
@@ -321,23 +315,8 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
     )
     printing.print_repairs(err, planned)
     code = int(any(p.state in ("missing data", "missing package", "closed") for p in planned))
-    if not todo:
+    if not any(p.state in TO_RUN for p in planned):
         printing.print_refusals(err, planned)
         return code
-    names = place_names((p.row, p.column, p.cell) for p in planned)
-    store = choice.open_store()
-    words = CellWords(names, "" if store.root == Store().root else str(store.root))
-    with view(todo, jobs, words=words) as listener:
-        summary = verbs.run_planned(
-            [p for p in planned if p.state in TO_RUN],
-            store,
-            jobs=jobs,
-            device=launch.device,
-            time_limit=launch.time_limit,
-            checkpoint_seconds=launch.checkpoint_every,
-            listener=listener,
-            ranks=launch.ranks,
-        )
-    if summary.exit_code:
-        err.print(str(summary), markup=False, soft_wrap=True)
+    summary = in_sight([p for p in planned if p.state in TO_RUN], choice.open_store(), launch)
     return max(code, summary.exit_code)

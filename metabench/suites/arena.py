@@ -49,6 +49,8 @@ TRACKS = {
     "B": "lam an initialisation or a representation",
     "C": "lam few bounded scalars",
 }
+AS_SHIPPED = " as shipped"
+"""After a method's id: its row in the finals with the settings of the file."""
 DIGITS = 3
 """Significant digits of a drawn setting."""
 
@@ -192,12 +194,12 @@ Chosen = Mapping[tuple[str, str], int]
 class Arena:
     """Problems and methods, and the cells of trials and finals."""
 
+    kind: Literal["arena"]
     name: str
     title: str
     problems: Annotated[list[ArenaProblem], Field(min_length=1)]
     methods: Annotated[list[ArenaMethod], Field(min_length=1)]
     budgets: Annotated[dict[str, ArenaBudget], Field(min_length=1)]
-    kind: Literal["arena"] = "arena"
     description: str = ""
 
     @cached_property
@@ -238,7 +240,7 @@ class Arena:
         out = []
         for method, problem in self.pairs(budget):
             out += self._cells(method, problem, chosen[method.id, problem.id], seeds, "")
-            out += self._cells(method, problem, 0, seeds, " as shipped")
+            out += self._cells(method, problem, 0, seeds, AS_SHIPPED)
         return out
 
     def _cells(
@@ -261,14 +263,6 @@ class Arena:
             )
             raise
         return [SuiteCell(f"{method.id}{suffix}", problem.id, cell, None, parts) for cell in cells]
-
-
-def is_arena(path: Path) -> bool:
-    """Whether a TOML file says that it is an arena; False where it cannot be read."""
-    try:
-        return toml.read(path).get("kind") == "arena"
-    except (OSError, ValueError):
-        return False
 
 
 def load(path: Path) -> Arena:

@@ -1,0 +1,43 @@
+"""Running cells in sight of whoever typed a command: progress, names of cells, one summary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metabench.cli.options import Launch
+    from metabench.run.local_launcher import Summary
+    from metabench.store.store import Store
+    from metabench.suites.planning import Planned
+
+
+def in_sight(todo: Sequence[Planned], store: Store, launch: Launch) -> Summary:
+    """Run the cells of a plan, each named by its places; what went wrong is told at the end."""
+    from metabench.api.verbs import run_planned
+    from metabench.cli import printing
+    from metabench.cli.progress import view
+    from metabench.core.cell import place_names
+    from metabench.run.events import CellWords
+    from metabench.run.local_launcher import default_jobs
+    from metabench.store.store import Store
+
+    total = len({p.cell.key for p in todo})
+    jobs = launch.jobs or max(1, min(default_jobs() // launch.ranks, total))
+    names = place_names((p.row, p.column, p.cell) for p in todo)
+    words = CellWords(names, "" if store.root == Store().root else str(store.root))
+    with view(total, jobs, words=words) as listener:
+        summary = run_planned(
+            todo,
+            store,
+            jobs=jobs,
+            device=launch.device,
+            time_limit=launch.time_limit,
+            checkpoint_seconds=launch.checkpoint_every,
+            listener=listener,
+            ranks=launch.ranks,
+        )
+    if summary.exit_code:
+        printing.console(stderr=True).print(str(summary), markup=False, soft_wrap=True)
+    return summary
