@@ -156,6 +156,8 @@ def kit_tasks(method: Any) -> list[Any]:
         Sample("representation"),
         bandit(),
     ]
+    if {"example_losses", "carried"} <= method.needs:
+        known.append(ridge(features=4, carried=True))
     if "search_space" in method.needs:
         known.append(retrieval(table="synthetic", questions=20))
     few_shot = {"embedding": "representation", "context": "context"}

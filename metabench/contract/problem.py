@@ -238,6 +238,12 @@ class Problem(ABC):
     example_count: int = 0
     """How many examples the inner data has (capability ``example_losses``)."""
 
+    @property
+    def examples_per_batch(self) -> int:
+        """How many of them an inner batch of a training episode has (capability
+        ``example_losses``); by default all."""
+        return self.example_count
+
     def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The inner batch of these examples, int64 [n] from 0 (capability ``example_losses``).
 
