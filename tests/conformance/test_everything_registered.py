@@ -306,6 +306,7 @@ METHODS = {
     "cavia": [{}, {"order": "first", "inner_steps": 1}],
     "linear_probe": [{"inner_steps": 3, "batch": 5}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3},
+                 {"mixed": "differences", "keep_moments": True, "inner_steps": 2, "epsilon": 1.0},
                  {"inner_steps": 3, "real_step": True, "real_momentum": 0.9, "real_nesterov": True,
                   "real_decay": 1e-3, "inner_drops": (0.5,)}],
     "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"},

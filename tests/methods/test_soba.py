@@ -147,8 +147,8 @@ def test_saba_with_one_block_is_soba(more, penalty):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_saba_converges_where_soba_stops_at_its_noise(seed):
-    """At equal numbers of batch derivatives and equal constant steps. Measured after 300 steps, from
-    about 10: SABA 1.1e-12, 5.8e-10, 4.7e-8; SOBA 0.04, 0.5, 1.2."""
+    """At equal numbers of batch derivatives and equal constant steps. Measured after 300 steps,
+    from about 10: SABA 1.1e-12, 5.8e-10, 4.7e-8; SOBA 0.04, 0.5, 1.2."""
     soba, _, plain = finite_sum(SOBA(**STEPS), 300, seed, batch=8, **SMALL)
     saba, _, blocks = finite_sum(SOBA(**STEPS, **SABA), 300, seed, 100, batch=8, **SMALL)
     assert plain == blocks and plain.inner_gradients == 300
