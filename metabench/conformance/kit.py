@@ -164,6 +164,8 @@ def kit_tasks(method: Any) -> list[Any]:
     for need in few_shot.keys() & method.needs:
         small = {"ways": 3, "shots": 2, "queries": 2, "filters": 2, "meta_batch": 3}
         own = {**small, "formulation": few_shot[need], "dtype": "float64"}
+        if "unit_embedding" in method.needs:
+            own["unit_features"] = True
         known.append(registry.tasks.get("glyphs")(**own))
     if "branches" in method.needs:
         known.append(registry.tasks.get("prisoners")(branches=4))

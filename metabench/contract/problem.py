@@ -196,7 +196,8 @@ class Problem(ABC):
 
         theta is then a weight [classes, f] and a bias [classes], named in this order by
         :meth:`init_inner`, and ``batch["y"]`` int64 [n] are classes. The inner batch of every
-        episode has examples of all its classes.
+        episode has examples of all its classes. Under the capability ``unit_embedding`` each has
+        length 1.
         """
         raise NotImplementedError
 

@@ -227,7 +227,9 @@ class BayesianImagesProblem(Problem):
 
         def inner(step: int) -> Batch:
             gen = generator(self.seeds.batches, split, index, step)
-            return self.take(torch.randperm(self.example_count, generator=gen)[: self.examples_per_batch], gen)
+            return self.take(
+                torch.randperm(self.example_count, generator=gen)[: self.examples_per_batch], gen
+            )
 
         if split != "train":
             return Episode(inner, self.chosen(split), index)

@@ -97,6 +97,7 @@ TASKS = {
         {**FEW_SHOT, "train_shots": 2, "inner_batch": 5, "dtype": "float64"},
         {**FEW_SHOT, "formulation": "prior", "ways": 2, "dtype": "float64"},
         {**REPRESENTATION, "train_ways": 7},
+        {**REPRESENTATION, "unit_features": True},
         {**FEW_SHOT, "formulation": "context", "context": 3, "dtype": "float64"},
     ],
     "hyper_cleaning": [
@@ -304,7 +305,8 @@ METHODS = {
     "imaml": [{}, {"damping": 1.0, "test_steps": 3}],
     "protonet": [{}],
     "cavia": [{}, {"order": "first", "inner_steps": 1}],
-    "linear_probe": [{"inner_steps": 3, "batch": 5}],
+    "linear_probe": [{"inner_steps": 3, "batch": 5},
+                     {"inner_steps": 3, "batch": 5, "head": "cosine"}],
     "one_step": [{}, {"mixed": "differences", "inner_steps": 3},
                  {"mixed": "differences", "keep_moments": True, "inner_steps": 2, "epsilon": 1.0},
                  {"inner_steps": 3, "real_step": True, "real_momentum": 0.9, "real_nesterov": True,
