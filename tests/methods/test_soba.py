@@ -7,11 +7,13 @@ import torch
 from finite_sum import FiniteSum
 from oracles import F64, context, given
 
+from metabench.conformance.kit import ContractError, method_checks
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build, values
+from metabench.hypergradients import saga
 
 SOBA = methods.get("soba")
 CHECK = {"inner_lr": 0.1, "outer_lr": 0.05}
@@ -161,6 +163,26 @@ def test_saba_counts_blocks_as_parts_of_the_inner_batch():
     *_, counts = finite_sum(SOBA(**SABA, first_tables="full"), 10, **SMALL)
     assert (counts.inner_gradients, counts.hvps, counts.mixed_products) == (2, 2, 2)
     assert counts.outer_gradients == 10
+
+
+def test_the_kit_recounts_examples(monkeypatch):
+    """Blocks that are not counted, and blocks that are counted as whole batches."""
+    counts = dict(method_checks(SOBA(reduction="saga", block=16)))["counts[ridge]"]
+    counts()
+    honest = saga.adjoint
+
+    def free(ctx, *given):
+        with ctx.uncounted():
+            return honest(ctx, *given)
+
+    with monkeypatch.context() as now:
+        now.setattr(saga, "adjoint", free)
+        with pytest.raises(ContractError, match="losses are evaluated 4 times"):
+            counts()
+    with monkeypatch.context() as now:
+        now.setattr("metabench.contract.context.full_batches", lambda *given: 1)
+        with pytest.raises(ContractError, match="3 inner gradients counted, 1 inner losses"):
+            counts()
 
 
 def test_saba_needs_examples_by_number():
