@@ -9,16 +9,26 @@ with z the features that lam makes, and y one of all training classes (base clas
 trained on. At evaluation lam stays, and ``inner_steps`` inner steps train a new head on the support
 set.
 
-Differs from the authors' code: W and b start at zero, examples are drawn with replacement, and a
-test head is trained on all of the support set in each step, by the inner solver. Theirs is trained
-for 100 epochs in batches of 4 with step size 0.01, momentum and dampening 0.9, weight decay 1e-3.
+With ``head`` = "cosine" (their "Baseline++") both heads have logits s l_k cos(w_k, z), with
+a direction w_k [f] and a length l_k learned for each class (weight normalisation), no bias, and
+s = 2 for up to 200 classes, else 10. Features have length 1, so that this is a linear head of
+weights s l_k w_k / |w_k|, which :meth:`LinearProbe.adapt` returns. Lengths are learned, as in the
+authors' code: s does not bound the logits.
+
+Differs from the authors' code: W and b start at zero (theirs as torch's nn.Linear does), examples
+are drawn with replacement, and a test head is trained on all of the support set in each step, by
+the inner solver. Theirs is trained for 100 epochs in batches of 4 with step size 0.01, momentum and
+dampening 0.9, weight decay 1e-3. Directions start as theirs, as nn.Linear, and lengths as the
+directions' own; but one start, drawn from the seed, serves every episode, where theirs has a new
+one each. Theirs divides features by |z| + 1e-5; here the task scales them (``unit_features``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,32 +36,67 @@ from torch.nn import functional as F
 from metabench.contract import autodiff
 from metabench.contract.guards import check_hypergradient
 from metabench.contract.method import Context, GradientMethod, State, Steps, outer_rate, split
-from metabench.contract.problem import Params
+from metabench.contract.problem import Episode, Params
+from metabench.contract.seeds import generator
+from metabench.contract.solver import Solver, why_no_noise
+from metabench.core import settings
 from metabench.core.registry import method
 
 WEIGHT, BIAS = "base.weight", "base.bias"
+DIRECTION, LENGTH = "cosine.direction", "cosine.length"
+START = "episode_head"
+"""In ``State.memory``: where the head of cosines of every episode starts."""
+FEW, FEW_SCALE, MANY_SCALE = 200, 2.0, 10.0
+"""s of up to so many classes, and of more."""
 
 
 @method("linear_probe")
 @dataclass(frozen=True)
 class LinearProbe(GradientMethod):
-    """Baseline (Chen 2019): features trained on all classes at once, a new head an episode."""
+    """Baseline, Baseline++ (Chen 2019): features trained on all classes, a new head an episode."""
 
     inner_steps: Steps = 100
     """Of the head, on the support set of an evaluation; training has none."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Examples of an outer step."""
+    head: Literal["linear", "cosine"] = settings.later("linear")
+    """"cosine": Baseline++."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Examples of all classes, features that lam makes, and an inner loss for the head."""
-        return frozenset({"base_classes", "episodes", "embedding", "inner_loss"})
+        """Examples of all classes, features that lam makes, and an inner loss for the head; for
+        cosines, features of length 1."""
+        own = {"base_classes", "episodes", "embedding", "inner_loss"}
+        return frozenset(own | {"unit_embedding"} if self.head == "cosine" else own)
+
+    def refuses(self, solver: Solver) -> str | None:
+        """Directions and lengths are no part of a task's theta, for which noise is drawn."""
+        return why_no_noise(solver, "a cosine head") if self.head == "cosine" else None
+
+    def init(self, ctx: Context) -> State:
+        """With the start of an episode's head of cosines: under vmap nothing can be drawn."""
+        state = super().init(ctx)
+        if self.head == "linear":
+            return state
+        tested = ctx.problem.init_inner(state.lam, ctx.problem.episode("valid", 0))
+        weight = next(iter(tested.values()))
+        start = first_cosines(ctx, weight, len(weight), "episode")
+        return replace(state, memory={**state.memory, START: start})
 
     def first_learned(self, ctx: Context, lam: Params) -> Params:
-        """A head for all training classes: weight [base classes, f], bias [base classes]."""
+        """A head for all n training classes: weight [n, f] and bias [n], or direction [n, f] and
+        length [n, 1]."""
         weight, _ = ctx.problem.init_inner(lam, ctx.problem.episode("train", 0)).values()
         n = ctx.problem.base_classes
+        if self.head == "cosine":
+            return first_cosines(ctx, weight, n, "base")
         return {WEIGHT: weight.new_zeros(n, weight.shape[1]), BIAS: weight.new_zeros(n)}
+
+    def logits(self, head: Params, z: Tensor) -> Tensor:
+        """Of all training classes [examples, n], for features [examples, f]."""
+        if self.head == "cosine":
+            return F.linear(z, as_weight(head))
+        return F.linear(z, head[WEIGHT], head[BIAS])
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """One step on a batch of all classes."""
@@ -60,7 +105,7 @@ class LinearProbe(GradientMethod):
         def loss(outer: Params) -> Tensor:
             lam, head = split(outer)
             z = ctx.embed(lam, batch)
-            return F.cross_entropy(F.linear(z, head[WEIGHT], head[BIAS]), batch["y"])
+            return F.cross_entropy(self.logits(head, z), batch["y"])
 
         value, g = autodiff.grad(loss, state.outer)
         size = check_hypergradient(g, ctx.step)
@@ -71,3 +116,36 @@ class LinearProbe(GradientMethod):
         lam, head = split(moved)
         new = State(ctx.problem.project(lam), None, {**state.memory, "outer": outer}, head)
         return new, {"outer_loss": float(value), "hypergradient_norm": size}
+
+    def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
+        """A head of the episode's classes; of cosines, as the linear head that it is."""
+        if self.head == "linear":
+            return super().adapt(ctx, state, episode)
+        lam = autodiff.detach(state.lam)
+        (weight_name, _), (bias_name, bias) = ctx.problem.init_inner(lam, episode).items()
+        ready, head = ctx.problem.prepare(lam, episode), state.memory[START]
+        solver, lr = ctx.inner_rule(lam, self.inner_lr)
+        memory = solver.init(head)
+        for t in range(self.inner_steps if self.test_steps is None else self.test_steps):
+            at, to_head = autodiff.pullback(lambda h: {weight_name: as_weight(h)}, head)
+            theta = {**at, bias_name: bias}
+            g = ctx.inner_grad(lam, theta, ready.batch(t), create_graph=False, only=(weight_name,))
+            head, memory = solver.update(head, to_head(g)[0], memory, lr)
+        return autodiff.detach({weight_name: as_weight(head), bias_name: bias})
+
+
+def first_cosines(ctx: Context, like: Tensor, n: int, role: str) -> Params:
+    """The first head of n classes: directions [n, f] uniform within 1 / sqrt(f), as nn.Linear's,
+    and their lengths [n, 1]."""
+    f = like.shape[1]
+    gen = generator(ctx.seeds.method, "cosine head", role)
+    drawn = 2 * torch.rand(n, f, generator=gen, dtype=torch.float64) - 1
+    direction = (drawn / f**0.5).to(like)
+    return {DIRECTION: direction, LENGTH: direction.norm(dim=1, keepdim=True)}
+
+
+def as_weight(head: Params) -> Tensor:
+    """The rows s l_k w_k / |w_k| [n, f] of a head of n classes."""
+    direction, length = head[DIRECTION], head[LENGTH]
+    scale = FEW_SCALE if len(direction) <= FEW else MANY_SCALE
+    return scale * length * direction / direction.norm(dim=1, keepdim=True)

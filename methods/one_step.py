@@ -11,6 +11,16 @@ Meta-Weight-Net, NeurIPS 2019, arXiv 1902.07379, and the authors' MW-Net.py (on 
     lookahead  w' = w - xi grad_w G(lam, w)
     outer      lam <- lam - outer solver(grad_lam F(lam, w'))
     real       v <- m v + grad_w G(lam, w) + d w,   w <- w - xi v
+
+SAMA (Choe et al.: Making Scalable Meta Learning Practical, NeurIPS 2023, arXiv 2310.05674) is the
+form by differences with the inner solver Adam and ``keep_moments``: J v with the diagonal D of the
+derivative of Adam's update in its gradient before v. Differs from the authors' code (Betty,
+sama.py): D is the derivative of the step that is taken, with Adam's bias correction and its eps
+(theirs has no correction, and (sqrt + eps)^3 below); the step size is in it for every solver
+(theirs: for Adam only); the two gradients are taken where the step looked through starts (theirs:
+where it ends), and on a copy (theirs leaves theta at w - e D v). Their R = 1 is ``epsilon`` = 1.
+With Adam's memory empty their D is exactly 0, and here what eps leaves of it,
+xi eps / (|g| + eps)^2, which float32 may round to 0.
 """
 
 from __future__ import annotations
@@ -32,16 +42,19 @@ from metabench.contract.method import (
     outer_solver,
 )
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.contract.solver import Solver, why_no_noise
+from metabench.contract.solver import Solver, SolverState, why_no_noise
 from metabench.core import settings
 from metabench.core.registry import method, solvers
 from metabench.hypergradients import unrolled
+
+INNER = "inner"
+"""In ``State.memory``: the inner solver's state."""
 
 
 @method("one_step")
 @dataclass(frozen=True)
 class OneStep(GradientMethod):
-    """One-step lookahead (DARTS, Liu 2019): through the last inner step; exact or differences."""
+    """One-step lookahead (DARTS, Liu 2019; SAMA, Choe 2023): through the last inner step."""
 
     inner_steps: Annotated[int, Field(ge=1)] = 5
     """The last of them is looked through. DARTS takes one, on a carried theta; from fresh weights
@@ -64,6 +77,10 @@ class OneStep(GradientMethod):
     """Parts of the budget after each of which the inner step size is a tenth of what it was."""
     outer_weight_decay: Positive | None = settings.later(None)
     """Of the outer solver, which must have one (torch.optim's L2 form in an Adam); None: none."""
+    keep_moments: bool = settings.later(False)
+    """Of differences: the inner solver's memory goes on from outer step to outer step, with a
+    carried theta. SAMA needs it of an Adam: one that starts anew says next to nothing of its first
+    step's gradient, of which it takes the sign."""
 
     exact_with: ClassVar[dict[str, Any]] = {"inner_steps": 1}
 
@@ -73,6 +90,11 @@ class OneStep(GradientMethod):
             raise ValueError(
                 "real_momentum, real_nesterov and real_decay are of the real steps: set real_step "
                 "to true"
+            )
+        if self.keep_moments and (self.mixed == "exact" or self.real_step):
+            raise ValueError(
+                'keep_moments needs mixed = "differences", and no real_step: the exact form starts '
+                "the inner solver anew, and real steps have a velocity of their own"
             )
 
     @property
@@ -105,6 +127,8 @@ class OneStep(GradientMethod):
     def init(self, ctx: Context) -> State:
         """With the velocity of the real steps, where there are any."""
         state = super().init(ctx)
+        if self.keep_moments and state.theta is None:
+            ctx.notes["keep_moments"] = "none: every episode starts anew, and its solver with it"
         if not self.real_step:
             return state
         if state.theta is None:
@@ -138,6 +162,13 @@ class OneStep(GradientMethod):
         passed = sum(progress is not None and progress >= part for part in self.inner_drops)
         return replace(self, inner_lr=self.inner_lr * 0.1**passed) if passed else self
 
+    def hypergradient_from(self, ctx: Context, state: State, episode: Episode) -> Hypergradient:
+        """From the inner solver's memory, where it is kept."""
+        if not self.keep_moments or state.theta is None:
+            return super().hypergradient_from(ctx, state, episode)
+        lam, theta = autodiff.detach(state.outer), autodiff.detach(state.theta)
+        return self.by_differences(ctx, lam, theta, episode, state.memory.get(INNER))
+
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
@@ -151,13 +182,21 @@ class OneStep(GradientMethod):
         )
 
     def by_differences(
-        self, ctx: Context, lam: Params, theta: Params, episode: Episode
+        self,
+        ctx: Context,
+        lam: Params,
+        theta: Params,
+        episode: Episode,
+        memory: SolverState | None = None,
     ) -> Hypergradient:
         """With u = (d Phi / d g)' grad_theta F, g the inner gradient of the last step at theta:
-        [grad_lam G(lam, theta + e u) - grad_lam G(lam, theta - e u)] / 2e, e = epsilon / |u|."""
+        [grad_lam G(lam, theta + e u) - grad_lam G(lam, theta - e u)] / 2e, e = epsilon / |u|.
+        ``memory``: the inner solver's before the first step; None: it starts anew."""
         problem, last = ctx.problem, self.inner_steps - 1
         ready = problem.prepare(lam, episode)
-        theta, state = inner_loop(ctx, lam, theta, ready, steps=last, lr=self.inner_lr)
+        theta, state = inner_loop(
+            ctx, lam, theta, ready, steps=last, lr=self.inner_lr, solver_state=memory
+        )
         g = ctx.inner_grad(lam, theta, ready.batch(last), create_graph=False)
         end, to_g = autodiff.pullback(
             lambda x: ctx.solver.update(theta, x, state, self.inner_lr)[0], g
@@ -178,4 +217,7 @@ class OneStep(GradientMethod):
 
         up, down = slope(1.0), slope(-1.0)
         mixed = {k: (up[k] - down[k]) / (2 * e) for k in lam}
-        return Hypergradient(value, autodiff.axpy(1.0, mixed, direct), end)
+        kept = {}
+        if self.keep_moments:
+            kept[INNER] = ctx.solver.update(theta, g, state, self.inner_lr)[1]
+        return Hypergradient(value, autodiff.axpy(1.0, mixed, direct), end, memory=kept)

@@ -14,6 +14,13 @@ v starts at zero. With ``average`` = m, lam moves along h instead, and then
 h <- (1 - m) h + m [(d2 G / dlam dtheta) v + grad_lam F], with h at zero first. The reference code
 (benchopt/benchmark_bilevel) divides all step sizes by the square root of the outer step's number
 (``decay``); MA-SOBA's are constant there.
+
+SABA (Dagréou et al. 2022 too) is ``reduction`` = "saga" with constant steps: what the three
+directions take of G comes from a block of examples and is corrected by SAGA, each piece by itself
+(:mod:`metabench.hypergradients.saga`). Differs from the reference code: F is taken on its whole
+batch in each step, where SAGA is exact (nothing names the examples of an outer batch); a diagonal
+penalty of G is taken exactly in each step, and is not part of the blocks; blocks are drawn
+uniformly, while the sampler there deals the last block of each pass twice.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -36,14 +43,17 @@ from metabench.contract.method import (
 )
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
+from metabench.core import settings
 from metabench.core.registry import method
-from metabench.hypergradients import stochastic
+from metabench.hypergradients import saga, stochastic
+
+BLOCK = 64
 
 
 @method("soba")
 @dataclass(frozen=True)
 class SOBA(GradientMethod):
-    """SOBA (Dagréou 2022) and MA-SOBA (Chen 2024): one loop for both levels and the adjoint."""
+    """SOBA, SABA (Dagréou 2022), MA-SOBA (Chen 2024): one loop for both levels and the adjoint."""
 
     inner_steps: Annotated[int, Field(ge=1)] = 1
     """Joint steps of theta and v for each step of lam, each on a minibatch of its own; lam's
@@ -57,11 +67,25 @@ class SOBA(GradientMethod):
     decay: Literal["none", "sqrt"] = "none"
     """"sqrt": rho is divided by the square root of the outer step's number. ``outer_decay`` does
     the same for lam."""
+    reduction: Literal["none", "saga"] = settings.later("none")
+    """"saga" (SABA): joint steps take ``block`` examples in place of an inner batch, corrected by
+    what each block said when it was last drawn."""
+    block: Annotated[int, Field(ge=1)] = settings.later(BLOCK)
+    """Examples of a step of "saga"; 64 as in the reference code."""
+    first_tables: Literal["zero", "full"] = settings.later("zero")
+    """What "saga" has of each block before it is first drawn: zeros, as in the reference code, or
+    a pass over all examples at the first point, which is counted."""
+
+    def __post_init__(self) -> None:
+        if self.reduction == "none" and (self.block, self.first_tables) != (BLOCK, "zero"):
+            raise ValueError('block and first_tables need reduction = "saga"')
 
     @property
     def needs(self) -> frozenset[str]:
-        """One training along the run: v is an estimate that outer steps improve."""
-        return GRADIENTS | {"lam_in_inner_loss", "carried"}
+        """One training along the run: v is an estimate that outer steps improve. Blocks need
+        examples that can be taken by number."""
+        own = {"lam_in_inner_loss", "carried"}
+        return GRADIENTS | (own | {"example_losses"} if self.reduction == "saga" else own)
 
     def refuses(self, solver: Solver) -> str | None:
         """v belongs to a training without noise."""
@@ -80,13 +104,21 @@ class SOBA(GradientMethod):
         v = memory["v"] if "v" in memory else stochastic.zeros(theta)
         inner = memory["inner"] if "inner" in memory else ctx.solver.init(theta)
         rho = self.inner_lr / (math.sqrt(ctx.step + 1) if self.decay == "sqrt" else 1.0)
+        tables = memory.get("saga")
+        if self.reduction == "saga" and tables is None:
+            tables = saga.first_tables(ctx, lam, theta, v, self.block, self.first_tables == "full")
         for t in range(self.inner_steps):
             outer = stochastic.outer(ctx, lam, theta, episode)
-            at = stochastic.adjoint(ctx, lam, theta, v, episode, t)
+            if tables is None:
+                at = stochastic.adjoint(ctx, lam, theta, v, episode, t)
+            else:
+                at, tables = saga.adjoint(ctx, lam, theta, v, t, self.block, tables)
             theta, inner = ctx.solver.update(theta, at.slope, inner, rho)
             v = autodiff.axpy(-rho, autodiff.axpy(1.0, outer.theta, at.curved), v)
         g = autodiff.axpy(1.0, at.mixed, outer.lam)
-        kept = {"v": v, "inner": inner}
+        kept: dict[str, Any] = {"v": v, "inner": inner}
+        if tables is not None:
+            kept["saga"] = tables
         if self.average is not None:
             h = memory["h"] if "h" in memory else stochastic.zeros(lam)
             kept["h"] = {k: x + self.average * (g[k] - x) for k, x in h.items()}

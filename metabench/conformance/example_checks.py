@@ -54,6 +54,9 @@ def check_example_losses(task: Any) -> None:
         assert unchanged(snapshot(whole), episode.batch(0)), "all examples are not the inner batch"
     losses = problem.example_losses(lam, theta, whole)
     assert losses.shape == (n,), f"example_losses has shape {tuple(losses.shape)}, not ({n},)"
+    said = problem.examples_per_batch
+    has = len(problem.example_losses(lam, theta, episode.batch(0)))
+    assert said == has, f"examples_per_batch is {said}; the first inner batch has {has}"
     few = torch.arange(n).flip(0)[:FEW]
     alone = [problem.example_losses(lam, theta, problem.take(i[None])) for i in few]
     gap = relative_gap({"loss": torch.cat(alone)}, {"loss": losses[few]})

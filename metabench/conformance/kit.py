@@ -156,12 +156,16 @@ def kit_tasks(method: Any) -> list[Any]:
         Sample("representation"),
         bandit(),
     ]
+    if {"example_losses", "carried"} <= method.needs:
+        known.append(ridge(features=4, carried=True))
     if "search_space" in method.needs:
         known.append(retrieval(table="synthetic", questions=20))
     few_shot = {"embedding": "representation", "context": "context"}
     for need in few_shot.keys() & method.needs:
         small = {"ways": 3, "shots": 2, "queries": 2, "filters": 2, "meta_batch": 3}
         own = {**small, "formulation": few_shot[need], "dtype": "float64"}
+        if "unit_embedding" in method.needs:
+            own["unit_features"] = True
         known.append(registry.tasks.get("glyphs")(**own))
     if "branches" in method.needs:
         known.append(registry.tasks.get("prisoners")(branches=4))

@@ -58,6 +58,19 @@ def check_base_batch(task: Any) -> None:
     assert not unchanged(held, problem.base_batch(2, n)), "it is the same at another step"
 
 
+def check_unit_embedding(task: Any) -> None:
+    """Embeddings have length 1; those that are all zero have none."""
+    if "unit_embedding" not in task.offers:
+        raise NotTested("it does not say that embeddings have length 1")
+    problem = build(task)
+    episode = problem.episode("train", 0)
+    for batch in (episode.batch(0), episode.outer):
+        size = problem.embed(problem.init_outer(), batch).norm(dim=1)
+        wrong = size[((size - 1).abs() > 1e-3) & (size != 0)]
+        assert not len(wrong), f"an embedding has length {float(wrong[0]):.4g}, not 1"
+        assert bool(size.any()), "all embeddings of a batch are zero"
+
+
 def check_outer_on_validation(task: Any) -> None:
     """``outer_on_validation`` says whether training is judged by validation examples, as far as
     the outer batches of a few episodes show it."""

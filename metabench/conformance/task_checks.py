@@ -34,6 +34,7 @@ from metabench.conformance.split_checks import (
     check_episodes,
     check_outer_on_validation,
     check_selection,
+    check_unit_embedding,
     content,
 )
 from metabench.contract import autodiff
@@ -342,6 +343,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_init,
     check_episodes,
     check_base_batch,
+    check_unit_embedding,
     check_seeds,
     check_losses,
     check_derivatives,

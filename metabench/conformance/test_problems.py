@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metabench.contract.context import Context
+from metabench.contract.context import Context, full_batches
 from metabench.contract.declared import Evidence
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
@@ -173,6 +173,20 @@ class Counting(Wrapped):
         self.calls["inner_loss"] += self.meter.weight
         return self._problem.loss_of_prediction(lam, theta, prediction, batch)
 
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Losses of single examples; as many as an inner batch has are one G
+        (:meth:`inner_evaluations`)."""
+        losses = self._problem.example_losses(lam, theta, batch)
+        self.calls["examples"] += len(losses) * self.meter.weight
+        return losses
+
+    @property
+    def inner_evaluations(self) -> int:
+        """How often G was evaluated, also in parts: full batches of them."""
+        examples = self.calls["examples"]
+        parts = examples // self._problem.examples_per_batch if examples else 0
+        return self.calls["inner_loss"] + parts
+
     def embed(self, lam: Params, batch: Batch) -> Tensor:
         """What a head sees, counted as G: it is differentiated in its place."""
         self.calls["inner_loss"] += self.meter.weight
@@ -210,6 +224,14 @@ class Watched(Context):
         self._note(more)
         return super().inner_loss(*given, **more)
 
+    def examples_grad(
+        self, lam: Params, theta: Params, examples: Tensor, *, before: int, **more: int
+    ) -> Params:
+        """As the method asks for it."""
+        full = full_batches(self.problem, before, len(examples))
+        self._note({name: full * n for name, n in more.items()})
+        return super().examples_grad(lam, theta, examples, before=before, **more)
+
     def _note(self, more: dict[str, Any]) -> None:
         if not self.meter.is_muted:
             again = more.get("hvps", 0) + more.get("mixed_products", 0)
@@ -238,6 +260,7 @@ class Limited(Wrapped):
             "predict": {"prediction"},
             "loss_of_prediction": {"prediction"},
             "example_count": BY_EXAMPLE,
+            "examples_per_batch": BY_EXAMPLE,
             "take": BY_EXAMPLE,
             "example_losses": BY_EXAMPLE,
             "evidence": {"evidence"},

@@ -143,6 +143,32 @@ class Context:
         whole = {k: v.addcmul(penalty[k], moving[k]) if k in penalty else v for k, v in g.items()}
         return value, whole
 
+    def examples_grad(
+        self,
+        lam: Params,
+        theta: Params,
+        examples: Tensor,
+        *,
+        before: int,
+        hvps: int = 0,
+        mixed_products: int = 0,
+    ) -> Params:
+        """Gradient in theta of the sum of the losses of ``examples``, int64 [n], over the number of
+        all; it can be differentiated again, and has no part of a diagonal penalty.
+
+        Counted in whole inner batches (:attr:`Problem.examples_per_batch`), as those that become
+        full with these after ``before`` others; ``hvps`` and ``mixed_products`` of each are counted
+        along.
+        """
+        full = full_batches(self.problem, before, len(examples))
+        self.meter.add(inner_gradients=full, hvps=full * hvps, mixed_products=full * mixed_products)
+        batch, n = self.problem.take(examples), self.problem.example_count
+        return autodiff.grad(
+            lambda t: self.problem.example_losses(lam, t, batch).sum() / n,
+            theta,
+            create_graph=True,
+        )[1]
+
     def inner_loss(self, lam: Params, theta: Params, batch: Batch, *, hvps: int = 0) -> Tensor:
         """G, for a caller that differentiates it once: counted as one inner gradient, and as
         ``hvps`` Hessian products where that derivative is differentiated again."""
@@ -318,6 +344,12 @@ class Context:
             like = [self.problem.init_inner(lam, e) for e in episodes]
         each = list(zip(episodes, like, strict=True))
         return [_stack([self._drawn(e, t, x) for e, x in each]) for t in range(steps)]
+
+
+def full_batches(problem: Problem, before: int, more: int) -> int:
+    """How many inner batches of examples become full where ``more`` come to ``before`` others."""
+    size = problem.examples_per_batch
+    return (before + more) // size - before // size
 
 
 @lru_cache(maxsize=4)

@@ -196,7 +196,8 @@ class Problem(ABC):
 
         theta is then a weight [classes, f] and a bias [classes], named in this order by
         :meth:`init_inner`, and ``batch["y"]`` int64 [n] are classes. The inner batch of every
-        episode has examples of all its classes.
+        episode has examples of all its classes. Under the capability ``unit_embedding`` each has
+        length 1.
         """
         raise NotImplementedError
 
@@ -237,6 +238,12 @@ class Problem(ABC):
 
     example_count: int = 0
     """How many examples the inner data has (capability ``example_losses``)."""
+
+    @property
+    def examples_per_batch(self) -> int:
+        """How many of them an inner batch of a training episode has (capability
+        ``example_losses``); by default all."""
+        return self.example_count
 
     def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The inner batch of these examples, int64 [n] from 0 (capability ``example_losses``).

@@ -22,6 +22,7 @@ CAPABILITIES = {
     "choices": "a lam that is nothing but choices",
     "continuous": "a lam with a continuous scalar at least",
     "embedding": "a linear head on an embedding that lam makes (Problem.embed)",
+    "unit_embedding": "an embedding of length 1 (unit_features = true of few-shot tasks)",
     "base_classes": "training batches of all classes (Problem.base_batch)",
     "context": "a theta that modulates a network of which lam is all weights, from zero",
     "module": "a torch module with separate inputs and targets (Problem.module)",

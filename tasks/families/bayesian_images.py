@@ -227,7 +227,9 @@ class BayesianImagesProblem(Problem):
 
         def inner(step: int) -> Batch:
             gen = generator(self.seeds.batches, split, index, step)
-            return self.take(torch.randperm(self.example_count, generator=gen)[: self.size], gen)
+            return self.take(
+                torch.randperm(self.example_count, generator=gen)[: self.examples_per_batch], gen
+            )
 
         if split != "train":
             return Episode(inner, self.chosen(split), index)
@@ -235,7 +237,7 @@ class BayesianImagesProblem(Problem):
         return Episode(inner, self.chosen("valid", gen=gen), index)
 
     @property
-    def size(self) -> int:
+    def examples_per_batch(self) -> int:
         """Images of an inner batch."""
         return min(self.task.batch, self.example_count)
 

@@ -30,6 +30,8 @@ from ..models.networks import ConvNet, Network
 from .class_images import Classes, GivenEpisode, Minibatches, nearest_neighbour
 
 Count = Annotated[int, Field(ge=1)]
+UNIT_EPS = 1e-10
+"""Of a squared length: shorter features than its root, 1e-5, are not brought to 1."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,16 @@ class FewShot(Task):
     """Context parameters of the formulation "context", which needs the four blocks."""
     context_block: Annotated[int, Field(ge=1, le=4)] = settings.later(3)
     """The block whose maps they scale and shift, after its batch norm."""
+    unit_features: bool = settings.later(False)
+    """Features z are scaled to length 1, as z / sqrt(|z|^2 + 1e-10), in the formulation
+    "representation": a linear head is then one of cosines, as in Baseline++."""
 
     def __post_init__(self) -> None:
+        if self.unit_features and self.formulation != "representation":
+            raise SettingError(
+                'unit_features = true needs formulation = "representation": with '
+                f'"{self.formulation}" no head stands apart from lam'
+            )
         if self.train_ways is not None and self.formulation != "representation":
             raise SettingError(
                 f'train_ways = {self.train_ways} needs formulation = "representation": with '
@@ -120,7 +130,7 @@ class FewShot(Task):
         if self.formulation == "init":
             return GRADIENTS | own | {"lam_is_initialisation", "head"}
         if self.formulation == "representation" and self.whole_support:
-            own.add("embedding")
+            own |= {"embedding", "unit_embedding"} if self.unit_features else {"embedding"}
         if self.formulation == "context":
             own.add("context")
         return GRADIENTS | own | {"lam_in_inner_loss"}
@@ -139,6 +149,9 @@ class FewShot(Task):
             )
         elif not self.whole_support:
             own["embedding"] = "an inner batch may lack classes (inner_batch, test_inner_batch)"
+        own["unit_embedding"] = own.get(
+            "embedding", "features have any length here; with unit_features = true they have 1"
+        )
         if self.formulation == "init":
             own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
         elif self.formulation == "prior":
@@ -271,8 +284,12 @@ class FewShotProblem(Problem):
         }
 
     def embed(self, lam: Params, batch: Batch) -> Tensor:
-        """What the body makes of images [n, f]."""
-        return self.net.features(lam, batch["x"])
+        """What the body makes of images [n, f]; of length 1 with ``unit_features``."""
+        z = self.net.features(lam, batch["x"])
+        if not self.task.unit_features:
+            return z
+        # Differentiable twice at z = 0 as well, where a norm is not.
+        return z * (z.square().sum(1, keepdim=True) + UNIT_EPS).rsqrt()
 
     def weights(self, lam: Params, theta: Params) -> Params:
         """All weights of the network. A context scales the maps of a block by 1 + gamma and shifts
@@ -291,13 +308,14 @@ class FewShotProblem(Problem):
     def logits(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """[n, ways]."""
         weights = self.weights(lam, theta)
-        if "features" in batch:
-            return F.linear(batch["features"], weights["head.weight"], weights["head.bias"])
+        if "features" in batch or self.task.unit_features:
+            z = batch["features"] if "features" in batch else self.embed(lam, batch)
+            return F.linear(z, weights["head.weight"], weights["head.bias"])
         return self.net.apply_params(weights, batch["x"])
 
     def fit(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy."""
-        if "features" in batch:
+        if "features" in batch or self.task.unit_features:
             return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
         return self.net.loss(self.weights(lam, theta), batch["x"], batch["y"])
 

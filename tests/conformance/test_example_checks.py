@@ -69,6 +69,14 @@ def test_wrong_losses_of_examples(given, words):
         check_example_losses(changed(**given))
 
 
+def test_a_wrong_number_of_examples_in_a_batch():
+    def parts(problem):
+        return type("Parts", (type(problem),), {"examples_per_batch": 8})
+
+    with pytest.raises(AssertionError, match="examples_per_batch is 8; the first inner batch has"):
+        check_example_losses(changed(__class__=parts))
+
+
 def of(change):
     def given(problem):
         at = problem.evidence

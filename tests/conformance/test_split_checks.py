@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from metabench.conformance.harness import NotTested
-from metabench.conformance.split_checks import check_outer_on_validation, check_selection, found
+from metabench.conformance.split_checks import (
+    check_outer_on_validation,
+    check_selection,
+    check_unit_embedding,
+    found,
+)
 from metabench.conformance.test_problems import Sample
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
@@ -66,3 +71,20 @@ def test_a_selection_split_that_shares_examples():
         check_selection(Leaking())
     with pytest.raises(NotTested, match="no split 'selection': its outer level does not learn"):
         check_selection(Sample())
+
+
+def test_embeddings_that_are_not_of_unit_length():
+    glyphs = tasks.get("glyphs")
+    small = {"ways": 2, "filters": 4, "meta_batch": 1, "formulation": "representation"}
+
+    @dataclass(frozen=True)
+    class Wrong(glyphs):
+        @property
+        def offers(self):
+            return super().offers | {"unit_embedding"}
+
+    check_unit_embedding(glyphs(**small, unit_features=True))
+    with pytest.raises(AssertionError, match="an embedding has length"):
+        check_unit_embedding(Wrong(**small))
+    with pytest.raises(NotTested):
+        check_unit_embedding(glyphs(**small))

@@ -1,14 +1,15 @@
-"""One-step lookahead with a real step: Meta-Weight-Net's loop, written out with torch.optim."""
+"""One-step lookahead: Meta-Weight-Net's loop, written out with torch.optim, and SAMA's diagonal."""
 
 import importlib
 from dataclasses import replace
 
 import pytest
 import torch
-from oracles import context, given
+from oracles import F64, context, given
 from torch.nn import functional as F
 
-from metabench.contract.problem import GRADIENTS
+from metabench.contract.method import State
+from metabench.contract.problem import GRADIENTS, Episode, Problem
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget
 from metabench.core.costs import Counts
@@ -17,7 +18,7 @@ from metabench.core.registry import methods, tasks
 from metabench.core.settings import build, values
 
 OneStep, Task = methods.get("one_step"), tasks.get("loss_learning")
-Problem = importlib.import_module("metabench.tasks.loss_learning").LossLearningProblem
+LossLearning = importlib.import_module("metabench.tasks.loss_learning").LossLearningProblem
 CODE = {
     "inner_steps": 1, "inner_lr": 0.1, "outer_lr": 1e-3, "outer_weight_decay": 1e-4,
     "real_step": True, "real_momentum": 0.9, "real_decay": 5e-4, "inner_drops": (2 / 3, 5 / 6),
@@ -35,7 +36,7 @@ def weighing(**more):
     task = Task(form="weight_net", network="mlp", width=6, n_train=40, n_valid=20, n_test=20,
                 batch=10, valid_batch=8, rate=0.6, dtype="float64")  # fmt: skip
     parts = {"train": images(90, 0), "test": images(20, 1)}
-    problem = Problem(task, Seeds.of(0), torch.device("cpu"), parts)
+    problem = LossLearning(task, Seeds.of(0), torch.device("cpu"), parts)
     return given(problem, *GRADIENTS, "lam_in_inner_loss", **more)
 
 
@@ -139,3 +140,129 @@ def test_what_cannot_be_followed_is_said():
 def test_settings_that_came_later_are_named_only_where_they_are_set():
     names = {"real_step", "real_momentum", "real_decay", "inner_drops", "outer_weight_decay"}
     assert not names & set(values(OneStep())) and names <= set(values(OneStep(**CODE)))
+
+
+SAMA = {"mixed": "differences", "keep_moments": True, "inner_steps": 1, "epsilon": 1.0}
+
+
+class Line(Problem):
+    """G = lam w + w^2 / 2 and F = w, two of each: the hypergradient is minus D, entry by entry."""
+
+    carried = True
+
+    def __init__(self, lam, dtype=F64):
+        self.lam = torch.tensor(lam, dtype=dtype)
+
+    def init_outer(self):
+        return {"lam": self.lam.clone()}
+
+    def init_inner(self, lam, episode):
+        return {"w": torch.zeros_like(self.lam)}
+
+    def inner_loss(self, lam, theta, batch):
+        return (lam["lam"] * theta["w"] + theta["w"].square() / 2).sum()
+
+    def outer_loss(self, lam, theta, batch):
+        return theta["w"].sum()
+
+    def episode(self, split, index):
+        return Episode({}, {}, index)
+
+
+def line(lam, dtype=F64):
+    ctx = given(Line(lam, dtype), *GRADIENTS, "lam_in_inner_loss", "carried", solver="adam")
+    method = OneStep(**SAMA, inner_lr=1e-3, outer_solver="sgd", outer_lr=0.5)
+    return ctx, method
+
+
+def test_the_diagonal_of_adam_is_samas():
+    """After so many steps that the bias correction is 1, as in the authors' code there is none:
+    g .3, m .1, v .05 and g 3, m .4, v .01. Their formula leaves out what eps does, about 1e-7."""
+    ctx, method = line([0.3, 3.0])
+    state = method.init(ctx)
+    adam = {
+        "mean": {"w": torch.tensor([0.1, 0.4], dtype=F64)},
+        "square": {"w": torch.tensor([0.05, 0.01], dtype=F64)},
+        "count": {"steps": torch.tensor(1e6, dtype=F64)},
+    }
+    found = method.hypergradient_from(
+        ctx, State(state.lam, state.theta, {"inner": adam}), ctx.problem.episode("train", 0)
+    )
+    assert [-float(x) for x in found.grad["lam"]] == pytest.approx([4.4381872e-4, -3.095e-5], 1e-4)
+    assert -float(found.grad["lam"][0]) == pytest.approx(4.4381872e-4, rel=2e-7)
+    g, m, v = torch.tensor([[0.3, 3.0], [0.1, 0.4], [0.05, 0.01]], dtype=F64)
+    new = 0.999 * v + 0.001 * g.square()
+    theirs = 1e-3 * (0.1 * 0.999 * v - 0.9 * 0.001 * g * m) / (new.sqrt() + 1e-8) ** 3
+    torch.testing.assert_close(-found.grad["lam"], theirs, rtol=2e-6, atol=0)
+    kept = found.memory["inner"]
+    torch.testing.assert_close(kept["square"]["w"], new, rtol=1e-14, atol=0)
+
+
+def test_kept_moments_go_on_as_torch_adams():
+    """theta takes Adam's steps across outer steps, and D is that of each step's own moments."""
+    ctx, method = line([0.3, 3.0])
+    state = method.init(ctx)
+    theta, lam = torch.zeros(2, dtype=F64, requires_grad=True), state.lam["lam"].clone()
+    adam = torch.optim.Adam([theta], 1e-3)
+    m = v = torch.zeros(2, dtype=F64)
+    for t in range(1, 8):
+        g = (lam + theta).detach()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g.square()
+        first, root = 1 - 0.9**t, (v / (1 - 0.999**t)).sqrt()
+        d = 0.1 / first / (root + 1e-8)
+        d = d - m / first * 0.001 * g / (1 - 0.999**t) / root / (root + 1e-8) ** 2
+        state, _ = method.step(ctx, state)
+        ctx.step += 1
+        theta.grad = g
+        adam.step()
+        torch.testing.assert_close(state.theta["w"], theta.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(state.lam["lam"], lam + 0.5e-3 * d, rtol=1e-12, atol=0)
+        lam = state.lam["lam"]
+    anew = replace(method, keep_moments=False)
+    found = anew.hypergradient_from(ctx, state, ctx.problem.episode("train", 0))
+    assert float(found.grad["lam"].abs().max()) < 1e-9, "Adam's first step says next to nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_empty_adam_does_not_end_the_run(dtype):
+    """D = lr eps / (|g| + eps)^2 at first, in float32 lost in rounding; then it is there."""
+    ctx, method = line([0.3, 3.0], dtype)
+    state = method.init(ctx)
+    found = method.hypergradient_from(ctx, state, ctx.problem.episode("train", 0)).grad["lam"]
+    expected = torch.tensor([-1e-11 / 0.09, -1e-11 / 9], dtype=dtype)
+    torch.testing.assert_close(
+        found, expected, rtol=1e-5, atol=0 if dtype == torch.float64 else 1e-9
+    )
+    sizes = []
+    for ctx.step in range(4):
+        state, log = method.step(ctx, state)
+        sizes.append(log["hypergradient_norm"])
+    assert sizes[0] < 1e-9 and min(sizes[1:]) > 1e-6
+
+
+def test_a_first_hypergradient_of_exactly_zero_passes(monkeypatch):
+    """As SAMA's formula gives it, with no moments of earlier steps."""
+    ctx, method = line([0.3, 3.0])
+    exact, taken = method.hypergradient_from, []
+
+    def formula(self, ctx, state, episode):
+        found = exact(ctx, state, episode)
+        taken.append(found)
+        zero = {"lam": torch.zeros(2, dtype=F64)}
+        return found._replace(grad=zero) if len(taken) == 1 else found
+
+    monkeypatch.setattr(OneStep, "hypergradient_from", formula)
+    state = method.init(ctx)
+    for ctx.step in range(3):
+        state, log = method.step(ctx, state)
+    assert len(taken) == 3 and log["hypergradient_norm"] > 1e-6
+
+
+def test_where_moments_cannot_be_kept():
+    with pytest.raises(SettingError, match='keep_moments needs mixed = "differences"'):
+        build(OneStep, {"keep_moments": True}, "method one_step")
+    with pytest.raises(SettingError, match="and no real_step"):
+        build(OneStep, {**SAMA, "real_step": True}, "method one_step")
+    ctx, method = context("quadratic", "adam"), OneStep(**SAMA)
+    state, _ = method.step(ctx, method.init(ctx))
+    assert ctx.notes["keep_moments"].startswith("none: every episode") and state.theta is None

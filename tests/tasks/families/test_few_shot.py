@@ -113,6 +113,7 @@ def test_a_minibatch_larger_than_the_support_set_is_the_support_set():
         ({"train_shots": 19, "queries": 5}, "train_shots = 19 and queries = 5 need 24 images"),
         ({"ways": 1}, "task glyphs: setting ways cannot be 1"),
         ({"inner_batch": 0}, "setting inner_batch cannot be 0"),
+        ({"unit_features": True}, 'unit_features = true needs formulation = "representation"'),
         ({"formulation": "both"}, "setting formulation cannot be 'both'"),
     ],
 )
@@ -246,3 +247,31 @@ def test_metrics_are_those_of_the_queries():
     found = problem.metrics(lam, problem.init_inner(lam, episode), episode)
     assert set(found) == {"accuracy", "loss", "nearest_neighbour"}
     assert found["loss"] == pytest.approx(float(problem.outer_loss(lam, dict(lam), episode.outer)))
+
+
+def test_features_of_unit_length_are_what_both_losses_see():
+    own = {"formulation": "representation", "downsample": "pool", "filters": 6}
+    plain, unit = build(**own), build(**own, unit_features=True)
+    lam, episode = plain.init_outer(), plain.episode("train", 0)
+    z = plain.embed(lam, episode.outer)
+    expected = z / z.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(unit.embed(lam, episode.outer), expected, rtol=1e-9, atol=1e-9)
+    theta = unit.init_inner(lam, episode)
+    theta = {k: v + torch.linspace(-1, 1, v.numel()).view_as(v).to(v) for k, v in theta.items()}
+    logits = expected @ theta["head.weight"].T + theta["head.bias"]
+    loss = torch.nn.functional.cross_entropy(logits, episode.outer["y"])
+    ready = unit.prepare(lam, episode)
+    for batch in (episode.outer, ready.outer):
+        torch.testing.assert_close(unit.outer_loss(lam, theta, batch), loss)
+        torch.testing.assert_close(unit.logits(lam, theta, batch), logits)
+    assert "unit_embedding" in unit.task.offers and "unit_embedding" not in plain.task.offers
+
+
+def test_features_of_zero_have_second_derivatives():
+    unit = build(formulation="representation", downsample="pool", unit_features=True)
+    lam, episode = unit.init_outer(), unit.episode("train", 0)
+    dead = {k: torch.zeros_like(v) for k, v in lam.items()}
+    z, back = torch.func.vjp(lambda p: unit.embed(p, episode.outer), dead)
+    assert not z.any() and all(
+        bool(v.isfinite().all()) for v in back(torch.ones_like(z))[0].values()
+    )
