@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from metabench import implicit as implicit
     from metabench import testing as testing
     from metabench import unrolled as unrolled
+    from metabench.api.comparison import compare as compare
     from metabench.contract.context import Context as Context
     from metabench.contract.declared import Evidence as Evidence
     from metabench.contract.declared import InnerRule as InnerRule
@@ -68,6 +69,7 @@ _DOORS = ("api", "autodiff", "errors", "implicit", "testing", "unrolled")
 """The other six paths."""
 
 _HOMES = {
+    "api.comparison": ("compare",),
     "contract.context": ("Context",),
     "contract.declared": ("Evidence", "InnerRule", "Moduli", "OwnStep"),
     "contract.guards": ("check_hypergradient",),
