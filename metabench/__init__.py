@@ -61,7 +61,10 @@ if TYPE_CHECKING:
     from metabench.core.registry import method as method
     from metabench.core.registry import solver as solver
     from metabench.core.registry import task as task
+    from metabench.core.registry import tracker as tracker
     from metabench.core.settings import later as later
+    from metabench.run.tracking import TrackedRun as TrackedRun
+    from metabench.run.tracking import Tracker as Tracker
 
     __version__: str
 
@@ -97,8 +100,9 @@ _HOMES = {
     "contract.seeds": ("Seeds", "generator"),
     "contract.solver": ("Rate", "Solver", "SolverState", "scaled"),
     "core.capabilities": ("CAPABILITIES",),
-    "core.registry": ("method", "solver", "task"),
+    "core.registry": ("method", "solver", "task", "tracker"),
     "core.settings": ("later",),
+    "run.tracking": ("TrackedRun", "Tracker"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
