@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from metabench import implicit as implicit
     from metabench import testing as testing
     from metabench import unrolled as unrolled
+    from metabench.api.comparison import compare as compare
     from metabench.contract.context import Context as Context
     from metabench.contract.declared import Evidence as Evidence
     from metabench.contract.declared import InnerRule as InnerRule
@@ -60,7 +61,10 @@ if TYPE_CHECKING:
     from metabench.core.registry import method as method
     from metabench.core.registry import solver as solver
     from metabench.core.registry import task as task
+    from metabench.core.registry import tracker as tracker
     from metabench.core.settings import later as later
+    from metabench.run.tracking import TrackedRun as TrackedRun
+    from metabench.run.tracking import Tracker as Tracker
 
     __version__: str
 
@@ -68,6 +72,7 @@ _DOORS = ("api", "autodiff", "errors", "implicit", "testing", "unrolled")
 """The other six paths."""
 
 _HOMES = {
+    "api.comparison": ("compare",),
     "contract.context": ("Context",),
     "contract.declared": ("Evidence", "InnerRule", "Moduli", "OwnStep"),
     "contract.guards": ("check_hypergradient",),
@@ -95,8 +100,9 @@ _HOMES = {
     "contract.seeds": ("Seeds", "generator"),
     "contract.solver": ("Rate", "Solver", "SolverState", "scaled"),
     "core.capabilities": ("CAPABILITIES",),
-    "core.registry": ("method", "solver", "task"),
+    "core.registry": ("method", "solver", "task", "tracker"),
     "core.settings": ("later",),
+    "run.tracking": ("TrackedRun", "Tracker"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -28,14 +28,26 @@ RANKS = {
     "cluster": 5,
     "analysis": 5,
     "conformance": 5,
+    "trackers": 5,
     "reports": 6,
     "api": 7,
     "cli": 8,
 }
-PLUGINS = {"tasks": 3, "methods": 3, "solvers": 2}
+PLUGINS = {"tasks": 3, "methods": 3, "solvers": 2, "trackers": 5}
 """Folders of plug-ins: no room knows one of them by name, and they know no room above these."""
 TASK_ROOMS = {"data": 0, "models": 1, "families": 2}
-NO_TORCH = ("core", "datasets", "store", "suites", "cluster", "analysis", "reports", "api", "cli")
+NO_TORCH = (
+    "core",
+    "datasets",
+    "store",
+    "suites",
+    "cluster",
+    "analysis",
+    "reports",
+    "api",
+    "cli",
+    "trackers",
+)
 """Rooms that are imported without torch."""
 FIGURES = ("analysis", "reports")
 """Rooms that may import what draws and computes statistics."""
@@ -192,7 +204,16 @@ def test_rooms_that_need_no_torch_import_without_it() -> None:
 
 
 def test_workers_and_launchers_start_without_torch() -> None:
-    names = ("events", "worker", "process", "pool", "failure", "local_launcher", "rank_processes")
+    names = (
+        "events",
+        "worker",
+        "process",
+        "pool",
+        "failure",
+        "local_launcher",
+        "rank_processes",
+        "tracking",
+    )
     assert loaded_by("\n".join(f"import metabench.run.{n}" for n in names), *HEAVY) == []
 
 

@@ -20,10 +20,10 @@ FILE = re.compile(
     r"(?<![\w/.])((?:metabench|tasks|methods|tests|docs|results|benchmarks|slurm)/[\w./*-]+)"
 )
 READERS = {
-    *("methods/nystrom.py", "tasks/denoising.py", "results/runs"),
+    *("methods/nystrom.py", "tasks/denoising.py", "results/runs", "results/tensorboard"),
     *("results/inverses/smoke/report.html", "results/denoising/smoke/report.html"),
 }
-"""Files that a reader of the tutorials makes."""
+"""What a reader of the pages makes."""
 
 
 def is_there(dotted: str) -> bool:

@@ -13,7 +13,7 @@ mark in the table are the same test, and cannot contradict each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
@@ -102,12 +102,23 @@ def compare(values: Values, goal: stats.Goal = "max", *, logs: bool = False) -> 
         if not common:
             continue
         one, two = [values[a][s] for s in common], [values[b][s] for s in common]
-        gains = [sign * (x - y) for x, y in zip(one, two, strict=True)]
-        pm, spread = stats.half_width(gains), stats.std(gains)
-        pairs[a, b] = Pair(stats.mean(gains), pm, spread, len(common))
-        nothing = ROUND_OFF * (1.0 if logs else max(map(abs, [*one, *two])))
-        if len(common) >= FEWEST and spread is not None and spread > nothing:
-            raw[a, b] = stats.paired_t(one, two) or 0.0
+        pairs[a, b], p = paired(one, two, sign, logs=logs)
+        if p is not None:
+            raw[a, b] = p
     for at, p in zip(raw, stats.holm([*raw.values()]), strict=True):
         pairs[at] = replace(pairs[at], p=p)
     return Comparisons(pairs, logs)
+
+
+def paired(
+    one: Sequence[float], two: Sequence[float], sign: int = 1, *, logs: bool = False
+) -> tuple[Pair, float | None]:
+    """How much ``one`` is above ``two`` (``sign`` -1: below), number by number, and the p of the
+    paired t-test before any correction (None: not tested); ``logs``: they are logarithms."""
+    gains = [sign * (x - y) for x, y in zip(one, two, strict=True)]
+    spread = stats.std(gains)
+    pair = Pair(stats.mean(gains), stats.half_width(gains), spread, len(gains))
+    nothing = ROUND_OFF * (1.0 if logs else max(map(abs, [*one, *two])))
+    if len(gains) < FEWEST or spread is None or spread <= nothing:
+        return pair, None
+    return pair, stats.paired_t(one, two) or 0.0

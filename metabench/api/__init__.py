@@ -17,6 +17,7 @@ Records are kept in the folder ``results/runs``, or where ``store`` says.
 """
 
 from metabench.api.calibration import Calibration, calibrate
+from metabench.api.comparison import Compared, compare
 from metabench.api.describe import show
 from metabench.api.inventory import check, data_fetch, data_find, data_list, data_verify, doctor
 from metabench.api.output import Table
@@ -41,11 +42,13 @@ from metabench.core.catalogue import listing as list_
 
 __all__ = [
     "Calibration",
+    "Compared",
     "Rendered",
     "Status",
     "Table",
     "calibrate",
     "check",
+    "compare",
     "data_fetch",
     "data_find",
     "data_list",

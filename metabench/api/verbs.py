@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.api.output import SUFFIXES, Table, made, told, write
+from metabench.api.tracking import tracked
 from metabench.core.errors import SettingError, SuiteError
 from metabench.core.settings import place
 from metabench.core.text import counted
@@ -98,19 +99,22 @@ def run(
     checkpoint_seconds: float = 60.0,
     listener: Listener | None = None,
     ranks: int = 1,
+    log: Sequence[str] = (),
 ) -> Summary:
     """Run every cell that can be run and is not done; cells are chosen as for :func:`plan`.
 
     ``jobs``: cells at a time; ``device``: "cpu", "cuda", "cuda:1" (None: a GPU where there is one);
     ``time_limit``: seconds for each cell; ``checkpoint_seconds``: least time between two
     checkpoints; ``listener`` is called with every event; ``ranks``: processes that share the
-    episodes of one cell.
+    episodes of one cell; ``log``: trackers of live curves, such as ["tensorboard"] or
+    ["mlflow=sqlite:///runs.db"].
 
     Cells that are not applicable, skipped, or that lack data or a package are left out. Several
     ``jobs`` are processes that import the calling script again: it needs the usual
-    ``if __name__ == "__main__":``. Raises SettingError for a ``device`` that is not there.
+    ``if __name__ == "__main__":``. Raises SettingError for a ``device`` that is not there, and
+    UnknownName or MetabenchError for a tracker that is not.
     """
-    store = open_store(store)
+    store, suite = open_store(store), load(suite)
     return run_planned(
         plan(suite, budget=budget, set=set, seeds=seeds, only=only, store=store),
         store,
@@ -120,6 +124,8 @@ def run(
         checkpoint_seconds=checkpoint_seconds,
         listener=listener,
         ranks=ranks,
+        log=log,
+        group=f"{suite.name} {budget}",
     )
 
 
@@ -133,8 +139,11 @@ def run_planned(
     checkpoint_seconds: float = 60.0,
     listener: Listener | None = None,
     ranks: int = 1,
+    log: Sequence[str] = (),
+    group: str = "",
 ) -> Summary:
-    """As :func:`run`, for the cells of a plan; finished ones are read, not run."""
+    """As :func:`run`, for the cells of a plan; finished ones are read, not run. ``group``: what
+    trackers call them together."""
     from metabench.run.local_launcher import launch
 
     check_device(device)
@@ -147,16 +156,17 @@ def run_planned(
         if value is not None and not (isinstance(value, int | float) and value >= least):
             raise SettingError(f"{name} cannot be {value!r}: give a number of at least {least}")
     cells = [p.cell for p in planned if p.state in plans.TO_RUN or p.state == "done"]
-    return launch(
-        cells,
-        store,
-        jobs=jobs,
-        device=device,
-        time_limit=time_limit,
-        checkpoint_seconds=checkpoint_seconds,
-        listener=listener,
-        ranks=ranks,
-    )
+    with tracked(log, planned, store, listener, group) as listening:
+        return launch(
+            cells,
+            store,
+            jobs=jobs,
+            device=device,
+            time_limit=time_limit,
+            checkpoint_seconds=checkpoint_seconds,
+            listener=listening,
+            ranks=ranks,
+        )
 
 
 def check_device(device: str | None) -> None:
@@ -382,6 +392,7 @@ def reproduce(
     device: str | None = None,
     listener: Listener | None = None,
     unverified: bool = False,
+    log: Sequence[str] = (),
 ) -> Rendered:
     """:func:`run` what is missing, then :func:`render`; what failed is a hole in the table.
 
@@ -398,6 +409,7 @@ def reproduce(
         jobs=jobs,
         device=device,
         listener=listener,
+        log=log,
     )
     return render(
         suite, out=out, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified

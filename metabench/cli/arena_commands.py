@@ -67,18 +67,17 @@ def arena(
 def _run(title: str, planned: Sequence[Planned], store: Store, launch: Launch) -> int:
     """Run what is open in sight of the user; the exit code. What has diverged has its score."""
     from metabench.api.arena import TO_PLAY
-    from metabench.api.verbs import check_device
     from metabench.cli import printing
-    from metabench.cli.launching import in_sight
+    from metabench.cli.launching import check, in_sight
 
-    check_device(launch.device)
+    check(launch)
     err = printing.console(stderr=True)
     err.print(f"{title}: {printing.cells_of(list(planned))}", markup=False, soft_wrap=True)
     printing.print_repairs(err, list(planned))
     todo = [p for p in planned if p.state in TO_PLAY]
     if not todo:
         return 0
-    summary = in_sight(todo, store, launch)
+    summary = in_sight(todo, store, launch, group=title.partition(":")[0])
     return 130 if summary.interrupted else int(bool(summary.count("failed")))
 
 

@@ -13,8 +13,21 @@ if TYPE_CHECKING:
     from metabench.suites.planning import Planned
 
 
-def in_sight(todo: Sequence[Planned], store: Store, launch: Launch) -> Summary:
-    """Run the cells of a plan, each named by its places; what went wrong is told at the end."""
+def check(launch: Launch) -> None:
+    """Raise SettingError, UnknownName or MetabenchError for a device or a tracker that is not here,
+    before anything is run; say where curves can be seen."""
+    from metabench.api.tracking import check_log
+    from metabench.api.verbs import check_device
+    from metabench.cli import printing
+
+    check_device(launch.device)
+    for where in check_log(launch.log or ()):
+        printing.say(f"curves in {where}", err=True)
+
+
+def in_sight(todo: Sequence[Planned], store: Store, launch: Launch, *, group: str = "") -> Summary:
+    """Run the cells of a plan, each named by its places; what went wrong is told at the end.
+    ``group``: what trackers call them together."""
     from metabench.api.verbs import run_planned
     from metabench.cli import printing
     from metabench.cli.progress import view
@@ -37,6 +50,8 @@ def in_sight(todo: Sequence[Planned], store: Store, launch: Launch) -> Summary:
             checkpoint_seconds=launch.checkpoint_every,
             listener=listener,
             ranks=launch.ranks,
+            log=launch.log or (),
+            group=group,
         )
     if summary.exit_code:
         printing.console(stderr=True).print(str(summary), markup=False, soft_wrap=True)

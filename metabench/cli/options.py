@@ -24,6 +24,12 @@ def _suite_names(incomplete: str) -> list[str]:
     return [n for n in [*suite_names(), "all"] if n.startswith(incomplete)]
 
 
+def _tracker_names(incomplete: str) -> list[str]:
+    from metabench.core.registry import trackers
+
+    return [n for n in trackers.names() if n.startswith(incomplete)]
+
+
 def typed_path(name: str) -> Callable[[str], Path]:
     """Reads a path that is typed as ``name``. Raises SettingError."""
 
@@ -217,6 +223,15 @@ class Launch:
             "several; for cells too large for one.",
         ),
     ] = 1
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=PLACE]",
+            autocompletion=_tracker_names,
+            help="Live curves in tensorboard, wandb or mlflow, or by another package's tracker; "
+            "PLACE is a folder, a project, an address. Repeatable.",
+        ),
+    ] = None
 
 
 Command = Callable[..., None]

@@ -221,7 +221,10 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
     rows: list[tuple[str, ...]] = []
     for (row, column, state, reason), group in _grouped(planned).items():
         known = [p.estimated_seconds for p in group if p.estimated_seconds is not None]
+        published = [p.published_seconds for p in group if p.published_seconds is not None]
         cost = f"about {duration(sum(known))}" if known else ""
+        if published and not known:
+            cost = f"published: {duration(sum(published))}"
         # What can be repaired is named once, below.
         why = "" if group[0].repair else reason
         rows.append((row, column, _seeds(group), state, cost, why))
@@ -235,8 +238,14 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
             text += f"; {len(known)} of them about {duration(sum(known))} by similar finished cells"
             if jobs > 1:
                 text += f" ({duration(sum(known) / jobs)} with {jobs} jobs)"
-        if len(known) < len(open_):
-            text += f"; {len(open_) - len(known)} of unknown cost"
+        published = [p for p in open_ if p.published_seconds is not None]
+        if published:
+            text += f"; {len(published)} of them about "
+            text += duration(sum(p.published_seconds or 0.0 for p in published))
+            machines = " or ".join(dict.fromkeys(p.published_on for p in published))
+            text += f", one after another, on the machine of the published run ({machines})"
+        if unknown := len(open_) - len(known) - len(published):
+            text += f"; {unknown} of unknown cost"
         prose(out, text)
     print_repairs(out, planned)
 

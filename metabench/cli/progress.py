@@ -16,11 +16,13 @@ from metabench.run.events import (
     Elsewhere,
     Event,
     Finished,
+    Measured,
     Progress,
     Quarantined,
     Refused,
     Started,
     Stopping,
+    Untracked,
     describe,
 )
 from metabench.store.record import STATUSES
@@ -61,7 +63,7 @@ class Tally:
 
     def take(self, event: Event) -> None:
         """Count an event."""
-        if isinstance(event, Quarantined | Stopping):
+        if isinstance(event, Quarantined | Stopping | Measured | Untracked):
             return
         now = self.clock()
         if isinstance(event, Finished):

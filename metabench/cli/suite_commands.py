@@ -211,9 +211,12 @@ def reproduce(
     from metabench import api
     from metabench.api import output
     from metabench.cli import printing
+    from metabench.core.errors import SettingError
 
     typed = choice
     if cluster is not None:
+        if launch.log:
+            raise SettingError("--log: jobs of a cluster are not watched from here; leave it out")
         choice, _ = profiled(cluster, choice)
     code = 0
     for each, planned in choice.planned():
@@ -301,12 +304,11 @@ def _name_files(paths: list[Path]) -> None:
 
 def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -> int:
     """Run a plan in sight of the user; the exit code."""
-    from metabench.api import verbs
     from metabench.cli import printing
-    from metabench.cli.launching import in_sight
+    from metabench.cli.launching import check, in_sight
     from metabench.suites.planning import TO_RUN
 
-    verbs.check_device(launch.device)
+    check(launch)
     err = printing.console(stderr=True)
     err.print(
         f"{_title(suite, choice.budget)}: {printing.cells_of(planned)}",
@@ -318,5 +320,7 @@ def _run(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -
     if not any(p.state in TO_RUN for p in planned):
         printing.print_refusals(err, planned)
         return code
-    summary = in_sight([p for p in planned if p.state in TO_RUN], choice.open_store(), launch)
+    todo = [p for p in planned if p.state in TO_RUN]
+    group = f"{suite.name} {choice.budget}"
+    summary = in_sight(todo, choice.open_store(), launch, group=group)
     return max(code, summary.exit_code)

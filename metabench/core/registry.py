@@ -183,6 +183,9 @@ _CONTRACT = "metabench.contract"
 tasks = Registry("task", "metabench.tasks", "metabench.tasks", f"{_CONTRACT}.problem.Task")
 methods = Registry("method", "metabench.methods", "metabench.methods", f"{_CONTRACT}.method.Method")
 solvers = Registry("solver", "metabench.solvers", "metabench.solvers", f"{_CONTRACT}.solver.Solver")
+trackers = Registry(
+    "tracker", "metabench.trackers", "metabench.trackers", "metabench.run.tracking.Tracker"
+)
 REGISTRIES = {"task": tasks, "method": methods, "solver": solvers}
 
 
@@ -214,6 +217,14 @@ def solver(name: str) -> Callable[[type[T]], type[T]]:
     As :func:`task`; :class:`metabench.Solver` says what it must have.
     """
     return solvers.register(name)
+
+
+def tracker(name: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: make a class known as the tracker ``name``, for ``--log NAME``.
+
+    As :func:`task`; :class:`metabench.Tracker` says what it must have.
+    """
+    return trackers.register(name)
 
 
 def load_plugin(path: str | Path) -> None:

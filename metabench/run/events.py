@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from metabench.core.cell import Cell
 from metabench.core.text import duration
 from metabench.store.files import BadFile
-from metabench.store.record import Record
+from metabench.store.record import Curve, Record
 
 
 @dataclass(frozen=True)
 class Started:
-    """A cell begins, or goes on from outer step ``step`` of its checkpoint."""
+    """A cell begins, or goes on from outer step ``step`` of its checkpoint, with the learning curve
+    that it has there. ``trial`` counts its beginnings: those that a checkpoint goes on from are the
+    same one."""
 
     cell: Cell
     step: int = 0
+    curve: Curve = field(default_factory=dict)
+    trial: int = 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,14 @@ class Progress:
     fraction: float
     phase: str = "training"
     latest: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the learning curve of a cell, as its record will have it."""
+
+    cell: Cell
+    row: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -90,9 +102,18 @@ class Retried:
     reason: str
 
 
+@dataclass(frozen=True)
+class Untracked:
+    """A tracker that has failed; cells run on without it."""
+
+    tracker: str
+    reason: str
+
+
 Event = (
     Started
     | Progress
+    | Measured
     | Finished
     | Quarantined
     | Elsewhere
@@ -100,6 +121,7 @@ Event = (
     | Interrupted
     | Stopping
     | Retried
+    | Untracked
 )
 Listener = Callable[[Event], None]
 
@@ -167,4 +189,6 @@ def describe(event: Event, words: CellWords = UNNAMED) -> str:
         )
     if isinstance(event, Retried):
         return f"{name}: {event.reason}; once more"
+    if isinstance(event, Untracked):
+        return f"NOT LOGGED to {event.tracker} any more: {event.reason}; cells run on"
     return ""

@@ -31,7 +31,7 @@ from metabench.core.limits import RUNAWAY
 from metabench.run import checkpoint, determinism, learning_curve
 from metabench.run.checkpoint import Boundary, Checkpoint, detached, stamp
 from metabench.run.evaluation import Metrics, Stopwatch, evaluate
-from metabench.run.events import Progress, Quarantined, Started
+from metabench.run.events import Measured, Progress, Quarantined, Started
 from metabench.run.first_step import peak_bytes
 from metabench.run.guards import Untouched, check_numbers, check_state, check_step
 from metabench.run.options import Parts, RunOptions
@@ -113,7 +113,9 @@ class Loop:
             check_state(f"init of {self.cell.method}", state)
             state = self.broadcast(detached(state))
             self.at = Boundary(state, counts=self.ctx.meter.counts.as_dict())
-        self.options.listener(Started(self.cell, self.boundary.step))
+        trial = self.attempts - len(self.resumed)
+        at = self.boundary
+        self.options.listener(Started(self.cell, at.step, at.curve, trial))
 
     def context(self) -> Context:
         """What the method is given of the problem, the engine chosen."""
@@ -241,6 +243,7 @@ class Loop:
             new = replace(new, best=at.state, best_step=at.step, valid=metrics, selection=chosen_by)
             self._kept["best"] = self._kept["validated"]
         self.at = new
+        self.options.listener(Measured(self.cell, {n: c[-1] for n, c in new.curve.items()}))
         self.maybe_checkpoint()
 
     def check_kept(self) -> None:

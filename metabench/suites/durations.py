@@ -5,11 +5,21 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from metabench.core.cell import CONTRACT, Cell, canonical
 from metabench.core.costs import equivalents
 from metabench.store.record import Record
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a finished cell did, and under which budget."""
+
+    steps: float
+    cost: Mapping[str, float]
+    budget: Mapping[str, Any]
 
 
 class Estimates:
@@ -29,41 +39,50 @@ class Estimates:
         Cells with equal settings are preferred, whatever their seed and budget.
         """
         # Seeds are many, and cost the same.
-        key = canonical([cell.task, cell.method, *_settings(cell), cell.budget])
+        key = canonical([*settings(cell), cell.budget])
         if key not in self._found:
             self._found[key] = self._median(cell)
         return self._found[key]
 
     def _median(self, cell: Cell) -> tuple[float | None, int]:
         known = self._finished.get((cell.task, cell.method), [])
-        equal = [r for r in known if _settings(r.cell) == _settings(cell)]
+        equal = [r for r in known if settings(r.cell) == settings(cell)]
         for group in (equal, known):
-            found = [s for s in (_scaled(r, cell) for r in group) if s is not None]
+            works = [Work(r.steps, r.cost, r.cell.budget) for r in group]
+            found = [s for s in (scaled(work, cell) for work in works) if s is not None]
             if found:
                 return statistics.median(found), len(found)
         return None, 0
 
 
-def _settings(cell: Cell) -> tuple[Any, ...]:
-    return (cell.task_settings, cell.method_settings, cell.solver, cell.solver_settings)
+def settings(cell: Cell) -> list[Any]:
+    """All that a cell is but its seed and its budget."""
+    return [
+        cell.task,
+        cell.method,
+        cell.task_settings,
+        cell.method_settings,
+        cell.solver,
+        cell.solver_settings,
+    ]
 
 
-def _scaled(record: Record, cell: Cell) -> float | None:
-    """Seconds of ``cell`` if it costs as much a unit of work as ``record`` did."""
-    share = _share(record, cell.budget)
+def scaled(work: Work, cell: Cell) -> float | None:
+    """Seconds of ``cell`` if it costs as much a unit of work as ``work`` did."""
+    share = _share(work, cell.budget)
     if share is None:
         return None
-    training: float = record.cost.get("seconds", 0.0) * share
+    training: float = work.cost.get("seconds", 0.0) * share
     training = min(training, cell.budget.get("seconds", training))
-    episodes = _evaluated(cell.budget, record.steps * share)
-    ratio = episodes / max(1.0, _evaluated(record.cell.budget, record.steps))
-    return training + record.cost.get("evaluation_seconds", 0.0) * ratio
+    episodes = _evaluated(cell.budget, work.steps * share)
+    ratio = episodes / max(1.0, _evaluated(work.budget, work.steps))
+    return training + work.cost.get("evaluation_seconds", 0.0) * ratio
 
 
-def _share(record: Record, budget: Mapping[str, Any]) -> float | None:
-    """How many times the record's work a budget asks for, by the first limit that binds."""
-    spent = {"outer_steps": float(record.steps), **record.cost}
-    spent["cost"] = equivalents(record.cost, budget.get("prices", {})) or 0.0
+def _share(work: Work, budget: Mapping[str, Any]) -> float | None:
+    """How many times that work a budget asks for, by the first limit that binds."""
+    spent = {"outer_steps": float(work.steps), **work.cost}
+    spent["cost"] = equivalents(work.cost, budget.get("prices", {})) or 0.0
     ratios: list[float] = []
     for limit, used in spent.items():
         if limit in budget:

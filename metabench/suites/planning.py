@@ -20,6 +20,7 @@ from metabench.core.settings import several
 from metabench.store.files import BadFile
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
+from metabench.suites import published_costs
 from metabench.suites.durations import Estimates
 from metabench.suites.overrides import read_overrides
 from metabench.suites.schema import Column, Row, SuiteBudget
@@ -62,7 +63,9 @@ class Planned:
 
     ``estimated_seconds``: of training and evaluation, from ``similar`` finished cells of the same
     task and method; None where there are none, or where there is nothing left to run.
-    ``record``: what the store has of the cell, also where its run went wrong.
+    ``published_seconds``: where nothing similar is finished here, what it would take on
+    ``published_on``, the machine of a published run with the same settings; None where there is
+    none. ``record``: what the store has of the cell, also where its run went wrong.
     """
 
     row: str
@@ -73,6 +76,8 @@ class Planned:
     repair: str = ""
     estimated_seconds: float | None = None
     similar: int = 0
+    published_seconds: float | None = None
+    published_on: str = ""
     record: Record | None = field(default=None, repr=False)
 
     @property
@@ -117,6 +122,9 @@ def plan(
         if planned.state in TO_RUN:
             seconds, similar = estimates.of(planned.cell)
             planned = replace(planned, estimated_seconds=seconds, similar=similar)
+            if seconds is None and (published := published_costs.table().of(planned.cell)):
+                taken, machine = published
+                planned = replace(planned, published_seconds=taken, published_on=machine)
         out.append(planned)
     return out
 

@@ -1,0 +1,1 @@
+"""Trackers of runs, one module each; the file name is the name that ``--log`` takes."""

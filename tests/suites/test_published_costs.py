@@ -1,0 +1,98 @@
+"""What plans estimate by before a first run: the shipped table, and when it is used."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from metabench import api
+from metabench.cli import printing
+from metabench.core.cell import make_cell
+from metabench.store.published import RECORDS, Published
+from metabench.store.record import Record
+from metabench.store.store import Store
+from metabench.suites import loading, published_costs
+from metabench.suites.published_costs import Place, PublishedSuite, Table, settings_key
+
+RESULTS = Path(__file__).parents[2] / "results"
+BUDGET = {"outer_steps": 10, "eval_every": 5, "valid_episodes": 1, "test_episodes": 7}
+
+
+def cell_of(steps: int = 10, seed: int = 0, **method: float):
+    budget = {**BUDGET, "outer_steps": steps}
+    return make_cell("quadratic", "bilevel", seed=seed, set={"budget": budget, "method": method})
+
+
+def table_of(cell, **cost: float) -> Table:
+    place = Place("r", "c", settings_key(cell), 0, 10.0, cost)
+    return Table("command", [cell.budget], {"s": PublishedSuite("a machine", 1, 9.0, [place])})
+
+
+def test_another_budget_scales_training_by_steps_and_evaluation_by_episodes() -> None:
+    table = table_of(cell_of(), seconds=20.0, evaluation_seconds=10.0)
+    assert table.of(cell_of(seed=5)) == (30.0, "a machine")
+    # 3 evaluations on the way and 7 test episodes are 10; with 20 steps 5 and 7.
+    assert table.of(cell_of(20)) == (40.0 + 10.0 * 12 / 10, "a machine")
+    assert table.of(cell_of(inner_lr=0.123)) is None  # other settings
+
+
+def test_a_budget_in_counts_needs_the_counts() -> None:
+    counted = make_cell(
+        "quadratic",
+        "bilevel",
+        set={"budget": {"inner_gradients": 50, "eval_every": 5, "valid_episodes": 1}},
+    )
+    assert table_of(cell_of(), seconds=20.0, evaluation_seconds=0.0).of(counted) is None
+    known = table_of(counted, seconds=20.0, evaluation_seconds=0.0, inner_gradients=100.0)
+    assert known.of(counted) == (10.0, "a machine")
+
+
+def test_the_shipped_table_is_that_of_the_committed_records() -> None:
+    table = published_costs.table()
+    committed = {p.parent.parent.name for p in RESULTS.glob(f"*/laptop/{RECORDS}")}
+    assert committed == set(table.suites), f"run: {table.command}"
+    name = "cehpo-parabola"
+    records = {r.key: r for r in Published(RESULTS / name / "laptop" / RECORDS).records()}
+    suite = table.suites[name]
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for item in loading.load(name).cells("laptop"):
+        if item.cell.key in records:
+            groups.setdefault((item.row, item.column), []).append(records[item.cell.key])
+    assert {(p.row, p.column) for p in suite.places} == set(groups)
+    for place in suite.places:
+        group = groups[place.row, place.column]
+        for clock in ("seconds", "evaluation_seconds"):
+            median = statistics.median(r.cost[clock] for r in group)
+            assert place.cost[clock] == pytest.approx(median, rel=1e-3)
+        found = table.of(group[0].cell)
+        assert found is not None and found[1] == suite.machine and "cores" in suite.machine
+    assert published_costs.totals()[name] == (suite.cells, suite.seconds)
+    assert json.loads(published_costs.FILE.read_text())["command"] == table.command
+
+
+def test_it_is_used_where_the_store_has_nothing_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = api.suite_of_pairs(tasks=["quadratic"], methods=["bilevel"])
+    cell = suite.cells("smoke")[0].cell
+    monkeypatch.setattr(
+        published_costs, "table", lambda: table_of(cell, seconds=90.0, evaluation_seconds=0.0)
+    )
+    store = Store(tmp_path)
+    (before,) = api.plan(suite, budget="smoke", store=store)
+    assert (before.published_seconds, before.published_on) == (45.0, "a machine")
+    assert before.estimated_seconds is None
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as told:
+        printing.print_plan(console, "title", [before, replace(before, published_seconds=None)])
+    words = " ".join(told.get().split())
+    assert "published: 45 s" in words and "1 of unknown cost" in words
+    assert "1 of them about 45 s, one after another, on the machine of the published run" in words
+    api.run(suite, budget="smoke", store=store)
+    (_, after) = api.plan(suite, budget="smoke", seeds=[0, 1], store=store)
+    assert after.estimated_seconds is not None and after.published_seconds is None
