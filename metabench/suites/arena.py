@@ -235,10 +235,13 @@ class Arena:
 
     def finals(self, budget: str, chosen: Chosen) -> list[SuiteCell]:
         """The cells of the finals: of each method the trial that ``chosen`` says (``row`` its id)
-        and its settings as shipped ("METHOD as shipped")."""
+        and its settings as shipped ("METHOD as shipped"). A pair without a trial, where the method
+        cannot run on the problem, has none."""
         seeds = self.budget(budget).seeds
         out = []
         for method, problem in self.pairs(budget):
+            if (method.id, problem.id) not in chosen:
+                continue
             out += self._cells(method, problem, chosen[method.id, problem.id], seeds, "")
             out += self._cells(method, problem, 0, seeds, AS_SHIPPED)
         return out
