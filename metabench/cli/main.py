@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from metabench.cli import arena_commands, data_printing, printing, suite_commands
+from metabench.cli import (
+    arena_commands,
+    data_printing,
+    leaderboard_commands,
+    printing,
+    suite_commands,
+)
 from metabench.cli import cluster_commands as cluster
 from metabench.cli.options import StorePath, typed_path
 
@@ -150,6 +156,7 @@ for verb in (
     suite_commands.cost,
     suite_commands.calibrate,
     arena_commands.arena,
+    leaderboard_commands.leaderboard,
     cluster.submit,
     cluster.retry,
     cluster.cancel,

@@ -15,7 +15,12 @@ from pathlib import Path
 _BUILD = '--config-settings="--build-option=build_ext"'
 _LEARN2LEARN = f"pip install --no-deps {_BUILD} learn2learn==0.2.0"
 
-_INSTALLED_AS = {"skimage": "scikit-image", "sklearn": "scikit-learn", "pygame": "pygame-ce"}
+_INSTALLED_AS = {
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "pygame": "pygame-ce",
+    "vl_convert": "vl-convert-python",
+}
 """Module to the package that holds it, where their names differ."""
 
 
