@@ -1,17 +1,24 @@
 // Score against cost, a chart a problem, drawn by Vega-Lite; what hovers is our own text.
 
+// Okabe and Ito's palette without yellow and black; on dark paper, its dark ones lighter.
 const COLOURS = [
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8F98",
 ];
+const LIGHTER = { "#0072B2": "#4D9FE0", "#D55E00": "#F0793A", "#009E73": "#2DBE94",
+  "#8C6BB1": "#AC8FD0", "#E3004F": "#FF4D82", "#B000C8": "#DB6CEB", "#C21807": "#F0604F" };
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const DASHES = [[], [6, 3], [2, 2], [8, 3, 2, 3]];
 const YOURS = ["#E3004F", "#B000C8", "#C21807"];
-const LOWEST = -0.5; // of a chart: a run far below no learning would flatten all others
+// Of a chart: a run far below no learning, or far above the bound, would flatten all others.
+const LOWEST = -0.5;
+const HIGHEST = 1.5;
 
 /** Colour and stroke of an entry by its place, the same in every chart and table. */
 function lookOf(place, yours) {
   const colours = yours ? YOURS : COLOURS;
+  const colour = colours[place % colours.length];
   return {
-    colour: colours[place % colours.length],
+    colour: (dark.matches && LIGHTER[colour]) || colour,
     dash: DASHES[Math.floor(place / colours.length) % DASHES.length],
     width: yours ? 3.5 : 1.8,
   };
@@ -35,11 +42,12 @@ function swatch(look) {
 
 const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** Vega-Lite's specification of the curves of one problem. `points`: {x, y, key, place}. */
+/** Vega-Lite's specification of the curves of one problem. `points`: {x, y, key, place, width}. */
 function specOf(problem, points, lines, axis, height) {
   const ink = colourOf("--ink");
   const line = colourOf("--line");
   const low = Math.max(LOWEST, Math.min(-0.05, ...points.map((p) => p.y)));
+  const high = Math.min(HIGHEST, Math.max(1.05, ...points.map((p) => p.y + 0.05)));
   const colour = {
     field: "key", type: "nominal", legend: null,
     scale: { domain: lines.map((l) => l.key), range: lines.map((l) => l.look.colour) },
@@ -51,7 +59,7 @@ function specOf(problem, points, lines, axis, height) {
   const y = {
     field: "y", type: "quantitative",
     title: problem.split === "selection" ? "score, selection" : "score, validation",
-    scale: { domain: [low, 1.05], clamp: true, nice: false }, axis: { tickCount: 5 },
+    scale: { domain: [low, high], clamp: true, nice: false }, axis: { tickCount: 5 },
   };
   return {
     width: "container", height, background: null,
@@ -71,10 +79,7 @@ function specOf(problem, points, lines, axis, height) {
             field: "key", type: "nominal", legend: null,
             scale: { domain: lines.map((l) => l.key), range: lines.map((l) => l.look.dash) },
           },
-          strokeWidth: {
-            field: "key", type: "nominal", legend: null,
-            scale: { domain: lines.map((l) => l.key), range: lines.map((l) => l.look.width) },
-          },
+          strokeWidth: { field: "width", type: "quantitative", scale: null },
         },
       },
       {
@@ -122,7 +127,8 @@ async function drawCurves(entries, problems, ruleset, axis, press) {
     const about = [];
     for (const l of lines) {
       for (const p of l.points) {
-        points.push({ x: p.x, y: Math.max(LOWEST, p.y), key: l.key, place: about.length });
+        points.push({ x: p.x, y: Math.max(LOWEST, p.y), key: l.key, place: about.length,
+          width: l.look.width });
         about.push({ ...p, entry: l.entry });
       }
     }
@@ -163,7 +169,8 @@ function showTip(event, at, problem, ruleset, axis) {
   if (!at) return hideTip();
   const pair = at.entry.pairs.get(problem.id);
   const { drawn: own, others } = settingsShown(pair, ruleset, problem);
-  tip.replaceChildren(
+  tip.replaceChildren();
+  put(tip,
     el("strong", {}, swatch(at.entry.look), at.entry.label),
     el("p", {}, `${problem.label}, score ${fixed2(at.y)} at ${short(at.x)} ${AXES[axis].unit}, ` +
       `mean of ${many(at.runs, "run")}`),

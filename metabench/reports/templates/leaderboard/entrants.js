@@ -130,7 +130,7 @@ function entrantsOf(name, records, model) {
   }
   if (idle.size) {
     said.push(`${many(sum([...idle.values()]), "run")} of trials of ${[...idle.keys()].join(", ")}, ` +
-      "with no finals of their own in the file");
+      "which bring no finals of their own");
   }
   if (known) {
     said.push(`${many(known, "run")} of finals on this page already, ` +

@@ -118,7 +118,7 @@ function drawTables() {
   const problems = wanted();
   const aside = rows.filter((r) => r.missing.length);
   const track = `Track ${state.track}, ${model.tracks[state.track]}, ${RULESETS[state.ruleset]}`;
-  put(byId("standings-said"), "").replaceChildren(
+  byId("standings-said").replaceChildren(
     problems.length ? shown(`${track}: ${many(problems.length, "problem")}. `) : "Choose a problem.",
     problems.length && problems.length < 6
       ? "Below 6 problems ranks describe these problems, and say nothing of others. " : "",
@@ -228,7 +228,7 @@ function listen() {
   panel.addEventListener("click", (event) => event.target === panel && panel.close());
   byId("curves").addEventListener("pointerleave", hideTip);
   document.addEventListener("scroll", hideTip, { passive: true });
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
+  dark.addEventListener("change", refresh);
   let width = window.innerWidth;
   let waiting = 0;
   window.addEventListener("resize", () => {

@@ -12,7 +12,7 @@ function openPair(entry, problem, ruleset) {
       `(score 0), ${short(problem.bound)} at best (score 1).`),
     el("h3", {}, "Runs of the finals"),
     el("div", { class: "scroll" }, el("table", { class: "plain runs" },
-      el("thead", {}, el("tr", {}, ["seed", "score", problem.metric, "cost", "seconds", "steps", ""]
+      el("thead", {}, el("tr", {}, ["seed", "score", problem.metric, "cost", "seconds", "steps"]
         .map((t) => el("th", {}, t)))),
       el("tbody", {}, records.map((record) => runRow(entry, problem, ruleset, record))))),
     el("h3", {}, "Settings"),
@@ -26,13 +26,13 @@ function runRow(entry, problem, ruleset, record) {
   const score = scoreOf(problem, record);
   const open = () => openRecord(entry, problem, ruleset, record);
   return el("tr", {},
-    el("th", { scope: "row" }, record.cell.seed),
+    el("th", { scope: "row" }, el("button", { type: "button", class: "link", click: open,
+      title: "Open the record" }, `seed ${record.cell.seed}`)),
     el("td", {}, score === null ? record.status : fixed2(score)),
     el("td", {}, score === null ? "" : short(record.metrics.test[problem.metric].mean, 4)),
     el("td", {}, short(AXES.cost.of(problem, record), 4)),
     el("td", {}, short(AXES.seconds.of(problem, record), 3)),
-    el("td", {}, short(record.steps)),
-    el("td", {}, el("button", { type: "button", class: "link", click: open }, "open record")));
+    el("td", {}, short(record.steps)));
 }
 
 function trialTable(pair, ruleset) {
@@ -98,11 +98,13 @@ function openRecord(entry, problem, ruleset, record) {
   drawRecord(problem, record, entry);
 }
 
-/** Names and values of an object that have one. */
-function rowsOf(object) {
-  return Object.entries(isObject(object) ? object : {}).filter(
-    ([, v]) => v !== null && v !== "" && !(isObject(v) && !Object.keys(v).length),
-  );
+/** Names and values of an object that have one; what lies deeper with all names on the way. */
+function rowsOf(object, deep = 4) {
+  return Object.entries(isObject(object) ? object : {})
+    .filter(([, v]) => v !== null && v !== "")
+    .flatMap(([name, v]) => (isObject(v) && deep
+      ? rowsOf(v, deep - 1).map(([inner, x]) => [`${name}.${inner}`, x])
+      : [[name, /^\d{4}-\d\d-\d\dT/.test(v) ? v.replace("T", " ").replace("+00:00", " UTC") : v]]));
 }
 
 /** The learning curve of one record. */
@@ -110,7 +112,8 @@ async function drawRecord(problem, record, entry) {
   const axis = model.state.axis;
   const one = { ...record, status: "done" };
   const points = meanCurve(problem, [one], axis)
-    .map((p) => ({ x: p.x, y: Math.max(LOWEST, p.y), key: entry.key, place: 0 }));
+    .map((p) => ({ x: p.x, y: Math.max(LOWEST, p.y), key: entry.key, place: 0,
+      width: entry.look.width }));
   if (points.length < 2) return;
   const spec = specOf(problem, points, [{ key: entry.key, look: entry.look }], axis, 150);
   await window.vegaEmbed(byId("record-chart"), spec, {

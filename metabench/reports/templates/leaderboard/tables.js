@@ -123,6 +123,6 @@ function problemCell(entry, column, score, ruleset, axis, open) {
     el("button", { type: "button", click: () => open(entry, problem),
       "aria-label": `${entry.label} on ${problem.label}: ${fixed2(score)}; open its runs` },
     el("span", { class: "value" }, fixed2(score)),
-    el("span", { class: "cost" }, cost === null ? "target not reached"
+    el("span", { class: "cost" }, cost === null ? "not reached"
       : `${short(cost)} ${axis === "cost" ? "" : AXES[axis].unit}`.trim())));
 }
