@@ -64,6 +64,11 @@ class Browser:
             time.sleep(0.05)
         return found
 
+    def unreadable(self) -> tuple[Any, ...]:
+        """What ``layout.js`` finds: pixels by which the page scrolls sideways, elements outside of
+        the window, of small letters, of faint ones."""
+        return tuple(self.run((Path(__file__).parent / "layout.js").read_text("utf-8")))
+
     def said(self) -> list[str]:
         """What the console has been told since the last call, of any level."""
         return [f"{e['level']}: {e['message']}" for e in self.driver.get_log("browser")]

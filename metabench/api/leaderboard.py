@@ -1,4 +1,4 @@
-"""The verb ``leaderboard``: the page of an arena that has been played, and its records as a file."""
+"""The verb ``leaderboard``: the page of a played arena, and its records as a file."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def publish_records(
     records = {p.record.key: p.record for p in (*plan.trials, *plan.finals) if p.record is not None}
     if not records:
         raise MetabenchError(
-            f"{plan.arena.name} has no record of budget {budget} in {store.root}: nothing to publish"
+            f"{plan.arena.name} has no record of budget {budget} in {store.root}: run metabench "
+            "arena first"
         )
     return published.publish(records.values(), store, place("out", out))

@@ -132,7 +132,8 @@ def _entry(
         row = p.row.removesuffix(AS_SHIPPED)
         if row == method.id and p.record is not None:
             pair = pairs.setdefault(
-                p.column, {"trials": [], "chosen": chosen[row, p.column], "tuned": [], "shipped": []}
+                p.column,
+                {"trials": [], "chosen": chosen[row, p.column], "tuned": [], "shipped": []},
             )
             pair["tuned" if p.row == row else "shipped"].append(records.add(p.column, p.record))
     for p in trials:

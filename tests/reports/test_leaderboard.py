@@ -12,11 +12,11 @@ import re
 import pytest
 from optional import needs
 
-needs("vl_convert")
-
 from metabench.core import optional_packages
 from metabench.core.errors import MetabenchError
 from metabench.reports import leaderboard
+
+needs("vl_convert")
 
 HOSTILE = "</script><script>document.title='x'</script><img src=x onerror=alert(1)>{{ 7*7 }}&amp;"
 DATA = {
