@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # Before torch: as many workers as core
 
 from metabench.core import registry
 
-pytest_plugins = ["synthetic"]
+pytest_plugins = ["synthetic", "browsers", "leaderboards"]
 
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("metabench", deadline=None)

@@ -16,6 +16,7 @@ from metabench.cli import (
     arena_commands,
     comparison_command,
     data_printing,
+    leaderboard_commands,
     printing,
     suite_commands,
 )
@@ -157,6 +158,7 @@ for verb in (
     suite_commands.calibrate,
     arena_commands.arena,
     comparison_command.compare,
+    leaderboard_commands.leaderboard,
     cluster.submit,
     cluster.retry,
     cluster.cancel,

@@ -20,6 +20,7 @@ _INSTALLED_AS = {
     "sklearn": "scikit-learn",
     "pygame": "pygame-ce",
     "mlflow": "mlflow-skinny",
+    "vl_convert": "vl-convert-python",
 }
 """Module to the package that holds it, where their names differ."""
 

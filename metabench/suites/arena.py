@@ -245,10 +245,13 @@ class Arena:
 
     def finals(self, budget: str, chosen: Chosen) -> list[SuiteCell]:
         """The cells of the finals: of each method the trial that ``chosen`` says (``row`` its id)
-        and its settings as shipped ("METHOD as shipped")."""
+        and its settings as shipped ("METHOD as shipped"). A pair without a trial, where the method
+        cannot run on the problem, has none."""
         rules = self.budget(budget)
         out = []
         for method, problem in self.pairs(budget):
+            if (method.id, problem.id) not in chosen:
+                continue
             trial = chosen[method.id, problem.id]
             out += self._cells(method, problem, trial, rules, rules.seeds, "")
             out += self._cells(method, problem, 0, rules, rules.seeds, AS_SHIPPED)

@@ -105,3 +105,20 @@ def test_every_run_costs_no_more_than_the_cap(played) -> None:
         assert p.record is not None
         spent = sum(p.record.cost[name] * price for name, price in prices.items())
         assert 0.6 * 150 <= spent <= 150, p.row
+
+
+def test_a_method_that_cannot_run_on_a_problem_plays_the_others(tmp_path: Path) -> None:
+    # SOBA needs a theta that is carried from step to step, which only the second problem has.
+    method = METHOD.format(id="soba", method="soba", set="", low=0.01, high=1.0)
+    carried = PROBLEM.format(id="carried", track="A", set="dim = 2, carried = true", fixed=4.0)
+    path = tmp_path / "part.toml"
+    path.write_text(
+        HEAD.replace("trials = 3", "trials = 2")
+        + PROBLEM.format(id="fresh", track="A", set="dim = 2", fixed=4.0)
+        + carried
+        + method
+    )
+    arena.run(path, budget="smoke", store=tmp_path / "runs")
+    plan = arena.plan(path, budget="smoke", store=tmp_path / "runs")
+    assert {p.column for p in plan.finals} == {"carried"} == {name for _, name in plan.chosen}
+    assert [s.row for s in arena.standings(plan, track="A")] == ["soba"]

@@ -1,0 +1,61 @@
+"""The verb ``leaderboard``: the page of a played arena, and its records as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metabench.api import arena as arenas
+from metabench.api.verbs import open_store
+from metabench.core.errors import MetabenchError
+from metabench.core.settings import place
+from metabench.store import published
+
+if TYPE_CHECKING:
+    from metabench.store.store import Store
+    from metabench.suites.arena import Arena
+
+
+def leaderboard(
+    arena: str | Path | Arena,
+    *,
+    budget: str,
+    out: str | Path,
+    store: str | Path | Store | None = None,
+) -> Path:
+    """Write the leaderboard of an arena to ``out``: one HTML file that needs nothing else.
+
+    Raises MetabenchError where finals have not been run, or where vl-convert-python is missing.
+    """
+    from metabench.reports import leaderboard as page
+    from metabench.reports.leaderboard_data import page_data
+
+    store = open_store(store)
+    plan = arenas.plan(arena, budget=budget, store=store)
+    kept = {p.record.key: p.record for p in plan.finals if p.record is not None}
+    curves = {key: store.curve(record) for key, record in kept.items()}
+    data = page_data(plan.arena, budget, plan.trials, plan.finals, plan.chosen, curves)
+    return page.write(data, place("out", out))
+
+
+def publish_records(
+    arena: str | Path | Arena,
+    *,
+    budget: str,
+    out: str | Path,
+    store: str | Path | Store | None = None,
+) -> Path:
+    """Write the records of an arena's trials and finals, as ``metabench publish`` writes those of a
+    suite: what a leaderboard takes. Without what names a person or a machine.
+
+    Raises MetabenchError where there is none.
+    """
+    store = open_store(store)
+    plan = arenas.plan(arena, budget=budget, store=store)
+    records = {p.record.key: p.record for p in (*plan.trials, *plan.finals) if p.record is not None}
+    if not records:
+        raise MetabenchError(
+            f"{plan.arena.name} has no record of budget {budget} in {store.root}: run metabench "
+            "arena first"
+        )
+    return published.publish(records.values(), store, place("out", out))

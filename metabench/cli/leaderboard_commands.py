@@ -1,0 +1,52 @@
+"""The command ``leaderboard``: the page of an arena that has been played."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metabench.cli.options import BudgetName, StorePath, typed_path
+
+
+def leaderboard(
+    file: Annotated[str, typer.Argument(metavar="FILE", help='A .toml file with kind = "arena".')],
+    budget: BudgetName = "laptop",
+    store: StorePath = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            parser=typed_path("--out"),
+            metavar="PAGE.html",
+            show_default="leaderboard.html",
+            help="The page.",
+        ),
+    ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            "--records",
+            parser=typed_path("--records"),
+            metavar="FILE.jsonl.gz",
+            help="Write the arena's records instead: a file to drop onto somebody's leaderboard.",
+        ),
+    ] = None,
+) -> None:
+    """Write where the methods of an arena stand as one HTML page: sorted and filtered in the
+    browser, with every record; runs nothing."""
+    from metabench.api import arena as arenas
+    from metabench.api import leaderboard as verbs
+    from metabench.cli import printing
+    from metabench.core.errors import SettingError
+
+    if out and records:
+        raise SettingError("give --out for the page or --records for a file of records, not both")
+    known = arenas.load(typed_path("FILE")(file))
+    if records:
+        path = verbs.publish_records(known, budget=budget, store=store, out=records)
+    else:
+        page = out or Path("leaderboard.html")
+        path = verbs.leaderboard(known, budget=budget, store=store, out=page)
+    printing.say(f"wrote {path}")
