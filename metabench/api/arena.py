@@ -82,7 +82,7 @@ def run(
     arena, store = load(arena), open_store(store)
     done = []
     first = plan(arena, budget=budget, store=store)
-    done.append(_run(first.trials, store, jobs, device, listener))
+    done.append(play(first.trials, store, jobs, device, listener))
     then = plan(arena, budget=budget, store=store)
     if not then.finals:
         left = [p for p in then.trials if p.record is None and p.state not in NEVER_RUN]
@@ -90,17 +90,18 @@ def run(
             f"{len(left)} trials of {arena.name} are not done, so nobody is chosen for the finals; "
             f"the first is {left[0].row}/{left[0].column} seed {left[0].cell.seed}: {left[0].why}"
         )
-    done.append(_run(then.finals, store, jobs, device, listener))
+    done.append(play(then.finals, store, jobs, device, listener))
     return done
 
 
-def _run(
+def play(
     planned: list[Planned],
     store: Store,
     jobs: int,
     device: str | None,
     listener: Listener | None,
 ) -> Summary:
+    """Run the cells of a plan that have neither a record nor a score."""
     ready = [p for p in planned if p.state == "done" or p.state in TO_PLAY]
     return run_planned(ready, store, jobs=jobs, device=device, listener=listener)
 

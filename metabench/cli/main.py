@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from metabench.cli import arena_commands, data_printing, printing, suite_commands
+from metabench.cli import arena_commands, data_printing, printing, rank_commands, suite_commands
 from metabench.cli import cluster_commands as cluster
 from metabench.cli.options import StorePath, typed_path
 
@@ -150,6 +150,7 @@ for verb in (
     suite_commands.cost,
     suite_commands.calibrate,
     arena_commands.arena,
+    rank_commands.rank,
     cluster.submit,
     cluster.retry,
     cluster.cancel,

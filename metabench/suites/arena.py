@@ -12,7 +12,8 @@ Grammar of a file with ``kind = "arena"``::
                            cap (what a run may cost, in inner gradients), looks (evaluations on the
                            way, at equal costs), prices (of one of each count),
                            smoothness (L, the largest eigenvalue of the inner Hessian at the start),
-                           valid_episodes, test_episodes
+                           valid_episodes, test_episodes, quick (true on at most four: those of
+                           ``metabench rank --quick``)
     [[methods]]            id, label, method, solver, tracks, set.{task,method,solver}.*,
                            space."GROUP.NAME" = { low, high, log, whole, per_smoothness } or
                            { choices = [...] }
@@ -38,6 +39,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
 from metabench.core import toml
+from metabench.core.catalogue import arena_names, suite_folder
 from metabench.core.cell import make_cells
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.settings import strictly
@@ -51,6 +53,8 @@ TRACKS = {
 }
 AS_SHIPPED = " as shipped"
 """After a method's id: its row in the finals with the settings of the file."""
+MOST_QUICK = 4
+"""Problems that are quick: so many cells take a quarter of an hour."""
 DIGITS = 3
 """Significant digits of a drawn setting."""
 
@@ -116,6 +120,8 @@ class ArenaProblem:
     test_episodes: Annotated[int, Field(ge=1)] = 1
     select: Literal["best_valid", "best_selection"] = "best_selection"
     """Left out, states and trials are chosen on examples that the outer loss does not see."""
+    quick: bool = False
+    """Whether it is one of the few that a new method is first tried on."""
     set: Groups = field(default_factory=dict)
 
     @property
@@ -265,8 +271,14 @@ class Arena:
         return [SuiteCell(f"{method.id}{suffix}", problem.id, cell, None, parts) for cell in cells]
 
 
-def load(path: Path) -> Arena:
-    """The arena of a file. Raises SuiteError for one that is none."""
+def load(name: str | Path) -> Arena:
+    """A built-in arena by name, or any arena by the path of its file. Raises UnknownName for a name
+    that is neither, SuiteError for a file that is no arena."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        if str(name) not in arena_names():
+            raise UnknownName("arena", str(name), arena_names(), "or give the path of a .toml file")
+        path = suite_folder() / f"{name}.toml"
     try:
         data = {"name": path.stem, **toml.read(path)}
     except ValueError as error:
@@ -295,6 +307,9 @@ def _broken(arena: Arena) -> Iterator[str]:
                 yield f"two {kind}s are called {name!r}"
             if not name or {"#", "/"} & {*name}:
                 yield f"a {kind} cannot be called {name!r}"
+    quick = [p.id for p in arena.problems if p.quick]
+    if len(quick) > MOST_QUICK:
+        yield f"{len(quick)} problems are quick, at most {MOST_QUICK} may be: {', '.join(quick)}"
     for problem in arena.problems:
         if problem.fixed == problem.bound:
             yield f"problem {problem.id}: fixed and bound are both {problem.bound:g}"
