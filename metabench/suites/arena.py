@@ -20,16 +20,16 @@ Grammar of a file with ``kind = "arena"``::
 
 A method is tried on every problem of its tracks with ``trials`` settings on the tuning seeds. The
 first are the settings of the file, "as shipped"; the others are drawn from its space by a scrambled
-Halton sequence that depends on the method's id alone, so that a method's trials do not change
-with who else takes part. With ``per_smoothness`` a value is divided by the problem's L: a step size
-of 2 is then the largest that is stable on a quadratic. The best trial on the split "selection"
-plays the finals, on seeds that nothing was tuned on. All of it are cells like any others.
+Halton sequence that is the same for all methods: trials do not change with who else takes part, and
+a method under another name has the same trials, so that no name is luckier than another. With
+``per_smoothness`` a value is divided by the problem's L: a step size of 2 is then the largest that
+is stable on a quadratic. The best trial on the split "selection" plays the finals, on seeds that
+nothing was tuned on. All of it are cells like any others.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,6 +55,8 @@ AS_SHIPPED = " as shipped"
 """After a method's id: its row in the finals with the settings of the file."""
 MOST_QUICK = 4
 """Problems that are quick: so many cells take a quarter of an hour."""
+SCRAMBLE = 0
+"""Seed of the Halton sequence."""
 DIGITS = 3
 """Significant digits of a drawn setting."""
 
@@ -162,12 +164,12 @@ class ArenaMethod:
 
     def drawn(self, trials: int) -> list[list[float]]:
         """Points of the unit cube for trials 1, 2, ..., by a scrambled Halton sequence; the same
-        for any number of trials, and for any other methods beside it."""
+        for any number of trials, and for any method with as many settings in its space."""
         if not self.space:
             return []
         from scipy.stats import qmc
 
-        sampler = qmc.Halton(len(self.space), scramble=True, seed=zlib.crc32(self.id.encode()))
+        sampler = qmc.Halton(len(self.space), scramble=True, seed=SCRAMBLE)
         points: list[list[float]] = sampler.random(trials).tolist()
         return points
 
