@@ -45,6 +45,15 @@ ARENA = "".join(
         METHOD.format(id="implicit", method="ift", tracks='["A"]'),
     ]
 )  # fmt: skip
+SMALLEST = "".join(
+    [
+        'kind = "arena"\ntitle = "One quadratic"\n',
+        "[budgets.smoke]\ntrials = 2\ntuning_seeds = [100]\nseeds = [0, 1]\n",
+        PROBLEM.format(id="two", track="A", set="dim = 2", fixed=4.0, more="", prices=PRICES),
+        METHOD.format(id="unrolled", method="bilevel", tracks='["A"]'),
+        '[[methods]]\nid = "implicit"\nmethod = "ift"\ntracks = ["A"]\n',
+    ]
+)
 PLUGIN = """
 from dataclasses import dataclass
 from metabench import method
@@ -72,10 +81,10 @@ method("central_differences")(CentralDifferences)
 """
 
 
-def played(folder: Path) -> tuple[Path, Path]:
+def played(folder: Path, text: str = ARENA) -> tuple[Path, Path]:
     """The file of the arena, and that of its baselines' records, run here."""
     path, store = folder / "small.toml", Store(folder / "baselines")
-    path.write_text(ARENA)
+    path.write_text(text)
     arena.run(path, budget="smoke", store=store)
     return path, published.publish(store.records(), store, folder / published.RECORDS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,14 @@ def run(
         )
     done.append(play(then.finals, store, jobs, device, listener))
     return done
+
+
+def due(plan: Plan, states: Collection[str] = TO_PLAY) -> tuple[str, list[Planned]]:
+    """What is to be run now: "trials" as long as one of them is in ``states`` or stands in the way
+    of the finals, then "finals"."""
+    if not plan.finals or any(p.state in states for p in plan.trials):
+        return "trials", plan.trials
+    return "finals", plan.finals
 
 
 def play(

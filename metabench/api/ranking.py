@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from metabench.api import arena as verbs
 from metabench.api.verbs import open_store
+from metabench.cluster import hints
 from metabench.core.catalogue import arena_names, published_folder
 from metabench.core.cell import Cell, canonical
 from metabench.core.errors import MetabenchError, NotApplicable, SettingError, SuiteError
@@ -57,6 +58,13 @@ class Contest:
     bad: Sequence[str] = ()
     """Lines of the file that cannot be trusted."""
     quick: bool = False
+    typed: str = ""
+    """The name of the arena, or its file."""
+
+    @property
+    def command(self) -> str:
+        """What to type to run the baselines."""
+        return hints.command(["arena", self.typed, "--budget", self.budget], self.store.root)
 
     @property
     def tuned(self) -> bool:
@@ -140,7 +148,8 @@ def contest(
         given = Store(file) if file.is_dir() else Published(file)
         bad = [str(b) for b in given.problems()]
         known |= {r.key: r for r in given.records()}
-    return Contest(narrow, made, source, budget, kept, known, file, bad, quick)
+    typed = hints.absolute(name if isinstance(name, Path) else str(name))
+    return Contest(narrow, made, source, budget, kept, known, file, bad, quick, typed)
 
 
 def plan(contest: Contest) -> Plan:
@@ -206,7 +215,7 @@ def check_baselines(contest: Contest) -> None:
     raise MetabenchError(
         f"arena {contest.arena.name} has no baseline to compare with under budget "
         f"{contest.budget} ({'; '.join([*why][:3]) or 'it has none in these tracks'}): give their "
-        "records, --baselines FILE, or run them: metabench arena"
+        f"records, --baselines FILE, or run them: {contest.command}"
     )
 
 

@@ -81,8 +81,7 @@ def entrant(arena: Arena, name: str, space: str | Path | None = None) -> ArenaMe
     known = {m.id: m.method for m in arena.methods}
     if known.get(name) == name:
         raise SettingError(
-            f"{name!r} is a baseline of arena {arena.name} already: metabench arena says where it "
-            "stands"
+            f"{name!r} is a baseline of arena {arena.name} already, and stands in its table"
         )
     if name in known:
         raise SettingError(
