@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from metabench.core.catalogue import arena_names
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = (
@@ -60,3 +62,16 @@ def test_sdist_and_wheel_carry_the_licence(tmp_path: Path) -> None:
     assert told["Requires-Python"] == ">=3.11" and any("3.11" in c for c in pythons)
     with tarfile.open(sdist) as archive:
         assert f"metabench-{PROJECT['version']}/LICENSE" in archive.getnames()
+
+
+def test_records_that_ship_with_arenas_are_small() -> None:
+    """``metabench rank`` compares with them; a wheel has them, and nothing else of the results."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    (pattern,) = setup["setuptools"]["package-data"]["metabench.result_files"]
+    shipped = sorted((ROOT / "results").glob(pattern))
+    named = {path.parents[1].name for path in shipped}
+    assert named <= {*arena_names()}, "only of built-in arenas"
+    assert all(name.startswith("arena-") for name in arena_names()), "or they would not ship"
+    for name in named:
+        mine = [path for path in shipped if path.parents[1].name == name]
+        assert sum(path.stat().st_size for path in mine) < 3_000_000, name

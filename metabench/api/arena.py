@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def run(
     arena, store = load(arena), open_store(store)
     done = []
     first = plan(arena, budget=budget, store=store)
-    done.append(_run(first.trials, store, jobs, device, listener))
+    done.append(play(first.trials, store, jobs, device, listener))
     then = plan(arena, budget=budget, store=store)
     if not then.finals:
         left = [p for p in then.trials if p.record is None and p.state not in NEVER_RUN]
@@ -90,17 +91,26 @@ def run(
             f"{len(left)} trials of {arena.name} are not done, so nobody is chosen for the finals; "
             f"the first is {left[0].row}/{left[0].column} seed {left[0].cell.seed}: {left[0].why}"
         )
-    done.append(_run(then.finals, store, jobs, device, listener))
+    done.append(play(then.finals, store, jobs, device, listener))
     return done
 
 
-def _run(
+def due(plan: Plan, states: Collection[str] = TO_PLAY) -> tuple[str, list[Planned]]:
+    """What is to be run now: "trials" as long as one of them is in ``states`` or stands in the way
+    of the finals, then "finals"."""
+    if not plan.finals or any(p.state in states for p in plan.trials):
+        return "trials", plan.trials
+    return "finals", plan.finals
+
+
+def play(
     planned: list[Planned],
     store: Store,
     jobs: int,
     device: str | None,
     listener: Listener | None,
 ) -> Summary:
+    """Run the cells of a plan that have neither a record nor a score."""
     ready = [p for p in planned if p.state == "done" or p.state in TO_PLAY]
     return run_planned(ready, store, jobs=jobs, device=device, listener=listener)
 

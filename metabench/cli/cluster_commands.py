@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from metabench.cluster.profile import Profile
     from metabench.cluster.submission import Submission
     from metabench.store.store import Store
+    from metabench.suites.arena import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
 
@@ -50,18 +51,40 @@ MaybeCluster = Annotated[str | None, _CLUSTER]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the sbatch files and queue nothing.")
 ]
+ArenaFile = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE",
+        show_default=False,
+        help="After the word 'arena' in place of a suite: an arena; without, the newest built-in.",
+    ),
+]
 
 
 @with_options()
 def submit(
     cluster: ClusterName,
     choice: Choice,
+    file: ArenaFile = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too."""
+    """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too. Of an
+    arena the trials, and once all are done the finals."""
     from metabench.cluster.draft import TAKEN
 
-    raise typer.Exit(_submit(cluster, choice, TAKEN, dry_run))
+    raise typer.Exit(_submit(cluster, _meant(choice, file), TAKEN, dry_run))
+
+
+def _meant(choice: Choice, file: str | None) -> Choice:
+    """``arena FILE`` is that arena, ``arena`` alone the newest built-in one."""
+    from metabench.api.ranking import default_arena
+    from metabench.core.errors import SuiteError
+
+    if choice.suite == "arena":
+        return replace(choice, suite=file or default_arena())
+    if file is not None:
+        raise SuiteError(f"one suite is submitted at a time, and not {choice.suite} and {file}")
+    return choice
 
 
 @with_options()
@@ -188,7 +211,7 @@ def profiled(name: str, choice: Choice) -> tuple[Choice, Profile]:
     return replace(choice, set=cells), load(name, own)
 
 
-def words(cluster: str, choice: Choice, suite: Suite) -> Words:
+def words(cluster: str, choice: Choice, suite: Suite | Arena) -> Words:
     """What was typed to submit a suite; ``choice`` as it was before :func:`profiled`."""
     from metabench.cluster import hints
 
@@ -221,7 +244,8 @@ def _submit(cluster: str, typed: Choice, states: frozenset[str], dry_run: bool) 
 
     for text in folder.unreadable(choice.open_store()):
         report(text)
-    for suite, planned in choice.planned():
+    for suite, planned, phase in _planned(choice, states):
+        typed_words = words(cluster, typed, suite)
         made, slurm = module.prepare(
             suite.name,
             choice.budget,
@@ -230,9 +254,11 @@ def _submit(cluster: str, typed: Choice, states: frozenset[str], dry_run: bool) 
             choice.open_store(),
             states,
             dry_run,
-            words(cluster, typed, suite),
+            typed_words,
         )
         describe(out, made, planned)
+        if phase:
+            report(_then(choice, planned, phase, typed_words))
         if not made.cells:
             for reason in refusals.lacking(planned):
                 report(f"error: {suite.name}: {reason}")
@@ -259,6 +285,35 @@ def _submit(cluster: str, typed: Choice, states: frozenset[str], dry_run: bool) 
             report(f"error: {suite.name}: {refusal}")
             code = 1
     return code
+
+
+def _planned(
+    choice: Choice, states: Collection[str]
+) -> list[tuple[Suite | Arena, list[Planned], str]]:
+    """The suites with their cells, or the arena with those that are due: "trials" or "finals"."""
+    from metabench.api import arena as verbs
+
+    known = choice.arena()
+    if known is None:
+        return [(suite, planned, "") for suite, planned in choice.planned()]
+    plan = verbs.plan(known, budget=choice.budget, store=choice.open_store())
+    phase, planned = verbs.due(plan, states)
+    return [(known, planned, phase)]
+
+
+def _then(choice: Choice, planned: Sequence[Planned], phase: str, typed: Words) -> str:
+    """What comes after the trials or the finals of an arena, and the command for it."""
+    from metabench.cluster import hints
+    from metabench.suites.planning import NEVER_RUN
+
+    root = choice.open_store().root
+    if phase == "trials":
+        again = hints.command(["submit", *typed.suite, *typed.cluster], root)
+        return f"these are trials; once all are done, the same command queues the finals: {again}"
+    arena = hints.command(["arena", *typed.suite], root)
+    if all(p.record is not None for p in planned if p.state not in NEVER_RUN):
+        return f"every final is done; where all stand: {arena}"
+    return f"these are finals; once all are done, where all stand: {arena}"
 
 
 def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:

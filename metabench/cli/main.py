@@ -18,6 +18,7 @@ from metabench.cli import (
     data_printing,
     leaderboard_commands,
     printing,
+    rank_commands,
     suite_commands,
 )
 from metabench.cli import cluster_commands as cluster
@@ -157,8 +158,9 @@ for verb in (
     suite_commands.cost,
     suite_commands.calibrate,
     arena_commands.arena,
-    comparison_command.compare,
+    rank_commands.rank,
     leaderboard_commands.leaderboard,
+    comparison_command.compare,
     cluster.submit,
     cluster.retry,
     cluster.cancel,

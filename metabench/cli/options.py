@@ -14,14 +14,15 @@ import typer
 
 if TYPE_CHECKING:
     from metabench.store.store import Store
+    from metabench.suites.arena import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
 
 
 def _suite_names(incomplete: str) -> list[str]:
-    from metabench.core.catalogue import suite_names
+    from metabench.core.catalogue import arena_names, suite_names
 
-    return [n for n in [*suite_names(), "all"] if n.startswith(incomplete)]
+    return [n for n in [*suite_names(), *arena_names(), "all"] if n.startswith(incomplete)]
 
 
 def _tracker_names(incomplete: str) -> list[str]:
@@ -169,6 +170,24 @@ class Choice:
             for s in self.suites()
         ]
         return [(s, planning.plan(chosen, self.open_store())) for s, chosen in cells]
+
+    def arena(self) -> Arena | None:
+        """The arena meant, None where none is; raises SuiteError for what an arena leaves nobody to
+        choose."""
+        from metabench.core.catalogue import arena_names, is_arena
+        from metabench.core.errors import SuiteError
+        from metabench.suites import arena
+
+        name = self.suite
+        if name is None or not (name in arena_names() or is_arena(Path(name))):
+            return None
+        options = ("set", "seeds", "only", "task", "method", "solver")
+        if given := [f"--{option}" for option in options if getattr(self, option)]:
+            raise SuiteError(
+                f"{name} is an arena: all of it is run as its file says, so that there is no "
+                f"{given[0]}"
+            )
+        return arena.load(name)
 
     def open_store(self) -> Store:
         """The store meant."""

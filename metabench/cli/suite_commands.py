@@ -26,6 +26,10 @@ from metabench.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from metabench.api import Status
+    from metabench.suites.arena import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
 
@@ -84,8 +88,7 @@ def status(
         if watch:
             out.clear()
         active = False
-        for each in choice.suites():
-            found = api.status(each, only=choice.only or (), **choice.words())
+        for each, found in _statuses(choice):
             planned = with_cluster(found.planned, choice.open_store(), out)
             active = active or any(p.state in ("running", "pending", "held") for p in planned)
             found = replace(found, planned=planned)
@@ -93,6 +96,22 @@ def status(
         if not (watch and active):
             return
         time.sleep(WATCH_SECONDS)
+
+
+def _statuses(choice: Choice) -> Iterator[tuple[Suite | Arena, Status]]:
+    """Of each suite, or of the trials and finals of an arena."""
+    from metabench import api
+    from metabench.api import arena
+
+    if (known := choice.arena()) is not None:
+        store = choice.open_store()
+        plan = arena.plan(known, budget=choice.budget, store=store)
+        planned = [*plan.trials, *plan.finals]
+        records = [p.record for p in planned if p.record is not None]
+        yield known, api.Status(planned, records, store.problems())
+        return
+    for each in choice.suites():
+        yield each, api.status(each, only=choice.only or (), **choice.words())
 
 
 @with_options(without="only")
@@ -283,7 +302,7 @@ def _terminal_format() -> str:
     return "rich" if sys.stdout.isatty() else "text"
 
 
-def _title(suite: Suite, budget: str) -> str:
+def _title(suite: Suite | Arena, budget: str) -> str:
     return f"{suite.name}: {suite.title} (budget {budget})"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from metabench.core import toml
-from metabench.core.errors import UnknownName
+from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, Entry
 
 KINDS = (*REGISTRIES, "suite")
@@ -45,7 +46,35 @@ def suite_folder() -> Path:
 
 def suite_names() -> list[str]:
     """Names of the built-in suites, sorted."""
-    return sorted(f.stem for f in suite_folder().glob("*.toml"))
+    return sorted(f.stem for f in suite_folder().glob("*.toml") if not is_arena(f))
+
+
+def arena_names() -> list[str]:
+    """Names of the built-in arenas, in the order of the numbers in them: the newest is last."""
+    found = (f.stem for f in suite_folder().glob("*.toml") if is_arena(f))
+    return sorted(found, key=lambda name: ([int(n) for n in re.findall(r"\d+", name)], name))
+
+
+def is_arena(path: Path) -> bool:
+    """Whether a file says that it is an arena before its first table. Nothing else of it is read,
+    so that naming suites stays quick. False where it cannot be read."""
+    try:
+        head = re.split(r"^\[", path.read_text("utf-8-sig", "replace"), maxsplit=1, flags=re.M)[0]
+    except OSError:
+        return False
+    return re.search(r"""^\s*kind\s*=\s*(["'])arena\1""", head, re.M) is not None
+
+
+def published_folder(name: str, budget: str) -> Path:
+    """Where the published records of a suite or an arena are, if there are any; a wheel has those
+    of arenas alone. Raises MetabenchError where the installation has no such place."""
+    spec = importlib.util.find_spec("metabench.result_files")
+    if spec is None or spec.submodule_search_locations is None:
+        raise MetabenchError(
+            "this installation does not know where published results are: it is older than its "
+            "code; in the checkout: pip install -e ."
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / name / budget
 
 
 def _title(path: Path) -> str:

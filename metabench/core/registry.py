@@ -187,6 +187,8 @@ trackers = Registry(
     "tracker", "metabench.trackers", "metabench.trackers", "metabench.run.tracking.Tracker"
 )
 REGISTRIES = {"task": tasks, "method": methods, "solver": solvers}
+_registered: dict[Path, list[tuple[str, str]]] = {}
+"""Plug-in file to kind and name of what its import registered."""
 
 
 def task(name: str) -> Callable[[type[T]], type[T]]:
@@ -255,16 +257,35 @@ def load_plugin(path: str | Path) -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    before = _known()
     try:
         with _imported(f"plug-in {path}", str(path)):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    _registered[path] = [each for each in _known() if each not in before]
     # Child processes find the same plug-ins through the environment.
     listed = [p for p in os.environ.get("METABENCH_PLUGINS", "").split(os.pathsep) if p]
     if str(path) not in listed:
         os.environ["METABENCH_PLUGINS"] = os.pathsep.join([*listed, str(path)])
+
+
+def registered_by(path: str | Path) -> list[tuple[str, str]]:
+    """Kind and name of what the import of a plug-in file registered, in the order of kinds; what a
+    built-in module registered on the way is not the file's. Raises MetabenchError as
+    :func:`load_plugin`, which it calls."""
+    load_plugin(path)
+    return _registered[Path(path).resolve()]
+
+
+def _known() -> list[tuple[str, str]]:
+    return [
+        (kind, name)
+        for kind, registry in REGISTRIES.items()
+        for name, cls in registry._classes.items()
+        if not cls.__module__.startswith(f"{registry.package}.")
+    ]
 
 
 @contextmanager

@@ -54,11 +54,18 @@ def packages(*parts: Any) -> dict[str, str]:
         names = list(part.packages)
         home = type(part).__module__.partition(".")[0]
         if home != "metabench":
-            names += metadata.packages_distributions().get(home, ())
+            names += _distributions(home)
         for name in names:
             with contextlib.suppress(metadata.PackageNotFoundError):
                 out[name] = metadata.version(optional_packages.package(name))
     return out
+
+
+@functools.cache
+def _distributions(package: str) -> list[str]:
+    """The installed distributions of a package. Every file of all that is installed is looked at,
+    which takes longer than a short run."""
+    return metadata.packages_distributions().get(package, [])
 
 
 def machine() -> dict[str, Any]:

@@ -12,7 +12,8 @@ Grammar of a file with ``kind = "arena"``::
                            cap (what a run may cost, in inner gradients), looks (evaluations on the
                            way, at equal costs), prices (of one of each count),
                            smoothness (L, the largest eigenvalue of the inner Hessian at the start),
-                           valid_episodes, test_episodes
+                           valid_episodes, test_episodes, quick (true on at most four: those of
+                           ``metabench rank --quick``)
     [[methods]]            id, label, method, solver, tracks, problems (ids; left out: all of its
                            tracks), set.{task,method,solver,budget}.*,
                            space."GROUP.NAME" = { low, high, log, whole, per_smoothness } or
@@ -20,16 +21,16 @@ Grammar of a file with ``kind = "arena"``::
 
 A method is tried on every problem of its tracks with ``trials`` settings on the tuning seeds. The
 first are the settings of the file, "as shipped"; the others are drawn from its space by a scrambled
-Halton sequence that depends on the method's id alone, so that a method's trials do not change
-with who else takes part. With ``per_smoothness`` a value is divided by the problem's L: a step size
-of 2 is then the largest that is stable on a quadratic. The best trial on the split "selection"
-plays the finals, on seeds that nothing was tuned on. All of it are cells like any others.
+Halton sequence that is the same for all methods: trials do not change with who else takes part, and
+a method under another name has the same trials, so that no name is luckier than another. With
+``per_smoothness`` a value is divided by the problem's L: a step size of 2 is then the largest that
+is stable on a quadratic. The best trial on the split "selection" plays the finals, on seeds that
+nothing was tuned on. All of it are cells like any others.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +40,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
 from metabench.core import toml
+from metabench.core.catalogue import arena_names, suite_folder
 from metabench.core.cell import make_cells
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.settings import strictly
@@ -52,6 +54,10 @@ TRACKS = {
 }
 AS_SHIPPED = " as shipped"
 """After a method's id: its row in the finals with the settings of the file."""
+MOST_QUICK = 4
+"""Problems that are quick: so many cells take a quarter of an hour."""
+SCRAMBLE = 0
+"""Seed of the Halton sequence."""
 DIGITS = 3
 """Significant digits of a drawn setting."""
 
@@ -117,6 +123,8 @@ class ArenaProblem:
     test_episodes: Annotated[int, Field(ge=1)] = 1
     select: Literal["best_valid", "best_selection"] = "best_selection"
     """Left out, states and trials are chosen on examples that the outer loss does not see."""
+    quick: bool = False
+    """Whether it is one of the few that a new method is first tried on."""
     set: Groups = field(default_factory=dict)
 
     @property
@@ -159,12 +167,12 @@ class ArenaMethod:
 
     def drawn(self, trials: int) -> list[list[float]]:
         """Points of the unit cube for trials 1, 2, ..., by a scrambled Halton sequence; the same
-        for any number of trials, and for any other methods beside it."""
+        for any number of trials, and for any method with as many settings in its space."""
         if not self.space:
             return []
         from scipy.stats import qmc
 
-        sampler = qmc.Halton(len(self.space), scramble=True, seed=zlib.crc32(self.id.encode()))
+        sampler = qmc.Halton(len(self.space), scramble=True, seed=SCRAMBLE)
         points: list[list[float]] = sampler.random(trials).tolist()
         return points
 
@@ -281,8 +289,14 @@ class Arena:
         return [SuiteCell(f"{method.id}{suffix}", problem.id, cell, None, parts) for cell in cells]
 
 
-def load(path: Path) -> Arena:
-    """The arena of a file. Raises SuiteError for one that is none."""
+def load(name: str | Path) -> Arena:
+    """A built-in arena by name, or any arena by the path of its file. Raises UnknownName for a name
+    that is neither, SuiteError for a file that is no arena."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        if str(name) not in arena_names():
+            raise UnknownName("arena", str(name), arena_names(), "or give the path of a .toml file")
+        path = suite_folder() / f"{name}.toml"
     try:
         data = {"name": path.stem, **toml.read(path)}
     except ValueError as error:
@@ -311,6 +325,9 @@ def _broken(arena: Arena) -> Iterator[str]:
                 yield f"two {kind}s are called {name!r}"
             if not name or {"#", "/"} & {*name}:
                 yield f"a {kind} cannot be called {name!r}"
+    quick = [p.id for p in arena.problems if p.quick]
+    if len(quick) > MOST_QUICK:
+        yield f"{len(quick)} problems are quick, at most {MOST_QUICK} may be: {', '.join(quick)}"
     for problem in arena.problems:
         if problem.fixed == problem.bound:
             yield f"problem {problem.id}: fixed and bound are both {problem.bound:g}"

@@ -61,7 +61,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from metabench.core import toml
-from metabench.core.catalogue import suite_folder, suite_names
+from metabench.core.catalogue import arena_names, suite_folder, suite_names
 from metabench.core.cell import Budget
 from metabench.core.errors import SuiteError, UnknownName
 from metabench.core.settings import fields, strictly
@@ -92,12 +92,16 @@ def load(name: str | Path) -> Suite:
     """
     path = Path(name)
     if path.suffix != ".toml":
+        if str(name) in arena_names():
+            raise SuiteError(f"{name} is an arena and no suite: metabench arena {name}")
         if str(name) not in suite_names():
             raise UnknownName("suite", str(name), suite_names(), "or give the path of a .toml file")
         path = suite_folder() / f"{name}.toml"
     elif not path.is_file():
         raise SuiteError(f"no suite file {str(path)!r}")
     data = _read(path)
+    if data.get("kind") == "arena":
+        raise SuiteError(f"{path} is an arena and no suite: metabench arena {name}")
     if "extends" in data:
         name = str(data.pop("extends"))
         base = path.parent / f"{name}.toml"

@@ -8,10 +8,12 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import contests
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from metabench.api import arena as arenas
 from metabench.api.scaffold import next_commands
 from metabench.cli.main import app
 from metabench.cluster import submission as folders
@@ -161,6 +163,57 @@ def test_what_submit_and_status_tell_to_type_is_about_the_same_cells(
         in metabench(*shlex.split(cancel)[1:]).output
     )
     assert all(s.cancelled for s in folders.submissions(Store(root)))
+
+
+def test_an_arena_is_submitted_in_two_steps_each_naming_the_next(site: Path) -> None:
+    (site / "small.toml").write_text(contests.SMALLEST)
+    kept = Store(site / "results" / "runs")
+    words = ("small.toml", "--budget", "smoke", "--cluster", "mine.toml")
+    dry = metabench("submit", "arena", *words, "--dry-run").output
+    assert "#SBATCH" in dry and not kept.root.exists()
+
+    said = metabench("submit", "arena", *words).output
+    assert "  3 cells in " in said and "these are trials" in said
+    (first,) = folders.submissions(kept)
+    assert "3 lost" in metabench(*shlex.split(first.command("status"))[1:]).output
+    again = metabench(*shlex.split(first.command("retry"))[1:]).output
+    assert "  3 cells in " in again
+    (submit,) = [c for c in named(said) if c.startswith("metabench submit")]
+
+    def play() -> None:
+        phase, planned = arenas.due(arenas.plan(site / "small.toml", budget="smoke", store=kept))
+        assert phase in ("trials", "finals")
+        arenas.play(planned, kept, 1, None, None)
+
+    play()
+    said = metabench(*shlex.split(submit)[1:]).output
+    assert "these are finals" in said and re.search(r"  [46] cells in ", said)
+    last = folders.submissions(kept)[-1]
+    assert not folders.keys(last) & folders.keys(first)
+    play()
+    said = metabench(*shlex.split(submit)[1:]).output
+    assert "nothing to submit" in said and "every final is done" in said
+    (arena,) = [c for c in named(said) if c.startswith("metabench arena")]
+    assert "Track A" in metabench(*shlex.split(arena)[1:]).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("arena", "--cluster", "mine.toml"), "there is no built-in arena yet"),
+        (("arena", "none.toml", "--cluster", "mine.toml"), "no suite file 'none.toml'"),
+        (("quickstart", "x.toml", "--cluster", "mine.toml"), "one suite is submitted at a time"),
+        (("small.toml", "--seeds", "0", "--cluster", "mine.toml"), "there is no --seeds"),
+    ],
+)
+def test_what_an_arena_cannot_be_submitted_with_is_told(
+    site: Path, words: tuple[str, ...], message: str
+) -> None:
+    (site / "small.toml").write_text(contests.SMALLEST)
+    done = CliRunner().invoke(app, ["submit", *words, "--budget", "smoke"])
+    assert done.exit_code == 2 and message in done.output
+    done = CliRunner().invoke(app, ["plan", "small.toml", "--budget", "smoke"])
+    assert done.exit_code == 2 and "is an arena and no suite: metabench arena" in done.output
 
 
 def test_what_new_tells_to_type_works_where_paths_have_spaces(tmp_path: Path) -> None:

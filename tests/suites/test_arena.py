@@ -112,6 +112,14 @@ def test_trials_do_not_depend_on_their_number_or_on_the_others(tmp_path: Path) -
     assert both == {c.row: c.cell.key for c in few if c.row.startswith("implicit")}
 
 
+def test_a_method_under_another_name_has_the_same_trials(tmp_path: Path) -> None:
+    other = made(tmp_path, FILE.replace('id = "unrolled"', 'id = "renamed"')).trials("laptop")
+    names = {c.row: c.cell.key for c in made(tmp_path).trials("laptop")}
+    renamed = {c.row: c.cell.key for c in other if c.row.startswith("renamed")}
+    assert len(renamed) > 2
+    assert all(names[row.replace("renamed", "unrolled")] == key for row, key in renamed.items())
+
+
 def test_finals_play_the_chosen_trial_and_the_settings_as_shipped(tmp_path: Path) -> None:
     arena = made(tmp_path)
     chosen = {("unrolled", "one"): 2, ("unrolled", "start"): 0, ("implicit", "one"): 1,

@@ -1,0 +1,1 @@
+"""Published results, a folder each; an installed copy has the records of arenas alone."""

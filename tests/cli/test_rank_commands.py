@@ -1,0 +1,191 @@
+"""``metabench rank``: what it prints and writes, an interruption, and what cannot be ranked."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import contests
+import pytest
+from typer.testing import CliRunner, Result
+
+from metabench.cli.main import app
+from metabench.store.published import Published
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return contests.played(tmp_path_factory.mktemp("arena"), contests.SMALLEST)
+
+
+@pytest.fixture
+def rank(
+    small: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plugins_forgotten: None,
+) -> Any:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METABENCH_STORE", str(tmp_path / "runs"))
+    arena, records = map(str, small)
+
+    def typed(*words: object, baselines: str = records, arena: str = arena) -> Result:
+        given = [*map(str, words), "--budget", "smoke", "--jobs", "1", "--arena", arena]
+        given += ["--baselines", baselines] if baselines else []
+        return CliRunner().invoke(app, ["rank", *given])
+
+    return typed
+
+
+def test_it_says_where_a_method_stands_and_writes_it_down(rank: Any, tmp_path: Path) -> None:
+    file = contests.plugin(tmp_path, "mine")
+    dry = rank(file, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert "mine#1" in dry.output and "mine as shipped" in dry.output
+    assert "and 2 cells of the best trials" in dry.output
+    assert re.search(r"in all about .* with 1 jobs", dry.output)
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+
+    done = rank(file)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines if not line.startswith("wrote"))
+    assert [x for x in lines if x.startswith("Track A")] == [
+        "Track A, lam in the inner loss, tuned: 1 problem",
+        "Track A, lam in the inner loss, as shipped: 1 problem",
+    ]
+    assert "mine is number 1 (shared) of 3, mean rank 1.50." in lines
+    assert lines.count("equal to: unrolled") == 2
+    folder = tmp_path / "results" / "rank" / "small" / "mine"
+    written = [Path(x.removeprefix("wrote ")).name for x in lines if x.startswith("wrote")]
+    assert written == ["standing.md", "standing.csv", "records.jsonl.gz"]
+    with (folder / "standing.csv").open(encoding="utf-8") as file_:
+        rows = list(csv.DictReader(file_))
+    assert {(r["ruleset"], r["row"]) for r in rows} == {
+        (how, row) for how in ("tuned", "as shipped") for row in ("mine", "unrolled", "implicit")
+    }
+    (unrolled,) = [r for r in rows if r["row"] == "unrolled" and r["ruleset"] == "tuned"]
+    assert (unrolled["verdict"], float(unrolled["entrant_wins"])) == ("equal", 0.5)
+    page = (folder / "standing.md").read_text(encoding="utf-8")
+    assert "`method.outer_lr`: 0.01 to 1 (logarithmic)" in page and "equal to: unrolled" in page
+    kept = Published(folder / "records.jsonl.gz")
+    assert {r.cell.method for r in kept.records()} == {"mine"} and not kept.problems()
+
+    again = rank(file, "--output", "elsewhere")
+    assert again.exit_code == 0 and (tmp_path / "elsewhere" / "standing.md").is_file()
+    assert again.stdout.partition("wrote")[0] == done.stdout.partition("wrote")[0]
+    assert "2 done" in again.stderr and "starts" not in again.stderr
+
+
+def test_a_built_in_method_without_a_space_stands_as_shipped_alone(
+    rank: Any, tmp_path: Path
+) -> None:
+    done = rank("one_step")
+    assert done.exit_code == 0, done.output
+    assert "tuned: " not in done.stdout and "as shipped: 1 problem" in done.stdout
+    assert "It has no search space" in done.stderr
+    space = tmp_path / "space.toml"
+    space.write_text('space."outer_lr" = { low = 0.01, high = 1.0, log = true }\n')
+    done = rank("one_step", "--space", space)
+    assert done.exit_code == 0, done.output
+    assert "tuned: 1 problem" in done.stdout
+
+
+def test_an_interruption_is_gone_on_from(
+    rank: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from metabench.run import local_launcher
+
+    file, ran, run_one = contests.plugin(tmp_path, "mine"), [], local_launcher.run_one
+
+    def stopped(cell: Any, *words: Any) -> Any:
+        ran.append(cell.key)
+        if len(ran) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return run_one(cell, *words)
+
+    monkeypatch.setattr(local_launcher, "run_one", stopped)
+    first = rank(file)
+    assert first.exit_code == 130, first.output
+    assert "run the same command again to go on" in first.stderr and "Track" not in first.stdout
+    second = rank(file)
+    assert second.exit_code == 0 and "Track A" in second.stdout
+    # The cell that was stopped is begun again or gone on from; none of the others is.
+    assert len(ran) - len(set(ran)) <= 1
+
+
+SEVERAL = """
+from dataclasses import dataclass
+from metabench import method
+from metabench.methods.bilevel import Bilevel
+
+@method("one_of_two")
+@dataclass(frozen=True)
+class One(Bilevel):
+    "One."
+
+@method("other_of_two")
+@dataclass(frozen=True)
+class Other(Bilevel):
+    "Other."
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("nowhere.py",), 1, "no plug-in file"),
+        (("bilevl",), 2, "no method 'bilevl'; near: bilevel"),
+        (("nothing.py",), 1, "nothing.py registers no method: write @metabench.method"),
+        (("several.py",), 2, "registers several methods: one_of_two, other_of_two; say which: "
+         "--method one_of_two"),
+        (("several.py", "--method", "one_of_too"), 2, "near: one_of_two"),
+        (("bilevel", "--method", "ift"), 2, "--method ift chooses among the methods of a file"),
+        (("implicit_file.py",), 2, "has a baseline called 'implicit', of method 'ift'"),
+        (("bilevel", "--quick"), 2, "has no quick problem"),
+        (("one_step", "--space", "wrong.toml"), 2, "called 'outer_rate'; near: outer_lr"),
+        (("one_step", "--space", "empty.toml"), 2, "empty.toml has no space"),
+        (("one_step", "--space", "none.toml"), 2, "none.toml: No such file"),
+        (("broken_file.py",), 2, "low = 1.0 is to be below high = 0.1"),
+        (("restem",), 1, "restem applies to no problem of arena small: two: restem needs"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_ranked_is_told(
+    rank: Any, tmp_path: Path, words: tuple[str, ...], code: int, message: str
+) -> None:
+    (tmp_path / "nothing.py").write_text("x = 1\n")
+    (tmp_path / "several.py").write_text(SEVERAL)
+    contests.plugin(tmp_path, "implicit")
+    contests.plugin(tmp_path, "broken", space='space = {"outer_lr": {"low": 1.0, "high": 0.1}}')
+    (tmp_path / "wrong.toml").write_text("space.outer_rate = { low = 0.1, high = 1.0 }\n")
+    (tmp_path / "empty.toml").write_text("")
+    done = rank(*words)
+    assert done.exit_code == code, done.output
+    assert message in re.sub(r"\s+", " ", done.output)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_an_arena_or_baselines_nothing_is_run(rank: Any, tmp_path: Path) -> None:
+    done = rank("one_step", baselines="")
+    assert done.exit_code == 1 and "records are missing" in done.output
+    assert "metabench arena" in done.output and not (tmp_path / "runs").exists()
+    done = rank("one_step", baselines="", arena="arena-x")
+    assert done.exit_code == 2 and "no arena 'arena-x'" in done.output
+    done = CliRunner().invoke(app, ["rank", "one_step"])
+    assert done.exit_code == 2 and "there is no built-in arena yet" in done.output
+
+
+def test_a_changed_file_is_told(rank: Any, tmp_path: Path) -> None:
+    import os
+    import time
+
+    file = contests.plugin(tmp_path, "mine", space="")
+    assert rank(file).exit_code == 0
+    later = time.time() + 60
+    os.utime(file, (later, later))
+    told = re.sub(r"\s+", " ", rank(file, "--dry-run").output)
+    assert "was changed after 2 cells of mine had been run" in told
