@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from metabench.core.registry import solver as solver
     from metabench.core.registry import task as task
     from metabench.core.settings import later as later
+    from metabench.problems.problem_from import problem_from as problem_from
 
     __version__: str
 
@@ -97,6 +98,7 @@ _HOMES = {
     "core.capabilities": ("CAPABILITIES",),
     "core.registry": ("method", "solver", "task"),
     "core.settings": ("later",),
+    "problems.problem_from": ("problem_from",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
