@@ -28,21 +28,22 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Network:
     """f(theta, x) [n, ...] of a copy of a module; theta has the parameters that it trains.
 
-    Frozen parameters and buffers stay what they are. Every thread has a copy of its own: calling a
-    module with other parameters changes it while it runs.
+    Frozen parameters and buffers stay what they are. Every thread has a shell of its own around
+    them: calling a module with other parameters changes it while it runs.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module = copied(module).to(device)
         moving = self.module.named_parameters()
         self.start = {k: v.detach().clone() for k, v in moving if v.requires_grad}
-        self._copies = threading.local()
+        self._still = copied(self.module).requires_grad_(False)
+        self._shells = threading.local()
 
     def __call__(self, theta: Params, x: Tensor) -> Tensor:
         """Predictions of inputs ``x`` [n, ...]; theta may have more names."""
-        mine: nn.Module | None = getattr(self._copies, "module", None)
+        mine: nn.Module | None = getattr(self._shells, "module", None)
         if mine is None:
-            mine = self._copies.module = copied(self.module).requires_grad_(False)
+            mine = self._shells.module = _shell(self._still)
         used = {k: theta[k] for k in self.start}
         out: Tensor = functional_call(mine, used, (x,))
         return out
@@ -57,6 +58,13 @@ def copied(module: nn.Module) -> nn.Module:
             f"model: a {type(module).__name__} cannot be copied ({error}); give a function that "
             "makes it"
         ) from None
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A copy that shares every tensor: no operation on tensors, which vmap would see."""
+    inside = [v for part in module.modules() for v in vars(part).values()]
+    held = [*module.parameters(), *module.buffers(), *(v for v in inside if isinstance(v, Tensor))]
+    return copy.deepcopy(module, {id(v): v for v in held})
 
 
 @contextmanager
@@ -153,7 +161,7 @@ def check_pure(network: Network, x: Tensor) -> Tensor:
             "model: it predicts something else when it is called again, as with F.dropout: what is "
             "random has to be left out (.eval() where it looks at self.training)"
         )
-    after = dict(network._copies.module.named_buffers())
+    after = dict(network._still.named_buffers())
     moved = [k for k, v in held.items() if not torch.equal(v, after[k])]
     if moved:
         raise SettingError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -361,7 +361,7 @@ def _known(
     called = f"own_{mark[:12]}" if name is None else name
     if not called.isidentifier():
         raise SettingError(f"name cannot be {called!r}: letters, digits and _ (a Python name)")
-    hints = {f.name: f.type for f in dataclasses.fields(base)}
+    hints = get_type_hints(base, include_extras=True)  # names of ours, not of the user's module
     defaults = {"fingerprint": mark, **options}
     what = ", ".join(part.word.replace("_", " ") for part in given.learned) or INITIALISATION
     made = dataclasses.make_dataclass(
