@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from metabench.contract.problem import count_numbers
 from metabench.contract.seeds import Seeds
+from metabench.core.errors import SettingError
 from metabench.problems import network
-from metabench.problems.data import Inners, Pair
+from metabench.problems.data import Drawn, Inners, Pair
+from metabench.problems.fingerprint import fingerprint
 from metabench.problems.judged import Judge
 from metabench.problems.learnables import Decays, Learnable, Own, Strengths, Weights
 from metabench.problems.network import Network
@@ -49,6 +52,30 @@ class Given:
     inners: dict[str, Inners] | None = None
     learned: tuple[Learnable, ...] = ()
     head: tuple[str, ...] = ()
+    marks: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of the user's functions, by what each is for."""
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The user's functions, by what each is for."""
+        found: dict[str, Any] = {"loss": self.judge.loss, "metric": self.judge.own}
+        if not isinstance(self.model, nn.Module):
+            found["model"] = self.model
+        for part in self.learned:
+            if isinstance(part, Own):
+                found["learn"] = part.function
+        found |= {k: v.function for k, v in (self.inners or {}).items() if isinstance(v, Drawn)}
+        return {k: v for k, v in found.items() if v is not None}
+
+    def check_functions(self) -> None:
+        """Raise SettingError where a function, or a value that it reads, is another one by now: the
+        fingerprint would lie."""
+        for what, function in self.functions.items():
+            if fingerprint(function=function) != self.marks[what]:
+                raise SettingError(
+                    f"what its functions read has changed since the problem was made, of {what}: "
+                    "make it again with problem_from"
+                )
 
     def network(self, seeds: Seeds, device: torch.device) -> Network:
         """The model on a device; where a function makes it, with first weights of the seed."""

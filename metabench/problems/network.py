@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from metabench.contract import autodiff
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Params
-from metabench.core.errors import MetabenchError, SettingError
+from metabench.core.errors import SettingError
 
 SOME = 3
 """Examples that a module is tried on."""
@@ -205,13 +205,16 @@ def takes_gated(network: Network, x: Tensor) -> bool:
 def why_not_twice(loss: Callable[[Params], Tensor], theta: Params) -> str:
     """Why a loss cannot be differentiated twice, in torch's words; "" where it can."""
 
-    def slope(t: Params) -> Tensor:
-        _, g = autodiff.grad(loss, t, create_graph=True)
-        return torch.stack([v.sum() for v in g.values()]).sum()
-
+    leaves = autodiff.leaf(theta)
     try:
-        autodiff.grad(slope, theta)
-    except (RuntimeError, NotImplementedError, MetabenchError) as error:
+        first = torch.autograd.grad(
+            loss(leaves), list(leaves.values()), create_graph=True, allow_unused=True
+        )
+        parts = [g.sum() for g in first if g is not None and g.requires_grad]
+        if parts:
+            # Not by autograd.grad: it goes round nodes that only say that they cannot.
+            torch.stack(parts).sum().backward()
+    except (RuntimeError, NotImplementedError) as error:
         return str(error).partition("\n")[0]
     return ""
 

@@ -100,6 +100,7 @@ def problem_from(
     name; MetabenchError where another kind of task has the ``name``.
     """
     asked = _asked(learn)
+    model = network.copied(model) if isinstance(model, nn.Module) else model
     module = network.made(model, Seeds.of(0).init)
     dtype = network.check_module(module)
     _check_function(model, module)
@@ -114,6 +115,8 @@ def problem_from(
         _refuse_given({"meta_batch": meta_batch}, "it is for learn='initialisation'")
         given = _supervised(model, module, dtype, data, (loss, metric, goal), head,
                             asked, {"decays": decays, "strengths": strengths}, several)  # fmt: skip
+    marks = {what: fingerprint(function=one) for what, one in given.functions.items()}
+    given = dataclasses.replace(given, marks=marks)
     mark = fingerprint(
         form=FORM,
         model=model,

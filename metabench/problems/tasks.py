@@ -176,7 +176,8 @@ class Supervised(OwnProblem):
         return "no examples were given for it: problem_from(..., selection=...)"
 
     def build(self, seeds: Seeds, device: torch.device) -> Problem:
-        """On a device."""
+        """On a device. Raises SettingError where a function given has changed."""
+        self.given.check_functions()
         return SupervisedProblem(
             self.given,
             seeds,
@@ -221,7 +222,8 @@ class Initialisation(OwnProblem):
         }
 
     def build(self, seeds: Seeds, device: torch.device) -> Problem:
-        """On a device."""
+        """On a device. Raises SettingError where a function given has changed."""
+        self.given.check_functions()
         return InitialisationProblem(
             self.given, seeds, device, batch_size=self.batch_size, meta_batch=self.meta_batch
         )
