@@ -382,8 +382,8 @@ def _known(
         },
     )
     made.__module__ = made_in
+    task: OwnProblem = settings.build(made, defaults, f"task {called}")
     registry.tasks.register(called)(made)
-    task: OwnProblem = settings.build(made, {}, f"task {called}")
     return task
 
 
