@@ -235,10 +235,8 @@ if __name__ == "__main__":
 """
 
 
-def python(*args: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args], input=text, capture_output=True, text=True, check=False
-    )
+def python(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -252,7 +250,7 @@ def test_worker_processes_of_a_script_make_it_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_session_that_cannot_be_imported_again_is_refused_several_jobs(tmp_path: Path) -> None:
     text = SCRIPT.format(body=FILE.format(seed=0))
-    done = python("-", str(tmp_path / "store"), text=text)
+    done = python("-c", text, str(tmp_path / "store"))
     assert "jobs and ranks are to be 1: task 'mine' is known in this process alone" in done.stderr
 
 
