@@ -326,11 +326,12 @@ Named = tuple[str, Any, dict[str, Any]]
 
 def _parts(kind: str, given: Any) -> list[Named]:
     """What registered names and instances stand for, each once; an instance's settings go along."""
-    items = [given] if isinstance(given, str) or not isinstance(given, Iterable) else [*given]
+    if isinstance(given, str):
+        several(f"{kind}s", given)  # refuses it, with a list in its place
+    items = [*given] if isinstance(given, Iterable) else [given]
     named: list[Named] = []
     for item in items:
         if isinstance(item, str):
-            several(f"{kind}s", given)
             named.append((item, REGISTRIES[kind].get(item), {}))
             continue
         name = getattr(item, "registered_name", None)

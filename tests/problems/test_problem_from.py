@@ -209,7 +209,7 @@ def test_show_tells_what_it_is() -> None:
     problem_from(**BASE, name="mine")
     (found,) = api.show("mine", "task")
     assert "weight decays of a Sequential with 23 parameters" in found.title
-    assert ("bilevel", "yes") in found.tables[0][1]
+    assert ("bilevel", "yes") in found.tables[0][1] and ("data", "given in Python") in found.facts
 
 
 FILE = """
