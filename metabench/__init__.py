@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from metabench.core.registry import task as task
     from metabench.core.registry import tracker as tracker
     from metabench.core.settings import later as later
+    from metabench.problems.problem_from import problem_from as problem_from
     from metabench.run.tracking import TrackedRun as TrackedRun
     from metabench.run.tracking import Tracker as Tracker
 
@@ -103,6 +104,7 @@ _HOMES = {
     "core.registry": ("method", "solver", "task", "tracker"),
     "core.settings": ("later",),
     "run.tracking": ("TrackedRun", "Tracker"),
+    "problems.problem_from": ("problem_from",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

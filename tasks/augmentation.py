@@ -6,7 +6,7 @@ Inner loss: mean cross-entropy on augmented training images; outer loss: the sam
 images as they are. An image is augmented by uniform and normal numbers of its batch.
 
 Forms of lam: "ranges", "network", "randaugment"; see
-:mod:`metabench.tasks.models.learned_augmentation`. With method ``fixed`` the first lam is a
+:mod:`metabench.problems.learned_augmentation`. With method ``fixed`` the first lam is a
 baseline: ``first`` "none", a hand-made policy, or RandAugment's magnitude.
 
 ``law_rotation`` turns the validation and test images, not the training images, by angles even
@@ -27,12 +27,17 @@ from metabench.contract.problem import GRADIENTS, Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
+from metabench.problems.augment import Strengths, augment
+from metabench.problems.learned_augmentation import (
+    AugmentingNetwork,
+    LearnedAugmentation,
+    RandAugment,
+    Ranges,
+)
 
 from .data.images import CLASSES, Images, OfImages, shrunk
 from .families.drawn_images import DrawnImages, cut
-from .models.augment import Strengths, augment
 from .models.classifier import Classifier, Kind
-from .models.learned_augmentation import AugmentingNetwork, LearnedAugmentation, RandAugment, Ranges
 
 Count = Annotated[int, Field(ge=1)]
 FORMS: dict[str, type[LearnedAugmentation]] = {

@@ -20,10 +20,10 @@ from torch import Tensor
 from metabench.contract.problem import Batch, Episode, Hyper, Params
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import task
+from metabench.problems.augment import rotated
 
 from .data.images import Images
 from .families.bayesian_images import BayesianImages, BayesianImagesProblem, Count
-from .models.augment import rotated
 
 HALF = 180.0
 """lam's rotation is in half turns."""

@@ -23,6 +23,7 @@ RANKS = {
     "solvers": 2,
     "datasets": 2,
     "store": 2,
+    "problems": 2,
     "suites": 3,
     "run": 4,
     "cluster": 5,

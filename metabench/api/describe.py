@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union
 
 from metabench.core.capabilities import why_not
 from metabench.core.catalogue import check_kind, listing, suite_folder, suite_names
-from metabench.core.cell import Budget
+from metabench.core.cell import FINGERPRINT, Budget
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks
 from metabench.core.settings import fields, typed
@@ -87,7 +87,8 @@ def of_class(kind: str, name: str) -> Description:
         goal = "higher" if made.goal == "max" else "lower"
         facts.append(("metric", f"{made.metric} ({goal} is better)"))
         facts.append(("offers", _words(made.offers)))
-        facts.append(("data", ", ".join(made.data) or "none: made from the seed"))
+        own = "given in Python" if FINGERPRINT in fields(cls) else "none: made from the seed"
+        facts.append(("data", ", ".join(made.data) or own))
         pairs = [(m, _why_not(name, m)) for m in methods.names()]
         tables.append(("Methods", _crossed("method", pairs)))
     elif kind == "method":

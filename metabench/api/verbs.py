@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.api.tracking import tracked
 from metabench.core.errors import SettingError, SuiteError
+from metabench.core.registry import REGISTRIES
 from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store.files import BadFile
@@ -37,10 +38,13 @@ DEFAULT_BUDGET = "laptop"
 
 
 def suite_of_pairs(
-    tasks: Sequence[str], methods: Sequence[str], solver: str | None = None
+    tasks: Sequence[str | Any],
+    methods: Sequence[str | Any] | None = None,
+    solver: str | None = None,
 ) -> Suite:
-    """A suite of these tasks and methods, each with its default settings, for any verb; ``solver``
-    names the inner solver (None: each method's own).
+    """A suite of these tasks and methods, for any verb: names, each with its default settings, or
+    instances, with the settings that they have; ``methods`` None: all that apply. ``solver`` names
+    the inner solver (None: each method's own).
 
     >>> from metabench import api
     >>> suite = api.suite_of_pairs(tasks=["quadratic"], methods=["bilevel", "ift"])
@@ -156,6 +160,8 @@ def run_planned(
         if value is not None and not (isinstance(value, int | float) and value >= least):
             raise SettingError(f"{name} cannot be {value!r}: give a number of at least {least}")
     cells = [p.cell for p in planned if p.state in plans.TO_RUN or p.state == "done"]
+    if jobs > 1 or ranks > 1:
+        check_spawned(planned)
     with tracked(log, planned, store, listener, group) as listening:
         return launch(
             cells,
@@ -167,6 +173,21 @@ def run_planned(
             listener=listening,
             ranks=ranks,
         )
+
+
+def check_spawned(planned: Iterable[Planned]) -> None:
+    """Raise SettingError for what worker processes would not find, as it was made in a session that
+    they cannot import again: a notebook, a prompt."""
+    for p in planned:
+        if p.state not in plans.TO_RUN:
+            continue
+        for kind, name in (("task", p.cell.task), ("method", p.cell.method)):
+            if REGISTRIES[kind].found_by(name) == "this":
+                raise SettingError(
+                    f"jobs and ranks are to be 1: {kind} {name!r} is known in this process alone; "
+                    "or put the code that makes it into a file, and load that with --plugin FILE "
+                    "(METABENCH_PLUGINS)"
+                )
 
 
 def check_device(device: str | None) -> None:

@@ -14,6 +14,7 @@ from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Slurm, beyond
 from metabench.cluster.trust import intruders
 from metabench.core.errors import MetabenchError
+from metabench.core.registry import REGISTRIES
 from metabench.datasets import locate
 from metabench.suites.planning import Planned
 
@@ -45,6 +46,7 @@ def refusals(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> list[str]
         if not folder.is_dir():
             out.append(f"data {str(folder)!r}: there is no such folder")
     out += lacking(planned)
+    out += unknown_to_nodes(planned)
     return list(dict.fromkeys(out))
 
 
@@ -58,6 +60,17 @@ def lacking(planned: Sequence[Planned]) -> list[str]:
         f"{n} cells lack something that nodes could not fetch: {reason}; repair it with: {repair}, "
         "or leave them out with --only"
         for (reason, repair), n in found.items()
+    ]
+
+
+def unknown_to_nodes(planned: Sequence[Planned]) -> list[str]:
+    """What jobs would not know, as neither metabench nor a plug-in file has it."""
+    parts = {(k, n) for p in planned for k, n in (("task", p.cell.task), ("method", p.cell.method))}
+    return [
+        f"{kind} {name!r} is known in this process alone: put the code that makes it into a file, "
+        "and load that with --plugin FILE (METABENCH_PLUGINS), which travels to jobs"
+        for kind, name in sorted(parts)
+        if REGISTRIES[kind].found_by(name) != "any"
     ]
 
 

@@ -22,6 +22,8 @@ CONTRACT = 1
 """Version of the contract: part of every key, raised when a change alters what a cell measures."""
 
 Count = Annotated[int, Field(ge=1)]
+FINGERPRINT = "fingerprint"
+"""The setting of a task that is made of live objects, and says which ones."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,14 @@ def _whole(seed: Any) -> int:
 
 def instances(cell: Cell) -> Parts:
     """The task, method, solver and budget objects that the cell names, validated again."""
+    if cell.task not in tasks and FINGERPRINT in cell.task_settings:
+        raise UnknownName(
+            "task",
+            cell.task,
+            tasks.names(),
+            "a problem of problem_from is known where the code that makes it has run: put that "
+            "into a file of its own and load it with --plugin FILE",
+        )
     return (
         settings.build(tasks.get(cell.task), cell.task_settings, f"task {cell.task}"),
         settings.build(methods.get(cell.method), cell.method_settings, f"method {cell.method}"),

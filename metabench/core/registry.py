@@ -17,12 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.text import listed, one_line
 
 T = TypeVar("T")
+Finds = Literal["any", "spawned", "this"]
+"""Processes that find a registered name."""
+_PLUGIN = "metabench_plugin_"
+"""Before the name of a plug-in file, as a module."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,19 @@ class Registry:
             raise UnknownName(self.kind, name, self.names())
         return self._classes[name]
 
+    def found_by(self, name: str) -> Finds:
+        """Which processes find a name: "any", as what is installed or loaded by ``--plugin``;
+        "spawned", those that import the program of this one again; "this", no other one."""
+        if name in self._files() or name in self._points() or name not in self._classes:
+            return "any"
+        module = self._classes[name].__module__
+        if module.startswith(_PLUGIN):
+            return "any"
+        there = sys.modules.get("__main__" if module == "__mp_main__" else module)
+        if there is not None and getattr(there, "__file__", None):
+            return "spawned"
+        return "this"
+
     def _folder(self) -> Path:
         spec = importlib.util.find_spec(self.package)
         assert spec is not None and spec.submodule_search_locations is not None
@@ -247,7 +264,7 @@ def load_plugin(path: str | Path) -> None:
             f"plug-in {str(path)!r}: its path has {os.pathsep!r} in it, which separates paths "
             "in METABENCH_PLUGINS: rename it"
         )
-    name = f"metabench_plugin_{path.stem}"
+    name = f"{_PLUGIN}{path.stem}"
     known = sys.modules.get(name)
     if known is not None:
         if Path(str(known.__file__)) != path:

@@ -15,8 +15,8 @@ from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
 from metabench.core.cell import Cell
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
-from metabench.core.registry import methods, solvers, tasks
-from metabench.core.settings import several
+from metabench.core.registry import REGISTRIES, methods, solvers
+from metabench.core.settings import several, values
 from metabench.store.files import BadFile
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
@@ -261,22 +261,27 @@ def _pattern(text: str, suite: Suite) -> tuple[str, str]:
 
 
 def suite_of_pairs(
-    task_names: Sequence[str], method_names: Sequence[str], solver: str | None = None
+    task_names: Sequence[str | Any],
+    method_names: Sequence[str | Any] | None,
+    solver: str | None = None,
 ) -> Suite:
-    """A suite of the given tasks and methods, each with its own defaults.
+    """A suite of the given tasks and methods: registered names, each with its own defaults, or
+    instances, with the settings that they have. Methods None: all that apply to one of the tasks.
 
-    Raises UnknownName; SuiteError where the tasks have no metric in common.
+    Raises UnknownName; SuiteError where the tasks have no metric or no evaluation in common, and
+    for two of one name.
     """
-    if not task_names or not method_names:
+    if not task_names or (method_names is not None and not method_names):
         raise SuiteError("name a suite, or at least one --task and one --method")
-    classes = [tasks.get(name) for name in several("tasks", task_names)]
-    for name in several("methods", method_names):
-        methods.get(name)
+    chosen_tasks = _parts("task", task_names)
+    chosen_methods = _parts(
+        "method", _applicable(chosen_tasks) if method_names is None else method_names
+    )
     if solver is not None:
         solvers.get(solver)
-    metrics = {(c.metric, c.goal) for c in classes}  # type: ignore[attr-defined]
+    metrics = {(part.metric, part.goal) for _, part, _ in chosen_tasks}
     if len(metrics) > 1:
-        told = ", ".join(f"{n}: {c.metric}" for n, c in zip(task_names, classes, strict=True))  # type: ignore[attr-defined]
+        told = ", ".join(f"{name}: {part.metric}" for name, part, _ in chosen_tasks)
         raise SuiteError(
             f"one table has one metric, and these tasks have several ({told}); "
             "cross them one at a time"
@@ -293,16 +298,77 @@ def suite_of_pairs(
         "paper": {"outer_steps": 10000, "eval_every": 500},
     }
     seeds = {"smoke": [0], "laptop": [0, 1, 2], "paper": [0, 1, 2, 3, 4]}
+    tasks_told, methods_told = (
+        [name for name, _, _ in chosen] for chosen in (chosen_tasks, chosen_methods)
+    )
+    own = any(given for _, _, given in [*chosen_tasks, *chosen_methods])
+    settings_told = "Settings as given" if own else "Default settings of each"
     return Suite(
-        name="-".join([*dict.fromkeys(task_names), "x", *dict.fromkeys(method_names)]),
-        title=f"{', '.join(method_names)} on {', '.join(task_names)}",
-        columns=[Column(id=name, task=name) for name in dict.fromkeys(task_names)],
+        name="-".join([*tasks_told, "x", *(methods_told if method_names is not None else ["all"])]),
+        title=f"{', '.join(methods_told)} on {', '.join(tasks_told)}",
+        columns=[
+            Column(id=name, task=name, set={"task": given} if given else {})
+            for name, _, given in chosen_tasks
+        ],
         rows=[
-            Row(id=name, method=name, chosen="default", solver=solver)
-            for name in dict.fromkeys(method_names)
+            Row(
+                id=name,
+                method=name,
+                chosen="own" if given else "default",
+                solver=solver,
+                set={"method": given} if given else {},
+            )
+            for name, _, given in chosen_methods
         ],
         budgets={b: SuiteBudget(seeds=seeds[b], limits=limits[b]) for b in limits},
         metric=metric,
         goal=goal,
-        description="Default settings of each; not a published table.",
+        evaluation=_evaluation(chosen_tasks),
+        description=f"{settings_told}; not a published table.",
     )
+
+
+Named = tuple[str, Any, dict[str, Any]]
+"""A name, what says its metric or its needs, and the settings that are not the defaults."""
+
+
+def _parts(kind: str, given: Any) -> list[Named]:
+    """What registered names and instances stand for, each once; an instance's settings go along."""
+    if isinstance(given, str):
+        several(f"{kind}s", given)  # refuses it, with a list in its place
+    items = [*given] if isinstance(given, Iterable) else [given]
+    named: list[Named] = []
+    for item in items:
+        if isinstance(item, str):
+            named.append((item, REGISTRIES[kind].get(item), {}))
+            continue
+        name = getattr(item, "registered_name", None)
+        if name is None or isinstance(item, type):
+            raise SettingError(f"{kind}s cannot have {item!r}: give a {kind}'s name, or a {kind}")
+        known = values(REGISTRIES[kind].get(name)())
+        own = {k: v for k, v in values(item).items() if k not in known or known[k] != v}
+        named.append((name, item, own))
+    by_name: dict[str, Named] = {}
+    for part in named:
+        before = by_name.setdefault(part[0], part)
+        if before[2] != part[2]:
+            raise SuiteError(f"two {kind}s are called {part[0]!r}: give them one after another")
+    return list(by_name.values())
+
+
+def _applicable(chosen: Sequence[Named]) -> list[str]:
+    """Methods that apply, under default settings, to one of the tasks at least."""
+    made = [part() if isinstance(part, type) else part for _, part, _ in chosen]
+    names = methods.names()
+    return [n for n in names if any(why_not(t, methods.get(n)()) is None for t in made)]
+
+
+def _evaluation(chosen: Sequence[Named]) -> str:
+    """The split that all tasks are compared on: "test", or "valid" where none has more."""
+    made = [part() if isinstance(part, type) else part for _, part, _ in chosen]
+    tested = {t.evaluations is None or "test" in t.evaluations for t in made}
+    if tested == {False} and not any(t.evaluations for t in made):
+        return "valid"
+    if len(tested) > 1:
+        raise SuiteError("some of the tasks have no split 'test': cross them one at a time")
+    return "test"

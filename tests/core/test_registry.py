@@ -283,3 +283,20 @@ def test_names_that_packages_share_are_told(
         "solver sgd": "declared by metabench and one: the built-in is meant",
     }
     sys.modules.pop("third_party", None)
+
+
+def test_which_processes_find_a_name(
+    plugins_forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tasks.found_by("quadratic") == "any"
+    assert solvers.found_by("nobody has it") == "any"  # asking for it says so
+    path = tmp_path / "halved.py"
+    path.write_text(PLUGIN.format(name="halved"))
+    load_plugin(path)
+    assert solvers.found_by("halved") == "any"
+    here = type("Here", (solvers.get("halved"),), {"__module__": "__main__"})
+    solvers.register("here")(here)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "script.py", raising=False)
+    assert solvers.found_by("here") == "spawned"
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert solvers.found_by("here") == "this"

@@ -420,3 +420,24 @@ def test_cells_of_other_seeds_are_those_made_one_by_one(suite: Suite) -> None:
         alone = make_cell(cell.task, cell.method, solver=cell.solver, seed=cell.seed, set=groups)
         assert alone == cell and alone.key == cell.key
         assert item.parts == instances(cell) == replace(item, made=None).parts
+
+
+def test_instances_bring_their_settings_and_no_methods_are_all_that_apply() -> None:
+    task = registry.tasks.get("quadratic")(dim=3)
+    made = suite_of_pairs([task], [registry.methods.get("bilevel")(inner_steps=3), "ift"])
+    assert [(c.id, c.set) for c in made.columns] == [("quadratic", {"task": {"dim": 3}})]
+    own, default = made.rows
+    assert own.set == {"method": {"inner_steps": 3}} and own.chosen == "own"
+    assert default.set == {} and default.chosen == "default"
+    every = {row.method for row in suite_of_pairs([task], None).rows}
+    assert {"bilevel", "ift", "fixed"} <= every and not {"maml", "restem"} & every
+
+
+def test_instances_that_a_suite_cannot_have() -> None:
+    quadratic = registry.tasks.get("quadratic")
+    with pytest.raises(SuiteError, match="two tasks are called 'quadratic'"):
+        suite_of_pairs([quadratic(dim=3), quadratic(dim=4)], ["ift"])
+    with pytest.raises(SettingError, match=r"tasks cannot have <class .*Quadratic.*: give a task"):
+        suite_of_pairs([quadratic], ["ift"])
+    with pytest.raises(SettingError, match="methods cannot have 3"):
+        suite_of_pairs([quadratic()], [3])

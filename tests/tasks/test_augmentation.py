@@ -17,7 +17,7 @@ from metabench.core.registry import methods, tasks
 
 Task = tasks.get("augmentation")
 Problem = importlib.import_module("metabench.tasks.augmentation").AugmentationProblem
-aug = importlib.import_module("metabench.tasks.models.augment")
+aug = importlib.import_module("metabench.problems.augment")
 
 
 def blots(n, seed):

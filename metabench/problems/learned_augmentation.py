@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract.problem import Batch, Hyper, Params
-
-from .augment import Strengths, augment, warped
+from metabench.problems.augment import Strengths, augment, warped
 
 FIRST = {
     "none": dict.fromkeys(("rotation", "shift", "scale", "brightness", "cutout"), 0.0),
