@@ -111,20 +111,14 @@ def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
     Raises MetabenchError where finals are missing, or where nobody plays in the track.
     """
     from metabench.analysis import arena as analysis
+    from metabench.analysis.arena_track import playing
 
-    problems = {p.id for p in plan.arena.problems if p.track == track}
+    problems = [p.id for p in plan.arena.problems if p.track == track]
     scores, failures = analysis.finals_scores(plan.arena, plan.finals, metrics(plan.arena))
-    rows = {
-        row: {name: values for name, values in of.items() if name in problems}
-        for row, of in scores.items()
-        if row.endswith(arenas.AS_SHIPPED) != tuned
-    }
-    rows = {row: of for row, of in rows.items() if of}
+    of_ruleset = {r: of for r, of in scores.items() if r.endswith(arenas.AS_SHIPPED) != tuned}
+    rows, _ = playing(of_ruleset, problems)
     if not rows:
         raise MetabenchError(
             f"nobody plays in track {track!r} of {plan.arena.name}, or no trial is finished"
         )
-    most = max(len(of) for of in rows.values())
-    return analysis.standings(
-        {row: of for row, of in rows.items() if len(of) == most}, failures, plan.scores
-    )
+    return analysis.standings(rows, failures, plan.scores)
