@@ -102,6 +102,17 @@ class TrackResults:
 
     def lines(self, tuned: bool = True) -> list[Line]:
         """The table of standings, the best mean rank first."""
+        return self._tuned if tuned else self._shipped
+
+    @cached_property
+    def _tuned(self) -> list[Line]:
+        return self._lines(tuned=True)
+
+    @cached_property
+    def _shipped(self) -> list[Line]:
+        return self._lines(tuned=False)
+
+    def _lines(self, tuned: bool) -> list[Line]:
         rows = self.rows(tuned)
         found = scoring.standings({r: self.scores[r] for r in rows}, self.failures, self.trials)
         medians = self.medians(tuned)

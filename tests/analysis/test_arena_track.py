@@ -6,7 +6,7 @@ import pytest
 
 from metabench.analysis import arena_track as tracks
 from metabench.core.errors import MetabenchError
-from tests.arenas import Played, arena, played
+from arenas import Played, arena, played
 
 
 def collected(found: Played, track: str = "A") -> tracks.TrackResults:
