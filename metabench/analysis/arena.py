@@ -137,7 +137,7 @@ def iqm_of(scores: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
     """The interquartile mean of a method's scores over all problems and seeds, and its interval by
     a bootstrap within problems (Agarwal et al. 2021)."""
     groups = list(scores.values())
-    low, high = stats.bootstrap(groups, lambda x: stats.iqm(x.tolist()))
+    low, high = stats.iqm_interval(groups)
     return stats.iqm([v for group in groups for v in group]), low, high
 
 

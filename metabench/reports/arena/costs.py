@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 PALE = "#d0d0d0"
 FARTHEST = 32.0
 """The largest ratio of a profile's axis."""
+APART = 1.2
+"""Points of a per cent between lines that would hide each other."""
 LOW = -0.3
 """The lowest score of an axis."""
 
@@ -49,15 +51,17 @@ def cost_figure(track: TrackResults) -> Figure:
         costs = {m: track.costs[m][problem.id] for m in track.methods}
         strips = {m: Strip(of, medians[problem.id][m]) for m, of in costs.items()}
         handles |= draw_strips(track, axis, strips, dots="seed")
+        edge = axis.get_yaxis_transform()
         for place, method in enumerate(order_of(track)):
             of = costs[method]
             look: dict[str, Any] = {"mfc": "white", "mec": colour_of(track, method), "mew": 0.7}
+            look |= {"clip_on": False}
             for cost, dy in zip(of, spread(len(of)), strict=True):
                 if cost is None:
-                    axis.plot([problem.cap], [-place + dy], ">", ms=3.0, clip_on=False, **look)
+                    axis.plot([1.0], [-place + dy], ">", transform=edge, ms=3.0, **look)
             had = f"{round(reached(of) * len(of))}/{len(of)}"
             axis.annotate(
-                had, (1.0, -place), (5, 0), xycoords=("axes fraction", "data"),
+                had, (1.0, -place), (6, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="center", fontsize=6.5, color=GREY,
                 annotation_clip=False,
             )  # fmt: skip
@@ -73,9 +77,11 @@ def _cost_axis(axis: Axes, costs: list[float], cap: float) -> None:
     least = min(costs, default=cap)
     if least > 0 and cap > 8 * least:
         axis.set_xscale("log")
-        axis.set_xlim(least / 1.2, cap)
+        low, room = least / 1.2, (1.2 * cap / least) ** 0.07
+        axis.set_xlim(low, cap * room)
     else:
-        axis.set_xlim(0, cap)
+        axis.set_xlim(0, 1.07 * cap)
+    axis.axvline(cap, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0.6)
     axis.xaxis.set_major_formatter(lambda value, _: human("cost", value))
 
 
@@ -86,7 +92,7 @@ def cost_caption() -> list[str]:
         "the way from no learning to the bound, on the split that chooses; at the right, of how "
         "many seeds. A median is given where more than half of the seeds have the target.",
         "It cannot say when between two looks the target was reached, nor what a run that ends "
-        "without it would have cost (right edge: the cap). The cost of finding the settings is not "
+        "without it would have cost (dashed: the cap). The cost of finding the settings is not "
         "in it, and a method made for another target may stand elsewhere.",
     ]
 
@@ -106,15 +112,18 @@ def profile_figure(track: TrackResults) -> Figure:
     shares = cost_profile(medians, grid)
     figure, (axis,) = panels(["Cost to target, as a profile"])
     handles: dict[str, Any] = {}
-    for method in order_of(track):
+    methods = order_of(track)
+    for place, method in enumerate(methods):
         number = track.numbers[track.methods.index(method)]
         look = look_of(number) | {"ms": 3.4}
-        ys = [100 * s for s in shares[method]]
+        apart = APART * ((len(methods) - 1) / 2 - place)
+        ys = [100 * s + apart for s in shares[method]]
         (handle,) = axis.plot(grid, ys, drawstyle="steps-post", markevery=[0], **look)
         handles[track.label(method)] = handle
     axis.set_xscale("log", base=2)
     axis.set_xlim(0.97, most)
-    axis.set_ylim(-3, 103)
+    beyond = 1 + APART * len(methods) / 2
+    axis.set_ylim(-beyond - 1, 101 + beyond)
     ticks = [2.0**i for i in range(math.floor(math.log2(most)) + 1)]
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
@@ -132,7 +141,7 @@ def profile_caption(track: TrackResults) -> list[str]:
         "end: where it has the target at all.",
         f"It cannot rank the second and third: ratios are to the best of these methods, and change "
         f"with who takes part. Of {n} problem{'s' * (n != 1)} each is a step of {100 / n:.0f} %; "
-        "no step has an interval.",
+        "no step has an interval. Lines are moved apart a little where they would coincide.",
     ]
 
 

@@ -8,7 +8,8 @@ from metabench.analysis.arena_pairs import Duel
 from metabench.analysis.arena_track import TrackResults
 from metabench.analysis.rankings import FEWEST
 from metabench.core.errors import NotDrawn
-from metabench.reports.arena.strips import order_of
+from metabench.core.text import counted
+from metabench.reports.arena.strips import as_saved, order_of
 from metabench.reports.figure_style import (
     LEGEND,
     finish,
@@ -50,6 +51,7 @@ def pairs_figure(track: TrackResults) -> Figure:
     if len(methods) < 2:
         raise NotDrawn(f"no pairs in track {track.track}: {methods[0]} is alone")
     figure, (axis,) = panels(["How probable a higher score is"])
+    as_saved(figure)
     n = len(methods)
     names = [plain("\n".join(wrapped([track.label(m)], LONGEST, LEGEND))) for m in methods]
     longest = max(text_width(line, LEGEND) for name in names for line in name.split("\n"))
@@ -99,10 +101,19 @@ def pairs_caption(track: TrackResults) -> list[str]:
             "a bootstrap over problems, then seeds. Bold with a star: p below 5 % in the Wilcoxon "
             "test over problems, corrected for all pairs (Holm)."
         )
+        pairs = len(track.duels)
+        least = 2.0 ** (1 - n) * pairs
+        if least >= LEVEL:
+            how += (
+                f" With {n} problems and {counted(pairs, 'pair')} the best p of a pair is "
+                f"{min(1.0, least):.2g}: here no star is possible for all at once."
+            )
     return [
         "The probability that the method of the row has a higher test score than that of the "
         f"column, on the same seed of a problem drawn at random; ties count half. Below it: 95 % "
         f"by {how}",
         "It cannot say by how much one is better: a gain of a hair on every seed counts as 1. "
-        "Without a star two methods are not equal; they have not been told apart.",
+        "An "
+        "interval of 1.00–1.00 says that all runs agree, not that the next one will."
+        + ("" if n < FEWEST else " Without a star two methods have not been told apart."),
     ]

@@ -49,11 +49,21 @@ def order_of(track: TrackResults) -> list[str]:
     return [line.standing.row for line in track.lines()]
 
 
+def as_saved(figure: Figure) -> Figure:
+    """The figure at the resolution of its file: names beside an axis take more room there than the
+    layout would give them."""
+    import matplotlib as mpl
+
+    figure.set_dpi(mpl.rcParams["savefig.dpi"])
+    return figure
+
+
 def strip_panels(
     track: TrackResults, titles: Sequence[str], most: int = 2
 ) -> tuple[Figure, list[Axes]]:
     """Panels that are as high as the methods need, named at the left."""
     figure, axes = panels(titles, most)
+    as_saved(figure)
     methods = order_of(track)
     down = round(len(titles) / _across(axes) + 0.499)
     lines = sum(len(_name(track, m).split("\n")) for m in methods)
