@@ -5,7 +5,7 @@ Grammar of a file with ``kind = "arena"``::
     title, description     text
     [budgets.NAME]         trials (settings a method is given on a problem, the first its own),
                            tuning_seeds, seeds (of the finals; none may be a tuning seed),
-                           problems (ids; left out: all)
+                           problems (ids; left out: all), charge_looks (true: looks count as cost)
     [[problems]]           id, label, track ("A": lam in the inner loss, "B": an initialisation or
                            representation, "C": few bounded scalars), task, set.task.*,
                            fixed (score without outer learning), bound (the best that can be had),
@@ -127,8 +127,7 @@ class ArenaProblem:
         """0 without learning, 1 at the bound."""
         return (value - self.fixed) / (self.bound - self.fixed)
 
-    @property
-    def limits(self) -> Settings:
+    def limits(self, charge_looks: bool) -> Settings:
         """The budget of a run on it."""
         return {
             "cost": self.cap,
@@ -137,6 +136,7 @@ class ArenaProblem:
             "valid_episodes": self.valid_episodes,
             "test_episodes": self.test_episodes,
             "select": self.select,
+            **({"charge_looks": True} if charge_looks else {}),
         }
 
 
@@ -183,6 +183,8 @@ class ArenaBudget:
     tuning_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     problems: list[str] = field(default_factory=list)
+    charge_looks: bool = True
+    """Whether looks at the split that chooses states are paid for out of the cap."""
 
 
 Chosen = Mapping[tuple[str, str], int]
@@ -230,17 +232,18 @@ class Arena:
             for trial in range(rules.trials)
             for method, problem in self.pairs(budget)
             if trial == 0 or method.space
-            for cell in self._cells(method, problem, trial, rules.tuning_seeds, f"#{trial}")
+            for cell in self._cells(method, problem, trial, rules, rules.tuning_seeds, f"#{trial}")
         ]
 
     def finals(self, budget: str, chosen: Chosen) -> list[SuiteCell]:
         """The cells of the finals: of each method the trial that ``chosen`` says (``row`` its id)
         and its settings as shipped ("METHOD as shipped")."""
-        seeds = self.budget(budget).seeds
+        rules = self.budget(budget)
         out = []
         for method, problem in self.pairs(budget):
-            out += self._cells(method, problem, chosen[method.id, problem.id], seeds, "")
-            out += self._cells(method, problem, 0, seeds, AS_SHIPPED)
+            trial = chosen[method.id, problem.id]
+            out += self._cells(method, problem, trial, rules, rules.seeds, "")
+            out += self._cells(method, problem, 0, rules, rules.seeds, AS_SHIPPED)
         return out
 
     def _cells(
@@ -248,11 +251,14 @@ class Arena:
         method: ArenaMethod,
         problem: ArenaProblem,
         trial: int,
+        rules: ArenaBudget,
         seeds: Iterable[int],
         suffix: str,
     ) -> list[SuiteCell]:
         own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
-        groups = merge([problem.set, {"budget": problem.limits}, method.set, own])
+        groups = merge(
+            [problem.set, {"budget": problem.limits(rules.charge_looks)}, method.set, own]
+        )
         try:
             cells, parts = make_cells(
                 problem.task, method.method, seeds, solver=method.solver, set=groups
@@ -309,3 +315,10 @@ def _broken(arena: Arena) -> Iterator[str]:
         for problem_id in budget.problems:
             if problem_id not in known:
                 yield f"budgets.{name}: {UnknownName('problem', problem_id, known)}"
+        for problem in arena.problems:
+            playing = not budget.problems or problem.id in budget.problems
+            if budget.charge_looks and playing and "function_evaluations" not in problem.prices:
+                yield (
+                    f"problem {problem.id}: prices need function_evaluations, which looks take; or "
+                    f"write charge_looks = false into budgets.{name}"
+                )

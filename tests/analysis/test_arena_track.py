@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from arenas import Played, arena, played
 
 from metabench.analysis import arena_track as tracks
 from metabench.core.errors import MetabenchError
-from arenas import Played, arena, played
 
 
 def collected(found: Played, track: str = "A") -> tracks.TrackResults:

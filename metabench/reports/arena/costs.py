@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PALE = "#d0d0d0"
 FARTHEST = 32.0
 """The largest ratio of a profile's axis."""
-APART = 1.2
+APART = 0.8
 """Points of a per cent between lines that would hide each other."""
 LOW = -0.3
 """The lowest score of an axis."""

@@ -105,8 +105,8 @@ def pairs_caption(track: TrackResults) -> list[str]:
         least = 2.0 ** (1 - n) * pairs
         if least >= LEVEL:
             how += (
-                f" With {n} problems and {counted(pairs, 'pair')} the best p of a pair is "
-                f"{min(1.0, least):.2g}: here no star is possible for all at once."
+                f" With {n} problems and {counted(pairs, 'pair')} no p can be below "
+                f"{min(1.0, least):.2g}: a star takes more problems, or fewer methods."
             )
     return [
         "The probability that the method of the row has a higher test score than that of the "
