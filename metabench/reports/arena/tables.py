@@ -18,10 +18,10 @@ from metabench.analysis.rankings import FEWEST
 from metabench.core.text import human, listed
 from metabench.reports.csv_export import field
 from metabench.reports.renderers import Footnote, Grid, Item
-from metabench.suites.arena import TRACKS
+from metabench.suites.arena import AS_SHIPPED, TRACKS
 
 NONE = "—"
-AS_ABOVE = ("Columns as of the tuned; those of trials are of the same trials.",)
+AS_ABOVE = ("Columns as of the tuned.",)
 RULESETS = {True: "tuned", False: "as shipped"}
 
 STANDINGS = (
@@ -41,59 +41,61 @@ PAIRS = ("track", "a", "b", "problems", "wins", "wins_low", "wins_high", "interv
 
 
 def standings_grid(track: TrackResults, tuned: bool = True) -> Grid:
-    """Where the rows of one ruleset stand, with what is known of each."""
+    """Where the rows of one ruleset stand; of the tuned also how their trials fared."""
     found = track.lines(tuned)
     n = len(track.problems)
-    heads = (
-        "", "rank", "score", "95 %", "target", "cost", "1 trial", "near", "trials lost", "regret",
-        "valid - test", "lost",
-    )  # fmt: skip
+    finals = ("rank", "score", "95 %", "target", "cost", "over-fit", "lost")
+    trials = ("one", "near", "lost", "regret") if tuned else ()
+    lines = [[*_finals_items(track, x), *(_trials_items(x) if tuned else [])] for x in found]
     return Grid(
         f"Track {track.track}, {TRACKS[track.track]}, {RULESETS[tuned]}: "
         f"{n} problem{'s' * (n != 1)}",
-        [("", len(heads))],
-        heads,
-        [_standing_items(track, line) for line in found],
+        [("", 1), ("finals", len(finals)), *([("trials", len(trials))] if tuned else [])],
+        ["", *finals, *trials],
+        lines,
         [Footnote(said) for said in (_footnotes(track) if tuned else AS_ABOVE)],
         label=f"{track.arena}-{track.track}-{RULESETS[tuned].replace(' ', '-')}",
     )
 
 
-def _standing_items(track: TrackResults, line: Line) -> list[Item]:
+def _finals_items(track: TrackResults, line: Line) -> list[Item]:
     s = line.standing
     return [
-        Item(track.label(s.row)),
+        Item(track.label(s.row.removesuffix(AS_SHIPPED))),
         Item(f"{s.rank:.2f}"),
-        Item(f"{s.score:.2f}"),
-        Item(f"{s.low:.2f} to {s.high:.2f}"),
+        Item(f"{s.score + 0.0:.2f}"),
+        Item(f"{s.low + 0.0:.2f}–{s.high + 0.0:.2f}"),
         Item(f"{line.targets}/{len(track.problems)}"),
         Item(NONE if line.ratio is None else f"{line.ratio:.2f}"),
-        Item(NONE if line.one is None else f"{line.one:.2f}"),
-        Item(NONE if s.near is None else f"{100 * s.near:.0f} %"),
-        Item(f"{100 * line.failed:.0f} %"),
-        Item(NONE if s.regret is None else f"{s.regret:.2f}"),
         Item(NONE if line.gap is None else f"{line.gap + 0.0:.2f}"),
         Item(str(s.failures)),
     ]
 
 
+def _trials_items(line: Line) -> list[Item]:
+    s = line.standing
+    return [
+        Item(NONE if line.one is None else f"{line.one + 0.0:.2f}"),
+        Item(NONE if s.near is None else f"{100 * s.near:.0f} %"),
+        Item(f"{100 * line.failed:.0f} %"),
+        Item(NONE if s.regret is None else f"{s.regret:.2f}"),
+    ]
+
+
 def _footnotes(track: TrackResults) -> Iterator[str]:
     yield (
-        "rank: mean over problems, 1 the best. score: interquartile mean of test scores over "
-        "problems and seeds, 0 no learning, 1 the bound; its interval is of seeds, by a bootstrap "
-        "within problems. lost: finals without numbers, which score 0 or as the worst."
+        "Finals. rank: mean over problems, 1 the best. score: interquartile mean of test scores "
+        "over problems and seeds, 0 no learning, 1 the bound; its interval is of seeds, by a "
+        "bootstrap within problems. target: problems on which most seeds come four fifths of the "
+        "way. cost: to that target, in units of the cheapest method's, the median over problems "
+        "(— where half of them or fewer have it). over-fit: score on the validation split, which "
+        "lam was fitted to, minus that on test. lost: runs without numbers, which score 0 or as "
+        "the worst."
     )
     yield (
-        "target: problems on which most seeds have four fifths of the way. cost: to the target, in "
-        "units of the cheapest method's, the median over problems; — where most are not reached."
-    )
-    yield (
-        "Of the trials: 1 trial, the test score that one of the settings tried has on average; "
-        "near, those within a tenth of the method's best; lost, runs without numbers; regret, "
-        "what the settings as shipped lack to the best."
-    )
-    yield (
-        "valid - test: score on the validation split, which lam was fitted to, minus that on test."
+        "Trials. one: the test score that one of the settings tried has on average. near: settings "
+        f"with at least {scoring.NEAR:g} of the method's best tuning score. lost: runs without "
+        "numbers. regret: what the settings as shipped lack to the best."
     )
     if len(track.problems) < FEWEST:
         yield f"Below {FEWEST} problems ranks describe these problems, and say nothing of others."

@@ -135,19 +135,23 @@ def test_no_two_names_of_a_figure_touch(methods: tuple[str, ...]) -> None:
 def test_the_table_of_standings_has_every_column(seven: TrackResults) -> None:
     lines = text(tables.standings_grid(seven)).splitlines()
     assert lines[0] == "Track A, lam in the inner loss, tuned: 7 problems"
-    row = {line.split()[0]: line.split() for line in lines[4:7]}
+    row = {line.split()[0]: line.split() for line in lines[5:8]}
     assert list(row) == ["Alpha", "Gamma", "Beta"]
     assert row["Alpha"][1:] == [
-        "1.00", "1.00", "1.00", "to", "1.00", "7/7", "1.00", "0.67", "50", "%", "0", "%", "0.50",
-        "0.02", "0",
+        "1.00", "1.00", "1.00–1.00", "7/7", "1.00", "0.02", "0",
+        "0.67", "50", "%", "0", "%", "0.50",
     ]  # fmt: skip
-    assert row["Gamma"][6:8] == ["7/7", "1.25"] and row["Gamma"][11:13] == ["25", "%"]
-    assert row["Beta"][6:11] == ["0/7", "—", "—", "—", "0"]
+    assert row["Gamma"][4:6] == ["7/7", "1.25"] and row["Gamma"][11:13] == ["25", "%"]
+    assert row["Beta"][4:6] == ["0/7", "—"] and row["Beta"][8:] == ["—", "—", "0", "%", "—"]
+    shipped = text(tables.standings_grid(seven, tuned=False))
+    assert "as shipped: 7 problems" in shipped and "regret" not in shipped
 
 
 def test_files_are_whole_and_their_numbers_those_of_the_track(
-    seven: TrackResults, tmp_path: Path
+    seven: TrackResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kinds = {name: figures.KINDS[name] for name in ("scores", "pairs")}
+    monkeypatch.setattr(figures, "KINDS", kinds)
     written = figures.write([seven], tmp_path)
     assert sorted(p.name for p in written) == sorted(p.name for p in tmp_path.iterdir())
     assert len(written) == 2 * len(figures.KINDS) + 5
