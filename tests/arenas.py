@@ -1,126 +1,127 @@
-"""A played arena without a run: cells as they are planned, records by formula."""
+"""Arenas that have been played without running anything: records whose numbers a test chooses."""
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from metabench.api import arena as verbs
+from pydantic import TypeAdapter
+
+from metabench.analysis import arena as analysis
 from metabench.core.cell import Cell
-from metabench.core.registry import tasks
+from metabench.core.costs import COUNT_NAMES
 from metabench.store.record import Curve, Estimate, Record
-from metabench.store.store import Store
-from metabench.suites.arena import ArenaProblem
-from metabench.suites.planning import NEVER_RUN, Planned
+from metabench.suites.arena import AS_SHIPPED, Arena
+from metabench.suites.planning import Planned
+from metabench.suites.suite import SuiteCell
 
-PRICES = (
-    "{ inner_gradients = 1.0, outer_gradients = 0.5, hvps = 0.9, mixed_products = 0.9, "
-    "function_evaluations = 0.5 }"
-)
-PROBLEMS = {  # id: label, track, task, settings, fixed, bound, select
-    "dim2": ("Quadratic, 2", "A", "quadratic", "dim = 2", 4.0, 0.0, "best_valid"),
-    "dim5": ("Quadratic, 5", "A", "quadratic", "dim = 5", 10.0, 0.5, "best_valid"),
-    "ridge6": ("Ridge, 6", "A", "ridge", "features = 6", 1.25, 0.4, "best_selection"),
-    "two": ("Two minima", "C", "pbgd_toy", "", 1.5, -1.0, "best_valid"),
-}
-METHODS = {  # id: label, method
-    "bilevel": ("Unrolling", "bilevel"),
-    "onestep": ("One step", "one_step"),
-    "implicit": ("Implicit", "ift"),
-    "soba": ("SOBA", "soba"),  # applies to "two" alone, which carries theta
-}
-QUALITY = {"bilevel": 0.8, "one_step": 0.6, "ift": 0.95, "soba": 0.7, "pbgd": 0.9}
-LOOKS = 6
+Score = Callable[[str, str, int, int], float | None]
+"""Method, problem, trial and seed to the test score; None for a run without numbers."""
+LOOKS = 10
+CAP = 100.0
+TUNING = (100, 101)
 
 
-def text(
-    methods: Mapping[str, tuple[str, str]] = METHODS,
-    title: str = "A synthetic arena",
-    caps: Mapping[str, float] | None = None,
-    labels: Mapping[str, str] | None = None,
-) -> str:
-    """The file of an arena; ``caps`` and ``labels`` instead of its own, by problem."""
-    out = [
-        f'kind = "arena"\ntitle = {title!r}\n',
-        "[budgets.smoke]\ntrials = 3\ntuning_seeds = [100, 101]\nseeds = [0, 1, 2]\n",
-    ]
-    for name, (label, track, task, given, fixed, bound, select) in PROBLEMS.items():
-        out.append(
-            f'[[problems]]\nid = "{name}"\nlabel = {(labels or {}).get(name, label)!r}\n'
-            f'track = "{track}"\ntask = "{task}"\nset.task = {{ {given} }}\nfixed = {fixed}\n'
-            f"bound = {bound}\ncap = {(caps or {}).get(name, 60.0)}\nlooks = {LOOKS}\n"
-            f'select = "{select}"\nprices = {PRICES}\n'
-        )
-    for name, (label, method) in methods.items():
-        out.append(
-            f'[[methods]]\nid = "{name}"\nlabel = {label!r}\nmethod = "{method}"\n'
-            f'tracks = ["A", "C"]\n'
-            'space."method.outer_lr" = { low = 0.01, high = 1.0, log = true }\n'
-        )
-    return "\n".join(out)
-
-
-def play(path: Path, store: Store, budget: str = "smoke") -> verbs.Plan:
-    """Give every cell of an arena's trials and finals the record of :func:`record_of`."""
-    for _ in ("trials", "finals"):
-        plan = verbs.plan(path, budget=budget, store=store)
-        problems = {p.id: p for p in plan.arena.problems}
-        for p in (*plan.trials, *plan.finals):
-            if p.record is None and p.state not in NEVER_RUN:
-                store.write(*record_of(p, problems[p.column]))
-    return verbs.plan(path, budget=budget, store=store)
-
-
-def record_of(planned: Planned, problem: ArenaProblem) -> tuple[Record, Curve]:
-    """A run whose score follows from method, step size and seed; Implicit is lost on "dim5" with
-    seed 1."""
-    cell = planned.cell
-    if cell.method == "ift" and problem.id == "dim5" and cell.seed == 1:
-        return _lost(cell), {}
-    draw = random.Random(cell.key)
-    off = abs(math.log10(cell.method_settings["outer_lr"] / 0.2))
-    score = QUALITY[cell.method] - 0.3 * off + 0.05 * draw.random()
-    metric = tasks.get(problem.task).metric
-    curve = _curve(problem, score, metric, draw)
-    ends = {name.removeprefix("cost/"): column[-1] for name, column in curve.items()}
-    split = "selection" if problem.select == "best_selection" else "valid"
-    found = {name: {metric: Estimate(_value(problem, score - less), 1)} for name, less in
-             (("test", 0.02), ("valid", 0.0), (split, 0.0))}  # fmt: skip
-    return (
-        Record(
-            key=cell.key, cell=cell, status="done", metrics=found, selected_step=12, steps=12,
-            cost={k: ends[k] for k in ("inner_gradients", "hvps", "outer_gradients", "seconds")},
-            environment={"device": "cpu", "machine": {"host": "elsewhere", "cores": 2},
-                         "versions": {"torch": "2.15.0"}},
-            started="2026-01-02T03:04:05+00:00", ended="2026-01-02T03:04:06+00:00",
-        ),
-        curve,
+def arena(
+    problems: Sequence[str],
+    methods: Sequence[str],
+    *,
+    trials: int = 4,
+    seeds: int = 3,
+    alone: Sequence[str] = (),
+    track: str = "A",
+) -> Arena:
+    """Scores are raw values; the methods in ``alone`` have no space, hence one trial."""
+    prices = {"inner_gradients": 1.0, "function_evaluations": 0.5}
+    space = {"method.outer_lr": {"low": 0.01, "high": 1.0, "log": True}}
+    return TypeAdapter(Arena).validate_python(
+        {
+            "kind": "arena",
+            "name": "small",
+            "title": "Small problems",
+            "budgets": {
+                "smoke": {"trials": trials, "tuning_seeds": [*TUNING], "seeds": [*range(seeds)]}
+            },
+            "problems": [
+                {
+                    "id": name, "track": track, "task": "quadratic", "fixed": 0.0, "bound": 1.0,
+                    "cap": CAP, "looks": LOOKS, "select": "best_valid", "prices": prices,
+                    "set": {"task": {"dim": 2 + i}},
+                }
+                for i, name in enumerate(problems)
+            ],
+            "methods": [
+                {
+                    "id": name, "method": "bilevel", "tracks": [track], "label": name.title(),
+                    "set": {"method": {"inner_steps": 2 + i}},
+                    "space": {} if name in alone else space,
+                }
+                for i, name in enumerate(methods)
+            ],
+        }
     )  # fmt: skip
 
 
-def _value(problem: ArenaProblem, score: float) -> float:
-    return problem.fixed + score * (problem.bound - problem.fixed)
+@dataclass(frozen=True)
+class Played:
+    """An arena's trials and finals with their records."""
+
+    arena: Arena
+    trials: list[Planned]
+    finals: list[Planned]
+    scores: analysis.Trials
+    chosen: dict[tuple[str, str], int]
+    metrics: dict[str, str]
+    curves: dict[str, Curve]
+
+    def curve(self, record: Record) -> Curve:
+        """The learning curve of a record."""
+        return self.curves[record.key]
 
 
-def _curve(problem: ArenaProblem, score: float, metric: str, draw: random.Random) -> Curve:
+def played(arena: Arena, score: Score, *, gap: float = 0.0) -> Played:
+    """All of it played: tuning scores are test scores plus ``gap``, and so are those of validation;
+    each score is come to in even steps over ten looks, at 10 inner gradients from one to the
+    next."""
+    metrics = {p.id: "loss" for p in arena.problems}
+    curves: dict[str, Curve] = {}
+
+    def with_records(cells: Sequence[SuiteCell], trial_of: Callable[[str, str], int]) -> list:
+        out = []
+        for one in cells:
+            method = one.row.partition("#")[0].removesuffix(AS_SHIPPED)
+            value = score(method, one.column, trial_of(one.row, one.column), one.cell.seed)
+            record = _record(one.cell, value, gap)
+            curves[record.key] = _curve(value, gap)
+            state = record.status
+            out.append(Planned(one.row, one.column, one.cell, state, record=record))
+        return out
+
+    trials = with_records(
+        arena.trials("smoke"), lambda row, _: int(row.partition("#")[2])
+    )  # fmt: skip
+    scores = analysis.trials_of(arena, trials, metrics)
+    chosen = dict(analysis.choose(scores))
+    finals = with_records(
+        arena.finals("smoke", chosen),
+        lambda row, problem: 0 if row.endswith(AS_SHIPPED) else chosen[row, problem],
+    )
+    return Played(arena, trials, finals, scores, chosen, metrics, curves)
+
+
+def _record(cell: Cell, value: float | None, gap: float) -> Record:
+    if value is None:
+        return Record(cell.key, cell, "diverged", "the loss is nan")
+    metrics = {"test": {"loss": Estimate(value, 1)}, "valid": {"loss": Estimate(value + gap, 1)}}
+    return Record(cell.key, cell, "done", metrics=metrics, selected_step=1, steps=LOOKS)
+
+
+def _curve(value: float | None, gap: float) -> Curve:
+    last = 0.0 if value is None else value + gap
     looks = range(LOOKS + 1)
-    split = "selection" if problem.select == "best_selection" else "valid"
-    second = 0.01 + 0.01 * draw.random()
     return {
-        "step": [2 * i for i in looks],
-        "cost/inner_gradients": [6 * i for i in looks],
-        "cost/hvps": [3 * i for i in looks],
-        "cost/outer_gradients": [2 * i for i in looks],
-        "cost/seconds": [second * i for i in looks],
-        f"{split}/{metric}": [_value(problem, score * (1 - 0.5**i)) for i in looks],
+        "step": [float(i) for i in looks],
+        "valid/loss": [last * i / LOOKS for i in looks],
+        **{f"cost/{name}": [0.0 for _ in looks] for name in COUNT_NAMES},
+        "cost/inner_gradients": [CAP / LOOKS * i for i in looks],
     }
-
-
-def _lost(cell: Cell) -> Record:
-    return Record(
-        key=cell.key, cell=cell, status="diverged", reason="the loss is nan at step 3", steps=3,
-        traceback='Traceback (most recent call last):\n  File "<b>loop</b>", line 1\n',
-        cost={"inner_gradients": 9.0, "seconds": 0.1},
-    )  # fmt: skip

@@ -7,7 +7,7 @@ import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
-import arenas
+import arenas_by_formula as arenas
 import pytest
 from browsers import Browser
 

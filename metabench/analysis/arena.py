@@ -1,4 +1,9 @@
-"""What an arena's trials and finals say: which trial plays, scores, costs to a target, who wins.
+"""What an arena's trials and finals say: which trial plays, scores, and where the rows stand.
+
+Costs to a target are in :mod:`metabench.analysis.arena_costs`, pairs of methods in
+:mod:`metabench.analysis.arena_pairs`, what a number of trials is worth in
+:mod:`metabench.analysis.arena_tuning`, and all that is known of one track in
+:mod:`metabench.analysis.arena_track`.
 
 Scores are normalised: 0 is what no outer learning has, 1 the bound of the problem. A run that ends
 without numbers scores 0 or as the worst of its method on the problem, whichever is lower, and never
@@ -7,16 +12,13 @@ reaches a target. One block is one problem: seeds of a problem are repetitions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from metabench.analysis import stats
-from metabench.core.costs import COUNT_NAMES, equivalents
 from metabench.core.errors import MetabenchError
 from metabench.core.text import counted
-from metabench.store.record import Curve, Record
+from metabench.store.record import Record
 from metabench.suites.arena import AS_SHIPPED, Arena, ArenaProblem, Chosen
 from metabench.suites.planning import NEVER_RUN, Planned
 
@@ -26,11 +28,12 @@ NEAR = 0.9
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of a method on a problem: its scores on the tuning seeds, None where a run ended
-    without numbers."""
+    """One setting of a method on a problem: the scores on the tuning seeds that it is chosen by,
+    and those of the same states on the test split; None where a run ended without numbers."""
 
     number: int
     scores: tuple[float | None, ...]
+    tests: tuple[float | None, ...] = ()
 
     @property
     def failures(self) -> int:
@@ -51,6 +54,14 @@ def selection_score(problem: ArenaProblem, record: Record, metric: str) -> float
     return problem.score(record.metrics[split][metric].mean)
 
 
+def test_score(problem: ArenaProblem, record: Record, metric: str) -> float | None:
+    """The score of the selected state on the test split; None where the run ended without
+    numbers."""
+    if record.status != "done":
+        return None
+    return problem.score(record.metrics["test"][metric].mean)
+
+
 def trials_of(arena: Arena, planned: Sequence[Planned], metrics: Mapping[str, str]) -> Trials:
     """The scores of all trials; ``metrics``: problem to its metric.
 
@@ -64,24 +75,33 @@ def trials_of(arena: Arena, planned: Sequence[Planned], metrics: Mapping[str, st
             f"{first.row}/{first.column} seed {first.cell.seed}: {first.why}"
         )
     problems = {p.id: p for p in arena.problems}
-    found: dict[tuple[str, str], dict[int, list[float | None]]] = {}
+    found: dict[tuple[str, str], dict[int, list[tuple[float | None, float | None]]]] = {}
     for p in planned:
         if p.record is None:
             continue
         method, _, number = p.row.rpartition("#")
-        score = selection_score(problems[p.column], p.record, metrics[p.column])
-        found.setdefault((method, p.column), {}).setdefault(int(number), []).append(score)
+        problem, metric = problems[p.column], metrics[p.column]
+        both = selection_score(problem, p.record, metric), test_score(problem, p.record, metric)
+        found.setdefault((method, p.column), {}).setdefault(int(number), []).append(both)
     return {
-        pair: [Trial(n, tuple(scores)) for n, scores in sorted(by_number.items())]
+        pair: [Trial(n, *zip(*both, strict=True)) for n, both in sorted(by_number.items())]
         for pair, by_number in found.items()
     }
 
 
 def means(trials: Sequence[Trial]) -> list[float]:
     """The mean score of each trial of a method on a problem."""
-    finished = [s for t in trials for s in t.scores if s is not None]
-    worst = min([0.0, *finished])
-    return [stats.mean([worst if s is None else s for s in t.scores]) for t in trials]
+    return _means([t.scores for t in trials])
+
+
+def test_means(trials: Sequence[Trial]) -> list[float]:
+    """The mean test score of each trial of a method on a problem, on the tuning seeds."""
+    return _means([t.tests for t in trials])
+
+
+def _means(rows: Sequence[Sequence[float | None]]) -> list[float]:
+    worst = min([0.0, *(s for row in rows for s in row if s is not None)])
+    return [stats.mean([worst if s is None else s for s in row]) for row in rows]
 
 
 def choose(trials: Trials) -> Chosen:
@@ -113,124 +133,11 @@ def robustness(trials: Sequence[Trial]) -> Robustness:
     return Robustness(sum(near) / len(near), failed, best - score[0])
 
 
-def expected_best(scores: Sequence[float]) -> list[float]:
-    """The expected best score of k = 1, 2, ... of these trials, drawn without replacement: what a
-    budget of k trials is worth (Dodge et al. 2019, there with replacement)."""
-    ordered, n = sorted(scores), len(scores)
-    return [
-        math.fsum(s * math.comb(i, k - 1) for i, s in enumerate(ordered)) / math.comb(n, k)
-        for k in range(1, n + 1)
-    ]
-
-
-def cost_to_target(problem: ArenaProblem, curve: Curve, metric: str) -> float | None:
-    """What a run had spent, in inner gradients, at its first look with the target; None: never."""
-    split = "selection" if problem.select == "best_selection" else "valid"
-    for i, value in enumerate(curve.get(f"{split}/{metric}", [])):
-        if value is not None and problem.score(value) >= problem.score(problem.target):
-            counts = {name: curve[f"cost/{name}"][i] or 0.0 for name in COUNT_NAMES}
-            return equivalents(counts, problem.prices)
-    return None
-
-
-def median_cost(costs: Sequence[float | None]) -> float | None:
-    """The median over seeds of a cost to target, a run that never had it being the dearest; None
-    where half of them, or more, never had it."""
-    ordered = sorted(math.inf if c is None else c for c in costs)
-    n = len(ordered)
-    middle = ordered[n // 2] if n % 2 else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
-    return middle if middle < math.inf else None
-
-
-def cost_profile(
-    costs: Mapping[str, Mapping[str, float | None]], ratios: Sequence[float]
-) -> dict[str, list[float]]:
-    """Method to the share of problems on which its cost to target is at most each ratio times the
-    least of any method (Dolan, Moré 2002); ``costs``: problem to method to cost. Problems whose
-    target nobody has count as unsolved by all."""
-    methods = list(dict.fromkeys(m for of in costs.values() for m in of))
-    out: dict[str, list[float]] = {}
-    for method in methods:
-        share = []
-        for ratio in ratios:
-            solved = 0
-            for of in costs.values():
-                least = min((c for c in of.values() if c is not None), default=math.inf)
-                mine = of.get(method)
-                solved += mine is not None and mine <= ratio * least
-            share.append(solved / len(costs))
-        out[method] = share
-    return out
-
-
-@dataclass(frozen=True)
-class Duel:
-    """Two methods over the problems that both have: how probable it is that the first scores
-    higher on a seed of a problem, its interval, and p of the Wilcoxon test over problems (None
-    where all are equal), not corrected for being one of many."""
-
-    wins: float
-    low: float
-    high: float
-    p: float | None
-    problems: int
-
-
-Scores = Mapping[str, Mapping[str, Sequence[float]]]
-"""Method to problem to its scores in the finals, in the order of the seeds."""
-
-
-def duel(scores: Scores, a: str, b: str, *, samples: int = 2000, seed: int = 0) -> Duel | None:
-    """a against b; None where they share no problem. The interval resamples problems, then seeds
-    within them."""
-    import numpy as np
-
-    shared = [name for name in scores[a] if name in scores[b]]
-    if not shared:
-        return None
-    won = [
-        np.array(
-            [(x > y) + 0.5 * (x == y) for x, y in zip(scores[a][p], scores[b][p], strict=True)]
-        )
-        for p in shared
-    ]
-    draws = np.random.default_rng(seed)
-    means = [
-        np.mean(
-            [
-                draws.choice(won[i], len(won[i])).mean()
-                for i in draws.integers(0, len(won), len(won))
-            ]
-        )
-        for _ in range(samples)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    p = stats.wilcoxon(
-        [stats.mean(scores[a][name]) for name in shared],
-        [stats.mean(scores[b][name]) for name in shared],
-    )
-    wins = float(np.mean([w.mean() for w in won]))
-    return Duel(wins, float(low), float(high), p, len(shared))
-
-
-def duels(scores: Scores) -> dict[tuple[str, str], Duel]:
-    """Every pair of methods, p corrected over all of them (Holm)."""
-    found = {
-        (a, b): one for a, b in combinations(scores, 2) if (one := duel(scores, a, b)) is not None
-    }
-    tested = [pair for pair, one in found.items() if one.p is not None]
-    corrected = stats.holm([found[pair].p or 0.0 for pair in tested])
-    for pair, p in zip(tested, corrected, strict=True):
-        one = found[pair]
-        found[pair] = Duel(one.wins, one.low, one.high, p, one.problems)
-    return found
-
-
 def iqm_of(scores: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
     """The interquartile mean of a method's scores over all problems and seeds, and its interval by
     a bootstrap within problems (Agarwal et al. 2021)."""
     groups = list(scores.values())
-    low, high = stats.bootstrap(groups, lambda x: stats.iqm(x.tolist()))
+    low, high = stats.iqm_interval(groups)
     return stats.iqm([v for group in groups for v in group]), low, high
 
 
@@ -268,10 +175,7 @@ def finals_scores(
             raise MetabenchError(
                 f"finals of {arena.name} have not been run: {p.row}/{p.column} seed {p.cell.seed}"
             )
-        value = None
-        if p.record.status == "done":
-            estimate = p.record.metrics["test"][metrics[p.column]]
-            value = problems[p.column].score(estimate.mean)
+        value = test_score(problems[p.column], p.record, metrics[p.column])
         raw.setdefault(p.row, {}).setdefault(p.column, []).append(value)
     scores: dict[str, dict[str, list[float]]] = {}
     failures: dict[str, int] = {}

@@ -66,12 +66,24 @@ def ranked(results: Results) -> Ranked:
     missing = [name for name in problems if name not in names]
     if names and missing:
         footnotes.append(f"Without {counted(len(missing), 'problem')} that some row lacks.")
-    blocks = tuple(_ranks(means, kept, problems[name], results.suite.goal) for name in names)
-    out = Ranked(tuple(kept), numbers, tuple(names), blocks, None, ())
-    if len(kept) < 3 or len(names) < FEWEST:
+    blocks = [_ranks(means, kept, problems[name], results.suite.goal) for name in names]
+    return judged(kept, numbers, names, blocks, footnotes)
+
+
+def judged(
+    rows: Sequence[str],
+    numbers: Sequence[int],
+    problems: Sequence[str],
+    blocks: Sequence[tuple[float, ...]],
+    footnotes: Sequence[str] = (),
+) -> Ranked:
+    """Ranks [problem][row] with their tests, from six problems and three rows on; what they mean in
+    words before the ``footnotes``."""
+    out = Ranked(tuple(rows), tuple(numbers), tuple(problems), tuple(blocks), None, ())
+    if len(rows) < 3 or len(problems) < FEWEST:
         said = (
-            f"Not tested: it would need 3 methods on {FEWEST} problems, and there are {len(kept)} "
-            f"on {len(names)}. Ranks describe these problems, and say nothing of others."
+            f"Not tested: it would need 3 methods on {FEWEST} problems, and there are {len(rows)} "
+            f"on {len(problems)}. Ranks describe these problems, and say nothing of others."
         )
         return _with(out, None, (said, *footnotes))
     found = stats.ranking(blocks, "min")
@@ -79,15 +91,15 @@ def ranked(results: Results) -> Ranked:
         f"Friedman test over {counted(found.blocks, 'problem')} (means over seeds): "
         f"p = {found.p:.2g}. Methods joined by a bar do not differ at 5 % (Nemenyi)."
     )
-    footnotes.insert(0, said)
-    if found.critical >= len(kept) - 1:
-        footnotes.append(
+    more = list(footnotes)
+    if found.critical >= len(rows) - 1:
+        more.append(
             f"Too few problems: a critical difference of {found.critical:.2f} is no less than the "
-            f"largest possible one, {len(kept) - 1}; the order is a description only."
+            f"largest possible one, {len(rows) - 1}; the order is a description only."
         )
     if found.p >= 0.05:
-        footnotes.append("The Friedman test finds no difference among the methods at 5 %.")
-    return _with(out, found, tuple(footnotes))
+        more.append("The Friedman test finds no difference among the methods at 5 %.")
+    return _with(out, found, (said, *more))
 
 
 def _with(found: Ranked, ranking: stats.Ranking | None, footnotes: tuple[str, ...]) -> Ranked:

@@ -17,6 +17,7 @@ from metabench.suites.planning import NEVER_RUN, Planned
 
 if TYPE_CHECKING:
     from metabench.analysis.arena import Standing, Trials
+    from metabench.analysis.arena_track import TrackResults
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary
 
@@ -121,20 +122,46 @@ def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
     Raises MetabenchError where finals are missing, or where nobody plays in the track.
     """
     from metabench.analysis import arena as analysis
+    from metabench.analysis.arena_track import playing
 
-    problems = {p.id for p in plan.arena.problems if p.track == track}
+    problems = [p.id for p in plan.arena.problems if p.track == track]
     scores, failures = analysis.finals_scores(plan.arena, plan.finals, metrics(plan.arena))
-    rows = {
-        row: {name: values for name, values in of.items() if name in problems}
-        for row, of in scores.items()
-        if row.endswith(arenas.AS_SHIPPED) != tuned
-    }
-    rows = {row: of for row, of in rows.items() if of}
+    of_ruleset = {r: of for r, of in scores.items() if r.endswith(arenas.AS_SHIPPED) != tuned}
+    rows, _ = playing(of_ruleset, problems)
     if not rows:
         raise MetabenchError(
             f"nobody plays in track {track!r} of {plan.arena.name}, or no trial is finished"
         )
-    most = max(len(of) for of in rows.values())
-    return analysis.standings(
-        {row: of for row, of in rows.items() if len(of) == most}, failures, plan.scores
-    )
+    return analysis.standings(rows, failures, plan.scores)
+
+
+def tracks(plan: Plan, *, store: str | Path | Store | None = None) -> list[TrackResults]:
+    """All that is known of each track that has problems in the plan, in the order of their letters;
+    ``store`` is where the learning curves are.
+
+    Raises MetabenchError where finals are missing, StoreError for a curve that cannot be read.
+    """
+    from metabench.analysis import arena_track
+
+    kept, known = open_store(store), metrics(plan.arena)
+    played = {p.column for p in plan.finals if p.state not in NEVER_RUN}
+    letters = sorted({p.track for p in plan.arena.problems if p.id in played})
+    return [
+        arena_track.collect(plan.arena, plan.scores, plan.finals, known, track, kept.curve)
+        for track in letters
+    ]
+
+
+def figures(found: list[TrackResults], *, out: str | Path) -> list[Path]:
+    """Write figures and tables of these tracks into the folder ``out``; returns the paths: PNG and
+    PDF of each figure, ``standings.md`` with captions, ``.txt``, and three CSV files.
+
+    Raises MetabenchError where there is no track, or where a file cannot be written.
+    """
+    from metabench.api.output import told
+    from metabench.reports.arena import figures as drawing
+
+    if not found:
+        raise MetabenchError("no figures: nobody has played in any track")
+    with told(Path(out)):
+        return drawing.write(found, Path(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,16 +12,9 @@ from metabench.cli.options import BudgetName, Launch, StorePath, typed_path, wit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from metabench.analysis.arena import Standing
+    from metabench.analysis.arena_track import TrackResults
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
-
-
-LEGEND = """\
-rank: the mean over problems. score: interquartile mean over problems and seeds,
-0 no learning, 1 the bound. near: trials within a tenth of the method's
-best. regret: what the settings as shipped lack to it. lost: runs without
-numbers, which score 0 or as the worst."""
 
 
 @with_options()
@@ -32,10 +26,20 @@ def arena(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of trials and finals; run nothing.")
     ] = False,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            "--figures",
+            parser=typed_path("--figures"),
+            metavar="DIR",
+            help="Write figures and tables of every track into this folder.",
+        ),
+    ] = None,
 ) -> None:
     """Rank methods at equal counted cost: tune each on trials, then play the finals, and say where
     all stand. Finished cells are read, not run."""
     from metabench.api import arena as verbs
+    from metabench.api import output
     from metabench.api.verbs import open_store
     from metabench.cli import printing
     from metabench.run.local_launcher import default_jobs
@@ -58,9 +62,15 @@ def arena(
             code = max(code, _run(f"{title}, finals", found.finals, kept, launch))
             found = verbs.plan(known, budget=budget, store=kept)
     if found.finals and all(p.record is not None for p in found.finals):
-        for track in sorted({p.track for p in known.problems}):
-            for tuned in (True, False):
-                _print(track, tuned, verbs.standings(found, track=track, tuned=tuned))
+        tracks = verbs.tracks(found, store=kept)
+        for track in tracks:
+            _print(track, out.width)
+        if figures is not None:
+            written = verbs.figures(tracks, out=output.made(figures))
+            typer.echo(f"\n{len(written)} files of figures and tables in {figures}")
+    elif figures is not None:
+        typer.secho("no figures: finals are missing", fg=typer.colors.YELLOW, err=True)
+        code = max(code, 1)
     raise typer.Exit(code)
 
 
@@ -81,32 +91,10 @@ def _run(title: str, planned: Sequence[Planned], store: Store, launch: Launch) -
     return 130 if summary.interrupted else int(bool(summary.count("failed")))
 
 
-def _print(track: str, tuned: bool, found: Sequence[Standing]) -> None:
-    """One table of standings."""
-    from tabulate import tabulate
+def _print(track: TrackResults, width: int) -> None:
+    """The tables of standings, tuned and as shipped."""
+    from metabench.reports.arena.tables import standings_grid
+    from metabench.reports.renderers import text
 
-    from metabench.analysis.rankings import FEWEST
-    from metabench.suites.arena import TRACKS
-
-    head = ("row", "rank", "score", "95 % from to", "near", "regret", "lost")
-    rows = [
-        (
-            s.row,
-            f"{s.rank:.2f}",
-            f"{s.score:.2f}",
-            f"{s.low:.2f}  {s.high:.2f}",
-            "" if s.near is None else f"{100 * s.near:.0f} %",
-            "" if s.regret is None else f"{s.regret:.2f}",
-            s.failures,
-        )
-        for s in found
-    ]
-    how = "tuned" if tuned else "as shipped"
-    n = found[0].problems
-    typer.echo(f"\nTrack {track}, {TRACKS[track]}, {how}: {n} problem{'s' * (n != 1)}")
-    typer.echo(tabulate(rows, head, tablefmt="simple", disable_numparse=True))
-    if n < FEWEST:
-        typer.echo(
-            f"Below {FEWEST} problems ranks describe these problems, and say nothing of others."
-        )
-    typer.echo(LEGEND)
+    for tuned in (True, False):
+        typer.echo("\n" + text(standings_grid(track, tuned), width).rstrip("\n"))

@@ -52,6 +52,10 @@ class Budget:
     methods with cheap and with dear steps are looked at equally often."""
     prices: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """What one of each count costs on the problem, in inner gradients (``metabench calibrate``)."""
+    charge_looks: Literal[True] | None = None
+    """Count what an evaluation on the way takes as cost, too: the adaptation of its episodes, and
+    one function evaluation for each. What the last one took is kept back for the one that ends the
+    run; one that goes beyond a limit all the same is not taken. The final evaluations are free."""
     valid_episodes: Count = 100
     test_episodes: Count = 600
     select: Literal["best_valid", "last", "best_selection"] = "best_valid"
@@ -77,6 +81,10 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.cost is not None or self.eval_every_cost is not None) and not self.prices:
             raise ValueError("a cost needs prices: what one of each count costs on the problem")
+        if self.charge_looks and "function_evaluations" not in (self.prices or {}):
+            raise ValueError(
+                "charge_looks needs the price of function_evaluations, which evaluations take"
+            )
         unknown = [name for name in self.prices or {} if name not in PRICED]
         if unknown:
             raise ValueError(f"prices of {unknown[0]!r}: there are those of {', '.join(PRICED)}")

@@ -12,6 +12,10 @@ from metabench.core.errors import BudgetSpent
 CUT_STEP = "outer_step_cut_by_budget"
 """The note of a run that its budget has ended inside an outer step: that step's number, from 1."""
 
+CUT_LOOK = "look_cut_by_budget"
+"""The note of a run that its budget has ended in an evaluation that is charged: outer steps done
+then; the state there was not looked at."""
+
 
 @dataclass
 class Counts:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from metabench.analysis.rankings import ranked
+from metabench.analysis.rankings import Ranked, ranked
 from metabench.analysis.results import Results
+from metabench.analysis.stats import Ranking
 from metabench.core.errors import NotDrawn
 from metabench.reports.figure_style import COLOURS, FOOTNOTE, GREY, PANEL, plain, wrapped
 
@@ -56,19 +57,26 @@ def ranking(results: Results) -> Figure:
     order = ranked(results)
     if order.ranking is None:
         raise NotDrawn(f"no diagram of ranks of {results.suite.name}: {order.footnotes[0]}")
+    return diagram(order, order.ranking, results.row_label)
+
+
+def diagram(
+    order: Ranked, found: Ranking, label: Callable[[str], str], more: Sequence[str] = ()
+) -> Figure:
+    """The diagram of a ranking that was tested (``found``); ``label`` names its rows; ``more``
+    footnotes come after its own."""
     from matplotlib.figure import Figure
 
-    found = order.ranking
     methods = [
         _Method(
-            plain(textwrap.shorten(results.row_label(row), 30, placeholder="…")),
+            plain(textwrap.shorten(label(row), 30, placeholder="…")),
             rank,
             COLOURS[number % len(COLOURS)],
         )
         for row, rank, number in zip(order.rows, found.ranks, order.numbers, strict=True)
     ]
     cliques = found.cliques()
-    lines = wrapped(order.footnotes, WIDTH - 2 * EDGE)
+    lines = wrapped([*order.footnotes, *more], WIDTH - 2 * EDGE)
     top = BASE + (0.42 + CLIQUE * len(cliques))
     height = top + STEP * math.ceil(len(methods) / 2) + 0.14 * len(lines)
     figure = Figure(figsize=(WIDTH, height))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,13 @@ def evaluate(
     split: str,
     episodes: int,
     check: Callable[[], None] = lambda: None,
+    *,
+    charged: bool = False,
 ) -> Metrics:
     """Every metric of ``state`` on episodes 0 to n - 1 of a split; n is ``episodes``, or fewer
     where the split has fewer. What the method reports of the state stands with them, as of one
-    episode. Nothing is counted as cost.
+    episode. Nothing is counted as cost unless ``charged``: then what adapting to each episode
+    takes, and a function evaluation for its metrics.
 
     ``check`` is called now and then and may raise. Raises Diverged where a metric is not finite, or
     so large that there can be no interval.
@@ -44,13 +48,14 @@ def evaluate(
     world = ctx.group.world
     each = ctx.workers if ctx.engine == "loop" else ctx.problem.episodes_per_step
     part = max(PART, each * world) if ctx.engine == "loop" else each * world
-    with ctx.uncounted():
+    with nullcontext() if charged else ctx.uncounted():
         for start in range(0, n, part):
             check()
             some = [ctx.problem.episode(split, i) for i in range(start, min(start + part, n))]
             for metrics in _adapted(ctx, method, state, some):
                 for name, value in metrics.items():
                     values.setdefault(name, []).append(float(value))
+    with ctx.uncounted():
         for name, value in method.report(ctx, state).items():
             values[name] = [float(value)]
     for name, found in values.items():
@@ -64,6 +69,7 @@ def _adapted(
     ctx: Context, method: Any, state: State, episodes: Sequence[Episode]
 ) -> list[dict[str, float]]:
     def judge(theta: dict[str, torch.Tensor], episode: Episode) -> dict[str, float]:
+        ctx.meter.add(function_evaluations=1)
         with torch.no_grad():
             if episode.index == 0:
                 like = ctx.problem.init_inner(state.lam, episode)

@@ -7,6 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from metabench.contract.method import Context, State
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Cell
-from metabench.core.costs import COUNT_NAMES, CUT_STEP, Counts, Meter
+from metabench.core.costs import COUNT_NAMES, CUT_LOOK, CUT_STEP, Counts, Meter
 from metabench.core.errors import (
     BudgetSpent,
     Held,
@@ -28,7 +29,7 @@ from metabench.core.errors import (
     UnknownName,
 )
 from metabench.core.limits import RUNAWAY
-from metabench.run import checkpoint, determinism, learning_curve
+from metabench.run import checkpoint, determinism, learning_curve, looks
 from metabench.run.checkpoint import Boundary, Checkpoint, detached, stamp
 from metabench.run.evaluation import Metrics, Stopwatch, evaluate
 from metabench.run.events import Measured, Progress, Quarantined, Started
@@ -174,9 +175,10 @@ class Loop:
             spent = self.spent(at)
             done = spent >= 1 or at.idle >= IDLE_STEPS or CUT_STEP in self.ctx.notes
             seen = at.curve["step"][-1] if at.curve else None
-            if seen != at.step and (done or self.is_due(at)):
+            cut = CUT_LOOK in self.ctx.notes
+            if seen != at.step and not cut and (done or self.is_due(at)):
                 self.validate()
-            if done:
+            if done or CUT_LOOK in self.ctx.notes:
                 break
             self.check()
             self.report_progress("training", spent)
@@ -194,7 +196,7 @@ class Loop:
         determinism.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         given = Untouched(at.state)
         try:
-            with self.training, self.ctx.meter.limited(self.limits, self.priced):
+            with self.training, self.limited(looks.last(at.curve)):
                 new, log = check_step(
                     self.cell.method, self.method.step(self.ctx, at.state), at.state
                 )
@@ -221,20 +223,33 @@ class Loop:
 
     def validate(self) -> None:
         """A row of the learning curve: evaluate on "valid", and on "selection" where the budget
-        chooses the state by that; keep the best state."""
+        chooses the state by that; keep the best state. An evaluation that is charged and takes more
+        than the budget has left is as if it had not begun, and ends the run."""
         at = self.boundary
         self.check_kept()
-        if self._validated is None or self._validated[0] is not at.state:
+        charged = self.budget.charge_looks is True
+        # One that is charged is taken anew, since a resumed run has no other to take it from.
+        if charged or self._validated is None or self._validated[0] is not at.state:
             splits = ["valid"] + ["selection"] * (self.budget.select == "best_selection")
-            found = {split: self.evaluate(self.method, at.state, split) for split in splits}
+            paid: AbstractContextManager[None] = self.limited() if charged else nullcontext()
+            try:
+                with paid:
+                    found = {split: self.evaluate(self.method, at.state, split) for split in splits}
+            except BudgetSpent as why:
+                self.unaffordable(at, why)
+                return
             self._validated = at.state, found
             self._kept["validated"] = Untouched(at.state, bits=True)
+            at = replace(at, counts=self.ctx.meter.counts.as_dict()) if charged else at
         found = self._validated[1]
         metrics = found["valid"]
         if self.task.metric not in metrics:
             raise UnknownName(f"metric of task {self.cell.task} called", self.task.metric, metrics)
         row = learning_curve.row(at.step, at.logs, found, at.counts)
         row["cost/seconds"] = self.training.seconds
+        if charged:
+            spent, before = (self.budget.cost_of(x.counts) for x in (at, self.boundary))
+            row[looks.COST] = looks.costs(at.curve)[-1] + spent - before
         row |= learning_curve.lam_columns(at.state.reported, self.problem)
         new = replace(at, curve=learning_curve.appended(at.curve, row), logs={})
         first = self.budget.select == "last" or at.best is None
@@ -245,6 +260,18 @@ class Loop:
         self.at = new
         self.options.listener(Measured(self.cell, {n: c[-1] for n, c in new.curve.items()}))
         self.maybe_checkpoint()
+
+    def unaffordable(self, at: Boundary, why: BudgetSpent) -> None:
+        """End the run before an evaluation that it cannot pay. Raises SettingError for the first
+        one: then no state can be tested."""
+        self.ctx.meter.counts = Counts(**at.counts)
+        if at.best is None:
+            raise SettingError(
+                f"budget: the first evaluation alone takes {why}: raise the limit, lower "
+                "valid_episodes, or leave charge_looks out"
+            )
+        self.ctx.notes[CUT_LOOK] = at.step
+        self.at = at
 
     def check_kept(self) -> None:
         """Raise ChangedInPlace where the state last validated, or the best one, was written to."""
@@ -295,8 +322,9 @@ class Loop:
 
         determinism.seed_globals(self.seeds.evaluation, self.options.device)
         given = Untouched(state)
+        charged = valid and self.budget.charge_looks is True
         with self.evaluating:
-            found = evaluate(self.ctx, method, state, split, episodes, check)
+            found = evaluate(self.ctx, method, state, split, episodes, check, charged=charged)
         given.check(f"by its evaluation on {split!r}")
         return found
 
@@ -316,18 +344,15 @@ class Loop:
         now, before = (self.budget.cost_of(counts) // every for counts in (at.counts, then))
         return now > before
 
-    @property
-    def priced(self) -> tuple[Mapping[str, float], float] | None:
-        """The budget's limit of all that is counted together."""
-        if self.budget.cost is None:
-            return None
-        return self.budget.prices or {}, self.budget.cost
-
-    @property
-    def limits(self) -> dict[str, int]:
-        """The budget's limits of what is counted."""
+    def limited(self, kept_back: float = 0.0) -> AbstractContextManager[None]:
+        """Inside, nothing that is counted may go beyond its limit in the budget, nor all of it
+        together beyond the budget's cost less what is ``kept_back``."""
         limits = {name: getattr(self.budget, name) for name in COUNT_NAMES}
-        return {name: most for name, most in limits.items() if most is not None}
+        limits = {name: most for name, most in limits.items() if most is not None}
+        priced: tuple[Mapping[str, float], float] | None = None
+        if self.budget.cost is not None:
+            priced = self.budget.prices or {}, self.budget.cost - kept_back
+        return self.ctx.meter.limited(limits, priced)
 
     def check(self) -> None:
         """Raise Stopped, TimedOut or Held where the run must not go on; rank 0 decides."""

@@ -22,8 +22,9 @@ Curve = dict[str, list[float | None]]
 
 ``train/NAME`` what the method logged (mean since the last row), ``valid/NAME`` the mean over
 validation episodes, ``selection/NAME`` over those of the split "selection" where the budget chooses
-by it, ``cost/NAME`` counts so far, ``cost/seconds`` training seconds so far, ``lam/NAME`` entries
-of a small lam (``lam/NAME[3]``) or ``lam/NAME.mean`` ``.std`` ``.min`` ``.max`` of a large one.
+by it, ``cost/NAME`` counts so far, ``cost/seconds`` training seconds so far, ``looks/cost`` inner
+gradients that evaluations so far have cost (where the budget charges them), ``lam/NAME`` entries of
+a small lam (``lam/NAME[3]``) or ``lam/NAME.mean`` ``.std`` ``.min`` ``.max`` of a large one.
 """
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]

@@ -5,7 +5,8 @@ Grammar of a file with ``kind = "arena"``::
     title, description     text
     [budgets.NAME]         trials (settings a method is given on a problem, the first its own),
                            tuning_seeds, seeds (of the finals; none may be a tuning seed),
-                           problems (ids; left out: all), stretch (runs may cost so many caps)
+                           problems (ids; left out: all), stretch (runs may cost so many caps),
+                           charge_looks (true: looks count as cost)
     [[problems]]           id, label, track ("A": lam in the inner loss, "B": an initialisation or
                            representation, "C": few bounded scalars), task, set.task.*,
                            fixed (score without outer learning), bound (the best that can be had),
@@ -136,9 +137,9 @@ class ArenaProblem:
         """0 without learning, 1 at the bound."""
         return (value - self.fixed) / (self.bound - self.fixed)
 
-    def limits(self, stretch: float) -> Settings:
-        """The budget of a run on it that may cost ``stretch`` caps; looks are equally many."""
-        cap = self.cap * stretch
+    def limits(self, rules: ArenaBudget) -> Settings:
+        """The budget of a run on it under these rules; looks are equally many under all."""
+        cap = self.cap * rules.stretch
         return {
             "cost": cap,
             "eval_every_cost": cap / self.looks,
@@ -146,6 +147,7 @@ class ArenaProblem:
             "valid_episodes": self.valid_episodes,
             "test_episodes": self.test_episodes,
             "select": self.select,
+            **({"charge_looks": True} if rules.charge_looks else {}),
         }
 
 
@@ -196,6 +198,8 @@ class ArenaBudget:
     problems: list[str] = field(default_factory=list)
     stretch: Annotated[float, Field(gt=0)] = 1.0
     """Times a problem's cap that a run may cost: beyond 1 to see what a problem has to give."""
+    charge_looks: bool = True
+    """Whether looks at the split that chooses states are paid for out of the cap."""
 
 
 Chosen = Mapping[tuple[str, str], int]
@@ -275,7 +279,7 @@ class Arena:
         suffix: str,
     ) -> list[SuiteCell]:
         own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
-        limits = {"budget": problem.limits(rules.stretch)}
+        limits = {"budget": problem.limits(rules)}
         groups = merge([problem.set, limits, method.set, own])
         try:
             cells, parts = make_cells(
@@ -346,3 +350,10 @@ def _broken(arena: Arena) -> Iterator[str]:
         for problem_id in budget.problems:
             if problem_id not in known:
                 yield f"budgets.{name}: {UnknownName('problem', problem_id, known)}"
+        for problem in arena.problems:
+            playing = not budget.problems or problem.id in budget.problems
+            if budget.charge_looks and playing and "function_evaluations" not in problem.prices:
+                yield (
+                    f"problem {problem.id}: prices need function_evaluations, which looks take; or "
+                    f"write charge_looks = false into budgets.{name}"
+                )

@@ -203,3 +203,12 @@ def test_profile_by_hand():
     groups = [[0.1, 0.9], [0.5, 0.6, 0.7, 0.8]]
     assert stats.profile(groups, [0.0, 0.6, 0.85, 1.0]) == pytest.approx([1, 0.625, 0.25, 0])
     assert stats.profile(groups, [0.55], "min") == pytest.approx([0.375])
+
+
+def test_the_interval_of_an_interquartile_mean_is_that_of_the_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(size=10).tolist(), rng.normal(1.0, 2.0, size=7).tolist()]
+    one = stats.iqm_interval(groups, samples=4000)
+    other = stats.bootstrap(groups, lambda x: stats.iqm(x.tolist()), samples=4000)
+    assert one == pytest.approx(other, abs=0.04)
+    assert stats.iqm_interval([[2.0] * 5]) == (2.0, 2.0)

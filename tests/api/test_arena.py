@@ -6,6 +6,7 @@ import pytest
 
 from metabench.api import arena
 from metabench.core.errors import MetabenchError
+from metabench.store.store import Store
 
 HEAD = """
 kind = "arena"
@@ -122,3 +123,24 @@ def test_a_method_that_cannot_run_on_a_problem_plays_the_others(tmp_path: Path) 
     plan = arena.plan(path, budget="smoke", store=tmp_path / "runs")
     assert {p.column for p in plan.finals} == {"carried"} == {name for _, name in plan.chosen}
     assert [s.row for s in arena.standings(plan, track="A")] == ["soba"]
+        looks = Store(store).curve(p.record)["looks/cost"]
+        assert looks[0] > 0 and looks[-1] == pytest.approx(len(looks) * looks[0])
+
+
+def test_figures_and_tables_of_every_track_are_written(played, tmp_path: Path) -> None:
+    path, store = played
+    plan = arena.plan(path, budget="smoke", store=store)
+    (track,) = arena.tracks(plan, store=store)
+    assert track.methods == ("bilevel", "copy", "bad") and track.track == "A"
+    assert track.duels["bilevel", "bad"].wins > 0.9
+    assert [x.standing for x in track.lines()] == arena.standings(plan, track="A")
+    files = {p.name for p in arena.figures([track], out=tmp_path)}
+    assert {"A-scores.png", "A-cost-to-target.pdf", "standings.md", "pairs.csv"} <= files
+    assert files == {p.name for p in tmp_path.iterdir()}
+
+
+def test_without_finals_there_is_nothing_to_draw(played, tmp_path: Path) -> None:
+    path, _ = played
+    plan = arena.plan(path, budget="smoke", store=tmp_path / "empty")
+    with pytest.raises(MetabenchError, match="nobody has played in any track"):
+        arena.figures(arena.tracks(plan, store=tmp_path / "empty"), out=tmp_path)

@@ -68,6 +68,12 @@ def test_trials_finals_and_standings(words: list[str], tmp_path: Path) -> None:
     assert again.exit_code == 0 and again.stdout == done.stdout
     assert [r.stat().st_mtime_ns for r in records] == times
 
+    drawn = CliRunner().invoke(app, [*words, "--jobs", "1", "--figures", str(tmp_path / "figures")])
+    assert drawn.exit_code == 0 and drawn.stdout.startswith(done.stdout)
+    written = list((tmp_path / "figures").iterdir())
+    assert f"{len(written)} files of figures and tables in" in drawn.stdout
+    assert (tmp_path / "figures" / "A-cost-to-target.png").is_file()
+
 
 def test_a_suite_is_no_arena(tmp_path: Path) -> None:
     path = tmp_path / "other.toml"

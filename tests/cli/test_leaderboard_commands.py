@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import arenas
+import arenas_by_formula as arenas
 import pytest
 from optional import needs
 from typer.testing import CliRunner

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-import arenas
+import arenas_by_formula as arenas
 import pytest
 
 from metabench.api import arena as verbs

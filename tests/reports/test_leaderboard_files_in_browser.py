@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import arenas
+import arenas_by_formula as arenas
 import pytest
 from browsers import Browser
 from leaderboards import MINE, A, Arena, drop, expected, lines_of, pick, rows, rows_of, told

@@ -506,6 +506,15 @@ def test_batched_episodes_give_what_the_loop_gives(tmp_path: Path) -> None:
 
 # Checkpoints
 
+CHARGED = {
+    "charge_looks": True,
+    "cost": 400.0,
+    "eval_every_cost": 30.0,
+    "prices": {
+        "inner_gradients": 1.0, "outer_gradients": 1.0, "hvps": 1.0, "mixed_products": 1.0,
+        "function_evaluations": 0.5,
+    },
+}  # fmt: skip
 CROSSINGS = [
     ("quadratic", "bilevel", {"task": {"dim": 4}, "method": {"outer_solver": "momentum"}}),
     ("quadratic", "maml", {"task": {"formulation": "init", "dim": 3}}),
@@ -517,6 +526,8 @@ CROSSINGS = [
     ("noisy", "scripted", {}),
     ("noisy", "bilevel", {"task": {"meta_batch": 3}, "budget": {"inner_gradients": 1000}}),
     ("noisy", "bilevel", {"budget": {"select": "best_selection"}}),
+    ("noisy", "bilevel", {"budget": CHARGED}),
+    ("ridge", "fixed", {"task": {"carried": True}, "budget": CHARGED | {"cost": 1e6}}),
 ]
 
 

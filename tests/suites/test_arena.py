@@ -149,6 +149,15 @@ def test_a_stretched_budget_has_as_many_looks_at_a_larger_cost(tmp_path: Path) -
     assert final.budget["cost"] == 2000.0
 
 
+def test_looks_are_charged_unless_the_budget_says_no(tmp_path: Path) -> None:
+    assert {c.cell.budget["charge_looks"] for c in made(tmp_path).trials("laptop")} == {True}
+    text = FILE.replace("trials = 5", "trials = 5\ncharge_looks = false")
+    text = text.replace(", function_evaluations = 0.5", "", 1).replace('["one"]', '["start"]')
+    free = made(tmp_path, text)  # "one" has no price: "smoke", which charges, does without it
+    assert not any("charge_looks" in c.cell.budget for c in free.trials("laptop"))
+    assert {c.cell.budget["charge_looks"] for c in free.trials("smoke")} == {True}
+
+
 def test_scores_run_from_no_learning_to_the_bound(tmp_path: Path) -> None:
     problem = made(tmp_path).problems[0]
     assert [problem.score(x) for x in (2.0, 1.0, 3.0)] == [0.0, 1.0, -1.0]
@@ -173,6 +182,11 @@ def test_scores_run_from_no_learning_to_the_bound(tmp_path: Path) -> None:
         ("low = 0.1, high = 1.0", "low = 0.0, high = 1.0", "cannot begin at 0.0"),
         ('choices = ["neumann", "cg"]', "low = 1.0", "low and high, or choices"),
         ('track = "B"', 'track = "D"', "problems.1.track"),
+        (
+            ", function_evaluations = 0.5",
+            "",
+            "problem one: prices need function_evaluations, which",
+        ),
         ('title = "Two problems"', "", "title"),
     ],
 )

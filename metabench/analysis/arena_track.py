@@ -1,0 +1,212 @@
+"""All that is known of one track of an arena: scores, costs to target, gaps, trials, and standings.
+
+Rows are ranked on the same problems: a method that is not applicable to one of them is left out of
+the track, and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from metabench.analysis import arena as scoring
+from metabench.analysis import stats
+from metabench.analysis.arena import Standing, Trials
+from metabench.analysis.arena_costs import (
+    cost_ratios,
+    cost_to_target,
+    median_cost,
+    median_ratio,
+)
+from metabench.analysis.arena_pairs import Duel, duels
+from metabench.analysis.rankings import Ranked, judged
+from metabench.core.errors import MetabenchError
+from metabench.store.record import Curve, Record
+from metabench.suites.arena import AS_SHIPPED, Arena, ArenaProblem
+from metabench.suites.planning import Planned
+
+Cells = Mapping[str, Mapping[str, Sequence[float | None]]]
+"""Row to problem to a number for each seed, None where there is none."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table of standings: where it stands, on how many problems most of its seeds have
+    the target, the median over problems of its cost to target in units of the least (None where it
+    has the target on half of them or fewer), the score that one setting drawn from those it tried
+    is expected to have on the test split (None where it tried one alone), the share of its trials'
+    runs without numbers, and validation minus test."""
+
+    standing: Standing
+    targets: int
+    ratio: float | None
+    one: float | None
+    failed: float
+    gap: float | None
+
+
+@dataclass(frozen=True)
+class TrackResults:
+    """The finals of a track and the trials that chose them.
+
+    ``scores``, ``costs`` (to the target, in inner gradients) and ``gaps`` (score of the tested
+    state on the validation split minus on the test split) are by row, problem and seed; rows are
+    methods, and methods "as shipped". ``methods``: ids in the order of the file; ``numbers``: their
+    places in it. ``left_out``: methods that do not play on every problem.
+    """
+
+    arena: str
+    title: str
+    track: str
+    problems: tuple[ArenaProblem, ...]
+    methods: tuple[str, ...]
+    numbers: tuple[int, ...]
+    labels: Mapping[str, str]
+    scores: Mapping[str, Mapping[str, Sequence[float]]]
+    costs: Cells
+    gaps: Cells
+    failures: Mapping[str, int]
+    trials: Trials
+    left_out: tuple[str, ...] = ()
+
+    def rows(self, tuned: bool) -> list[str]:
+        """The rows of one ruleset."""
+        return [m if tuned else f"{m}{AS_SHIPPED}" for m in self.methods]
+
+    def label(self, row: str) -> str:
+        """What a row is called."""
+        method = row.removesuffix(AS_SHIPPED)
+        return self.labels[method] + row[len(method) :]
+
+    @cached_property
+    def duels(self) -> dict[tuple[str, str], Duel]:
+        """Every pair of tuned methods."""
+        return duels({m: self.scores[m] for m in self.methods})
+
+    def medians(self, tuned: bool = True) -> dict[str, dict[str, float | None]]:
+        """Problem to row to its median cost to the target."""
+        return {
+            p.id: {row: median_cost(self.costs[row][p.id]) for row in self.rows(tuned)}
+            for p in self.problems
+        }
+
+    def ranked(self) -> Ranked:
+        """Ranks of the tuned methods, a block a problem."""
+        names = [p.id for p in self.problems]
+        blocks = [
+            tuple(stats.ranks([stats.mean(self.scores[m][name]) for m in self.methods]))
+            for name in names
+        ]
+        return judged(self.methods, self.numbers, names, blocks)
+
+    def lines(self, tuned: bool = True) -> list[Line]:
+        """The table of standings, the best mean rank first."""
+        return self._tuned if tuned else self._shipped
+
+    @cached_property
+    def _tuned(self) -> list[Line]:
+        return self._lines(tuned=True)
+
+    @cached_property
+    def _shipped(self) -> list[Line]:
+        return self._lines(tuned=False)
+
+    def _lines(self, tuned: bool) -> list[Line]:
+        rows = self.rows(tuned)
+        found = scoring.standings({r: self.scores[r] for r in rows}, self.failures, self.trials)
+        medians = self.medians(tuned)
+        ratios = cost_ratios(medians)
+        return [self._line(s, medians, ratios[s.row]) for s in found]
+
+    def _line(
+        self,
+        standing: Standing,
+        medians: Mapping[str, Mapping[str, float | None]],
+        ratios: Mapping[str, float],
+    ) -> Line:
+        row = standing.row
+        tried = self.trials_of(row)
+        several = all(len(trials) > 1 for trials in tried)
+        gaps = [gap for p in self.problems if (gap := self.gap(row, p.id)) is not None]
+        return Line(
+            standing,
+            sum(of[row] is not None for of in medians.values()),
+            median_ratio(ratios),
+            stats.mean([stats.mean(scoring.test_means(t)) for t in tried]) if several else None,
+            stats.mean([scoring.robustness(t).failed for t in tried]),
+            stats.mean(gaps) if gaps else None,
+        )
+
+    def trials_of(self, row: str) -> list[Sequence[scoring.Trial]]:
+        """The trials of a row's method, problem by problem."""
+        return [self.trials[row.removesuffix(AS_SHIPPED), p.id] for p in self.problems]
+
+    def gap(self, row: str, problem: str) -> float | None:
+        """The mean over finished seeds of validation minus test."""
+        known = [gap for gap in self.gaps[row][problem] if gap is not None]
+        return stats.mean(known) if known else None
+
+
+def playing(
+    scores: Mapping[str, Mapping[str, Sequence[float]]], problems: Sequence[str]
+) -> tuple[dict[str, dict[str, Sequence[float]]], tuple[str, ...]]:
+    """The rows that play on as many of ``problems`` as any does, and those that play on fewer."""
+    rows = {
+        row: {name: of[name] for name in problems if name in of} for row, of in scores.items()
+    }  # fmt: skip
+    rows = {row: of for row, of in rows.items() if of}
+    most = max((len(of) for of in rows.values()), default=0)
+    left_out = tuple(row for row, of in rows.items() if len(of) < most)
+    return {row: of for row, of in rows.items() if row not in left_out}, left_out
+
+
+def collect(
+    arena: Arena,
+    trials: Trials,
+    finals: Sequence[Planned],
+    metrics: Mapping[str, str],
+    track: str,
+    curve: Callable[[Record], Curve],
+) -> TrackResults:
+    """What the finals and the trials say of a track; ``metrics``: problem to its metric; ``curve``
+    gives the learning curve of a record.
+
+    Raises MetabenchError where finals have not been run, or where nobody plays in the track.
+    """
+    scores, failures = scoring.finals_scores(arena, finals, metrics)
+    of_track = {p.id: p for p in arena.problems if p.track == track}
+    rows, left_out = playing(scores, list(of_track))
+    if not rows:
+        raise MetabenchError(
+            f"nobody plays in track {track!r} of {arena.name}, or no trial is finished"
+        )
+    numbers = {m.id: i for i, m in enumerate(arena.methods) if m.id in rows}
+    costs: dict[str, dict[str, list[float | None]]] = {}
+    gaps: dict[str, dict[str, list[float | None]]] = {}
+    for p in finals:
+        if p.record is None or p.column not in rows.get(p.row, ()):
+            continue
+        problem, metric, cost, gap = of_track[p.column], metrics[p.column], None, None
+        if p.record.status == "done":
+            cost = cost_to_target(problem, curve(p.record), metric)
+            on = p.record.metrics
+            gap = problem.score(on["valid"][metric].mean) - problem.score(on["test"][metric].mean)
+        costs.setdefault(p.row, {}).setdefault(p.column, []).append(cost)
+        gaps.setdefault(p.row, {}).setdefault(p.column, []).append(gap)
+    names = next(iter(rows.values()))
+    return TrackResults(
+        arena.name,
+        arena.title,
+        track,
+        tuple(p for p in of_track.values() if p.id in names),
+        tuple(numbers),
+        tuple(numbers.values()),
+        {m.id: m.label or m.id for m in arena.methods},
+        rows,
+        costs,
+        gaps,
+        failures,
+        trials,
+        tuple(row for row in left_out if not row.endswith(AS_SHIPPED)),
+    )

@@ -1,0 +1,199 @@
+"""Strips of an arena's scores, ranks, robustness and over-fitting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from metabench.analysis import arena as scoring
+from metabench.analysis import stats
+from metabench.analysis.arena_track import TrackResults
+from metabench.analysis.rankings import FEWEST
+from metabench.core.errors import NotDrawn
+from metabench.core.text import counted, listed
+from metabench.reports.arena.strips import (
+    Strip,
+    colour_of,
+    draw_strips,
+    mark,
+    order_of,
+    strip_panels,
+)
+from metabench.reports.critical_difference import diagram
+from metabench.reports.figure_style import finish
+from metabench.suites.arena import AS_SHIPPED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOWEST = -0.5
+"""Scores below stand at the left end: a run that has gone astray would hide all others."""
+
+
+def scores_figure(track: TrackResults) -> Figure:
+    """Each method's scores in the finals, tuned, and their interquartile mean; as shipped too."""
+    figure, (axis,) = strip_panels(track, ["Scores in the finals"])
+    strips = {}
+    for line in track.lines():
+        s = line.standing
+        of = track.scores[s.row]
+        strips[s.row] = Strip(
+            [max(LOWEST, stats.mean(of[p.id])) for p in track.problems],
+            max(LOWEST, s.score),
+            (max(LOWEST, s.low), max(LOWEST, s.high)),
+        )
+    handles = draw_strips(track, axis, strips)
+    handles["interquartile mean, tuned"] = mark("centre")
+    shipped = {x.standing.row: x.standing.score for x in track.lines(tuned=False)}
+    for place, method in enumerate(order_of(track)):
+        at = max(LOWEST, shipped[f"{method}{AS_SHIPPED}"])
+        look: dict[str, Any] = {"mfc": "white", "mec": colour_of(track, method), "mew": 0.9}
+        axis.plot([at], [-place], "D", ms=4.2, zorder=1.9, **look)
+    handles["as shipped"] = mark("shipped")
+    axis.set_xlabel("score (0 no learning, 1 the bound)")
+    return finish(figure, scores_caption(track), handles)
+
+
+def scores_caption(track: TrackResults) -> list[str]:
+    """What the figure of scores shows and cannot say."""
+    few = [n for of in track.scores.values() for runs in of.values() if (n := len(runs)) < 2]
+    return [
+        "Test scores of the finals: 0 what no learning has, 1 the bound. Diamond: interquartile "
+        "mean over problems and seeds"
+        + ("." if few else ", with the 95 % interval of a bootstrap within problems."),
+        f"It cannot say whether two methods differ (see the pairs), nor how they do on other "
+        f"problems: the interval is of seeds. Means below {LOWEST:g} stand at the left end. "
+        "Targets and bounds are conventions of this arena; half a score is not half as good.",
+        *_left_out(track),
+    ]
+
+
+def ranks_figure(track: TrackResults) -> Figure:
+    """The rank of each method in each problem, and their mean."""
+    order = track.ranked()
+    figure, (axis,) = strip_panels(track, ["Ranks, problem by problem"])
+    by_method = zip(*order.ranks, strict=True)
+    strips = {
+        m: Strip(of, stats.mean(of)) for m, of in zip(track.methods, by_method, strict=True)
+    }  # fmt: skip
+    handles = draw_strips(track, axis, strips)
+    handles["mean rank"] = mark("centre")
+    axis.set_xlim(0.6, len(track.methods) + 0.4)
+    axis.set_xticks(range(1, len(track.methods) + 1))
+    axis.set_xlabel("rank (1 the best)")
+    return finish(figure, ranks_caption(track), handles)
+
+
+def ranks_caption(track: TrackResults) -> list[str]:
+    """What the figure of ranks shows and cannot say."""
+    n = len(track.problems)
+    if n < FEWEST:
+        said = (
+            f"With {counted(n, 'problem')} nothing is tested (that needs {FEWEST}): the order "
+            "describes these problems, and says nothing of others."
+        )
+    else:
+        said = "Which of these differences are more than chance: the critical-difference diagram."
+    return [
+        "Ranks of mean scores over seeds; ties share a rank. A block is a problem: seeds are "
+        "repetitions.",
+        f"{said} A rank cannot say by how much a method is better, and changes with who takes "
+        "part.",
+        *_left_out(track),
+    ]
+
+
+def difference_figure(track: TrackResults) -> Figure:
+    """The critical-difference diagram. Raises NotDrawn below six problems or three methods."""
+    order = track.ranked()
+    if order.ranking is None:
+        raise NotDrawn(f"no critical differences in track {track.track}: {order.footnotes[0]}")
+    return diagram(order, order.ranking, track.label, difference_caption(track)[1:])
+
+
+def difference_caption(track: TrackResults) -> list[str]:
+    """What the critical-difference diagram shows and cannot say."""
+    return [
+        "Mean ranks over problems, and the difference of two of them that is more than chance at "
+        "5 % (Friedman, Nemenyi; Demsar 2006).",
+        "It cannot say that joined methods are equally good: with few problems only large "
+        "differences are seen. It speaks of problems like these, as far as these are a fair draw.",
+        *_left_out(track),
+    ]
+
+
+def robustness_figure(track: TrackResults) -> Figure:
+    """How the settings that a method tried fare: near the best, lost, and the regret of those as
+    shipped."""
+    titles = ["Settings near the best", "Runs lost", "Regret as shipped"]
+    figure, axes = strip_panels(track, titles, most=3)
+    parts: list[Callable[[scoring.Robustness], float]] = [
+        lambda found: 100 * found.near,
+        lambda found: 100 * found.failed,
+        lambda found: found.regret,
+    ]
+    handles: dict[str, Any] = {}
+    for axis, part, label in zip(axes, parts, ("%", "%", "score"), strict=True):
+        strips = {}
+        for method in track.methods:
+            tried = track.trials_of(method)
+            if any(len(trials) < 2 for trials in tried) and part is not parts[1]:
+                strips[method] = Strip([])
+                continue
+            dots = [part(scoring.robustness(trials)) for trials in tried]
+            strips[method] = Strip(dots, stats.mean(dots))
+        handles |= draw_strips(track, axis, strips)
+        axis.set_xlabel(label)
+        if label == "%":
+            axis.set_xlim(-4, 104)
+    handles["mean over problems"] = mark("centre")
+    return finish(figure, robustness_caption(track), handles)
+
+
+def robustness_caption(track: TrackResults) -> list[str]:
+    """What the figure of robustness shows and cannot say."""
+    alone = [
+        track.label(m) for m in track.methods if any(len(t) < 2 for t in track.trials_of(m))
+    ]  # fmt: skip
+    return [
+        f"Of the settings a method tried on a problem: the share whose tuning score is at least "
+        f"{scoring.NEAR:g} of its own best, the share of runs that ended without numbers, and the "
+        "tuning score that the settings as shipped lack to the best.",
+        "It cannot compare how good methods are: a method that is bad everywhere is near its best "
+        "everywhere. Shares depend on how wide a space the file gives, and the best of few trials "
+        "is itself a matter of luck.",
+        *([f"With one setting, hence no share and no regret: {listed(alone)}."] if alone else []),
+        *_left_out(track),
+    ]
+
+
+def overfitting_figure(track: TrackResults) -> Figure:
+    """Validation minus test of the finals, problem by problem."""
+    figure, (axis,) = strip_panels(track, ["Over-fitting of the outer level"])
+    strips = {}
+    for line in track.lines():
+        row = line.standing.row
+        strips[row] = Strip([track.gap(row, p.id) for p in track.problems], line.gap)
+    handles = draw_strips(track, axis, strips)
+    handles["mean over problems"] = mark("centre")
+    axis.axvline(0.0, color="#999999", lw=0.8, zorder=0.6)
+    axis.set_xlabel("validation minus test, in scores")
+    return finish(figure, overfitting_caption(track), handles)
+
+
+def overfitting_caption(track: TrackResults) -> list[str]:
+    """What the figure of over-fitting shows and cannot say."""
+    return [
+        "The score of the tested state on the validation split, which the outer level learns on, "
+        "minus that on the test split; means over finished seeds.",
+        "Far to the right a method has learned the validation examples and not the task. It cannot "
+        "say so near 0: the two splits differ by themselves, as the row of a method that learns "
+        "nothing shows. A small gap is no merit where the score is low.",
+        *_left_out(track),
+    ]
+
+
+def _left_out(track: TrackResults) -> list[str]:
+    if not track.left_out:
+        return []
+    return [f"Left out, not on every problem: {listed(map(track.label, track.left_out))}."]

@@ -1,0 +1,193 @@
+"""Tables of an arena's track: standings, problem by problem, and pairs; as text and as CSV.
+
+What the columns mean and cannot say stands in the footnotes, and in docs/arena.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+
+from metabench.analysis import arena as scoring
+from metabench.analysis import stats
+from metabench.analysis.arena_costs import cost_ratios, median_cost, reached
+from metabench.analysis.arena_track import Line, TrackResults
+from metabench.analysis.rankings import FEWEST
+from metabench.core.text import human, listed
+from metabench.reports.csv_export import field
+from metabench.reports.renderers import Footnote, Grid, Item
+from metabench.suites.arena import AS_SHIPPED, TRACKS
+
+NONE = "—"
+AS_ABOVE = ("Columns as of the tuned.",)
+RULESETS = {True: "tuned", False: "as shipped"}
+
+STANDINGS = (
+    "track", "ruleset", "row", "label", "problems", "mean_rank", "score", "score_low", "score_high",
+    "targets", "cost_ratio", "one_trial", "near_best", "trial_runs_lost", "regret_as_shipped",
+    "validation_minus_test", "finals_lost",
+)  # fmt: skip
+"""Columns of the CSV of standings: a line a row of the finals."""
+PROBLEMS = (
+    "track", "ruleset", "row", "label", "problem", "trial", "seeds", "score", "score_pm", "rank",
+    "reached", "cost_to_target", "cost_ratio", "trials", "near_best", "trial_runs_lost",
+    "regret_as_shipped", "validation_minus_test",
+)  # fmt: skip
+"""Columns of the CSV of problems: a line a row and problem; shares are of 1."""
+PAIRS = ("track", "a", "b", "problems", "wins", "wins_low", "wins_high", "interval_over", "p_holm")
+"""Columns of the CSV of pairs of tuned methods: how probable a higher score of ``a`` is."""
+
+
+def standings_grid(track: TrackResults, tuned: bool = True) -> Grid:
+    """Where the rows of one ruleset stand; of the tuned also how their trials fared."""
+    found = track.lines(tuned)
+    n = len(track.problems)
+    finals = ("rank", "score", "95 %", "target", "cost", "over-fit", "lost")
+    trials = ("one", "near", "lost", "regret") if tuned else ()
+    lines = [[*_finals_items(track, x), *(_trials_items(x) if tuned else [])] for x in found]
+    return Grid(
+        f"Track {track.track}, {TRACKS[track.track]}, {RULESETS[tuned]}: "
+        f"{n} problem{'s' * (n != 1)}",
+        [("", 1), ("finals", len(finals)), *([("trials", len(trials))] if tuned else [])],
+        ["", *finals, *trials],
+        lines,
+        [Footnote(said) for said in (_footnotes(track) if tuned else AS_ABOVE)],
+        label=f"{track.arena}-{track.track}-{RULESETS[tuned].replace(' ', '-')}",
+    )
+
+
+def _finals_items(track: TrackResults, line: Line) -> list[Item]:
+    s = line.standing
+    return [
+        Item(track.label(s.row.removesuffix(AS_SHIPPED))),
+        Item(f"{s.rank:.2f}"),
+        Item(f"{s.score + 0.0:.2f}"),
+        Item(f"{s.low + 0.0:.2f}–{s.high + 0.0:.2f}"),
+        Item(f"{line.targets}/{len(track.problems)}"),
+        Item(NONE if line.ratio is None else f"{line.ratio:.2f}"),
+        Item(NONE if line.gap is None else f"{line.gap + 0.0:.2f}"),
+        Item(str(s.failures)),
+    ]
+
+
+def _trials_items(line: Line) -> list[Item]:
+    s = line.standing
+    return [
+        Item(NONE if line.one is None else f"{line.one + 0.0:.2f}"),
+        Item(NONE if s.near is None else f"{100 * s.near:.0f} %"),
+        Item(f"{100 * line.failed:.0f} %"),
+        Item(NONE if s.regret is None else f"{s.regret:.2f}"),
+    ]
+
+
+def _footnotes(track: TrackResults) -> Iterator[str]:
+    yield (
+        "Finals. rank: mean over problems, 1 the best. score: interquartile mean of test scores "
+        "over problems and seeds, 0 no learning, 1 the bound; its interval is of seeds, by a "
+        "bootstrap within problems. target: problems on which most seeds come four fifths of the "
+        "way. cost: to that target, in units of the cheapest method's, the median over problems "
+        "(— where half of them or fewer have it). over-fit: score on the validation split, which "
+        "lam was fitted to, minus that on test. lost: runs without numbers, which score 0 or as "
+        "the worst."
+    )
+    yield (
+        "Trials. one: the test score that one of the settings tried has on average. near: settings "
+        f"with at least {scoring.NEAR:g} of the method's best tuning score. lost: runs without "
+        "numbers. regret: what the settings as shipped lack to the best."
+    )
+    if len(track.problems) < FEWEST:
+        yield f"Below {FEWEST} problems ranks describe these problems, and say nothing of others."
+    if track.left_out:
+        yield f"Left out, not on every problem: {listed(map(track.label, track.left_out))}."
+
+
+def problems_grid(track: TrackResults) -> Grid:
+    """Of each tuned method and problem: the mean test score, and the median cost to target."""
+    rows = []
+    for line in track.lines():
+        row = line.standing.row
+        items = [Item(track.label(row))]
+        for p in track.problems:
+            cost = median_cost(track.costs[row][p.id])
+            had = reached(track.costs[row][p.id])
+            items += [
+                Item(_with_half(track.scores[row][p.id])),
+                Item((NONE if cost is None else human("cost", round(cost))) + f" ({had:.0%})"),
+            ]
+        rows.append(items)
+    return Grid(
+        f"Track {track.track}, problem by problem, tuned",
+        [("", 1), *[(p.label or p.id, 2) for p in track.problems]],
+        ["", *["score", "cost"] * len(track.problems)],
+        rows,
+        [
+            Footnote(
+                "score: mean test score, ± the half-width of the 95 % t-interval over seeds. cost: "
+                "inner gradients to the first look with the target, the median over seeds; in "
+                "parentheses the seeds that have it."
+            )
+        ],
+        label=f"{track.arena}-{track.track}-problems",
+    )
+
+
+def _with_half(scores: Sequence[float]) -> str:
+    half = stats.half_width(scores)
+    mean = f"{stats.mean(scores) + 0.0:.2f}"
+    return mean if half is None else f"{mean} ± {half:.2f}"
+
+
+def csv_of(names: Sequence[str], lines: Iterator[dict[str, object]]) -> str:
+    """A CSV file with a head; what is not known is empty."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({k: field("" if v is None else v) for k, v in line.items()})
+    return file.getvalue()
+
+
+def standings_lines(track: TrackResults) -> Iterator[dict[str, object]]:
+    """The lines of the CSV of standings, tuned and as shipped."""
+    for tuned, ruleset in RULESETS.items():
+        for line in track.lines(tuned):
+            s = line.standing
+            values = (
+                track.track, ruleset, s.row, track.label(s.row), s.problems, s.rank, s.score, s.low,
+                s.high, line.targets, line.ratio, line.one, s.near, line.failed, s.regret,
+                line.gap, s.failures,
+            )  # fmt: skip
+            yield dict(zip(STANDINGS, values, strict=True))
+
+
+def problem_lines(track: TrackResults) -> Iterator[dict[str, object]]:
+    """The lines of the CSV of problems, tuned and as shipped."""
+    for tuned, ruleset in RULESETS.items():
+        rows = track.rows(tuned)
+        ratios = cost_ratios(track.medians(tuned))
+        for p in track.problems:
+            ranks = stats.ranks([stats.mean(track.scores[row][p.id]) for row in rows])
+            for row, rank, method in zip(rows, ranks, track.methods, strict=True):
+                scores, costs = track.scores[row][p.id], track.costs[row][p.id]
+                trials = track.trials[method, p.id]
+                known = scoring.robustness(trials)
+                several = len(trials) > 1
+                ratio = ratios[row][p.id]
+                values = (
+                    track.track, ruleset, row, track.label(row), p.id,
+                    scoring.choose({(method, p.id): trials})[method, p.id] if tuned else 0,
+                    len(scores), stats.mean(scores), stats.half_width(scores), rank, reached(costs),
+                    median_cost(costs), ratio if math.isfinite(ratio) else None, len(trials),
+                    known.near if several else None, known.failed,
+                    known.regret if several else None, track.gap(row, p.id),
+                )  # fmt: skip
+                yield dict(zip(PROBLEMS, values, strict=True))
+
+
+def pair_lines(track: TrackResults) -> Iterator[dict[str, object]]:
+    """The lines of the CSV of pairs."""
+    for (a, b), one in track.duels.items():
+        values = (track.track, a, b, one.problems, one.wins, one.low, one.high, one.over, one.p)
+        yield dict(zip(PAIRS, values, strict=True))
