@@ -22,6 +22,7 @@ FILE = re.compile(
 READERS = {
     *("methods/nystrom.py", "tasks/denoising.py", "results/runs", "results/tensorboard"),
     *("results/inverses/smoke/report.html", "results/denoising/smoke/report.html"),
+    *(f"results/rank/small/mine/{n}" for n in ("standing.md", "standing.csv", "records.jsonl.gz")),
 }
 """What a reader of the pages makes."""
 

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import contests
 import pytest
 from environments import environment
 
@@ -79,6 +81,16 @@ def test_they_run_crossed_with_the_built_in_ones(python, tmp_path, task, method)
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["status"] == "done" and record["steps"] == 3
     assert (record["cell"]["task"], record["cell"]["method"]) == (task, method)
+
+
+def test_their_method_is_ranked_by_its_name(python, tmp_path):
+    arena, records = contests.played(tmp_path, contests.SMALLEST)
+    where = ["--arena", arena, "--baselines", records, "--output", tmp_path / "out"]
+    command = [python, "-m", "metabench", "rank", "central_differences", "--budget", "smoke"]
+    told = output([*command, *where, "--jobs", "1"], METABENCH_STORE=str(tmp_path / "runs"))
+    assert "as shipped: 1 problem" in told and "tuned:" not in told
+    assert re.search(r"central_differences is number [123]( \(shared\))? of 3", told)
+    assert (tmp_path / "out" / "standing.md").is_file()
 
 
 def test_their_method_agrees_with_the_built_in_one_on_their_task(python):

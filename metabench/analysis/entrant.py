@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from metabench.analysis import stats
-from metabench.analysis.arena import Scores, Standing, duel
+from metabench.analysis.arena import Standing
+from metabench.analysis.arena_pairs import Scores, duel
 from metabench.analysis.comparisons import ALPHA, ROUND_OFF
 from metabench.analysis.comparisons import FEWEST as FEWEST_SEEDS
 from metabench.analysis.rankings import FEWEST as FEWEST_PROBLEMS

@@ -106,6 +106,8 @@ def test_every_run_costs_no_more_than_the_cap(played) -> None:
         assert p.record is not None
         spent = sum(p.record.cost[name] * price for name, price in prices.items())
         assert 0.6 * 150 <= spent <= 150, p.row
+        looks = Store(store).curve(p.record)["looks/cost"]
+        assert looks[0] > 0 and looks[-1] == pytest.approx(len(looks) * looks[0])
 
 
 def test_a_method_that_cannot_run_on_a_problem_plays_the_others(tmp_path: Path) -> None:
@@ -123,8 +125,6 @@ def test_a_method_that_cannot_run_on_a_problem_plays_the_others(tmp_path: Path) 
     plan = arena.plan(path, budget="smoke", store=tmp_path / "runs")
     assert {p.column for p in plan.finals} == {"carried"} == {name for _, name in plan.chosen}
     assert [s.row for s in arena.standings(plan, track="A")] == ["soba"]
-        looks = Store(store).curve(p.record)["looks/cost"]
-        assert looks[0] > 0 and looks[-1] == pytest.approx(len(looks) * looks[0])
 
 
 def test_figures_and_tables_of_every_track_are_written(played, tmp_path: Path) -> None:

@@ -32,7 +32,13 @@ bound = -1.0
 cap = 600.0
 looks = 3
 select = "best_valid"
-prices = { inner_gradients = 1.0, outer_gradients = 1.0, hvps = 1.0, mixed_products = 1.0, function_evaluations = 0.5 }
+
+[problems.prices]
+inner_gradients = 1.0
+outer_gradients = 1.0
+hvps = 1.0
+mixed_products = 1.0
+function_evaluations = 0.5
 
 [[methods]]
 id = "unlearned"

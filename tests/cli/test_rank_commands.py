@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import contests
 import pytest
+from test_tutorials import blocks, mismatch
 from typer.testing import CliRunner, Result
 
 from metabench.cli.main import app
@@ -189,3 +191,25 @@ def test_a_changed_file_is_told(rank: Any, tmp_path: Path) -> None:
     os.utime(file, (later, later))
     told = re.sub(r"\s+", " ", rank(file, "--dry-run").output)
     assert "was changed after 2 cells of mine had been run" in told
+
+
+def test_the_page_shows_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("METABENCH_STORE", raising=False)
+    page = (Path(__file__).parents[2] / "docs" / "arena.md").read_text(encoding="utf-8")
+    printed, compared = "", 0
+    for block in blocks(page):
+        if block.name:
+            (tmp_path / block.name).write_text(block.text, encoding="utf-8")
+        elif block.language == "sh":
+            for command in block.text.splitlines():
+                name, *words = shlex.split(command)
+                done = CliRunner().invoke(app, words)
+                assert name == "metabench" and done.exit_code == 0, done.output
+                printed = done.stdout
+        else:
+            assert (wrong := mismatch(block.text, printed)) == "", wrong
+            compared += 1
+    assert compared == 2
