@@ -50,6 +50,6 @@ def suite_names() -> list[str]:
 
 def _title(path: Path) -> str:
     try:
-        return str(toml.read(path).get("title", ""))
+        return str(toml.head(path).get("title", ""))
     except ValueError as error:
         return f"(not TOML: {error})"

@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -172,9 +173,18 @@ def _point_doc(point: EntryPoint) -> str:
     return ""
 
 
+_DOCSTRING = re.compile(
+    rb'(?:\s|#[^\n]*\n)*r?"""(?:[^"\\]|\\.|"(?!""))*"""(?=[ \t]*\r?\n)', re.DOTALL
+)
+"""What a module usually begins with: to read no more is ten times faster."""
+
+
 def _module_doc(path: Path) -> str:
     try:
-        return ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        text = path.read_bytes()
+        if (first := _DOCSTRING.match(text)) is not None:
+            text = first[0]
+        return ast.get_docstring(ast.parse(text)) or ""
     except (OSError, SyntaxError) as error:
         return f"(cannot be read: {error})"
 
