@@ -26,7 +26,8 @@ from metabench.core.costs import COUNT_NAMES
 from metabench.store.files import write_atomic
 from metabench.store.record import Record
 from metabench.suites import loading as suites
-from metabench.suites.published_costs import FILE, Place, PublishedSuite, Table, settings_key
+from metabench.suites.listing import COSTS
+from metabench.suites.published_costs import Place, PublishedSuite, Table, settings_key
 
 ROOT = Path(__file__).parents[1] / "results"
 BUDGET = "laptop"
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=ROOT, help="where suites' results lie")
-    parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument("--out", type=Path, default=COSTS)
     given = parser.parse_args(arguments)
     table = collected(given.results, suite_names())
     write_atomic(given.out, rendered(table).encode())

@@ -17,8 +17,9 @@ from metabench.core.capabilities import why_not
 from metabench.core.catalogue import check_kind, listing, suite_folder, suite_names
 from metabench.core.cell import FINGERPRINT, Budget
 from metabench.core.errors import MetabenchError, UnknownName
-from metabench.core.registry import REGISTRIES, methods, tasks
+from metabench.core.registry import REGISTRIES, methods, tasks, trackers
 from metabench.core.settings import fields, typed
+from metabench.datasets.catalogue import DATASETS
 from metabench.suites import loading as suites
 from metabench.suites.schema import LABELS, Column, Row
 from metabench.suites.suite import Suite
@@ -71,8 +72,15 @@ def show(name: str, kind: str | None = None) -> list[Description]:
         found.append(of_suite(suites.load(name), suite_folder() / f"{name}.toml"))
     if not found:
         known = {e.name for entries in listing(kind).values() for e in entries}
-        raise UnknownName(kind or "task, method, solver or suite", name, known)
+        raise UnknownName(kind or "task, method, solver or suite", name, known, _elsewhere(name))
     return found
+
+
+def _elsewhere(name: str) -> str:
+    """Where a name stands that is none of these: data sets and trackers have lists of their own."""
+    if name in DATASETS:
+        return f"{name} is a data set: metabench data list"
+    return f"{name} is a tracker: --log {name}" if name in trackers else ""
 
 
 def of_class(kind: str, name: str) -> Description:

@@ -127,10 +127,19 @@ def list_(
         str | None, typer.Argument(help="tasks, methods, solvers or suites; all without.")
     ] = None,
 ) -> None:
-    """Tasks, methods, solvers and suites, a line each."""
+    """Tasks, methods, solvers and suites, a line each; "list suites" adds papers, the data that is
+    needed and whether it is here, and what published runs took."""
     from metabench.core.catalogue import listing
 
-    printing.print_listing(printing.console(), listing(kind.removesuffix("s") if kind else None))
+    out, found = printing.console(), listing(kind.removesuffix("s") if kind else None)
+    if kind is not None and "suite" in found:
+        from metabench.suites.listing import listed_suites
+
+        printing.print_suites(out, listed_suites())
+        return
+    printing.print_listing(out, found)
+    if kind is None:
+        printing.prose(out, "\nmetabench list suites: their papers, the data they need, and times")
 
 
 @app.command()

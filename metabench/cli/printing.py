@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from metabench.api.spending import Cost, Estimated
     from metabench.core.findings import Finding
     from metabench.core.registry import Entry
+    from metabench.suites.listing import ListedSuite
     from metabench.suites.planning import Planned
 
 LONGEST_DEFAULT = 60
 """Characters of a default that `show` prints."""
+MOST_DATA = 3
+"""Data sets that the line of a suite names; of more it says how many."""
 MOST_KEYS = 3
 """Of the cells that share a line of a status."""
 
@@ -153,6 +156,36 @@ def print_listing(out: Console, listing: dict[str, list[Entry]]) -> None:
         header = ("name", "from", "what") if foreign else ("name", "what")
         rows = [(e.name, e.origin, e.summary) if foreign else (e.name, e.summary) for e in entries]
         grid(out, header, rows, whole=len(header) - 1)
+
+
+def print_suites(out: Console, suites: Sequence[ListedSuite]) -> None:
+    """Suites with their papers, their data and what their published runs took."""
+    from metabench.core.text import duration
+
+    heading(out, "suites")
+    rows = []
+    for s in suites:
+        data = ", ".join(f"{name} (not here)" if name in s.missing else name for name in s.data)
+        if len(s.data) > MOST_DATA:
+            lack = f", {len(s.missing)} not here" if s.missing else ""
+            data = f"{len(s.data)} data sets{lack}"
+        taken = "" if s.seconds is None else duration(s.seconds)
+        rows.append((s.name, s.title, s.reference, data, taken))
+    header = ("name", "what", "paper", "data", "laptop")
+    if _wide(header, rows) <= out.width:
+        grid(out, header, rows)
+    else:  # columns of two words each would be no table
+        for name, title, *others in rows:
+            prose(out, f"{name}: {title}")
+            told = [
+                f"{what}: {text}" for what, text in zip(header[2:], others, strict=True) if text
+            ]
+            if told:
+                prose(out, f"    {'; '.join(told)}", "dim")
+    prose(
+        out,
+        "\nlaptop: what all cells of the published run took, one after another, on two cores",
+    )
 
 
 def print_descriptions(out: Console, descriptions: Iterable[Description]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 from metabench.core import toml
 from metabench.core.errors import MetabenchError, UnknownName
@@ -26,8 +27,8 @@ def listing(kind: str | None = None) -> dict[str, list[Entry]]:
     check_kind(kind)
     out = {k: r.entries() for k, r in REGISTRIES.items() if kind in (None, k)}
     if kind in (None, "suite"):
-        folder = suite_folder()
-        out["suite"] = [Entry(n, "built-in", _title(folder / f"{n}.toml")) for n in suite_names()]
+        heads = suite_heads()
+        out["suite"] = [Entry(n, "built-in", str(h.get("title", ""))) for n, h in heads.items()]
     return out
 
 
@@ -77,8 +78,16 @@ def published_folder(name: str, budget: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / name / budget
 
 
-def _title(path: Path) -> str:
+def suite_heads() -> dict[str, dict[str, Any]]:
+    """Name of each built-in suite to what its file says before the first table, with what it takes
+    from the suite that it extends; of a file that is no TOML the title says so."""
+    folder = suite_folder()
+    own = {name: _head(folder / f"{name}.toml") for name in suite_names()}
+    return {n: {**own.get(str(head.get("extends")), {}), **head} for n, head in own.items()}
+
+
+def _head(path: Path) -> dict[str, Any]:
     try:
-        return str(toml.read(path).get("title", ""))
+        return toml.head(path)
     except ValueError as error:
-        return f"(not TOML: {error})"
+        return {"title": f"(not TOML: {error})"}

@@ -11,8 +11,17 @@ class MetabenchError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The known names that are most like another one, at most three, the nearest first."""
-    return difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0.5)
+    """The known names that are most like another one, at most three, the nearest first; capital
+    letters and the sign between words do not count."""
+    plain: dict[str, list[str]] = {}
+    for each in sorted(known):
+        plain.setdefault(_plain(each), []).append(each)
+    found = difflib.get_close_matches(_plain(str(name)), plain, n=3, cutoff=0.5)
+    return [each for near in found for each in plain[near]][:3]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 class UnknownName(MetabenchError):

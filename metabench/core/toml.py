@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,24 @@ def loads(text: str) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """What a file says. Raises ValueError as :func:`loads`, and OSError."""
     return loads(path.read_text(encoding="utf-8-sig"))
+
+
+_TABLE = re.compile(r"^\s*\[", re.MULTILINE)
+
+
+def head(path: Path) -> dict[str, Any]:
+    """What a file says before its first table, without reading what follows where that can be
+    helped: listings read every suite. Raises as :func:`read`."""
+    text = path.read_text(encoding="utf-8-sig")
+    if (table := _TABLE.search(text)) is not None:
+        try:
+            return loads(text[: table.start()])
+        except ValueError:  # the bracket stood within a value, or the file is no TOML
+            pass
+    return {name: value for name, value in loads(text).items() if not _is_table(value)}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
+    )

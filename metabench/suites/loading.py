@@ -3,6 +3,8 @@
 Grammar (``results/suites/omniglot.toml`` is an example)::
 
     title, description     text
+    reference              the paper whose table it is, "Finn et al. 2017"; optional
+    data                   names of the data sets that the laptop budget reads, for lists to name
     metric                 metric of the table, a key of Problem.metrics
     goal                   "max" or "min"
     evaluation             named evaluation of the table ("test")

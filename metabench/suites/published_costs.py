@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from metabench.core.cell import Cell, canonical
 from metabench.suites.durations import Work, scaled, settings
-
-FILE = Path(__file__).with_name("published_costs.json")
+from metabench.suites.listing import COSTS
 
 
 @dataclass(frozen=True)
@@ -82,10 +78,4 @@ def settings_key(cell: Cell) -> str:
 @functools.cache
 def table() -> Table:
     """What the package ships."""
-    return TypeAdapter(Table).validate_json(FILE.read_bytes())
-
-
-def totals() -> Mapping[str, tuple[int, float]]:
-    """Suite to its published cells and their seconds together; without checking all the rest."""
-    data = json.loads(FILE.read_bytes())["suites"]
-    return {name: (suite["cells"], suite["seconds"]) for name, suite in data.items()}
+    return TypeAdapter(Table).validate_json(COSTS.read_bytes())

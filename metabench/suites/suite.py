@@ -42,6 +42,10 @@ class Suite:
     logs: bool = False
     description: str = ""
     command: str = ""
+    reference: str = ""
+    """The paper whose table it is ("Finn et al. 2017"); empty: none."""
+    data: list[str] = field(default_factory=list)
+    """Data sets that the tasks of the laptop budget read, for lists to name."""
     floor: str = ""
     floor_label: str = ""
     no_learning: str = ""
