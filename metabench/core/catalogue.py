@@ -10,12 +10,12 @@ from metabench.core import toml
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, Entry
 
-KINDS = (*REGISTRIES, "suite")
+KINDS = (*REGISTRIES, "suite", "arena")
 
 
 def listing(kind: str | None = None) -> dict[str, list[Entry]]:
-    """Names by kind: "task", "method", "solver", "suite" (None: all four), each sorted, with where
-    it comes from and a line of description. Imports no task and no method.
+    """Names by kind: "task", "method", "solver", "suite", "arena" (None: all that has names), each
+    sorted, with where it comes from and a line of description. Imports no task and no method.
 
     >>> from metabench import api
     >>> [entry.name for entry in api.list_("solver")["solver"]][:3]
@@ -28,6 +28,10 @@ def listing(kind: str | None = None) -> dict[str, list[Entry]]:
     if kind in (None, "suite"):
         folder = suite_folder()
         out["suite"] = [Entry(n, "built-in", _title(folder / f"{n}.toml")) for n in suite_names()]
+    arenas = arena_names() if kind in (None, "arena") else []
+    if arenas or kind == "arena":
+        folder = suite_folder()
+        out["arena"] = [Entry(n, "built-in", _title(folder / f"{n}.toml")) for n in arenas]
     return out
 
 
