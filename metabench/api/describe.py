@@ -1,4 +1,4 @@
-"""What can be said of a task, a method, a solver, a suite or an arena: text, settings, needs, source."""
+"""What can be said of a task, method, solver, suite or arena: text, settings, needs, source."""
 
 from __future__ import annotations
 
