@@ -1,4 +1,4 @@
-"""What can be said of a task, a method, a solver or a suite: text, settings, needs, source."""
+"""What can be said of a task, method, solver, suite or arena: text, settings, needs, source."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from metabench.core.capabilities import why_not
-from metabench.core.catalogue import check_kind, listing, suite_folder, suite_names
+from metabench.core.catalogue import (
+    arena_names,
+    check_kind,
+    is_arena,
+    listing,
+    suite_folder,
+    suite_names,
+)
 from metabench.core.cell import FINGERPRINT, Budget
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks, trackers
 from metabench.core.settings import fields, typed
 from metabench.datasets.catalogue import DATASETS
+from metabench.suites import arena as arenas
 from metabench.suites import loading as suites
+from metabench.suites.arena import Arena
 from metabench.suites.schema import LABELS, Column, Row
 from metabench.suites.suite import Suite
 
@@ -62,6 +71,8 @@ def show(name: str, kind: str | None = None) -> list[Description]:
     """
     check_kind(kind)
     if name.endswith(".toml"):
+        if is_arena(Path(name)):
+            return [of_arena(arenas.load(name), Path(name))]
         return [of_suite(suites.load(name), Path(name))]
     found = [
         of_class(k, name)
@@ -70,9 +81,12 @@ def show(name: str, kind: str | None = None) -> list[Description]:
     ]
     if kind in (None, "suite") and name in suite_names():
         found.append(of_suite(suites.load(name), suite_folder() / f"{name}.toml"))
+    if kind in (None, "arena") and name in arena_names():
+        found.append(of_arena(arenas.load(name), suite_folder() / f"{name}.toml"))
     if not found:
         known = {e.name for entries in listing(kind).values() for e in entries}
-        raise UnknownName(kind or "task, method, solver or suite", name, known, _elsewhere(name))
+        kinds = kind or "task, method, solver, suite or arena"
+        raise UnknownName(kinds, name, known, _elsewhere(name))
     return found
 
 
@@ -188,6 +202,35 @@ def of_suite(suite: Suite, path: Path) -> Description:
         source=str(path),
         facts=tuple(facts),
         tables=tuple((title, tuple(table)) for title, table in tables if len(table) > 1),
+    )
+
+
+def of_arena(arena: Arena, path: Path) -> Description:
+    """An arena: its problems with what can be had on them, its methods with their spaces, its
+    budgets."""
+    problems: list[tuple[str, ...]] = [("problem", "track", "task", "no learning", "bound", "cap")]
+    for p in arena.problems:
+        quick = f"{p.id} (quick)" if p.quick else p.id
+        problems.append((quick, p.track, p.task, f"{p.fixed:g}", f"{p.bound:g}", f"{p.cap:g}"))
+    rows: list[tuple[str, ...]] = [("method", "is", "tracks", "space")]
+    for m in arena.methods:
+        space = ", ".join(m.space) or "none: as shipped alone"
+        rows.append((m.id, m.method, ", ".join(m.tracks), space))
+    budgets: list[tuple[str, ...]] = [("budget", "trials", "tuning seeds", "seeds of finals")]
+    for name, b in arena.budgets.items():
+        seeds = (", ".join(map(str, of)) for of in (b.tuning_seeds, b.seeds))
+        budgets.append((name, str(b.trials), *seeds))
+    return Description(
+        kind="arena",
+        name=arena.name,
+        title=arena.title,
+        text=arena.description,
+        source=str(path),
+        tables=(
+            ("Problems", tuple(problems)),
+            ("Methods", tuple(rows)),
+            ("Budgets", tuple(budgets)),
+        ),
     )
 
 

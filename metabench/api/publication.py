@@ -15,6 +15,7 @@ from metabench.core.text import counted
 from metabench.store import prices, published
 from metabench.store.files import write_atomic
 from metabench.store.store import Store
+from metabench.suites.arena import Arena
 from metabench.suites.planning import NEVER_RUN, Planned
 from metabench.suites.suite import Suite
 
@@ -74,6 +75,39 @@ def publish(
         files.append(out / FIGURE)
     left = sum(n for state, n in states.items() if state not in ("done", *NEVER_RUN))
     return Publication(files, f"{counted(left, 'cell')} without a finished record" if left else "")
+
+
+def publish_arena(
+    arena: str | Path | Arena,
+    *,
+    out: str | Path,
+    budget: str = DEFAULT_BUDGET,
+    store: str | Path | Store | None = None,
+) -> Publication:
+    """Write ``records.jsonl.gz`` of an arena's trials and finals into the folder ``out``: what
+    ``metabench rank`` compares with, and what ships with a built-in arena.
+
+    Raises MetabenchError where nothing has been run, StoreError where a file cannot be trusted.
+    """
+    from metabench.api import arena as arenas
+
+    known, store, out = arenas.load(arena), open_store(store), place("out", out)
+    plan = arenas.plan(known, budget=budget, store=store)
+    planned = [p for p in (*plan.trials, *plan.finals) if p.state not in NEVER_RUN]
+    records = {p.record.key: p.record for p in planned if p.record is not None}
+    if not records:
+        typed = known.name if isinstance(arena, Arena) else hints.absolute(arena)
+        run = hints.command(["arena", typed, "--budget", budget], store.root)
+        raise MetabenchError(
+            f"{known.name} has no finished cell of budget {budget} in {store.root}: nothing to "
+            f"publish; run: {run}"
+        )
+    path = published.publish(records.values(), store, made(out) / published.RECORDS)
+    left = len({p.cell.key for p in planned if p.record is None})
+    missing = f"{counted(left, 'cell')} without a record" if left else ""
+    if not plan.finals:
+        missing += f"{'; ' * bool(missing)}no final, since trials are missing"
+    return Publication([path], missing)
 
 
 def _prices(found: Results, out: Path) -> list[Path]:

@@ -124,7 +124,7 @@ def _common(
 @app.command("list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="tasks, methods, solvers or suites; all without.")
+        str | None, typer.Argument(help="tasks, methods, solvers, suites or arenas; all without.")
     ] = None,
 ) -> None:
     """Tasks, methods, solvers and suites, a line each; "list suites" adds papers, the data that is
@@ -144,12 +144,12 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A task, method, solver or suite, or a .toml file.")],
+    name: Annotated[str, typer.Argument(help="Its name, or the path of a .toml file.")],
     kind: Annotated[
-        str | None, typer.Option("--kind", help="task, method, solver or suite.")
+        str | None, typer.Option("--kind", help="task, method, solver, suite or arena.")
     ] = None,
 ) -> None:
-    """What a task, method, solver or suite is: settings with defaults, needs, source."""
+    """What a task, method, solver, suite or arena is: settings with defaults, needs, source."""
     from metabench import api
 
     printing.print_descriptions(printing.console(), api.show(name, kind))

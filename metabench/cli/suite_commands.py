@@ -205,14 +205,22 @@ def publish(
     out: OutFolder = None,
     unverified: Unverified = False,
 ) -> None:
-    """Write what is committed of a suite: records with learning curves, table, one figure."""
+    """Write what is committed of a suite: records with learning curves, table, one figure. Of an
+    arena the records, which ``rank`` compares with."""
     from metabench import api
     from metabench.api import output
+    from metabench.api.publication import publish_arena
     from metabench.suites import loading
 
-    found = loading.load(suite)
-    folder = out or output.default_folder(found.name, budget, suite)
-    published = api.publish(suite, budget=budget, store=store, out=folder, unverified=unverified)
+    if (arena := Choice(suite, budget).arena()) is not None:
+        folder = out or output.default_folder(arena.name, budget, suite)
+        published = publish_arena(arena, budget=budget, store=store, out=folder)
+    else:
+        found = loading.load(suite)
+        folder = out or output.default_folder(found.name, budget, suite)
+        published = api.publish(
+            suite, budget=budget, store=store, out=folder, unverified=unverified
+        )
     _name_files(published.files)
     if published.missing:
         typer.secho(published.missing, fg=typer.colors.YELLOW, err=True)

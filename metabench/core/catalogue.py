@@ -11,12 +11,12 @@ from metabench.core import toml
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, Entry
 
-KINDS = (*REGISTRIES, "suite")
+KINDS = (*REGISTRIES, "suite", "arena")
 
 
 def listing(kind: str | None = None) -> dict[str, list[Entry]]:
-    """Names by kind: "task", "method", "solver", "suite" (None: all four), each sorted, with where
-    it comes from and a line of description. Imports no task and no method.
+    """Names by kind: "task", "method", "solver", "suite", "arena" (None: all that has names), each
+    sorted, with where it comes from and a line of description. Imports no task and no method.
 
     >>> from metabench import api
     >>> [entry.name for entry in api.list_("solver")["solver"]][:3]
@@ -28,7 +28,11 @@ def listing(kind: str | None = None) -> dict[str, list[Entry]]:
     out = {k: r.entries() for k, r in REGISTRIES.items() if kind in (None, k)}
     if kind in (None, "suite"):
         heads = suite_heads()
-        out["suite"] = [Entry(n, "built-in", str(h.get("title", ""))) for n, h in heads.items()]
+        out["suite"] = [_entry(name, head) for name, head in heads.items()]
+    arenas = arena_names() if kind in (None, "arena") else []
+    if arenas or kind == "arena":
+        folder = suite_folder()
+        out["arena"] = [_entry(name, _head(folder / f"{name}.toml")) for name in arenas]
     return out
 
 
@@ -84,6 +88,10 @@ def suite_heads() -> dict[str, dict[str, Any]]:
     folder = suite_folder()
     own = {name: _head(folder / f"{name}.toml") for name in suite_names()}
     return {n: {**own.get(str(head.get("extends")), {}), **head} for n, head in own.items()}
+
+
+def _entry(name: str, head: dict[str, Any]) -> Entry:
+    return Entry(name, "built-in", str(head.get("title", "")))
 
 
 def _head(path: Path) -> dict[str, Any]:

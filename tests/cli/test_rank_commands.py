@@ -181,6 +181,20 @@ def test_without_an_arena_or_baselines_nothing_is_run(rank: Any, tmp_path: Path)
     assert done.exit_code == 2 and "there is no built-in arena yet" in done.output
 
 
+def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) -> None:
+    arena, records = small
+    words = [str(arena), "--budget", "smoke", "--out", "published"]
+    store = ["--store", str(arena.parent / "baselines")]
+    done = CliRunner().invoke(app, ["publish", *words, *store])
+    assert done.exit_code == 0 and done.output.strip() == "wrote published/records.jsonl.gz"
+    assert Path("published/records.jsonl.gz").read_bytes() == records.read_bytes()
+    done = CliRunner().invoke(app, ["publish", *words, "--store", "none"])
+    assert done.exit_code == 1 and "nothing to publish; run: metabench arena" in done.output
+    shown = CliRunner().invoke(app, ["show", str(arena)]).output
+    assert "arena small: One quadratic" in shown and "none: as shipped alone" in shown
+    assert CliRunner().invoke(app, ["list", "arenas"]).exit_code == 0
+
+
 def test_a_changed_file_is_told(rank: Any, tmp_path: Path) -> None:
     import os
     import time
