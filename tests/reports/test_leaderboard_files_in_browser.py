@@ -118,6 +118,18 @@ def test_records_of_other_problems_and_of_other_versions_are_told(
     assert [r[0] for r in rows(shown)][-1] == "\u2013"
 
 
+def test_more_trials_than_the_others_had_are_told(
+    shown: Browser, mine: Arena, tmp_path: Path
+) -> None:
+    other = Arena(tmp_path, "more", methods={"mine": MINE["mine"]})
+    other.file.write_text(other.file.read_text().replace("trials = 3", "trials = 5"))
+    other.plan = arenas.play(other.file, other.store)
+    (said, *_) = drop(shown, other.records())
+    where = "pbgd on Quadratic, 2, Quadratic, 5, Ridge, 6, Two minima"
+    assert f"{where}: tuned with 5 trials, and the others with 3: no comparison" in said
+    assert len(shown.all("#standings tr.yours")) == 1
+
+
 def test_finals_without_trials_stand_as_they_are(shown: Browser, mine: Arena, tmp_path) -> None:
     plan = mine.plan
     shipped = [p.record for p in plan.finals if p.row == "mine as shipped" and p.record]

@@ -96,12 +96,16 @@ def test_a_curve_tells_its_settings_and_opens_its_runs(shown: Browser, arena: Ar
 
     chart = shown.one('figure[data-problem="ridge6"] svg')
     shown.run("arguments[0].scrollIntoView({block: 'center'})", chart)
-    # The top right corner: the curve that ends highest.
-    size = chart.size
+    # The top right corner: the curve that ends highest. Scrolling hides what hovers.
+    across, down = chart.size["width"] // 2 - 20, 40 - chart.size["height"] // 2
     mouse = ActionChains(shown.driver)
-    mouse.move_to_element_with_offset(chart, size["width"] // 2 - 20, 40 - size["height"] // 2)
-    mouse.perform()
-    tip = shown.wait(lambda: [t for t in shown.all("#tip") if t.is_displayed()], "hovering")[0]
+
+    def hovering() -> list:
+        for more in (2, 0):
+            mouse.move_to_element_with_offset(chart, across - more, down).perform()
+        return [t for t in shown.all("#tip") if t.is_displayed()]
+
+    (tip,) = shown.wait(hovering, "hovering")
     said = tip.text.split("\n")
     assert said[0] == "Implicit" and said[1].startswith("Ridge, 6, score 0.9")
     trial = arena.plan.chosen["implicit", "ridge6"]

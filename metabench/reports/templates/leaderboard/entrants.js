@@ -115,12 +115,16 @@ function entrantsOf(name, records, model) {
   const idle = new Map();
   for (const { method, solver, problems } of methods.values()) {
     const pairs = new Map();
+    const notes = new Map();
     let trials = 0;
-    for (const [problem, groups] of problems) {
-      const pair = pairOf(problem, [...groups.values()], model, method, said);
+    for (const problem of model.problems.filter((p) => problems.has(p))) {
+      const groups = problems.get(problem);
+      const note = (what) => notes.set(what, [...(notes.get(what) ?? []), problem.label]);
+      const pair = pairOf(problem, [...groups.values()], model.arena, note);
       if (pair) pairs.set(problem.id, pair);
       else trials += sum([...groups.values()].map((g) => g.trials.length));
     }
+    for (const [what, where] of notes) said.push(`${method} on ${where.join(", ")}: ${what}`);
     if (trials) idle.set(method, (idle.get(method) ?? 0) + trials);
     if (pairs.size) {
       const twice = [...methods.values()].filter((m) => m.method === method).length > 1;
@@ -142,8 +146,7 @@ function entrantsOf(name, records, model) {
 
 /** What a method of a file has on a problem: its trials, and the finals of the settings that count
  * as tuned and as shipped; null where it has no finals. */
-function pairOf(problem, groups, model, method, said) {
-  const where = `${method} on ${problem.label}`;
+function pairOf(problem, groups, arena, note) {
   const finals = groups.filter((g) => g.finals.length);
   const tried = groups.filter((g) => g.trials.length);
   if (!finals.length) return null;
@@ -157,26 +160,33 @@ function pairOf(problem, groups, model, method, said) {
   let tuned = null;
   if (!tried.length) {
     if (finals.length > 1) {
-      said.push(`${where}: finals of ${finals.length} settings and no trials, so nothing says ` +
-        "which is the tuned one; left out");
+      note(`finals of ${finals.length} settings and no trials, so nothing says which is the ` +
+        "tuned one; left out");
       return null;
     }
     tuned = finals[0];
-    said.push(`${where}: no trials in the file, so its settings stand as tuned and as shipped`);
+    note("no trials in the file, so its settings stand as tuned and as shipped");
   } else if (best.finals.length) tuned = best;
-  else {
-    said.push(`${where}: its best trial has played no finals, so it has no tuned row there`);
+  else note("its best trial has played no finals, so it has no tuned row there");
+  if (tried.length > arena.trials) {
+    note(`tuned with ${many(tried.length, "trial")}, and the others with ${arena.trials}: no ` +
+      "comparison at equal tuning");
+  } else if (tried.length > 1 && tried.length < arena.trials) {
+    note(`tuned with ${many(tried.length, "trial")}, and the others with ${arena.trials}`);
+  }
+  if (tried.some((g) => g.trials.length < arena.tuning_seeds.length)) {
+    note(`trials on fewer than ${many(arena.tuning_seeds.length, "seed")}`);
   }
   const others = finals.filter((g) => g !== tuned);
   if (others.length > 1) {
-    said.push(`${where}: finals of ${others.length} settings besides the tuned ones, so nothing ` +
-      "says which are those as shipped");
+    note(`finals of ${others.length} settings besides the tuned ones, so nothing says which are ` +
+      "those as shipped");
   }
   const shipped = others.length === 1 ? others[0] : others.length ? null : tuned;
-  for (const [how, group] of [["tuned", tuned], ["as shipped", shipped]]) {
-    const n = group ? group.finals.length : model.arena.seeds.length;
-    if (n < model.arena.seeds.length && (how === "tuned" || group !== tuned)) {
-      said.push(`${where}, ${how}: ${n} of ${many(model.arena.seeds.length, "seed")} have played`);
+  for (const group of new Set([tuned, shipped])) {
+    if (group && group.finals.length < arena.seeds.length) {
+      note(`${group.finals.length} of ${many(arena.seeds.length, "seed")} have played, ` +
+        (group === tuned ? "tuned" : "as shipped"));
     }
   }
   const order = [shipped, ...tried.filter((g) => g !== shipped)].filter((g) => g?.trials.length);
