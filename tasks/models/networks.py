@@ -238,7 +238,12 @@ def _norm(width: int, dtype: torch.dtype) -> nn.Module:
     return norm
 
 
-_BLOCK = [name for name, _ in _residual(1, 1, torch.float32).named_parameters()]
+# Written out: to build a block while this module is imported would take a second of sympy.
+_LAYERS = [("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"), ("skip", "skip_norm")]
+_BLOCK = [
+    name for conv, norm in _LAYERS for name in (f"{conv}.weight", f"{norm}.weight", f"{norm}.bias")
+]
+"""Names of the parameters of a block."""
 
 
 def batch_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

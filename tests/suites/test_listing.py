@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,18 @@ def test_where_a_table_does_not_fit_a_suite_has_two_lines() -> None:
         "two: Another",
         "    data: 4 data sets, 1 not here",
     ]
+
+
+def test_lists_import_neither_torch_nor_what_draws() -> None:
+    code = (
+        "import sys\n"
+        "from metabench.core.catalogue import listing\n"
+        "from metabench.suites.listing import listed_suites\n"
+        "assert listing() and listed_suites()\n"
+        "heavy = ('torch', 'pandas', 'scipy', 'matplotlib', 'jinja2')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "[]"

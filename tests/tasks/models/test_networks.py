@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from metabench.tasks.models import networks
 from metabench.tasks.models.networks import ConvNet, ResNet12
 
 EXACT = 1e-10
@@ -230,3 +231,8 @@ def test_resnet12_as_in_its_paper():
     assert not params["block3.skip_norm.bias"].any()
     with pytest.raises(ValueError, match="too small for 4 blocks"):
         ResNet12(3, 15, 5)
+
+
+def test_the_names_of_a_block_are_written_as_a_block_has_them():
+    block = networks._residual(1, 1, torch.float32)
+    assert [name for name, _ in block.named_parameters()] == networks._BLOCK
