@@ -266,11 +266,12 @@ def _is_installed(module: str) -> bool:
     if module.partition(".")[0] in ("metabench", *sys.builtin_module_names):
         return True
     there = sys.modules.get(module)
-    if module in ("__main__", "__mp_main__") or there is None:
+    if module in ("__main__", "__mp_main__"):
         return False
     file = getattr(there, "__file__", None)
-    if file is None:
-        return module in sys.stdlib_module_names
+    if file is None:  # a part of a compiled library is of its package
+        package = module.rpartition(".")[0]
+        return module in sys.stdlib_module_names or (bool(package) and _is_installed(package))
     path = Path(file).resolve()
     if any(part in _INSTALLED for part in path.parts):
         return True
