@@ -90,7 +90,7 @@ class _Walk:
         if isinstance(value, nn.Module):
             return self.module(value, where)
         if isinstance(value, types.ModuleType):
-            return _sum("import", value.__name__)
+            return self.imported(value, where)
         if isinstance(value, type):
             return self.type(value, where)
         if code := self.code(value, where):
@@ -129,6 +129,20 @@ class _Walk:
             "hooks": dict(sorted(hooks.items())),
         }
         return _sum("module", self.of(type(value), where), *self.items(state, where))
+
+    def imported(self, value: types.ModuleType, where: str) -> bytes:
+        """A Python module: by name where it is installed, else its file, and the files of what it
+        imports of that kind."""
+        if _is_installed(value.__name__):
+            return _sum("import", value.__name__)
+        file = getattr(value, "__file__", None)
+        if file is None or not Path(file).is_file():
+            raise SettingError(f"{where}: module {value.__name__!r} has no file to know it by")
+        names = {getattr(v, "__module__", None) for v in vars(value).values()}
+        names |= {v.__name__ for v in vars(value).values() if isinstance(v, types.ModuleType)}
+        used = [sys.modules.get(name) for name in sorted(n for n in names if isinstance(n, str))]
+        more = [m for m in used if m not in (None, value) and not _is_installed(m.__name__)]
+        return _sum("file", Path(file).read_bytes(), *(self.of(m, where) for m in more))
 
     def type(self, value: type, where: str) -> bytes:
         """A class: by name where it is installed, else by what it defines."""
@@ -252,11 +266,12 @@ def _is_installed(module: str) -> bool:
     if module.partition(".")[0] in ("metabench", *sys.builtin_module_names):
         return True
     there = sys.modules.get(module)
-    if module in ("__main__", "__mp_main__") or there is None:
+    if module in ("__main__", "__mp_main__"):
         return False
     file = getattr(there, "__file__", None)
-    if file is None:
-        return module in sys.stdlib_module_names
+    if file is None:  # a part of a compiled library is of its package
+        package = module.rpartition(".")[0]
+        return module in sys.stdlib_module_names or (bool(package) and _is_installed(package))
     path = Path(file).resolve()
     if any(part in _INSTALLED for part in path.parts):
         return True

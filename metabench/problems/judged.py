@@ -50,11 +50,9 @@ class Judge:
     def noise(self) -> Literal["normal", "classes"] | None:
         """The likelihood that the loss is minus the log of, up to a constant; None: of no known
         one."""
-        known: dict[Any, Literal["normal", "classes"]] = {
-            squared_error: "normal",
-            cross_entropy: "classes",
-        }
-        return known.get(self.loss)
+        if self.loss is squared_error:
+            return "normal"
+        return "classes" if self.loss is cross_entropy else None
 
     def report(self, prediction: Tensor, y: Tensor) -> dict[str, float]:
         """Every metric of some examples."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,6 +184,26 @@ def test_gradients_and_calls_leave_no_trace() -> None:
     before = fingerprint(x=net)
     net(torch.ones(2, 3)).sum().backward()
     assert fingerprint(x=net) == before
+
+
+def test_a_file_of_ones_own_counts_by_what_stands_in_it_and_in_what_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    marks = []
+    for by, shift in ((1, 0), (2, 0), (2, 1), (1, 0)):
+        (tmp_path / "own_inner.py").write_text(f"def f(x):\n    return x + {shift}\n")
+        (tmp_path / "own_helper.py").write_text(
+            f"from own_inner import f\ndef g(x):\n    return {by} * f(x)\n"
+        )
+        importlib.invalidate_caches()
+        for name in ("own_helper", "own_inner"):
+            sys.modules.pop(name, None)
+        helper = importlib.import_module("own_helper")
+        marks.append(fingerprint(x=of_source("f = lambda x: helper.g(x)", helper=helper)))
+    for name in ("own_helper", "own_inner"):
+        sys.modules.pop(name, None)
+    assert len(set(marks)) == 3 and marks[0] == marks[3]
 
 
 def test_cycles_end() -> None:
