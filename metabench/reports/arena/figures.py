@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+WIDTH = 100
+"""Characters of a line of ``standings.txt``."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of figure: its title, how it is drawn, and what it shows and cannot say."""
@@ -77,7 +81,7 @@ def write(tracks: Sequence[TrackResults], folder: Path) -> list[Path]:
                     out.append(path)
         grids = _grids(track)
         page.append(_section(track, grids, drawn, not_drawn))
-        plain_text += [text(grid) for grid in grids]
+        plain_text += [text(grid, WIDTH) for grid in grids]
     title = f"# {markdown_escape(tracks[0].title)}: standings"
     files = {
         "standings.md": "\n".join([title, "", *page]),
@@ -115,7 +119,7 @@ def _section(
     """A track's part of the page, in Markdown."""
     lines = [f"## Track {track.track}: {TRACKS[track.track]}", ""]
     for grid in grids:
-        lines += [markdown(grid), ""]
+        lines.append(markdown(grid))
     for name, kind in KINDS.items():
         lines += [f"### {kind.title} ({track.track})", ""]
         if name in drawn:

@@ -45,12 +45,12 @@ def standings_grid(track: TrackResults, tuned: bool = True) -> Grid:
     found = track.lines(tuned)
     n = len(track.problems)
     finals = ("rank", "score", "95 %", "target", "cost", "over-fit", "lost")
-    trials = ("one", "near", "lost", "regret") if tuned else ()
+    trials = ("1 trial", "near", "trials lost", "regret") if tuned else ()
     lines = [[*_finals_items(track, x), *(_trials_items(x) if tuned else [])] for x in found]
     return Grid(
         f"Track {track.track}, {TRACKS[track.track]}, {RULESETS[tuned]}: "
         f"{n} problem{'s' * (n != 1)}",
-        [("", 1), ("finals", len(finals)), *([("trials", len(trials))] if tuned else [])],
+        [("", 1 + len(finals) + len(trials))],
         ["", *finals, *trials],
         lines,
         [Footnote(said) for said in (_footnotes(track) if tuned else AS_ABOVE)],
@@ -93,9 +93,9 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
         "the worst."
     )
     yield (
-        "Trials. one: the test score that one of the settings tried has on average. near: settings "
-        f"with at least {scoring.NEAR:g} of the method's best tuning score. lost: runs without "
-        "numbers. regret: what the settings as shipped lack to the best."
+        "Trials. 1 trial: the test score that one of the settings tried has on average. near: "
+        f"settings with at least {scoring.NEAR:g} of the method's best tuning score. trials lost: "
+        "runs without numbers. regret: what the settings as shipped lack to the best."
     )
     if len(track.problems) < FEWEST:
         yield f"Below {FEWEST} problems ranks describe these problems, and say nothing of others."
