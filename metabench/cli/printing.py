@@ -271,13 +271,13 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
             text += f"; {len(known)} of them about {duration(sum(known))} by similar finished cells"
             if jobs > 1:
                 text += f" ({duration(sum(known) / jobs)} with {jobs} jobs)"
-        published = [p for p in open_ if p.published_seconds is not None]
-        if published:
-            text += f"; {len(published)} of them about "
-            text += duration(sum(p.published_seconds or 0.0 for p in published))
-            machines = " or ".join(dict.fromkeys(p.published_on for p in published))
+        taken = [p for p in open_ if p.published_seconds is not None]
+        if taken:
+            text += f"; {len(taken)} of them about "
+            text += duration(sum(p.published_seconds or 0.0 for p in taken))
+            machines = " or ".join(dict.fromkeys(p.published_on for p in taken))
             text += f", one after another, on the machine of the published run ({machines})"
-        if unknown := len(open_) - len(known) - len(published):
+        if unknown := len(open_) - len(known) - len(taken):
             text += f"; {unknown} of unknown cost"
         prose(out, text)
     print_repairs(out, planned)

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.text import listed, one_line
@@ -162,11 +162,12 @@ class Registry:
 def _declared(group: str) -> Iterable[EntryPoint]:
     """The entry points of a group."""
     places = tuple((place, _changed(place)) for place in sys.path)
-    return _all_declared(places).select(group=group)
+    found: Iterable[EntryPoint] = _all_declared(places).select(group=group)
+    return found
 
 
 @lru_cache(maxsize=1)
-def _all_declared(places: tuple[tuple[str, int], ...]) -> EntryPoints:
+def _all_declared(places: tuple[tuple[str, int], ...]) -> Any:
     """Every entry point of every package, read once as long as no folder of ``places`` changes."""
     return entry_points()
 
