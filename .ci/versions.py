@@ -30,8 +30,10 @@ def bounds(*without: str) -> dict[str, str]:
 
 def main(which: str, *but: str) -> None:
     """Print one of the two."""
-    # Peers to compare with are in extras of their own; with the oldest they are not tested.
-    known = bounds("dev") if which == "newest" else bounds("bench", "learn2learn")
+    # Peers to compare with and trackers that bring a server's packages are in extras of their own;
+    # with the oldest they are not tested.
+    apart = ("bench", "learn2learn", "mlflow", "wandb")
+    known = bounds("dev") if which == "newest" else bounds(*apart)
     for name, lowest in sorted(known.items()):
         version = lowest
         if which == "newest":
