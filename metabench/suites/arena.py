@@ -5,7 +5,8 @@ Grammar of a file with ``kind = "arena"``::
     title, description     text
     [budgets.NAME]         trials (settings a method is given on a problem, the first its own),
                            tuning_seeds, seeds (of the finals; none may be a tuning seed),
-                           problems (ids; left out: all), charge_looks (true: looks count as cost)
+                           problems (ids; left out: all), stretch (runs may cost so many caps),
+                           charge_looks (true: looks count as cost)
     [[problems]]           id, label, track ("A": lam in the inner loss, "B": an initialisation or
                            representation, "C": few bounded scalars), task, set.task.*,
                            fixed (score without outer learning), bound (the best that can be had),
@@ -13,7 +14,8 @@ Grammar of a file with ``kind = "arena"``::
                            way, at equal costs), prices (of one of each count),
                            smoothness (L, the largest eigenvalue of the inner Hessian at the start),
                            valid_episodes, test_episodes
-    [[methods]]            id, label, method, solver, tracks, set.{task,method,solver}.*,
+    [[methods]]            id, label, method, solver, tracks, problems (ids; left out: all of its
+                           tracks), set.{task,method,solver,budget}.*,
                            space."GROUP.NAME" = { low, high, log, whole, per_smoothness } or
                            { choices = [...] }
 
@@ -127,16 +129,18 @@ class ArenaProblem:
         """0 without learning, 1 at the bound."""
         return (value - self.fixed) / (self.bound - self.fixed)
 
-    def limits(self, charge_looks: bool) -> Settings:
-        """The budget of a run on it."""
+    def limits(self, rules: ArenaBudget) -> Settings:
+        """The budget of a run on it under these rules; looks are equally many whatever it may cost
+        in all."""
+        cap = self.cap * rules.stretch
         return {
-            "cost": self.cap,
-            "eval_every_cost": self.cap / self.looks,
+            "cost": cap,
+            "eval_every_cost": cap / self.looks,
             "prices": self.prices,
             "valid_episodes": self.valid_episodes,
             "test_episodes": self.test_episodes,
             "select": self.select,
-            **({"charge_looks": True} if charge_looks else {}),
+            **({"charge_looks": True} if rules.charge_looks else {}),
         }
 
 
@@ -150,6 +154,8 @@ class ArenaMethod:
     tracks: Annotated[list[Literal["A", "B", "C"]], Field(min_length=1)]
     label: str = ""
     solver: str | None = None
+    problems: list[str] = field(default_factory=list)
+    """Where it takes part; left out: on all problems of its tracks."""
     set: Groups = field(default_factory=dict)
     space: dict[str, Range] = field(default_factory=dict)
     """"GROUP.NAME" to its range."""
@@ -183,6 +189,8 @@ class ArenaBudget:
     tuning_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     problems: list[str] = field(default_factory=list)
+    stretch: Annotated[float, Field(gt=0)] = 1.0
+    """Times a problem's cap that a run may cost: beyond 1 to see what a problem has to give."""
     charge_looks: bool = True
     """Whether looks at the split that chooses states are paid for out of the cap."""
 
@@ -220,7 +228,12 @@ class Arena:
         wanted = self.budget(budget).problems
         for method in self.methods:
             for problem in self.problems:
-                if problem.track in method.tracks and (not wanted or problem.id in wanted):
+                asked = problem.id in (wanted or [problem.id])
+                if (
+                    asked
+                    and problem.track in method.tracks
+                    and (problem.id in (method.problems or [problem.id]))
+                ):
                     yield method, problem
 
     def trials(self, budget: str) -> list[SuiteCell]:
@@ -256,9 +269,8 @@ class Arena:
         suffix: str,
     ) -> list[SuiteCell]:
         own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
-        groups = merge(
-            [problem.set, {"budget": problem.limits(rules.charge_looks)}, method.set, own]
-        )
+        limits = {"budget": problem.limits(rules)}
+        groups = merge([problem.set, limits, method.set, own])
         try:
             cells, parts = make_cells(
                 problem.task, method.method, seeds, solver=method.solver, set=groups
@@ -309,6 +321,10 @@ def _broken(arena: Arena) -> Iterator[str]:
             if name.partition(".")[0] not in ("task", "method", "solver") or "." not in name:
                 yield f"method {method.id}: space {name!r} is not task., method. or solver.NAME"
     known = [p.id for p in arena.problems]
+    for method in arena.methods:
+        for problem_id in method.problems:
+            if problem_id not in known:
+                yield f"method {method.id}: {UnknownName('problem', problem_id, known)}"
     for name, budget in arena.budgets.items():
         if both := {*budget.tuning_seeds} & {*budget.seeds}:
             yield f"budgets.{name}: seed {min(both)} is tuned on and plays in the finals"
