@@ -93,6 +93,9 @@ class Problem(ABC):
     episodes_per_step: int = 1
     """Episodes that one outer step averages over (the meta-batch)."""
 
+    batched_on_cpu: bool = False
+    """Whether a CPU, too, is faster with the episodes of a step worked through at once, by vmap."""
+
     evaluations: tuple[str, ...] = ("test",)
     """Names of the final evaluations; each is a split that :meth:`episode` knows."""
 

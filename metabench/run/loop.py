@@ -89,9 +89,10 @@ class Loop:
         """Build the problem; go on from a checkpoint, or start."""
         device = self.options.device
         self.problem = self.task.build(self.seeds, device)
-        self.threads = determinism.intra_op_threads(self.problem.episodes_per_step > 1)
-        torch.set_num_threads(self.threads)
         self.ctx = self.context()
+        spread = self.ctx.engine == "loop" and self.problem.episodes_per_step > 1
+        self.threads = determinism.intra_op_threads(spread)
+        torch.set_num_threads(self.threads)
         if self.method.reconstruction:
             self.ctx.notes["reconstruction"] = self.method.reconstruction
         self.made_with = {
@@ -123,7 +124,8 @@ class Loop:
         if not self.method.batched or self.solver.by_examples:
             engine = "loop"
         elif engine == "auto":
-            engine = "vmap" if cuda and spread else "loop"
+            pays = cuda or self.problem.batched_on_cpu
+            engine = "vmap" if pays and spread else "loop"
         return Context(
             self.problem,
             self.solver,

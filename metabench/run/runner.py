@@ -60,7 +60,8 @@ def run_cell(
     a run continues from its checkpoint. Checkpoints are at least ``checkpoint_seconds`` apart
     (0: every outer step). ``time_limit`` in seconds of this call. ``workers``: threads for the
     episodes of a step (default: the usable cores); they change no result. ``engine`` "auto":
-    batched episodes on a GPU, one after another on a CPU. ``stop`` is asked between steps.
+    batched episodes on a GPU or where the problem says that it pays on a CPU, else one after
+    another. ``stop`` is asked between steps.
     ``gather``: how other processes come to share the episodes; they change no result either.
 
     What goes wrong while running becomes a record (diverged, timeout, failed). Raises

@@ -5,7 +5,7 @@ Grammar of a file with ``kind = "arena"``::
     title, description     text
     [budgets.NAME]         trials (settings a method is given on a problem, the first its own),
                            tuning_seeds, seeds (of the finals; none may be a tuning seed),
-                           problems (ids; left out: all)
+                           problems (ids; left out: all), stretch (runs may cost so many caps)
     [[problems]]           id, label, track ("A": lam in the inner loss, "B": an initialisation or
                            representation, "C": few bounded scalars), task, set.task.*,
                            fixed (score without outer learning), bound (the best that can be had),
@@ -14,7 +14,8 @@ Grammar of a file with ``kind = "arena"``::
                            smoothness (L, the largest eigenvalue of the inner Hessian at the start),
                            valid_episodes, test_episodes, quick (true on at most four: those of
                            ``metabench rank --quick``)
-    [[methods]]            id, label, method, solver, tracks, set.{task,method,solver}.*,
+    [[methods]]            id, label, method, solver, tracks, problems (ids; left out: all of its
+                           tracks), set.{task,method,solver,budget}.*,
                            space."GROUP.NAME" = { low, high, log, whole, per_smoothness } or
                            { choices = [...] }
 
@@ -135,12 +136,12 @@ class ArenaProblem:
         """0 without learning, 1 at the bound."""
         return (value - self.fixed) / (self.bound - self.fixed)
 
-    @property
-    def limits(self) -> Settings:
-        """The budget of a run on it."""
+    def limits(self, stretch: float) -> Settings:
+        """The budget of a run on it that may cost ``stretch`` caps; looks are equally many."""
+        cap = self.cap * stretch
         return {
-            "cost": self.cap,
-            "eval_every_cost": self.cap / self.looks,
+            "cost": cap,
+            "eval_every_cost": cap / self.looks,
             "prices": self.prices,
             "valid_episodes": self.valid_episodes,
             "test_episodes": self.test_episodes,
@@ -158,6 +159,8 @@ class ArenaMethod:
     tracks: Annotated[list[Literal["A", "B", "C"]], Field(min_length=1)]
     label: str = ""
     solver: str | None = None
+    problems: list[str] = field(default_factory=list)
+    """Where it takes part; left out: on all problems of its tracks."""
     set: Groups = field(default_factory=dict)
     space: dict[str, Range] = field(default_factory=dict)
     """"GROUP.NAME" to its range."""
@@ -191,6 +194,8 @@ class ArenaBudget:
     tuning_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     problems: list[str] = field(default_factory=list)
+    stretch: Annotated[float, Field(gt=0)] = 1.0
+    """Times a problem's cap that a run may cost: beyond 1 to see what a problem has to give."""
 
 
 Chosen = Mapping[tuple[str, str], int]
@@ -226,7 +231,12 @@ class Arena:
         wanted = self.budget(budget).problems
         for method in self.methods:
             for problem in self.problems:
-                if problem.track in method.tracks and (not wanted or problem.id in wanted):
+                asked = problem.id in (wanted or [problem.id])
+                if (
+                    asked
+                    and problem.track in method.tracks
+                    and (problem.id in (method.problems or [problem.id]))
+                ):
                     yield method, problem
 
     def trials(self, budget: str) -> list[SuiteCell]:
@@ -238,17 +248,18 @@ class Arena:
             for trial in range(rules.trials)
             for method, problem in self.pairs(budget)
             if trial == 0 or method.space
-            for cell in self._cells(method, problem, trial, rules.tuning_seeds, f"#{trial}")
+            for cell in self._cells(method, problem, trial, rules, rules.tuning_seeds, f"#{trial}")
         ]
 
     def finals(self, budget: str, chosen: Chosen) -> list[SuiteCell]:
         """The cells of the finals: of each method the trial that ``chosen`` says (``row`` its id)
         and its settings as shipped ("METHOD as shipped")."""
-        seeds = self.budget(budget).seeds
+        rules = self.budget(budget)
         out = []
         for method, problem in self.pairs(budget):
-            out += self._cells(method, problem, chosen[method.id, problem.id], seeds, "")
-            out += self._cells(method, problem, 0, seeds, AS_SHIPPED)
+            trial = chosen[method.id, problem.id]
+            out += self._cells(method, problem, trial, rules, rules.seeds, "")
+            out += self._cells(method, problem, 0, rules, rules.seeds, AS_SHIPPED)
         return out
 
     def _cells(
@@ -256,11 +267,13 @@ class Arena:
         method: ArenaMethod,
         problem: ArenaProblem,
         trial: int,
+        rules: ArenaBudget,
         seeds: Iterable[int],
         suffix: str,
     ) -> list[SuiteCell]:
         own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
-        groups = merge([problem.set, {"budget": problem.limits}, method.set, own])
+        limits = {"budget": problem.limits(rules.stretch)}
+        groups = merge([problem.set, limits, method.set, own])
         try:
             cells, parts = make_cells(
                 problem.task, method.method, seeds, solver=method.solver, set=groups
@@ -320,6 +333,10 @@ def _broken(arena: Arena) -> Iterator[str]:
             if name.partition(".")[0] not in ("task", "method", "solver") or "." not in name:
                 yield f"method {method.id}: space {name!r} is not task., method. or solver.NAME"
     known = [p.id for p in arena.problems]
+    for method in arena.methods:
+        for problem_id in method.problems:
+            if problem_id not in known:
+                yield f"method {method.id}: {UnknownName('problem', problem_id, known)}"
     for name, budget in arena.budgets.items():
         if both := {*budget.tuning_seeds} & {*budget.seeds}:
             yield f"budgets.{name}: seed {min(both)} is tuned on and plays in the finals"

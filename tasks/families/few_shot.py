@@ -229,6 +229,9 @@ class FewShotProblem(Problem):
         self.base_classes = len(splits["train"])
         channels, size = splits["train"].images.shape[2], splits["train"].images.shape[-1]
         self.net = task.network_for(channels, size).to(device)
+        self.batched_on_cpu = isinstance(self.net, ConvNet) and self.net.stacks_well(
+            task.ways_of("train") * sum(task.images_of("train"))
+        )
         self.given = task.given()
         self.evaluations = ("test", *self.given)
         self.module = self.net

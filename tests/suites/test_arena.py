@@ -134,6 +134,21 @@ def test_finals_play_the_chosen_trial_and_the_settings_as_shipped(tmp_path: Path
     assert {c.cell.seed for c in finals} == {0, 1, 2}
 
 
+def test_a_method_may_take_part_in_some_problems_alone(tmp_path: Path) -> None:
+    text = FILE.replace('id = "unrolled"\n', 'id = "unrolled"\nproblems = ["start"]\n')
+    pairs = [(m.id, p.id) for m, p in made(tmp_path, text).pairs("laptop")]
+    assert pairs == [("unrolled", "start"), ("implicit", "one"), ("fixed", "one")]
+
+
+def test_a_stretched_budget_has_as_many_looks_at_a_larger_cost(tmp_path: Path) -> None:
+    text = FILE.replace("seeds = [0, 1, 2]", "seeds = [0, 1, 2]\nstretch = 5.0")
+    budget = made(tmp_path, text).trials("laptop")[0].cell.budget
+    assert budget["cost"] == 2000.0 and budget["eval_every_cost"] == 500.0
+    arena = made(tmp_path, text)
+    final = arena.finals("laptop", {(m.id, p.id): 0 for m, p in arena.pairs("laptop")})[0].cell
+    assert final.budget["cost"] == 2000.0
+
+
 def test_scores_run_from_no_learning_to_the_bound(tmp_path: Path) -> None:
     problem = made(tmp_path).problems[0]
     assert [problem.score(x) for x in (2.0, 1.0, 3.0)] == [0.0, 1.0, -1.0]
@@ -145,6 +160,11 @@ def test_scores_run_from_no_learning_to_the_bound(tmp_path: Path) -> None:
     [
         ("seeds = [0, 1, 2]", "seeds = [0, 101]", "seed 101 is tuned on and plays in the finals"),
         ('id = "start"', 'id = "one"', "two problems are called 'one'"),
+        (
+            'id = "implicit"',
+            'id = "implicit"\nproblems = ["stat"]',
+            "method implicit: no problem 'stat'; near: start",
+        ),
         ('id = "implicit"', 'id = "a#b"', "a method cannot be called 'a#b'"),
         ("bound = 1.0\ncap = 400.0\nlooks", "bound = 2.0\ncap = 400.0\nlooks", "are both 2"),
         ('problems = ["one"]', 'problems = ["won"]', "no problem 'won'; near: one"),

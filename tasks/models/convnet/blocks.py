@@ -1,7 +1,7 @@
 """A convolution block's values and gradients, and the tangents of both, by hand.
 
-A block is a 3x3 convolution without bias, batch norm with the statistics of the batch, an optional
-2x2 max-pool, and ReLU. Plain functions on tensors, for CPUs;
+A block is a 3x3 convolution without bias, batch norm with the statistics of the batch, a 2x2
+max-pool, and ReLU. Plain functions on tensors, for CPUs;
 :mod:`metabench.tasks.models.convnet.fused` makes autograd functions of them. Faster than
 differentiating library operations twice, because scale, shift, ReLU and what follows from them see
 the data after the pool only, and because the double backward of a convolution is made of
@@ -9,7 +9,7 @@ convolutions of ordinary size.
 
 Maps are [n, h, w, channels], or [rows, channels] where space does not matter. Symbols: y output of
 the convolution, d = y - mean y, r = 1 / sqrt(mean d^2 + eps), s = r scale, p the winners of the
-pool in d (or all of d), u = s p + shift, z = max(u, 0), N rows in y. gz is the gradient in z, and
+pool in d, u = s p + shift, z = max(u, 0), N rows in y. gz is the gradient in z, and
 so on; a leading d as in dz or dgz means the tangent along a direction in input and weights.
 """
 
@@ -20,15 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .convolution import Form, Site
-
-EPS = 1e-5
+from .convolution import EPS, Site
 
 _aten = torch.ops.aten
 
 
 class Block(NamedTuple):
-    """What a block's forward pass keeps; None where its kind has no use for it."""
+    """What a block's forward pass keeps; None where the first block has no use for it, or another
+    one."""
 
     z: Tensor
     """[n, h, w, filters]"""
@@ -36,12 +35,12 @@ class Block(NamedTuple):
     """[filters]"""
     table: Tensor | None
     """Patches of the block's input, where the convolution goes by them."""
+    winners: Tensor
+    """[n, rows of z in an image, filters], positions in the map of an image."""
     d: Tensor | None = None
     """[N, filters]"""
     p: Tensor | None = None
-    """[rows of z, filters]; None where it is d."""
-    winners: Tensor | None = None
-    """[n, rows of z in an image, filters], positions in the map of an image."""
+    """[rows of z, filters]"""
     covariance: Tensor | None = None
     """[9c, 9c] of the first block's patches."""
 
@@ -126,35 +125,30 @@ def mask_(g: Tensor, z: Tensor) -> Tensor:
     return g
 
 
-def forward(x: Tensor, w: Weights, form: Form) -> Block:
+def forward(x: Tensor, w: Weights) -> Block:
     """A block on a map x."""
-    site = Site.over(x, form)
+    site = Site.over(x)
     d = site.conv(w.conv)
     d.sub_(d.mean(0))
     r = (d * d).mean(0).add_(EPS).rsqrt_()
-    n, h, wide = site.out
-    p, winners = None, None
-    if form.pool:
-        dense = d.view(n, h, wide, -1)
-        h, wide = h // 2, wide // 2
-        p = d.new_empty(n, h, wide, d.shape[1])
-        winners = d.new_empty(p.shape, dtype=torch.int64)
-        y, top, where = (x.permute(0, 3, 1, 2) for x in (dense, p, winners))
-        pool(y, signs(w.scale), top, where)
-        p, winners = p.view(-1, d.shape[1]), winners.view(n, h * wide, -1)
-    z = torch.addcmul(w.shift, d if p is None else p, r * w.scale).relu_()
-    return Block(z.view(n, h, wide, -1), r, site.table, d, p, winners)
+    n, h, wide, _ = x.shape
+    dense = d.view(n, h, wide, -1)
+    p = d.new_empty(n, h // 2, wide // 2, d.shape[1])
+    winners = d.new_empty(p.shape, dtype=torch.int64)
+    y, top, where = (x.permute(0, 3, 1, 2) for x in (dense, p, winners))
+    pool(y, signs(w.scale), top, where)
+    shape, p, winners = p.shape, p.view(-1, d.shape[1]), winners.flatten(1, 2)
+    z = torch.addcmul(w.shift, p, r * w.scale).relu_()
+    return Block(z.view(shape), r, site.table, winners, d, p)
 
 
-def backward(
-    kept: Block, x: Tensor, w: Weights, gz: Tensor, form: Form
-) -> tuple[Slopes, Tensor, Tensor]:
+def backward(kept: Block, x: Tensor, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor, Tensor]:
     """Slopes, gradient in w.conv, gradient in the input x; ``gz`` is overwritten."""
-    site, d, r = Site(x, kept.table, form), kept.d, kept.r
-    assert d is not None
+    site, d, r = Site(x, kept.table), kept.d, kept.r
+    assert d is not None and kept.p is not None
     gu = mask_(gz, kept.z)
     gshift = gu.sum(0)
-    gscale = (gu * (d if kept.p is None else kept.p)).sum(0).mul_(r)
+    gscale = (gu * kept.p).sum(0).mul_(r)
     s = r * w.scale
     c = s * (-1 / d.shape[0])
     gy = torch.addcmul(c * gshift, d, c.mul_(r).mul_(gscale))
@@ -162,21 +156,19 @@ def backward(
     return (Slopes(gu, gscale, gshift, gy), site.weight_grad(gy), site.input_grad((gy, w.conv)))
 
 
-def tangent(
-    kept: Block, slopes: Slopes, x: Tensor, w: Weights, dx: Tensor, v: Weights, form: Form
-) -> Tangent:
+def tangent(kept: Block, slopes: Slopes, x: Tensor, w: Weights, dx: Tensor, v: Weights) -> Tangent:
     """Tangent of :func:`forward` along (dx, v)."""
     d, r = kept.d, kept.r
-    assert d is not None
-    site = Site.over(dx, form)
-    a = Site(x, kept.table, form).conv(v.conv, add=site.conv(w.conv))
+    assert d is not None and kept.p is not None
+    site = Site.over(dx)
+    a = Site(x, kept.table).conv(v.conv, add=site.conv(w.conv))
     am = a.mean(0)
     mu = (a * d).mean(0).mul_(r)
-    picked = a if kept.winners is None else pick(a, kept.winners)
+    picked = pick(a, kept.winners)
     s = r * w.scale
     du = torch.addcmul(torch.addcmul(v.shift, s, am, value=-1), picked, s)
     lift = torch.addcmul(v.scale, s, mu, value=-1).mul_(r)
-    du.addcmul_(d if kept.p is None else kept.p, lift)
+    du.addcmul_(kept.p, lift)
     gu_dq = (slopes.gu * picked).sum(0).addcmul_(am, slopes.gshift, value=-1)
     gu_dq.addcmul_(mu, slopes.gscale, value=-1).mul_(r)
     return Tangent(mask_(du, kept.z).view_as(kept.z), lift, mu, gu_dq, am, a, site)
@@ -190,7 +182,6 @@ def backward_tangent(
     w: Weights,
     v: Weights,
     dgz: Tensor | None,
-    form: Form,
 ) -> tuple[Weights, Tensor]:
     """Tangent of :func:`backward` along what ``along`` was computed for and dgz.
 
@@ -198,13 +189,13 @@ def backward_tangent(
     """
     d, r = kept.d, kept.r
     assert d is not None and slopes.gy is not None and along.a is not None
-    assert along.am is not None and along.site is not None
+    assert along.am is not None and along.site is not None and kept.p is not None
     s, lift = r * w.scale, along.lift
     dgshift, dgscale, terms = torch.zeros_like(r), along.gu_dq, [(slopes.gu, lift)]
     if dgz is not None:
         dgu = mask_(dgz, kept.z)
         dgshift = dgu.sum(0)
-        dgscale = torch.addcmul(dgscale, (dgu * (d if kept.p is None else kept.p)).sum(0), r)
+        dgscale = torch.addcmul(dgscale, (dgu * kept.p).sum(0), r)
         terms.append((dgu, s))
     bend = (s * r).mul_(slopes.gscale).mul_(1 / d.shape[0])
     sn, liftn = s * (1 / d.shape[0]), lift * (1 / d.shape[0])
@@ -214,7 +205,7 @@ def backward_tangent(
     slope.addcmul_(sn, dgscale, value=-1).mul_(r)
     dgy = torch.addcmul(const, d, slope).addcmul_(along.a, bend, value=-1)
     _add_winners(dgy, kept, *terms)
-    here = Site(x, kept.table, form)
+    here = Site(x, kept.table)
     dconv = along.site.weight_grad(slopes.gy, add=here.weight_grad(dgy))
     dgx = here.input_grad((dgy, w.conv), (slopes.gy, v.conv))
     return Weights(dconv, dgscale, dgshift), dgx
@@ -222,28 +213,8 @@ def backward_tangent(
 
 def _add_winners(dense: Tensor, kept: Block, *terms: tuple[Tensor, Tensor]) -> None:
     """dense += put(sum of a * by over the terms (a, by))."""
-    if kept.winners is None:
-        for a, by in terms:
-            dense.addcmul_(a, by)
-        return
     (a, by), *rest = terms
     values = a * by
     for a, by in rest:
         values.addcmul_(a, by)
     put(dense, kept.winners, values)
-
-
-def features(z: Tensor, form: Form) -> Tensor:
-    """[n, features] of the last block's map [n, h, w, filters]."""
-    if form.mean:
-        return z.mean(dim=(1, 2))
-    return z.permute(0, 3, 1, 2).reshape(z.shape[0], -1)
-
-
-def features_grad(gf: Tensor, shape: torch.Size, form: Form) -> Tensor:
-    """Gradient in the map of this shape; a new tensor."""
-    n, h, w, filters = shape
-    if form.mean:
-        return (gf / (h * w))[:, None, None, :].expand(shape).contiguous()
-    back = gf.reshape(n, filters, h, w).permute(0, 2, 3, 1)
-    return back.clone(memory_format=torch.contiguous_format)

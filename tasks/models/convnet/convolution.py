@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+EPS = 1e-5
+"""Added to the variance in batch norm."""
+
 UNROLL_ROWS = 512
 """Up to this many output pixels the patch matrix is the cheaper way (measured on one core)."""
 
@@ -23,22 +26,14 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Form:
-    """What all blocks of a body share.
+    """How maps get smaller, and become features.
 
-    ``mean``: features are means over space; otherwise all entries, ordered (channel, row, column).
+    ``pool``: a 2x2 max-pool ends a block; otherwise its convolution has stride 2. ``mean``:
+    features are means over space; otherwise all entries, ordered (channel, row, column).
     """
 
-    stride: int = 1
     pool: bool = False
     mean: bool = False
-
-    def conv_size(self, size: int) -> int:
-        """Height of a convolution's output on a map of this height."""
-        return -(-size // self.stride)
-
-    def out_size(self, size: int) -> int:
-        """Height of a block's output on a map of this height."""
-        return self.conv_size(size) // (2 if self.pool else 1)
 
 
 def rows(weight: Tensor) -> Tensor:
@@ -62,8 +57,8 @@ def buffer(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return held[key]
 
 
-def patches(x: Tensor, form: Form, extra: int = 0) -> Tensor:
-    """The 3x3 neighbourhood of every output pixel of a convolution, [N, 9c + extra].
+def patches(x: Tensor, extra: int = 0) -> Tensor:
+    """The 3x3 neighbourhood of every pixel, [N, 9c + extra].
 
     The ``extra`` columns are left for the caller to fill.
     """
@@ -71,33 +66,29 @@ def patches(x: Tensor, form: Form, extra: int = 0) -> Tensor:
     padded = buffer("padded", (n, h + 2, w + 2, c), x)
     padded[:, 1:-1, 1:-1] = x  # the border stays zero
     a, b, e, _ = padded.stride()
-    out = (form.conv_size(h), form.conv_size(w))
-    found = x.new_empty(n * out[0] * out[1], 9 * c + extra)
-    view = padded.as_strided((n, *out, 3, 3 * c), (a, b * form.stride, e * form.stride, b, 1))
-    found[:, : 9 * c].view(n, *out, 3, 3 * c).copy_(view)
+    found = x.new_empty(n * h * w, 9 * c + extra)
+    view = padded.as_strided((n, h, w, 3, 3 * c), (a, b, e, b, 1))
+    found[:, : 9 * c].view(n, h, w, 3, 3 * c).copy_(view)
     return found
 
 
 class Site:
     """A convolution over one map, by the library (``table`` None) or by the map's patches."""
 
-    def __init__(self, x: Tensor, table: Tensor | None, form: Form) -> None:
-        self.x, self.table, self.form = x, table, form
-        n, h, w, _ = x.shape
-        self.out = (n, form.conv_size(h), form.conv_size(w))
+    def __init__(self, x: Tensor, table: Tensor | None) -> None:
+        self.x, self.table = x, table
 
     @classmethod
-    def over(cls, x: Tensor, form: Form) -> Site:
+    def over(cls, x: Tensor) -> Site:
         """The cheaper way for a map [n, h, w, c]."""
         n, h, w, _ = x.shape
-        few = n * form.conv_size(h) * form.conv_size(w) <= UNROLL_ROWS
-        return cls(x, patches(x, form) if few else None, form)
+        return cls(x, patches(x) if n * h * w <= UNROLL_ROWS else None)
 
     def conv(self, w: Tensor, add: Tensor | None = None) -> Tensor:
         """[N, filters], added to ``add`` in place where given."""
         if self.table is not None:
             return self.table @ w.t() if add is None else add.addmm_(self.table, w.t())
-        y = F.conv2d(self.x.permute(0, 3, 1, 2), unrows(w), None, self.form.stride, 1)
+        y = F.conv2d(self.x.permute(0, 3, 1, 2), unrows(w), None, 1, 1)
         y = y.permute(0, 2, 3, 1).reshape(-1, w.shape[0])
         return y if add is None else add.add_(y)
 
@@ -118,11 +109,11 @@ class Site:
 
     def _library(self, gy: Tensor, weight: Tensor, which: int) -> Tensor:
         g: Tensor = _aten.convolution_backward(
-            gy.view(*self.out, -1).permute(0, 3, 1, 2),
+            gy.view(*self.x.shape[:3], -1).permute(0, 3, 1, 2),
             self.x.permute(0, 3, 1, 2),
             weight,
             None,
-            [self.form.stride] * 2,
+            [1, 1],
             [1, 1],
             [1, 1],
             False,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import EPS, Block, Slopes, Tangent, Weights, mask_, pool, put, signs
-from .convolution import Form, buffer, patches
+from .blocks import Block, Slopes, Tangent, Weights, mask_, pool, put, signs
+from .convolution import EPS, buffer, patches
 
 BUFFER_BYTES = 1 << 20
 """What a pooled block works on at a time: about what a core's own cache holds."""
@@ -24,17 +24,17 @@ BUFFER_BYTES = 1 << 20
 _local = threading.local()
 
 
-def source(images: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+def source(images: Tensor) -> tuple[Tensor, Tensor]:
     """Centred patches of images [n, c, h, w] and a column of ones, [N, 9c + 1]; their covariance
     [9c, 9c].
 
     Remembers the last two batches of this thread: every inner step reads the same ones.
     """
     recent: list[Any] = _local.__dict__.setdefault("recent", [])
-    for known, version, known_form, found in recent:
-        if known is images and version == images._version and known_form == form:
+    for known, version, found in recent:
+        if known is images and version == images._version:
             return found  # type: ignore[no-any-return]
-    table = patches(images.permute(0, 2, 3, 1), form, extra=1)
+    table = patches(images.permute(0, 2, 3, 1), extra=1)
     table[:, -1] = 1.0
     # Plain sums over mostly equal values drift in float32: moments of strokes on black need more.
     exact = table.double()
@@ -42,50 +42,43 @@ def source(images: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     mean = moments[-1, :-1]
     covariance = (moments[:-1, :-1] - mean[:, None] * mean).to(table.dtype)
     table[:, :-1] -= mean.to(table.dtype)
-    recent[:] = [*recent[-1:], (images, images._version, form, (table, covariance))]
+    recent[:] = [*recent[-1:], (images, images._version, (table, covariance))]
     return table, covariance
 
 
-def forward(images: Tensor, w: Weights, form: Form) -> Block:
+def forward(images: Tensor, w: Weights) -> Block:
     """The block on images [n, c, h, w]."""
-    table, covariance = source(images, form)
+    table, covariance = source(images)
     n = images.shape[0]
-    h, wide = form.out_size(images.shape[2]), form.out_size(images.shape[3])
+    h, wide = images.shape[2] // 2, images.shape[3] // 2
     r = ((w.conv @ covariance) * w.conv).sum(1).add_(EPS).rsqrt_()
     s = r * w.scale
-    if not form.pool:
-        z = (table @ _columns(s[:, None] * w.conv, w.shift)).relu_()
-        return Block(z.view(n, h, wide, -1), r, table, covariance=covariance)
     z = table.new_empty(n, h, wide, w.conv.shape[0])
     winners = table.new_empty(z.shape, dtype=torch.int64)
     sign = signs(w.scale)
     columns, size = w.conv.t(), images.shape
     maps = z.permute(0, 3, 1, 2), winners.permute(0, 3, 1, 2)
-    for dense, rows, top, where in _pieces(table[:, :-1], size, form, z.shape[3], *maps):
+    for dense, rows, top, where in _pieces(table[:, :-1], size, z.shape[3], *maps):
         torch.mm(rows, columns, out=dense)
-        y = dense.view(len(top), form.conv_size(size[2]), -1, z.shape[3])
+        y = dense.view(len(top), size[2], -1, z.shape[3])
         pool(y.permute(0, 3, 1, 2), sign, top, where)
     torch.addcmul(w.shift, z, s, out=z).relu_()
     winners = winners.view(n, h * wide, -1)
-    return Block(z, r, table, winners=winners, covariance=covariance)
+    return Block(z, r, table, winners, covariance=covariance)
 
 
-def backward(
-    kept: Block, shape: torch.Size, w: Weights, gz: Tensor, form: Form
-) -> tuple[Slopes, Tensor]:
+def backward(kept: Block, shape: torch.Size, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor]:
     """Slopes and the gradient in w.conv; ``shape`` is the images'; ``gz`` is overwritten."""
     assert kept.covariance is not None
     gu = mask_(gz, kept.z)
-    sums, gshift = _sums(kept, shape, gu, form)
+    sums, gshift = _sums(kept, shape, gu)
     gscale = kept.r * (w.conv * sums).sum(1)
     s = kept.r * w.scale
     gconv = s[:, None] * sums - (s * kept.r * gscale)[:, None] * (w.conv @ kept.covariance)
     return Slopes(gu, gscale, gshift, sums=sums), gconv
 
 
-def tangent(
-    kept: Block, slopes: Slopes, w: Weights, v: Weights, shape: torch.Size, form: Form
-) -> Tangent:
+def tangent(kept: Block, slopes: Slopes, w: Weights, v: Weights, shape: torch.Size) -> Tangent:
     """Tangent of :func:`forward` along v."""
     assert kept.covariance is not None and slopes.sums is not None and kept.table is not None
     r = kept.r
@@ -93,14 +86,11 @@ def tangent(
     mu = r * (v.conv * (w.conv @ kept.covariance)).sum(1)
     lift = torch.addcmul(v.scale, s, mu, value=-1).mul_(r)
     mix = _columns((s[:, None] * v.conv).addcmul_(lift[:, None], w.conv), v.shift)
-    if kept.winners is None:
-        du = kept.table @ mix
-    else:
-        du = torch.empty_like(slopes.gu)
-        maps = kept.winners, du.view(kept.winners.shape)
-        for dense, rows, winners, out in _pieces(kept.table, shape, form, du.shape[1], *maps):
-            torch.mm(rows, mix, out=dense)
-            torch.gather(dense.view(len(out), -1, du.shape[1]), 1, winners, out=out)
+    du = torch.empty_like(slopes.gu)
+    maps = kept.winners, du.view(kept.winners.shape)
+    for dense, rows, winners, out in _pieces(kept.table, shape, du.shape[1], *maps):
+        torch.mm(rows, mix, out=dense)
+        torch.gather(dense.view(len(out), -1, du.shape[1]), 1, winners, out=out)
     gu_dq = r * ((v.conv * slopes.sums).sum(1) - mu * slopes.gscale)
     return Tangent(mask_(du, kept.z).view_as(kept.z), lift, mu, gu_dq)
 
@@ -113,7 +103,6 @@ def backward_tangent(
     v: Weights,
     dgz: Tensor | None,
     shape: torch.Size,
-    form: Form,
 ) -> Weights:
     """Tangent of :func:`backward` along what ``along`` was computed for and dgz (overwritten)."""
     assert kept.covariance is not None and slopes.sums is not None
@@ -122,7 +111,7 @@ def backward_tangent(
     dgshift, dgscale = torch.zeros_like(along.mu), along.gu_dq
     dconv = lift[:, None] * slopes.sums
     if dgz is not None:
-        dsums, dgshift = _sums(kept, shape, mask_(dgz, kept.z), form)
+        dsums, dgshift = _sums(kept, shape, mask_(dgz, kept.z))
         dgscale = dgscale + r * (w.conv * dsums).sum(1)
         dconv.addcmul_(s[:, None], dsums)
     bend = s * r * slopes.gscale
@@ -137,11 +126,11 @@ def _columns(conv: Tensor, shift: Tensor) -> Tensor:
 
 
 def _pieces(
-    table: Tensor, shape: torch.Size, form: Form, filters: int, *maps: Tensor
+    table: Tensor, shape: torch.Size, filters: int, *maps: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
     """A few images at a time: a buffer for their maps [rows, filters], their rows of the table,
     and their parts of ``maps``, [n, ...] each."""
-    pixels = form.conv_size(shape[2]) * form.conv_size(shape[3])
+    pixels = shape[2] * shape[3]
     step = max(1, BUFFER_BYTES // (filters * pixels * table.element_size()))
     whole = buffer("first", (step * pixels, filters), table)
     # Cut once: Python threads wait for each other at every small operation.
@@ -150,17 +139,12 @@ def _pieces(
         yield whole if len(rows) == len(whole) else whole[: len(rows)], rows, *some
 
 
-def _sums(kept: Block, shape: torch.Size, gu: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+def _sums(kept: Block, shape: torch.Size, gu: Tensor) -> tuple[Tensor, Tensor]:
     """put(gu)' patches, [filters, 9c], and the sum of gu, [filters]."""
     table, filters = kept.table, gu.shape[1]
     assert table is not None
-    if kept.winners is None:
-        total = table.t() @ gu
-    else:
-        total = table.new_zeros(table.shape[1], filters)
-        values = gu.view(kept.winners.shape)
-        for dense, rows, winners, some in _pieces(
-            table, shape, form, filters, kept.winners, values
-        ):
-            total.addmm_(rows.t(), put(dense.zero_(), winners, some))
+    total = table.new_zeros(table.shape[1], filters)
+    values = gu.view(kept.winners.shape)
+    for dense, rows, winners, some in _pieces(table, shape, filters, kept.winners, values):
+        total.addmm_(rows.t(), put(dense.zero_(), winners, some))
     return total[:-1].t(), total[-1]

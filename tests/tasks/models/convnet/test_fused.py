@@ -16,6 +16,7 @@ from metabench.tasks.models.convnet import convolution, first_block, fused
 from metabench.tasks.models.networks import ConvNet
 
 EXACT = 1e-10
+POOLED, STRIDED = convolution.Form(pool=True), convolution.Form(mean=True)
 
 
 @pytest.fixture(autouse=True)
@@ -240,15 +241,116 @@ def test_threads_agree_bit_for_bit_with_one_after_another():
 
 def test_where_it_does_not_apply():
     x, w = torch.zeros(2, 1, 8, 8), [torch.zeros(1)]
-    assert fused.applies(x, w)
-    assert not fused.applies(x.clone().requires_grad_(), w)
-    assert not fused.applies(x.half(), [w[0].half()])
-    assert not fused.applies(x, [w[0].double()])
-    assert not fused.applies(x.to("meta"), w)
-    inside: list[bool] = []
-    torch.func.vmap(lambda a: (inside.append(fused.applies(a[None], w)), a)[1])(x)
-    torch.func.grad(lambda a: (inside.append(fused.applies(x, w)), a.sum())[1])(x)
-    assert inside == [False, False]
+    for form in (POOLED, STRIDED):
+        assert fused.applies(x, w, form)
+        assert not fused.applies(x.clone().requires_grad_(), w, form)
+        assert not fused.applies(x.half(), [w[0].half()], form)
+        assert not fused.applies(x, [w[0].double()], form)
+        assert not fused.applies(x.to("meta"), w, form)
+
+
+def test_under_which_transforms_it_applies():
+    x, w = torch.zeros(2, 1, 8, 8), [torch.zeros(1)]
+    vmap, grad = torch.func.vmap, torch.func.grad
+
+    def inside(form, *transforms):
+        found: list[bool] = []
+
+        def f(a):
+            found.append(fused.applies(x, w, form))
+            return a.sum()
+
+        for transform in transforms:
+            f = transform(f)
+        f(torch.zeros(2, 2))
+        return found[0]
+
+    def tangent(f):
+        return lambda a: torch.func.jvp(f, (a,), (a,))[1]
+
+    for transforms in ([vmap], [grad], [grad, vmap], [lambda f: grad(lambda a: grad(f)(a).sum())]):
+        assert inside(STRIDED, *transforms)
+        assert not inside(POOLED, *transforms)
+    for transforms in ([vmap, vmap], [tangent], [tangent, vmap]):
+        assert not inside(STRIDED, *transforms)
+
+
+def stacked_meta_gradients(net, params, support, query, steps, first_order, frozen=()):
+    """:func:`meta_gradient` of several episodes at once, by torch.func."""
+
+    def one(support, query):
+        def outer(lam):
+            theta = lam
+            for _ in range(steps):
+                at = {k: v.detach() for k, v in theta.items()} if first_order else theta
+                moving = {k: v for k, v in at.items() if not k.startswith(frozen)}
+                g = torch.func.grad(lambda t, at=at: net.loss({**at, **t}, *support))(moving)
+                theta = {k: v - 0.4 * g[k] if k in g else v for k, v in theta.items()}
+            return net.loss(theta, *query)
+
+        return torch.func.grad(outer)(params)
+
+    return torch.func.vmap(one)(support, query)
+
+
+@pytest.mark.parametrize("frozen", ["none", "head", "conv", "norm"])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("mean", [False, True])
+def test_several_episodes_at_once_equal_one_after_another(mean, first_order, frozen):
+    reduce = "mean" if mean else "flatten"
+    made = {"filters": 6, "blocks": 3, "reduce": reduce, "dtype": torch.float64}
+    nets = [ConvNet(1, 14, 3, elementary=elementary, **made) for elementary in (False, True)]
+    params = weights_of(nets[0], "mixed")
+    support = draw(4, 3, 1, 14, 14), torch.arange(3).expand(4, 3)
+    query = draw(4, 6, 1, 14, 14, seed=1), (torch.arange(6) % 3).expand(4, 6)
+    got, want = (
+        stacked_meta_gradients(net, params, support, query, 2, first_order, frozen).values()
+        for net in nets
+    )
+    assert relative_error(list(got), list(want)) < EXACT
+    if frozen == "none":
+        for i, each in enumerate(zip(*got, strict=True)):
+            data = (support[0][i], support[1][i]), (query[0][i], query[1][i])
+            alone = meta_gradient(nets[0], params, *data, 2, first_order=first_order)[1]
+            assert relative_error(each, alone) < EXACT
+
+
+def test_what_is_common_to_a_stack_is_spread_over_it():
+    """Images and weights of one network, a cotangent and a direction for each."""
+    net = ConvNet(1, 14, 3, filters=4, blocks=2, dtype=torch.float64)
+    plain = ConvNet(1, 14, 3, filters=4, blocks=2, dtype=torch.float64, elementary=True)
+    params, x, y = weights_of(net, "ones"), draw(3, 1, 14, 14), torch.arange(3)
+    directions = {k: draw(5, *v.shape, seed=3) for k, v in params.items()}
+
+    def product(net, scale, v):
+        def slope(p):
+            g = torch.func.grad(lambda q: scale * net.loss(q, x, y))(p)
+            return torch.stack([(g[k] * v[k]).sum() for k in g]).sum()
+
+        return torch.func.grad(slope)(params)
+
+    scales = draw(5)
+    got, want = (
+        torch.func.vmap(lambda s, v, net=net: product(net, s, v))(scales, directions)
+        for net in (net, plain)
+    )
+    assert relative_error(list(got.values()), list(want.values())) < EXACT
+
+
+def test_a_third_derivative_raises_under_torch_func():
+    net = ConvNet(1, 14, 3, filters=4, blocks=2, dtype=torch.float64)
+    params, x, y = weights_of(net, "ones"), draw(2, 3, 1, 14, 14), torch.arange(3)
+
+    def size(f):
+        return lambda p: torch.stack(
+            [g.square().sum() for g in torch.func.grad(f)(p).values()]
+        ).sum()
+
+    def third(x):
+        return torch.func.grad(size(size(lambda p: net.loss(p, x, y))))(params)
+
+    with pytest.raises(RuntimeError, match="third derivatives"):
+        torch.func.vmap(third)(x)
 
 
 def strokes(n, seed=0):

@@ -1,0 +1,389 @@
+"""Sweeps of a network whose blocks go down by strides of 2, for many networks at once.
+
+A block is a 3x3 convolution of stride 2 without bias, batch norm with the statistics of the batch,
+and ReLU. Every tensor has a first dimension of E networks, each with images and weights of its own:
+such maps are small, and one call for all of them costs little more than one for each. Convolutions
+are products with patch matrices, whose fixed cost is small too.
+
+Symbols: y output of the convolution, d = y - mean y, r = 1 / sqrt(mean d^2 + eps), s = r scale,
+u = s d + shift, z = max(u, 0), N rows (pixels of all images) in y. gz is the gradient in z, and so
+on; a leading d as in dz or dgz means the tangent along a direction in input and weights. Maps are
+[E, n, h, w, channels], or [E, N, channels] where space does not matter; weights rows
+[E, filters, 9c], ordered (row, column, channel), scale and shift [E, 1, filters].
+
+The images are data: of the first block's map the moments, and what batch norm adds to the gradient
+of its weight, follow from the covariance of its patches, computed once for a batch of images.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import head
+from .convolution import EPS, Form, buffer
+
+Kept = list[Tensor]
+"""What a sweep keeps: tensors with a first dimension of E."""
+
+_local = threading.local()
+_aten = torch.ops.aten
+
+
+class Weights(NamedTuple):
+    """A block's parameters, or a direction in them."""
+
+    conv: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+class Block(NamedTuple):
+    """What a block's forward pass keeps."""
+
+    table: Tensor
+    """Patches of the block's input, [E, N, 9c]; of the first block centred, with a column of ones
+    more."""
+    z: Tensor
+    r: Tensor
+    """[E, 1, filters]"""
+    d: Tensor
+    """[E, N, filters]; of the first block the covariance of its patches, [E, 9c, 9c]."""
+
+
+class Slopes(NamedTuple):
+    """What a block's backward pass keeps."""
+
+    gu: Tensor
+    gscale: Tensor
+    gshift: Tensor
+    gy: Tensor
+    """[E, N, filters]; of the first block gu' patches, [E, filters, 9c]."""
+
+
+class Tangent(NamedTuple):
+    """What the tangent of a block's forward pass keeps."""
+
+    dz: Tensor
+    lift: Tensor
+    """[E, 1, filters], tangent of s."""
+    mu: Tensor
+    """[E, 1, filters], mean of a x, where a is the tangent of y and x = r d."""
+    gu_dq: Tensor
+    """[E, 1, filters], sum of gu times the tangent of x."""
+    am: Tensor | None = None
+    """[E, 1, filters], mean of a; this and what follows not of the first block."""
+    a: Tensor | None = None
+    table: Tensor | None = None
+    """Patches of the tangent of the block's input."""
+
+
+def forward(
+    images: Tensor, labels: Tensor | None, params: Sequence[Tensor], form: Form
+) -> tuple[Tensor, Kept]:
+    """Losses [E], or without labels features [E, n, k], of images [E, n, channels, h, w].
+
+    ``params``: for each block a convolution [E, filters, channels, 3, 3], a scale and a shift
+    [E, filters]; with labels [E, n] also the head's, [E, classes, k] and [E, classes].
+    """
+    w = _weights(params)
+    block = _first_forward(images, w[0])
+    kept = list(block)
+    for one in w[1:]:
+        block = _forward(block.z, one)
+        kept += block
+    f = _features(block.z, form)
+    if labels is None:
+        return f, [*kept, f]
+    value, p, e = head.forward(f, labels, params[-2], params[-1])
+    return value, [*kept, f, p, e]
+
+
+def gradient(
+    kept: Kept, g: Tensor, params: Sequence[Tensor], form: Form
+) -> tuple[list[Tensor], Kept]:
+    """Gradients in the parameters, in their order, of the sum over networks of losses times g [E]
+    (or features times g [E, n, k]), and what the blocks keep of the way."""
+    w, blocks = _weights(params), _blocks(kept, len(params))
+    f, *rest = kept[4 * len(blocks) :]
+    out: list[Tensor] = []
+    if rest:
+        gw, gb, g = head.backward(g, f, rest[1], params[-2])
+        out = [gw, gb]
+    gz = _features_grad(g, blocks[-1].z, form)
+    slopes: list[Tensor] = []
+    for i in range(len(w) - 1, -1, -1):
+        if i:
+            slope, gconv = _backward(blocks[i], w[i], gz)
+            gz = _input_grad(torch.bmm(slope.gy, w[i].conv), blocks[i].z, blocks[i - 1].z)
+        else:
+            slope, gconv = _first_backward(blocks[0], w[0], gz)
+        slopes[:0] = slope
+        out[:0] = [_unrows(gconv), slope.gscale[:, 0], slope.gshift[:, 0]]
+    return out, slopes
+
+
+def product(
+    kept: Kept,
+    slopes: Kept,
+    g: Tensor,
+    params: Sequence[Tensor],
+    along: Sequence[Tensor],
+    form: Form,
+) -> tuple[Tensor, list[Tensor]]:
+    """Tangents along a direction in the parameters: of the losses [E] (features), and of
+    :func:`gradient` at a fixed g."""
+    w, v, blocks = _weights(params), _weights(along), _blocks(kept, len(params))
+    back = [Slopes(*slopes[i : i + 4]) for i in range(0, len(slopes), 4)]
+    f, *rest = kept[4 * len(blocks) :]
+    tangents = [_first_tangent(blocks[0], back[0], w[0], v[0])]
+    for i in range(1, len(w)):
+        tangents.append(_tangent(blocks[i], back[i], tangents[-1].dz, w[i], v[i]))
+    df = _features(tangents[-1].dz, form)
+    out: list[Tensor] = []
+    dgz: Tensor | None = None
+    dg = df
+    if rest:
+        dg, dw, db, dgf = head.product(
+            g, f, rest[0], rest[1], params[-2], along=(df, along[-2], along[-1])
+        )
+        out, dgz = [dw, db], _features_grad(dgf, blocks[-1].z, form)
+    for i in range(len(w) - 1, -1, -1):
+        if i:
+            grad, dgy = _backward_tangent(blocks[i], back[i], tangents[i], w[i], dgz)
+            columns = torch.bmm(dgy, w[i].conv).baddbmm_(back[i].gy, v[i].conv)
+            dgz = _input_grad(columns, blocks[i].z, blocks[i - 1].z)
+        else:
+            grad = _first_backward_tangent(blocks[0], back[0], tangents[0], w[0], v[0], dgz)
+        out[:0] = [_unrows(grad.conv), grad.scale[:, 0], grad.shift[:, 0]]
+    return dg, out
+
+
+def _weights(tensors: Sequence[Tensor]) -> list[Weights]:
+    return [
+        Weights(_rows(tensors[i]), tensors[i + 1].unsqueeze(1), tensors[i + 2].unsqueeze(1))
+        for i in range(0, len(tensors) // 3 * 3, 3)
+    ]
+
+
+def _blocks(kept: Kept, params: int) -> list[Block]:
+    return [Block(*kept[4 * i : 4 * i + 4]) for i in range(params // 3)]
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """[E, filters, c, 3, 3] as [E, filters, 9c]; a view where the layout is channels-last and no
+    weight is shared: products with shared matrices take nearly twice the time."""
+    rows = weight.permute(0, 1, 3, 4, 2).reshape(*weight.shape[:2], -1)
+    return rows if rows.stride(0) else rows.contiguous()
+
+
+def _unrows(matrix: Tensor) -> Tensor:
+    """[E, filters, 9c] as [E, filters, c, 3, 3] in channels-last layout."""
+    return matrix.view(*matrix.shape[:2], 3, 3, -1).permute(0, 1, 4, 2, 3)
+
+
+def _flat(z: Tensor) -> Tensor:
+    """[E, n, h, w, c] as [E, N, c]."""
+    return z.flatten(1, 3)
+
+
+def _patches(x: Tensor, extra: int = 0) -> Tensor:
+    """The 3x3 neighbourhood of every output pixel, [E, N, 9c + extra], of maps [E, n, h, w, c].
+
+    The ``extra`` columns are left for the caller to fill.
+    """
+    e, n, h, w, c = x.shape
+    out = -(-h // 2), -(-w // 2)
+    padded = buffer("padded", (e * n, h + 2, w + 2, c), x)
+    padded[:, 1:-1, 1:-1] = x.flatten(0, 1)  # the border stays zero
+    image, row, pixel, _ = padded.stride()
+    found = x.new_empty(e, n * out[0] * out[1], 9 * c + extra)
+    view = padded.as_strided((e * n, *out, 3, 3 * c), (image, 2 * row, 2 * pixel, row, 1))
+    found[..., : 9 * c].view(e * n, *out, 3, 3 * c).copy_(view)
+    return found
+
+
+def _input_grad(columns: Tensor, z: Tensor, into: Tensor) -> Tensor:
+    """Gradients in patches [E, N, 9c] as the gradient in their maps, [E, N, c] of the map
+    ``into``; ``z`` is the block's own map."""
+    e, n, h, w, c = into.shape
+    rows, cols = z.shape[2:4]
+    parts = columns.view(e * n, rows, cols, 3, 3, c)
+    total = into.new_zeros(e * n, h + 2, w + 2, c)
+    for i in range(3):
+        for j in range(3):
+            place = total[:, i : i + 2 * rows - 1 : 2, j : j + 2 * cols - 1 : 2]
+            place += parts[:, :, :, i, j]
+    return total[:, 1:-1, 1:-1].reshape(e, -1, c)
+
+
+def _forward(x: Tensor, w: Weights) -> Block:
+    """A block on maps x."""
+    table = _patches(x)
+    d = torch.bmm(table, w.conv.mT)
+    d.sub_(d.mean(1, keepdim=True))
+    r = (d * d).mean(1, keepdim=True).add_(EPS).rsqrt_()
+    z = torch.addcmul(w.shift, d, r * w.scale).relu_()
+    return Block(table, _as_map(z, x), r, d)
+
+
+def _as_map(z: Tensor, x: Tensor) -> Tensor:
+    """[E, N, filters] as the map of a block whose input is x [E, n, h, w, c]."""
+    e, n, h, w, _ = x.shape
+    return z.view(e, n, -(-h // 2), -(-w // 2), -1)
+
+
+def _backward(kept: Block, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor]:
+    """Slopes and the gradient in w.conv; ``gz`` is overwritten."""
+    d, r = kept.d, kept.r
+    gu = _mask(gz, kept.z)
+    gshift = gu.sum(1, keepdim=True)
+    gscale = (gu * d).sum(1, keepdim=True).mul_(r)
+    s = r * w.scale
+    c = s * (-1 / d.shape[1])
+    gy = torch.addcmul(c * gshift, d, c.mul_(r).mul_(gscale)).addcmul_(gu, s)
+    return Slopes(gu, gscale, gshift, gy), torch.bmm(gy.mT, kept.table)
+
+
+def _tangent(kept: Block, slopes: Slopes, dx: Tensor, w: Weights, v: Weights) -> Tangent:
+    """Tangent of :func:`_forward` along (dx, v)."""
+    d, r, table = kept.d, kept.r, _patches(dx)
+    a = torch.bmm(table, w.conv.mT).baddbmm_(kept.table, v.conv.mT)
+    am = a.mean(1, keepdim=True)
+    mu = (a * d).mean(1, keepdim=True).mul_(r)
+    s = r * w.scale
+    lift = torch.addcmul(v.scale, s, mu, value=-1).mul_(r)
+    du = torch.addcmul(torch.addcmul(v.shift, s, am, value=-1), a, s).addcmul_(d, lift)
+    gu_dq = (slopes.gu * a).sum(1, keepdim=True).addcmul_(am, slopes.gshift, value=-1)
+    gu_dq.addcmul_(mu, slopes.gscale, value=-1).mul_(r)
+    return Tangent(_mask(du, kept.z).view(kept.z.shape), lift, mu, gu_dq, am, a, table)
+
+
+def _backward_tangent(
+    kept: Block, slopes: Slopes, along: Tangent, w: Weights, dgz: Tensor | None
+) -> tuple[Weights, Tensor]:
+    """Tangents of the parameters' gradients, and of gy; ``dgz`` is overwritten."""
+    assert along.am is not None and along.a is not None and along.table is not None
+    d, r, n = kept.d, kept.r, kept.d.shape[1]
+    s, lift = r * w.scale, along.lift
+    dgu = None if dgz is None else _mask(dgz, kept.z)
+    dgshift, dgscale = torch.zeros_like(r), along.gu_dq
+    if dgu is not None:
+        dgshift = dgu.sum(1, keepdim=True)
+        dgscale = torch.addcmul(dgscale, (dgu * d).sum(1, keepdim=True), r)
+    bend = (s * r).mul_(slopes.gscale).mul_(1 / n)
+    sn, liftn = s * (1 / n), lift * (1 / n)
+    const = (bend * along.am).addcmul_(liftn, slopes.gshift, value=-1)
+    const.addcmul_(sn, dgshift, value=-1)
+    slope = (bend * along.mu).addcmul_(liftn, slopes.gscale, value=-1)
+    slope.addcmul_(sn, dgscale, value=-1).mul_(r)
+    dgy = torch.addcmul(const, d, slope).addcmul_(along.a, bend, value=-1)
+    dgy.addcmul_(slopes.gu, lift)
+    if dgu is not None:
+        dgy.addcmul_(dgu, s)
+    dconv = torch.bmm(slopes.gy.mT, along.table).baddbmm_(dgy.mT, kept.table)
+    return Weights(dconv, dgscale, dgshift), dgy
+
+
+def _source(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Centred patches of images [E, n, c, h, w] and a column of ones, [E, N, 9c + 1]; their
+    covariance [E, 9c, 9c].
+
+    Remembers the last two batches of this thread: every inner step reads the same ones.
+    """
+    recent: list[Any] = _local.__dict__.setdefault("recent", [])
+    for known, version, found in recent:
+        if known is images and version == images._version:
+            return found  # type: ignore[no-any-return]
+    table = _patches(images.permute(0, 1, 3, 4, 2), extra=1)
+    table[..., -1] = 1.0
+    # Plain sums over mostly equal values drift in float32: moments of strokes on black need more.
+    exact = table.double()
+    moments = torch.bmm(exact.mT, exact).div_(table.shape[1])
+    mean = moments[:, -1:, :-1]
+    covariance = (moments[:, :-1, :-1] - mean.mT * mean).to(table.dtype)
+    table[..., :-1] -= mean.to(table.dtype)
+    recent[:] = [*recent[-1:], (images, images._version, (table, covariance))]
+    return table, covariance
+
+
+def _first_forward(images: Tensor, w: Weights) -> Block:
+    table, covariance = _source(images)
+    r = (torch.bmm(w.conv, covariance) * w.conv).sum(2).add_(EPS).rsqrt_().unsqueeze(1)
+    z = torch.bmm(table, _columns((r * w.scale).mT * w.conv, w.shift)).relu_()
+    return Block(table, _as_map(z, images.permute(0, 1, 3, 4, 2)), r, covariance)
+
+
+def _first_backward(kept: Block, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor]:
+    """Slopes and the gradient in w.conv; ``gz`` is overwritten."""
+    gu = _mask(gz, kept.z)
+    sums, gshift = _sums(kept.table, gu)
+    gscale = kept.r * (w.conv * sums).sum(2).unsqueeze(1)
+    s = kept.r * w.scale
+    gconv = s.mT * sums - (s * kept.r * gscale).mT * torch.bmm(w.conv, kept.d)
+    return Slopes(gu, gscale, gshift, sums), gconv
+
+
+def _first_tangent(kept: Block, slopes: Slopes, w: Weights, v: Weights) -> Tangent:
+    r, sums = kept.r, slopes.gy
+    s = r * w.scale
+    mu = r * (v.conv * torch.bmm(w.conv, kept.d)).sum(2).unsqueeze(1)
+    lift = torch.addcmul(v.scale, s, mu, value=-1).mul_(r)
+    mix = (s.mT * v.conv).addcmul_(lift.mT, w.conv)
+    du = torch.bmm(kept.table, _columns(mix, v.shift))
+    gu_dq = r * ((v.conv * sums).sum(2).unsqueeze(1) - mu * slopes.gscale)
+    return Tangent(_mask(du, kept.z).view(kept.z.shape), lift, mu, gu_dq)
+
+
+def _first_backward_tangent(
+    kept: Block, slopes: Slopes, along: Tangent, w: Weights, v: Weights, dgz: Tensor | None
+) -> Weights:
+    r, sums = kept.r, slopes.gy
+    s, lift = r * w.scale, along.lift
+    dgshift, dgscale = torch.zeros_like(along.mu), along.gu_dq
+    dconv = lift.mT * sums
+    if dgz is not None:
+        dsums, dgshift = _sums(kept.table, _mask(dgz, kept.z))
+        dgscale = dgscale + r * (w.conv * dsums).sum(2).unsqueeze(1)
+        dconv.addcmul_(s.mT, dsums)
+    bend = s * r * slopes.gscale
+    slope = r * (bend * along.mu - lift * slopes.gscale - s * dgscale)
+    dconv.add_(torch.bmm(slope.mT * w.conv - bend.mT * v.conv, kept.d))
+    return Weights(dconv, dgscale, dgshift)
+
+
+def _columns(conv: Tensor, shift: Tensor) -> Tensor:
+    """Weights [E, filters, 9c] and what the column of ones adds, as columns [E, 9c + 1,
+    filters]."""
+    return torch.cat((conv.mT, shift), 1)
+
+
+def _sums(table: Tensor, gu: Tensor) -> tuple[Tensor, Tensor]:
+    """gu' patches, [E, filters, 9c], and the sum of gu, [E, 1, filters]."""
+    total = torch.bmm(table.mT, gu)
+    return total[:, :-1].mT, total[:, -1:]
+
+
+def _mask(g: Tensor, z: Tensor) -> Tensor:
+    """g [E, N, filters] where the map z > 0, else 0, in place."""
+    _aten.threshold_backward.grad_input(g, _flat(z), 0, grad_input=g)
+    return g
+
+
+def _features(z: Tensor, form: Form) -> Tensor:
+    """[E, n, features] of the last block's map."""
+    return z.mean((2, 3)) if form.mean else z.permute(0, 1, 4, 2, 3).flatten(2)
+
+
+def _features_grad(gf: Tensor, z: Tensor, form: Form) -> Tensor:
+    """Gradient in the last block's map, [E, N, filters]; a new tensor."""
+    e, n, h, w, filters = z.shape
+    if form.mean:
+        back = (gf / (h * w))[:, :, None, None].expand(z.shape)
+    else:
+        back = gf.view(e, n, filters, h, w).permute(0, 1, 3, 4, 2)
+    return _flat(back.clone(memory_format=torch.contiguous_format))

@@ -1,0 +1,80 @@
+"""The table of what problems have to give, from a small arena that is run here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from metabench.api import arena as arenas
+from metabench.suites import arena as suites
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no package that is installed
+from benchmarks import arena_calibration as calibration
+
+FILE = """
+kind = "arena"
+title = "Two quadratics"
+
+[budgets.calibration]
+trials = 2
+tuning_seeds = [100]
+seeds = [0, 1]
+
+[[problems]]
+id = "near"
+track = "A"
+task = "quadratic"
+fixed = 0.0
+bound = -1.0
+cap = 600.0
+looks = 3
+select = "best_valid"
+prices = { inner_gradients = 1.0, outer_gradients = 1.0, hvps = 1.0, mixed_products = 1.0 }
+
+[[methods]]
+id = "unlearned"
+method = "fixed"
+tracks = ["A"]
+set.budget = { outer_steps = 0 }
+set.method = { inner_steps = 50 }
+
+[[methods]]
+id = "unrolled"
+method = "bilevel"
+tracks = ["A"]
+set.method = { inner_steps = 10, outer_lr = 0.03 }
+space."method.outer_lr" = { low = 0.01, high = 0.1, log = true }
+"""
+
+
+def test_headroom_is_the_gap_in_widths_of_the_wider_interval() -> None:
+    assert calibration.headroom(1.0, 4.0, [0.1, 0.3]) == pytest.approx(5.0)
+    assert calibration.headroom(4.0, 1.0, [0.5, 0.0]) == pytest.approx(-3.0)
+    assert calibration.headroom(1.0, 4.0, [0.0, 0.0]) is None
+
+
+def test_candidates_become_a_table(tmp_path, capsys) -> None:
+    path, store = tmp_path / "small.toml", str(tmp_path / "runs")
+    path.write_text(FILE)
+    asked = [str(path), "--store", store, "--out", str(tmp_path / "out")]
+    assert calibration.main(asked) == 1
+    assert "3 trials are not done" in capsys.readouterr().err
+    arenas.run(path, budget="calibration", store=store)
+    assert calibration.main(asked) == 0
+    (row,) = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert row["problem"] == "near" and row["method"] == "unrolled" and row["goal"] == "min"
+    assert row["fixed"] > 0.002 and row["best"] < row["fixed"] / 4
+    assert row["headroom"] is None  # the same at every seed
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "out" / "calibration.md").read_text() and "no spread" in printed
+
+
+def test_the_candidates_of_the_first_arena_can_be_planned() -> None:
+    arena = suites.load(calibration.HERE / "arena_candidates.toml")
+    trials = arena.trials("calibration")
+    assert {c.column for c in trials} == {p.id for p in arena.problems}
+    without = {c.column for c in trials if c.row.split("#")[0] in calibration.WITHOUT}
+    assert without == {p.id for p in arena.problems}
