@@ -299,7 +299,8 @@ class _Played:
 
     def lacks_of(self, names: Iterable[str]) -> str:
         """Why it is not compared on these problems; "" where it is."""
-        return "; ".join(f"{n}: {self.lacks[n]}" for n in names if n in self.lacks)
+        out = [n for n in names if not all(n in self.scores[tuned] for tuned in (True, False))]
+        return "; ".join(f"{n}: {self.lacks.get(n, 'it does not play there')}" for n in out)
 
 
 def _played(

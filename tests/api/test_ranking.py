@@ -161,6 +161,20 @@ def test_a_baseline_without_its_records_is_left_out_and_named(
         ranking.check_baselines(none)
 
 
+def test_a_baseline_that_does_not_play_everywhere_is_left_out(
+    enter, small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    some = tmp_path / "some.toml"
+    text = contests.ARENA.replace('method = "ift"', 'method = "ift"\nproblems = ["two"]')
+    some.write_text(text)
+    file = contests.plugin(tmp_path, "mine", space="")
+    ranking.check_baselines(enter(file, arena=some, quick=True))
+    contest = enter(file, arena=some)
+    place = ranked(contest)["A", False]
+    assert place.left_out == {"implicit": "three: it does not play there"}
+    assert {s.row for s in place.standings} == {"mine", "unrolled"}
+
+
 def test_a_store_of_baselines_does_as_well(enter, small: tuple[Path, Path], tmp_path: Path) -> None:
     file = contests.plugin(tmp_path, "mine")
     by_file, by_store = enter(file), enter(file, baselines=small[0].parent / "baselines")
