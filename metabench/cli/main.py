@@ -139,7 +139,9 @@ def list_(
         return
     printing.print_listing(out, found)
     if kind is None:
-        printing.prose(out, "\nmetabench list suites: their papers, the data they need, and times")
+        printing.prose(
+            out, "\npapers of suites, the data they need, and times: metabench list suites"
+        )
 
 
 @app.command()

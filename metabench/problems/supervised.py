@@ -56,6 +56,11 @@ class SupervisedProblem(Problem):
         self.evaluations = given.evaluations
         self.dtype = given.dtype
 
+    @property
+    def examples_per_batch(self) -> int:
+        """Those of a batch, or all."""
+        return self.example_count if self.batch_size is None else self.batch_size
+
     def init_outer(self) -> Params:
         """The first values of every part."""
         first = {k: v for part in self.learned for k, v in part.first.items()}

@@ -96,16 +96,20 @@ def test_a_curve_tells_its_settings_and_opens_its_runs(shown: Browser, arena: Ar
 
     chart = shown.one('figure[data-problem="ridge6"] svg')
     shown.run("arguments[0].scrollIntoView({block: 'center'})", chart)
-    # The top right corner: the curve that ends highest. Scrolling hides what hovers.
-    across, down = chart.size["width"] // 2 - 20, 40 - chart.size["height"] // 2
+    # Down along the right end, where curves are apart. Scrolling hides what hovers.
+    across, half = chart.size["width"] // 2 - 20, chart.size["height"] // 2
     mouse = ActionChains(shown.driver)
 
     def hovering() -> list:
-        for more in (2, 0):
-            mouse.move_to_element_with_offset(chart, across - more, down).perform()
-        return [t for t in shown.all("#tip") if t.is_displayed()]
+        for down in range(10 - half, half - 10, 5):
+            for more in (2, 0):
+                mouse.move_to_element_with_offset(chart, across - more, down).perform()
+            tips = [t for t in shown.all("#tip") if t.is_displayed()]
+            if tips and tips[0].text.startswith("Implicit"):
+                return tips
+        return []
 
-    (tip,) = shown.wait(hovering, "hovering")
+    (tip,) = shown.wait(hovering, "hovering over Implicit")
     said = tip.text.split("\n")
     assert said[0] == "Implicit" and said[1].startswith("Ridge, 6, score 0.9")
     trial = arena.plan.chosen["implicit", "ridge6"]

@@ -597,7 +597,7 @@ def test_an_interrupt_keeps_the_last_step_boundary(
     assert events[-1] == Interrupted(cell, 6)
     Scripted.hooks["interrupt"] = lambda: None
     run_cell(cell, pieces, listener=events.append)
-    assert Started(cell, 6) in events
+    assert [e.step for e in events if isinstance(e, Started)] == [0, 6]
     same(whole, pieces, cell.key)
 
 
