@@ -148,4 +148,5 @@ def as_weight(head: Params) -> Tensor:
     """The rows s l_k w_k / |w_k| [n, f] of a head of n classes."""
     direction, length = head[DIRECTION], head[LENGTH]
     scale = FEW_SCALE if len(direction) <= FEW else MANY_SCALE
-    return scale * length * direction / direction.norm(dim=1, keepdim=True)
+    rows: Tensor = scale * length * direction / direction.norm(dim=1, keepdim=True)
+    return rows
