@@ -235,12 +235,8 @@ class Arena:
         wanted = self.budget(budget).problems
         for method in self.methods:
             for problem in self.problems:
-                asked = problem.id in (wanted or [problem.id])
-                if (
-                    asked
-                    and problem.track in method.tracks
-                    and (problem.id in (method.problems or [problem.id]))
-                ):
+                asked = all(problem.id in ids for ids in (wanted, method.problems) if ids)
+                if asked and problem.track in method.tracks:
                     yield method, problem
 
     def trials(self, budget: str) -> list[SuiteCell]:

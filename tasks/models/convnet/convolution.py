@@ -7,6 +7,7 @@ convolution weight is [filters, 9c], a row ordered by (row, column, channel).
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,20 @@ def buffer(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
             held.clear()
         held[key] = like.new_zeros(shape)
     return held[key]
+
+
+def remembered(
+    make: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``make(images)``, known of the last two batches of this thread: every inner step reads the
+    same ones."""
+    recent: list[Any] = _local.__dict__.setdefault("recent", [])
+    for known, version, how, found in recent:
+        if known is images and version == images._version and how is make:
+            return found  # type: ignore[no-any-return]
+    new = make(images)
+    recent[:] = [*recent[-1:], (images, images._version, make, new)]
+    return new
 
 
 def patches(x: Tensor, extra: int = 0) -> Tensor:

@@ -17,20 +17,18 @@ of its weight, follow from the covariance of its patches, computed once for a ba
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import head
-from .convolution import EPS, Form, buffer
+from .convolution import EPS, Form, buffer, remembered
 
 Kept = list[Tensor]
 """What a sweep keeps: tensors with a first dimension of E."""
 
-_local = threading.local()
 _aten = torch.ops.aten
 
 
@@ -291,14 +289,7 @@ def _backward_tangent(
 
 def _source(images: Tensor) -> tuple[Tensor, Tensor]:
     """Centred patches of images [E, n, c, h, w] and a column of ones, [E, N, 9c + 1]; their
-    covariance [E, 9c, 9c].
-
-    Remembers the last two batches of this thread: every inner step reads the same ones.
-    """
-    recent: list[Any] = _local.__dict__.setdefault("recent", [])
-    for known, version, found in recent:
-        if known is images and version == images._version:
-            return found  # type: ignore[no-any-return]
+    covariance [E, 9c, 9c]."""
     table = _patches(images.permute(0, 1, 3, 4, 2), extra=1)
     table[..., -1] = 1.0
     # Plain sums over mostly equal values drift in float32: moments of strokes on black need more.
@@ -307,12 +298,11 @@ def _source(images: Tensor) -> tuple[Tensor, Tensor]:
     mean = moments[:, -1:, :-1]
     covariance = (moments[:, :-1, :-1] - mean.mT * mean).to(table.dtype)
     table[..., :-1] -= mean.to(table.dtype)
-    recent[:] = [*recent[-1:], (images, images._version, (table, covariance))]
     return table, covariance
 
 
 def _first_forward(images: Tensor, w: Weights) -> Block:
-    table, covariance = _source(images)
+    table, covariance = remembered(_source, images)
     r = (torch.bmm(w.conv, covariance) * w.conv).sum(2).add_(EPS).rsqrt_().unsqueeze(1)
     z = torch.bmm(table, _columns((r * w.scale).mT * w.conv, w.shift)).relu_()
     return Block(table, _as_map(z, images.permute(0, 1, 3, 4, 2)), r, covariance)

@@ -74,7 +74,7 @@ class _Function(torch.autograd.Function):
     front, and whose outputs are tensors and at the end a sweep."""
 
     @classmethod
-    def mapped(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:
+    def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:
         """The rule for vmap: the same function of a stack."""
         first, batched, *rest = inputs
         assert not batched
@@ -103,10 +103,6 @@ class _Network(_Function):
         *grads, _ = _Gradient.apply(ctx.sweep, ctx.batched, g, *ctx.saved_tensors)
         return None, None, None, None, *grads
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return _Network.mapped(info, in_dims, *inputs)
-
 
 class _Gradient(_Function):
     """(sweep, batched, g, *params) to (gradients in the parameters, sweep with slopes)."""
@@ -133,10 +129,6 @@ class _Gradient(_Function):
         dg, *grads, _ = _Product.apply(ctx.sweep, ctx.batched, g, *params, *v)
         return None, None, dg, *grads
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return _Gradient.mapped(info, in_dims, *inputs)
-
 
 class _Product(_Function):
     """(sweep with slopes, batched, g, *params, *along) to (dg, tangents of the gradients, None)."""
@@ -156,7 +148,3 @@ class _Product(_Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(THIRD)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return _Product.mapped(info, in_dims, *inputs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.hypergradients.unrolled import load_forward_mode
 from metabench.tasks.models.convnet import convolution, first_block, fused
 from metabench.tasks.models.networks import ConvNet
 
@@ -250,6 +251,7 @@ def test_where_it_does_not_apply():
 
 
 def test_under_which_transforms_it_applies():
+    load_forward_mode()  # torch warns of its own doing when it is first used
     x, w = torch.zeros(2, 1, 8, 8), [torch.zeros(1)]
     vmap, grad = torch.func.vmap, torch.func.grad
 
