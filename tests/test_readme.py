@@ -1,0 +1,87 @@
+"""The README: its blocks follow from the records, its Python runs, its badges are true."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from test_own_problem_page import run
+from test_tutorials import blocks as fenced
+from test_tutorials import mismatch
+
+from metabench.core.registry import methods, tasks
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import readme_blocks
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CODE = next(block.text for block in fenced(README) if block.language == "python")
+
+
+def test_its_blocks_are_what_the_records_say() -> None:
+    page = README
+    for name, text in readme_blocks.blocks(ROOT / "results").items():
+        page = readme_blocks.placed(page, name, text)
+    assert page == README, "python -m benchmarks.readme_blocks --write"
+
+
+def test_the_matrix_has_every_method_and_every_task_once() -> None:
+    listed = [task for family in readme_blocks.FAMILIES.values() for task in family]
+    assert sorted(listed) == sorted(tasks.names())
+    assert [m for m in methods.names() if f"[`{m}`](methods/{m}.py)" not in README] == []
+
+
+def test_a_pair_that_is_not_applicable_is_not_counted() -> None:
+    rows = [
+        {"row": "bilevel", "column": "quadratic", "ours_mean": "0.1", "holes": ""},
+        {"row": "bilevel", "column": "ridge", "ours_mean": "", "holes": "3 open: not run yet"},
+        {"row": "bilevel", "column": "shrinkage", "ours_mean": "", "holes": "3 not applicable: x"},
+        {"row": "maml", "column": "omniglot", "ours_mean": "2", "holes": ""},
+    ]
+    lines = readme_blocks.matrix(rows).splitlines()
+    assert lines[2] == "| [`bilevel`](methods/bilevel.py) | 2 |  |  |  |  |  |  |  |"
+    assert lines[3] == "| [`maml`](methods/maml.py) |  |  |  |  | 1 |  |  |  |"
+    with pytest.raises(ValueError, match=r"no family .* has .'juggling'."):
+        readme_blocks.matrix([*rows, {**rows[0], "column": "juggling"}])
+
+
+def test_a_missing_marker_is_named() -> None:
+    with pytest.raises(ValueError, match=r"README.md has 0 lines '<!-- matrix: "):
+        readme_blocks.placed("no marker", "matrix", "text")
+
+
+def test_marks_of_notes_are_left_out_and_nothing_else() -> None:
+    page = "### T\n\n| a | b |\n|:--|--:|\n| MAML | 98.7 ± 0.4 <sup>a</sup> |\n\n- | not | it |\n"
+    assert readme_blocks.beside_papers(page).splitlines() == [
+        "| a | b |",
+        "| --- | ---: |",
+        "| MAML | 98.7 ± 0.4 |",
+    ]
+
+
+def test_its_ten_lines_run(tmp_path: Path) -> None:
+    lines = [line for line in CODE.splitlines() if line.strip()]
+    assert len([line for line in lines if "import" not in line]) <= 10
+    short = CODE.replace("(suite)", "(suite, budget='smoke')")
+    printed = run(short, tmp_path)
+    assert "fixed, bilevel, ift, random on mine (budget smoke)" in printed
+
+
+@pytest.mark.slow
+def test_its_ten_lines_print_what_it_says(tmp_path: Path) -> None:
+    shown = re.search(r"```\n\n((?:    .*\n)+)", README[README.index(CODE) :])
+    assert shown is not None
+    expected = "...\n" + "".join(line[4:] + "\n" for line in shown[1].splitlines())
+    assert (wrong := mismatch(expected, run(CODE, tmp_path))) == "", wrong
+
+
+def test_its_badges_are_true() -> None:
+    versions = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if ":: 3." in c]
+    assert f"python-{versions[0]}_to_{versions[-1]}-" in README
+    assert PROJECT["requires-python"] == f">={versions[0]}"
+    assert f"licence-{PROJECT['license']}-" in README
