@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from metabench.analysis import arena as analysis
 from metabench.core.cell import Cell
 from metabench.core.costs import COUNT_NAMES
-from metabench.store.record import Curve, Estimate, Record
+from metabench.store.record import RETRAINED, Curve, Estimate, Record
 from metabench.suites.arena import AS_SHIPPED, Arena
 from metabench.suites.planning import Planned
 from metabench.suites.suite import SuiteCell
@@ -30,8 +30,10 @@ def arena(
     seeds: int = 3,
     alone: Sequence[str] = (),
     track: str = "A",
+    anew: Sequence[str] = (),
 ) -> Arena:
-    """Scores are raw values; the methods in ``alone`` have no space, hence one trial."""
+    """Scores are raw values; the methods in ``alone`` have no space, hence one trial; the problems
+    in ``anew`` have the second readout."""
     prices = {"inner_gradients": 1.0, "function_evaluations": 0.5}
     space = {"method.outer_lr": {"low": 0.01, "high": 1.0, "log": True}}
     return TypeAdapter(Arena).validate_python(
@@ -47,6 +49,7 @@ def arena(
                     "id": name, "track": track, "task": "quadratic", "fixed": 0.0, "bound": 1.0,
                     "cap": CAP, "looks": LOOKS, "select": "best_valid", "prices": prices,
                     "set": {"task": {"dim": 2 + i}},
+                    **({"retrain": {"steps": 5, "lr": 0.1}} if name in anew else {}),
                 }
                 for i, name in enumerate(problems)
             ],
@@ -79,8 +82,9 @@ class Played:
         return self.curves[record.key]
 
 
-def played(arena: Arena, score: Score, *, gap: float = 0.0) -> Played:
+def played(arena: Arena, score: Score, *, gap: float = 0.0, lift: float = 0.0) -> Played:
     """All of it played: tuning scores are test scores plus ``gap``, and so are those of validation;
+    those of a theta trained anew are test scores plus ``lift``;
     each score is come to in even steps over ten looks, at 10 inner gradients from one to the
     next."""
     metrics = {p.id: "loss" for p in arena.problems}
@@ -91,7 +95,7 @@ def played(arena: Arena, score: Score, *, gap: float = 0.0) -> Played:
         for one in cells:
             method = one.row.partition("#")[0].removesuffix(AS_SHIPPED)
             value = score(method, one.column, trial_of(one.row, one.column), one.cell.seed)
-            record = _record(one.cell, value, gap)
+            record = _record(one.cell, value, gap, lift)
             curves[record.key] = _curve(value, gap)
             state = record.status
             out.append(Planned(one.row, one.column, one.cell, state, record=record))
@@ -109,10 +113,12 @@ def played(arena: Arena, score: Score, *, gap: float = 0.0) -> Played:
     return Played(arena, trials, finals, scores, chosen, metrics, curves)
 
 
-def _record(cell: Cell, value: float | None, gap: float) -> Record:
+def _record(cell: Cell, value: float | None, gap: float, lift: float) -> Record:
     if value is None:
         return Record(cell.key, cell, "diverged", "the loss is nan")
     metrics = {"test": {"loss": Estimate(value, 1)}, "valid": {"loss": Estimate(value + gap, 1)}}
+    if "retrain_steps" in cell.budget:
+        metrics["test" + RETRAINED] = {"loss": Estimate(value + lift, 1)}
     return Record(cell.key, cell, "done", metrics=metrics, selected_step=1, steps=LOOKS)
 
 

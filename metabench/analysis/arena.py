@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from metabench.analysis import stats
 from metabench.core.errors import MetabenchError
 from metabench.core.text import counted
-from metabench.store.record import Record
+from metabench.store.record import RETRAINED, Record
 from metabench.suites.arena import AS_SHIPPED, Arena, ArenaProblem, Chosen
 from metabench.suites.planning import NEVER_RUN, Planned
 
@@ -54,12 +54,15 @@ def selection_score(problem: ArenaProblem, record: Record, metric: str) -> float
     return problem.score(record.metrics[split][metric].mean)
 
 
-def test_score(problem: ArenaProblem, record: Record, metric: str) -> float | None:
+def test_score(
+    problem: ArenaProblem, record: Record, metric: str, readout: str = ""
+) -> float | None:
     """The score of the selected state on the test split; None where the run ended without
-    numbers."""
+    numbers. ``readout``: "" for the theta that the method ends with, RETRAINED for one that is
+    trained anew at its lam."""
     if record.status != "done":
         return None
-    return problem.score(record.metrics["test"][metric].mean)
+    return problem.score(record.metrics["test" + readout][metric].mean)
 
 
 def trials_of(arena: Arena, planned: Sequence[Planned], metrics: Mapping[str, str]) -> Trials:
@@ -160,9 +163,10 @@ class Standing:
 
 
 def finals_scores(
-    arena: Arena, finals: Sequence[Planned], metrics: Mapping[str, str]
+    arena: Arena, finals: Sequence[Planned], metrics: Mapping[str, str], readout: str = ""
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
-    """Row to problem to test scores in the order of the seeds, and the failures of each row.
+    """Row to problem to test scores in the order of the seeds, and the failures of each row; for
+    the readout RETRAINED on the problems that have it.
 
     Raises MetabenchError where finals have not been run.
     """
@@ -175,7 +179,10 @@ def finals_scores(
             raise MetabenchError(
                 f"finals of {arena.name} have not been run: {p.row}/{p.column} seed {p.cell.seed}"
             )
-        value = test_score(problems[p.column], p.record, metrics[p.column])
+        problem = problems[p.column]
+        if readout == RETRAINED and problem.retrain is None:
+            continue
+        value = test_score(problem, p.record, metrics[p.column], readout)
         raw.setdefault(p.row, {}).setdefault(p.column, []).append(value)
     scores: dict[str, dict[str, list[float]]] = {}
     failures: dict[str, int] = {}

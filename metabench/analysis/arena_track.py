@@ -7,7 +7,7 @@ the track, and named.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from metabench.analysis import arena as scoring
@@ -22,7 +22,7 @@ from metabench.analysis.arena_costs import (
 from metabench.analysis.arena_pairs import Duel, duels
 from metabench.analysis.rankings import Ranked, judged
 from metabench.core.errors import MetabenchError
-from metabench.store.record import Curve, Record
+from metabench.store.record import RETRAINED, Curve, Record
 from metabench.suites.arena import AS_SHIPPED, Arena, ArenaProblem
 from metabench.suites.planning import Planned
 
@@ -36,7 +36,8 @@ class Line:
     the target, the median over problems of its cost to target in units of the least (None where it
     has the target on half of them or fewer), the score that one setting drawn from those it tried
     is expected to have on the test split (None where it tried one alone), the share of its trials'
-    runs without numbers, and validation minus test."""
+    runs without numbers, validation minus test, and the interquartile mean of the scores of a theta
+    trained anew (None where no problem has that readout)."""
 
     standing: Standing
     targets: int
@@ -44,6 +45,7 @@ class Line:
     one: float | None
     failed: float
     gap: float | None
+    retrained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class TrackResults:
     """The finals of a track and the trials that chose them.
 
     ``scores``, ``costs`` (to the target, in inner gradients) and ``gaps`` (score of the tested
-    state on the validation split minus on the test split) are by row, problem and seed; rows are
-    methods, and methods "as shipped". ``methods``: ids in the order of the file; ``numbers``: their
+    state on the validation split minus on the test split) are by row, problem and seed, as are
+    ``retrained`` (scores of a theta trained anew, on the problems that have it); rows are methods,
+    and methods "as shipped". ``methods``: ids in the order of the file; ``numbers``: their
     places in it. ``left_out``: methods that do not play on every problem.
     """
 
@@ -69,6 +72,7 @@ class TrackResults:
     failures: Mapping[str, int]
     trials: Trials
     left_out: tuple[str, ...] = ()
+    retrained: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def rows(self, tuned: bool) -> list[str]:
         """The rows of one ruleset."""
@@ -129,6 +133,7 @@ class TrackResults:
         tried = self.trials_of(row)
         several = all(len(trials) > 1 for trials in tried)
         gaps = [gap for p in self.problems if (gap := self.gap(row, p.id)) is not None]
+        anew = [score for scores in self.retrained.get(row, {}).values() for score in scores]
         return Line(
             standing,
             sum(of[row] is not None for of in medians.values()),
@@ -136,6 +141,7 @@ class TrackResults:
             stats.mean([stats.mean(scoring.test_means(t)) for t in tried]) if several else None,
             stats.mean([scoring.robustness(t).failed for t in tried]),
             stats.mean(gaps) if gaps else None,
+            stats.iqm(anew) if anew else None,
         )
 
     def trials_of(self, row: str) -> list[Sequence[scoring.Trial]]:
@@ -181,6 +187,7 @@ def collect(
         raise MetabenchError(
             f"nobody plays in track {track!r} of {arena.name}, or no trial is finished"
         )
+    anew, _ = scoring.finals_scores(arena, finals, metrics, RETRAINED)
     numbers = {m.id: i for i, m in enumerate(arena.methods) if m.id in rows}
     costs: dict[str, dict[str, list[float | None]]] = {}
     gaps: dict[str, dict[str, list[float | None]]] = {}
@@ -209,4 +216,5 @@ def collect(
         failures,
         trials,
         tuple(row for row in left_out if not row.endswith(AS_SHIPPED)),
+        {row: {k: v for k, v in anew.get(row, {}).items() if k in names} for row in rows},
     )

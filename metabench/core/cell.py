@@ -62,6 +62,13 @@ class Budget:
     """Which state is tested: the best on the validation split, the last, or the best on the split
     "selection", of examples that the outer loss does not see, on as many episodes as validation;
     for tasks that have it."""
+    retrain_steps: Count | None = None
+    """Inner steps of a second readout: theta trained anew at the lam that is tested, in the same
+    way for every method and not counted; its metrics stand under "test@retrained"."""
+    retrain_lr: Annotated[float, Field(gt=0)] | None = None
+    """The step size of that training."""
+    retrain_solver: str | None = None
+    """Its inner solver; None: plain gradient descent ("sgd")."""
     measure_memory: Literal[True] | None = None
     """Repeat the first outer step at the end, uncounted, for the cost ``peak_tensor_bytes``: the
     most bytes of tensors that it holds at once (:mod:`metabench.hypergradients.tensor_memory`)."""
@@ -79,6 +86,14 @@ class Budget:
     )
 
     def __post_init__(self) -> None:
+        if (self.retrain_steps is None) != (self.retrain_lr is None):
+            raise ValueError("retrain_steps and retrain_lr go together")
+        if self.retrain_solver is not None:
+            if self.retrain_steps is None:
+                raise ValueError("retrain_solver needs retrain_steps and retrain_lr")
+            solver: Any = solvers.get(self.retrain_solver)
+            if solver.noisy:
+                raise ValueError(f"retrain_solver {self.retrain_solver!r} adds noise to its steps")
         if (self.cost is not None or self.eval_every_cost is not None) and not self.prices:
             raise ValueError("a cost needs prices: what one of each count costs on the problem")
         if self.charge_looks and "function_evaluations" not in (self.prices or {}):

@@ -6,16 +6,22 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from metabench.contract import autodiff
 from metabench.contract.guards import check_like
-from metabench.contract.method import Context, State
-from metabench.contract.problem import Episode, Problem
+from metabench.contract.method import Context, State, inner_loop
+from metabench.contract.problem import Episode, Params, Problem
+from metabench.contract.solver import Solver
+from metabench.core import settings
+from metabench.core.cell import Budget
 from metabench.core.errors import Diverged
 from metabench.core.limits import LARGEST
+from metabench.core.registry import solvers
 from metabench.store.record import Estimate
 
 PART = 32
@@ -87,6 +93,51 @@ def _adapted(
         return ctx.over_episodes(lambda e: judge(method.adapt(ctx, state, e), e), episodes)
     finally:
         ctx.engine = engine
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A readout that is the same for every method: theta trained anew at the lam of a state, with
+    the solver, step size and number of steps that the budget says.
+
+    A carried theta starts where the run's first training episode does, and trains on it; otherwise
+    every evaluation episode has a training of its own.
+    """
+
+    inner_steps: int
+    lr: float
+    solver: Solver
+    test_steps: int | None = None
+
+    @classmethod
+    def of(cls, budget: Budget) -> Retrained | None:
+        """What a budget says; None where it says nothing. Raises UnknownName."""
+        if budget.retrain_steps is None or budget.retrain_lr is None:
+            return None
+        name = budget.retrain_solver or "sgd"
+        return cls(
+            budget.retrain_steps,
+            budget.retrain_lr,
+            settings.build(solvers.get(name), {}, f"budget.retrain_solver {name}"),
+        )
+
+    def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
+        """theta for an evaluation episode."""
+        problem, lam = ctx.problem, autodiff.detach(state.lam)
+        start = problem.episode("train", 0) if problem.carried else episode
+        theta, _ = inner_loop(
+            replace(ctx, solver=self.solver),
+            lam,
+            autodiff.detach(problem.init_inner(lam, start)),
+            problem.prepare(lam, start),
+            steps=self.inner_steps,
+            lr=self.lr,
+        )
+        return autodiff.detach(theta)
+
+    def report(self, ctx: Context, state: State) -> dict[str, float]:
+        """Nothing: what a method reports of a state is not of this training."""
+        return {}
 
 
 def pictures(ctx: Context, method: Any, state: State) -> dict[str, np.ndarray[Any, Any]]:

@@ -31,7 +31,7 @@ from metabench.core.errors import (
 from metabench.core.limits import RUNAWAY
 from metabench.run import checkpoint, determinism, learning_curve, looks
 from metabench.run.checkpoint import Boundary, Checkpoint, detached, stamp
-from metabench.run.evaluation import Metrics, Stopwatch, evaluate
+from metabench.run.evaluation import Metrics, Retrained, Stopwatch, evaluate
 from metabench.run.events import Measured, Progress, Quarantined, Started
 from metabench.run.first_step import peak_bytes
 from metabench.run.guards import Untouched, check_numbers, check_state, check_step
@@ -39,6 +39,7 @@ from metabench.run.options import Parts, RunOptions
 from metabench.run.warm_up import warm_up
 from metabench.store.files import BadFile
 from metabench.store.lease import Lease
+from metabench.store.record import RETRAINED
 from metabench.store.store import CHECKPOINT, Store
 
 IDLE_STEPS = 1000
@@ -293,6 +294,8 @@ class Loop:
         test, train = self.method.test_steps, self.method.inner_steps
         if test is not None and test != train:
             ways.append((f"@{train}_steps", replace(self.method, test_steps=None)))
+        if anew := Retrained.of(self.budget):
+            ways.append((RETRAINED, anew))
         for split in self.problem.evaluations:
             for suffix, method in ways:
                 if split + suffix not in self.boundary.metrics:

@@ -27,6 +27,9 @@ gradients that evaluations so far have cost (where the budget charges them), ``l
 a small lam (``lam/NAME[3]``) or ``lam/NAME.mean`` ``.std`` ``.min`` ``.max`` of a large one.
 """
 
+RETRAINED = "@retrained"
+"""After the name of a split: metrics of a theta trained anew at lam (``Budget.retrain_steps``)."""
+
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 READ = {"machine": dict, "versions": dict, "device": str, "ranks": int}

@@ -13,7 +13,9 @@ Grammar of a file with ``kind = "arena"``::
                            cap (what a run may cost, in inner gradients), looks (evaluations on the
                            way, at equal costs), prices (of one of each count),
                            smoothness (L, the largest eigenvalue of the inner Hessian at the start),
-                           valid_episodes, test_episodes, quick (true on at most four: those of
+                           retrain = { steps, lr, solver } (a second readout: theta trained anew at
+                           the lam found, the same way for all), valid_episodes, test_episodes,
+                           quick (true on at most four: those of
                            ``metabench rank --quick``)
     [[methods]]            id, label, method, solver, tracks, problems (ids; left out: all of its
                            tracks), set.{task,method,solver,budget}.*,
@@ -33,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -107,6 +109,16 @@ class Range:
 
 @with_config(strict)
 @dataclass(frozen=True)
+class Retraining:
+    """How theta is trained anew at the lam that a method has found."""
+
+    steps: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    solver: str = "sgd"
+
+
+@with_config(strict)
+@dataclass(frozen=True)
 class ArenaProblem:
     """A problem, what can be had on it, and what a run on it may cost."""
 
@@ -124,6 +136,8 @@ class ArenaProblem:
     test_episodes: Annotated[int, Field(ge=1)] = 1
     select: Literal["best_valid", "best_selection"] = "best_selection"
     """Left out, states and trials are chosen on examples that the outer loss does not see."""
+    retrain: Retraining | None = None
+    """The second readout; None: there is only the theta that the method ends with."""
     quick: bool = False
     """Whether it is one of the few that a new method is first tried on."""
     set: Groups = field(default_factory=dict)
@@ -139,7 +153,7 @@ class ArenaProblem:
 
     def limits(self, rules: ArenaBudget) -> Settings:
         """The budget of a run on it under these rules; looks are equally many under all."""
-        cap = self.cap * rules.stretch
+        cap, anew = self.cap * rules.stretch, self.retrain
         return {
             "cost": cap,
             "eval_every_cost": cap / self.looks,
@@ -148,6 +162,7 @@ class ArenaProblem:
             "test_episodes": self.test_episodes,
             "select": self.select,
             **({"charge_looks": True} if rules.charge_looks else {}),
+            **({f"retrain_{k}": v for k, v in asdict(anew).items()} if anew else {}),
         }
 
 

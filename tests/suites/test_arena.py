@@ -149,6 +149,18 @@ def test_a_stretched_budget_has_as_many_looks_at_a_larger_cost(tmp_path: Path) -
     assert final.budget["cost"] == 2000.0
 
 
+def test_theta_is_trained_anew_where_a_problem_says_so(tmp_path: Path) -> None:
+    text = FILE.replace('id = "one"\n', 'id = "one"\nretrain = { steps = 50, lr = 0.1 }\n', 1)
+    budgets = {c.column: c.cell.budget for c in made(tmp_path, text).trials("laptop")}
+    anew = {k: v for k, v in budgets["one"].items() if k.startswith("retrain")}
+    assert anew == {"retrain_steps": 50, "retrain_lr": 0.1, "retrain_solver": "sgd"}
+    assert not [k for k in budgets["start"] if k.startswith("retrain")]
+    with pytest.raises(SuiteError, match=r"retrain\.steps"):
+        made(tmp_path, text.replace("steps = 50", "steps = 0"))
+    with pytest.raises(UnknownName, match="solver 'adamm'; near: adam"):
+        made(tmp_path, text.replace("lr = 0.1", 'lr = 0.1, solver = "adamm"')).trials("laptop")
+
+
 def test_looks_are_charged_unless_the_budget_says_no(tmp_path: Path) -> None:
     assert {c.cell.budget["charge_looks"] for c in made(tmp_path).trials("laptop")} == {True}
     text = FILE.replace("trials = 5", "trials = 5\ncharge_looks = false")

@@ -21,19 +21,21 @@ from metabench.reports.renderers import Footnote, Grid, Item
 from metabench.suites.arena import AS_SHIPPED, TRACKS
 
 NONE = "—"
+ANEW = "retrained"
+AFTER_SCORES = ("target", "cost", "over-fit", "lost")
 AS_ABOVE = ("Columns as of the tuned.",)
 RULESETS = {True: "tuned", False: "as shipped"}
 
 STANDINGS = (
     "track", "ruleset", "row", "label", "problems", "mean_rank", "score", "score_low", "score_high",
     "targets", "cost_ratio", "one_trial", "near_best", "trial_runs_lost", "regret_as_shipped",
-    "validation_minus_test", "finals_lost",
+    "validation_minus_test", "finals_lost", "score_retrained",
 )  # fmt: skip
 """Columns of the CSV of standings: a line a row of the finals."""
 PROBLEMS = (
     "track", "ruleset", "row", "label", "problem", "trial", "seeds", "score", "score_pm", "rank",
     "reached", "cost_to_target", "cost_ratio", "trials", "near_best", "trial_runs_lost",
-    "regret_as_shipped", "validation_minus_test",
+    "regret_as_shipped", "validation_minus_test", "score_retrained",
 )  # fmt: skip
 """Columns of the CSV of problems: a line a row and problem; shares are of 1."""
 PAIRS = ("track", "a", "b", "problems", "wins", "wins_low", "wins_high", "interval_over", "p_holm")
@@ -44,7 +46,7 @@ def standings_grid(track: TrackResults, tuned: bool = True) -> Grid:
     """Where the rows of one ruleset stand; of the tuned also how their trials fared."""
     found = track.lines(tuned)
     n = len(track.problems)
-    finals = ("rank", "score", "95 %", "target", "cost", "over-fit", "lost")
+    finals = ("rank", "score", "95 %", *([ANEW] if _anew(track) else []), *AFTER_SCORES)
     trials = ("1 trial", "near", "trials lost", "regret") if tuned else ()
     lines = [[*_finals_items(track, x), *(_trials_items(x) if tuned else [])] for x in found]
     return Grid(
@@ -58,6 +60,11 @@ def standings_grid(track: TrackResults, tuned: bool = True) -> Grid:
     )
 
 
+def _anew(track: TrackResults) -> bool:
+    """Whether some problem has the second readout."""
+    return any(p.retrain for p in track.problems)
+
+
 def _finals_items(track: TrackResults, line: Line) -> list[Item]:
     s = line.standing
     return [
@@ -65,6 +72,7 @@ def _finals_items(track: TrackResults, line: Line) -> list[Item]:
         Item(f"{s.rank:.2f}"),
         Item(f"{s.score + 0.0:.2f}"),
         Item(f"{s.low + 0.0:.2f}–{s.high + 0.0:.2f}"),
+        *([Item(NONE if line.retrained is None else f"{line.retrained + 0.0:.2f}")] * _anew(track)),
         Item(f"{line.targets}/{len(track.problems)}"),
         Item(NONE if line.ratio is None else f"{line.ratio:.2f}"),
         Item(NONE if line.gap is None else f"{line.gap + 0.0:.2f}"),
@@ -92,6 +100,13 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
         "lam was fitted to, minus that on test. lost: runs without numbers, which score 0 or as "
         "the worst."
     )
+    if _anew(track):
+        anew = [p.label or p.id for p in track.problems if p.retrain]
+        where = "" if len(anew) == len(track.problems) else f" (on {listed(anew)})"
+        yield (
+            f"retrained: the score of a theta that is trained anew at the lam found{where}, in the "
+            "same way for all methods, and not counted: what lam alone is worth."
+        )
     yield (
         "Trials. 1 trial: the test score that one of the settings tried has on average. near: "
         f"settings with at least {scoring.NEAR:g} of the method's best tuning score. trials lost: "
@@ -157,7 +172,7 @@ def standings_lines(track: TrackResults) -> Iterator[dict[str, object]]:
             values = (
                 track.track, ruleset, s.row, track.label(s.row), s.problems, s.rank, s.score, s.low,
                 s.high, line.targets, line.ratio, line.one, s.near, line.failed, s.regret,
-                line.gap, s.failures,
+                line.gap, s.failures, line.retrained,
             )  # fmt: skip
             yield dict(zip(STANDINGS, values, strict=True))
 
@@ -182,6 +197,7 @@ def problem_lines(track: TrackResults) -> Iterator[dict[str, object]]:
                     median_cost(costs), ratio if math.isfinite(ratio) else None, len(trials),
                     known.near if several else None, known.failed,
                     known.regret if several else None, track.gap(row, p.id),
+                    stats.mean(anew) if (anew := track.retrained[row].get(p.id)) else None,
                 )  # fmt: skip
                 yield dict(zip(PROBLEMS, values, strict=True))
 

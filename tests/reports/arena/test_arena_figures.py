@@ -26,7 +26,8 @@ def score(method: str, problem: str, trial: int, seed: int) -> float | None:
 
 
 def track(problems: int, methods: tuple[str, ...] = tuple(GOOD), **words: object) -> TrackResults:
-    one = played(arena([f"p{i}" for i in range(problems)], methods, **words), score, gap=0.02)
+    made = arena([f"p{i}" for i in range(problems)], methods, **words)
+    one = played(made, score, gap=0.02, lift=-0.25)
     return collect(one.arena, one.scores, one.finals, one.metrics, "A", one.curve)
 
 
@@ -145,6 +146,24 @@ def test_the_table_of_standings_has_every_column(seven: TrackResults) -> None:
     assert row["Beta"][4:6] == ["0/7", "—"] and row["Beta"][8:] == ["—", "—", "0", "%", "—"]
     shipped = text(tables.standings_grid(seven, tuned=False))
     assert "as shipped: 7 problems" in shipped and "regret" not in shipped
+
+
+def test_a_theta_trained_anew_has_a_column_where_a_problem_says_so(three: TrackResults) -> None:
+    some = track(3, anew=["p0", "p2"])
+    lines = text(tables.standings_grid(some)).splitlines()
+    assert lines[2].split()[:5] == ["rank", "score", "95", "%", "retrained"]
+    row = next(line.split() for line in lines if line.startswith("Alpha"))
+    assert row[1:5] == ["1.00", "1.00", "1.00–1.00", "0.75"]
+    assert "trained anew at the lam found (on p0 and p2)" in text(tables.standings_grid(some))
+    assert "retrained" in text(tables.standings_grid(some, tuned=False))
+    assert "retrained" not in text(tables.standings_grid(three))
+    by_problem = {
+        x["problem"]: x["score_retrained"]
+        for x in tables.problem_lines(some)
+        if x["row"] == "beta as shipped"
+    }
+    assert by_problem["p1"] is None
+    assert by_problem["p2"] == pytest.approx(GOOD["beta"] * 0.5 + 0.002 - 0.25)
 
 
 def test_files_are_whole_and_their_numbers_those_of_the_track(
