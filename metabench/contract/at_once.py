@@ -54,7 +54,8 @@ class Stack:
 
     def with_parts(self, parts: Any) -> Stack:
         """The same with other tensors."""
-        return Stack(*parts, self.fixed)
+        inner, outer, noise = parts
+        return Stack(inner, outer, noise, self.fixed)
 
     def mapped(self, f: Callable[[Episode], Any], meter: Meter) -> Any:
         """f of all, with torch.func derivatives: its results, stacked."""

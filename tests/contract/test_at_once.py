@@ -132,9 +132,11 @@ class NothingFromTheHost(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        copies = func._schema.name in ("aten::_to_copy", "aten::copy_")
         for x in (*tensors((args, (kwargs or {}).values())), *tensors((out,))):
-            # A number that Python wrote is a tensor of the host without dimensions.
-            if x.device.type != "meta" and x.ndim:
+            # A number that Python wrote is a tensor of the host without dimensions: an argument of
+            # a kernel, unless it is copied.
+            if x.device.type != "meta" and (x.ndim or copies):
                 raise Refused(f"{func} has a tensor {list(x.shape)} of {x.device}")
         return out
 
