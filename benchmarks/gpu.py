@@ -112,7 +112,8 @@ def run_part(
             lines.put(text)
         lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     status, reason = "done", ""
     while True:
         try:
@@ -137,6 +138,9 @@ def run_part(
             reason = f"signal {-code}" if code < 0 else f"exit status {code}: {last_words(log)}"
     else:
         process.wait()
+    reader.join(timeout=5.0)
+    if process.stdout is not None and not reader.is_alive():
+        process.stdout.close()
     return {
         "status": status, "reason": reason, "rows": rows, "failed_checks": failed,
         "seconds": round(time.monotonic() - begun, 1),

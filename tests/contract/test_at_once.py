@@ -132,11 +132,13 @@ class NothingFromTheHost(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        copies = func._schema.name in ("aten::_to_copy", "aten::copy_")
-        for x in (*tensors((args, (kwargs or {}).values())), *tensors((out,))):
+        seen = [*tensors((args, (kwargs or {}).values())), *tensors((out,))]
+        kinds = {x.device.type for x in seen}
+        copied = func._schema.name in ("aten::_to_copy", "aten::copy_") and len(kinds) > 1
+        for x in seen:
             # A number that Python wrote is a tensor of the host without dimensions: an argument of
-            # a kernel, unless it is copied.
-            if x.device.type != "meta" and (x.ndim or copies):
+            # a kernel, unless it is copied to the device.
+            if x.device.type != "meta" and (x.ndim or copied):
                 raise Refused(f"{func} has a tensor {list(x.shape)} of {x.device}")
         return out
 
