@@ -228,11 +228,17 @@ def cell(text: str) -> str:
 
 # --- what a bare machine lacks --------------------------------------------------------------------
 
-CARRIED = ("pydantic>=2.9", "setuptools>=77.0.3")
+CARRIED = ("pydantic>=2.9",)
 """What runs need and a machine with PyTorch's usual company may not have; what these need comes
 along. ``datasets`` and ``submitit``, which metabench depends on too, are imported by nothing here.
 """
-BUILT = ("gym==0.26.2", "learn2learn==0.2.0")
+BUILT = (
+    ("gym==0.26.2",),
+    (
+        "--config-settings=--build-option=build_ext",
+        "learn2learn==0.2.0",
+    ),  # by Cython, not as it was
+)
 """The peer, of which the package index has the source alone: built by the Python that is named."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -262,7 +268,7 @@ def collect(folder: Path, version: str, builder: str | None) -> int:
     else:
         for name in BUILT:
             done = subprocess.run(
-                [builder, "-m", "pip", "wheel", "--no-deps", "-w", str(folder), name], check=False
+                [builder, "-m", "pip", "wheel", "--no-deps", "-w", str(folder), *name], check=False
             )
             built = built and done.returncode == 0
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
