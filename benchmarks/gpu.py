@@ -14,6 +14,7 @@ table to DIR/gpu.md. Status 1 where a part did not end, or a check failed. See b
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -156,15 +157,20 @@ def last_words(log: TextIO) -> str:
 def missing(part: Part, device: str) -> list[str]:
     """What is not there that the part needs, in words."""
     out = [f"{name} is not installed" for name in part.needs if not importlib.util.find_spec(name)]
-    if not out and device.startswith("cuda"):
-        probe = "import torch; raise SystemExit(not torch.cuda.is_available())"
-        if subprocess.run([sys.executable, "-c", probe], check=False).returncode:
-            out.append("torch finds no CUDA device")
+    if not out and device.startswith("cuda") and not finds_cuda():
+        out.append("torch finds no CUDA device")
     if part.name == "omniglot":
         root = os.environ.get("METABENCH_DATA")
         if root is None or not (Path(root) / "omniglot").is_dir():
             out.append("METABENCH_DATA names no folder with omniglot/")
     return out
+
+
+@functools.cache
+def finds_cuda() -> bool:
+    """Whether torch does, asked in a process of its own: this one keeps off the device."""
+    probe = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
 
 
 def keep_store(store: Path, out: Path) -> None:

@@ -128,6 +128,12 @@ def test_a_dry_run_and_a_list_run_nothing(stand_in, capsys, monkeypatch):
     assert sum(part.seconds for part in gpu.PARTS) <= gpu.TOTAL == 540
 
 
+def test_without_a_gpu_parts_are_left_out(stand_in, monkeypatch):
+    monkeypatch.setattr(gpu, "finds_cuda", lambda: False)
+    status, lines, _ = stand_in("--device", "cuda")
+    assert status == 1 and {x["reason"] for x in lines} == {"torch finds no CUDA device"}
+
+
 @pytest.mark.parametrize("wrong", [["--parts", "loras"], ["--limit", "lora"],
                                    ["--limit", "loras=3"]])  # fmt: skip
 def test_names_and_limits_are_checked(stand_in, wrong):

@@ -527,7 +527,7 @@ def test_batched_episodes_give_what_the_loop_gives(tmp_path: Path) -> None:
 def test_a_graph_is_refused_with_the_reason(
     task: str, method: str, device: str, why: str | None
 ) -> None:
-    cell = make_cell(task, method)
+    cell = make_cell(task, method, set={"budget": {"outer_steps": 2}})
     cpu = torch.device("cpu")
     options = RunOptions(cpu, ignore, 60.0, None, 1, "graph", lambda: False)
     run = loop.Loop(cell, instances(cell), options, ProcessGroup())
