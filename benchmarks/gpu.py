@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,9 +264,11 @@ def collect(folder: Path, version: str, builder: str | None) -> int:
         [*pip, "download", "--only-binary=:all:", "--implementation", "cp", "--python-version",
          version, *where, "-d", str(folder), *CARRIED, "gym_notices"], check=True,
     )  # fmt: skip
-    subprocess.run(
-        [*pip, "wheel", "--no-deps", "-w", str(folder), str(ROOT)], check=True
-    )  # metabench itself: pure Python
+    left_over = ROOT / "build"
+    if left_over.exists():
+        raise SystemExit(f"remove {left_over} first: a wheel would hold modules that lie there")
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), str(ROOT)], check=True)
+    shutil.rmtree(left_over, ignore_errors=True)
     built = True
     if builder is None and version == ".".join(map(str, sys.version_info[:2])):
         builder = sys.executable
