@@ -39,6 +39,11 @@ class Bilevel(unrolled.Unrolling):
             raise ValueError("forward mode cannot be truncated: leave truncate unset")
 
     @property
+    def capturable(self) -> bool:
+        """In reverse mode."""
+        return self.mode == "reverse"
+
+    @property
     def needs(self) -> frozenset[str]:
         """Second derivatives; forward mode a small lam, truncation one that steps depend on."""
         own = {"small_lam"} if self.mode == "forward" else set()

@@ -76,6 +76,11 @@ class IFT(GradientMethod):
         return self.tolerance is None
 
     @property
+    def capturable(self) -> bool:
+        """With a fixed number of terms."""
+        return self.tolerance is None and self.inverse != "exact"
+
+    @property
     def inner_batches(self) -> int:
         """One for every inner step, and one for the Hessian."""
         return self.inner_steps + 1

@@ -79,6 +79,11 @@ class MAML(unrolled.Unrolling):
         return None if self.multi_step_epochs else {"order": "second"}
 
     @property
+    def capturable(self) -> bool:
+        """Every outer step does the same, but where losses are weighted by epoch."""
+        return not (self.layer_step_rates or self.multi_step_epochs)
+
+    @property
     def needs(self) -> frozenset[str]:
         """lam = initial weights; second derivatives unless first order; ANIL a named head."""
         own = {"outer_gradient", "lam_is_initialisation"}

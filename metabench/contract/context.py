@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,16 +16,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
+from metabench.contract.at_once import Graphs, Stack, beside
 from metabench.contract.declared import Evidence
 from metabench.contract.problem import Batch, Episode, Params, Problem, differentiated_loss
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Rate, Solver
 from metabench.core.cell import Budget
-from metabench.core.costs import Meter
+from metabench.core.costs import Counts, Meter
 from metabench.core.registry import solvers
 
 _POOL = "episode-worker"
+Each = Callable[[Callable[[Episode], Any]], Any]
+"""From a function of an episode to its results for several, stacked."""
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Context:
     chunk: int | None = None
     group: ProcessGroup = field(default_factory=ProcessGroup)
     """The processes that share the episodes of a step with this one."""
+    graphs: Graphs | None = None
+    """Where steps are captured (under "vmap"), for this problem and solver alone; None: nowhere."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Choices made along the way that a reader of the record should know (memory mode ...); kept in
     checkpoints. Plain JSON values."""
@@ -76,7 +81,7 @@ class Context:
     def training_episodes(self, step: int | None = None) -> list[Episode]:
         """The training episodes of this outer step, or of ``step``."""
         m, step = self.problem.episodes_per_step, self.step if step is None else step
-        return [self.problem.episode("train", step * m + i) for i in range(m)]
+        return self.problem.episodes("train", range(step * m, step * m + m))
 
     def inner_grad(
         self,
@@ -318,32 +323,70 @@ class Context:
     def _batched(
         self, f: Callable[[Episode], Any], episodes: Sequence[Episode], steps: int
     ) -> list[Any]:
-        fixed = not any(callable(e.inner) for e in episodes)
-        inner = [_stack([e.batch(t) for e in episodes]) for t in range(1 if fixed else steps)]
-        outer = _stack([e.outer for e in episodes])
-        noise = self._noise_ahead(episodes, steps) if self.solver.noisy else []
-
-        def one(inner: list[Batch], outer: Batch, noise: list[Params]) -> Any:
-            batch = inner[0] if fixed else inner.__getitem__
-            return f(Episode(batch, outer, -1, noise or None))
-
+        stack = self._stacked(episodes, steps)
         size = self.chunk or len(episodes)
         results: list[Any] = []
         for start in range(0, len(episodes), size):
             n = len(episodes[start : start + size])
-            cut = tree_map(lambda x, a=start, b=start + n: x[a:b], (inner, outer, noise))
-            with autodiff.functional(), self.meter.batch_of(n):
-                out = torch.func.vmap(one)(*cut)
+            cut = tree_map(lambda x, a=start, b=start + n: x[a:b], stack.parts)
+            out = stack.with_parts(cut).mapped(f, self.meter)
             results += [tree_map(lambda x, i=i: x[i], out) for i in range(n)]
         return results
 
+    def replays(self, method: Any) -> bool:
+        """Whether steps of a method are replayed from a captured graph."""
+        can = method.capturable and self.problem.capturable and not self.solver.by_examples
+        return self.graphs is not None and self.engine == "vmap" and can
+
+    def replayed(
+        self,
+        name: Hashable,
+        f: Callable[[Any, Each], Any],
+        given: Any,
+        episodes: Sequence[Episode],
+        *,
+        steps: int,
+    ) -> Any:
+        """f(``given``, each) for these episodes, captured the first time and replayed then.
+
+        It counts and notes the same each time. What comes back is overwritten by the next call
+        under ``name``, which stands for f and for all that it closes over.
+        """
+        assert self.graphs is not None
+        stack = self._stacked(episodes, steps)
+        meter, notes, fresh = self.meter, dict(self.notes), Meter()
+
+        def whole(inputs: Any) -> Any:
+            tensors, parts = inputs
+            fresh.counts = Counts()  # of the last of several runs that a capture takes
+            some = stack.with_parts(parts)
+            return autodiff.detach_tree(f(tensors, lambda one: some.mapped(one, fresh)))
+
+        def also() -> tuple[dict[str, int], dict[str, Any]]:
+            new = {k: v for k, v in self.notes.items() if k not in notes or notes[k] != v}
+            return fresh.counts.as_dict(), new
+
+        self.meter = fresh
+        try:
+            out, (counts, new) = self.graphs(name, whole, (given, stack.parts), also)
+        finally:
+            self.meter = meter
+        self.meter.add(**counts)
+        self.notes.update(new)
+        return out
+
+    def _stacked(self, episodes: Sequence[Episode], steps: int) -> Stack:
+        return Stack.of(episodes, steps, self._noise_ahead(episodes, steps))
+
     def _noise_ahead(self, episodes: Sequence[Episode], steps: int) -> list[Params]:
         """The noise of every inner step, stacked over episodes: vmap cannot draw by address."""
+        if not self.solver.noisy:
+            return []
         with torch.no_grad():
             lam = self.problem.init_outer()
             like = [self.problem.init_inner(lam, e) for e in episodes]
         each = list(zip(episodes, like, strict=True))
-        return [_stack([self._drawn(e, t, x) for e, x in each]) for t in range(steps)]
+        return [beside([self._drawn(e, t, x) for e, x in each]) for t in range(steps)]
 
 
 def full_batches(problem: Problem, before: int, more: int) -> int:
@@ -357,7 +400,3 @@ def _pool(workers: int, intra_op: int) -> ThreadPoolExecutor:
     """Threads that stay, with their buffers. Each must be told how many intra-op threads it has:
     the libraries below keep that by thread, and a new one would take every core."""
     return ThreadPoolExecutor(workers, _POOL, torch.set_num_threads, (intra_op,))
-
-
-def _stack(batches: Sequence[Batch]) -> Batch:
-    return {k: torch.stack([b[k] for b in batches]) for k in batches[0]}

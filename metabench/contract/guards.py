@@ -70,11 +70,15 @@ def is_stationary(ctx: Context, lam: Params, theta: Params, episode: Episode) ->
 
 
 def check_hypergradient(
-    g: Params, step: int, is_right: Callable[[], bool] = lambda: False
+    g: Params,
+    step: int,
+    is_right: Callable[[], bool] = lambda: False,
+    size: float | None = None,
 ) -> float:
-    """The norm of a hypergradient; raises :class:`Diverged` where it is no number, or exactly 0
-    with ``is_right`` false: a run at its optimum has no hypergradient and has not diverged."""
-    size = float(autodiff.norm(g))
+    """The norm of a hypergradient (``size`` where it is known); raises :class:`Diverged` where it
+    is no number, or exactly 0 with ``is_right`` false: a run at its optimum has no hypergradient
+    and has not diverged."""
+    size = float(autodiff.norm(g)) if size is None else size
     if not math.isfinite(size):
         bad = [k for k, v in g.items() if not bool(torch.isfinite(v).all())]
         where = f" (in {', '.join(bad)})" if bad else ""

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.context import Context
+from metabench.contract.context import Context, Each
 from metabench.contract.example_solver import ExampleSolver
 from metabench.contract.guards import (
     check_episodes,
@@ -173,6 +173,13 @@ class Method(ABC):
     def batched(self) -> bool:
         """Whether episodes can be worked through all at once, with vmap."""
         return True
+
+    @property
+    def capturable(self) -> bool:
+        """Whether its hypergradient and its adaptation do the same operations at every outer step,
+        whatever the numbers, and read none on the host: a GPU can then replay them from a captured
+        graph. Of a :class:`GradientMethod` with no ``hypergradient_from`` of its own."""
+        return False
 
     @property
     def exact_with(self) -> Mapping[str, Any] | None:
@@ -391,6 +398,8 @@ class GradientMethod(InnerTraining):
         lr = outer_rate(self.outer_lr, self.outer_decay, ctx, self.outer_decay_rate)
         episodes = ctx.training_episodes()
         self.choose_memory_mode(ctx, state, episodes[0])
+        if ctx.replays(self) and len(episodes) > 1:
+            return self.replayed_step(ctx, state, episodes, lr)
         found = self.hypergradients(ctx, state, episodes)
         check_episodes(type(self).__name__, found, state.outer, state.theta)
         diagnostics = worst([h.diagnostics for h in found])
@@ -402,14 +411,69 @@ class GradientMethod(InnerTraining):
             ctx.step,
             lambda: self.is_at_optimum(ctx, state.lam, found, episodes) or zero_may_pass(ctx),
         )
-        if self.clip is not None:
-            g = {k: v.clamp(-self.clip, self.clip) for k, v in g.items()}
-        moved, outer = self.outer_rule().update(state.outer, g, state.memory["outer"], lr)
-        lam, learned = split(moved)
+        moved, outer = self.outer_update(state.outer, g, state.memory["outer"], lr)
         theta = autodiff.detach(found[-1].theta) if ctx.problem.carried else None
         memory = {**state.memory, **autodiff.detach_tree(found[-1].memory), "outer": outer}
-        new = State(ctx.problem.project(lam), theta, memory, self.project_learned(learned))
+        new = self.next_state(ctx, moved, theta, memory)
         return new, {"outer_loss": value, "hypergradient_norm": size, **diagnostics}
+
+    def outer_update(
+        self, outer: Params, g: Params, memory: SolverState, lr: Rate
+    ) -> tuple[Params, SolverState]:
+        """lam and what is learned beside it one outer step on, before they are projected."""
+        if self.clip is not None:
+            g = {k: v.clamp(-self.clip, self.clip) for k, v in g.items()}
+        return self.outer_rule().update(outer, g, memory, lr)
+
+    def next_state(
+        self, ctx: Context, moved: Params, theta: Params | None, memory: dict[str, Any]
+    ) -> State:
+        """With lam and what is learned moved to where they may be."""
+        lam, learned = split(moved)
+        return State(ctx.problem.project(lam), theta, memory, self.project_learned(learned))
+
+    def replayed_step(
+        self, ctx: Context, state: State, episodes: Sequence[Episode], lr: float
+    ) -> tuple[State, dict[str, float]]:
+        """The same step as one function of tensors, from hypergradients to the outer update, which
+        is captured and replayed; what the host must see comes back in one piece.
+
+        Sums over episodes are taken by the device, in another order than otherwise.
+        """
+
+        def whole(given: tuple[Params, SolverState, Tensor], each: Each) -> dict[str, Any]:
+            outer, memory, rate = given
+            found: Hypergradient = each(lambda e: self.hypergradient(ctx, outer, None, e))
+            g = {k: v.mean(0) for k, v in found.grad.items()}
+            moved, new = self.outer_update(outer, g, memory, rate)
+            told = {
+                "outer_loss": found.value.double().mean(),
+                "hypergradient_norm": autodiff.norm(g),
+                **{k: v.double().amax(0) for k, v in found.diagnostics.items()},
+            }
+            return {"moved": moved, "memory": new, "g": g, "told": told, "theta": found.theta}
+
+        anchor = next(iter(state.outer.values()))
+        rate = torch.full((), lr, dtype=anchor.dtype, device=anchor.device)
+        given = state.outer, state.memory["outer"], rate
+        out = ctx.replayed(("step", self), whole, given, episodes, steps=self.inner_batches)
+        check_episodes(
+            type(self).__name__, [Hypergradient(out["told"]["outer_loss"], out["g"], {})],
+            state.outer, None,
+        )  # fmt: skip
+        log = worst([out["told"]])
+        self.check_diagnostics(ctx, dict(list(log.items())[2:]))
+
+        def is_right() -> bool:
+            thetas = [{k: v[i] for k, v in out["theta"].items()} for i in range(len(episodes))]
+            found = [Hypergradient(rate, out["g"], theta) for theta in thetas]
+            return self.is_at_optimum(ctx, state.lam, found, episodes)
+
+        check_hypergradient(out["g"], ctx.step, is_right, log["hypergradient_norm"])
+        # The graph writes to its own tensors again at the next step.
+        moved = {k: v.clone() for k, v in out["moved"].items()}
+        memory = {part: {k: v.clone() for k, v in x.items()} for part, x in out["memory"].items()}
+        return self.next_state(ctx, moved, None, {**state.memory, "outer": memory}), log
 
 
 def worst(diagnostics: Sequence[Params]) -> dict[str, float]:

@@ -96,6 +96,10 @@ class Problem(ABC):
     batched_on_cpu: bool = False
     """Whether a CPU, too, is faster with the episodes of a step worked through at once, by vmap."""
 
+    capturable: bool = False
+    """Whether its functions do the same operations whatever lam, theta and a batch hold, and read
+    no number of them on the host: a GPU can then replay an outer step from a captured graph."""
+
     evaluations: tuple[str, ...] = ("test",)
     """Names of the final evaluations; each is a split that :meth:`episode` knows."""
 
@@ -164,6 +168,10 @@ class Problem(ABC):
         A pure function of the seeds, the split and the index. Outer step i uses the training
         episodes i * episodes_per_step and the following.
         """
+
+    def episodes(self, split: str, indices: Sequence[int]) -> list[Episode]:
+        """:meth:`episode` of each index; where many at once are cheaper, a task overrides it."""
+        return [self.episode(split, i) for i in indices]
 
     def inner_rule(self, lam: Params) -> InnerRule | None:
         """Step size and solver of the inner steps, where lam sets them; None: it does not.

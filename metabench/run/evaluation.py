@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from metabench.contract import autodiff
+from metabench.contract.context import Context, Each
 from metabench.contract.guards import check_like
-from metabench.contract.method import Context, State, inner_loop
+from metabench.contract.method import State, inner_loop, split
 from metabench.contract.problem import Episode, Params, Problem
 from metabench.contract.solver import Solver
 from metabench.core import settings
@@ -57,7 +58,7 @@ def evaluate(
     with nullcontext() if charged else ctx.uncounted():
         for start in range(0, n, part):
             check()
-            some = [ctx.problem.episode(split, i) for i in range(start, min(start + part, n))]
+            some = ctx.problem.episodes(split, range(start, min(start + part, n)))
             for metrics in _adapted(ctx, method, state, some):
                 for name, value in metrics.items():
                     values.setdefault(name, []).append(float(value))
@@ -84,15 +85,29 @@ def _adapted(
 
     steps = method.inner_steps if method.test_steps is None else method.test_steps
     if ctx.engine == "vmap" and steps is not None and state.theta is None:
-        thetas = ctx.over_episodes(
-            lambda e: method.adapt(ctx, state, e), episodes, steps=max(1, steps)
-        )
+        thetas = _adapted_at_once(ctx, method, state, episodes, max(1, steps))
         return [judge(theta, e) for theta, e in zip(thetas, episodes, strict=True)]
     engine, ctx.engine = ctx.engine, "loop"
     try:
         return ctx.over_episodes(lambda e: judge(method.adapt(ctx, state, e), e), episodes)
     finally:
         ctx.engine = engine
+
+
+def _adapted_at_once(
+    ctx: Context, method: Any, state: State, episodes: Sequence[Episode], steps: int
+) -> list[Params]:
+    if not (ctx.replays(method) and len(episodes) > 1):
+        return ctx.over_episodes(lambda e: method.adapt(ctx, state, e), episodes, steps=steps)
+
+    def whole(outer: Params, each: Each) -> Any:
+        lam, learned = split(outer)
+        at = replace(state, lam=lam, learned=learned)
+        return each(lambda e: method.adapt(ctx, at, e))
+
+    out = ctx.replayed(("adapt", method), whole, state.outer, episodes, steps=steps)
+    # The graph writes to its own tensors again for the next episodes.
+    return [{k: v[i].clone() for k, v in out.items()} for i in range(len(episodes))]
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,7 @@ class Retrained:
     lr: float
     solver: Solver
     test_steps: int | None = None
+    capturable: ClassVar[bool] = False
 
     @classmethod
     def of(cls, budget: Budget) -> Retrained | None:

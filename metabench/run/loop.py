@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from metabench.contract.at_once import Graphs, cuda_graph
 from metabench.contract.method import Context, State
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
@@ -102,7 +103,7 @@ class Loop:
             "contract": self.cell.contract,
             "key": self.cell.key,
             "device": str(device),
-            "engine": self.ctx.engine,
+            "engine": self.engine,
             "threads": self.threads,
         }
         if self.ctx.engine == "vmap" and self.group.world > 1:
@@ -120,14 +121,18 @@ class Loop:
         self.options.listener(Started(self.cell, at.step, at.curve, trial))
 
     def context(self) -> Context:
-        """What the method is given of the problem, the engine chosen."""
+        """What the method is given of the problem, the engine chosen. Raises SettingError where a
+        graph is asked for and cannot be captured."""
         options = self.options
         spread = self.problem.episodes_per_step > 1
         cuda = options.device.type == "cuda"
-        engine = options.engine
-        if not self.method.batched or self.solver.by_examples:
+        engine: Literal["loop", "vmap"] = "vmap" if options.engine == "vmap" else "loop"
+        if options.engine == "graph":
+            self.check_capturable()
+            engine = "vmap"
+        elif not self.method.batched or self.solver.by_examples:
             engine = "loop"
-        elif engine == "auto":
+        elif options.engine == "auto":
             pays = cuda or self.problem.batched_on_cpu
             engine = "vmap" if pays and spread else "loop"
         return Context(
@@ -140,7 +145,27 @@ class Loop:
             engine=engine,
             workers=self.group.agree(options.workers if spread and not cuda else 1),
             group=self.group,
+            graphs=Graphs(cuda_graph) if options.engine == "graph" else None,
         )
+
+    def check_capturable(self) -> None:
+        """Raise SettingError, naming what is in the way of a captured graph."""
+        name = self.cell.method
+        for fine, why in (
+            (self.options.device.type == "cuda", f"needs a CUDA device, not {self.options.device}"),
+            (self.group.world == 1, "needs one process, and no further ranks"),
+            (self.problem.episodes_per_step > 1, "needs several episodes an outer step"),
+            (self.method.batched and not self.solver.by_examples, f"needs {name} over vmap"),
+            (self.method.capturable, f"needs a capturable method, which {name} is not here"),
+            (self.problem.capturable, f"needs a capturable task, which {self.cell.task} is not"),
+        ):
+            if not fine:
+                raise SettingError(f'engine "graph" {why}; "vmap" is the same without a graph')
+
+    @property
+    def engine(self) -> str:
+        """How episodes are worked through: "loop", "vmap", or "graph"."""
+        return self.ctx.engine if self.ctx.graphs is None else "graph"
 
     def compare(self) -> None:
         """Raise SettingError where ranks differ in what changes results."""

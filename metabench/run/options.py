@@ -12,7 +12,7 @@ import torch
 from metabench.core.cell import Budget
 from metabench.run.events import Listener
 
-Engine = Literal["auto", "loop", "vmap"]
+Engine = Literal["auto", "loop", "vmap", "graph"]
 Parts = tuple[Any, Any, Any, Budget]
 """Task, method, solver, and budget."""
 

@@ -61,7 +61,8 @@ def run_cell(
     (0: every outer step). ``time_limit`` in seconds of this call. ``workers``: threads for the
     episodes of a step (default: the usable cores); they change no result. ``engine`` "auto":
     batched episodes on a GPU or where the problem says that it pays on a CPU, else one after
-    another. ``stop`` is asked between steps.
+    another; "graph", on a GPU alone: batched, and each outer step replayed from a captured CUDA
+    graph. ``stop`` is asked between steps.
     ``gather``: how other processes come to share the episodes; they change no result either.
 
     What goes wrong while running becomes a record (diverged, timeout, failed). Raises
@@ -273,7 +274,7 @@ def _environment(loop: Loop) -> dict[str, Any]:
     if loop.warm_up_seconds is not None:
         out["warm_up_seconds"] = loop.warm_up_seconds
     if loop.at is not None:
-        out |= {"engine": loop.ctx.engine, "threads": loop.threads}
+        out |= {"engine": loop.engine, "threads": loop.threads}
         out |= {"workers": loop.ctx.workers, "ranks": loop.group.world}
     if loop.hosts:
         out["rank_hosts"] = loop.hosts

@@ -245,6 +245,7 @@ class FewShotProblem(Problem):
         self.batched_on_cpu = isinstance(self.net, ConvNet) and self.net.stacks_well(
             task.ways_of("train") * sum(task.images_of("train"))
         )
+        self.capturable = True
         self.given = task.given()
         self.evaluations = ("test", *self.given)
         self.module = self.net
@@ -353,38 +354,54 @@ class FewShotProblem(Problem):
 
         Raises UnknownName for a split that is not there, IndexError past the end of one.
         """
-        task = self.task
+        return self.episodes(split, [index])[0]
+
+    def episodes(self, split: str, indices: Sequence[int]) -> list[Episode]:
+        """:meth:`episode` of each, drawn one by one, and made of images all at once."""
         if split in self.given:
-            fixed = self.given[split][index]
-            return Episode(
-                self.batch(fixed.support, fixed.support_labels),
-                self.batch(fixed.query, fixed.query_labels),
-                index,
-            )
+            return [self.given_episode(self.given[split][i], i) for i in indices]
         if split not in self.splits:
             raise UnknownName("split", split, [*self.splits, *self.given])
+        task, source = self.task, self.splits[split]
         shots, queries = task.images_of(split)
-        stream = self.seeds.batches if split == "train" else self.seeds.evaluation
-        gen = generator(stream, split, index)
-        source = self.splits[split]
-        ways = task.ways_of(split)
-        chosen = torch.randperm(len(source), generator=gen)[:ways]
-        order = torch.rand(
-            ways, source.images.shape[1], generator=gen, dtype=torch.float32
-        ).argsort(dim=1)
-        images = source.pick(chosen, order[:, : shots + queries])
-        labels = torch.arange(ways)
-        support, query = (
-            self.batch(part.flatten(0, 1), labels.repeat_interleave(part.shape[1]))
-            for part in (images[:, :shots], images[:, shots:])
-        )
-        if task.train_ways is not None:
-            query["classes"] = labels.to(self.device)
+        ways, stream = task.ways_of(split), self.stream(split)
+        chosen, order = [], []
+        for index in indices:
+            gen = generator(stream, split, index)
+            chosen.append(torch.randperm(len(source), generator=gen)[:ways])
+            shape = ways, source.images.shape[1]
+            order.append(torch.rand(shape, generator=gen, dtype=torch.float32).argsort(dim=1))
+        images = source.pick(torch.cat(chosen), torch.cat(order)[:, : shots + queries])
+        x = self.scaled(images).unflatten(0, (len(indices), ways))
+        labels = torch.arange(ways, device=self.device)
+        parts = [
+            (part.flatten(1, 2).contiguous(), labels.repeat_interleave(part.shape[2]))
+            for part in (x[:, :, :shots], x[:, :, shots:])
+        ]
         size = task.inner_batch if split == "train" else task.test_inner_batch
-        if size is None:
-            return Episode(support, query, index)
-        address = (stream, index) if split == "train" else (stream, split, index)
-        return Episode(Minibatches(support, size, address), query, index)
+        found = []
+        for place, index in enumerate(indices):
+            support, query = ({"x": part[place], "y": y} for part, y in parts)
+            if task.train_ways is not None:
+                query["classes"] = labels
+            if size is None:
+                found.append(Episode(support, query, index))
+                continue
+            address = (stream, index) if split == "train" else (stream, split, index)
+            found.append(Episode(Minibatches(support, size, address), query, index))
+        return found
+
+    def stream(self, split: str) -> int:
+        """The seed that episodes of a split are drawn by."""
+        return self.seeds.batches if split == "train" else self.seeds.evaluation
+
+    def given_episode(self, fixed: GivenEpisode, index: int) -> Episode:
+        """One that the data set's authors fixed."""
+        return Episode(
+            self.batch(fixed.support, fixed.support_labels),
+            self.batch(fixed.query, fixed.query_labels),
+            index,
+        )
 
     def base_batch(self, step: int, size: int) -> Batch:
         """Images drawn with replacement from all training classes, rotated ones too."""
@@ -395,8 +412,11 @@ class FewShotProblem(Problem):
 
     def batch(self, images: Tensor, labels: Tensor) -> Batch:
         """uint8 images [n, channels, size, size] and labels [n] as a batch."""
-        x = images.to(self.device, self.dtype) / 255
-        return {"x": x, "y": labels.to(self.device)}
+        return {"x": self.scaled(images), "y": labels.to(self.device)}
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Images with ink or light in [0, 1], on the device."""
+        return images.to(self.device).to(self.dtype) / 255
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """accuracy and loss on the query set; nearest_neighbour: accuracy of the closest pixels."""

@@ -275,3 +275,19 @@ def test_features_of_zero_have_second_derivatives():
     assert not z.any() and all(
         bool(v.isfinite().all()) for v in back(torch.ones_like(z))[0].values()
     )
+
+
+@pytest.mark.parametrize("own", [
+    {}, {"train_shots": 4, "inner_batch": 3, "test_inner_batch": 2},
+    {"formulation": "representation", "train_ways": 7},
+])  # fmt: skip
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_several_episodes_at_once_are_the_same_ones(own, split):
+    problem = build(**own)
+    for index, one in zip((4, 0, 9), problem.episodes(split, [4, 0, 9]), strict=True):
+        alone = problem.episode(split, index)
+        assert one.index == alone.index == index
+        pairs = [(one.batch(t), alone.batch(t)) for t in (0, 3)] + [(one.outer, alone.outer)]
+        for a, b in pairs:
+            assert list(a) == list(b)
+            assert all(torch.equal(a[k], b[k]) and a[k].is_contiguous() for k in a)
