@@ -21,6 +21,7 @@ from metabench.suites import loading as suites
 ROOT = Path(__file__).parents[1] / "results"
 PLACES = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
 FOLDERS = [folder for folder in PLACES if folder.parent.name not in arena_names()]
+UNFINISHED = sorted((ROOT / "unfinished").glob("*.toml"))
 FILES = {RECORDS, "table.md", "table.csv"}
 WITHOUT_CURVES = {"hypergradient-fidelity"}
 
@@ -49,6 +50,15 @@ def test_the_committed_tables_are_what_the_records_give(folder: Path) -> None:
 def same_number(value: str, expected: str) -> bool:
     """Whether two fields differ by rounding alone, as quantiles of two versions of scipy do."""
     return float(value) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("file", UNFINISHED, ids=lambda f: f.stem)
+def test_unfinished_cells_are_those_of_the_suite_beside_them(file: Path) -> None:
+    kept = Published(file.with_suffix(".jsonl.gz"))
+    planned = {c.cell.key for c in suites.load(file).cells("laptop")}
+    found = {r.key for r in kept.records()}
+    assert kept.problems() == [] and found and found < planned
+    assert f"`{file.stem}`: " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("folder", PLACES, ids=lambda f: f.parent.name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from metabench.analysis.results import Results
-from metabench.core.cell import instances
+from metabench.core.cell import Cell, instances
+from metabench.core.registry import methods
 from metabench.core.text import listed
 from metabench.reports.renderers import Footnote
 
@@ -20,6 +23,7 @@ def selection_footnotes(results: Results) -> list[Footnote]:
             and run.record is not None
             and run.cell.budget["select"] == "best_valid"
             and run.cell.budget.get("outer_steps") != 0
+            and _learns(run.cell)
         ]
         task = instances(chosen[0])[0] if chosen else None
         if task is not None and task.outer_on_validation:
@@ -33,3 +37,9 @@ def selection_footnotes(results: Results) -> list[Footnote]:
         )
         for why, at in columns.items()
     ]
+
+
+def _learns(cell: Cell) -> bool:
+    """Whether its method needs something of a task: others learn nothing outside."""
+    method: Any = methods.get(cell.method)
+    return bool(method(**cell.method_settings).needs)

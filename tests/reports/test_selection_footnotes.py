@@ -34,6 +34,16 @@ def test_where_nothing_is_chosen_there_is_no_note(helpers):
     assert notes(helpers, lambda column: budget(column, select="last"))[0] == []
 
 
+def test_where_no_row_learns_outside_there_is_no_note(helpers):
+    suite = helpers.make_suite()
+    fixed = [replace(row, method="fixed", set={}) for row in suite.rows]
+    results = collect(
+        replace(suite, rows=fixed), "smoke", helpers.fill(replace(suite, rows=fixed), "smoke"),
+        why_not=helpers.allowed,
+    )  # fmt: skip
+    assert len(results.records) > 0 and selection_footnotes(results) == []
+
+
 def test_the_reason_where_the_task_keeps_no_examples(helpers):
     told, _ = notes(
         helpers, lambda c: replace(c, task="newsgroups", set={}) if c.id == "5w1s" else c
