@@ -82,9 +82,9 @@ class MAID(InexactMethod):
         \left\| z - \nabla \ell(\lambda) \right\| \le \omega, \qquad \omega \le (1 - \eta)\, \|z\|
         \quad \text{(or } \varepsilon, \delta \text{ shrink)}
 
-        U(\theta^+) - D(\theta) + c\, a\, \|z\|^2 \le 0, \qquad U = F + \|\nabla F\|\, \varepsilon
-        + \tfrac{L}{2} \varepsilon^2, \quad D = F - \|\nabla F\|\, \varepsilon - \tfrac{L}{2}
-        \varepsilon^2
+        U(\lambda^+) - D(\lambda) + c\, a\, \|z\|^2 \le 0, \qquad
+        U = F + \|\nabla_\theta F\|\, \varepsilon + \tfrac{L}{2} \varepsilon^2, \quad
+        D = F - \|\nabla_\theta F\|\, \varepsilon - \tfrac{L}{2} \varepsilon^2
 
     Loop:
         z, omega = inexact_hypergradient(lam, eps, delta)

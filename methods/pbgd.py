@@ -80,7 +80,7 @@ class PBGD(InnerTraining):
         p = \tfrac12 \|\nabla_\theta G(\lambda, \theta)\|^2 \quad \text{(gradient norm)}
 
     Loop:
-        for t in range(inner_steps):  # omega follows the inner minimiser (the value gap's form)
+        for t in range(inner_steps):  # the value gap's form
             omega = omega - inner_lr * dG_dtheta(lam, omega)
         scale = 1 / max(gamma, 1)  # gamma rises from gamma_first to gamma_max
         d_lam = dF_dlam(lam, theta) + gamma * (dG_dlam(lam, theta) - dG_dlam(lam, omega))
