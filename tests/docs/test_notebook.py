@@ -23,6 +23,7 @@ def code() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_it_prints_what_is_kept_with_it(tmp_path: Path) -> None:
     kept, ran = notebook.cells(FILE), notebook.executed(FILE, tmp_path)
     assert len(kept) == len(ran)

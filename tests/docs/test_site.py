@@ -162,7 +162,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(built)
     needs("mkdocstrings")
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(out)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(out)]
     done = subprocess.run(
         [*command, "-f", "docs/site/mkdocs.yml"], cwd=ROOT, capture_output=True, text=True,
         check=False, timeout=280,

@@ -64,7 +64,7 @@ def marked(doc: str) -> str:
 
 
 def formula(latex: str, *, inline: bool = False) -> str:
-    """LaTeX as MathML, which browsers show without any script. Parts of a displayed formula that
+    r"""LaTeX as MathML, which browsers show without any script. Parts of a displayed formula that
     ``\qquad`` sets apart stand below each other."""
     if inline:
         return f"<span>{convert(latex, display='inline')}</span>"  # a block where it began a line

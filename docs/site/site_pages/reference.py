@@ -6,6 +6,7 @@ import importlib
 import inspect
 from types import ModuleType
 
+from .notation import prose
 from .places import link
 
 PATHS = ("metabench", *(f"metabench.{n}" for n in
@@ -53,7 +54,7 @@ def index() -> str:
     lines = []
     for path in PATHS:
         doc = (importlib.import_module(path).__doc__ or "").strip().split("\n", 1)[0]
-        lines.append(f"- {link(where(path), start, f'`{path}`')}: {doc}")
+        lines.append(f"- {link(where(path), start, f'`{path}`')}: {prose(doc)}")
     text = (
         "A task or a method of your own imports seven paths, and only these. Shapes of tensors are "
         "given in brackets, as in `[n, d]`."
