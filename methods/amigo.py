@@ -22,4 +22,20 @@ from metabench.hypergradients.linear_steps import LinearSteps
 @method("amigo")
 @dataclass(frozen=True)
 class AmIGO(LinearSteps):
-    """AmIGO (Arbel 2022): warm-started stochastic steps for theta and for the linear system."""
+    r"""AmIGO (Arbel 2022): warm-started stochastic steps for theta and for the linear system.
+
+    Formula:
+        \theta \leftarrow \theta - \rho\, \nabla_\theta G
+
+        v \leftarrow v - \sigma \left( \nabla^2_{\theta\theta} G\, v + \nabla_\theta F \right)
+
+        \lambda \leftarrow \lambda - \gamma \left( \nabla^2_{\lambda\theta} G\, v + \nabla_\lambda
+        F \right)
+
+    Loop:
+        for t in range(inner_steps):
+            theta = theta - inner_lr * dG_dtheta(lam, theta)
+        for t in range(linear_steps):  # v goes on from the last outer step
+            v = v - linear_lr * (d2G_dtheta2(lam, theta) @ v + dF_dtheta(lam, theta))
+        lam = lam - outer_lr * (d2G_dlam_dtheta(lam, theta) @ v + dF_dlam(lam, theta))
+    """

@@ -31,7 +31,22 @@ from metabench.hypergradients.halving import Rungs, lengths
 @method("asha")
 @dataclass(frozen=True)
 class ASHA(Rungs):
-    """ASHA (Li 2020): the best so far of each rung are trained longer, one job a step."""
+    r"""ASHA (Li 2020): the best so far of each rung are trained longer, one job a step.
+
+    Formula:
+        x = \operatorname*{arg\,min}_{x \in T_i \setminus R_{i+1}} \ell_i(x), \qquad T_i =
+        \text{the best } \lfloor |R_i| / \eta \rfloor \text{ of rung } R_i, \quad i \text{ as high
+        as one is left}
+
+    Loop:
+        for i in reversed(range(rungs - 1)):  # one job a step
+            top = sorted(rung[i], key=loss)[: len(rung[i]) // eta]
+            if left := [p for p in top if p not in rung[i + 1]]:
+                rung[i + 1].append(train_on(left[0], inner_steps // eta ** (rungs - 2 - i)))
+                break
+        else:
+            rung[0].append(train_on(draw(), inner_steps // eta ** (rungs - 1)))
+    """
 
     rungs: Annotated[int, Field(ge=1)] = 4
     """Lengths of training, the longest of ``inner_steps``."""

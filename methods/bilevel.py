@@ -24,7 +24,21 @@ RATE = "inner_lr"  # name of the learned step size
 @method("bilevel")
 @dataclass(frozen=True)
 class Bilevel(unrolled.Unrolling):
-    """Bilevel unrolling (Franceschi 2018): differentiate through the inner solver's iterations."""
+    r"""Bilevel unrolling (Franceschi 2018): differentiate through the inner solver's iterations.
+
+    Formula:
+        \theta_{t+1} = \theta_t - \eta\, \nabla_\theta G(\lambda, \theta_t), \qquad t = 0, \dots,
+        T - 1
+
+        \frac{dF}{d\lambda} = \nabla_\lambda F + \left(\frac{d\theta_T}{d\lambda}\right)^{\top}
+        \nabla_\theta F
+
+    Loop:
+        theta = start(lam)
+        for t in range(inner_steps):
+            theta = theta - inner_lr * grad(G(lam, theta), theta)
+        lam = lam - outer_lr * grad(F(lam, theta), lam)  # through every inner step
+    """
 
     mode: Literal["reverse", "forward"] = "reverse"
     truncate: Annotated[int, Field(ge=1)] | None = None

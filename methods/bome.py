@@ -40,7 +40,27 @@ from metabench.hypergradients import stochastic
 @method("bome")
 @dataclass(frozen=True)
 class BOME(InnerTraining):
-    """BOME (Liu 2022): a value-gap constraint whose multiplier is set anew at every step."""
+    r"""BOME (Liu 2022): a value-gap constraint whose multiplier is set anew at every step.
+
+    Formula:
+        q(\lambda, \theta) = G(\lambda, \theta) - G(\lambda, \theta_T), \qquad m =
+        \frac{\max\left( \eta\, \|\nabla q\|^2 - \langle \nabla F, \nabla q \rangle,\, 0
+        \right)}{\|\nabla q\|^2}
+
+        (\lambda, \theta) \leftarrow (\lambda, \theta) - \alpha \left( \nabla F + m\, \nabla q
+        \right)
+
+    Loop:
+        ahead = theta
+        for t in range(inner_steps):
+            ahead = ahead - inner_lr * dG_dtheta(lam, ahead)
+        q_lam, q_theta = dG_dlam(lam, theta) - dG_dlam(lam, ahead), dG_dtheta(lam, theta)
+        f_lam, f_theta = dF_dlam(lam, theta), dF_dtheta(lam, theta)
+        square = q_lam @ q_lam + q_theta @ q_theta
+        m = max(eta * square - f_lam @ q_lam - f_theta @ q_theta, 0) / square
+        lam = lam - outer_lr * (f_lam + m * q_lam)
+        theta = theta - theta_lr * (f_theta + m * q_theta)
+    """
 
     eta: Positive = 0.5
     """How fast the gap is to fall."""

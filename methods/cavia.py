@@ -23,7 +23,23 @@ from metabench.hypergradients import unrolled
 @method("cavia")
 @dataclass(frozen=True)
 class CAVIA(unrolled.Unrolling):
-    """CAVIA (Zintgraf 2019): inner steps move context parameters alone, from zero."""
+    r"""CAVIA (Zintgraf 2019): inner steps move context parameters alone, from zero.
+
+    Formula:
+        \phi_0 = 0, \qquad \phi_{t+1} = \phi_t - \alpha\, \nabla_\phi G_i(\lambda, \phi_t)
+
+        \lambda \leftarrow \lambda - \beta\, \nabla_\lambda \frac{1}{n} \sum_{i=1}^{n}
+        F_i(\lambda, \phi_T)
+
+    Loop:
+        g = 0
+        for F, G in episodes:
+            phi = zeros(contexts)
+            for t in range(inner_steps):
+                phi = phi - inner_lr * grad(G(lam, phi), phi)
+            g = g + grad(F(lam, phi), lam) / len(episodes)
+        lam = lam - outer_lr * g
+    """
 
     inner_steps: Steps = 2
     inner_lr: Positive = 1.0

@@ -30,7 +30,24 @@ from metabench.hypergradients.gradient_free import Judged
 @method("cehpo")
 @dataclass(frozen=True)
 class CEHPO(CrossEntropy):
-    """Cross-entropy search (Li 2024): rounds of trainings, the sampler fitted to the best."""
+    r"""Cross-entropy search (Li 2024): rounds of trainings, the sampler fitted to the best.
+
+    Formula:
+        \lambda_1, \dots, \lambda_N \sim p(\cdot \mid v), \qquad J_i = F(\lambda_i,
+        \theta_T(\lambda_i))
+
+        \gamma = \rho\text{-quantile of } J_1, \dots, J_N, \qquad \hat{v} =
+        \operatorname*{arg\,max}_{v} \sum_{i:\, J_i \le \gamma} \log p(\lambda_i \mid v), \qquad v
+        \leftarrow a\, \hat{v} + (1 - a)\, v
+
+    Loop:
+        points = [draw(mean, sigma) for i in range(samples)]
+        losses = [F(p, train(p, inner_steps)) for p in points]
+        elites = [p for p, loss in zip(points, losses) if loss <= quantile(losses, rho)]
+        mean = smoothing * average(elites) + (1 - smoothing) * mean
+        sigma = max(smoothing * deviation(elites) + (1 - smoothing) * sigma, least_sigma)
+        lam = mean
+    """
 
     answer: Literal["mean", "best"] = "mean"
     """The sampler's mean (likeliest category), or the point with the least loss."""

@@ -25,7 +25,24 @@ from metabench.hypergradients.gradient_free import kinds, losses_log
 @method("cehpo_online")
 @dataclass(frozen=True)
 class CEHPOOnline(CrossEntropy):
-    """Cross-entropy search online: points share one theta and are judged on segments."""
+    r"""Cross-entropy search online: points share one theta and are judged on segments.
+
+    Formula:
+        J_i = F(\lambda_i, \theta_{t+s}(\lambda_i)), \qquad \theta_{t+s}(\lambda_i) \text{ after a
+        segment of } s \text{ inner steps from the common } \theta_t
+
+        \gamma = \rho\text{-quantile of } J_1, \dots, J_N, \qquad \hat{v} =
+        \operatorname*{arg\,max}_{v} \sum_{i:\, J_i \le \gamma} \log p(\lambda_i \mid v), \qquad v
+        \leftarrow a\, \hat{v} + (1 - a)\, v
+
+    Loop:
+        points = [draw(mean, sigma) for i in range(samples)]
+        ends = [train(p, theta, segment) for p in points]
+        losses = [F(p, end) for p, end in zip(points, ends)]
+        theta = ends[argmin(losses)]  # the best goes on
+        mean, sigma = fitted(points, losses, rho, smoothing)  # as in cehpo
+        lam = mean
+    """
 
     segment: Annotated[int, Field(ge=1)] = 5
     """Inner steps that a point is judged by."""

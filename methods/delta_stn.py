@@ -36,7 +36,24 @@ from metabench.hypergradients.unrolled import load_forward_mode
 @method("delta_stn")
 @dataclass(frozen=True)
 class DeltaSTN(SelfTuning):
-    """Delta-STN (Bae 2020): the value trained as usual, the response on linearised predictions."""
+    r"""Delta-STN (Bae 2020): the value trained as usual, the response on linearised predictions.
+
+    Formula:
+        \theta_\phi(u + \varepsilon) = \theta_0 + \mathrm{diag}(V \varepsilon)\, \theta_1
+
+        \min_{\theta_0}\; G(r(u), \theta_0), \qquad \min_{V,\, \theta_1}\;
+        \mathbb{E}_{\varepsilon}\; \ell\left( r(u + \varepsilon),\; f + J\, \mathrm{diag}(V
+        \varepsilon)\, \theta_1 \right)
+
+    Loop:
+        for t in range(inner_steps):
+            eps = sigma * normal()
+            f, change = jvp(lambda s: predict(theta0 + s * diag(V @ eps) @ theta1), 0.0, 1.0)
+            d_value = grad(G(r(u), theta0), theta0)
+            d_V, d_theta1 = grads(loss_of(r(u + eps), f + change), (V, theta1))
+            theta0, V, theta1 = descend((theta0, V, theta1), (d_value, d_V, d_theta1), inner_lr)
+        u, sigma = descend((u, sigma), grads(expected_outer_loss(u, sigma), (u, sigma)), outer_lr)
+    """
 
     order: Literal["together", "value_first"] = settings.later("together")
     """Where a training step takes the response's gradient: at the theta0 from which the value steps

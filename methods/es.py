@@ -48,7 +48,24 @@ from metabench.hypergradients.gradient_free import Paused, train
 @method("es")
 @dataclass(frozen=True)
 class ES(InnerTraining):
-    """Evolution strategies (Vicol 2021, 2023): full, truncated, persistent (PES), ES-Single."""
+    r"""Evolution strategies (Vicol 2021, 2023): full, truncated, persistent (PES), ES-Single.
+
+    Formula:
+        g = \frac{1}{n} \sum_{i=1}^{n} \xi_i\, \frac{L(\lambda + \varepsilon_i) - L(\lambda -
+        \varepsilon_i)}{2 \sigma^2}, \qquad \varepsilon_i \sim \mathcal{N}(0, \sigma^2 I)
+
+        \xi_i = \varepsilon_i \;\; \text{(full, truncated, single)}, \qquad \xi_i =
+        \textstyle\sum_{s} \varepsilon_i^{(s)} \;\; \text{over the segments so far (persistent)}
+
+    Loop:
+        g = 0  # objective "sum"
+        for i in range(pairs):
+            eps = sigma * normal()
+            up[i], down[i] = train(lam + eps, up[i], segment), train(lam - eps, down[i], segment)
+            xi[i] = xi[i] + eps  # "persistent"; all others: eps
+            g = g + xi[i] * (L(up[i]) - L(down[i])) / (2 * sigma**2 * pairs)
+        lam = lam - outer_lr * g
+    """
 
     estimator: Literal["full", "truncated", "persistent", "single"] = "persistent"
     pairs: Annotated[int, Field(ge=1)] = 5

@@ -40,7 +40,22 @@ from metabench.core.registry import method
 @method("f2sa")
 @dataclass(frozen=True)
 class F2SA(GradientMethod):
-    """F2SA (Kwon 2023): hypergradients from two trainings, first derivatives alone."""
+    r"""F2SA (Kwon 2023): hypergradients from two trainings, first derivatives alone.
+
+    Formula:
+        y \leftarrow y - a \left( \nabla_\theta F(\lambda, y) + \mu_k \nabla_\theta G(\lambda, y)
+        \right), \qquad z \leftarrow z - c\, \nabla_\theta G(\lambda, z)
+
+        \lambda \leftarrow \lambda - x \left( \nabla_\lambda F(\lambda, y) + \mu_k \left(
+        \nabla_\lambda G(\lambda, y) - \nabla_\lambda G(\lambda, z) \right) \right)
+
+    Loop:
+        mu = first_multiplier * (1 + growth * k) ** power  # at outer step k
+        for t in range(inner_steps):
+            z = z - inner_lr * dG_dtheta(lam, z)
+            y = y - inner_lr / max(mu, 1) * (dF_dtheta(lam, y) + mu * dG_dtheta(lam, y))
+        lam = lam - outer_lr * (dF_dlam(lam, y) + mu * (dG_dlam(lam, y) - dG_dlam(lam, z)))
+    """
 
     inner_steps: Annotated[int, Field(ge=1)] = 10
     """Of y and of z in an outer step."""

@@ -13,7 +13,14 @@ from metabench.core.registry import method
 @method("fixed")
 @dataclass(frozen=True)
 class Fixed(InnerTraining):
-    """No outer learning: lam stays at its first value, theta is trained as usual; the floor."""
+    r"""No outer learning: lam stays at its first value, theta is trained as usual; the floor.
+
+    Formula:
+        \lambda_k = \lambda_0
+
+    Loop:
+        lam = lam
+    """
 
     by_examples: ClassVar[bool] = True
 

@@ -32,7 +32,22 @@ ROUNDING = 1e-6
 @method("grid")
 @dataclass(frozen=True)
 class Grid(Tries):
-    """Grid search on a small lam; one full inner training a point."""
+    r"""Grid search on a small lam; one full inner training a point.
+
+    Formula:
+        \lambda^{\star} = \operatorname*{arg\,min}_{\lambda_1, \dots, \lambda_n}\;
+        \ell(\lambda_i), \qquad \ell(\lambda) = \frac{1}{|E|} \sum_{e \in E} F_e(\lambda,
+        \theta_T(\lambda))
+
+        \{\lambda_i\} = \text{all combinations of } \mathtt{points} \text{ equally spaced values
+        of each scalar}
+
+    Loop:
+        point = grid[order[k % len(grid)]]  # the order is drawn by the seed
+        loss = mean(F(point, train(point, inner_steps)) for F in episodes)
+        if loss < best:
+            best, lam = loss, point
+    """
 
     points: Annotated[int, Field(ge=1)] = 10
     """Of each continuous scalar, both bounds among them (1: the middle)."""

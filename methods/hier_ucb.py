@@ -53,7 +53,22 @@ value, and of each one's values pulls and sums of rewards, float64."""
 @method("hier_ucb")
 @dataclass(frozen=True)
 class HierUCB(Bandit):
-    """Hierarchical UCB (Fu 2024): which hyperparameter to move, then to which value."""
+    r"""Hierarchical UCB (Fu 2024): which hyperparameter to move, then to which value.
+
+    Formula:
+        m_t = \operatorname*{arg\,max}_{m}\; Q_m + \alpha_{\text{high}} \sqrt{\frac{\ln t}{N_m}},
+        \qquad v_t = \operatorname*{arg\,max}_{v}\; Q_{m_t v} + \alpha_{\text{low}}
+        \sqrt{\frac{\ln N_{m_t}}{N_{m_t v}}}
+
+    Loop:
+        m = max(hypers, key=lambda m: Q[m] + alpha_high * sqrt(log(t) / N[m]))  # untried ones first
+        v = max(values[m], key=lambda v: Q[m, v] + alpha_low * sqrt(log(N[m]) / N[m, v]))
+        lam[m] = v  # all others stay as they were
+        reward = -F(lam, train(lam, inner_steps))
+        for arm in (m, (m, v)):
+            N[arm] = N[arm] + 1
+            Q[arm] = Q[arm] + (reward - Q[arm]) / N[arm]
+    """
 
     alpha_high: Annotated[float, Field(ge=0)] = 1.0
     alpha_low: Annotated[float, Field(ge=0)] = 1.0

@@ -36,7 +36,22 @@ REJECT = 1.2
 @method("hoag")
 @dataclass(frozen=True)
 class HOAG(InexactMethod):
-    """HOAG (Pedregosa 2016): implicit differentiation with tolerances that decrease."""
+    r"""HOAG (Pedregosa 2016): implicit differentiation with tolerances that decrease.
+
+    Formula:
+        \|\nabla_\theta G(\lambda_k, \theta_k)\| \le \varepsilon_k \|\nabla_\theta G(\lambda_1,
+        \theta_0)\|, \qquad \|\nabla^2_{\theta\theta} G\, x_k - \nabla_\theta F\| \le
+        \varepsilon_k \|\nabla_\theta F\|
+
+        p_k = \nabla_\lambda F - \nabla^2_{\lambda\theta} G\, x_k, \qquad \lambda_{k+1} =
+        \lambda_k - \tfrac{1}{L} p_k
+
+    Loop:
+        theta = minimise(G, lam, theta, tolerance)
+        x = solve(d2G_dtheta2(lam, theta), dF_dtheta(lam, theta), tolerance)
+        p = dF_dlam(lam, theta) - d2G_dlam_dtheta(lam, theta) @ x
+        lam = lam - p / smooth  # adaptive: smooth falls after a success; a rejected step goes back
+    """
 
     schedule: Literal["exponential", "quadratic", "cubic", "exact"] = "exponential"
     """The tolerance eps_k of outer step k = 1, 2, ...: first * 0.9^(k-1), first / k^2,

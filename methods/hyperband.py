@@ -25,7 +25,24 @@ from metabench.hypergradients.halving import Brackets
 @method("hyperband")
 @dataclass(frozen=True)
 class Hyperband(Brackets):
-    """Hyperband (Li 2018): brackets of successive halving, from short first trainings to full."""
+    r"""Hyperband (Li 2018): brackets of successive halving, from short first trainings to full.
+
+    Formula:
+        n = \left\lceil \frac{s_{\max} + 1}{s + 1}\, \eta^{s} \right\rceil, \qquad s = s_{\max},
+        \dots, 0
+
+        \lfloor n\, \eta^{-i} \rfloor \text{ points with } \lfloor R\, \eta^{-(s - i)} \rfloor
+        \text{ inner steps on rung } i = 0, \dots, s
+
+    Loop:
+        for s in range(s_max, -1, -1):
+            n = ceil((s_max + 1) / (s + 1) * eta**s)
+            alive = [draw() for i in range(n)]
+            for i in range(s + 1):
+                steps = inner_steps // eta ** (s - i)
+                alive = sorted(alive[: n // eta**i], key=lambda p: F(p, train(p, steps)))
+            lam = better(lam, alive[0])
+    """
 
     least_steps: Annotated[int, Field(ge=1)] = 1
     """Of the shortest first trainings."""

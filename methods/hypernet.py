@@ -41,7 +41,21 @@ UNITS = {"relu": 50, "factorised": 10}
 @method("hypernet")
 @dataclass(frozen=True)
 class Hypernet(BestResponse):
-    """Hypernetwork (Lorraine 2018): weights as a function of lam, learned globally or locally."""
+    r"""Hypernetwork (Lorraine 2018): weights as a function of lam, learned globally or locally.
+
+    Formula:
+        \phi \leftarrow \phi - \alpha\, \nabla_\phi G(\lambda, w_\phi(\lambda)), \qquad \lambda
+        \sim \mathcal{N}(\hat\lambda, s^2)
+
+        \hat\lambda \leftarrow \hat\lambda - \beta\, \nabla_{\hat\lambda} F(\hat\lambda,
+        w_\phi(\hat\lambda))
+
+    Loop:
+        for t in range(inner_steps):
+            at = lam + scale * normal()  # training "local"
+            phi = phi - inner_lr * grad(G(at, w(phi, at)), phi)
+        lam = lam - outer_lr * grad(F(lam, w(phi, lam)), lam)
+    """
 
     training: Literal["global", "local", "simplified"] = "local"
     """Where the hypernetwork is trained: at lam ~ N(first lam, scale^2), at N(lam_hat, scale^2), or

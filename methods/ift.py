@@ -32,7 +32,23 @@ from metabench.hypergradients import implicit
 @method("ift")
 @dataclass(frozen=True)
 class IFT(GradientMethod):
-    """Implicit differentiation (Lorraine 2019): Neumann series, conjugate gradient, or T1-T2."""
+    r"""Implicit differentiation (Lorraine 2019): Neumann series, conjugate gradient, or T1-T2.
+
+    Formula:
+        \frac{dF}{d\lambda} = \nabla_\lambda F - \nabla^2_{\lambda\theta} G\, H^{-1} \nabla_\theta
+        F, \qquad H = \nabla^2_{\theta\theta} G
+
+        H^{-1} \approx \alpha \sum_{j=0}^{K} (I - \alpha H)^j
+
+    Loop:
+        for t in range(inner_steps):
+            theta = theta - inner_lr * dG_dtheta(lam, theta)
+        x = r = alpha * dF_dtheta(lam, theta)
+        for j in range(terms):
+            r = r - alpha * d2G_dtheta2(lam, theta) @ r
+            x = x + r
+        lam = lam - outer_lr * (dF_dlam(lam, theta) - d2G_dlam_dtheta(lam, theta) @ x)
+    """
 
     inverse: Literal["neumann", "cg", "identity", "exact"] = "neumann"
     """"exact": pseudo-inverse of the whole Hessian, for a small theta."""

@@ -37,7 +37,23 @@ from metabench.hypergradients import implicit
 @method("imaml")
 @dataclass(frozen=True)
 class IMAML(GradientMethod):
-    """iMAML (Rajeswaran 2019): initial weights by the implicit gradient of a proximal problem."""
+    r"""iMAML (Rajeswaran 2019): initial weights by the implicit gradient of a proximal problem.
+
+    Formula:
+        \phi_i = \operatorname*{arg\,min}_{\phi}\; G_i(\phi) + \tfrac{\mu}{2} \|\phi - \lambda\|^2
+
+        g = \frac{1}{n} \sum_{i=1}^{n} \left( I + \tfrac{1}{\mu} \nabla^2 G_i(\phi_i) \right)^{-1}
+        \nabla F_i(\phi_i)
+
+    Loop:
+        g = 0
+        for F, G in episodes:
+            phi = lam
+            for t in range(inner_steps):
+                phi = phi - inner_lr * (grad(G(phi), phi) + mu * (phi - lam))
+            g = g + solve(eye + hessian(G, phi) / mu, grad(F(phi), phi)) / len(episodes)
+        lam = lam - outer_lr * g
+    """
 
     inner_steps: Steps = 16
     mu: Positive = 2.0

@@ -53,7 +53,22 @@ FEW, FEW_SCALE, MANY_SCALE = 200, 2.0, 10.0
 @method("linear_probe")
 @dataclass(frozen=True)
 class LinearProbe(GradientMethod):
-    """Baseline, Baseline++ (Chen 2019): features trained on all classes, a new head an episode."""
+    r"""Baseline, Baseline++ (Chen 2019): features trained on all classes, a new head an episode.
+
+    Formula:
+        \min_{\lambda,\, W,\, b}\; \mathbb{E}_{(x, y) \in \text{base classes}}\; \mathrm{CE}(W
+        z_\lambda(x) + b,\; y)
+
+        \phi = \operatorname*{arg\,min}_{W', b'}\; \mathrm{CE}(W' z_\lambda(x) + b',\; y) \quad
+        \text{on the support set, } \lambda \text{ fixed}
+
+    Loop:
+        x, y = draw(batch)  # of all training classes at once
+        loss = cross_entropy(linear(z(lam, x), head), y)
+        lam, head = lam - outer_lr * grad(loss, lam), head - outer_lr * grad(loss, head)
+        for t in range(inner_steps):  # at evaluation: a new head for each episode
+            phi = phi - inner_lr * grad(G(lam, phi), phi)
+    """
 
     inner_steps: Steps = 100
     """Of the head, on the support set of an evaluation; training has none."""

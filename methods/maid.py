@@ -76,7 +76,29 @@ class Trial(NamedTuple):
 @method("maid")
 @dataclass(frozen=True)
 class MAID(InexactMethod):
-    """MAID (Salehi 2025): adaptive accuracies and steps, with a certificate of descent."""
+    r"""MAID (Salehi 2025): adaptive accuracies and steps, with a certificate of descent.
+
+    Formula:
+        \left\| z - \nabla \ell(\lambda) \right\| \le \omega, \qquad \omega \le (1 - \eta)\, \|z\|
+        \quad \text{(or } \varepsilon, \delta \text{ shrink)}
+
+        U(\lambda^+) - D(\lambda) + c\, a\, \|z\|^2 \le 0, \qquad
+        U = F + \|\nabla_\theta F\|\, \varepsilon + \tfrac{L}{2} \varepsilon^2, \quad
+        D = F - \|\nabla_\theta F\|\, \varepsilon - \tfrac{L}{2} \varepsilon^2
+
+    Loop:
+        z, omega = inexact_hypergradient(lam, eps, delta)
+        while omega > (1 - eta) * norm(z):
+            eps, delta = accuracy_cut * eps, accuracy_cut * delta
+            z, omega = inexact_hypergradient(lam, eps, delta)
+        for a in (step * backtrack**i for i in range(trials)):
+            if upper(lam - a * z, eps) - lower(lam, eps) + decrease * a * norm(z) ** 2 <= 0:
+                lam, step = lam - a * z, step_growth * a
+                eps, delta = accuracy_growth * eps, accuracy_growth * delta
+                break
+        else:
+            eps, delta, trials = accuracy_cut * eps, accuracy_cut * delta, trials + 1
+    """
 
     controller: Literal["adaptive", "fixed"] = "adaptive"
     """"fixed": eps and delta stay as they are; no descent test."""

@@ -43,7 +43,22 @@ RATE = "rate."  # prefix of learned step sizes
 @method("maml")
 @dataclass(frozen=True)
 class MAML(unrolled.Unrolling):
-    """MAML (Finn 2017): learn initial weights; options first order, ANIL, Meta-SGD, MAML++."""
+    r"""MAML (Finn 2017): learn initial weights; options first order, ANIL, Meta-SGD, MAML++.
+
+    Formula:
+        \phi_i = \lambda - \alpha \nabla G_i(\lambda)
+
+        \lambda \leftarrow \lambda - \beta\, \nabla_\lambda \frac{1}{n} \sum_{i=1}^{n} F_i(\phi_i)
+
+    Loop:
+        g = 0
+        for F, G in episodes:
+            phi = lam
+            for t in range(inner_steps):
+                phi = phi - inner_lr * grad(G(phi), phi)
+            g = g + grad(F(phi), lam) / len(episodes)
+        lam = lam - outer_lr * g
+    """
 
     inner_steps: Steps = 1
     inner_lr: Positive = 0.4

@@ -24,7 +24,21 @@ from metabench.core.registry import method
 @method("maml_learn2learn")
 @dataclass(frozen=True)
 class MAMLLearn2learn(GradientMethod):
-    """MAML by the learn2learn library: clone, adapt, differentiate; a reference row."""
+    r"""MAML by the learn2learn library: clone, adapt, differentiate; a reference row.
+
+    Formula:
+        \lambda \leftarrow \lambda - \beta\, \nabla_\lambda \frac{1}{n} \sum_{i=1}^{n}
+        F_i(\phi_i), \qquad \phi_i = \lambda - \alpha \nabla G_i(\lambda)
+
+    Loop:
+        g = 0
+        for F, G in episodes:
+            phi = lam  # learn2learn's clone() and adapt()
+            for t in range(inner_steps):
+                phi = phi - inner_lr * grad(G(phi), phi)
+            g = g + grad(F(phi), lam) / len(episodes)
+        lam = lam - outer_lr * g
+    """
 
     inner_steps: Steps = 1
     inner_lr: Positive = 0.4

@@ -43,7 +43,25 @@ Count = Annotated[int, Field(ge=1)]
 @method("marglik")
 @dataclass(frozen=True)
 class MargLik(GradientMethod):
-    """Marginal likelihood (Immer 2023): lam ascends the log evidence of the training data."""
+    r"""Marginal likelihood (Immer 2023): lam ascends the log evidence of the training data.
+
+    Formula:
+        \lambda \leftarrow \lambda + \gamma\, \nabla_\lambda \log \hat{p}(D \mid \lambda)
+        \Big|_{\theta \text{ fixed}}, \qquad \theta \leftarrow \theta - \eta\, \nabla_\theta
+        G(\lambda, \theta)
+
+        \log \hat{p} = \log p(D \mid \theta) - \tfrac12 \left[ \log \det\left( P_0^{-1} P \right)
+        + \theta^{\top} P_0\, \theta \right], \qquad P = P_0 + \textstyle\sum_n J_n^{\top}
+        \Lambda_n J_n, \quad P_0 = \mathrm{diag}(\text{precisions})
+
+    Loop:
+        for t in range(inner_steps):
+            theta = theta - inner_lr * dG_dtheta(lam, theta)
+        if k >= burn_in:
+            for i in range(lam_steps):
+                value = log_evidence(lam, theta, draw(batch))  # theta is held
+                lam = lam + outer_lr * grad(value, lam)
+    """
 
     inner_steps: Steps = 20
     outer_lr: Positive = 0.1

@@ -54,7 +54,21 @@ INNER = "inner"
 @method("one_step")
 @dataclass(frozen=True)
 class OneStep(GradientMethod):
-    """One-step lookahead (DARTS, Liu 2019; SAMA, Choe 2023): through the last inner step."""
+    r"""One-step lookahead (DARTS, Liu 2019; SAMA, Choe 2023): through the last inner step.
+
+    Formula:
+        \theta^+ = \theta - \eta\, \nabla_\theta G(\lambda, \theta)
+
+        \frac{dF(\lambda, \theta^+)}{d\lambda} = \nabla_\lambda F(\lambda, \theta^+) - \eta\,
+        \nabla^2_{\lambda\theta} G(\lambda, \theta)\, \nabla_\theta F(\lambda, \theta^+)
+
+    Loop:
+        for t in range(inner_steps - 1):
+            theta = theta - inner_lr * dG_dtheta(lam, theta)
+        ahead = theta - inner_lr * dG_dtheta(lam, theta)
+        mixed = d2G_dlam_dtheta(lam, theta) @ dF_dtheta(lam, ahead)
+        lam, theta = lam - outer_lr * (dF_dlam(lam, ahead) - inner_lr * mixed), ahead
+    """
 
     inner_steps: Annotated[int, Field(ge=1)] = 5
     """The last of them is looked through. DARTS takes one, on a carried theta; from fresh weights

@@ -27,7 +27,19 @@ TRIED = "tried"  # in the method's memory: [*point, loss] of every try
 @method("optuna_tpe")
 @dataclass(frozen=True)
 class OptunaTPE(Tries):
-    """TPE (Bergstra 2011) by Optuna on a small lam; one full inner training a try."""
+    r"""TPE (Bergstra 2011) by Optuna on a small lam; one full inner training a try.
+
+    Formula:
+        \lambda_{i+1} = \operatorname*{arg\,max}_{\lambda}\; \frac{l(\lambda)}{g(\lambda)}, \qquad
+        l: \text{density of the best tries}, \quad g: \text{of all others}
+
+    Loop:
+        sampler = TPESampler(n_startup_trials=startup, n_ei_candidates=candidates, seed=k)
+        point = sampler.suggest(history)
+        loss = mean(F(point, train(point, inner_steps)) for F in episodes)
+        history.append((point, loss))
+        lam = min(history, key=lambda tried: tried[1])[0]
+    """
 
     startup: Annotated[int, Field(ge=1)] = 10
     """Tries at random before the estimators are asked, an initial lam among them."""

@@ -71,7 +71,22 @@ class Descent(NamedTuple):
 @method("pbgd")
 @dataclass(frozen=True)
 class PBGD(InnerTraining):
-    """Penalty-based bilevel descent (Shen 2023): V-PBGD (value gap) or G-PBGD (gradient norm)."""
+    r"""Penalty-based bilevel descent (Shen 2023): V-PBGD (value gap) or G-PBGD (gradient norm).
+
+    Formula:
+        \min_{\lambda,\, \theta}\; F(\lambda, \theta) + \gamma\, p(\lambda, \theta)
+
+        p = G(\lambda, \theta) - \min_{\omega} G(\lambda, \omega) \quad \text{(value gap)}, \qquad
+        p = \tfrac12 \|\nabla_\theta G(\lambda, \theta)\|^2 \quad \text{(gradient norm)}
+
+    Loop:
+        for t in range(inner_steps):  # the value gap's form
+            omega = omega - inner_lr * dG_dtheta(lam, omega)
+        scale = 1 / max(gamma, 1)  # gamma rises from gamma_first to gamma_max
+        d_lam = dF_dlam(lam, theta) + gamma * (dG_dlam(lam, theta) - dG_dlam(lam, omega))
+        d_theta = dF_dtheta(lam, theta) + gamma * dG_dtheta(lam, theta)
+        lam, theta = lam - outer_lr * scale * d_lam, theta - theta_lr * scale * d_theta
+    """
 
     penalty: Literal["value", "gradient"] = "value"
     gamma_first: Annotated[float, Field(ge=0)] = 0.0

@@ -29,7 +29,20 @@ from metabench.core.registry import method
 @method("protonet")
 @dataclass(frozen=True)
 class ProtoNet(GradientMethod):
-    """Prototypical networks (Snell 2017): class means of learned features as a linear head."""
+    r"""Prototypical networks (Snell 2017): class means of learned features as a linear head.
+
+    Formula:
+        c_k = \frac{1}{|S_k|} \sum_{x \in S_k} z_\lambda(x), \qquad p(k \mid x) =
+        \frac{\exp(-\|z_\lambda(x) - c_k\|^2)}{\sum_j \exp(-\|z_\lambda(x) - c_j\|^2)}
+
+    Loop:
+        g = 0
+        for (x, y), (x_query, y_query) in episodes:
+            c = stack([z(lam, x[y == k]).mean(0) for k in range(ways)])
+            logits = 2 * z(lam, x_query) @ c.T - (c**2).sum(1)
+            g = g + grad(cross_entropy(logits, y_query), lam) / len(episodes)
+        lam = lam - outer_lr * g
+    """
 
     inner_steps: Steps = 0
     """None are taken: the head is in closed form, and ``inner_lr`` means nothing."""

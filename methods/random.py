@@ -22,7 +22,22 @@ from metabench.hypergradients.tries import Tries
 @method("random")
 @dataclass(frozen=True)
 class Random(Tries):
-    """Random or quasi-random search on a small lam; one full inner training a try."""
+    r"""Random or quasi-random search on a small lam; one full inner training a try.
+
+    Formula:
+        \lambda^{\star} = \operatorname*{arg\,min}_{\lambda_1, \dots, \lambda_n}\;
+        \ell(\lambda_i), \qquad \ell(\lambda) = \frac{1}{|E|} \sum_{e \in E} F_e(\lambda,
+        \theta_T(\lambda))
+
+        \lambda_i \sim \mathrm{Uniform}(\text{bounds}), \text{ or the } i\text{-th point of a
+        scrambled Sobol sequence}
+
+    Loop:
+        point = next(sobol)  # one try a step, in the unit cube of the bounds
+        loss = mean(F(point, train(point, inner_steps)) for F in episodes)
+        if loss < best:
+            best, lam = loss, point
+    """
 
     sequence: Literal["sobol", "uniform"] = "sobol"
 

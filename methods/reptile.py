@@ -36,7 +36,21 @@ INNER = "inner"  # where a state has the inner solver's
 @method("reptile")
 @dataclass(frozen=True)
 class Reptile(GradientMethod):
-    """Reptile (Nichol 2018): move the initial weights towards where inner training ends."""
+    r"""Reptile (Nichol 2018): move the initial weights towards where inner training ends.
+
+    Formula:
+        \lambda \leftarrow \lambda - \beta\, \frac{1}{n} \sum_{i=1}^{n} \left( \lambda - \phi_i
+        \right), \qquad \phi_i \text{ after } T \text{ inner steps from } \lambda
+
+    Loop:
+        g = 0
+        for F, G in episodes:  # F is not used
+            phi = lam
+            for t in range(inner_steps):
+                phi = phi - inner_lr * grad(G(phi), phi)
+            g = g + (lam - phi) / len(episodes)
+        lam = lam - outer_lr * g
+    """
 
     inner_lr: Positive = 1e-3
     outer_lr: Positive = 1.0

@@ -31,7 +31,24 @@ Kept = tuple[Episode, Batch]
 @method("restem")
 @dataclass(frozen=True)
 class ReSTEM(Method):
-    """ReST-EM (Singh 2024, SEAL 2025): clone the rewarded samples of a policy; rewards only."""
+    r"""ReST-EM (Singh 2024, SEAL 2025): clone the rewarded samples of a policy; rewards only.
+
+    Formula:
+        a_{ij} \sim \pi_\lambda(\cdot \mid e_i), \quad j = 1, \dots, m, \qquad r_{ij} = R(e_i,
+        a_{ij})
+
+        \lambda \leftarrow \operatorname*{arg\,max}_{\lambda}\; \sum_{(i, j)\; \text{kept}} \log
+        \pi_\lambda(a_{ij} \mid e_i)
+
+    Loop:
+        kept = []
+        for e in episodes:  # E: sample and reward
+            actions = [sample(lam, e) for j in range(samples)]
+            kept.append((e, max(actions, key=lambda a: reward(lam, e, a))))
+        for epoch in range(epochs):  # M: fit what was kept
+            for part in batches(shuffled(kept), batch):
+                lam = lam + outer_lr * grad(mean(log_p(lam, e, a) for e, a in part), lam)
+    """
 
     samples: Annotated[int, Field(ge=1)] = 5
     """Actions drawn for an episode (m)."""

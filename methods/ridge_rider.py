@@ -67,7 +67,21 @@ def fastest(jacobians: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 @method("ridge_rider")
 @dataclass(frozen=True)
 class RidgeRider(InnerTraining):
-    """Branches along Lyapunov or eigen-directions from one start (Lorraine 2022)."""
+    r"""Branches along Lyapunov or eigen-directions from one start (Lorraine 2022).
+
+    Formula:
+        \Lambda(d) = \frac{1}{k} \log \left\| J_{k-1} \cdots J_0\, d \right\|, \qquad J_t = I -
+        \eta\, \frac{\partial g}{\partial w}(w_t)
+
+        w_0 \leftarrow w_0 + a\, \frac{\nabla \Lambda_{\max}(w_0)}{\|\nabla
+        \Lambda_{\max}(w_0)\|}, \qquad \text{branches start at } w_0 \pm \text{distance} \cdot d
+
+    Loop:
+        slope = grad(largest_exponent(w0, window), w0)
+        w0 = w0 + ascent * slope / norm(slope)
+        starts = [w0 + sign * distance * d for d in leading_directions(w0) for sign in (1, -1)]
+        ends = [train(w, inner_steps) for w in starts]
+    """
 
     directions: Literal["eigenvectors", "singular", "random"] = "eigenvectors"
     """"random": unit directions without a meaning, to compare with."""

@@ -39,7 +39,25 @@ CHAINS = "chains"  # in the method's memory: every chain's theta, where one is c
 @method("sgld")
 @dataclass(frozen=True)
 class SGLD(GradientMethod):
-    """HPO-SGLD (Kim 2025): the outer loss expected over theta that Langevin dynamics samples."""
+    r"""HPO-SGLD (Kim 2025): the outer loss expected over theta that Langevin dynamics samples.
+
+    Formula:
+        \frac{d}{d\lambda}\, \mathbb{E}_{\theta \sim p(\theta \mid \lambda)} F(\lambda, \theta),
+        \qquad p(\theta \mid \lambda) \propto \exp(-G(\lambda, \theta) / \tau)
+
+        h \leftarrow \kappa\, h - \eta\, \nabla^2_{\lambda\theta} G\, \nabla_\theta F \quad
+        \text{(first order)}
+
+    Loop:
+        h, g, kept = 0, 0, 0  # the estimator "first_order"
+        for t in range(inner_steps):
+            new = theta - inner_lr * dG_dtheta(lam, theta) + noise(t)
+            h = kappa * h - inner_lr * d2G_dlam_dtheta(lam, theta) @ dF_dtheta(lam, new)
+            theta = new
+            if t >= int(burn_in * inner_steps):
+                g, kept = g + dF_dlam(lam, theta) + h, kept + 1
+        lam = lam - outer_lr * g / kept
+    """
 
     estimator: Literal["forward", "first_order", "covariance"] = "first_order"
     """``covariance`` has a bias of O(inner_lr): it is true for samples of exp(-G / temperature),

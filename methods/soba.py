@@ -53,7 +53,24 @@ BLOCK = 64
 @method("soba")
 @dataclass(frozen=True)
 class SOBA(GradientMethod):
-    """SOBA, SABA (Dagréou 2022), MA-SOBA (Chen 2024): one loop for both levels and the adjoint."""
+    r"""SOBA, SABA (Dagréou 2022), MA-SOBA (Chen 2024): one loop for both levels and the adjoint.
+
+    Formula:
+        \theta \leftarrow \theta - \rho\, \nabla_\theta G
+
+        v \leftarrow v - \rho \left( \nabla^2_{\theta\theta} G\, v + \nabla_\theta F \right)
+
+        \lambda \leftarrow \lambda - \gamma \left( \nabla^2_{\lambda\theta} G\, v + \nabla_\lambda
+        F \right)
+
+    Loop:
+        d_theta = dG_dtheta(lam, theta)
+        d_v = d2G_dtheta2(lam, theta) @ v + dF_dtheta(lam, theta)
+        d_lam = d2G_dlam_dtheta(lam, theta) @ v + dF_dlam(lam, theta)
+        theta = theta - inner_lr * d_theta
+        v = v - inner_lr * d_v
+        lam = lam - outer_lr * d_lam
+    """
 
     inner_steps: Annotated[int, Field(ge=1)] = 1
     """Joint steps of theta and v for each step of lam, each on a minibatch of its own; lam's

@@ -27,7 +27,23 @@ from metabench.hypergradients.self_tuning import SelfTuning
 @method("stn")
 @dataclass(frozen=True)
 class STN(SelfTuning):
-    """Self-tuning network (MacKay 2019): rows of theta gated by lam, trained under noise on lam."""
+    r"""Self-tuning network (MacKay 2019): rows of theta gated by lam, trained under noise on lam.
+
+    Formula:
+        \theta_\phi(u) = \theta_0 + \mathrm{diag}(V u)\, \theta_1
+
+        \min_{\phi}\; \mathbb{E}_{\varepsilon}\, G(r(u + \varepsilon), \theta_\phi(u +
+        \varepsilon)), \qquad \min_{u,\, \sigma}\; \mathbb{E}_{\varepsilon}\, F(r(u),
+        \theta_\phi(u + \varepsilon)) - \tau\, \mathbb{H}[\mathcal{N}(u, \sigma^2)]
+
+    Loop:
+        for t in range(inner_steps):
+            at = u + sigma * normal()
+            phi = phi - inner_lr * grad(G(r(at), response(phi, at)), phi)
+        at = u + sigma * normal()
+        loss = F(r(u), response(phi, at)) - entropy_weight * entropy(sigma)
+        u, sigma = u - outer_lr * grad(loss, u), sigma - outer_lr * grad(loss, sigma)
+    """
 
     gates: ClassVar[float] = 0.01
 

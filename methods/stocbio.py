@@ -23,7 +23,23 @@ from metabench.hypergradients.linear_steps import LinearSteps
 @method("stocbio")
 @dataclass(frozen=True)
 class StocBiO(LinearSteps):
-    """stocBiO (Ji 2021): a Neumann series over fresh minibatches, theta warm-started."""
+    r"""stocBiO (Ji 2021): a Neumann series over fresh minibatches, theta warm-started.
+
+    Formula:
+        v = -\sigma \sum_{j=0}^{Q} \prod_{i \le j} \left( I - \sigma\, \nabla^2_{\theta\theta} G_i
+        \right) \nabla_\theta F
+
+        \lambda \leftarrow \lambda - \gamma \left( \nabla^2_{\lambda\theta} G\, v + \nabla_\lambda
+        F \right)
+
+    Loop:
+        for t in range(inner_steps):
+            theta = theta - inner_lr * dG_dtheta(lam, theta)
+        v = -linear_lr * dF_dtheta(lam, theta)
+        for t in range(linear_steps):
+            v = v - linear_lr * (d2G_dtheta2(lam, theta) @ v + dF_dtheta(lam, theta))
+        lam = lam - outer_lr * (d2G_dlam_dtheta(lam, theta) @ v + dF_dlam(lam, theta))
+    """
 
     warm: ClassVar[bool] = False
 

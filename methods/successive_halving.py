@@ -24,7 +24,22 @@ from metabench.hypergradients.halving import Brackets, lengths
 @method("successive_halving")
 @dataclass(frozen=True)
 class SuccessiveHalving(Brackets):
-    """Successive halving (Jamieson 2016): the best of each rung are trained longer."""
+    r"""Successive halving (Jamieson 2016): the best of each rung are trained longer.
+
+    Formula:
+        \lfloor n\, \eta^{-i} \rfloor \text{ points with } \lfloor R\, \eta^{-(K - 1 - i)} \rfloor
+        \text{ inner steps on rung } i = 0, \dots, K - 1
+
+        K = 1 + \lfloor \log_\eta n \rfloor
+
+    Loop:
+        rungs = 1 + floor(log(points, eta))
+        alive = [draw() for i in range(points)]
+        for i in range(rungs):
+            steps = inner_steps // eta ** (rungs - 1 - i)
+            alive = sorted(alive[: points // eta**i], key=lambda p: F(p, train(p, steps)))
+        lam = alive[0]
+    """
 
     points: Annotated[int, Field(ge=1)] = 27
     """n, of a bracket's first rung."""

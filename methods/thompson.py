@@ -26,7 +26,18 @@ from metabench.hypergradients.arms import FlatBandit
 @method("thompson")
 @dataclass(frozen=True)
 class Thompson(FlatBandit):
-    """Thompson sampling (Agrawal 2013) with an arm for every combination."""
+    r"""Thompson sampling (Agrawal 2013) with an arm for every combination.
+
+    Formula:
+        x_a \sim \mathcal{N}\left( \frac{S_a}{N_a + 1},\; \frac{\mathtt{scale}^2}{N_a + 1}
+        \right), \qquad a_t = \operatorname*{arg\,max}_{a}\; x_a
+
+    Loop:
+        draws = {a: normal(S[a] / (N[a] + 1), scale / sqrt(N[a] + 1)) for a in arms}
+        a = max(arms, key=draws.get)
+        reward = -F(a, train(a, inner_steps))
+        N[a], S[a] = N[a] + 1, S[a] + reward
+    """
 
     scale: Positive = 1.0
     """Standard deviation of a reward that is assumed, in units of the loss."""

@@ -26,7 +26,18 @@ from metabench.hypergradients.arms import FlatBandit, pick
 @method("ucb")
 @dataclass(frozen=True)
 class UCB(FlatBandit):
-    """UCB (Auer 2002) with an arm for every combination."""
+    r"""UCB (Auer 2002) with an arm for every combination.
+
+    Formula:
+        a_t = \operatorname*{arg\,max}_{a}\; Q_a + \alpha \sqrt{\frac{\ln t}{N_a}}
+
+    Loop:
+        new = [a for a in arms if N[a] == 0]
+        a = new[0] if new else max(arms, key=lambda a: Q[a] + alpha * sqrt(log(t) / N[a]))
+        reward = -F(a, train(a, inner_steps))
+        N[a] = N[a] + 1
+        Q[a] = Q[a] + (reward - Q[a]) / N[a]
+    """
 
     alpha: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the confidence term, in units of the loss."""

@@ -23,6 +23,8 @@ READERS = {
     *("methods/nystrom.py", "tasks/denoising.py", "results/runs", "results/tensorboard"),
     *("results/inverses/smoke/report.html", "results/denoising/smoke/report.html"),
     *(f"results/rank/small/mine/{n}" for n in ("standing.md", "standing.csv", "records.jsonl.gz")),
+    *(f"results/closed-form/smoke/{n}" for n in ("learning.png", "learning.pdf", "report.html")),
+    "results/rank/small/one_product/records.jsonl.gz",
 }
 """What a reader of the pages makes."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import contests
 import pytest
-import typer
+from command_lines import VERBS, parsed
 from typer.testing import CliRunner, Result
 
 from metabench.api import arena as arenas
@@ -25,8 +25,6 @@ from metabench.cluster.submission import Submission
 from metabench.store.store import Store
 
 ROOT = Path(__file__).parents[2]
-COMMAND = typer.main.get_command(app)
-VERBS = COMMAND.commands  # type: ignore[attr-defined]
 SAMPLES = {
     "name": "omniglot",
     "dataset": "omniglot",
@@ -34,20 +32,6 @@ SAMPLES = {
     "plugin": "--plugin mine.py",
 }
 """What stands in a message for what is filled in when it is told."""
-
-
-def parsed(command: str) -> None:
-    """Fail where the command line would refuse the words of a command."""
-    _, *words = shlex.split(command, comments=True)
-    place, info = COMMAND, "metabench"
-    while True:
-        with place.make_context(info, [*words], resilient_parsing=False) as context:
-            rest = [*context._protected_args, *context.args]
-            if not hasattr(place, "resolve_command"):
-                return
-            name, found, words = place.resolve_command(context, rest)
-            assert name is not None and found is not None, command
-            place, info = found, name
 
 
 def named(text: str) -> list[str]:

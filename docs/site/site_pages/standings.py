@@ -1,0 +1,62 @@
+"""Where a method stands in the built-in arenas whose records are published."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from metabench.core.catalogue import arena_names
+
+from .notation import table
+from .places import ROOT
+
+NONE_YET = "No arena with published records is built in yet, so there is no rank to give."
+HEAD = ("arena", "track", "settings", "rank", "of", "score", "95 % interval")
+
+
+def of(method: str, results: Path = ROOT / "results") -> str:
+    """The rows of a method in every published arena; a sentence where there is none."""
+    rows = [row for name in arena_names() for row in _rows(name, method, results)]
+    if not [*results.glob("arena-*/*/records.jsonl.gz")]:
+        return NONE_YET
+    return table([HEAD, *rows]) or "It does not play in the published arenas."
+
+
+def _rows(name: str, method: str, results: Path) -> list[tuple[str, ...]]:
+    return [
+        row for file in sorted((results / name).glob("*/records.jsonl.gz"))
+        for who, row in of_file(name, file) if who == method
+    ]  # fmt: skip
+
+
+@cache
+def of_file(arena: str, file: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """(method, row of the table) of everybody who played; the budget is the file's folder.
+
+    ``arena`` is a name or the path of a file.
+    """
+    from metabench.api import arena as verbs
+    from metabench.store.merge import merge
+    from metabench.store.published import Published
+    from metabench.store.store import Store
+    from metabench.suites import arena as arenas
+
+    known = arenas.load(arena)
+    methods = {m.id: m.method for m in known.methods}
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        merge([Published(file)], store)
+        plan = verbs.plan(known, budget=file.parent.name, store=store)
+        for track in sorted({p.track for p in known.problems}):
+            for tuned in (True, False):
+                places = verbs.standings(plan, track=track, tuned=tuned)
+                for place, s in enumerate(places, 1):
+                    row = s.row.removesuffix(arenas.AS_SHIPPED)
+                    found.append((methods[row], (
+                        known.title, track, "tuned" if tuned else "as shipped",
+                        f"{s.rank:.2f} (number {place})", str(len(places)), f"{s.score:.2f}",
+                        f"{s.low:.2f} to {s.high:.2f}",
+                    )))  # fmt: skip
+    return tuple(found)
