@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from metabench.analysis.results import Results
-from metabench.core.cell import instances
 from metabench.core.text import listed
 from metabench.reports.renderers import Footnote
 
@@ -14,16 +13,15 @@ def selection_footnotes(results: Results) -> list[Footnote]:
     columns: dict[str, list[str]] = {}
     for column in results.columns:
         chosen = [
-            run.cell
+            run.declaration
             for run in results.runs
             if run.column == column.id
             and run.record is not None
             and run.cell.budget["select"] == "best_valid"
             and run.cell.budget.get("outer_steps") != 0
         ]
-        task = instances(chosen[0])[0] if chosen else None
-        if task is not None and task.outer_on_validation:
-            why = task.lacks_selection
+        if chosen and chosen[0].outer_on_validation:
+            why = chosen[0].lacks_selection
             columns.setdefault(f": {why}" if why else "", []).append(column.label or column.id)
     return [
         Footnote(
