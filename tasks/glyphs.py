@@ -63,10 +63,12 @@ class Glyphs(FewShot):
 @lru_cache(maxsize=2)
 def _images(seed: int) -> dict[str, Tensor]:
     """The drawings of every split, from the cache where they are: they take seconds to draw."""
-    kept = derived.kept(
-        "glyphs", _made_from(seed), lambda: {split: _drawn(split, seed).numpy() for split in SCRIPTS}
-    )
+    kept = derived.kept("glyphs", _made_from(seed), lambda: _arrays(seed))
     return {split: torch.from_numpy(kept[split]) for split in SCRIPTS}
+
+
+def _arrays(seed: int) -> derived.Arrays:
+    return {split: _drawn(split, seed).numpy() for split in SCRIPTS}
 
 
 def _made_from(seed: int) -> dict[str, object]:

@@ -1,11 +1,11 @@
-"""What the places of a suite resolve to: settings over defaults, checked, and what the parts declare.
+"""What the places of a suite resolve to: settings over defaults, and what the parts declare.
 
 Only the classes of tasks and methods can tell, and their modules import torch, which takes seconds.
-So a file in the folder ``resolved`` of the cache holds what they told, and plans and tables are made
-of that. What it holds is plain data that depends on nothing but code and settings, and both are in
-its name: a sha256 over what is asked, every file of metabench, and the versions of what the classes
-are made with. Nobody's plug-ins are in it: places that name one are resolved by its class, and so
-is everything in a process that has imported torch, where that takes no time.
+So a file in the folder ``resolved`` of the cache holds what they told, and plans and tables are
+made of that. It is plain data that depends on nothing but code and settings, and both are in the
+name of the file: a sha256 over what is asked, every file of metabench, and the versions of what the
+classes are made with. Plug-ins are not in it: places that name one are resolved by its class, and
+so is everything in a process that has imported torch, where that takes no time.
 """
 
 from __future__ import annotations
