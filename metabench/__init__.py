@@ -18,7 +18,12 @@ Names are imported when they are first used: ``import metabench`` costs neither 
 from __future__ import annotations
 
 import importlib
+import time
 from typing import TYPE_CHECKING, Any
+
+_imported_at = time.time()
+"""Before any other module of metabench is imported: code that has changed since may not be what
+this process runs."""
 
 if TYPE_CHECKING:
     from metabench import api as api

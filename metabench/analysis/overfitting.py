@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metabench.analysis import stats
 from metabench.analysis.results import Results
-from metabench.core.cell import Cell, instances
+from metabench.suites.planning import Planned
 
 VALID = "valid"
 
@@ -14,10 +14,10 @@ def fitted_columns(results: Results) -> list[str]:
     evaluation."""
     if results.suite.evaluation == VALID:
         return []
-    first: dict[str, Cell] = {}
+    first: dict[str, Planned] = {}
     for run in results.runs:
-        first.setdefault(run.column, run.cell)
-    return [at for at, cell in first.items() if instances(cell)[0].outer_on_validation]
+        first.setdefault(run.column, run)
+    return [at for at, run in first.items() if run.declaration.outer_on_validation]
 
 
 def gaps(results: Results, row: str, column: str) -> list[float]:

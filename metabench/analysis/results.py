@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from metabench.analysis.reach import Reached, reached
-from metabench.core.capabilities import why_not
 from metabench.core.errors import StoreError, UnknownName
 from metabench.store.prices import Prices
 from metabench.store.published import without_paths
@@ -250,13 +249,13 @@ def collect(
     *,
     overrides: Iterable[Override] = (),
     seeds: Iterable[int] | None = None,
-    why_not: WhyNot = why_not,
+    why_not: WhyNot | None = None,
     unverified: bool = False,
 ) -> Results:
     """What the store has of the cells that ``suite`` plans under ``budget``.
 
     ``cells``: those that it plans with these overrides and seeds, where the caller has them.
-    ``why_not`` says whether the theory allows a cell (default: what the task and the method
+    ``why_not`` says whether the theory allows a cell (None: what the task and the method
     declare). ``unverified``: published numbers from memory too. Raises UnknownName for a budget
     that the suite does not have.
     """

@@ -29,6 +29,7 @@ from metabench.suites.suite import Suite
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
     from metabench.cluster.submission import Submission
+    from metabench.reports.plots import Figures
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary
     from metabench.store.record import Record
@@ -330,12 +331,17 @@ def plot(
 
 
 def _draw(
-    found: Results, store: Store, out: Path, kind: Sequence[str] | None, cost: str | None
+    found: Results,
+    store: Store,
+    out: Path,
+    kind: Sequence[str] | None = None,
+    cost: str | None = None,
+    known: Figures | None = None,
 ) -> list[Path]:
     from metabench.reports import plots
 
     with told(out):
-        return plots.draw(found, store, kind, made(out), cost)
+        return plots.draw(found, store, kind, made(out), cost, known)
 
 
 def report(
@@ -355,11 +361,11 @@ def report(
     return _report(found, store, place("out", out))
 
 
-def _report(found: Results, store: Store, out: Path) -> Path:
+def _report(found: Results, store: Store, out: Path, known: Figures | None = None) -> Path:
     from metabench.reports import html_report
 
     with told(out):
-        return html_report.report(found, store, made(out) / "report.html")
+        return html_report.report(found, store, made(out) / "report.html", known=known)
 
 
 @dataclass(frozen=True)
@@ -388,6 +394,7 @@ def render(
 ) -> Rendered:
     """Tables in every format, plots and report of what is finished, in the folder ``out``."""
     from metabench.reports import tables
+    from metabench.reports.plots import Figures
 
     store, out = open_store(store), place("out", out)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified)
@@ -396,8 +403,9 @@ def render(
         for name in ("table", "cost")
         for suffix, fmt in SUFFIXES.items()
     ]
-    files += _draw(found, store, out, None, None)
-    return Rendered(found, [*files, _report(found, store, out)])
+    figures = Figures(found, store)
+    files += _draw(found, store, out, known=figures)
+    return Rendered(found, [*files, _report(found, store, out, figures)])
 
 
 def reproduce(

@@ -76,6 +76,10 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
 
 
 def _again(p: Planned) -> SuiteCell:
+    from dataclasses import replace
+
+    from metabench.core.cell import of_cell
     from metabench.suites.suite import SuiteCell
 
-    return SuiteCell(p.row, p.column, p.cell, p.reason if p.state == "skipped" else None)
+    known = replace(of_cell(p.cell), said=p.said)
+    return SuiteCell(p.row, p.column, p.cell, p.reason if p.state == "skipped" else None, known)

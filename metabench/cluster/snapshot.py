@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import compileall
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -19,40 +18,10 @@ from importlib import metadata
 from pathlib import Path
 
 from metabench.core.errors import MetabenchError
-from metabench.core.provenance import NOTE, git
+from metabench.core.provenance import NOTE, digest, files, git
 from metabench.store.files import write_atomic
 
-ROOTS = ("", ".cluster_profiles", ".methods", ".suite_files", ".tasks")
-"""Packages whose folders are found by themselves: the first holds all others where it is installed,
-in a checkout the rest lie beside it."""
 _DATE = (1980, 1, 1, 0, 0, 0)
-
-
-def files() -> dict[str, bytes]:
-    """Every file of the installed package by its name in a wheel."""
-    out: dict[str, bytes] = {}
-    for suffix in ROOTS:
-        spec = importlib.util.find_spec(f"metabench{suffix}")
-        assert spec is not None and spec.submodule_search_locations is not None
-        folder = Path(next(iter(spec.submodule_search_locations)))
-        inside = Path("metabench", *suffix.split("."))
-        for file in sorted(folder.rglob("*")):
-            if _belongs(file):
-                out[(inside / file.relative_to(folder)).as_posix()] = file.read_bytes()
-    return dict(sorted(out.items()))
-
-
-def _belongs(file: Path) -> bool:
-    known = file.suffix in (".py", ".toml", ".typed") or file.parent.name == "templates"
-    return file.is_file() and known and file.name != NOTE
-
-
-def digest(content: dict[str, bytes]) -> str:
-    """sha256 over names and bytes."""
-    out = hashlib.sha256()
-    for name, data in sorted(content.items()):
-        out.update(f"{name}\n{len(data)}\n".encode() + data)
-    return out.hexdigest()
 
 
 def take(folder: Path) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from metabench.core import settings
 from metabench.core.costs import PRICED, equivalents
+from metabench.core.declaration import Declaration, declare
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 
@@ -199,10 +200,59 @@ def make_cells(
 
     The cells share their dicts of settings. Arguments and errors as of :func:`make_cell`.
     """
-    given = dict(set or {})
     seeds = [_whole(seed) for seed in seeds]
+    found = resolve(task, method, solver, set)
+    return found.cells(seeds), found.parts
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Names and settings with nothing left open: the cells that differ in their seeds alone."""
+
+    task: str
+    method: str
+    solver: str
+    task_settings: dict[str, Any]
+    method_settings: dict[str, Any]
+    solver_settings: dict[str, Any]
+    budget: dict[str, Any]
+    made: Parts | None = field(default=None, compare=False, repr=False)
+    """``parts``, where they have been made."""
+    said: Declaration | None = field(default=None, compare=False, repr=False)
+    """``declaration``, where it is known."""
+
+    def cells(self, seeds: Iterable[int]) -> list[Cell]:
+        """One for each seed. Raises SettingError for what is no whole number."""
+        own = (self.task_settings, self.method_settings, self.solver_settings, self.budget)
+        return [Cell(self.task, self.method, self.solver, _whole(seed), *own) for seed in seeds]
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The objects that the cells name."""
+        return self.made or instances(self.cells([0])[0])
+
+    @cached_property
+    def declaration(self) -> Declaration:
+        """What they declare."""
+        return self.said or declare(*self.parts[:3])
+
+
+def of_cell(cell: Cell) -> Resolved:
+    """What a cell is, but for its seed."""
+    own = (cell.task_settings, cell.method_settings, cell.solver_settings, cell.budget)
+    return Resolved(cell.task, cell.method, cell.solver, *own)
+
+
+def resolve(
+    task: str,
+    method: str,
+    solver: str | None = None,
+    set: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Resolved:
+    """Settings over defaults, checked. Arguments and errors as of :func:`make_cell`."""
+    given = dict(set or {})
     chosen: Any = methods.get(method)
-    solver = solver or chosen.default_solver
+    solver = solver or str(chosen.default_solver)
     parts: Parts = (
         settings.build(tasks.get(task), given.pop("task", {}), f"task {task}"),
         settings.build(methods.get(method), given.pop("method", {}), f"method {method}"),
@@ -217,9 +267,7 @@ def make_cells(
     _check_select(*parts)
     for_task, for_method, for_solver, limits = map(settings.values, parts)
     limits = {k: v for k, v in limits.items() if v is not None}
-    return [
-        Cell(task, method, solver, seed, for_task, for_method, for_solver, limits) for seed in seeds
-    ], parts
+    return Resolved(task, method, solver, for_task, for_method, for_solver, limits, parts)
 
 
 def _check_select(task: Any, method: Any, solver: Any, budget: Budget) -> None:

@@ -93,11 +93,12 @@ class Registry:
         return sorted(self._files() | self._points().keys() | self._classes.keys())
 
     def __contains__(self, name: str) -> bool:
-        if name in self._classes:
-            return True
-        if not name.startswith("_") and (self._folder() / f"{name}.py").is_file():
-            return True
-        return name in self._points()
+        return name in self._classes or self.is_built_in(name) or name in self._points()
+
+    def is_built_in(self, name: str) -> bool:
+        """Whether a name is of a file of metabench, which goes before all others; imports
+        nothing."""
+        return not name.startswith("_") and (self._folder() / f"{name}.py").is_file()
 
     def entries(self) -> list[Entry]:
         """Name, origin and one-line summary of each, sorted by name; imports no built-in."""

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.results import Records, Results, TableCell, read_curves
+from metabench.analysis.results import Records, Results, TableCell
 from metabench.core.cell import Cell
 from metabench.core.errors import NotDrawn, StoreError
 from metabench.core.text import counted, human, printable, with_pm
@@ -30,6 +30,8 @@ from metabench.suites.planning import NEVER_RUN, Planned
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+
+    from metabench.reports.plots import Figures
 
 TITLES = {
     "learning": "Learning curves",
@@ -47,29 +49,44 @@ Pairs = tuple[str, list[tuple[str, str]]]
 
 
 def report(
-    results: Results, store: Records, path: str | Path, *, costs: Sequence[str] | None = None
+    results: Results,
+    store: Records,
+    path: str | Path,
+    *,
+    costs: Sequence[str] | None = None,
+    known: Figures | None = None,
 ) -> Path:
     """Write the report to ``path`` (a file, or a folder for ``report.html``); returns the file.
 
     ``costs`` are the cost axes to plot, None: the suite's own, or ``DEFAULT_COSTS``; those that no
-    curve has are left out.
+    curve has are left out. ``known``: figures of these results, where some have
+    been made.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     # A reason may quote a file name that is not valid text.
-    text = render(results, store, costs=costs)
+    text = render(results, store, costs=costs, known=known)
     path.write_text(text, encoding="utf-8", errors="replace")
     return path
 
 
-def render(results: Results, store: Records, *, costs: Sequence[str] | None = None) -> str:
+def render(
+    results: Results,
+    store: Records,
+    *,
+    costs: Sequence[str] | None = None,
+    known: Figures | None = None,
+) -> str:
     """The report as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    curves, unread = read_curves(results, store)
+    from metabench.reports.plots import Figures
+
+    figures = Figures(results, store) if known is None else known
+    curves, unread = figures.curves, figures.unread
     places = {at: f"at-{n}" for n, at in enumerate(results.table_cells)}
 
     def link(place: tuple[str, str]) -> str:
@@ -95,7 +112,7 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         _crossing(results, table_cell, places[at], curves)
         for at, table_cell in results.table_cells.items()
     ]
-    gallery, unseen = _pictures(results, store)
+    pictures, unseen = _pictures(results, store)
     # Rows with equal settings share their cells: the first place keeps the plain id.
     seen: set[str] = set()
     for table_cell in table_cells:
@@ -114,9 +131,9 @@ def render(results: Results, store: Records, *, costs: Sequence[str] | None = No
         bad_files=[_FOLDERS.sub("", bad) for bad in (*results.bad_files, *unread, *unseen)],
         main=Markup("".join(renderers.html(grid, link) for grid in grids(results))),
         costs=Markup(renderers.html(cost_grid(results), link)),
-        plots=[(title, name, Markup(svg)) for title, name, svg in _plots(results, curves, costs)],
+        plots=[(title, name, Markup(svg)) for title, name, svg in _plots(figures, costs)],
         ranks=Markup("".join(renderers.html(grid) for grid in [ranks_grid(results)] if grid)),
-        gallery=gallery,
+        gallery=pictures,
         table_cells=table_cells,
         anchor=anchor,
     )
@@ -155,22 +172,21 @@ def anchor(run: Planned) -> str:
     return f"record-{run.cell.key[:16]}"
 
 
-def _plots(
-    results: Results, curves: dict[str, Curve], costs: Sequence[str] | None
-) -> list[tuple[str, str, str]]:
+def _plots(figures: Figures, costs: Sequence[str] | None) -> list[tuple[str, str, str]]:
     """(title, name, SVG) of every plot; titles are empty after the first of a kind."""
     from metabench.reports.cost_frontier import costs_known
-    from metabench.reports.plots import costs_of, figures_of, kinds_of
+    from metabench.reports.plots import costs_of, kinds_of
 
+    results = figures.results
     costs = costs or results.suite.costs or DEFAULT_COSTS
-    known = {"cost": costs_of(curves), "frontier": costs_known(results)}
+    there = {"cost": costs_of(figures.curves), "frontier": costs_known(results)}
     out = []
     for kind in kinds_of(results):
-        chosen = [c for c in costs if c in known[kind]] if kind in known else [""]
+        chosen = [c for c in costs if c in there[kind]] if kind in there else [""]
         title = TITLES[kind]
         for cost in chosen:
             try:
-                drawn = figures_of(results, curves, [kind], cost or "seconds")
+                drawn = figures.of([kind], cost)
             except NotDrawn:
                 continue
             for name, figure in drawn.items():

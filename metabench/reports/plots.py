@@ -47,24 +47,70 @@ UNEVEN = 30
 """A trajectory's axis is logarithmic where the largest line is so many times the smallest."""
 
 
+class Figures:
+    """The figures of results, each made once, however many files and pages it goes to."""
+
+    def __init__(self, results: Results, store: Records) -> None:
+        self.results = results
+        self.curves, self.unread = read_curves(results, store)
+        """Learning curves by key, and what could not be read, in words."""
+        self._made: dict[tuple[str, str], dict[str, Figure]] = {}
+
+    def of(self, kinds: Sequence[str], cost: str) -> dict[str, Figure]:
+        """File name without suffix to figure, of these kinds. Trajectories: one for each column.
+
+        ``cost`` is the cost axis. Raises UnknownName for an unknown kind or a cost that nothing
+        has, NotDrawn where a kind has nothing to show.
+        """
+        check_names("kind of plot", several("kind", kinds), KINDS)
+        out: dict[str, Figure] = {}
+        for kind in kinds:
+            at = kind, cost if kind in ("cost", "frontier") else ""
+            if at not in self._made:
+                with styled():
+                    self._made[at] = self._figures(kind, cost)
+            out |= self._made[at]
+        return out
+
+    def _figures(self, kind: str, cost: str) -> dict[str, Figure]:
+        results, curves = self.results, self.curves
+        if kind == "learning":
+            return {kind: _learning(results, curves)}
+        if kind == "cost":
+            _check_cost(cost, curves)
+            return {f"cost-{cost}": _against_cost(results, curves, cost)}
+        if kind == "trajectories":
+            drawn = {c.id: _trajectories(results, curves, c) for c in results.columns}
+            return {f"trajectories-{_slug(at)}": f for at, f in drawn.items() if f is not None}
+        if kind == "ranking":
+            return {kind: ranking(results)}
+        if kind == "frontier":
+            check_names("cost called", [cost], costs_known(results) or [cost])
+            return {f"{kind}-{cost}": frontier(results, cost)}
+        return {kind: profile_figure(results)}
+
+
 def draw(
     results: Results,
     store: Records,
     kinds: Sequence[str] | None = None,
     out_dir: str | Path = ".",
     cost: str | None = None,
+    known: Figures | None = None,
 ) -> list[Path]:
     """Write every figure of these kinds as PNG and PDF into ``out_dir``; returns the paths.
 
     ``kinds`` None: the suite's own. ``cost`` is the cost axis: a count, or "seconds"; None: the
     suite's own, a figure for each, or inner gradients. Raises UnknownName for an unknown kind
-    or a cost that nothing has.
+    or a cost that nothing has. ``known``: figures of these results, where some
+    have been made.
     """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     out = []
+    made = figures(results, store, kinds, cost, known)
     with styled():
-        for name, figure in figures(results, store, kinds, cost).items():
+        for name, figure in made.items():
             for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
                 path = folder / f"{name}.{suffix}"
                 figure.savefig(path, metadata=metadata)
@@ -77,55 +123,28 @@ def figures(
     store: Records,
     kinds: Sequence[str] | None = None,
     cost: str | None = None,
+    known: Figures | None = None,
 ) -> dict[str, Figure]:
-    """File name without suffix to figure; as :func:`draw`. Trajectories: one for each column.
+    """File name without suffix to figure; as :func:`draw`.
 
     Raises NotDrawn where one of ``kinds`` has nothing to show; of the suite's own kinds such a one
     is left out.
     """
-    curves = read_curves(results, store)[0]
+    known = Figures(results, store) if known is None else known
     out: dict[str, Figure] = {}
     for each in [cost] if cost else results.suite.costs or [DEFAULT_COST]:
         if kinds is not None:
-            out |= figures_of(results, curves, kinds, each)
+            out |= known.of(kinds, each)
             continue
         for kind in kinds_of(results):
             with suppress(NotDrawn):
-                out |= figures_of(results, curves, [kind], each)
+                out |= known.of([kind], each)
     return out
 
 
 def kinds_of(results: Results) -> Sequence[str]:
     """The kinds of plots that a suite asks for."""
     return results.suite.plots or USUAL
-
-
-def figures_of(
-    results: Results, curves: dict[str, Curve], kinds: Sequence[str], cost: str
-) -> dict[str, Figure]:
-    """As :func:`figures` of these kinds, from learning curves by key."""
-    check_names("kind of plot", several("kind", kinds), KINDS)
-    out: dict[str, Figure] = {}
-    with styled():
-        for kind in kinds:
-            if kind == "learning":
-                out[kind] = _learning(results, curves)
-            elif kind == "cost":
-                _check_cost(cost, curves)
-                out[f"cost-{cost}"] = _against_cost(results, curves, cost)
-            elif kind == "trajectories":
-                for column in results.columns:
-                    figure = _trajectories(results, curves, column)
-                    if figure is not None:
-                        out[f"trajectories-{_slug(column.id)}"] = figure
-            elif kind == "ranking":
-                out[kind] = ranking(results)
-            elif kind == "frontier":
-                check_names("cost called", [cost], costs_known(results) or [cost])
-                out[f"{kind}-{cost}"] = frontier(results, cost)
-            else:
-                out[kind] = profile_figure(results)
-    return out
 
 
 def costs_of(curves: dict[str, Curve]) -> list[str]:

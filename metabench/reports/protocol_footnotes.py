@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from metabench.analysis.results import Results
-from metabench.core.cell import instances
 from metabench.core.text import listed
 from metabench.reports.renderers import Footnote
 
@@ -17,7 +16,7 @@ def protocol_footnotes(results: Results) -> list[Footnote]:
         rows: dict[str, list[str]] = {}
         for row in results.rows:
             run = results.table_cells[row.id, column.id].runs[0]
-            said = instances(run.cell)[0].protocol if run.state != "not applicable" else ""
+            said = run.declaration.protocol if run.state != "not applicable" else ""
             if said:
                 rows.setdefault(said, []).append(row.label or row.id)
         label = column.label or column.id

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from metabench.analysis.results import Results
-from metabench.core.cell import Cell, instances
-from metabench.core.registry import methods
 from metabench.core.text import listed
 from metabench.reports.renderers import Footnote
 
@@ -17,17 +13,16 @@ def selection_footnotes(results: Results) -> list[Footnote]:
     columns: dict[str, list[str]] = {}
     for column in results.columns:
         chosen = [
-            run.cell
+            run.declaration
             for run in results.runs
             if run.column == column.id
             and run.record is not None
             and run.cell.budget["select"] == "best_valid"
             and run.cell.budget.get("outer_steps") != 0
-            and _learns(run.cell)
+            and run.declaration.learns
         ]
-        task = instances(chosen[0])[0] if chosen else None
-        if task is not None and task.outer_on_validation:
-            why = task.lacks_selection
+        if chosen and chosen[0].outer_on_validation:
+            why = chosen[0].lacks_selection
             columns.setdefault(f": {why}" if why else "", []).append(column.label or column.id)
     return [
         Footnote(
@@ -37,9 +32,3 @@ def selection_footnotes(results: Results) -> list[Footnote]:
         )
         for why, at in columns.items()
     ]
-
-
-def _learns(cell: Cell) -> bool:
-    """Whether its method needs something of a task: others learn nothing outside."""
-    method: Any = methods.get(cell.method)
-    return bool(method(**cell.method_settings).needs)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from metabench.analysis.results import Records, Results, read_curves
+from metabench.analysis.results import Records, Results
 from metabench.core.errors import NotDrawn
 from metabench.reports.figure_style import COLOURS, styled
-from metabench.reports.plots import DEFAULT_COST, figures_of, kinds_of
+from metabench.reports.plots import DEFAULT_COST, Figures, kinds_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,10 +27,9 @@ PALETTE = 48
 def small_figure(results: Results, store: Records) -> bytes | None:
     """The first figure of the suite's first kind as PNG; None where there is none, or where it is
     larger than ``LARGEST``."""
-    curves, _ = read_curves(results, store)
     cost = (results.suite.costs or [DEFAULT_COST])[0]
     try:
-        drawn = figures_of(results, curves, kinds_of(results)[:1], cost)
+        drawn = Figures(results, store).of(kinds_of(results)[:1], cost)
     except NotDrawn:
         return None
     for figure in [*drawn.values()][:1]:

@@ -44,7 +44,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_conf
 
 from metabench.core import toml
 from metabench.core.catalogue import arena_names, suite_folder
-from metabench.core.cell import make_cells
+from metabench.core.cell import resolve
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.settings import strictly
 from metabench.suites.schema import Groups, Settings, strict
@@ -293,15 +293,14 @@ class Arena:
         limits = {"budget": problem.limits(rules)}
         groups = merge([problem.set, limits, method.set, own])
         try:
-            cells, parts = make_cells(
-                problem.task, method.method, seeds, solver=method.solver, set=groups
-            )
+            found = resolve(problem.task, method.method, method.solver, groups)
         except (UnknownName, SettingError) as error:
             error.add_note(
                 f"arena {self.name}, method {method.id}, problem {problem.id}, trial {trial}"
             )
             raise
-        return [SuiteCell(f"{method.id}{suffix}", problem.id, cell, None, parts) for cell in cells]
+        row = f"{method.id}{suffix}"
+        return [SuiteCell(row, problem.id, cell, None, found) for cell in found.cells(seeds)]
 
 
 def load(name: str | Path) -> Arena:

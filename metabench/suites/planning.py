@@ -1,6 +1,7 @@
 """What a suite would do: its cells, which of them are finished, possible, missing something, dear.
 
-Nothing is built and nothing is written: tasks and methods are asked for their declarations only.
+Nothing is built, and no store is written to: tasks and methods are asked for their declarations
+only, or what they said before is recalled (:mod:`metabench.suites.resolving`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, Literal, Protocol, get_args
 
 from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
-from metabench.core.cell import Cell
+from metabench.core.cell import Cell, of_cell
+from metabench.core.declaration import Declaration
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, solvers
 from metabench.core.settings import several, values
@@ -79,6 +81,13 @@ class Planned:
     published_seconds: float | None = None
     published_on: str = ""
     record: Record | None = field(default=None, repr=False)
+    said: Declaration | None = field(default=None, compare=False, repr=False)
+    """``declaration``, where whoever planned the cell has it."""
+
+    @property
+    def declaration(self) -> Declaration:
+        """What the cell's task, method and solver declare."""
+        return self.said or of_cell(self.cell).declaration
 
     @property
     def why(self) -> str:
@@ -133,30 +142,35 @@ def states_of(
     suite_cells: Iterable[SuiteCell],
     store: Kept,
     records: Iterable[Record],
-    why_not: WhyNot = why_not,
+    why_not: WhyNot | None = None,
 ) -> list[Planned]:
-    """How each cell stands, in the order given, by the ``records`` that ``store`` has."""
+    """How each cell stands, in the order given, by the ``records`` that ``store`` has.
+
+    ``why_not``: instead of what the parts of a cell declare.
+    """
     known = {record.key: record for record in records}
     return [state_of(item, store, known.get(item.cell.key), why_not) for item in suite_cells]
 
 
 def state_of(
-    item: SuiteCell, store: Kept, record: Record | None, why_not: WhyNot = why_not
+    item: SuiteCell, store: Kept, record: Record | None, why_not: WhyNot | None = None
 ) -> Planned:
     """How one cell stands: the only place where that is decided.
 
     What is finished is done, whatever is missing here; what cannot be run here says so, even where
     an earlier run of it went wrong.
     """
-    task, method, solver, _ = item.parts
+    said = item.declaration
 
     def planned(state: State, reason: str = "", repair: str = "") -> Planned:
         kept = None if state in NEVER_RUN else record
-        return Planned(item.row, item.column, item.cell, state, reason, repair, record=kept)
+        return Planned(
+            item.row, item.column, item.cell, state, reason, repair, record=kept, said=said
+        )
 
     if item.skip is not None:
         return planned("skipped", item.skip)
-    if reason := why_not(task, method, solver):
+    if reason := said.why_not if why_not is None else why_not(*item.parts[:3]):
         return planned("not applicable", reason)
     if record is not None and record.status == "done":
         return planned("done")
@@ -164,9 +178,9 @@ def state_of(
         return planned("closed", str(closed), closed.repair)
     if (holder := store.holder(item.cell.key)) is not None:
         return planned("running", f"by {holder}")
-    if missing := _missing_package(task, method, solver):
+    if missing := _missing_package(said):
         return planned("missing package", *missing)
-    if missing := _missing_data(task) or task.missing:
+    if missing := _missing_data(said) or (item.parts[0].missing if said.looks else None):
         return planned("missing data", *missing)
     if record is not None:
         return planned(record.status, record.reason)
@@ -175,24 +189,23 @@ def state_of(
     return planned("open")
 
 
-def _missing_package(*parts: Any) -> tuple[str, str] | None:
+def _missing_package(said: Declaration) -> tuple[str, str] | None:
     """Why the first package that cannot be used cannot, and the command that installs it."""
-    for part in parts:
-        for name in part.packages:
-            if lack := optional_packages.why_not(name):
-                return lack, " && ".join(optional_packages.recipe(name))
+    for name in said.packages:
+        if lack := optional_packages.why_not(name):
+            return lack, " && ".join(optional_packages.recipe(name))
     return None
 
 
-def _missing_data(task: Any) -> tuple[str, str] | None:
+def _missing_data(said: Declaration) -> tuple[str, str] | None:
     """What a task cannot find, and the command that repairs it."""
-    if not task.data:
+    if not said.data:
         return None
     from metabench.datasets import locate
 
-    for name in task.data:
+    for name in said.data:
         try:
-            locate.locate(name, None if task.source == "auto" else task.source)
+            locate.locate(name, None if said.source == "auto" else said.source)
         except DataMissing as error:
             return str(error).partition("; repair:")[0], error.repair
         except UnknownName as error:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, with_config
 
-from metabench.core.cell import Cell, Parts, instances, make_cells
+from metabench.core.cell import Cell, Parts, Resolved, of_cell
+from metabench.core.declaration import Declaration
 from metabench.core.errors import SettingError, UnknownName
 from metabench.suites.overrides import Override, check_overrides
+from metabench.suites.resolving import Place, resolve
 from metabench.suites.schema import (
     Column,
     Groups,
@@ -91,30 +94,26 @@ class Suite:
             raise SettingError(f"suite {self.name}: name at least one seed")
         overrides = list(overrides)
         check_overrides(overrides, self.rows, self.columns)
+        crossed = [(row, column) for row in self.rows for column in self.columns]
+        places = []
+        for row, column in crossed:
+            groups: list[Groups] = [
+                column.set,
+                {"budget": chosen.limits},
+                chosen.set,
+                column.budgets.get(budget, {}),
+                row.set,
+                row.budgets.get(budget, {}),
+                row.columns.get(column.id, {}),
+                row.cells.get(budget, {}).get(column.id, {}),
+                *[o.groups for o in overrides if o.concerns(row, column)],
+            ]
+            where = f"suite {self.name}, row {row.id}, column {column.id}"
+            places.append(Place(column.task, row.method, row.solver, merge(groups), where))
         out = []
-        for row in self.rows:
-            for column in self.columns:
-                groups: list[Groups] = [
-                    column.set,
-                    {"budget": chosen.limits},
-                    chosen.set,
-                    column.budgets.get(budget, {}),
-                    row.set,
-                    row.budgets.get(budget, {}),
-                    row.columns.get(column.id, {}),
-                    row.cells.get(budget, {}).get(column.id, {}),
-                    *[o.groups for o in overrides if o.concerns(row, column)],
-                ]
-                merged = merge(groups)
-                try:
-                    cells, parts = make_cells(
-                        column.task, row.method, seeds, solver=row.solver, set=merged
-                    )
-                except (UnknownName, SettingError) as error:
-                    error.add_note(f"suite {self.name}, row {row.id}, column {column.id}")
-                    raise
-                skip = row.skip_reason if column.id in row.skip else None
-                out += [SuiteCell(row.id, column.id, cell, skip, parts) for cell in cells]
+        for (row, column), found in zip(crossed, resolve(places), strict=True):
+            skip = row.skip_reason if column.id in row.skip else None
+            out += [SuiteCell(row.id, column.id, c, skip, found) for c in found.cells(seeds)]
         return out
 
     def check_measured(self, cells: Iterable[SuiteCell]) -> None:
@@ -123,12 +122,12 @@ class Suite:
         not among that."""
         meant = {(c.row, c.column): c for c in cells if c.skip is None}
         for (row, column), item in meant.items():
-            name, task = item.cell.task, item.parts[0]
+            name, said = item.cell.task, item.declaration
             for kind, wanted, known in (
-                ("metric", self.metric, task.metrics),
-                ("metric", self.floor, task.metrics),
+                ("metric", self.metric, said.metrics),
+                ("metric", self.floor, said.metrics),
                 # "@5_steps" is added by the harness, "valid" is there always.
-                ("evaluation", self.evaluation.partition("@")[0], task.evaluations),
+                ("evaluation", self.evaluation.partition("@")[0], said.evaluations),
             ):
                 if wanted and known is not None and wanted not in {*known, "valid"}:
                     where = f"suite {self.name}, row {row}, column {column}"
@@ -143,13 +142,22 @@ class SuiteCell:
     column: str
     cell: Cell
     skip: str | None = None
-    made: Parts | None = field(default=None, compare=False, repr=False)
-    """``parts``, where whoever made the cell has them."""
+    resolved: Resolved | None = field(default=None, compare=False, repr=False)
+    """What the cell was made of, where whoever made it has that."""
 
     @property
     def parts(self) -> Parts:
         """The task, method, solver and budget objects that the cell names."""
-        return self.made or instances(self.cell)
+        return self._resolved.parts
+
+    @property
+    def declaration(self) -> Declaration:
+        """What they declare, which may be known without making them."""
+        return self._resolved.declaration
+
+    @cached_property
+    def _resolved(self) -> Resolved:
+        return self.resolved or of_cell(self.cell)
 
 
 def merge(groups: Iterable[Mapping[Any, Settings]]) -> dict[str, Settings]:

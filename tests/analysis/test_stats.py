@@ -53,6 +53,15 @@ def test_iqm_by_hand():
     assert stats.iqm([1, 2, 9]) == 4  # a quarter of three is none
 
 
+@given(st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=30))
+def test_iqm_and_ranks_are_scipys(values):
+    from scipy.stats import rankdata, trim_mean
+
+    assert stats.iqm(values) == pytest.approx(trim_mean(values, 0.25), abs=1e-12)
+    assert stats.ranks(values, "min") == rankdata(values).tolist()
+    assert stats.ranks(values) == rankdata([-v for v in values]).tolist()
+
+
 def test_bootstrap_is_stratified():
     # Within a group all values are equal: resampling inside groups changes nothing at all.
     groups = [[1.0] * 3, [5.0] * 9]

@@ -5,7 +5,8 @@ import pytest
 from metabench.analysis.rankings import normalised
 from metabench.analysis.results import collect
 from metabench.core.errors import NotDrawn, UnknownName
-from metabench.reports import plots
+from metabench.reports import html_report, plots
+from metabench.reports.figure_style import finish
 from metabench.store.record import Estimate
 
 
@@ -257,3 +258,16 @@ def test_the_same_results_give_the_same_files(full, tmp_path):
     second = plots.draw(*full, kinds=["profile"], out_dir=tmp_path / "b")
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_figure_is_made_once_however_many_files_it_goes_to(full, tmp_path, monkeypatch):
+    results, store = full
+    alone = html_report.render(results, store)
+    calls = []
+    monkeypatch.setattr(plots, "finish", lambda *given: calls.append(given) or finish(*given))
+    figures = plots.Figures(results, store)
+    plots.draw(results, store, out_dir=tmp_path, known=figures)
+    assert len(calls) == 4  # and the profile, whose module has its own finish
+    # What files were written of is what the report shows, to the last sign.
+    assert html_report.render(results, store, known=figures) == alone
+    assert len(calls) == 5  # the cost in seconds, which no file has

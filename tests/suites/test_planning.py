@@ -420,7 +420,7 @@ def test_cells_of_other_seeds_are_those_made_one_by_one(suite: Suite) -> None:
         }
         alone = make_cell(cell.task, cell.method, solver=cell.solver, seed=cell.seed, set=groups)
         assert alone == cell and alone.key == cell.key
-        assert item.parts == instances(cell) == replace(item, made=None).parts
+        assert item.parts == instances(cell) == replace(item, resolved=None).parts
 
 
 def test_instances_bring_their_settings_and_no_methods_are_all_that_apply() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,16 @@ from metabench.core.registry import tasks
 glyphs = importlib.import_module("metabench.tasks.glyphs")
 fewshot = importlib.import_module("metabench.tasks.families.few_shot")
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty one: what is tested is drawn by the code that stands here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METABENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        glyphs._images.cache_clear()
+        yield
+    glyphs._images.cache_clear()
 
 
 def build(**settings):
@@ -33,20 +45,46 @@ def test_no_script_is_in_two_parts():
 
 def test_the_same_seed_draws_the_same_images_and_another_seed_others():
     first = glyphs._drawn("valid", 0)
-    glyphs._drawn.cache_clear()
     assert torch.equal(first, glyphs._drawn("valid", 0))
     assert not torch.equal(first, glyphs._drawn("valid", 1))
 
 
+def test_the_next_process_reads_what_the_first_has_drawn(monkeypatch):
+    first = glyphs._images(0)
+    glyphs._images.cache_clear()
+    assert torch.equal(first["valid"], glyphs._drawn("valid", 0))
+    monkeypatch.setattr(glyphs, "_drawn", None)
+    again = glyphs._images(0)
+    assert all(torch.equal(first[split], again[split]) for split in glyphs.SCRIPTS)
+
+
+@pytest.mark.parametrize("changed", ["code", "font", "package", "seed"])
+def test_what_was_drawn_otherwise_is_not_taken(changed, tmp_path, monkeypatch):
+    before = glyphs._made_from(0)
+    assert glyphs._made_from(0) == before
+    if changed == "code":
+        (tmp_path / "glyphs.py").write_bytes(Path(glyphs.__file__).read_bytes() + b"\n")
+        monkeypatch.setattr(glyphs, "__file__", str(tmp_path / "glyphs.py"))
+    elif changed == "font":
+        first, *rest = glyphs._fonts()
+        data = bytearray(first.read_bytes())
+        data[-1] ^= 1
+        (tmp_path / first.name).write_bytes(data)
+        monkeypatch.setattr(glyphs, "_fonts", lambda: [tmp_path / first.name, *rest])
+    elif changed == "package":
+        monkeypatch.setattr(glyphs, "version", lambda name: f"another {name}")
+    assert glyphs._made_from(int(changed == "seed")) != before
+
+
 def test_no_placeholder_and_no_empty_drawing():
     for part in glyphs.SCRIPTS:
-        ink = glyphs._drawn(part, 0).flatten(2).float().mean(2)
+        ink = glyphs._images(0)[part].flatten(2).float().mean(2)
         assert float(ink.min()) > 0.2, "a drawing without ink"
     assert not any("LastResort" in path.name for path in glyphs._fonts())
 
 
 def test_drawings_of_one_character_differ():
-    images = glyphs._drawn("test", 0).flatten(2)
+    images = glyphs._images(0)["test"].flatten(2)
     for character in images:
         assert len({bytes(drawing.numpy().tobytes()) for drawing in character}) == 20
 
