@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from metabench.contract.declared import InnerRule as InnerRule
     from metabench.contract.declared import Moduli as Moduli
     from metabench.contract.declared import OwnStep as OwnStep
+    from metabench.contract.gradient_method import GradientMethod as GradientMethod
     from metabench.contract.guards import check_hypergradient as check_hypergradient
-    from metabench.contract.method import GradientMethod as GradientMethod
     from metabench.contract.method import Hypergradient as Hypergradient
     from metabench.contract.method import InnerTraining as InnerTraining
     from metabench.contract.method import Method as Method
@@ -82,8 +82,8 @@ _HOMES = {
     "contract.context": ("Context",),
     "contract.declared": ("Evidence", "InnerRule", "Moduli", "OwnStep"),
     "contract.guards": ("check_hypergradient",),
+    "contract.gradient_method": ("GradientMethod",),
     "contract.method": (
-        "GradientMethod",
         "Hypergradient",
         "InnerTraining",
         "Method",

@@ -23,9 +23,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
+from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import (
     Context,
-    GradientMethod,
     Hypergradient,
     Positive,
     SolverName,

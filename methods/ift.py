@@ -16,14 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from metabench.contract import autodiff
-from metabench.contract.method import (
-    Context,
-    GradientMethod,
-    Hypergradient,
-    Positive,
-    Steps,
-    inner_loop,
-)
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Context, Hypergradient, Positive, Steps, inner_loop
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.core.registry import method
 from metabench.hypergradients import implicit

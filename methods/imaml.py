@@ -26,7 +26,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from metabench.contract import autodiff
-from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Context, Hypergradient, Positive, State, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
 from metabench.core import settings

@@ -34,8 +34,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract import autodiff
+from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.guards import check_hypergradient
-from metabench.contract.method import Context, GradientMethod, State, Steps, outer_rate, split
+from metabench.contract.method import Context, State, Steps, outer_rate, split
 from metabench.contract.problem import Episode, Params
 from metabench.contract.seeds import generator
 from metabench.contract.solver import Solver, why_no_noise

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from metabench.contract import autodiff
-from metabench.contract.method import Context, GradientMethod, Hypergradient, Positive, State, Steps
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Context, Hypergradient, Positive, State, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.core.registry import method
 

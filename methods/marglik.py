@@ -21,16 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
+from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.guards import check_hypergradient
-from metabench.contract.method import (
-    Context,
-    GradientMethod,
-    Positive,
-    State,
-    Steps,
-    inner_loop,
-    outer_rate,
-)
+from metabench.contract.method import Context, Positive, State, Steps, inner_loop, outer_rate
 from metabench.contract.problem import Batch, Params
 from metabench.contract.seeds import generator
 from metabench.core.errors import SettingError

@@ -32,9 +32,9 @@ import torch
 from pydantic import Field
 
 from metabench.contract import autodiff
+from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import (
     Context,
-    GradientMethod,
     Hypergradient,
     Positive,
     State,

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.method import Context, GradientMethod, Hypergradient, State, Steps
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Context, Hypergradient, State, Steps
 from metabench.contract.problem import Episode, Params
 from metabench.core.registry import method
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from metabench.contract import autodiff
+from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import (
     Context,
-    GradientMethod,
     Hypergradient,
     Positive,
     SolverName,

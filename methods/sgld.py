@@ -26,7 +26,8 @@ import torch
 from pydantic import Field
 
 from metabench.contract import autodiff
-from metabench.contract.method import Context, GradientMethod, Hypergradient, State
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Context, Hypergradient, State
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver
 from metabench.core.registry import method

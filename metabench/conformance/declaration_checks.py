@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from metabench.contract.method import GradientMethod, Method
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Method
 from metabench.contract.problem import Problem, Task
 from metabench.core import settings
 from metabench.core.capabilities import CAPABILITIES

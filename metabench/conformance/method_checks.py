@@ -25,7 +25,8 @@ from metabench.conformance.search_checks import check_account
 from metabench.conformance.test_problems import Counting, Limited, Undeclared, Watched
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.method import GradientMethod, State
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import State
 from metabench.contract.method import split as parted
 from metabench.contract.problem import Episode, Params
 from metabench.core import settings

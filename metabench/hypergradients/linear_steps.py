@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from metabench.contract import autodiff
+from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import (
     Context,
-    GradientMethod,
     Hypergradient,
     Positive,
     SolverName,

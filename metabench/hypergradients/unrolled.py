@@ -21,14 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context
-from metabench.contract.method import (
-    GradientMethod,
-    Hypergradient,
-    Positive,
-    State,
-    inner_loop,
-    split,
-)
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Hypergradient, Positive, State, inner_loop, split
 from metabench.contract.problem import Episode, Params
 from metabench.contract.solver import Rate, SolverState
 

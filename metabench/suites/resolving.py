@@ -105,7 +105,7 @@ def _recalled(path: Path) -> list[Resolved] | None:
 
 
 def _parsed(said: Mapping[str, Any], **names_and_settings: Any) -> Resolved:
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
     return Resolved(**names_and_settings, said=Declaration(**lists))
 
 

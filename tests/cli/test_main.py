@@ -567,7 +567,7 @@ def test_a_broken_plugin_is_one_line(folder: Path) -> None:
 BAD_METHOD = '''"""Fails, or not, as told."""
 from dataclasses import dataclass
 from metabench.core.errors import Diverged
-from metabench.contract.method import GradientMethod
+from metabench.contract.gradient_method import GradientMethod
 from metabench.core.registry import methods
 
 @methods.register("bad")

@@ -17,7 +17,8 @@ from metabench.conformance.kit import (
 )
 from metabench.conformance.test_problems import Counting, Limited, Sample, SampleProblem, Undeclared
 from metabench.contract import autodiff
-from metabench.contract.method import GradientMethod, Hypergradient, InnerTraining, State
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Hypergradient, InnerTraining, State
 from metabench.contract.problem import Hyper
 from metabench.core.errors import UnknownName
 from metabench.core.registry import methods, tasks

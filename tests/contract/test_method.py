@@ -7,14 +7,9 @@ import torch
 from oracles import F64, LinearEpisodes, SmallNet, context, given, quadratic_end
 
 from metabench.contract import autodiff
+from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.guards import check_hypergradient
-from metabench.contract.method import (
-    GradientMethod,
-    Hypergradient,
-    State,
-    inner_loop,
-    outer_rate,
-)
+from metabench.contract.method import Hypergradient, State, inner_loop, outer_rate
 from metabench.contract.problem import GRADIENTS, Hyper, Problem
 from metabench.core import settings
 from metabench.core.cell import Budget

@@ -47,7 +47,8 @@ PLUGIN = '''
 import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from metabench.contract.method import GradientMethod, State
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import State
 from metabench.core.costs import Meter
 from metabench.core.registry import methods
 

@@ -18,7 +18,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from metabench.contract.method import Context, GradientMethod, State
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Context, State
 from metabench.contract.problem import Batch, Episode, Params, Problem, Task
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator

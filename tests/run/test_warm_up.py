@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from metabench.contract.method import Context, GradientMethod, State
+from metabench.contract.gradient_method import GradientMethod
+from metabench.contract.method import Context, State
 from metabench.core import registry
 from metabench.core.cell import make_cell
 from metabench.run import loop, warm_up

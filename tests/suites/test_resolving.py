@@ -298,7 +298,11 @@ def test_an_edit_is_seen_by_the_next_process(tmp_path: Path) -> None:
 
     assert told() == ["5", "adam", "True"]
     assert told() == ["5", "adam", "False"]
-    edit("contract/method.py", 'outer_solver: SolverName = "adam"', 'outer_solver: str = "sgd"')
+    edit(
+        "contract/gradient_method.py",
+        'outer_solver: SolverName = "adam"',
+        'outer_solver: str = "sgd"',
+    )
     assert told() == ["5", "sgd", "True"]
     edit("suite_files/quickstart.toml", "queries = 5", "queries = 4")
     assert told() == ["4", "sgd", "True"]
