@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _pages(entries: Any) -> Iterator[str]:
-    for entry in entries.values() if isinstance(entry, dict) else entries:
+    for entry in entries.values() if isinstance(entries, dict) else entries:
         if isinstance(entry, str):
             yield entry
         else:
