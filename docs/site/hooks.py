@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from site_pages import published, reference, registered, whole
+from site_pages import places, published, reference, registered, whole
 
 GENERATED = {
     "methods/index.md": lambda: [f"methods/{n}.md" for n in registered.names("method")],
@@ -22,7 +23,10 @@ GENERATED = {
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List the generated pages, and documents that nobody has listed, in the navigation."""
-    config.nav = _filled(config.nav)
+    listed = set(_pages(config.nav))
+    documents = {places.page_of(name) for name in whole.documents()}
+    left = sorted(documents - listed)
+    config.nav = [*_filled(config.nav), *([{"More": left}] if left else [])]
     return config
 
 
@@ -36,6 +40,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         else:
             files.append(File.generated(config, path, content=content))
     return files
+
+
+def _pages(entries: Any) -> Iterator[str]:
+    for entry in entries.values() if isinstance(entries, dict) else entries:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            yield from _pages(entry)
 
 
 def _filled(entries: Any) -> Any:

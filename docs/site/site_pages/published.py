@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from metabench.core.catalogue import arena_names, suite_names
+from metabench.core.catalogue import suite_names
 from metabench.core.text import with_pm
 from metabench.suites import loading
 from metabench.suites.suite import Suite
@@ -97,7 +97,7 @@ def beside(found: Iterable[Number], page: str, who: str) -> str:
     for number in found:
         by_suite.setdefault(number.page, []).append(number)
     if not by_suite:
-        return f"No published table has {who} yet.\n"
+        return f"\nNo published table has {who} yet.\n"
     parts, wide = [HOW], []
     for where, group in by_suite.items():
         name, budget = group[0].suite, group[0].budget
@@ -166,8 +166,3 @@ def suite_page(name: str, budget: str) -> tuple[str, str]:
     parts.append("Methods: " + ", ".join(link(f"methods/{m}.md", page, m) for m in rows) + ".")
     parts.append("Tasks: " + ", ".join(link(f"tasks/{t}.md", page, t) for t in columns) + ".")
     return "\n\n".join(parts) + "\n", paragraph(name)
-
-
-def arenas() -> tuple[str, ...]:
-    """Built-in arenas with published standings."""
-    return tuple(n for n in arena_names() if [*(ROOT / "results" / n).glob("*/standing*.csv")])

@@ -53,7 +53,7 @@ def page(kind: str, name: str) -> str:
     parts = [f"# {name}", f"*{prose(about.title)}*", _links(about, where)]
     if kind == "method":
         parts.append(_formula(name))
-    parts += [f"## What it is\n\n{prose(_body(about.text))}", _facts(facts)]
+    parts += [f"## What it is\n\n{prose(about.text)}", _facts(facts)]
     rows = [(word(s.name), s.type, word(s.default), prose(s.doc)) for s in about.settings]
     settings = table([("setting", "type", "default", "meaning"), *rows])
     parts.append(f"## Settings\n\n{settings or 'It has none.'}")
@@ -61,18 +61,19 @@ def page(kind: str, name: str) -> str:
         parts.append(f"## Where it ranks\n\n{standings.of(name)}")
     own = [n for n in published.numbers() if getattr(n, kind) == name]
     who = f"this {kind}"
-    parts.append(f"## What was measured\n\n{published.beside(own, where, who)}")
-    for title, rows in about.tables:
-        parts.append(f"## {title}\n\n{_crossing(title, rows, where)}")
+    suites = f"Suites: {published.mentions(where, name, kind)}."
+    parts.append(f"## What was measured\n\n{suites}\n{published.beside(own, where, who)}")
+    for title, crossed in about.tables:
+        parts.append(f"## {title}\n\n{_crossing(title, crossed, where)}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _links(about: Description, where: str) -> str:
-    """The file, a command, and the suites."""
+    """The file, the numbers, and a command."""
     path = Path(about.source).resolve().relative_to(ROOT).as_posix()
     source = link(f"source/{path}.md", where, path)
-    suites = published.mentions(where, about.name, about.kind)
-    return f"File: {source}. Suites: {suites}.\n\n    metabench show {about.name}"
+    numbers = "[What was measured](#what-was-measured)"
+    return f"File: {source}. {numbers}.\n\n    metabench show {about.name}"
 
 
 def _formula(name: str) -> str:
@@ -84,11 +85,6 @@ def _formula(name: str) -> str:
     if about.loop:
         parts.append(f"## As a loop\n\n```python\n{about.loop}\n```\n{LEGEND}")
     return "\n\n".join(parts)
-
-
-def _body(text: str) -> str:
-    """The module's docstring; its first line is kept, since it says more than the title."""
-    return text.strip()
 
 
 def _facts(facts: dict[str, str]) -> str:

@@ -27,7 +27,7 @@ def pages() -> dict[str, str | Path]:
     """
     made: dict[str, str | Path] = {}
     pending = set()
-    for origin in [*OTHERS, *_documents()]:
+    for origin in [*OTHERS, *documents()]:
         text = pictures_as_tables((ROOT / origin).read_text(encoding="utf-8"))
         page = page_of(origin)
         text, used = relinked(text, origin, page)
@@ -58,7 +58,8 @@ def pages() -> dict[str, str | Path]:
     return made | _linked(pending, {*made})
 
 
-def _documents() -> list[str]:
+def documents() -> list[str]:
+    """The Markdown of docs/, as paths in the repository."""
     return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))
 
 
@@ -96,14 +97,14 @@ def _source(path: str) -> str:
     return f"{UNSEARCHED}# {path}\n\n{fence}{kind}\n{text}{fence}\n"
 
 
-def _folder(path: str, page: str) -> tuple[str, list[str]]:
+def _folder(path: str, page: str) -> tuple[str, set[str]]:
     """The committed files of a folder; those of Markdown are pages."""
     asked = ["git", "ls-files", path]
     listed = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     files = [f for f in listed.split() if Path(f).parent.as_posix() == path]
     read = [f for f in files if f.endswith(".md")]
     lines = [f"- {link(page_of(f), page, Path(f).name) if f in read else f'`{f}`'}" for f in files]
-    return f"# {path}\n\n" + "\n".join(lines) + "\n", read
+    return f"# {path}\n\n" + "\n".join(lines) + "\n", {*read}
 
 
 def pictures_as_tables(markdown: str) -> str:
