@@ -105,8 +105,8 @@ def _recalled(path: Path) -> list[Resolved] | None:
 
 
 def _parsed(said: Mapping[str, Any], **names_and_settings: Any) -> Resolved:
-    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-    return Resolved(**names_and_settings, said=Declaration(**lists))
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+    return Resolved(**names_and_settings, said=Declaration(**plain))
 
 
 def _seal(path: Path, resolved: Any) -> str:

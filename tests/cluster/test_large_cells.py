@@ -12,11 +12,11 @@ from cluster.faults.oracle import judge
 from cluster.faults.stage import Stage
 
 from metabench.cluster import draft as drafting
-from metabench.cluster import snapshot
 from metabench.cluster import submission as folder
 from metabench.cluster.profile import Profile
 from metabench.cluster.slurm import Partition, beyond
 from metabench.cluster.submission import Group, Member
+from metabench.core import provenance
 from metabench.core.cell import Cell, make_cell
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
@@ -62,7 +62,7 @@ def test_tasks_of_a_job_work_on_one_cell(tmp_path: Path) -> None:
     run, store = tmp_path / "run", Store(tmp_path / "runs")
     for name in ("cells", "elements"):
         (run / name).mkdir(parents=True)
-    sha = snapshot.digest(snapshot.files())
+    sha = provenance.digest(provenance.files())
     group = Group([Member("r", "c", CELL)], 60, 1.0, str(store.root), sha, ranks=2)
     group.write(run / "group-0.json")
     code = "import sys; from metabench.cluster import node_worker; "

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from metabench.cluster import snapshot
+from metabench.core import provenance
 from metabench.core.errors import MetabenchError
 
 ROOT = Path(__file__).parents[2]
@@ -59,11 +60,11 @@ def test_a_snapshot_is_a_wheel_and_runs_by_itself(
 
 
 def test_other_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = snapshot.files()
-    sha = snapshot.digest(content)
+    content = provenance.files()
+    sha = provenance.digest(content)
     snapshot.check(sha)
     changed = {**content, "metabench/run/loop.py": content["metabench/run/loop.py"] + b"# edited\n"}
-    assert snapshot.digest(changed) != sha
+    assert provenance.digest(changed) != sha
     monkeypatch.setattr(snapshot, "files", lambda: changed)
     with pytest.raises(MetabenchError, match=f"not what was submitted.*{sha[:12]}; submit again"):
         snapshot.check(sha)

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench.cluster import snapshot
+from metabench.cluster.snapshot import job_environment
 from metabench.core import cell, provenance
 from metabench.core.catalogue import suite_names
 from metabench.core.errors import SettingError, UnknownName
-from metabench.core.registry import tasks
+from metabench.core.registry import solvers, tasks
 from metabench.suites import resolving
 from metabench.suites.listing import COSTS
 from metabench.suites.loading import load
@@ -49,7 +49,7 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
-        monkeypatch.setattr(resolving.cell, "resolve", self)
+        monkeypatch.setattr(cell, "resolve", self)
 
     def __call__(self, *given: Any) -> Any:
         self.calls += 1
@@ -76,7 +76,7 @@ def test_the_classes_are_asked_once(kept: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_process_that_has_torch_asks_and_keeps_nothing(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolving.sys.modules["torch"] = SimpleNamespace()  # type: ignore[assignment]
+    vars(resolving)["sys"].modules["torch"] = SimpleNamespace()
     asked = Asked(monkeypatch)
     for calls in (2, 4):
         resolve(PLACES)
@@ -106,10 +106,10 @@ def test_another_surrounding_asks_anew(
     if what == "torch":
         monkeypatch.setattr(resolving, "version", lambda name: f"another {name}")
     elif what == "python":
-        monkeypatch.setattr(resolving.sys, "version", "another")
+        monkeypatch.setattr(vars(resolving)["sys"], "version", "another")
     else:
-        names = [*resolving.solvers.names(), "somebody's"]
-        monkeypatch.setattr(resolving.solvers, "names", lambda: names)
+        names = [*solvers.names(), "somebody's"]
+        monkeypatch.setattr(solvers, "names", lambda: names)
     assert before is not None and resolving._file(PLACES) not in (None, before)
 
 
@@ -117,7 +117,7 @@ def test_code_that_was_edited_while_the_process_ran_leaves_nothing(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = max(path.stat().st_mtime for _, path in provenance.paths())
-    monkeypatch.setattr(resolving.sys.modules["metabench"], "_imported_at", newest)
+    monkeypatch.setattr(vars(resolving)["sys"].modules["metabench"], "_imported_at", newest)
     resolve(PLACES)
     assert not kept.exists()
 
@@ -174,7 +174,7 @@ def test_several_at_once_leave_one_whole_file(kept: Path) -> None:
 
 def test_the_oldest_files_are_forgotten(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolving, "MOST_FILES", 2)
-    names = []
+    names: list[str] = []
     for steps in range(1, 5):
         resolve([PLACES[0]._replace(set={"budget": {"outer_steps": steps}})])
         (name,) = {p.name for p in kept.iterdir()} - set(names)
@@ -184,11 +184,12 @@ def test_the_oldest_files_are_forgotten(kept: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_errors_name_the_place_and_are_not_kept(kept: Path) -> None:
-    for wrong, kind in (
+    wrongs: list[tuple[dict[str, dict[str, Any]], type[Exception]]] = [
         ({"method": {"inner_lr": "much"}, "budget": {"outer_steps": 3}}, SettingError),
         ({"method": {"iner_lr": 1.0}, "budget": {"outer_steps": 3}}, UnknownName),
         ({"task": {"x": object()}, "budget": {"outer_steps": 3}}, UnknownName),
-    ):
+    ]
+    for wrong, kind in wrongs:
         for _ in range(2):
             with pytest.raises(kind) as caught:
                 resolve([PLACES[0], PLACES[0]._replace(set=wrong, where="row 7")])
@@ -260,7 +261,7 @@ def test_what_is_kept_depends_on_no_file_and_no_variable() -> None:
 def test_an_edit_is_seen_by_the_next_process(tmp_path: Path) -> None:
     """A copy of the code: planned and shown twice, then what all methods share is edited, and a
     suite. Where nothing has changed, torch is not imported."""
-    for name, data in snapshot.files().items():
+    for name, data in provenance.files().items():
         path = tmp_path / "code" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -274,7 +275,7 @@ def test_an_edit_is_seen_by_the_next_process(tmp_path: Path) -> None:
         "print(found.task_settings['queries'], found.method_settings['outer_solver'],"
         " 'torch' in sys.modules)"
     )
-    surroundings = {**snapshot.job_environment(tmp_path), "METABENCH_CACHE": str(tmp_path)}
+    surroundings = {**job_environment(tmp_path), "METABENCH_CACHE": str(tmp_path)}
 
     def told() -> list[str]:
         done = subprocess.run(
