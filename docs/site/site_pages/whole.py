@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from . import notebook, published, reference, registered
+from .notation import mathematics
 from .places import ROOT, link, page_of, relinked
 
 OTHERS = (
@@ -17,6 +18,8 @@ OTHERS = (
 UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 ALONE = "---\nhide:\n  - navigation\n---\n\n"
 """Of the first page, which stands in no section."""
+BADGE = re.compile(r"^\[!\[.*\n", re.MULTILINE)
+"""A line of the README that is a badge: its picture comes from elsewhere."""
 PICTURE = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
 
 
@@ -29,6 +32,8 @@ def pages() -> dict[str, str | Path]:
     pending = set()
     for origin in [*OTHERS, *documents()]:
         text = pictures_as_tables((ROOT / origin).read_text(encoding="utf-8"))
+        if origin == "README.md":
+            text = mathematics(BADGE.sub("", text))
         page = page_of(origin)
         text, used = relinked(text, origin, page)
         made[page] = f"{ALONE}{text}" if page == "index.md" else text
