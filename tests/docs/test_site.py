@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -110,10 +111,14 @@ def test_numbers_are_those_of_the_published_table() -> None:
         if (n.suite, n.row, n.column) == ("omniglot", "MAML", "5-way 1-shot")
     ]  # fmt: skip
     assert (maml.method, maml.task) == ("maml", "omniglot")
-    assert (maml.ours, maml.paper) == ("96.54 ± 0.18 %", "98.70 ± 0.40 %")
+    with (ROOT / "results/omniglot/laptop/table.csv").open(encoding="utf-8") as file:
+        said = next(r for r in csv.DictReader(file) if (r["row"], r["column"]) == ("maml", "5w1s"))
+    assert maml.ours == f"{float(said['ours_mean']):.2f} ± {float(said['ours_pm']):.2f} %"
+    assert maml.paper == "98.70 ± 0.40 %"
     page, about = published.suite_page("omniglot", "laptop")
     assert "(laptop/figure.png)" in page and "](../../methods/maml.md)" in page
-    assert about.startswith("8,000 outer steps") and "\n\n" not in about
+    written = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    assert f"**omniglot.** {about}" in written and "\n\n" not in about
 
 
 def test_ranks_are_those_of_the_arena(tmp_path: Path) -> None:
@@ -169,6 +174,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out
+
+
+def test_the_readmes_formulas_are_mathematics_throughout() -> None:
+    home = notation.mathematics((ROOT / "README.md").read_text(encoding="utf-8"))
+    found = re.findall(r"<math.*?</math>", home)
+    assert len(found) >= 3 and not [x for x in found if "\\" in x] and "$" not in home
 
 
 @pytest.mark.slow
