@@ -35,7 +35,7 @@ def test_a_dry_run_needs_no_cluster_and_leaves_nothing(  # type: ignore[no-untyp
     type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A_SECRET", "x")
-    done = type_("submit", *WORDS, "--dry-run", "--set", "slurm.time=1:00:00", "--seeds", "0-3")
+    done = type_("submit", *WORDS, "--dry-run", "--set", "slurm.time=1:00:00", "--seeds", "0-7")
     assert done.exit_code == 0, done.output
     assert "40 cells in 1 arrays of 5 jobs" in done.output, "eight cells at once"
     for line in ("--array=0-4%5", "--time=60", "--cpus-per-task=8", "--ntasks-per-node=1"):
@@ -156,4 +156,4 @@ def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-d
     done = type_("status", "quickstart", "--budget", "smoke", "--watch")
     assert done.exit_code == 0, done.output
     assert naps == [suite_commands.WATCH_SECONDS] * 2
-    assert done.output.count("1 running, 9 open") == 2 and done.output.count("10 open") == 1
+    assert done.output.count("1 running, 4 open") == 2 and done.output.count("5 open") == 1

@@ -716,7 +716,7 @@ def test_what_is_no_number_ends_the_run(set_):
 def test_the_worst_episode_is_what_is_judged():
     one = {"growth": torch.tensor(0.5), "residual": torch.tensor(2.0)}
     other = {"growth": torch.tensor(0.25), "residual": torch.tensor(math.nan)}
-    from metabench.contract.method import worst
+    from metabench.contract.gradient_method import worst
 
     found = worst([one, other])
     assert found["growth"] == 0.5 and math.isnan(found["residual"])
