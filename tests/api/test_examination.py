@@ -66,6 +66,7 @@ def test_a_sound_machine(quick: dict[str, Any], store: Store) -> None:
     assert not store.root.exists()
 
 
+@pytest.mark.slow
 def test_the_probe_really_imports() -> None:
     found = probe_torch()
     for name in ("torch", "torchvision"):

@@ -303,6 +303,7 @@ def spread_of(name, solver, **set_):
     return max(ends) - min(ends), max(ends)
 
 
+@pytest.mark.slow
 def test_less_sensitive_to_start_and_budget_than_point_estimates():
     langevin = Langevin(temperature=0.4)
     point, worst_point = spread_of("bilevel", "sgd")

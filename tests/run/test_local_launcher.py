@@ -321,9 +321,9 @@ def test_two_launchers_share_a_grid(
     ("jobs", "number", "group"),
     [
         pytest.param(1, signal.SIGINT, True, marks=pytest.mark.slow),
-        (2, signal.SIGINT, True),
+        pytest.param(2, signal.SIGINT, True, marks=pytest.mark.slow),
         (2, signal.SIGTERM, False),
-        (2, signal.SIGHUP, True),  # a lost terminal
+        pytest.param(2, signal.SIGHUP, True, marks=pytest.mark.slow),  # a lost terminal
     ],
 )
 def test_a_signal_ends_the_launch_at_step_boundaries(

@@ -303,6 +303,7 @@ def test_a_limit_in_seconds_is_rank_0s(tmp_path: Path, processes: RankProcesses)
     assert late.status == "timeout"
 
 
+@pytest.mark.slow
 def test_a_launch_tries_a_cell_again_whose_rank_has_died(tmp_path: Path) -> None:
     store, events = Store(tmp_path / "runs"), list[Event]()
     one, always = (points(do=do, folder=str(tmp_path)) for do in ("die once", "die"))
@@ -347,6 +348,7 @@ def test_no_rank_outlives_the_first(tmp_path: Path) -> None:
     assert waited(lambda: not Path(f"/proc/{other}").exists())
 
 
+@pytest.mark.slow
 def test_ranks_from_elsewhere_come_to_where_they_are_told(tmp_path: Path) -> None:
     place = tmp_path / "ranks" / "meet.json"
     one = points()
