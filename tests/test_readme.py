@@ -68,8 +68,16 @@ def test_its_ten_lines_run(tmp_path: Path) -> None:
     lines = [line for line in CODE.splitlines() if line.strip()]
     assert len([line for line in lines if "import" not in line]) <= 10
     short = CODE.replace("(suite)", "(suite, budget='smoke')")
-    printed = run(short, tmp_path)
-    assert "fixed, bilevel, ift, random on mine (budget smoke)" in printed
+    # Without a seed of its own torch starts from another one in every process.
+    seeded = [
+        short.replace("import torch\n", f"import torch\ntorch.manual_seed({n})\n") for n in (1, 2)
+    ]
+    printed = []
+    for n, code in enumerate(seeded):
+        (tmp_path / str(n)).mkdir()
+        printed.append(run(code, tmp_path / str(n)))
+    assert "fixed, bilevel, ift, random on mine (budget smoke)" in printed[0]
+    assert printed[0] == printed[1]
 
 
 @pytest.mark.slow
