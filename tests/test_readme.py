@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import sys
 import tomllib
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import pytest
 from test_own_problem_page import run
@@ -86,6 +90,22 @@ def test_its_ten_lines_print_what_it_says(tmp_path: Path) -> None:
     assert shown is not None
     expected = "...\n" + "".join(line[4:] + "\n" for line in shown[1].splitlines())
     assert (wrong := mismatch(expected, run(CODE, tmp_path))) == "", wrong
+
+
+def test_the_figures_caption_says_what_its_medians_are() -> None:
+    records = ROOT / "results/hypergradient-fidelity/laptop/records.jsonl.gz"
+    ends = defaultdict(list)
+    for line in gzip.decompress(records.read_bytes()).decode().splitlines():
+        record = json.loads(line)
+        cell = record["cell"]
+        how = cell["method_settings"]
+        if cell["method"] == "pbgd" and how["penalty"] == "value" and how["inner_steps"] == 1000:
+            problem = json.dumps(cell["task_settings"], sort_keys=True)
+            ends[problem].append(record["metrics"]["test"]["relative_error"]["mean"])
+    assert [len(errors) for errors in ends.values()] == [3] * 4
+    per_cent = sorted(100 * median(errors) for errors in ends.values())
+    words = " ".join(README.split())
+    assert f"ends between {per_cent[0]:.1f} and {per_cent[-1]:.0f} per cent. Medians" in words
 
 
 def test_its_badges_are_true() -> None:
