@@ -265,32 +265,31 @@ def resolve(
         raise UnknownName("group of settings", next(iter(given)), known)
     if all(getattr(parts[-1], limit) is None for limit in Budget.LIMITS):
         raise SettingError(f"budget: set at least one of {', '.join(Budget.LIMITS)}")
-    _check_budget(*parts)
+    _check_select(*parts)
     _check_retraining(parts[0], parts[-1])
     for_task, for_method, for_solver, limits = map(settings.values, parts)
     limits = {k: v for k, v in limits.items() if v is not None}
     return Resolved(task, method, solver, for_task, for_method, for_solver, limits, parts)
 
 
-def _check_budget(task: Any, method: Any, solver: Any, budget: Budget) -> None:
-    """Raise SettingError where the state is to be chosen on a split that the task lacks, or theta
-    trained anew by steps that it does not take."""
+def _check_select(task: Any, method: Any, solver: Any, budget: Budget) -> None:
+    """Raise SettingError where the state is to be chosen on a split that the task lacks."""
     why = task.lacks_selection if budget.select == "best_selection" else None
     if why:
         raise SettingError(
             f"budget: setting select cannot be 'best_selection' for task {task.registered_name}, "
             f"which has no split 'selection': {why}; write select = 'best_valid' or 'last'"
         )
-    if budget.retrain_steps is not None and "own_step" in task.offers:
-        raise SettingError(
-            f"budget: setting retrain_lr is nothing for task {task.registered_name}, whose learner "
-            "takes steps of its own: leave retrain_steps and retrain_lr out"
-        )
 
 
 def _check_retraining(task: Any, budget: Budget) -> None:
     """Raise SettingError where theta is to be trained anew by a solver that the task has nothing
     for: it would be found out after the whole run."""
+    if budget.retrain_steps is not None and "own_step" in task.offers:
+        raise SettingError(
+            f"budget: setting retrain_lr is nothing for task {task.registered_name}, whose learner "
+            "takes steps of its own: leave retrain_steps and retrain_lr out"
+        )
     name = budget.retrain_solver
     why = None if name is None else lacks_examples(task, solvers.get(name))
     if why:
