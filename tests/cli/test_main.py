@@ -300,6 +300,7 @@ def test_a_run_of_nothing_says_why(folder: Path) -> None:
     assert not (folder / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_cell_that_two_columns_share_is_counted_once(folder: Path) -> None:
     twice = SUITE.replace("[[rows]]", '[[columns]]\nid = "again"\ntask = "quadratic"\n[[rows]]', 1)
     (folder / "twice.toml").write_text(twice)
@@ -726,6 +727,7 @@ def test_ctrl_c_ends_with_130_and_goes_on_later(folder: Path) -> None:
     assert "goes on from a checkpoint" in metabench("plan", *words[1:]).out
 
 
+@pytest.mark.slow
 def test_parallel_jobs(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "metabench", "run", "small.toml", "--jobs", "2", "--store", "p"],

@@ -367,7 +367,7 @@ def one_thread():
 HEAVY = (
     *("caltech101_fs", "cifar_fs", "control", "exact_decay", "exact_representation", "fc100"),
     *("newsgroups", "pretrain_ecg", "pretrain_multitask", "rotation_range", "self_edit_weights"),
-    *("tv_denoise",),
+    *("spectral_risk", "tv_denoise", "two_mode_gan"),
 )
 """Tasks that are run with -m slow alone."""
 

@@ -405,7 +405,9 @@ def test_carried_chains_go_on_each_from_its_own_end():
     assert len({tuple(row.tolist()) for row in state.memory["chains"]["w"]}) == 4
 
 
-@pytest.mark.parametrize("estimator", ["forward", "first_order", "covariance"])
+@pytest.mark.parametrize(
+    "estimator", [pytest.param("forward", marks=pytest.mark.slow), "first_order", "covariance"]
+)
 def test_several_chains_keep_the_contract(estimator):
     for _, check in method_checks(SGLD(estimator=estimator, chains=3, inner_steps=4, thin=2)):
         check()

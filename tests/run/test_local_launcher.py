@@ -166,6 +166,7 @@ def test_code_that_ends_the_process_fails_its_cell_alone(
     assert summary.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_one_try_of_one_cell(
     store: Store, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_worker_that_dies_costs_one_try_of_one_cell(
     assert {line.split()[2] for line in lines} == {"3", "5"}
 
 
+@pytest.mark.slow
 def test_a_device_with_a_number_is_not_pinned_away(
     store: Store, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

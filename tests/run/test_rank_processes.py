@@ -193,7 +193,9 @@ def both(one: Cell, tmp_path: Path, processes: RankProcesses) -> Record:
 @pytest.mark.parametrize(
     ("task", "method", "task_settings", "method_settings"),
     [
-        ("glyphs", "maml", GLYPHS, {"inner_steps": 2, "test_steps": 3}),
+        pytest.param(
+            "glyphs", "maml", GLYPHS, {"inner_steps": 2, "test_steps": 3}, marks=pytest.mark.slow
+        ),
         ("glyphs", "pbgd", REPRESENTATION, {"inner_steps": 2}),
         ("recipe_bandit", "restem", {"meta_batch": 5}, {"batch": 3}),
         ("recipe_bandit", "restem", {"meta_batch": 3}, {"select": "above", "threshold": -0.2}),
