@@ -94,7 +94,7 @@ def test_class_names() -> None:
     assert class_name("a_1") == "A1"
 
 
-@pytest.mark.parametrize("kind", ["method", "task"])
+@pytest.mark.parametrize("kind", ["method", pytest.param("task", marks=pytest.mark.slow)])
 def test_what_is_written_is_clean_and_passes_the_checks(
     plugins_forgotten: None, tmp_path: Path, kind: str
 ) -> None:
