@@ -17,6 +17,7 @@ import argparse
 import functools
 import importlib.util
 import json
+import math
 import os
 import queue
 import shutil
@@ -294,9 +295,12 @@ def limits(options: argparse.Namespace) -> dict[str, float]:
     for text in options.limit:
         name, _, seconds = text.partition("=")
         try:
-            out[chosen([name])[0].name] = float(seconds)
+            limit = float(seconds)
         except ValueError:
-            raise SystemExit(f"--limit {text}: PART=SECONDS, as in episodes=90") from None
+            limit = math.nan
+        if not 0 < limit < math.inf:
+            raise SystemExit(f"--limit {text}: PART=SECONDS, as in episodes=90")
+        out[chosen([name])[0].name] = limit
     return out
 
 
@@ -339,6 +343,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.wheels:
         return collect(options.wheels, options.python_version, options.builder)
     parts, own = chosen(options.parts), limits(options)
+    for folder in (options.out, *options.out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise SystemExit(f"--out {options.out}: {folder} is a file; name a folder")
+    if options.archive and not options.archive.is_file():
+        raise SystemExit(f"--continue {options.archive}: there is no such file")
     device = options.device or "cuda"
     if options.dry_run:
         for part in parts:

@@ -41,6 +41,7 @@ def test_it_is_twenty_lines_and_all_that_it_shows() -> None:
     assert f"docs/{PAGE}" in readme
 
 
+@pytest.mark.slow
 def test_every_block_runs(tmp_path: Path) -> None:
     """With two outer steps in the place of a hundred."""
     short = PARTS[0].replace('"budget.outer_steps": 100}}', '"budget.outer_steps": 2}}')

@@ -77,12 +77,18 @@ def _refused(task: Any, method: Any, solver: Any) -> str | None:
             f"solver {name} steps by single examples, without a graph: {method.registered_name} "
             "takes inner steps of its own, or looks through them"
         )
-    if solver.by_examples and not task.offers & {"example_losses", "spectral_risk"}:
-        return (
-            f"solver {name} needs {CAPABILITIES['example_losses']}, which the task does not offer"
-        )
-    reason: str | None = method.refuses(solver)
+    reason: str | None = lacks_examples(task, solver) or method.refuses(solver)
     return reason
+
+
+def lacks_examples(task: Any, solver: Any) -> str | None:
+    """Why a solver by single examples cannot step on a task, in words, or None where it can."""
+    if not solver.by_examples or task.offers & {"example_losses", "spectral_risk"}:
+        return None
+    return (
+        f"solver {solver.registered_name} needs {CAPABILITIES['example_losses']}, "
+        "which the task does not offer"
+    )
 
 
 def check_applicable(task: Any, method: Any, solver: Any = None) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from metabench.core import settings
+from metabench.core.capabilities import lacks_examples
 from metabench.core.costs import PRICED, equivalents
 from metabench.core.declaration import Declaration, declare
 from metabench.core.errors import SettingError, UnknownName
@@ -265,6 +266,7 @@ def resolve(
     if all(getattr(parts[-1], limit) is None for limit in Budget.LIMITS):
         raise SettingError(f"budget: set at least one of {', '.join(Budget.LIMITS)}")
     _check_select(*parts)
+    _check_retraining(parts[0], parts[-1])
     for_task, for_method, for_solver, limits = map(settings.values, parts)
     limits = {k: v for k, v in limits.items() if v is not None}
     return Resolved(task, method, solver, for_task, for_method, for_solver, limits, parts)
@@ -277,6 +279,23 @@ def _check_select(task: Any, method: Any, solver: Any, budget: Budget) -> None:
         raise SettingError(
             f"budget: setting select cannot be 'best_selection' for task {task.registered_name}, "
             f"which has no split 'selection': {why}; write select = 'best_valid' or 'last'"
+        )
+
+
+def _check_retraining(task: Any, budget: Budget) -> None:
+    """Raise SettingError where theta is to be trained anew by a solver that the task has nothing
+    for: it would be found out after the whole run."""
+    if budget.retrain_steps is not None and "own_step" in task.offers:
+        raise SettingError(
+            f"budget: setting retrain_lr is nothing for task {task.registered_name}, whose learner "
+            "takes steps of its own: leave retrain_steps and retrain_lr out"
+        )
+    name = budget.retrain_solver
+    why = None if name is None else lacks_examples(task, solvers.get(name))
+    if why:
+        raise SettingError(
+            f"budget: setting retrain_solver cannot be {name!r} for task {task.registered_name}: "
+            f"{why}"
         )
 
 

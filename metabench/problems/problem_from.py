@@ -66,11 +66,13 @@ def problem_from(
 ) -> Any:
     """A task, known under ``name`` from then on, that every method runs on whose needs it offers.
 
-        task = problem_from(nn.Linear(20, 3), (x, y), (valid_x, valid_y), test=(test_x, test_y))
+        model = lambda: nn.Linear(20, 3)
+        task = problem_from(model, (x, y), (valid_x, valid_y), test=(test_x, test_y))
         api.run(api.suite_of_pairs([task], ["bilevel", "ift"]), budget="smoke")
 
-    ``model``: a module, copied as it is now; or a function that makes one, which is called with the
-    seed of each run. ``train``, ``valid``, ``test``, ``selection``: pairs (x [n, ...], y [n, ...]),
+    ``model``: a function that makes a module, called with the seed of each run; or a module, copied
+    as it is now: unless torch was seeded before, it is another one, and so another problem, in
+    every process. ``train``, ``valid``, ``test``, ``selection``: pairs (x [n, ...], y [n, ...]),
     Datasets of pairs, or DataLoaders around one. x of floats takes the model's type; y of whole
     numbers is classes.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from metabench.core.cell import Budget
+from metabench.core.errors import UnknownName
 from metabench.run.events import Listener
 
 Engine = Literal["auto", "loop", "vmap", "graph"]
@@ -30,3 +31,7 @@ class RunOptions:
     stop: Callable[[], bool]
     begun: float = field(default_factory=time.monotonic)
     """From when the time limit counts."""
+
+    def __post_init__(self) -> None:
+        if self.engine not in get_args(Engine):
+            raise UnknownName("engine", self.engine, get_args(Engine))

@@ -66,6 +66,7 @@ def test_a_sound_machine(quick: dict[str, Any], store: Store) -> None:
     assert not store.root.exists()
 
 
+@pytest.mark.slow
 def test_the_probe_really_imports() -> None:
     found = probe_torch()
     for name in ("torch", "torchvision"):
@@ -259,6 +260,7 @@ def test_equal_commands_are_told_once() -> None:
     assert sys.version_info >= examination.LOWEST_PYTHON
 
 
+@pytest.mark.slow
 def test_an_optional_package_is_imported_not_only_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_class_names() -> None:
     assert class_name("a_1") == "A1"
 
 
-@pytest.mark.parametrize("kind", ["method", "task"])
+@pytest.mark.parametrize("kind", ["method", pytest.param("task", marks=pytest.mark.slow)])
 def test_what_is_written_is_clean_and_passes_the_checks(
     plugins_forgotten: None, tmp_path: Path, kind: str
 ) -> None:
@@ -129,6 +129,7 @@ def test_what_is_written_is_clean_and_passes_the_checks(
     {"method": kit.check_method, "task": kit.check_task}[kind](name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["method", "task"])
 def test_the_next_commands_work(
     plugins_forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -151,6 +152,7 @@ def test_the_next_commands_work(
     assert list((tmp_path / "results").glob("*/smoke/report.html"))
 
 
+@pytest.mark.slow
 def test_the_two_run_crossed(tmp_path: Path) -> None:
     for kind in ("method", "task"):
         new(kind, f"own_{kind}", tmp_path)

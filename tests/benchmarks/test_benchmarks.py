@@ -104,6 +104,7 @@ def test_a_tiny_row_of_the_penalty_benchmark(tmp_path, row):
     assert row in done.stdout
 
 
+@pytest.mark.slow
 def test_rows_of_the_penalty_benchmark():
     assert run("--list", module="penalty").stdout.split() == [
         "linear-1", "linear-5", "mlp-1", "mlp-5",
@@ -111,6 +112,7 @@ def test_rows_of_the_penalty_benchmark():
     assert run("--rows", "nothing", module="penalty").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_tiny_row_of_sgld(tmp_path):
     out = tmp_path / "sgld.json"
     done = subprocess.run(

@@ -135,10 +135,21 @@ def test_without_a_gpu_parts_are_left_out(stand_in, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [["--parts", "loras"], ["--limit", "lora"],
-                                   ["--limit", "loras=3"]])  # fmt: skip
+                                   ["--limit", "loras=3"], ["--limit", "lora=-3"],
+                                   ["--limit", "lora=nan"], ["--limit", "lora=inf"],
+                                   ["--continue", "nowhere.tar.gz"]])  # fmt: skip
 def test_names_and_limits_are_checked(stand_in, wrong):
-    with pytest.raises(SystemExit, match=r"agreement, episodes|PART=SECONDS"):
+    with pytest.raises(SystemExit, match=r"agreement, episodes|PART=SECONDS|no such file"):
         stand_in(*wrong)
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_figures_are_not_written_to_a_file(tmp_path, below):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(SystemExit, match="taken is a file; name a folder"):
+        gpu.main(["--parts", "lora", "--out", str(taken / below)])
+    assert taken.read_text() == "mine"
 
 
 def test_a_store_goes_on_from_lease_to_lease(stand_in, tmp_path):

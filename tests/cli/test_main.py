@@ -268,6 +268,10 @@ def test_show_finds_every_kind(folder: Path) -> None:
     assert metabench("show", "omniglot", "--kind", "method").code == 2
     prompt = next(r for r in metabench("show", "self_edit_policy").rows if "grader_prompt" in r)
     assert len(prompt[1]) <= 60 and prompt[1].endswith("..."), "a page of a default is cut"
+
+
+@pytest.mark.slow
+def test_show_shows_everything_that_is_listed(folder: Path) -> None:
     for entries in listing().values():
         for entry in entries:
             assert metabench("show", entry.name).code == 0, entry
@@ -296,6 +300,7 @@ def test_a_run_of_nothing_says_why(folder: Path) -> None:
     assert not (folder / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_cell_that_two_columns_share_is_counted_once(folder: Path) -> None:
     twice = SUITE.replace("[[rows]]", '[[columns]]\nid = "again"\ntask = "quadratic"\n[[rows]]', 1)
     (folder / "twice.toml").write_text(twice)
@@ -426,6 +431,7 @@ def test_published_records_give_the_same_table_elsewhere(folder: Path) -> None:
     assert gone.code == 1 and gone.err == "error: none.gz: No such file or directory\n"
 
 
+@pytest.mark.slow
 def test_a_crossing_without_a_suite(folder: Path) -> None:
     words = [
         "--task",
@@ -721,6 +727,7 @@ def test_ctrl_c_ends_with_130_and_goes_on_later(folder: Path) -> None:
     assert "goes on from a checkpoint" in metabench("plan", *words[1:]).out
 
 
+@pytest.mark.slow
 def test_parallel_jobs(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "metabench", "run", "small.toml", "--jobs", "2", "--store", "p"],
@@ -733,6 +740,7 @@ def test_parallel_jobs(folder: Path) -> None:
     assert len(Store(folder / "p").records()) == 4
 
 
+@pytest.mark.slow
 def test_the_same_verbs_from_python(folder: Path) -> None:
     assert {e.name for e in api.list_()["method"]} >= {"bilevel", "maml"}
     assert api.show("bilevel")[0].settings[0].name == "inner_steps"

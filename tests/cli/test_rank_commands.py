@@ -207,6 +207,7 @@ def test_a_changed_file_is_told(rank: Any, tmp_path: Path) -> None:
     assert "was changed after 2 cells of mine had been run" in told
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None
 ) -> None:

@@ -1,6 +1,7 @@
 """Everything registered keeps the contract, and every pair that applies takes its steps.
 
-The first settings of each are run always, the others with -m slow.
+The first settings of each are run always, the others with -m slow; so are the first of tasks that
+take seconds and have a relative that does not.
 """
 
 import pytest
@@ -363,6 +364,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+HEAVY = (
+    *("caltech101_fs", "cifar_fs", "control", "exact_decay", "exact_representation", "fc100"),
+    *("newsgroups", "pretrain_ecg", "pretrain_multitask", "rotation_range", "self_edit_weights"),
+    *("spectral_risk", "tv_denoise", "two_mode_gan"),
+)
+"""Tasks that are run with -m slow alone."""
+
+
 def built_in(kind):
     return [e.name for e in registry.REGISTRIES[kind].entries() if e.origin == "built-in"]
 
@@ -372,7 +381,7 @@ def with_settings(kind, chosen):
         pytest.param(
             registry.REGISTRIES[kind].get(name)(**set_),
             id=f"{name}{number or ''}",
-            marks=[pytest.mark.slow] * bool(number),
+            marks=[pytest.mark.slow] * (bool(number) or name in HEAVY),
         )
         for name in built_in(kind)
         for number, set_ in enumerate(chosen.get(name, [{}]))

@@ -69,6 +69,11 @@ def test_a_link_that_leads_nowhere_ends_the_build() -> None:
         places.relinked("[x](../methods/itf.py)", "docs/a.md", "a.md")
 
 
+def test_pages_come_in_the_same_order_in_every_process() -> None:
+    made = whole._linked({"metabench/core/cell.py", "LICENSE", "docs/site/hooks.py"}, set())
+    assert len(made) > 100 and [*made] == sorted(made)
+
+
 def test_shapes_roles_and_doctests_become_markdown() -> None:
     doc = "Rows [n, 3] of :func:`~a.b`; x[i], [see](y).\n\n    kept [n]\n\n>>> [1, 2]\n[1, 2]\n"
     text = "Rows `[n, 3]` of `a.b`; x[i], [see](y).\n\n    kept [n]\n\n"

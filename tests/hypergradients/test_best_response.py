@@ -159,7 +159,7 @@ def test_there_must_be_one_solution_that_depends_on_lam(name, task, set_):
         check_applicable(tasks.get(task)(**set_), methods.get(name)(rank=3, squash=False))
 
 
-@pytest.mark.parametrize("name", ["stn", "delta_stn"])
+@pytest.mark.parametrize("name", ["stn", pytest.param("delta_stn", marks=pytest.mark.slow)])
 def test_a_long_lam_goes_down_by_a_few_projections(name):
     ctx = context(tasks.get("quadratic")(dim=20))
     method = methods.get(name)(rank=8, squash=False, inner_steps=20, inner_lr=0.02, outer_lr=0.02)

@@ -266,6 +266,7 @@ def test_prepared_episodes_are_differentiated_and_shared():
     assert notes["shared"] > 0
 
 
+@pytest.mark.slow
 def test_forward_mode_warns_of_nothing_when_first_used():
     code = """
 from metabench.conformance.kit import check_method

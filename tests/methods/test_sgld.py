@@ -303,6 +303,7 @@ def spread_of(name, solver, **set_):
     return max(ends) - min(ends), max(ends)
 
 
+@pytest.mark.slow
 def test_less_sensitive_to_start_and_budget_than_point_estimates():
     langevin = Langevin(temperature=0.4)
     point, worst_point = spread_of("bilevel", "sgd")
@@ -404,7 +405,9 @@ def test_carried_chains_go_on_each_from_its_own_end():
     assert len({tuple(row.tolist()) for row in state.memory["chains"]["w"]}) == 4
 
 
-@pytest.mark.parametrize("estimator", ["forward", "first_order", "covariance"])
+@pytest.mark.parametrize(
+    "estimator", [pytest.param("forward", marks=pytest.mark.slow), "first_order", "covariance"]
+)
 def test_several_chains_keep_the_contract(estimator):
     for _, check in method_checks(SGLD(estimator=estimator, chains=3, inner_steps=4, thin=2)):
         check()

@@ -107,7 +107,7 @@ def test_the_fitted_response_of_a_quadratic_is_exact(cls, dim, scale):
 
 
 @pytest.mark.parametrize("cls", [STN, DeltaSTN])
-@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("carried", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_finds_the_exact_response_by_itself(cls, carried):
     method = cls(scale=0.5, inner_steps=3000, inner_lr=0.08, warmup=1, **RAW)
     ctx = context(Quadratic(carried=carried))

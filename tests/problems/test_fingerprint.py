@@ -242,6 +242,7 @@ print(fingerprint(net=Net(), loss=lambda p, y: nn.functional.mse_loss(p, y, redu
 """
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_every_process() -> None:
     found = {
         subprocess.run(

@@ -40,6 +40,7 @@ def test_an_empty_store_says_so_in_every_figure(suite, helpers):
         assert "No " in names(figure)
 
 
+@pytest.mark.slow
 def test_all_failed_one_seed_one_column(suite, helpers, tmp_path):
     failed = helpers.Fake()
     for place in suite.cells("smoke"):

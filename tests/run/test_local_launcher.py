@@ -166,6 +166,7 @@ def test_code_that_ends_the_process_fails_its_cell_alone(
     assert summary.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_one_try_of_one_cell(
     store: Store, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_worker_that_dies_costs_one_try_of_one_cell(
     assert {line.split()[2] for line in lines} == {"3", "5"}
 
 
+@pytest.mark.slow
 def test_a_device_with_a_number_is_not_pinned_away(
     store: Store, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,9 +323,9 @@ def test_two_launchers_share_a_grid(
     ("jobs", "number", "group"),
     [
         pytest.param(1, signal.SIGINT, True, marks=pytest.mark.slow),
-        (2, signal.SIGINT, True),
+        pytest.param(2, signal.SIGINT, True, marks=pytest.mark.slow),
         (2, signal.SIGTERM, False),
-        (2, signal.SIGHUP, True),  # a lost terminal
+        pytest.param(2, signal.SIGHUP, True, marks=pytest.mark.slow),  # a lost terminal
     ],
 )
 def test_a_signal_ends_the_launch_at_step_boundaries(

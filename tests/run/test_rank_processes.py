@@ -193,7 +193,9 @@ def both(one: Cell, tmp_path: Path, processes: RankProcesses) -> Record:
 @pytest.mark.parametrize(
     ("task", "method", "task_settings", "method_settings"),
     [
-        ("glyphs", "maml", GLYPHS, {"inner_steps": 2, "test_steps": 3}),
+        pytest.param(
+            "glyphs", "maml", GLYPHS, {"inner_steps": 2, "test_steps": 3}, marks=pytest.mark.slow
+        ),
         ("glyphs", "pbgd", REPRESENTATION, {"inner_steps": 2}),
         ("recipe_bandit", "restem", {"meta_batch": 5}, {"batch": 3}),
         ("recipe_bandit", "restem", {"meta_batch": 3}, {"select": "above", "threshold": -0.2}),
@@ -303,6 +305,7 @@ def test_a_limit_in_seconds_is_rank_0s(tmp_path: Path, processes: RankProcesses)
     assert late.status == "timeout"
 
 
+@pytest.mark.slow
 def test_a_launch_tries_a_cell_again_whose_rank_has_died(tmp_path: Path) -> None:
     store, events = Store(tmp_path / "runs"), list[Event]()
     one, always = (points(do=do, folder=str(tmp_path)) for do in ("die once", "die"))
@@ -347,6 +350,7 @@ def test_no_rank_outlives_the_first(tmp_path: Path) -> None:
     assert waited(lambda: not Path(f"/proc/{other}").exists())
 
 
+@pytest.mark.slow
 def test_ranks_from_elsewhere_come_to_where_they_are_told(tmp_path: Path) -> None:
     place = tmp_path / "ranks" / "meet.json"
     one = points()

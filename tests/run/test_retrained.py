@@ -102,5 +102,19 @@ def test_half_of_it_or_a_wrong_solver_is_refused(
         cell(**budget)
 
 
+@pytest.mark.parametrize("solver", ["prospect", "saddle_saga", "lsvrg"])
+def test_a_solver_by_examples_is_refused_where_a_task_has_none(solver: str) -> None:
+    budget = {"outer_steps": 1, "retrain_steps": 5, "retrain_lr": 0.1, "retrain_solver": solver}
+    said = f"cannot be '{solver}' for task quadratic: solver {solver} needs losses of single"
+    with pytest.raises(SettingError, match=said):
+        make_cell("quadratic", "fixed", set={"budget": budget})
+    assert make_cell("ridge", "fixed", set={"budget": budget}).budget["retrain_solver"] == solver
+
+
+def test_a_learner_with_steps_of_its_own_has_no_step_size_to_retrain_with() -> None:
+    with pytest.raises(SettingError, match="retrain_lr is nothing for task tagi_regression"):
+        make_cell("tagi_regression", "fixed", set={"budget": {"outer_steps": 1, **ANEW}})
+
+
 def test_a_cell_without_it_does_not_name_it() -> None:
     assert not [name for name in cell().budget if name.startswith("retrain")]

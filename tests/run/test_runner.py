@@ -26,7 +26,14 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core import provenance, registry
 from metabench.core.cell import Cell, instances, make_cell
 from metabench.core.costs import COUNT_NAMES, CUT_STEP
-from metabench.core.errors import Diverged, Held, NotApplicable, SettingError, Stopped
+from metabench.core.errors import (
+    Diverged,
+    Held,
+    NotApplicable,
+    SettingError,
+    Stopped,
+    UnknownName,
+)
 from metabench.hypergradients import unrolled
 from metabench.run import checkpoint, determinism, learning_curve, loop
 from metabench.run.evaluation import estimate
@@ -539,6 +546,13 @@ def test_a_graph_is_refused_with_the_reason(
         return
     with pytest.raises(SettingError, match=why):
         run.check_capturable()
+
+
+def test_an_engine_that_is_not_there_is_named(tmp_path: Path) -> None:
+    store, one = Store(tmp_path), make_cell("ridge", "fixed", set={"budget": {"outer_steps": 1}})
+    with pytest.raises(UnknownName, match="no engine 'vamp'; near: vmap; known: auto, graph"):
+        run_cell(one, store, engine="vamp")
+    assert store.get(one.key) is None
 
 
 # Checkpoints

@@ -112,6 +112,7 @@ def test_losses_by_hand():
         close(problem.module(batch["x"]), scores)
 
 
+@pytest.mark.slow
 def test_the_hypergradient_against_a_dense_solve():
     """dF/dx_i = -sigma'(x_i)/n grad l_i(w*)' H^-1 grad f(w*), 170 weights."""
     problem = tiny(l2=0.05, shrink=7, carried=False).problem

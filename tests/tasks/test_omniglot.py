@@ -112,7 +112,9 @@ def test_rotated_classes_are_the_same_drawings_turned(folder):
         assert torch.equal(picked[turn], torch.rot90(classes.images[5, :3], turn, (-2, -1)))
 
 
-@pytest.mark.parametrize("source", ["torchvision", "learn2learn", "auto"])
+@pytest.mark.parametrize(
+    "source", [pytest.param("torchvision", marks=pytest.mark.slow), "learn2learn", "auto"]
+)
 def test_every_source_gives_the_same_episodes(folder, pictures, tmp_path, monkeypatch, source):
     settings = {"split": "background", "ways": 20}
     ours = build(**settings, source="metabench")

@@ -299,7 +299,10 @@ def test_the_hypergradient_of_the_warp_against_differences(signal, set_):
     [
         {},
         {"strength": "network", "dtype": "float32", "split": "pooled", "final_batch": 4},
-        {"head": "warm", "carried": False, "crop": False, "dtype": "float32"},
+        pytest.param(
+            {"head": "warm", "carried": False, "crop": False, "dtype": "float32"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_hearts_keep_the_contract(signal, set_):

@@ -91,7 +91,7 @@ def _linked(pending: set[str], known: set[str]) -> dict[str, str | Path]:
             queue += used
         else:
             made[page] = _source(path)
-    return made
+    return dict(sorted(made.items()))  # of sets: every process has another order
 
 
 def _source(path: str) -> str:
