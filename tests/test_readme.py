@@ -68,6 +68,7 @@ def test_marks_of_notes_are_left_out_and_nothing_else() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_its_ten_lines_run(tmp_path: Path) -> None:
     lines = [line for line in CODE.splitlines() if line.strip()]
     assert len([line for line in lines if "import" not in line]) <= 10

@@ -127,6 +127,7 @@ def test_a_method_that_cannot_run_on_a_problem_plays_the_others(tmp_path: Path) 
     assert [s.row for s in arena.standings(plan, track="A")] == ["soba"]
 
 
+@pytest.mark.slow
 def test_figures_and_tables_of_every_track_are_written(played, tmp_path: Path) -> None:
     path, store = played
     plan = arena.plan(path, budget="smoke", store=store)
