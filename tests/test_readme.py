@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 from statistics import median
 
 import pytest
@@ -16,12 +17,14 @@ from test_own_problem_page import run
 from test_tutorials import blocks as fenced
 from test_tutorials import mismatch
 
-from metabench.core.registry import methods, tasks
+from metabench.core.capabilities import why_not
+from metabench.core.registry import methods, solvers, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import readme_blocks
 
 ROOT = Path(__file__).parents[1]
+SGD: Any = solvers.get("sgd")()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CODE = next(block.text for block in fenced(README) if block.language == "python")
@@ -38,6 +41,19 @@ def test_the_matrix_has_every_method_and_every_task_once() -> None:
     listed = [task for family in readme_blocks.FAMILIES.values() for task in family]
     assert sorted(listed) == sorted(tasks.names())
     assert [m for m in methods.names() if f"[`{m}`](methods/{m}.py)" not in README] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "formulation"),
+    [("protonet", "representation"), ("linear_probe", "representation"), ("cavia", "context")],
+)
+def test_what_it_says_of_other_formulations(method: str, formulation: str) -> None:
+    images = readme_blocks.FAMILIES["few-shot"][:6]
+    assert f"`{method}`" in README and f"`{formulation}`" in README
+    for task in images:
+        shaped: Any = tasks.get(task)
+        other: Any = methods.get(method)
+        assert why_not(shaped(formulation=formulation), other(), SGD) is None, task
 
 
 def test_a_pair_that_is_not_applicable_is_not_counted() -> None:

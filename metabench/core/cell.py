@@ -284,7 +284,7 @@ def _check_select(task: Any, method: Any, solver: Any, budget: Budget) -> None:
 
 def _check_retraining(task: Any, budget: Budget) -> None:
     """Raise SettingError where theta is to be trained anew by a solver that the task has nothing
-    for: it would be found out after the whole run."""
+    for, or where its learner takes none: it would be found out after the whole run."""
     if budget.retrain_steps is not None and "own_step" in task.offers:
         raise SettingError(
             f"budget: setting retrain_lr is nothing for task {task.registered_name}, whose learner "
