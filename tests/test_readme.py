@@ -9,8 +9,8 @@ import sys
 import tomllib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 from statistics import median
+from typing import Any
 
 import pytest
 from test_own_problem_page import run
