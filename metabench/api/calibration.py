@@ -1,16 +1,19 @@
-"""Measuring what counts cost on the problems of a suite, for tables of costs in one unit."""
+"""Measuring what counts cost on the problems of a suite or an arena, for costs in one unit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from metabench.api.verbs import DEFAULT_BUDGET, load, open_store
 from metabench.core.errors import DataMissing, NotApplicable
 from metabench.store import prices as kept
 from metabench.store.prices import Prices
 from metabench.store.store import Store
+from metabench.suites import arena as arenas
+from metabench.suites.arena import Arena
 from metabench.suites.suite import Suite
 
 
@@ -58,3 +61,42 @@ def calibrate(
         kept.keep(path, [found[key]])
         listener(f"{place.column} ({place.cell.task})")
     return Calibration([*found.values()], [*without])
+
+
+@dataclass(frozen=True)
+class ProblemCalibration:
+    """What the file of an arena says of a problem: prices of counts, and the smoothness L, the
+    largest over the seeds that were asked for; None where a task has no second derivatives."""
+
+    problem: str
+    prices: Prices
+    smoothness: float | None
+
+
+def calibrate_arena(
+    arena: str | Path | Arena,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    listener: Callable[[ProblemCalibration], None] = lambda _: None,
+) -> list[ProblemCalibration]:
+    """Measure prices and smoothness of every problem of an arena; nothing is kept, as both stand in
+    its file. ``listener`` is told of each as it is found.
+
+    The machine should have nothing else to do. Raises SuiteError, SettingError, DataMissing, and
+    NotApplicable for a problem without gradients.
+    """
+    from metabench.core import settings
+    from metabench.core.registry import tasks
+    from metabench.run.prices import measure, smoothness
+
+    known = arena if isinstance(arena, Arena) else arenas.load(Path(arena))
+    found = []
+    for problem in known.problems:
+        task: Any = settings.build(tasks.get(problem.task), problem.set.get("task", {}), problem.task)
+        try:
+            largest = max(smoothness(task, seed=seed) for seed in seeds)
+        except NotApplicable:
+            largest = None
+        found.append(ProblemCalibration(problem.id, measure(task), largest))
+        listener(found[-1])
+    return found

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from metabench.api import Status
+    from metabench.api.calibration import ProblemCalibration
     from metabench.suites.arena import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
@@ -289,9 +290,14 @@ def calibrate(
     store: StorePath = None,
     again: Annotated[bool, typer.Option("--again", help="Measure what is known, too.")] = False,
 ) -> None:
-    """Measure what gradients and products cost on a suite's problems, for its table of costs."""
+    """Measure what gradients and products cost on a suite's problems, for its table of costs. Of an
+    arena what its file says of each problem: ``prices`` and ``smoothness``; nothing is kept."""
     from metabench import api
+    from metabench.api.calibration import calibrate_arena
 
+    if (arena := Choice(suite, budget).arena()) is not None:
+        calibrate_arena(arena, listener=_in_the_words_of_a_file)
+        return
     found = api.calibrate(
         suite,
         budget=budget,
@@ -304,6 +310,15 @@ def calibrate(
     for one in found.prices:
         of = ", ".join(f"{name} {price:.3g}" for name, price in one.of.items())
         typer.echo(f"{one.task} [{one.key[:8]}]: {of}")
+
+
+def _in_the_words_of_a_file(found: ProblemCalibration) -> None:
+    """Two lines for an arena's file, under the problem's name."""
+    of = ", ".join(f"{name} = {price:.2g}" for name, price in found.prices.of.items())
+    typer.echo(f"# {found.problem}")
+    if found.smoothness is not None:
+        typer.echo(f"smoothness = {found.smoothness:.3g}")
+    typer.echo(f"prices = {{ {of} }}")
 
 
 def _terminal_format() -> str:

@@ -27,6 +27,8 @@ LONGEST = 20.0
 """Seconds after which no further round begins, from the third on."""
 SHORTEST = 0.005
 """Seconds that a measured piece takes at least: shorter operations are repeated in it."""
+POWERS = 50
+"""Products of a power iteration: enough for two digits, which a range of step sizes needs."""
 
 
 def measure(task: Any, device: torch.device | None = None, *, seed: int = 0) -> Prices:
@@ -52,6 +54,42 @@ def measure(task: Any, device: torch.device | None = None, *, seed: int = 0) -> 
         threads,
         torch.__version__,
     )
+
+
+def smoothness(task: Any, device: torch.device | None = None, *, seed: int = 0) -> float:
+    """L: the largest absolute eigenvalue of the inner Hessian at the first (lam, theta), by power
+    iteration from a random vector. Steps of plain descent are stable below 2 / L there.
+
+    Raises NotApplicable where the task has no second derivatives, DataMissing.
+    """
+    device = device or torch.device("cpu")
+    if not task.offers >= GRADIENTS:
+        raise NotApplicable(f"{task.registered_name} has no second derivatives in the inner loss")
+    seeds = Seeds.of(seed)
+    with determinism.fixed(device):
+        problem = task.build(seeds, device)
+        determinism.seed_globals(seeds.method, device)
+        lam = problem.init_outer()
+        episode = problem.prepare(lam, problem.episode("train", 0))
+        theta = autodiff.detach(problem.init_inner(lam, episode))
+        leaf = autodiff.leaf(theta)
+        loss = problem.inner_loss(lam, leaf, episode.batch(0))
+        gradient = torch.autograd.grad(loss, [*leaf.values()], create_graph=True)
+        curved = [i for i, g in enumerate(gradient) if g.requires_grad]
+        v, length = [torch.randn_like(g) for g in gradient], 0.0  # its length is gone after a step
+        for _ in range(POWERS if curved else 0):
+            found = torch.autograd.grad(
+                [gradient[i] for i in curved],
+                [*leaf.values()],
+                [v[i] for i in curved],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            length = float(autodiff.norm(dict(zip(leaf, found, strict=True))))
+            if not length:
+                break
+            v = [x / length for x in found]
+    return length
 
 
 def operations(problem: Problem, *, second_order: bool = True) -> dict[str, Callable[[], object]]:

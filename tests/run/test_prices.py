@@ -6,7 +6,7 @@ from metabench.core.costs import PRICED
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import tasks
 from metabench.core.settings import build
-from metabench.run.prices import measure, operations
+from metabench.run.prices import measure, operations, smoothness
 
 
 def made(name, **settings):
@@ -53,3 +53,21 @@ def test_measuring_leaves_random_numbers_alone():
     before = torch.get_rng_state()
     measure(made("ridge"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_smoothness_is_the_largest_eigenvalue():
+    assert smoothness(made("quadratic", a=3.0)) == pytest.approx(3.0, rel=1e-12)
+    task = made("quadratic", dim=6)
+    problem = task.build(Seeds.of(4), torch.device("cpu"))
+    lam = problem.init_outer()
+    episode = problem.episode("train", 0)
+    theta = problem.init_inner(lam, episode)
+    (name,) = theta
+    hessian = torch.func.hessian(lambda p: problem.inner_loss(lam, p, episode.batch(0)))(theta)
+    largest = float(torch.linalg.eigvalsh(hessian[name][name]).max())
+    assert smoothness(task, seed=4) == pytest.approx(largest, rel=1e-2)
+
+
+def test_a_task_without_second_derivatives_has_no_smoothness():
+    with pytest.raises(NotApplicable, match="recipe_bandit has no second derivatives"):
+        smoothness(made("recipe_bandit"))

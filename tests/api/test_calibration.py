@@ -1,0 +1,58 @@
+import tomllib
+
+import pytest
+from typer.testing import CliRunner
+
+from metabench.api.calibration import calibrate_arena
+from metabench.cli.main import app
+from metabench.core.costs import PRICED
+from metabench.suites.arena import ArenaProblem
+
+FILE = """
+kind = "arena"
+title = "One quadratic"
+
+[budgets.laptop]
+trials = 1
+tuning_seeds = [100]
+seeds = [0]
+charge_looks = false
+
+[[problems]]
+id = "steep"
+track = "A"
+task = "quadratic"
+set.task = { a = 3.0 }
+fixed = 1.0
+bound = 0.0
+cap = 10.0
+prices = { inner_gradients = 1.0 }
+
+[[methods]]
+id = "fixed"
+method = "fixed"
+tracks = ["A"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "one.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_every_problem_of_an_arena_is_measured(file):
+    told = []
+    (found,) = calibrate_arena(file, listener=told.append)
+    assert told == [found]
+    assert found.problem == "steep" and found.smoothness == pytest.approx(3.0)
+    assert set(found.prices.of) == set(PRICED)
+
+
+def test_what_is_printed_can_be_put_into_the_file(file):
+    said = CliRunner().invoke(app, ["calibrate", str(file)])
+    assert said.exit_code == 0
+    values = tomllib.loads(said.stdout)
+    assert values["smoothness"] == 3.0
+    ArenaProblem("steep", "A", "quadratic", 1.0, 0.0, 10.0, **values)
