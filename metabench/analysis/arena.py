@@ -57,10 +57,10 @@ def selection_score(problem: ArenaProblem, record: Record, metric: str) -> float
 def test_score(
     problem: ArenaProblem, record: Record, metric: str, readout: str = ""
 ) -> float | None:
-    """The score of the selected state on the test split; None where the run ended without
-    numbers. ``readout``: "" for the theta that the method ends with, RETRAINED for one that is
-    trained anew at its lam."""
-    if record.status != "done":
+    """The score of the selected state on the test split; None where the run, or the readout's own
+    training, ended without numbers. ``readout``: "" for the theta that the method ends with,
+    RETRAINED for one that is trained anew at its lam."""
+    if record.status != "done" or (readout and "test" + readout not in record.metrics):
         return None
     return problem.score(record.metrics["test" + readout][metric].mean)
 

@@ -92,7 +92,9 @@ def calibrate_arena(
     known = arena if isinstance(arena, Arena) else arenas.load(Path(arena))
     found = []
     for problem in known.problems:
-        task: Any = settings.build(tasks.get(problem.task), problem.set.get("task", {}), problem.task)
+        task: Any = settings.build(
+            tasks.get(problem.task), problem.set.get("task", {}), problem.task
+        )
         try:
             largest = max(smoothness(task, seed=seed) for seed in seeds)
         except NotApplicable:

@@ -22,6 +22,7 @@ from metabench.core.cell import Cell
 from metabench.core.costs import COUNT_NAMES, CUT_LOOK, CUT_STEP, Counts, Meter
 from metabench.core.errors import (
     BudgetSpent,
+    Diverged,
     Held,
     SettingError,
     Stopped,
@@ -324,7 +325,15 @@ class Loop:
         for split in self.problem.evaluations:
             for suffix, method in ways:
                 if split + suffix not in self.boundary.metrics:
-                    found = self.evaluate(method, best, split)
+                    try:
+                        found = self.evaluate(method, best, split)
+                    except Diverged as error:
+                        if suffix != RETRAINED:
+                            raise
+                        # At the lam found the readout's step size may be too long: that says
+                        # nothing of the run, whose own theta has been tested.
+                        self.ctx.notes["retraining"] = f"on {split!r}: {error}"
+                        continue
                     metrics = {**self.boundary.metrics, split + suffix: found}
                     for name, value in found.items():
                         if abs(value.mean) >= RUNAWAY:

@@ -63,6 +63,14 @@ def test_it_does_not_depend_on_how_the_method_trains(tmp_path: Path) -> None:
     assert few.metrics[AGAIN] == many.metrics[AGAIN]
 
 
+def test_one_that_runs_away_leaves_the_run_what_it_is(tmp_path: Path) -> None:
+    """e^lam may have made the inner problem too steep for the readout's step size."""
+    record = played(tmp_path, cell("ift", retrain_steps=400, retrain_lr=50.0))
+    assert AGAIN not in record.metrics
+    assert record.metrics == played(tmp_path, cell("ift")).metrics
+    assert record.notes["retraining"].startswith("on 'test': loss on episode 0 of 'test' is ")
+
+
 def test_it_is_not_counted_and_changes_nothing_else(tmp_path: Path) -> None:
     without, with_it = played(tmp_path, cell("ift")), played(tmp_path, cell("ift", **ANEW))
     assert [with_it.cost[n] for n in COUNT_NAMES] == [without.cost[n] for n in COUNT_NAMES]

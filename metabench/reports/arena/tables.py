@@ -105,7 +105,8 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
         where = "" if len(anew) == len(track.problems) else f" (on {listed(anew)})"
         yield (
             f"retrained: the score of a theta that is trained anew at the lam found{where}, in the "
-            "same way for all methods, and not counted: what lam alone is worth."
+            "same way for all methods, and not counted: what lam alone is worth. A training that "
+            "runs away scores 0 or as the worst."
         )
     yield (
         "Trials. 1 trial: the test score that one of the settings tried has on average. near: "

@@ -14,6 +14,7 @@ from metabench.core.errors import NotDrawn
 from metabench.reports.arena import costs, figures, pairs, scores, strips, tables
 from metabench.reports.figure_style import styled
 from metabench.reports.renderers import text
+from metabench.store.record import RETRAINED
 
 GOOD = {"alpha": 1.0, "beta": 0.5, "gamma": 0.85}
 
@@ -164,6 +165,19 @@ def test_a_theta_trained_anew_has_a_column_where_a_problem_says_so(three: TrackR
     }
     assert by_problem["p1"] is None
     assert by_problem["p2"] == pytest.approx(GOOD["beta"] * 0.5 + 0.002 - 0.25)
+
+
+def test_a_readout_that_ran_away_counts_as_no_learning() -> None:
+    """The run's own score stays."""
+    made = arena(["p0"], tuple(GOOD), anew=["p0"])
+    one = played(made, score, lift=-0.25)
+    for p in one.finals:
+        if p.row == "alpha" and p.cell.seed == 0:
+            del p.record.metrics["test" + RETRAINED]
+    whole = collect(one.arena, one.scores, one.finals, one.metrics, "A", one.curve)
+    anew = whole.retrained["alpha"]["p0"]
+    assert anew[0] == 0.0 and min(anew[1:]) > 0.5
+    assert min(whole.scores["alpha"]["p0"]) > 0.9
 
 
 def test_files_are_whole_and_their_numbers_those_of_the_track(
