@@ -1,13 +1,15 @@
-"""What an arena's candidate problems have to give: without learning, and with much of it.
+"""What an arena's problems have to give: without learning, and with much of it.
 
-    metabench arena benchmarks/arena_candidates.toml --budget calibration --store DIR
-    python -m benchmarks.arena_calibration --budget calibration --store DIR
+    metabench arena FILE_OR_NAME --budget BUDGET --store DIR
+    python -m benchmarks.arena_calibration FILE_OR_NAME --budget BUDGET --store DIR
 
-Of each problem the table has the mean and the 95 % t-interval over the finals' seeds of what no
-outer learning has (the methods ``fixed`` and ``unlearned``, their step size tuned), the best other
-method and its mean, and the headroom: the gap between the two in whole widths of the wider
-interval. An arena takes problems with a headroom of five or more. Seconds are wall seconds of a
-run, evaluations included. Writes calibration.json and calibration.md.
+Once an arena's trials are done, its best method on each problem, with the setting that its trials
+have chosen, runs on ten seeds at the problem's cap and at five times that; beside it stands what no
+outer learning has (the methods ``fixed`` and ``unlearned``) at the cap. Headroom is the gap between
+no learning and the better of the two runs, in whole widths of the wider 95 % t-interval over seeds.
+An arena takes problems with a headroom of five or more, and states their ``fixed`` and ``bound``
+from this table. Seconds are wall seconds of a run at the cap, evaluations included. Finished cells
+are read, not run. Writes calibration.json and calibration.md.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -24,17 +26,26 @@ from tabulate import tabulate
 from metabench.analysis import stats
 from metabench.analysis.arena import finals_scores
 from metabench.api import arena as arenas
+from metabench.api.verbs import open_store
 from metabench.core.errors import MetabenchError
-from metabench.suites.arena import AS_SHIPPED
+from metabench.store.store import Store
+from metabench.suites import planning
+from metabench.suites.arena import AS_SHIPPED, ArenaProblem
+from metabench.suites.planning import NEVER_RUN, Planned
 
 HERE = Path(__file__).parent
 WITHOUT = ("fixed", "unlearned")
-"""Methods of the file that learn nothing outside."""
+"""Ids of methods that learn nothing outside."""
+SEEDS = range(10)
+ROUNDING = 1e-12
+LONG = 5.0
+"""Caps that a long run may cost."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One problem. ``fixed`` and ``best`` are in the task's metric, with half-widths of intervals;
+    """One problem. ``fixed``, ``best`` and ``long`` are means in the task's metric, each with the
+    half-width of its interval; ``lost`` counts runs of the best method without numbers.
     ``headroom`` is None where no interval has a width."""
 
     problem: str
@@ -46,46 +57,112 @@ class Row:
     method: str
     best: float
     best_half: float
+    long: float
+    long_half: float
+    lost: int
     headroom: float | None
     seconds: float
 
 
 def headroom(fixed: float, best: float, halves: Sequence[float]) -> float | None:
-    """The gap in widths of the widest of the intervals; negative where ``best`` is worse."""
-    width = 2 * max(halves)
-    return (best - fixed) / width if width else None
+    """The gap in widths of the widest of the intervals; negative where ``best`` is worse, None
+    where the width is rounding alone."""
+    width, gap = 2 * max(halves), best - fixed
+    return gap / width if width > ROUNDING * abs(gap) else None
 
 
-def rows(plan: arenas.Plan) -> list[Row]:
-    """A row for each problem whose finals are there. Raises MetabenchError where some are not."""
+def leaders(plan: arenas.Plan) -> dict[str, tuple[str, str]]:
+    """Problem to the ids of the best method without and with outer learning, by the finals; by the
+    trials where no final has been played. Problems that lack either are left out."""
+    if any(p.record is not None for p in plan.finals):
+        metrics = arenas.metrics(plan.arena)
+        played = [p for p in plan.finals if p.record is not None]
+        found, _ = finals_scores(plan.arena, played, metrics)
+        scores = {
+            (row, name): stats.mean(values)
+            for row, of in found.items()
+            if not row.endswith(AS_SHIPPED)
+            for name, values in of.items()
+        }
+    else:
+        scores = {
+            pair: max(t.scores[0] for t in of if t.scores[0] is not None)
+            for pair, of in plan.scores.items()
+            if any(t.scores[0] is not None for t in of)
+        }
+    out = {}
+    for problem in plan.arena.problems:
+        here = {row: s for (row, name), s in scores.items() if name == problem.id}
+        without = {row: s for row, s in here.items() if row in WITHOUT}
+        others = {row: s for row, s in here.items() if row not in WITHOUT}
+        if without and others:
+            out[problem.id] = (
+                max(without, key=without.__getitem__),
+                max(others, key=others.__getitem__),
+            )
+    return out
+
+
+def runs(plan: arenas.Plan, budget: str, store: Store) -> dict[tuple[str, str], list[Planned]]:
+    """Problem and "fixed", "best" or "long" to the cells of its row, done or not."""
+    rules = plan.arena.budget(budget)
+    methods = {m.id: m for m in plan.arena.methods}
+    records = store.records()
+    out = {}
+    for problem in plan.arena.problems:
+        if problem.id not in (found := leaders(plan)):
+            continue
+        without, best = found[problem.id]
+        for name, row, how in (
+            ("fixed", without, rules),
+            ("best", best, rules),
+            ("long", best, replace(rules, stretch=LONG * rules.stretch)),
+        ):
+            trial = plan.chosen[row, problem.id]
+            cells = plan.arena.cells(methods[row], problem, trial, how, SEEDS, "")
+            out[problem.id, name] = planning.plan(cells, store, records)
+    return out
+
+
+def _values(problem: ArenaProblem, metric: str, played: Sequence[Planned]) -> list[float]:
+    """The metric on the test split, of runs that ended with numbers."""
+    found = []
+    for p in played:
+        if p.record is None:
+            raise MetabenchError(f"{p.row}/{problem.id} seed {p.cell.seed} is not done: {p.why}")
+        if p.record.status == "done":
+            found.append(p.record.metrics["test"][metric].mean)
+    if not found:
+        raise MetabenchError(f"no run of {played[0].row}/{problem.id} ended with numbers")
+    return found
+
+
+def rows(plan: arenas.Plan, done: Mapping[tuple[str, str], Sequence[Planned]]) -> list[Row]:
+    """A row for each problem. Raises MetabenchError where cells are not done."""
     metrics = arenas.metrics(plan.arena)
-    scores, _ = finals_scores(plan.arena, plan.finals, metrics)
-    spent: dict[str, list[float]] = {}
-    for p in plan.finals:
-        if p.record is not None:
-            cost = p.record.cost
-            spent.setdefault(p.column, []).append(cost["seconds"] + cost["evaluation_seconds"])
     out = []
     for problem in plan.arena.problems:
-        here = {
-            row: list(of[problem.id])
-            for row, of in scores.items()
-            if problem.id in of and not row.endswith(AS_SHIPPED)
-        }
-        without = [row for row in here if row in WITHOUT]
-        others = [row for row in here if row not in WITHOUT]
-        if not without or not others:
+        if (problem.id, "long") not in done:
             continue
         sign = 1.0 if problem.bound > problem.fixed else -1.0
-        base = here[max(without, key=lambda row: stats.mean(here[row]))]
-        best = max(others, key=lambda row: stats.mean(here[row]))
-        mean = [stats.mean(base), stats.mean(here[best])]
-        halves = [stats.half_width(base) or 0.0, stats.half_width(here[best]) or 0.0]
+        of = {name: done[problem.id, name] for name in ("fixed", "best", "long")}
+        values = {n: _values(problem, metrics[problem.id], played) for n, played in of.items()}
+        mean = {n: stats.mean(v) for n, v in values.items()}
+        half = {n: stats.half_width(v) or 0.0 for n, v in values.items()}
+        better = max("best", "long", key=lambda n: sign * mean[n])
+        ended = len(values["best"]) + len(values["long"])
+        spent = [
+            p.record.cost["seconds"] + p.record.cost["evaluation_seconds"]
+            for p in of["best"]
+            if p.record is not None
+        ]
         out.append(
             Row(
-                problem.id, metrics[problem.id], "max" if sign > 0 else "min", len(base),
-                sign * mean[0], halves[0], best, sign * mean[1], halves[1],
-                headroom(mean[0], mean[1], halves), stats.mean(spent[problem.id]),
+                problem.id, metrics[problem.id], "max" if sign > 0 else "min", len(SEEDS),
+                mean["fixed"], half["fixed"], of["best"][0].row, mean["best"], half["best"],
+                mean["long"], half["long"], 2 * len(SEEDS) - ended,
+                headroom(sign * mean["fixed"], sign * mean[better], [half["fixed"], half[better]]),
+                stats.mean(spent),
             )
         )  # fmt: skip
     return out
@@ -100,35 +177,43 @@ def table(found: Sequence[Row], labels: Mapping[str, str]) -> str:
             f"{r.metric} ({r.goal})",
             f"{r.fixed:.4g} ± {r.fixed_half:.2g}",
             f"{r.best:.4g} ± {r.best_half:.2g}",
+            f"{r.long:.4g} ± {r.long_half:.2g}",
             r.method,
             "no spread" if r.headroom is None else f"{r.headroom:.1f}",
             f"{r.seconds:.1f}",
         ]
         for r in found
     ]
-    heads = ["problem", "what is learned", "metric", "without", "best", "by", "headroom", "seconds"]
+    heads = [
+        "problem", "what is learned", "metric", "without", "best", f"best, {LONG:g} caps", "by",
+        "headroom", "seconds",
+    ]  # fmt: skip
     return tabulate(lines, heads, "github")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the finals, write the table, print it."""
+    """Run what is missing, write the table, print it."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.arena_calibration", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("file", type=Path, nargs="?", default=HERE / "arena_candidates.toml")
-    parser.add_argument("--budget", default="calibration")
+    parser.add_argument("arena", help="an arena by name, or its .toml file")
+    parser.add_argument("--budget", default="laptop")
     parser.add_argument("--store", default=None)
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--out", type=Path, default=None, help="folder for the two files")
     given = parser.parse_args(arguments)
     try:
-        plan = arenas.plan(given.file, budget=given.budget, store=given.store)
+        store = open_store(given.store)
+        plan = arenas.plan(given.arena, budget=given.budget, store=store)
         if not plan.finals:
-            left = sum(p.record is None for p in plan.trials)
+            left = sum(p.record is None and p.state not in NEVER_RUN for p in plan.trials)
             raise MetabenchError(
-                f"{left} trials are not done; run: metabench arena {given.file} "
+                f"{left} trials are not done; run: metabench arena {given.arena} "
                 f"--budget {given.budget}"
             )
-        found = rows(plan)
+        of = runs(plan, given.budget, store)
+        arenas.play([p for played in of.values() for p in played], store, given.jobs, None, None)
+        found = rows(plan, runs(plan, given.budget, store))
     except MetabenchError as error:
         print(error, file=sys.stderr)
         return 1

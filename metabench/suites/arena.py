@@ -263,7 +263,7 @@ class Arena:
             for trial in range(rules.trials)
             for method, problem in self.pairs(budget)
             if trial == 0 or method.space
-            for cell in self._cells(method, problem, trial, rules, rules.tuning_seeds, f"#{trial}")
+            for cell in self.cells(method, problem, trial, rules, rules.tuning_seeds, f"#{trial}")
         ]
 
     def finals(self, budget: str, chosen: Chosen) -> list[SuiteCell]:
@@ -276,11 +276,11 @@ class Arena:
             if (method.id, problem.id) not in chosen:
                 continue
             trial = chosen[method.id, problem.id]
-            out += self._cells(method, problem, trial, rules, rules.seeds, "")
-            out += self._cells(method, problem, 0, rules, rules.seeds, AS_SHIPPED)
+            out += self.cells(method, problem, trial, rules, rules.seeds, "")
+            out += self.cells(method, problem, 0, rules, rules.seeds, AS_SHIPPED)
         return out
 
-    def _cells(
+    def cells(
         self,
         method: ArenaMethod,
         problem: ArenaProblem,
@@ -289,6 +289,8 @@ class Arena:
         seeds: Iterable[int],
         suffix: str,
     ) -> list[SuiteCell]:
+        """One trial of a method on a problem under these rules, a cell a seed; ``row`` is the
+        method's id and ``suffix``."""
         own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
         limits = {"budget": problem.limits(rules)}
         groups = merge([problem.set, limits, method.set, own])

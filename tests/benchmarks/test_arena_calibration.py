@@ -62,10 +62,10 @@ def test_headroom_is_the_gap_in_widths_of_the_wider_interval() -> None:
     assert calibration.headroom(1.0, 4.0, [0.0, 0.0]) is None
 
 
-def test_candidates_become_a_table(tmp_path, capsys) -> None:
+def test_problems_become_a_table(tmp_path, capsys) -> None:
     path, store = tmp_path / "small.toml", str(tmp_path / "runs")
     path.write_text(FILE)
-    asked = [str(path), "--store", store, "--out", str(tmp_path / "out")]
+    asked = [str(path), "--budget", "calibration", "--store", store, "--out", str(tmp_path / "out")]
     assert calibration.main(asked) == 1
     assert "3 trials are not done" in capsys.readouterr().err
     arenas.run(path, budget="calibration", store=store)
@@ -73,14 +73,27 @@ def test_candidates_become_a_table(tmp_path, capsys) -> None:
     (row,) = json.loads((tmp_path / "out" / "calibration.json").read_text())
     assert row["problem"] == "near" and row["method"] == "unrolled" and row["goal"] == "min"
     assert row["fixed"] > 0.002 and row["best"] < row["fixed"] / 4
+    assert row["long"] < row["best"] and row["lost"] == 0 and row["seeds"] == 10
     assert row["headroom"] is None  # the same at every seed
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "out" / "calibration.md").read_text() and "no spread" in printed
+    before = {f: f.stat().st_mtime_ns for f in Path(store).rglob("record.json")}
+    assert before and calibration.main(asked) == 0
+    assert before == {f: f.stat().st_mtime_ns for f in Path(store).rglob("record.json")}
 
 
-def test_the_candidates_of_the_first_arena_can_be_planned() -> None:
+def test_who_is_best_is_said_by_the_trials_where_no_final_is_there(tmp_path) -> None:
+    path, store = tmp_path / "small.toml", str(tmp_path / "runs")
+    path.write_text(FILE)
+    plan = arenas.plan(path, budget="calibration", store=store)
+    arenas.play(plan.trials, arenas.open_store(store), 1, None, None)
+    plan = arenas.plan(path, budget="calibration", store=store)
+    assert plan.finals and calibration.leaders(plan) == {"near": ("unlearned", "unrolled")}
+
+
+def test_the_candidates_that_were_left_out_can_be_planned() -> None:
     arena = suites.load(calibration.HERE / "arena_candidates.toml")
-    trials = arena.trials("calibration")
+    trials = arena.trials("look")
     assert {c.column for c in trials} == {p.id for p in arena.problems}
     without = {c.column for c in trials if c.row.split("#")[0] in calibration.WITHOUT}
     assert without == {p.id for p in arena.problems}
