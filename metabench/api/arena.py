@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.api.verbs import open_store, run_planned
+from metabench.api.verbs import DEFAULT_BUDGET, open_store, run_planned
+from metabench.core.catalogue import arena_names, published_folder
 from metabench.core.errors import MetabenchError
+from metabench.store.published import RECORDS, Published
 from metabench.store.store import Store
 from metabench.suites import arena as arenas
 from metabench.suites import planning as plans
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from metabench.analysis.arena_track import TrackResults
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary
+    from metabench.store.record import Curve, Record
 
 TO_PLAY = frozenset({"open", "running", "timeout"})
 """States of the cells that are run. One that has diverged has its score: it would diverge again."""
@@ -28,13 +32,14 @@ TO_PLAY = frozenset({"open", "running", "timeout"})
 @dataclass(frozen=True)
 class Plan:
     """How the cells of an arena stand. ``chosen`` and ``finals`` are empty until no trial is
-    missing."""
+    missing; ``shipped`` are the records that came with the arena, beside those of the store."""
 
     arena: Arena
     trials: list[Planned]
     finals: list[Planned]
     scores: Trials
     chosen: Chosen
+    shipped: Published | None = None
 
 
 def load(arena: str | Path | Arena) -> Arena:
@@ -42,22 +47,60 @@ def load(arena: str | Path | Arena) -> Arena:
     return arena if isinstance(arena, Arena) else arenas.load(Path(arena))
 
 
+def shipped(arena: Arena, budget: str) -> Published | None:
+    """The records that ship with a built-in arena under this budget; None where there are none.
+
+    Raises StoreError for a file that cannot be opened.
+    """
+    if arena.name not in arena_names():
+        return None
+    file = published_folder(arena.name, budget) / RECORDS
+    return Published(file) if file.is_file() else None
+
+
+def default_budget(arena: Arena) -> str:
+    """ "laptop", unless only other budgets have records that ship with the arena: then the first of
+    these, so that there is somebody to compare with."""
+    if arena.name in arena_names():
+        ship = [b for b in arena.budgets if (published_folder(arena.name, b) / RECORDS).is_file()]
+        if ship and DEFAULT_BUDGET not in ship:
+            return ship[0]
+    return DEFAULT_BUDGET
+
+
 def plan(
-    arena: str | Path | Arena, *, budget: str, store: str | Path | Store | None = None
+    arena: str | Path | Arena,
+    *,
+    budget: str,
+    store: str | Path | Store | None = None,
+    anew: bool = False,
 ) -> Plan:
-    """Every trial, and every final that the finished trials choose; nothing is run."""
+    """Every trial, and every final that the finished trials choose; nothing is run. Records that
+    ship with the arena count as the store's do, unless ``anew``."""
     from metabench.analysis import arena as analysis
 
     arena, store = load(arena), open_store(store)
-    records = store.records()
+    came = None if anew else shipped(arena, budget)
+    own = store.records()
+    known = {r.key for r in own if r.status == "done"}
+    records = [r for r in own if came is None or r.key in known or came.get(r.key) is None]
+    records += [r for r in came.records() if r.key not in known] if came is not None else []
     trials = plans.plan(arena.trials(budget), store, records)
     possible = [p for p in trials if p.state not in NEVER_RUN]
     if any(p.record is None for p in possible):
-        return Plan(arena, trials, [], {}, {})
+        return Plan(arena, trials, [], {}, {}, came)
     scores = analysis.trials_of(arena, possible, metrics(arena))
     chosen = analysis.choose(scores)
     finals = plans.plan(arena.finals(budget, chosen), store, records)
-    return Plan(arena, trials, finals, scores, chosen)
+    return Plan(arena, trials, finals, scores, chosen, came)
+
+
+def curve(plan: Plan, store: Store, record: Record) -> Curve:
+    """The learning curve of a record of the plan, from the store or from what came with it."""
+    came = plan.shipped
+    if came is not None and came.get(record.key) is record:
+        return came.curve(record)
+    return store.curve(record)
 
 
 def metrics(arena: Arena) -> dict[str, str]:
@@ -76,16 +119,18 @@ def run(
     jobs: int = 1,
     device: str | None = None,
     listener: Listener | None = None,
+    anew: bool = False,
 ) -> list[Summary]:
     """Run what is missing: the trials, then the finals; what has failed already stays as it is.
+    ``anew``: also what has records that ship with the arena.
 
     Raises MetabenchError where trials are left that cannot be run here, or that were stopped.
     """
     arena, store = load(arena), open_store(store)
     done = []
-    first = plan(arena, budget=budget, store=store)
+    first = plan(arena, budget=budget, store=store, anew=anew)
     done.append(play(first.trials, store, jobs, device, listener))
-    then = plan(arena, budget=budget, store=store)
+    then = plan(arena, budget=budget, store=store, anew=anew)
     if not then.finals:
         left = [p for p in then.trials if p.record is None and p.state not in NEVER_RUN]
         raise MetabenchError(
@@ -143,11 +188,11 @@ def tracks(plan: Plan, *, store: str | Path | Store | None = None) -> list[Track
     """
     from metabench.analysis import arena_track
 
-    kept, known = open_store(store), metrics(plan.arena)
+    of, known = partial(curve, plan, open_store(store)), metrics(plan.arena)
     played = {p.column for p in plan.finals if p.state not in NEVER_RUN}
     letters = sorted({p.track for p in plan.arena.problems if p.id in played})
     return [
-        arena_track.collect(plan.arena, plan.scores, plan.finals, known, track, kept.curve)
+        arena_track.collect(plan.arena, plan.scores, plan.finals, known, track, of)
         for track in letters
     ]
 

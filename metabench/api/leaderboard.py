@@ -23,7 +23,8 @@ def leaderboard(
     out: str | Path,
     store: str | Path | Store | None = None,
 ) -> Path:
-    """Write the leaderboard of an arena to ``out``: one HTML file that needs nothing else.
+    """Write the leaderboard of an arena to ``out``: one HTML file that needs nothing else. Records
+    that ship with the arena count as the store's do.
 
     Raises MetabenchError where finals have not been run, or where vl-convert-python is missing.
     """
@@ -33,7 +34,7 @@ def leaderboard(
     store = open_store(store)
     plan = arenas.plan(arena, budget=budget, store=store)
     kept = {p.record.key: p.record for p in plan.finals if p.record is not None}
-    curves = {key: store.curve(record) for key, record in kept.items()}
+    curves = {key: arenas.curve(plan, store, record) for key, record in kept.items()}
     data = page_data(plan.arena, budget, plan.trials, plan.finals, plan.chosen, curves)
     return page.write(data, place("out", out))
 
@@ -51,7 +52,7 @@ def publish_records(
     Raises MetabenchError where there is none.
     """
     store = open_store(store)
-    plan = arenas.plan(arena, budget=budget, store=store)
+    plan = arenas.plan(arena, budget=budget, store=store, anew=True)
     records = {p.record.key: p.record for p in (*plan.trials, *plan.finals) if p.record is not None}
     if not records:
         raise MetabenchError(

@@ -92,7 +92,7 @@ def publish_arena(
     from metabench.api import arena as arenas
 
     known, store, out = arenas.load(arena), open_store(store), place("out", out)
-    plan = arenas.plan(known, budget=budget, store=store)
+    plan = arenas.plan(known, budget=budget, store=store, anew=True)
     planned = [p for p in (*plan.trials, *plan.finals) if p.state not in NEVER_RUN]
     records = {p.record.key: p.record for p in planned if p.record is not None}
     if not records:

@@ -106,8 +106,8 @@ def default_arena() -> str:
     names = arena_names()
     if not names:
         raise SuiteError(
-            "there is no built-in arena yet: give the path of an arena's .toml file; docs/arena.md "
-            "says how to write one"
+            "there is no built-in arena here: give the path of an arena's .toml file; "
+            "docs/arena.md says how to write one"
         )
     return names[-1]
 
@@ -120,12 +120,13 @@ def contest(
     baselines: str | Path | None = None,
     space: str | Path | None = None,
     quick: bool = False,
-    budget: str = "laptop",
+    budget: str | None = None,
     store: str | Path | Store | None = None,
 ) -> Contest:
     """What is to be ranked, against whom: nothing is run. ``arena``: a name or a file, the newest
-    built-in one where it is None; ``baselines``: a file of published records, or a store, beside
-    those of the store; of a built-in arena None means those that ship with it.
+    built-in one where it is None; ``budget``: None is :func:`metabench.api.arena.default_budget`;
+    ``baselines``: a file of published records, or a store, beside those of the store; of a built-in
+    arena None means those that ship with it.
 
     Raises what :mod:`metabench.suites.entrant` and :func:`metabench.suites.arena.load` raise, and
     StoreError for a file of records that cannot be read.
@@ -133,6 +134,7 @@ def contest(
     source = entrants.find(file_or_name, method)
     name = default_arena() if arena is None else arena
     whole = verbs.load(name)
+    budget = budget or verbs.default_budget(whole)
     made = entrants.entrant(whole, source.name, space)
     narrow = entrants.narrowed(whole, budget, quick)
     kept = open_store(store)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cli.options import BudgetName, Launch, StorePath, typed_path, with_options
+from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path, with_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 def arena(
     file: Annotated[str, typer.Argument(metavar="FILE", help='A .toml file with kind = "arena".')],
     launch: Launch,
-    budget: BudgetName = "laptop",
+    budget: ArenaBudget = None,
     store: StorePath = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of trials and finals; run nothing.")
+    ] = False,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="Run also what has records that ship with the arena."),
     ] = False,
     figures: Annotated[
         Path | None,
@@ -37,7 +41,7 @@ def arena(
     ] = None,
 ) -> None:
     """Rank methods at equal counted cost: tune each on trials, then play the finals, and say where
-    all stand. Finished cells are read, not run."""
+    all stand. Finished cells are read, not run, and so are those that ship with the arena."""
     from metabench.api import arena as verbs
     from metabench.api import output
     from metabench.api.verbs import open_store
@@ -46,7 +50,12 @@ def arena(
 
     out, kept = printing.console(), open_store(store)
     known = verbs.load(typed_path("FILE")(file))
-    found = verbs.plan(known, budget=budget, store=kept)
+    budget = budget or verbs.default_budget(known)
+
+    def planned() -> verbs.Plan:
+        return verbs.plan(known, budget=budget, store=kept, anew=anew)
+
+    found = planned()
     title = f"{known.name}: {known.title} (budget {budget})"
     if dry_run:
         printing.print_plan(out, f"{title}, trials", found.trials, launch.jobs or default_jobs())
@@ -57,10 +66,10 @@ def arena(
         return
     code = _run(f"{title}, trials", found.trials, kept, launch)
     if code != 130:
-        found = verbs.plan(known, budget=budget, store=kept)
+        found = planned()
         if found.finals:
             code = max(code, _run(f"{title}, finals", found.finals, kept, launch))
-            found = verbs.plan(known, budget=budget, store=kept)
+            found = planned()
     if found.finals and all(p.record is not None for p in found.finals):
         tracks = verbs.tracks(found, store=kept)
         for track in tracks:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from metabench.cli.options import BudgetName, StorePath, typed_path
+from metabench.cli.options import ArenaBudget, StorePath, typed_path
 
 
 def leaderboard(
     file: Annotated[str, typer.Argument(metavar="FILE", help='A .toml file with kind = "arena".')],
-    budget: BudgetName = "laptop",
+    budget: ArenaBudget = None,
     store: StorePath = None,
     out: Annotated[
         Path | None,
@@ -44,6 +44,7 @@ def leaderboard(
     if out and records:
         raise SettingError("give --out for the page or --records for a file of records, not both")
     known = arenas.load(typed_path("FILE")(file))
+    budget = budget or arenas.default_budget(known)
     if records:
         path = verbs.publish_records(known, budget=budget, store=store, out=records)
     else:

@@ -54,6 +54,14 @@ SuiteName = Annotated[
 BudgetName = Annotated[
     str, typer.Option(metavar="NAME", help="smoke (seconds), laptop (minutes), paper (for GPUs).")
 ]
+ArenaBudget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        show_default="laptop, or the one whose records ship with the arena",
+        help="How many trials and seeds, and who plays where.",
+    ),
+]
 StorePath = Annotated[
     Path | None,
     typer.Option(

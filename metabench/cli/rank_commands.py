@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cli.options import BudgetName, Launch, StorePath, typed_path, with_options
+from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path, with_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def rank(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only the problems that the arena calls quick.")
     ] = False,
-    budget: BudgetName = "laptop",
+    budget: ArenaBudget = None,
     store: StorePath = None,
     out: Annotated[
         Path | None,

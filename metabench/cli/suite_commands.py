@@ -137,19 +137,32 @@ def table(
     ] = None,
     unverified: Unverified = False,
 ) -> None:
-    """The table of what is finished: the paper's numbers beside ours. Text that is printed fits
-    the terminal, or COLUMNS characters where it goes elsewhere (80 unless set)."""
+    """The table of what is finished: the paper's numbers beside ours; of an arena, where all stand.
+    Text that is printed fits the terminal, or COLUMNS characters where it goes elsewhere (80 unless
+    set)."""
     from metabench import api
     from metabench.api import output
     from metabench.cli import printing
     from metabench.core.errors import SettingError
     from metabench.reports import tables
 
+    def chosen_format() -> str:
+        return format or (output.format_of(out) if out is not None else _terminal_format())
+
+    if (known := choice.arena()) is not None:
+        if cost or unverified:
+            raise SettingError(f"{known.name} is an arena: --cost and --unverified are for suites")
+        text = _standings(known, choice, chosen_format(), None if out else printing.console().width)
+        if out is None:
+            typer.echo(text.rstrip("\n"))
+        else:
+            _name_files([output.write(out, text)])
+        return
     suites = choice.suites()
     if out is not None and len(suites) > 1:
         raise SettingError(f"--out {out}: one file holds one table; name one suite")
     for each in suites:
-        fmt = format or (output.format_of(out) if out is not None else _terminal_format())
+        fmt = chosen_format()
         found = api.results(each, unverified=unverified, **choice.words())
         printing.print_bad_files(printing.console(stderr=True), found.bad_files)
         width = printing.console().width if out is None else None
@@ -158,6 +171,42 @@ def table(
             typer.echo(text.rstrip("\n"))
         else:
             _name_files([output.write(out, text)])
+
+
+def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str:
+    """Where all stand in every track of an arena, tuned and as shipped. Raises SettingError for a
+    format that it has not, MetabenchError where finals have not been run."""
+    from metabench.api import arena as verbs
+    from metabench.cluster import hints
+    from metabench.core.errors import MetabenchError, SettingError
+    from metabench.core.text import counted
+    from metabench.reports import tables
+    from metabench.reports.arena.tables import standings_grid
+
+    if fmt == "csv":
+        raise SettingError(
+            f"--format csv: {arena.name} has three csv files, which go with its figures: metabench "
+            "arena ... --figures DIR"
+        )
+    store = choice.open_store()
+    plan = verbs.plan(arena, budget=choice.budget, store=store)
+    left = [
+        p for p in plan.finals or plan.trials if p.record is None and p.state != "not applicable"
+    ]
+    if left or not plan.finals:
+        words = ["arena", choice.suite or arena.name, "--budget", choice.budget]
+        others = [b for b in arena.budgets if verbs.shipped(arena, b) is not None]
+        told = f"; its records ship for --budget {others[0]}" if others else ""
+        raise MetabenchError(
+            f"{arena.name} has {counted(len(left), 'cell')} of budget {choice.budget} without a "
+            f"record, so that nobody stands anywhere yet: {hints.command(words, store.root)}{told}"
+        )
+    grids = [
+        standings_grid(track, tuned)
+        for track in verbs.tracks(plan, store=store)
+        for tuned in (True, False)
+    ]
+    return "\n".join(tables.render(grid, fmt, width) for grid in grids)
 
 
 @with_options(without="only")

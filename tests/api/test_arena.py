@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from metabench.api import arena
+from metabench.api.leaderboard import leaderboard
+from metabench.api.publication import publish_arena
+from metabench.core import catalogue
 from metabench.core.errors import MetabenchError
 from metabench.store.store import Store
 
@@ -12,6 +15,12 @@ HEAD = """
 kind = "arena"
 title = "Quadratics"
 
+[budgets.smoke]
+trials = 3
+tuning_seeds = [100]
+seeds = [0, 1, 2]
+"""
+SMOKE = """
 [budgets.smoke]
 trials = 3
 tuning_seeds = [100]
@@ -145,3 +154,56 @@ def test_without_finals_there_is_nothing_to_draw(played, tmp_path: Path) -> None
     plan = arena.plan(path, budget="smoke", store=tmp_path / "empty")
     with pytest.raises(MetabenchError, match="nobody has played in any track"):
         arena.figures(arena.tracks(plan, store=tmp_path / "empty"), out=tmp_path)
+
+
+@pytest.fixture
+def built_in(played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The arena as one that is built in and whose records ship with it."""
+    path, store = played
+    folder, home = tmp_path / "suites", tmp_path / "results"
+    folder.mkdir()
+    (folder / "arena-7.toml").write_text(path.read_text())
+    monkeypatch.setattr(catalogue, "suite_folder", lambda: folder)
+    monkeypatch.setattr("metabench.suites.arena.suite_folder", lambda: folder)
+    monkeypatch.setattr(arena, "published_folder", lambda *names: home.joinpath(*names))
+    publish_arena("arena-7", budget="smoke", store=store, out=home / "arena-7" / "smoke")
+    return "arena-7"
+
+
+def test_records_that_ship_are_read_and_written_into_no_store(
+    built_in: str, played, tmp_path: Path
+) -> None:
+    empty = tmp_path / "runs"
+    plan = arena.plan(built_in, budget="smoke", store=empty)
+    assert {p.state for p in (*plan.trials, *plan.finals)} == {"done"}
+    own = arena.plan(played[0], budget="smoke", store=played[1])
+    assert arena.standings(plan, track="A") == arena.standings(own, track="A")
+    (track,) = arena.tracks(plan, store=empty)  # with learning curves
+    (same,) = arena.tracks(own, store=played[1])
+    assert track.costs == same.costs
+    arena.run(built_in, budget="smoke", store=empty)
+    leaderboard(built_in, budget="smoke", store=empty, out=tmp_path / "page.html")
+    curve = arena.curve(plan, Store(empty), plan.finals[0].record)
+    assert curve and curve == arena.curve(own, Store(played[1]), own.finals[0].record)
+    assert Store(empty).records() == []
+    with pytest.raises(MetabenchError, match="nothing to publish"):
+        publish_arena(built_in, budget="smoke", store=empty, out=tmp_path / "out")
+
+
+def test_all_of_it_can_be_run_anew(built_in: str, tmp_path: Path) -> None:
+    plan = arena.plan(built_in, budget="smoke", store=tmp_path / "runs", anew=True)
+    assert {p.state for p in plan.trials} == {"open"} and not plan.finals
+
+
+def test_the_budget_left_out_is_one_with_records(built_in: str, played, tmp_path: Path) -> None:
+    assert arena.default_budget(arena.load(built_in)) == "smoke"
+    assert arena.default_budget(arena.load(played[0])) == "laptop"
+    (tmp_path / "results" / "arena-7" / "laptop").mkdir()
+    assert arena.default_budget(arena.load(built_in)) == "smoke"
+    file = tmp_path / "results" / "arena-7" / "laptop" / "records.jsonl.gz"
+    file.write_bytes((tmp_path / "results" / "arena-7" / "smoke" / file.name).read_bytes())
+    arena_file = tmp_path / "suites" / "arena-7.toml"
+    arena_file.write_text(
+        arena_file.read_text().replace("[budgets.smoke]", "[budgets.laptop]", 1) + SMOKE
+    )
+    assert arena.default_budget(arena.load(built_in)) == "laptop"

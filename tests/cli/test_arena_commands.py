@@ -75,6 +75,23 @@ def test_trials_finals_and_standings(words: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "A-cost-to-target.png").is_file()
 
 
+def test_its_table_is_where_all_stand(words: list[str], tmp_path: Path) -> None:
+    table = ["table", *words[1:]]
+    early = CliRunner().invoke(app, table)
+    assert early.exit_code == 1
+    said = " ".join(early.output.split())
+    assert "small has 3 cells of budget smoke without a record" in said
+    assert "metabench arena" in said
+    done = CliRunner().invoke(app, [*words, "--jobs", "1"])
+    shown = CliRunner().invoke(app, table)
+    assert shown.exit_code == 0 and shown.stdout.strip() == done.stdout.strip()
+    page = CliRunner().invoke(app, [*table, "--format", "markdown"]).stdout
+    assert page.count("|   rank |") == 2
+    for more, why in ((["--format", "csv"], "three csv files"), (["--cost"], "are for suites")):
+        refused = CliRunner().invoke(app, [*table, *more])
+        assert refused.exit_code == 2 and why in " ".join(refused.output.split())
+
+
 def test_a_suite_is_no_arena(tmp_path: Path) -> None:
     path = tmp_path / "other.toml"
     path.write_text('title = "x"\n')

@@ -184,7 +184,6 @@ def test_an_arena_is_submitted_in_two_steps_each_naming_the_next(site: Path) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("arena", "--cluster", "mine.toml"), "there is no built-in arena yet"),
         (("arena", "none.toml", "--cluster", "mine.toml"), "no suite file 'none.toml'"),
         (("quickstart", "x.toml", "--cluster", "mine.toml"), "one suite is submitted at a time"),
         (("small.toml", "--seeds", "0", "--cluster", "mine.toml"), "there is no --seeds"),

@@ -171,14 +171,17 @@ def test_what_cannot_be_ranked_is_told(
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_an_arena_or_baselines_nothing_is_run(rank: Any, tmp_path: Path) -> None:
+def test_without_an_arena_or_baselines_nothing_is_run(
+    rank: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = rank("one_step", baselines="")
     assert done.exit_code == 1 and "records are missing" in done.output
     assert "metabench arena" in done.output and not (tmp_path / "runs").exists()
     done = rank("one_step", baselines="", arena="arena-x")
     assert done.exit_code == 2 and "no arena 'arena-x'" in done.output
+    monkeypatch.setattr("metabench.core.catalogue.suite_folder", lambda: tmp_path)
     done = CliRunner().invoke(app, ["rank", "one_step"])
-    assert done.exit_code == 2 and "there is no built-in arena yet" in done.output
+    assert done.exit_code == 2 and "there is no built-in arena here" in done.output
 
 
 def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) -> None:
