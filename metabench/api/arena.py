@@ -129,7 +129,7 @@ def run(
     arena, store = load(arena), open_store(store)
     done = []
     first = plan(arena, budget=budget, store=store, anew=anew)
-    done.append(play(first.trials, store, jobs, device, listener))
+    done.append(play(_own(first, first.trials), store, jobs, device, listener))
     then = plan(arena, budget=budget, store=store, anew=anew)
     if not then.finals:
         left = [p for p in then.trials if p.record is None and p.state not in NEVER_RUN]
@@ -137,8 +137,18 @@ def run(
             f"{len(left)} trials of {arena.name} are not done, so nobody is chosen for the finals; "
             f"the first is {left[0].row}/{left[0].column} seed {left[0].cell.seed}: {left[0].why}"
         )
-    done.append(play(then.finals, store, jobs, device, listener))
+    done.append(play(_own(then, then.finals), store, jobs, device, listener))
     return done
+
+
+def _own(plan: Plan, planned: list[Planned]) -> list[Planned]:
+    """Without those whose records came with the arena: the store has none, and would run them."""
+    came = plan.shipped
+    return [
+        p
+        for p in planned
+        if came is None or p.record is None or came.get(p.cell.key) is not p.record
+    ]
 
 
 def due(plan: Plan, states: Collection[str] = TO_PLAY) -> tuple[str, list[Planned]]:
