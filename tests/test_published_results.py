@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from metabench.analysis.results import Results, collect
+from metabench.api import arena
 from metabench.api.publication import FIGURE, of_records_alone
 from metabench.core.catalogue import arena_names
 from metabench.reports import tables
@@ -21,6 +22,7 @@ from metabench.suites import loading as suites
 ROOT = Path(__file__).parents[1] / "results"
 PLACES = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
 FOLDERS = [folder for folder in PLACES if folder.parent.name not in arena_names()]
+ARENAS = [folder for folder in PLACES if folder.parent.name in arena_names()]
 UNFINISHED = sorted((ROOT / "unfinished").glob("*.toml"))
 FILES = {RECORDS, "table.md", "table.csv"}
 WITHOUT_CURVES = {"hypergradient-fidelity"}
@@ -52,6 +54,16 @@ def same_number(value: str, expected: str) -> bool:
     return float(value) == pytest.approx(float(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize("folder", ARENAS, ids=lambda f: f"{f.parent.name}-{f.name}")
+def test_the_committed_standings_are_what_the_records_give(folder: Path, tmp_path: Path) -> None:
+    plan = arena.plan(folder.parent.name, budget=folder.name, store=tmp_path)
+    used = {p.cell.key for p in (*plan.trials, *plan.finals) if p.record is not None}
+    assert used == {r.key for r in Published(folder / RECORDS).records()}
+    grids = arena.grids(arena.tracks(plan, store=tmp_path))
+    page = "\n".join(tables.render(grid, "markdown") for grid in grids)
+    assert page == (folder / "table.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("file", UNFINISHED, ids=lambda f: f.stem)
 def test_unfinished_cells_are_those_of_the_suite_beside_them(file: Path) -> None:
     kept = Published(file.with_suffix(".jsonl.gz"))
@@ -64,7 +76,7 @@ def test_unfinished_cells_are_those_of_the_suite_beside_them(file: Path) -> None
 @pytest.mark.parametrize("folder", PLACES, ids=lambda f: f.parent.name)
 def test_committed_files_are_few_and_small_and_name_nobody(folder: Path) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert files.keys() >= (FILES if folder in FOLDERS else {RECORDS})
+    assert files.keys() >= FILES
     assert len(files.get(FIGURE, b"")) <= LARGEST
     assert files[RECORDS][4:8] == bytes(4), "no time in the header"
     kept = Published(folder / RECORDS)

@@ -21,6 +21,7 @@ from metabench.suites.planning import NEVER_RUN, Planned
 if TYPE_CHECKING:
     from metabench.analysis.arena import Standing, Trials
     from metabench.analysis.arena_track import TrackResults
+    from metabench.reports.renderers import Grid
     from metabench.run.events import Listener
     from metabench.run.local_launcher import Summary
     from metabench.store.record import Curve, Record
@@ -205,6 +206,13 @@ def tracks(plan: Plan, *, store: str | Path | Store | None = None) -> list[Track
         arena_track.collect(plan.arena, plan.scores, plan.finals, known, track, of)
         for track in letters
     ]
+
+
+def grids(found: list[TrackResults]) -> list[Grid]:
+    """The tables of standings, two a track: tuned and as shipped."""
+    from metabench.reports.arena.tables import standings_grid
+
+    return [standings_grid(track, tuned) for track in found for tuned in (True, False)]
 
 
 def figures(found: list[TrackResults], *, out: str | Path) -> list[Path]:

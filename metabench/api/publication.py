@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from metabench.suites.planning import NEVER_RUN, Planned
 from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
+    from metabench.analysis.arena_track import TrackResults
     from metabench.analysis.results import Results
 
 FIGURE = "figure.png"
@@ -85,7 +87,9 @@ def publish_arena(
     store: str | Path | Store | None = None,
 ) -> Publication:
     """Write ``records.jsonl.gz`` of an arena's trials and finals into the folder ``out``: what
-    ``metabench rank`` compares with, and what ships with a built-in arena.
+    ``metabench rank`` compares with, and what ships with a built-in arena. Where no final is
+    missing also where all stand: ``table.md``, ``table.csv``, and ``figure.png``, the scores of the
+    first track.
 
     Raises MetabenchError where nothing has been run, StoreError where a file cannot be trusted.
     """
@@ -102,12 +106,37 @@ def publish_arena(
             f"{known.name} has no finished cell of budget {budget} in {store.root}: nothing to "
             f"publish; run: {run}"
         )
-    path = published.publish(records.values(), store, made(out) / published.RECORDS)
+    paths = [published.publish(records.values(), store, made(out) / published.RECORDS)]
     left = len({p.cell.key for p in planned if p.record is None})
     missing = f"{counted(left, 'cell')} without a record" if left else ""
     if not plan.finals:
         missing += f"{'; ' * bool(missing)}no final, since trials are missing"
-    return Publication([path], missing)
+    if not missing:
+        paths += _standings(arenas.tracks(plan, store=store), out)
+    return Publication(paths, missing)
+
+
+def _standings(tracks: list[TrackResults], out: Path) -> list[Path]:
+    """Tables and one figure of a played arena."""
+    from metabench.api import arena as arenas
+    from metabench.reports import tables
+    from metabench.reports.arena import scores
+    from metabench.reports.arena import tables as arena_tables
+    from metabench.reports.figure_style import styled
+    from metabench.reports.small_figure import small_png
+
+    lines = chain.from_iterable(map(arena_tables.standings_lines, tracks))
+    page = "\n".join(tables.render(grid, "markdown") for grid in arenas.grids(tracks))
+    files = [
+        write(out / "table.md", page),
+        write(out / "table.csv", arena_tables.csv_of(arena_tables.STANDINGS, lines)),
+    ]
+    with styled():
+        figure = small_png(scores.scores_figure(tracks[0]))
+    if figure is not None:
+        write_atomic(out / FIGURE, figure)
+        files.append(out / FIGURE)
+    return files
 
 
 def _prices(found: Results, out: Path) -> list[Path]:

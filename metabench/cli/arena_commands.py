@@ -12,7 +12,6 @@ from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path, wi
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from metabench.analysis.arena_track import TrackResults
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
 
@@ -46,6 +45,7 @@ def arena(
     from metabench.api import output
     from metabench.api.verbs import open_store
     from metabench.cli import printing
+    from metabench.reports.renderers import text
     from metabench.run.local_launcher import default_jobs
 
     out, kept = printing.console(), open_store(store)
@@ -72,8 +72,8 @@ def arena(
             found = planned()
     if found.finals and all(p.record is not None for p in found.finals):
         tracks = verbs.tracks(found, store=kept)
-        for track in tracks:
-            _print(track, out.width)
+        for grid in verbs.grids(tracks):
+            typer.echo("\n" + text(grid, out.width).rstrip("\n"))
         if figures is not None:
             written = verbs.figures(tracks, out=output.made(figures))
             typer.echo(f"\n{len(written)} files of figures and tables in {figures}")
@@ -98,12 +98,3 @@ def _run(title: str, planned: Sequence[Planned], store: Store, launch: Launch) -
         return 0
     summary = in_sight(todo, store, launch, group=title.partition(":")[0])
     return 130 if summary.interrupted else int(bool(summary.count("failed")))
-
-
-def _print(track: TrackResults, width: int) -> None:
-    """The tables of standings, tuned and as shipped."""
-    from metabench.reports.arena.tables import standings_grid
-    from metabench.reports.renderers import text
-
-    for tuned in (True, False):
-        typer.echo("\n" + text(standings_grid(track, tuned), width).rstrip("\n"))

@@ -181,7 +181,6 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
     from metabench.core.errors import MetabenchError, SettingError
     from metabench.core.text import counted
     from metabench.reports import tables
-    from metabench.reports.arena.tables import standings_grid
 
     if fmt == "csv":
         raise SettingError(
@@ -201,11 +200,7 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
             f"{arena.name} has {counted(len(left), 'cell')} of budget {choice.budget} without a "
             f"record, so that nobody stands anywhere yet: {hints.command(words, store.root)}{told}"
         )
-    grids = [
-        standings_grid(track, tuned)
-        for track in verbs.tracks(plan, store=store)
-        for tuned in (True, False)
-    ]
+    grids = verbs.grids(verbs.tracks(plan, store=store))
     return "\n".join(tables.render(grid, fmt, width) for grid in grids)
 
 

@@ -32,11 +32,16 @@ def small_figure(results: Results, store: Records) -> bytes | None:
         drawn = Figures(results, store).of(kinds_of(results)[:1], cost)
     except NotDrawn:
         return None
-    for figure in [*drawn.values()][:1]:
-        for dpi in DPI:
-            data = _png(figure, dpi)
-            if len(data) <= LARGEST:
-                return data
+    first = next(iter(drawn.values()), None)
+    return None if first is None else small_png(first)
+
+
+def small_png(figure: Figure) -> bytes | None:
+    """A figure as PNG of few colours; None where it is larger than ``LARGEST``."""
+    for dpi in DPI:
+        data = _png(figure, dpi)
+        if len(data) <= LARGEST:
+            return data
     return None
 
 

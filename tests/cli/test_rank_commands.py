@@ -189,7 +189,11 @@ def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) ->
     words = [str(arena), "--budget", "smoke", "--out", "published"]
     store = ["--store", str(arena.parent / "baselines")]
     done = CliRunner().invoke(app, ["publish", *words, *store])
-    assert done.exit_code == 0 and done.output.strip() == "wrote published/records.jsonl.gz"
+    written = ["records.jsonl.gz", "table.md", "table.csv", "figure.png"]
+    assert done.exit_code == 0
+    assert done.output.split() == [w for name in written for w in ("wrote", f"published/{name}")]
+    assert Path("published/figure.png").stat().st_size <= 100_000
+    assert "| rank |" in re.sub(" +", " ", Path("published/table.md").read_text())
     assert Path("published/records.jsonl.gz").read_bytes() == records.read_bytes()
     done = CliRunner().invoke(app, ["publish", *words, "--store", "none"])
     assert done.exit_code == 1 and "nothing to publish; run: metabench arena" in done.output
