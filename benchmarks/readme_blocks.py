@@ -1,9 +1,10 @@
-"""The blocks of the README that follow from committed results: a table and a matrix.
+"""The blocks of the README that follow from committed results: two tables and a matrix.
 
     python -m benchmarks.readme_blocks            prints them
     python -m benchmarks.readme_blocks --write    puts them into README.md, between their markers
 
-``omniglot`` is the published table without its notes. ``matrix`` counts on how many tasks of a
+``omniglot`` is the published table without its notes. ``arena`` has the best of an arena's tracks A
+and C: who stands highest in either, and no outer learning. ``matrix`` counts on how many tasks of a
 family a method runs, from the suite ``crossing``: run, or to be run where the data is; what is not
 applicable does not count. Nothing is measured.
 """
@@ -22,6 +23,11 @@ from metabench.store.files import write_atomic
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 README = ROOT / "README.md"
+ARENA = "arena-1/first"
+SHOWN = {"mean_rank": 1, "score": 2, "score_retrained": 2}
+"""Columns of the arena's table, with digits."""
+MOST = 6
+"""Rows of each track in the arena's table."""
 NOTE = re.compile(r" *<sup>\w+</sup>")
 
 FAMILIES = {
@@ -79,7 +85,35 @@ def blocks(results: Path) -> dict[str, str]:
     with (results / "crossing/laptop/table.csv").open(encoding="utf-8", newline="") as file:
         crossing = list(csv.DictReader(file))
     page = (results / "omniglot/laptop/table.md").read_text(encoding="utf-8")
-    return {"omniglot": beside_papers(page), "matrix": matrix(crossing)}
+    with (results / ARENA / "table.csv").open(encoding="utf-8", newline="") as file:
+        arena = standings(csv.DictReader(file))
+    return {"omniglot": beside_papers(page), "arena": arena, "matrix": matrix(crossing)}
+
+
+def standings(rows: Iterable[dict[str, str]]) -> str:
+    """Tuned methods of tracks A and C: the first ``MOST`` of either by mean rank, and no outer
+    learning, in the order of track A."""
+    tracks: dict[str, dict[str, dict[str, str]]] = {"A": {}, "C": {}}
+    for row in rows:
+        if row["ruleset"] == "tuned" and row["track"] in tracks:
+            tracks[row["track"]][row["row"]] = row
+    ranked = {t: sorted(of, key=lambda r: float(of[r]["mean_rank"])) for t, of in tracks.items()}
+    wanted = {r for of in ranked.values() for r in (*of[:MOST], "fixed")}
+    order = [*ranked["A"], *(r for r in ranked["C"] if r not in tracks["A"])]
+    head = ["method"]
+    for t, of in tracks.items():
+        problems = next(iter(of.values()))["problems"]
+        head += [f"{t}: rank of {len(of)}", f"score, {problems} problems", "retrained"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for name in filter(wanted.__contains__, order):
+        cells = [next(of[name]["label"] for of in tracks.values() if name in of)]
+        for of in tracks.values():
+            row = of.get(name)
+            cells += (
+                [f"{float(row[k]):.{n}f}" for k, n in SHOWN.items()] if row else [""] * len(SHOWN)
+            )
+        lines.append(_line(cells))
+    return "\n".join(lines)
 
 
 def beside_papers(page: str) -> str:

@@ -108,6 +108,12 @@ class TrackResults:
         """The table of standings, the best mean rank first."""
         return self._tuned if tuned else self._shipped
 
+    def retrained_standings(self) -> list[Standing]:
+        """Where the tuned methods stand by a theta trained anew at the lam that each has found, on
+        the problems that have this readout; empty where none has."""
+        rows = {m: self.retrained[m] for m in self.methods if self.retrained.get(m)}
+        return scoring.standings(rows, dict.fromkeys(rows, 0), self.trials) if rows else []
+
     @cached_property
     def _tuned(self) -> list[Line]:
         return self._lines(tuned=True)

@@ -209,10 +209,15 @@ def tracks(plan: Plan, *, store: str | Path | Store | None = None) -> list[Track
 
 
 def grids(found: list[TrackResults]) -> list[Grid]:
-    """The tables of standings, two a track: tuned and as shipped."""
-    from metabench.reports.arena.tables import standings_grid
+    """The tables of standings, two or three a track: tuned, by a theta trained anew where problems
+    have that readout, and as shipped."""
+    from metabench.reports.arena.tables import retrained_grid, standings_grid
 
-    return [standings_grid(track, tuned) for track in found for tuned in (True, False)]
+    out = []
+    for track in found:
+        anew = retrained_grid(track)
+        out += [standings_grid(track), *([anew] if anew else []), standings_grid(track, False)]
+    return out
 
 
 def figures(found: list[TrackResults], *, out: str | Path) -> list[Path]:

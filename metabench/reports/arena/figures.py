@@ -103,8 +103,10 @@ def write(tracks: Sequence[TrackResults], folder: Path) -> list[Path]:
 
 
 def _grids(track: TrackResults) -> list[Grid]:
+    anew = tables.retrained_grid(track)
     return [
         tables.standings_grid(track),
+        *([anew] if anew else []),
         tables.standings_grid(track, tuned=False),
         tables.problems_grid(track),
     ]

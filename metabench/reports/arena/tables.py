@@ -60,6 +60,40 @@ def standings_grid(track: TrackResults, tuned: bool = True) -> Grid:
     )
 
 
+def retrained_grid(track: TrackResults) -> Grid | None:
+    """Where tuned methods stand by a theta trained anew at their lam, beside the rank of the theta
+    that each ends with; None where no problem has this readout."""
+    found = track.retrained_standings()
+    if not found:
+        return None
+    own = {line.standing.row: line.standing.rank for line in track.lines()}
+    heads = ("rank", "score", "95 %", "rank, own theta")
+    n = found[0].problems
+    return Grid(
+        f"Track {track.track}, {TRACKS[track.track]}, {RULESETS[True]}, theta trained anew: "
+        f"{n} problem{'s' * (n != 1)}",
+        [("", 1 + len(heads))],
+        ["", *heads],
+        [
+            [
+                Item(track.label(s.row)),
+                Item(f"{s.rank:.2f}"),
+                Item(f"{s.score + 0.0:.2f}"),
+                Item(f"{s.low + 0.0:.2f}–{s.high + 0.0:.2f}"),
+                Item(f"{own[s.row]:.2f}"),
+            ]
+            for s in found
+        ],
+        [
+            Footnote(
+                "What the lam found is worth by itself: theta is trained from its start, in the "
+                "same way for all. Trials were chosen by the theta that a method ends with."
+            )
+        ],
+        label=f"{track.arena}-{track.track}-{ANEW}",
+    )
+
+
 def _anew(track: TrackResults) -> bool:
     """Whether some problem has the second readout."""
     return any(p.retrain for p in track.problems)

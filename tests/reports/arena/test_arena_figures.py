@@ -158,6 +158,11 @@ def test_a_theta_trained_anew_has_a_column_where_a_problem_says_so(three: TrackR
     assert "trained anew at the lam found (on p0 and p2)" in text(tables.standings_grid(some))
     assert "retrained" in text(tables.standings_grid(some, tuned=False))
     assert "retrained" not in text(tables.standings_grid(three))
+    assert tables.retrained_grid(three) is None
+    anew = text(tables.retrained_grid(some)).splitlines()
+    assert "theta trained anew: 2 problems" in anew[0]
+    order = [line.split()[0] for line in anew if line.startswith(("Alpha", "Beta", "Gamma"))]
+    assert order == ["Alpha", "Gamma", "Beta"]
     by_problem = {
         x["problem"]: x["score_retrained"]
         for x in tables.problem_lines(some)
