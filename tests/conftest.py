@@ -26,6 +26,7 @@ def pytest_collection() -> Iterator[None]:
     """What is imported and collected is there until the end, a million objects: the garbage
     collector is not to look through all of them again and again."""
     gc.disable()
+    gc.set_threshold(20_000)  # what tests leave in cycles is little, and looking for it is not
     atexit.register(gc.unfreeze)  # or some extension modules speak of leaks when all ends
     try:
         return (yield)
