@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from scipy.stats import qmc
 
 from metabench.contract.method import Context, State
 from metabench.contract.seeds import generator
@@ -49,6 +48,8 @@ class Random(Tries):
         """The next point of the sequence in the unit cube [dim]."""
         number = self.asked(ctx)
         if self.sequence == "sobol":
+            from scipy.stats import qmc  # a second, which whoever only asks for settings is spared
+
             sobol = qmc.Sobol(dim, scramble=True, seed=ctx.seeds.method % 2**32)
             if number:  # scipy cannot go forward by nothing at the start
                 sobol.fast_forward(number)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,20 @@ pytest_plugins = ["synthetic", "browsers", "leaderboards"]
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("metabench", deadline=None)
 hypothesis.settings.load_profile("metabench")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported and collected is there until the end, a million objects: the garbage
+    collector is not to look through all of them again and again."""
+    gc.disable()
+    gc.set_threshold(20_000)  # what tests leave in cycles is little, and looking for it is not
+    atexit.register(gc.unfreeze)  # or some extension modules speak of leaks when all ends
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture

@@ -260,6 +260,17 @@ def full(suite):
 
 
 @pytest.fixture(scope="session")
+def few():
+    """As ``full``, with one row that learns and one that does not: every kind of figure with the
+    fewest panels and lines. Shared, so not to be added to."""
+    of = {"fixed": {"budget": {"outer_steps": 0}}, "maml": {"method": {"inner_steps": 20}}}
+    rows = [{"id": i, "label": ROWS[i][0], "method": "bilevel", "set": of[i]} for i in of]
+    suite = make_suite(rows=rows, no_learning="fixed", paper=[], paper_rows=[])
+    store = fill(suite, "laptop")
+    return collect(suite, "laptop", store, why_not=allowed), store
+
+
+@pytest.fixture(scope="session")
 def holed(suite):
     """The laptop budget with one of every kind of hole; shared, so not to be added to."""
     store = fill(suite, "laptop")

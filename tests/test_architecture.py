@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,13 @@ def modules() -> dict[str, Path]:
 KNOWN = modules()
 
 
-def imports(module: str) -> Iterator[tuple[str, str]]:
+@cache
+def imports(module: str) -> tuple[tuple[str, str], ...]:
     """(module, name) of every import, those inside functions too; the name is "" for a module."""
+    return tuple(_imports(module))
+
+
+def _imports(module: str) -> Iterator[tuple[str, str]]:
     package = module.split(".")
     if KNOWN[module].name != "__init__.py":
         package = package[:-1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metabench.analysis.results import Results, collect
+from metabench.analysis.results import collect
 from metabench.api import arena
 from metabench.api.publication import FIGURE, of_records_alone
 from metabench.core.catalogue import arena_names
@@ -20,22 +20,31 @@ from metabench.store.published import RECORDS, Published, render, without_paths
 from metabench.suites import loading as suites
 
 ROOT = Path(__file__).parents[1] / "results"
-PLACES = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
-FOLDERS = [folder for folder in PLACES if folder.parent.name not in arena_names()]
-ARENAS = [folder for folder in PLACES if folder.parent.name in arena_names()]
+WITH_RECORDS = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
+FOLDERS = [folder for folder in WITH_RECORDS if folder.parent.name not in arena_names()]
+ARENAS = [folder for folder in WITH_RECORDS if folder.parent.name in arena_names()]
+PLACES = [*FOLDERS, *ARENAS]
 UNFINISHED = sorted((ROOT / "unfinished").glob("*.toml"))
 FILES = {RECORDS, "table.md", "table.csv"}
 WITHOUT_CURVES = {"hypergradient-fidelity"}
 
 
-def found(folder: Path) -> tuple[Published, Results]:
-    kept = Published(folder / RECORDS)
-    return kept, of_records_alone(collect(suites.load(folder.parent.name), folder.name, kept))
+@pytest.fixture(scope="module")
+def kept(request: pytest.FixtureRequest) -> Published:
+    """The records of a folder; pytest runs the tests of one folder after another, so that each is
+    read once and no two are in memory."""
+    return Published(request.param / RECORDS)
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.parent.name)
-def test_the_committed_tables_are_what_the_records_give(folder: Path) -> None:
-    kept, results = found(folder)
+def each(folders: list[Path]) -> pytest.MarkDecorator:
+    names = [folder.parent.name for folder in folders]
+    return pytest.mark.parametrize("kept", folders, indirect=True, scope="module", ids=names)
+
+
+@each(FOLDERS)
+def test_the_committed_tables_are_what_the_records_give(kept: Published) -> None:
+    folder = kept.root.parent
+    results = of_records_alone(collect(suites.load(folder.parent.name), folder.name, kept))
     assert kept.problems() == []
     assert {r.key for r in results.records} == {r.key for r in kept.records()}
     assert any(map(kept.curve, kept.records())) == (folder.parent.name not in WITHOUT_CURVES)
@@ -73,13 +82,13 @@ def test_unfinished_cells_are_those_of_the_suite_beside_them(file: Path) -> None
     assert f"`{file.stem}`: " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("folder", PLACES, ids=lambda f: f.parent.name)
-def test_committed_files_are_few_and_small_and_name_nobody(folder: Path) -> None:
+@each(PLACES)
+def test_committed_files_are_few_and_small_and_name_nobody(kept: Published) -> None:
+    folder = kept.root.parent
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files.keys() >= FILES
     assert len(files.get(FIGURE, b"")) <= LARGEST
     assert files[RECORDS][4:8] == bytes(4), "no time in the header"
-    kept = Published(folder / RECORDS)
     lines = [render(record, kept.curve(record)) for record in kept.records()]
     assert b"".join(lines) == gzip.decompress(files[RECORDS]), "as publish writes it, nobody named"
     table = files.get("table.md", b"").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from metabench.contract.method import State
 from metabench.contract.problem import Params, Problem
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget
+from metabench.core.costs import Counts
 from metabench.core.registry import solvers
 
 STEPS = 3
@@ -64,6 +66,24 @@ class Harness:
         new, log = self.method.step(ctx, state)
         ctx.step += 1
         return State(**autodiff.detach_tree(vars(new))), log
+
+    @cached_property
+    def plain(self) -> PlainRun:
+        """A run that nothing happens to, which others are compared with; it is made once."""
+        ctx = self.context()
+        state = self.run(ctx)
+        return PlainRun(ctx, state, snapshot(state), Counts(**ctx.meter.counts.as_dict()))
+
+
+@dataclass(frozen=True)
+class PlainRun:
+    """Where a run ended, and what it had counted by then, whatever is done with both later."""
+
+    ctx: Context
+    state: State
+    held: list[Any]
+    """A :func:`snapshot` of the state."""
+    counts: Counts
 
 
 def adapted(at: Harness, ctx: Context, state: State) -> list[Params]:

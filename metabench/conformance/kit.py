@@ -83,9 +83,10 @@ def method_checks(method: Any, tasks: Iterable[Any] | None = None) -> list[Check
         same = [t.registered_name for t in chosen].count(task.registered_name) > 1
         where = f"{task.registered_name}{number if same else ''}"
         checks.append(_check(it, f"applicable[{where}]", partial(_applicable, task, it)))
+        at = Harness(it, task)
         for check in METHOD_CHECKS:
             name = check.__name__.removeprefix("check_")
-            checks.append(_check(it, f"{name}[{where}]", partial(check, Harness(it, task))))
+            checks.append(_check(it, f"{name}[{where}]", partial(check, at)))
     return checks
 
 

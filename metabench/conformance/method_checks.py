@@ -105,15 +105,13 @@ def check_storable(at: Harness) -> None:
 
 def check_seeded(at: Harness) -> None:
     """Everything random comes from the seeds: the same seeds give the same bits."""
-    first = at.run(at.context())
+    held = at.plain.held
     torch.manual_seed(12345)
-    assert unchanged(snapshot(first), at.run(at.context())), "a second run is different"
+    assert unchanged(held, at.run(at.context())), "a second run is different"
 
 
 def check_resumes(at: Harness) -> None:
     """Stored and loaded after every step, a run ends as the uninterrupted one, bit for bit."""
-    ctx = at.context()
-    expected = at.run(ctx)
     on = at.context()
     state = stored(at.method.init(on))
     for step in range(STEPS):
@@ -121,47 +119,46 @@ def check_resumes(at: Harness) -> None:
         on = at.context(step=step, meter=Meter(counts), notes=copy.deepcopy(on.notes))
         state, _ = at.method.step(on, state)
         state = stored(state)
-    assert unchanged(snapshot(expected), state), (
+    assert unchanged(at.plain.held, state), (
         "a run that was cut ends differently: something beside State and ctx.notes is remembered"
     )
-    assert on.meter.counts == ctx.meter.counts, "a run that was cut counts other costs"
+    assert on.meter.counts == at.plain.counts, "a run that was cut counts other costs"
 
 
 def check_undisturbed(at: Harness) -> None:
     """Evaluating a state does not change the run, and is not counted as cost."""
-    ctx, evaluated = at.context(), at.context()
-    expected, state = at.run(ctx), at.method.init(evaluated)
+    evaluated = at.context()
+    state = at.method.init(evaluated)
     for _ in range(STEPS):
         evaluate(evaluated, at.method, state, "valid", 1)
         state, _ = at.step(evaluated, state)
-    assert unchanged(snapshot(expected), state), "evaluation changes the run"
-    assert evaluated.meter.counts == ctx.meter.counts, "evaluation is counted as cost"
+    assert unchanged(at.plain.held, state), "evaluation changes the run"
+    assert evaluated.meter.counts == at.plain.counts, "evaluation is counted as cost"
 
 
 def check_threads(at: Harness) -> None:
     """Episodes spread over threads give the same bits and counts as one after another."""
-    one, three = at.context(), at.context(workers=3)
-    assert unchanged(snapshot(at.run(one)), at.run(three)), "threads change the result"
-    assert three.meter.counts == one.meter.counts, "threads change the counts"
+    three = at.context(workers=3)
+    assert unchanged(at.plain.held, at.run(three)), "threads change the result"
+    assert three.meter.counts == at.plain.counts, "threads change the counts"
 
 
 def check_batched(at: Harness) -> None:
     """All episodes at once (vmap) give what one after another gives, to rounding."""
     if not at.method.batched:
         raise NotTested("the method says that episodes cannot be batched")
-    looped = at.context()
-    expected = at.run(looped)
+    looped, expected = at.plain, at.plain.state
     allowed = tolerance(expected.outer)
     for chunk in (None, 2):
         ctx = at.context(engine="vmap", chunk=chunk)
         found = at.run(ctx)
         gap = relative_gap(found.outer, expected.outer)
         assert gap <= allowed, f"the batched run's lam is {gap:.1e} away, {allowed:.0e} is allowed"
-        assert ctx.meter.counts == looped.meter.counts, (
-            f"batched it counts {ctx.meter.counts}, looped {looped.meter.counts}"
+        assert ctx.meter.counts == looped.counts, (
+            f"batched it counts {ctx.meter.counts}, looped {looped.counts}"
         )
     if expected.theta is None:
-        whole, each = adapted(at, ctx, expected), adapted(at, looped, expected)
+        whole, each = adapted(at, ctx, expected), adapted(at, looped.ctx, expected)
         for one, other in zip(whole, each, strict=True):
             gap = relative_gap(one, other)
             assert gap <= allowed, f"batched, adapt's theta is {gap:.1e} away"
@@ -200,7 +197,7 @@ def check_needs(at: Harness) -> None:
         found = at.run(at.context(problem.as_problem()))
     except Undeclared as error:
         raise AssertionError(f"{error}; needs are {sorted(at.method.needs)}") from None
-    assert unchanged(snapshot(at.run(at.context())), found), (
+    assert unchanged(at.plain.held, found), (
         "on a problem that has only what it needs, the result is different"
     )
 

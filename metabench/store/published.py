@@ -147,9 +147,16 @@ def publish(records: Iterable[Record], store: Store, path: str | Path) -> Path:
 
 def render(record: Record, curve: Curve) -> bytes:
     """The line of a record, without what names a person or a machine."""
-    data = {**replace(private(record), files={}).as_dict(), "curve": curve}
-    data = json.loads(canonical(data))
-    return f"{canonical({**data, 'sha256': _seal(data)})}\n".encode()
+    data = json.loads(canonical(replace(private(record), files={}).as_dict()))
+    # A curve is the most of a line: it is written once, and sealed as it is written.
+    parts = {name: canonical(value) for name, value in {**data, "curve": curve}.items()}
+    parts["sha256"] = canonical(hashlib.sha256(_joined(parts).encode()).hexdigest())
+    return f"{_joined(parts)}\n".encode()
+
+
+def _joined(parts: dict[str, str]) -> str:
+    """Canonical JSON of a dictionary, from that of its values."""
+    return "{" + ",".join(f"{canonical(name)}:{parts[name]}" for name in sorted(parts)) + "}"
 
 
 def private(record: Record) -> Record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -13,6 +12,8 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
     ``scores`` [n], ``positive`` bool [n]. Raises ValueError where all are of one kind.
     """
+    from scipy.stats import rankdata  # a second, which whoever only asks for settings is spared
+
     n = int(positive.sum())
     others = len(positive) - n
     if n == 0 or others == 0:

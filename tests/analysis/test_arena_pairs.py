@@ -35,18 +35,18 @@ def field(rng: np.random.Generator, methods: int, problems: int, gap: float) -> 
 
 
 def test_a_field_of_equal_methods_is_told_to_be_equal() -> None:
-    """Of 200 fields of six equal methods on twelve problems no more than about 5 % have a pair that
+    """Of 100 fields of six equal methods on twelve problems no more than about 5 % have a pair that
     is told apart, by Wilcoxon over problems with Holm, and by Friedman: methods that suit
     different problems are no reason to rank them."""
     rng = np.random.default_rng(0)
     apart = friedman = 0
-    for _ in range(200):
+    for _ in range(100):
         equal = field(rng, 6, 12, 0.0)
         means = {m: [stats.mean(v) for v in of.values()] for m, of in equal.items()}
         p = [stats.wilcoxon(means[a], means[b]) for a, b in combinations(equal, 2)]
         apart += min(stats.holm([x or 1.0 for x in p])) < 0.05
         friedman += stats.ranking(list(zip(*means.values(), strict=True))).p < 0.05
-    assert apart <= 18 and friedman <= 18  # 10 expected; 18 has probability 0.8 %
+    assert apart <= 11 and friedman <= 11  # 5 expected; more than 11 has probability 0.4 %
 
 
 def test_a_method_that_is_better_everywhere_is_told_so() -> None:

@@ -210,11 +210,16 @@ def test_the_sizes_of_the_papers_models_come_to_their_names():
     assert _language.sizes("meta-llama/Llama-3.2-1B").parameters == 1_235_814_400
 
 
-def test_every_suite_has_a_family_and_every_cost_its_place():
+@pytest.fixture(scope="module")
+def plan():
+    """Every different cost of all suites."""
+    return budgets.planned()
+
+
+def test_every_suite_has_a_family_and_every_cost_its_place(plan):
     assert all(budgets.family(name) for name in suite_names())
     with pytest.raises(KeyError, match="no family"):
         budgets.family("other")
-    plan = budgets.planned()
     assert len({same.id for same in plan}) == len(plan)
     assert {same.suite for same in plan} >= {"seal-knowledge", "maml-miniimagenet", "pretrain-ppi"}
     assert not {"crossing", "pbgd-hypercleaning-f1"} & {same.suite for same in plan}
@@ -282,9 +287,9 @@ def test_failed_cells_are_no_costs(results):
     assert budgets.spent(failed)["median_seconds"] is None
 
 
-def test_the_paper_table_goes_on_and_is_priced_anew(tmp_path, monkeypatch, capsys):
-    plan = [s for s in budgets.planned() if s.suite == "closed-form" and s.columns == ("ridge",)]
-    monkeypatch.setattr(budgets, "planned", lambda: plan[:2])
+def test_the_paper_table_goes_on_and_is_priced_anew(plan, tmp_path, monkeypatch, capsys):
+    some = [s for s in plan if s.suite == "closed-form" and s.columns == ("ridge",)]
+    monkeypatch.setattr(budgets, "planned", lambda: some[:2])
     out = ["--out", str(tmp_path)]
     assert budgets.main(["paper", "--minutes", "0", *out]) == 0
     assert "Not counted yet" in (tmp_path / "paper.md").read_text()
@@ -301,9 +306,9 @@ def test_the_paper_table_goes_on_and_is_priced_anew(tmp_path, monkeypatch, capsy
         assert a["cells"] == 10 and a["flops"] == b["flops"] and a["memory_bytes"] > 0
 
 
-def test_a_cell_that_cannot_be_counted_is_told(tmp_path, monkeypatch, capsys):
-    plan = [s for s in budgets.planned() if s.suite == "closed-form"][:1]
-    monkeypatch.setattr(budgets, "planned", lambda: plan)
+def test_a_cell_that_cannot_be_counted_is_told(plan, tmp_path, monkeypatch, capsys):
+    some = [s for s in plan if s.suite == "closed-form"][:1]
+    monkeypatch.setattr(budgets, "planned", lambda: some)
 
     def broken(cell):
         raise RuntimeError("no such thing")

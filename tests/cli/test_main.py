@@ -33,6 +33,7 @@ title = "Small"
 metric = "loss"
 goal = "min"
 command = "metabench reproduce small.toml"
+plots = ["learning"]
 [budgets.smoke]
 seeds = [0]
 outer_steps = 2
@@ -375,6 +376,9 @@ def test_two_suite_files_of_one_name_do_not_share_a_folder(folder: Path) -> None
 
 
 def test_reproduce_runs_and_shows(folder: Path) -> None:
+    every_kind = SUITE.replace('plots = ["learning"]\n', "")
+    assert every_kind != SUITE
+    (folder / "small.toml").write_text(every_kind)
     typed = metabench(
         "reproduce", "small.toml", "--budget", "smoke", "--store", "s", "--only", "reverse/one"
     )

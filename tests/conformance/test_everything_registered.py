@@ -312,7 +312,7 @@ METHODS = {
                  {"mixed": "differences", "keep_moments": True, "inner_steps": 2, "epsilon": 1.0},
                  {"inner_steps": 3, "real_step": True, "real_momentum": 0.9, "real_nesterov": True,
                   "real_decay": 1e-3, "inner_drops": (0.5,)}],
-    "random": [{}, {"inner_steps": 10}, {"inner_steps": 10, "sequence": "uniform"},
+    "random": [{"inner_steps": 10}, {}, {"inner_steps": 10, "sequence": "uniform"},
                {"inner_steps": 5, "initial_first": True, "finalists": 2, "repeats": 2}],
     "stn": [{}, {"rank": 1}, {"tune_scale": False, "samples": 3, "squash": False, "warmup": 1},
             {"bias_slopes": "uniform"}],

@@ -67,11 +67,11 @@ def test_the_m_step_is_cloning():
     episode = ctx.problem.episode("train", 0)
     chosen = torch.tensor([0, 0, 1, 1, 1, 2, 3, 4, 5, 6, 7])
     kept = [(episode, {"recipe": i[None]}) for i in chosen]
-    method = ReSTEM(epochs=1500, batch=20, outer_solver="sgd", outer_lr=1.0)
+    method = ReSTEM(epochs=400, batch=20, outer_solver="sgd", outer_lr=1.0)
     lam = method.fit(ctx, skewed(ctx), kept)
     expected = torch.bincount(chosen).double() / len(chosen)
     torch.testing.assert_close(lam["logit"].softmax(0), expected, rtol=1e-10, atol=1e-10)
-    assert ctx.meter.counts.outer_gradients == 1500 * len(chosen)
+    assert ctx.meter.counts.outer_gradients == 400 * len(chosen)
 
 
 def test_one_small_step_goes_where_the_policy_gradient_goes():

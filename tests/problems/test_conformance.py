@@ -10,8 +10,8 @@ from metabench.core.capabilities import why_not
 from metabench.core.registry import methods
 
 pytestmark = pytest.mark.usefixtures("plugins_forgotten")
-FEW = ["bilevel", "ift", "maml", "random"]
-"""Methods that run on it whatever is deselected."""
+FEW = {"bilevel": {}, "ift": {}, "maml": {}, "random": {"inner_steps": 5}}
+"""Methods that run on it whatever is deselected, and settings: a search trains long by default."""
 
 RUN_ON = {
     "decay": {"bilevel", "ift", "random", "soba", "stn", "sgld", "pbgd", "marglik", "es"},
@@ -32,8 +32,8 @@ RUN_ON = {
 @pytest.mark.parametrize("kind", own_problems.KINDS)
 def test_every_check_of_a_task(kind: str) -> None:
     task = own_problems.KINDS[kind]()
-    able = [name for name in FEW if why_not(task, methods.get(name)()) is None]
-    short = [testing.build("method", name) for name in able]
+    built = [testing.build("method", name, **given) for name, given in FEW.items()]
+    short = [method for method in built if why_not(task, method) is None]
     for _, check in testing.task_checks(task, methods=short):
         check()
 

@@ -66,10 +66,10 @@ def made(results, store, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pages(full, holed, tmp_path_factory):
-    """The reports of both fixtures, made once."""
+def pages(few, holed, tmp_path_factory):
+    """The reports of a table without and of one with holes, made once."""
     folder = tmp_path_factory.mktemp("reports")
-    return {"full": made(*full, folder / "full"), "holed": made(*holed, folder / "holed")}
+    return {"full": made(*few, folder / "full"), "holed": made(*holed, folder / "holed")}
 
 
 def test_it_is_whole_and_fetches_nothing(pages):
@@ -194,7 +194,7 @@ def test_a_folder_gets_report_html(suite, helpers, tmp_path):
     assert report(results, store, tmp_path / "here") == tmp_path / "here" / "report.html"
 
 
-def test_pictures_are_in_the_page_once_a_row(suite, helpers, tmp_path):
+def test_pictures_are_in_the_page_once_a_row(few, helpers, tmp_path):
     """Those of the first seed, under the name of the row; what cannot be read is told."""
 
     class Torn(helpers.Fake):
@@ -203,6 +203,7 @@ def test_pictures_are_in_the_page_once_a_row(suite, helpers, tmp_path):
                 raise StoreError("pictures.npz is not the file that its record names")
             return super().pictures(record)
 
+    suite = few[0].suite
     store = helpers.fill(suite, "laptop", Torn())
     results = collect(suite, "laptop", store, why_not=helpers.allowed)
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)

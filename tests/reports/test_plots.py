@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -17,8 +18,8 @@ def names(figure):
     return " ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
 
 
-def test_every_kind_is_drawn_as_png_and_pdf(full, tmp_path):
-    paths = plots.draw(*full, out_dir=tmp_path / "new")
+def test_every_kind_is_drawn_as_png_and_pdf(few, tmp_path):
+    paths = plots.draw(*few, out_dir=tmp_path / "new")
     assert [p.name for p in paths[::2]] == [
         "learning.png",
         "cost-inner_gradients.png",
@@ -218,11 +219,13 @@ def test_names_are_no_mathematics_and_no_hidden_entries(helpers, tmp_path):
         }
         for i, label in enumerate(["$\\frac{1}$ & $x", "_hidden", "a_b % <b>"])
     ]
-    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
+    columns = [{"id": "5w1s", "task": "ridge"}]
+    suite = helpers.make_suite(rows=rows, columns=columns, paper=[], paper_rows=[])
     store = helpers.fill(suite, "laptop")
     results = collect(suite, "laptop", store, why_not=helpers.allowed)
-    plots.draw(results, store, out_dir=tmp_path)
-    text = names(plots.figures(results, store, ["learning"])["learning"])
+    known = plots.Figures(results, store)
+    plots.draw(results, store, out_dir=tmp_path, known=known)
+    text = names(known.of(["learning"], plots.DEFAULT_COST)["learning"])
     assert "_hidden" in text
     assert "\\$\\frac{1}\\$" in text
 
@@ -246,29 +249,30 @@ def test_one_run_a_column_has_no_bootstrap_interval(suite, helpers):
     assert "MAML: " in text and "[" not in text
 
 
-def test_drawing_leaves_matplotlib_as_it_was(full, tmp_path):
+def test_drawing_leaves_matplotlib_as_it_was(few, tmp_path):
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    plots.draw(*full, kinds=["profile"], out_dir=tmp_path)
+    plots.draw(*few, kinds=["profile"], out_dir=tmp_path)
     assert dict(mpl.rcParams) == before
 
 
-def test_the_same_results_give_the_same_files(full, tmp_path):
-    first = plots.draw(*full, kinds=["profile"], out_dir=tmp_path / "a")
-    second = plots.draw(*full, kinds=["profile"], out_dir=tmp_path / "b")
+def test_the_same_results_give_the_same_files(few, tmp_path):
+    first = plots.draw(*few, kinds=["profile"], out_dir=tmp_path / "a")
+    second = plots.draw(*few, kinds=["profile"], out_dir=tmp_path / "b")
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
 
 
-def test_a_figure_is_made_once_however_many_files_it_goes_to(full, tmp_path, monkeypatch):
-    results, store = full
+def test_a_figure_is_made_once_however_many_files_it_goes_to(few, helpers, tmp_path, monkeypatch):
+    suite, store = replace(few[0].suite, plots=["learning", "cost", "profile"]), few[1]
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
     alone = html_report.render(results, store)
     calls = []
     monkeypatch.setattr(plots, "finish", lambda *given: calls.append(given) or finish(*given))
     figures = plots.Figures(results, store)
     plots.draw(results, store, out_dir=tmp_path, known=figures)
-    assert len(calls) == 4  # and the profile, whose module has its own finish
+    assert len(calls) == 2  # and the profile, whose module has its own finish
     # What files were written of is what the report shows, to the last sign.
     assert html_report.render(results, store, known=figures) == alone
-    assert len(calls) == 5  # the cost in seconds, which no file has
+    assert len(calls) == 3  # the cost in seconds, which no file has

@@ -307,16 +307,18 @@ def wait_for(condition: object, seconds: float = 60.0) -> None:
 def test_two_launchers_share_a_grid(
     store: Store, plugin: Path, tmp_path: Path, start: Start
 ) -> None:
-    launchers = [start(1, 12, 0.02, 5) for _ in range(2)]
-    for launcher in launchers:
-        out, _ = launcher.communicate(timeout=120)
-        assert launcher.returncode == 0, out
-        assert "12 done" in out
+    launcher = start(1, 12, 0.02, 5)
+    wait_for((tmp_path / "starts").exists)
+    summary = launch([told(tmp_path, i, pause=0.02, steps=5) for i in range(12)], store)
+    assert summary.exit_code == 0 and "12 done" in str(summary)
+    out, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, out
+    assert "12 done" in out
     found = starts(tmp_path)
     assert len(found) == 12 and set(found.values()) == {1}
     assert all(r.attempts == 1 for r in store.records())
     pids = {line.split()[1] for line in (tmp_path / "starts").read_text().splitlines()}
-    assert pids <= {str(launcher.pid) for launcher in launchers}
+    assert pids == {str(launcher.pid), str(os.getpid())}
 
 
 @pytest.mark.parametrize(

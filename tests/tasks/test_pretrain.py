@@ -559,7 +559,7 @@ def test_too_many_images_are_refused(photographs):
         superclasses(n_test=8)
 
 
-SOME = ("fixed", "ift", "bilevel", "random")
+SOME = ("fixed", "ift", "bilevel", methods.get("random")(inner_steps=5))
 
 
 @pytest.mark.parametrize("set_", [{}, {"unseen": True, "head": "warm", "dtype": "float32"}])

@@ -42,6 +42,12 @@ def seven() -> TrackResults:
     return track(7, alone=["beta"])
 
 
+@pytest.fixture(scope="module")
+def drawn_of_seven(seven: TrackResults) -> tuple[dict, dict]:
+    """Every figure, drawn once; and why some are not."""
+    return figures.figures(seven)
+
+
 def names(figure) -> str:
     """Every text of a figure that somebody sees."""
     return " ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text)).replace("\n", " ")
@@ -56,8 +62,8 @@ def test_below_six_problems_nothing_is_inferred_and_it_is_said(three: TrackResul
     assert "*" not in names(drawn["pairs"])
 
 
-def test_from_six_on_ranks_are_tested_and_pairs_have_stars(seven: TrackResults) -> None:
-    drawn, not_drawn = figures.figures(seven)
+def test_from_six_on_ranks_are_tested_and_pairs_have_stars(drawn_of_seven) -> None:
+    drawn, not_drawn = drawn_of_seven
     assert not not_drawn and "Friedman test over 7 problems" in names(drawn["critical-difference"])
     # Seven problems, three pairs: each has p = 2 / 2^7, times 3.
     assert names(drawn["pairs"]).count("1.00*") == names(drawn["pairs"]).count("0.00*") == 3
@@ -71,12 +77,11 @@ def test_many_pairs_on_few_problems_are_told_to_be_hopeless() -> None:
 
 @pytest.mark.parametrize("kind", list(figures.KINDS))
 def test_every_caption_says_what_a_figure_cannot_say_and_stands_below_it(
-    kind: str, seven: TrackResults
+    kind: str, seven: TrackResults, drawn_of_seven
 ) -> None:
     said = " ".join(figures.KINDS[kind].caption(seven))
     assert "cannot" in said
-    with styled():
-        shown = names(figures.KINDS[kind].draw(seven))
+    shown = names(drawn_of_seven[0][kind])
     last = " ".join(figures.KINDS[kind].caption(seven)[-1].split())
     assert last in " ".join(shown.split())
 

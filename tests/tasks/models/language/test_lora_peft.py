@@ -14,8 +14,13 @@ from metabench.tasks.models.language import lora
 from metabench.tasks.models.language.causal import Adapter
 from metabench.tasks.models.language.lora_peft import PeftDecoder
 
-needs("peft")
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def peft():
+    """Imported where these tests run alone: it takes seconds, and every worker collects them."""
+    return needs("peft")
 
 
 def pair(dtype=torch.float32):
