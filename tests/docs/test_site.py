@@ -133,9 +133,9 @@ def test_ranks_are_those_of_the_arena(tmp_path: Path) -> None:
     file = arena.records().rename(folder / "records.jsonl.gz")
     found = standings.of_file(str(arena.file), file)
     best = arena.standings(["dim2", "dim5", "ridge6"])[0]
-    tuned = [row for _, row in found if row[1:3] == ("A", "tuned")]
+    tuned = [row for _, row in found if row[2:4] == ("A", "tuned")]
     assert {who for who, _ in found} == {method for _, method in arenas.METHODS.values()}
-    assert tuned[0][3:6] == (f"{best.rank:.2f} (number 1)", str(len(tuned)), f"{best.score:.2f}")
+    assert tuned[0][4:7] == (f"{best.rank:.2f} (number 1)", str(len(tuned)), f"{best.score:.2f}")
 
 
 def test_without_a_published_arena_a_page_says_so(tmp_path: Path) -> None:

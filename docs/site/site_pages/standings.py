@@ -12,7 +12,7 @@ from .notation import table
 from .places import ROOT
 
 NONE_YET = "No arena with published records is built in yet, so there is no rank to give."
-HEAD = ("arena", "track", "settings", "rank", "of", "score", "95 % interval")
+HEAD = ("arena", "as", "track", "settings", "rank", "of", "score", "95 % interval")
 
 
 def of(method: str, results: Path = ROOT / "results") -> str:
@@ -43,19 +43,22 @@ def of_file(arena: str, file: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
     from metabench.suites import arena as arenas
 
     known = arenas.load(arena)
-    methods = {m.id: m.method for m in known.methods}
+    entries = {m.id: m for m in known.methods}
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder))
-        merge([Published(file)], store)
-        plan = verbs.plan(known, budget=file.parent.name, store=store)
-        for track in sorted({p.track for p in known.problems}):
+        store, budget = Store(Path(folder)), file.parent.name
+        if verbs.shipped(known, budget) is None:
+            merge([Published(file)], store)
+        plan = verbs.plan(known, budget=budget, store=store)
+        played = {p.column for p in plan.finals if p.record is not None}
+        for track in sorted({p.track for p in known.problems if p.id in played}):
             for tuned in (True, False):
                 places = verbs.standings(plan, track=track, tuned=tuned)
                 for place, s in enumerate(places, 1):
-                    row = s.row.removesuffix(arenas.AS_SHIPPED)
-                    found.append((methods[row], (
-                        known.title, track, "tuned" if tuned else "as shipped",
+                    entry = entries[s.row.removesuffix(arenas.AS_SHIPPED)]
+                    found.append((entry.method, (
+                        f"{known.name}, {budget}", entry.label or entry.id, track,
+                        "tuned" if tuned else "as shipped",
                         f"{s.rank:.2f} (number {place})", str(len(places)), f"{s.score:.2f}",
                         f"{s.low:.2f} to {s.high:.2f}",
                     )))  # fmt: skip
