@@ -6,10 +6,11 @@
 Once an arena's trials are done, its best method on each problem, with the setting that its trials
 have chosen, runs on ten seeds at the problem's cap and at five times that; beside it stands what no
 outer learning has (the methods ``fixed`` and ``unlearned``) at the cap. Headroom is the gap between
-no learning and the better of the two runs, in whole widths of the wider 95 % t-interval over seeds.
-An arena takes problems with a headroom of five or more, and states their ``fixed`` and ``bound``
-from this table. Seconds are wall seconds of a run at the cap, evaluations included. Finished cells
-are read, not run. Writes calibration.json and calibration.md.
+no learning and the better of the two runs, in whole widths of that run's 95 % t-interval over
+seeds; "of the wider" takes no learning's interval where that is wider, as where every seed draws
+data of its own. An arena takes problems with a headroom of five or more, and states their ``fixed``
+and ``bound`` from this table. Seconds are wall seconds of a run at the cap, evaluations included.
+Finished cells are read, not run. Writes calibration.json and calibration.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from metabench.analysis import stats
 from metabench.analysis.arena import finals_scores
 from metabench.api import arena as arenas
 from metabench.api.verbs import open_store
+from metabench.cli.progress import view
 from metabench.core.errors import MetabenchError
 from metabench.store.store import Store
 from metabench.suites import planning
@@ -46,7 +48,7 @@ LONG = 5.0
 class Row:
     """One problem. ``fixed``, ``best`` and ``long`` are means in the task's metric, each with the
     half-width of its interval; ``lost`` counts runs of the best method without numbers.
-    ``headroom`` is None where no interval has a width."""
+    ``headroom`` and ``of_the_wider`` are None where no interval has a width."""
 
     problem: str
     metric: str
@@ -61,6 +63,7 @@ class Row:
     long_half: float
     lost: int
     headroom: float | None
+    of_the_wider: float | None
     seconds: float
 
 
@@ -161,6 +164,7 @@ def rows(plan: arenas.Plan, done: Mapping[tuple[str, str], Sequence[Planned]]) -
                 problem.id, metrics[problem.id], "max" if sign > 0 else "min", len(SEEDS),
                 mean["fixed"], half["fixed"], of["best"][0].row, mean["best"], half["best"],
                 mean["long"], half["long"], 2 * len(SEEDS) - ended,
+                headroom(sign * mean["fixed"], sign * mean[better], [half[better]]),
                 headroom(sign * mean["fixed"], sign * mean[better], [half["fixed"], half[better]]),
                 stats.mean(spent),
             )
@@ -179,14 +183,14 @@ def table(found: Sequence[Row], labels: Mapping[str, str]) -> str:
             f"{r.best:.4g} ± {r.best_half:.2g}",
             f"{r.long:.4g} ± {r.long_half:.2g}",
             r.method,
-            "no spread" if r.headroom is None else f"{r.headroom:.1f}",
+            *("no spread" if h is None else f"{h:.1f}" for h in (r.headroom, r.of_the_wider)),
             f"{r.seconds:.1f}",
         ]
         for r in found
     ]
     heads = [
         "problem", "what is learned", "metric", "without", "best", f"best, {LONG:g} caps", "by",
-        "headroom", "seconds",
+        "headroom", "of the wider", "seconds",
     ]  # fmt: skip
     return tabulate(lines, heads, "github")
 
@@ -212,7 +216,9 @@ def main(arguments: list[str] | None = None) -> int:
                 f"--budget {given.budget}"
             )
         of = runs(plan, given.budget, store)
-        arenas.play([p for played in of.values() for p in played], store, given.jobs, None, None)
+        cells = [p for played in of.values() for p in played]
+        with view(len({p.cell.key for p in cells}), given.jobs) as listener:
+            arenas.play(cells, store, given.jobs, None, listener)
         found = rows(plan, runs(plan, given.budget, store))
     except MetabenchError as error:
         print(error, file=sys.stderr)
