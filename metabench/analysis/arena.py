@@ -108,11 +108,12 @@ def _means(rows: Sequence[Sequence[float | None]]) -> list[float]:
 
 
 def choose(trials: Trials) -> Chosen:
-    """The trial with the best mean score; of equals the one tried first."""
+    """The trial with the best mean score; of equals the one with the fewest runs without numbers,
+    then the one tried first."""
     out = {}
     for pair, of in trials.items():
-        score = means(of)
-        out[pair] = of[score.index(max(score))].number
+        scored = zip(means(of), of, strict=True)
+        out[pair] = max(scored, key=lambda one: (one[0], -one[1].failures))[1].number
     return out
 
 

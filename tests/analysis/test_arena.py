@@ -20,6 +20,8 @@ def test_the_best_mean_is_chosen_and_of_equals_the_first() -> None:
         }
     )
     assert found == {("a", "p"): 1, ("b", "p"): 0}
+    # A run without numbers scores 0, as one that learns nothing: it is not to play for it.
+    assert scores.choose({("a", "p"): trials((None,), (0.0,), (0.0,))}) == {("a", "p"): 1}
 
 
 def test_a_failure_scores_as_no_learning_or_as_the_worst_there_is() -> None:
