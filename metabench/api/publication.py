@@ -21,8 +21,12 @@ from metabench.suites.planning import NEVER_RUN, Planned
 from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from metabench.analysis.arena_track import TrackResults
     from metabench.analysis.results import Results
+    from metabench.api import arena as arenas
+    from metabench.store.record import Curve, Record
 
 FIGURE = "figure.png"
 
@@ -87,9 +91,9 @@ def publish_arena(
     store: str | Path | Store | None = None,
 ) -> Publication:
     """Write ``records.jsonl.gz`` of an arena's trials and finals into the folder ``out``: what
-    ``metabench rank`` compares with, and what ships with a built-in arena. Where no final is
-    missing also where all stand: ``table.md``, ``table.csv``, and ``figure.png``, the scores of the
-    first track.
+    ``metabench rank`` compares with, and what ships with a built-in arena. Of learning curves it
+    has the counts and the metric of the finals. Where no final is missing also where all stand:
+    ``table.md``, ``table.csv``, and ``figure.png``, the scores of the first track.
 
     Raises MetabenchError where nothing has been run, StoreError where a file cannot be trusted.
     """
@@ -106,7 +110,8 @@ def publish_arena(
             f"{known.name} has no finished cell of budget {budget} in {store.root}: nothing to "
             f"publish; run: {run}"
         )
-    paths = [published.publish(records.values(), store, made(out) / published.RECORDS)]
+    file = made(out) / published.RECORDS
+    paths = [published.publish(records.values(), store, file, _looks(plan, store))]
     left = len({p.cell.key for p in planned if p.record is None})
     missing = f"{counted(left, 'cell')} without a record" if left else ""
     if not plan.finals:
@@ -114,6 +119,29 @@ def publish_arena(
     if not missing:
         paths += _standings(arenas.tracks(plan, store=store), out)
     return Publication(paths, missing)
+
+
+def _looks(plan: arenas.Plan, store: Store) -> Callable[[Record], Curve]:
+    """Of learning curves what costs to the target need, which is the counts and the metric at the
+    looks of the finals: with all of each, the records of an arena are too large to ship."""
+    from metabench.api.arena import metrics
+
+    names = metrics(plan.arena)
+    metric = {p.cell.key: names[p.column] for p in plan.finals}
+
+    def curve(record: Record) -> Curve:
+        if record.key not in metric:
+            return {}
+        values = {f"{split}/{metric[record.key]}" for split in ("valid", "selection")}
+        return {
+            name: column
+            for name, column in store.curve(record).items()
+            if name in values | {"step", "looks/cost"} or (
+                name.startswith("cost/") and name != "cost/seconds"
+            )
+        }  # fmt: skip
+
+    return curve
 
 
 def _standings(tracks: list[TrackResults], out: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,13 +130,19 @@ class Published:
             raise StoreError(str(error)) from None
 
 
-def publish(records: Iterable[Record], store: Store, path: str | Path) -> Path:
+def publish(
+    records: Iterable[Record],
+    store: Store,
+    path: str | Path,
+    curve: Callable[[Record], Curve] | None = None,
+) -> Path:
     """Write these records of a store to ``path``, without what names a person or a machine.
+    ``curve``: the learning curve that is written of a record, in the place of the store's.
 
     Raises StoreError where a curve cannot be read or the disk refuses.
     """
-    path = Path(path)
-    lines = [render(r, store.curve(r)) for r in sorted(records, key=lambda r: r.key)]
+    path, curve = Path(path), curve or store.curve
+    lines = [render(r, curve(r)) for r in sorted(records, key=lambda r: r.key)]
     buffer = io.BytesIO()
     # Neither a time nor a file name in the header.
     with gzip.GzipFile("", "wb", fileobj=buffer, mtime=0) as file:
