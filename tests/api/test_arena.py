@@ -184,7 +184,8 @@ def test_records_that_ship_are_read_and_written_into_no_store(
     arena.run(built_in, budget="smoke", store=empty)
     leaderboard(built_in, budget="smoke", store=empty, out=tmp_path / "page.html")
     curve = arena.curve(plan, Store(empty), plan.finals[0].record)
-    assert curve and curve == arena.curve(own, Store(played[1]), own.finals[0].record)
+    whole = arena.curve(own, Store(played[1]), own.finals[0].record)
+    assert curve and all(whole[name] == column for name, column in curve.items())
     assert Store(empty).records() == []
     with pytest.raises(MetabenchError, match="nothing to publish"):
         publish_arena(built_in, budget="smoke", store=empty, out=tmp_path / "out")

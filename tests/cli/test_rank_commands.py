@@ -14,6 +14,7 @@ from test_tutorials import blocks, mismatch
 from typer.testing import CliRunner, Result
 
 from metabench.cli.main import app
+from metabench.core.costs import COUNT_NAMES
 from metabench.store.published import Published
 
 
@@ -194,7 +195,16 @@ def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) ->
     assert done.output.split() == [w for name in written for w in ("wrote", f"published/{name}")]
     assert Path("published/figure.png").stat().st_size <= 100_000
     assert "| rank |" in re.sub(" +", " ", Path("published/table.md").read_text())
-    assert Path("published/records.jsonl.gz").read_bytes() == records.read_bytes()
+    whole, looks = Published(records), Published("published/records.jsonl.gz")
+    assert looks.records() == whole.records()
+    curves = {r.key: looks.curve(r) for r in looks.records()}
+    assert {} in curves.values(), "trials have none"
+    assert {c for of in curves.values() for c in of} == {
+        "step", "looks/cost", "valid/loss", *(f"cost/{name}" for name in COUNT_NAMES),
+    }  # fmt: skip
+    for r in whole.records():
+        full = whole.curve(r)
+        assert all(full[name] == column for name, column in curves[r.key].items())
     done = CliRunner().invoke(app, ["publish", *words, "--store", "none"])
     assert done.exit_code == 1 and "nothing to publish; run: metabench arena" in done.output
     shown = CliRunner().invoke(app, ["show", str(arena)]).output
