@@ -1,5 +1,6 @@
 """Arenas: what a file may say, ranges, trials that do not depend on who else takes part, cells."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metabench.core import catalogue
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.suites import arena as arenas
 from metabench.suites.arena import Range
@@ -241,3 +243,14 @@ def test_whole_numbers_are_whole_and_all_can_be_drawn(low, more, log, u) -> None
     x = range_.at(u, 7.0)
     assert isinstance(x, int) and low <= x <= low + more
     assert (range_.at(0.0, 1.0), range_.at(1 - 1e-12, 1.0)) == (low, low + more)
+
+
+@pytest.mark.parametrize("name", catalogue.arena_names())
+def test_every_trial_of_a_built_in_arena_has_settings_that_are_allowed(name: str) -> None:
+    """A space may reach where two settings exclude each other; found before anything is run."""
+    whole = arenas.load(name)
+    for budget, rules in whole.budgets.items():
+        once = replace(rules, tuning_seeds=[100], seeds=[0])
+        one = replace(whole, budgets={budget: once})
+        assert one.trials(budget)
+        assert one.finals(budget, {(m.id, p.id): 0 for m, p in one.pairs(budget)})
