@@ -25,7 +25,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from metabench.analysis import stats
-from metabench.analysis.arena import finals_scores
+from metabench.analysis.arena import finals_scores, means
 from metabench.api import arena as arenas
 from metabench.api.verbs import open_store
 from metabench.cli.progress import view
@@ -89,10 +89,8 @@ def leaders(plan: arenas.Plan) -> dict[str, tuple[str, str]]:
         }
     else:
         scores = {
-            pair: max(t.scores[0] for t in of if t.scores[0] is not None)
-            for pair, of in plan.scores.items()
-            if any(t.scores[0] is not None for t in of)
-        }
+            pair: max(means(of)) for pair, of in plan.scores.items()
+        }  # fmt: skip
     out = {}
     for problem in plan.arena.problems:
         here = {row: s for (row, name), s in scores.items() if name == problem.id}
@@ -110,10 +108,10 @@ def runs(plan: arenas.Plan, budget: str, store: Store) -> dict[tuple[str, str], 
     """Problem and "fixed", "best" or "long" to the cells of its row, done or not."""
     rules = plan.arena.budget(budget)
     methods = {m.id: m for m in plan.arena.methods}
-    records = store.records()
+    records, found = store.records(), leaders(plan)
     out = {}
     for problem in plan.arena.problems:
-        if problem.id not in (found := leaders(plan)):
+        if problem.id not in found:
             continue
         without, best = found[problem.id]
         for name, row, how in (

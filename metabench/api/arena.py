@@ -82,10 +82,9 @@ def plan(
 
     arena, store = load(arena), open_store(store)
     came = None if anew else shipped(arena, budget)
-    own = store.records()
-    known = {r.key for r in own if r.status == "done"}
-    records = [r for r in own if came is None or r.key in known or came.get(r.key) is None]
-    records += [r for r in came.records() if r.key not in known] if came is not None else []
+    known = {r.key: r for r in came.records()} if came is not None else {}
+    known |= {r.key: r for r in store.records() if r.status == "done" or r.key not in known}
+    records = [*known.values()]
     trials = plans.plan(arena.trials(budget), store, records)
     possible = [p for p in trials if p.state not in NEVER_RUN]
     if any(p.record is None for p in possible):

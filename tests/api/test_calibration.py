@@ -1,5 +1,6 @@
 import tomllib
 
+import contests
 import pytest
 from typer.testing import CliRunner
 
@@ -8,31 +9,7 @@ from metabench.cli.main import app
 from metabench.core.costs import PRICED
 from metabench.suites.arena import ArenaProblem
 
-FILE = """
-kind = "arena"
-title = "One quadratic"
-
-[budgets.laptop]
-trials = 1
-tuning_seeds = [100]
-seeds = [0]
-charge_looks = false
-
-[[problems]]
-id = "steep"
-track = "A"
-task = "quadratic"
-set.task = { a = 3.0 }
-fixed = 1.0
-bound = 0.0
-cap = 10.0
-prices = { inner_gradients = 1.0 }
-
-[[methods]]
-id = "fixed"
-method = "fixed"
-tracks = ["A"]
-"""
+FILE = contests.SMALLEST.replace("dim = 2", "a = 3.0").replace('id = "two"', 'id = "steep"')
 
 
 @pytest.fixture
