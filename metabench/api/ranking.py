@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from metabench.api import arena as verbs
 from metabench.api.verbs import open_store
 from metabench.cluster import hints
-from metabench.core.catalogue import arena_names, published_folder
+from metabench.core.catalogue import arena_names
 from metabench.core.cell import Cell, canonical
 from metabench.core.errors import MetabenchError, NotApplicable, SettingError, SuiteError
 from metabench.core.settings import place
@@ -140,14 +140,14 @@ def contest(
     kept = open_store(store)
     known = {r.key: r for r in kept.records()}
     file: Path | None = None
+    given: Store | Published | None
     if baselines is not None:
         file = place("--baselines", baselines)
-    elif str(name) in arena_names():
-        shipped = published_folder(str(name), budget) / published.RECORDS
-        file = shipped if shipped.is_file() else None
-    bad: list[str] = []
-    if file is not None:
         given = Store(file) if file.is_dir() else Published(file)
+    elif (given := verbs.shipped(whole, budget)) is not None:
+        file = given.root
+    bad: list[str] = []
+    if given is not None:
         bad = [str(b) for b in given.problems()]
         known |= {r.key: r for r in given.records()}
     typed = hints.absolute(name if isinstance(name, Path) else str(name))

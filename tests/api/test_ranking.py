@@ -197,7 +197,8 @@ def test_records_that_ship_with_a_built_in_arena_are_found(
     assert catalogue.suite_names() == ["suite"]
     assert ranking.default_arena() == "arena-10"
     home = tmp_path / "results"
-    monkeypatch.setattr(ranking, "published_folder", lambda *names: home.joinpath(*names))
+    where = "metabench.api.arena.published_folder"
+    monkeypatch.setattr(where, lambda *names: home.joinpath(*names))
     monkeypatch.setattr("metabench.suites.arena.suite_folder", lambda: folder)
     shipped = home / "arena-10" / "smoke" / "records.jsonl.gz"
     shipped.parent.mkdir(parents=True)
