@@ -8,9 +8,9 @@
 
 Both write a table and its numbers to results/budgets/. ``laptop`` reads the committed records and
 measures nothing. ``paper`` is an ESTIMATE: it builds each different cell, counts one outer step and
-one episode of each evaluation (benchmarks/_counting.py; language models: _language.py), multiplies,
-and divides by what a card is said to do. Counts are kept in paper.json, cell by cell: a second
-call goes on, and another card is a matter of seconds. See docs/budgets.md.
+one episode of each evaluation (benchmarks/harness/counting.py; language models: language.py
+beside it), multiplies, and divides by what a card is said to do. Counts are kept in paper.json,
+cell by cell: a second call goes on, and another card is a matter of seconds. See docs/budgets.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks._records import committed
+from benchmarks.harness.records import committed
 from metabench.api import spending
 from metabench.core.capabilities import why_not
 from metabench.core.catalogue import suite_names
@@ -337,21 +337,21 @@ def count(cell: Cell) -> dict[str, Any]:
     """The counts of a cell as JSON data, or the reason why there are none."""
     import torch
 
-    from benchmarks import _counting, _language
+    from benchmarks.harness import counting, language
 
     torch.set_num_threads(1)
     task = instances(cell)[0]
     dtype = getattr(task, "dtype", "float32")
-    absent = [] if cell.task in _language.TASKS else _counting.absent(task)
+    absent = [] if cell.task in language.TASKS else counting.absent(task)
     try:
-        if cell.task in _language.TASKS:
-            found, notes = _language.counted(cell)
+        if cell.task in language.TASKS:
+            found, notes = language.counted(cell)
         else:
-            with _counting.stand_ins(absent):
-                found, notes = _counting.counted(cell), []
+            with counting.stand_ins(absent):
+                found, notes = counting.counted(cell), []
     except Exception as error:  # a hole with its reason, and the next cell
         return {"error": f"{type(error).__name__}: {error}"}
-    notes += [_counting.STAND_INS[name].said for name in absent]
+    notes += [counting.STAND_INS[name].said for name in absent]
     return {"dtype": dtype, "notes": notes, **found.as_dict()}
 
 

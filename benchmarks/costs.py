@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
-from benchmarks import _turns
+from benchmarks.harness import turns
 from benchmarks.implicit import CLASSES, images
 
 SIZES = (1000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -99,7 +99,7 @@ def measure(case: dict, arrays: dict, limit: float) -> dict:
         (folder / "case.json").write_text(json.dumps(case))
         try:
             run = subprocess.run(
-                [sys.executable, "-m", "benchmarks._costs_worker", temporary],
+                [sys.executable, "-m", "benchmarks.harness.costs_worker", temporary],
                 capture_output=True, text=True, timeout=limit, check=False,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )  # fmt: skip
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list or not rows:
         print("\n".join(r.name for r in ROWS))
         return 0 if options.list else 2
-    about = {**_turns.machine(), "clock": options.clock, "repeats": options.repeats}
+    about = {**turns.machine(), "clock": options.clock, "repeats": options.repeats}
     blocks: list[dict] = []
     x, y, kind = images(2 * options.batch, 784)
     for size in options.sizes:

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import _turns
+from benchmarks.harness import turns
 
 GATE_TASKS = 2
 PEERS = {
@@ -177,10 +177,10 @@ def describe(row: dict) -> str:
     )
 
 
-BENCHMARK = _turns.Benchmark(
+BENCHMARK = turns.Benchmark(
     "benchmarks.few_shot",
     __doc__,
-    Path(__file__).with_name("_few_shot_worker.py"),
+    Path(__file__).parent / "harness" / "few_shot_worker.py",
     ROWS,
     PEERS,
     inputs,
@@ -191,4 +191,4 @@ BENCHMARK = _turns.Benchmark(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(_turns.main(BENCHMARK))
+    raise SystemExit(turns.main(BENCHMARK))

@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import _turns
+from benchmarks.harness import turns
 
 PEERS = {
     "hypergrad": "pip install --no-deps hypergrad==0.0.1",
@@ -112,10 +112,10 @@ def describe(row: dict) -> str:
     )
 
 
-BENCHMARK = _turns.Benchmark(
+BENCHMARK = turns.Benchmark(
     "benchmarks.implicit",
     __doc__,
-    Path(__file__).with_name("_implicit_worker.py"),
+    Path(__file__).parent / "harness" / "implicit_worker.py",
     ROWS,
     PEERS,
     inputs,
@@ -129,4 +129,4 @@ BENCHMARK = _turns.Benchmark(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(_turns.main(BENCHMARK))
+    raise SystemExit(turns.main(BENCHMARK))

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks._records import committed
+from benchmarks.harness.records import committed
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import Budget
 from metabench.core.costs import COUNT_NAMES

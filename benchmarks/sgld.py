@@ -185,7 +185,7 @@ def error(row: Row, n: int) -> float:
 def peaks(chain, lengths) -> dict[int, int | None]:
     """Length of a chain to the most bytes resident while it ran, above what was resident before
     the first; None where the system does not say."""
-    from benchmarks._turn import forget_peak, resident
+    from benchmarks.harness.turn import forget_peak, resident
 
     before, found = resident(), {}
     for steps in lengths:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from benchmarks import _turns
+from benchmarks.harness import turns
 from benchmarks.implicit import CLASSES, images
 
 PEERS = {"higher": "pip install higher==0.2.1"}
@@ -106,10 +106,10 @@ def describe(row: dict) -> str:
     )
 
 
-BENCHMARK = _turns.Benchmark(
+BENCHMARK = turns.Benchmark(
     "benchmarks.unrolling",
     __doc__,
-    Path(__file__).with_name("_unrolling_worker.py"),
+    Path(__file__).parent / "harness" / "unrolling_worker.py",
     ROWS,
     PEERS,
     inputs,
@@ -126,4 +126,4 @@ BENCHMARK = _turns.Benchmark(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(_turns.main(BENCHMARK))
+    raise SystemExit(turns.main(BENCHMARK))

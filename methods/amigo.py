@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metabench.core.registry import method
-from metabench.hypergradients.linear_steps import LinearSteps
+from metabench.hypergradients.single_loop.linear_steps import LinearSteps
 
 
 @method("amigo")

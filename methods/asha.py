@@ -24,8 +24,8 @@ from metabench.contract import autodiff
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Params
 from metabench.core.registry import method
-from metabench.hypergradients.gradient_free import Paused, kinds, losses_log
-from metabench.hypergradients.halving import Rungs, lengths
+from metabench.hypergradients.search.gradient_free import Paused, kinds, losses_log
+from metabench.hypergradients.search.halving import Rungs, lengths
 
 
 @method("asha")

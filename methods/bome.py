@@ -34,7 +34,7 @@ from metabench.contract.problem import Params
 from metabench.contract.solver import Solver, why_no_noise
 from metabench.core.errors import Diverged
 from metabench.core.registry import method
-from metabench.hypergradients import stochastic
+from metabench.hypergradients.single_loop import stochastic
 
 
 @method("bome")

@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from metabench.contract.method import Context, State
 from metabench.core.registry import method
-from metabench.hypergradients.cross_entropy import SAMPLER, CrossEntropy
-from metabench.hypergradients.gradient_free import Judged
+from metabench.hypergradients.search.cross_entropy import SAMPLER, CrossEntropy
+from metabench.hypergradients.search.gradient_free import Judged
 
 
 @method("cehpo")

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from metabench.contract.method import Context, State
 from metabench.core.registry import method
-from metabench.hypergradients.cross_entropy import SAMPLER, CrossEntropy
-from metabench.hypergradients.gradient_free import kinds, losses_log
+from metabench.hypergradients.search.cross_entropy import SAMPLER, CrossEntropy
+from metabench.hypergradients.search.gradient_free import kinds, losses_log
 
 
 @method("cehpo_online")

@@ -42,7 +42,7 @@ from metabench.contract.problem import Episode, Hyper, Params
 from metabench.contract.seeds import generator
 from metabench.core.errors import Diverged
 from metabench.core.registry import method
-from metabench.hypergradients.gradient_free import Paused, train
+from metabench.hypergradients.search.gradient_free import Paused, train
 
 
 @method("es")

@@ -18,9 +18,9 @@ from pydantic import Field
 
 from metabench.contract.method import Context, State
 from metabench.core.registry import method
-from metabench.hypergradients.arms import axis, nodes, twice
-from metabench.hypergradients.gradient_free import Judged, Paused, counted
-from metabench.hypergradients.tries import Tries
+from metabench.hypergradients.search.arms import axis, nodes, twice
+from metabench.hypergradients.search.gradient_free import Judged, Paused, counted
+from metabench.hypergradients.search.tries import Tries
 
 LARGE = 100_000
 """Points of a grid that is not written down."""

@@ -33,7 +33,7 @@ from metabench.contract.method import Context, State
 from metabench.contract.problem import Params
 from metabench.contract.seeds import generator
 from metabench.core.registry import method
-from metabench.hypergradients.arms import (
+from metabench.hypergradients.search.arms import (
     PULLS,
     REWARD,
     Axes,
@@ -43,7 +43,7 @@ from metabench.hypergradients.arms import (
     drawn,
     pick,
 )
-from metabench.hypergradients.gradient_free import Judged, Search, kinds
+from metabench.hypergradients.search.gradient_free import Judged, Search, kinds
 
 CURRENT, LOW_PULLS, LOW_REWARD = "current", "low_pulls", "low_reward"
 """In the memory beside ``PULLS`` and ``REWARD`` of the hyperparameters: the number of each one's

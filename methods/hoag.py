@@ -16,7 +16,7 @@ from metabench.contract.guards import check_hypergradient
 from metabench.contract.method import Context, Positive, State
 from metabench.contract.problem import Episode, Params
 from metabench.core.registry import method
-from metabench.hypergradients.inexact import (
+from metabench.hypergradients.inexact.hypergradient import (
     Accuracy,
     Answer,
     InexactMethod,

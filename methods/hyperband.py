@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import Field
 
 from metabench.core.registry import method
-from metabench.hypergradients.halving import Brackets
+from metabench.hypergradients.search.halving import Brackets
 
 
 @method("hyperband")

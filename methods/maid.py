@@ -3,7 +3,7 @@
 Salehi, Mukherjee, Roberts, Ehrhardt: An Adaptively Inexact First-Order Method for Bilevel
 Optimization with Application to Hyperparameter Learning, SIAM J. Math. Data Sci. 7(3), 2025, arXiv
 2308.10098. With theta within eps of the minimiser, z the inexact hypergradient, omega its bound
-(:mod:`metabench.hypergradients.certificates`) and g = F:
+(:mod:`metabench.hypergradients.inexact.certificates`) and g = F:
 
     descent test    omega <= (1 - eta) |z| , else eps, delta <- nu eps, nu delta
     line search     U(theta+) - D(theta) + decrease a |z|^2 <= 0 ,  a = alpha rho^i , with
@@ -34,9 +34,8 @@ from metabench.contract.guards import check_hypergradient
 from metabench.contract.method import Context, Positive, State, Steps
 from metabench.contract.problem import Episode, Params
 from metabench.core.registry import method
-from metabench.hypergradients import moduli as bounds
-from metabench.hypergradients.certificates import Certificate, certificate, enclosure, mean
-from metabench.hypergradients.inexact import (
+from metabench.hypergradients.inexact.certificates import Certificate, certificate, enclosure, mean
+from metabench.hypergradients.inexact.hypergradient import (
     FLOOR,
     Accuracy,
     Answer,
@@ -47,7 +46,8 @@ from metabench.hypergradients.inexact import (
     point,
     start_for,
 )
-from metabench.hypergradients.inner_solve import InnerSolution, Rule
+from metabench.hypergradients.inexact.hypergradient import moduli as bounds
+from metabench.hypergradients.inexact.inner_solve import InnerSolution, Rule
 
 Part = Annotated[float, Field(gt=0, lt=1)]
 
@@ -56,8 +56,9 @@ ROUNDS = 3
 
 
 class Here(NamedTuple):
-    """What the episodes say at a lam: their mean (:func:`metabench.hypergradients.inexact.point`)
-    with its certificate, the factor of the accuracies it took, and the inner gradients."""
+    """What the episodes say at a lam: their mean
+    (:func:`metabench.hypergradients.inexact.hypergradient.point`) with its certificate, the factor
+    of the accuracies it took, and the inner gradients."""
 
     at: dict[str, Any]
     sure: Certificate

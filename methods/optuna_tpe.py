@@ -19,7 +19,7 @@ from pydantic import Field
 from metabench.contract.method import Context, State
 from metabench.contract.seeds import generator
 from metabench.core.registry import method
-from metabench.hypergradients.tries import Tries
+from metabench.hypergradients.search.tries import Tries
 
 TRIED = "tried"  # in the method's memory: [*point, loss] of every try
 

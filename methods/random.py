@@ -15,7 +15,7 @@ import torch
 from metabench.contract.method import Context, State
 from metabench.contract.seeds import generator
 from metabench.core.registry import method
-from metabench.hypergradients.tries import Tries
+from metabench.hypergradients.search.tries import Tries
 
 
 @method("random")

@@ -31,8 +31,8 @@ from metabench.contract.method import Context, Hypergradient, State
 from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver
 from metabench.core.registry import method
-from metabench.hypergradients import chain_estimators
-from metabench.hypergradients.chains import Chains, stacked
+from metabench.hypergradients.langevin import estimators as chain_estimators
+from metabench.hypergradients.langevin.chains import Chains, stacked
 
 CHAINS = "chains"  # in the method's memory: every chain's theta, where one is carried
 

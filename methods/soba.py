@@ -17,9 +17,9 @@ h <- (1 - m) h + m [(d2 G / dlam dtheta) v + grad_lam F], with h at zero first. 
 
 SABA (Dagréou et al. 2022 too) is ``reduction`` = "saga" with constant steps: what the three
 directions take of G comes from a block of examples and is corrected by SAGA, each piece by itself
-(:mod:`metabench.hypergradients.saga`). Differs from the reference code: F is taken on its whole
-batch in each step, where SAGA is exact (nothing names the examples of an outer batch); a diagonal
-penalty of G is taken exactly in each step, and is not part of the blocks; blocks are drawn
+(:mod:`metabench.hypergradients.single_loop.saga`). Differs from the reference code: F is taken on
+its whole batch in each step, where SAGA is exact (nothing names the examples of an outer batch); a
+diagonal penalty of G is taken exactly in each step, and is not part of the blocks; blocks are drawn
 uniformly, while the sampler there deals the last block of each pass twice.
 """
 
@@ -39,7 +39,7 @@ from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Solver, why_no_noise
 from metabench.core import settings
 from metabench.core.registry import method
-from metabench.hypergradients import saga, stochastic
+from metabench.hypergradients.single_loop import saga, stochastic
 
 BLOCK = 64
 

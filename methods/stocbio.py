@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from metabench.contract.problem import Params
 from metabench.core.registry import method
-from metabench.hypergradients.linear_steps import LinearSteps
+from metabench.hypergradients.single_loop.linear_steps import LinearSteps
 
 
 @method("stocbio")

@@ -18,7 +18,7 @@ from typing import Annotated
 from pydantic import Field
 
 from metabench.core.registry import method
-from metabench.hypergradients.halving import Brackets, lengths
+from metabench.hypergradients.search.halving import Brackets, lengths
 
 
 @method("successive_halving")

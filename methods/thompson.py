@@ -20,7 +20,7 @@ from torch import Tensor
 from metabench.contract.method import Context, Positive
 from metabench.contract.seeds import generator
 from metabench.core.registry import method
-from metabench.hypergradients.arms import FlatBandit
+from metabench.hypergradients.search.arms import FlatBandit
 
 
 @method("thompson")

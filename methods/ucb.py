@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metabench.contract.method import Context
 from metabench.core.registry import method
-from metabench.hypergradients.arms import FlatBandit, pick
+from metabench.hypergradients.search.arms import FlatBandit, pick
 
 
 @method("ucb")

@@ -213,13 +213,13 @@ def test_rooms_that_need_no_torch_import_without_it() -> None:
 def test_workers_and_launchers_start_without_torch() -> None:
     names = (
         "events",
-        "worker",
-        "process",
-        "pool",
         "failure",
-        "local_launcher",
-        "rank_processes",
         "tracking",
+        "workers.worker",
+        "workers.process",
+        "workers.pool",
+        "workers.local_launcher",
+        "workers.rank_processes",
     )
     assert loaded_by("\n".join(f"import metabench.run.{n}" for n in names), *HEAVY) == []
 

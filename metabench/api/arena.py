@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from metabench.analysis.arena_track import TrackResults
     from metabench.reports.renderers import Grid
     from metabench.run.events import Listener
-    from metabench.run.local_launcher import Summary
+    from metabench.run.workers.local_launcher import Summary
     from metabench.store.record import Curve, Record
 
 TO_PLAY = frozenset({"open", "running", "timeout"})

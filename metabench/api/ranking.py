@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from metabench.analysis.arena import Trial
     from metabench.analysis.entrant import Place
     from metabench.run.events import Listener
-    from metabench.run.local_launcher import Summary
+    from metabench.run.workers.local_launcher import Summary
 
 OUT_OF_REACH = frozenset({"missing data", "missing package", "closed"})
 """States of cells that this machine cannot run; their problems are left out, and named."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from metabench.cluster.submission import Submission
     from metabench.reports.plots import Figures
     from metabench.run.events import Listener
-    from metabench.run.local_launcher import Summary
+    from metabench.run.workers.local_launcher import Summary
     from metabench.store.record import Record
 
 Settings = Iterable[str] | Mapping[str, Any]
@@ -149,7 +149,7 @@ def run_planned(
 ) -> Summary:
     """As :func:`run`, for the cells of a plan; finished ones are read, not run. ``group``: what
     trackers call them together."""
-    from metabench.run.local_launcher import launch
+    from metabench.run.workers.local_launcher import launch
 
     check_device(device)
     for name, value, least in (

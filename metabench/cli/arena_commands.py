@@ -46,7 +46,7 @@ def arena(
     from metabench.api.verbs import open_store
     from metabench.cli import printing
     from metabench.reports.renderers import text
-    from metabench.run.local_launcher import default_jobs
+    from metabench.run.workers.local_launcher import default_jobs
 
     out, kept = printing.console(), open_store(store)
     known = verbs.load(typed_path("FILE")(file))

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from metabench.cli.options import Launch
-    from metabench.run.local_launcher import Summary
+    from metabench.run.workers.local_launcher import Summary
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
 
@@ -33,7 +33,7 @@ def in_sight(todo: Sequence[Planned], store: Store, launch: Launch, *, group: st
     from metabench.cli.progress import view
     from metabench.core.cell import place_names
     from metabench.run.events import CellWords
-    from metabench.run.local_launcher import default_jobs
+    from metabench.run.workers.local_launcher import default_jobs
     from metabench.store.store import Store
 
     total = len({p.cell.key for p in todo})

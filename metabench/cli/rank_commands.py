@@ -158,7 +158,7 @@ def _introduce(contest: Contest, found: Plan, dry_run: bool) -> None:
 def _print_plan(contest: Contest, found: Plan, launch: Launch) -> None:
     from metabench.cli import printing
     from metabench.core.text import duration
-    from metabench.run.local_launcher import default_jobs
+    from metabench.run.workers.local_launcher import default_jobs
 
     out, jobs = printing.console(), launch.jobs or default_jobs()
     if found.trials:

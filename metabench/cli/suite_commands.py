@@ -45,7 +45,7 @@ def plan(
 ) -> None:
     """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
     from metabench.cli import printing
-    from metabench.run.local_launcher import default_jobs
+    from metabench.run.workers.local_launcher import default_jobs
 
     for each, planned in choice.planned():
         title = _title(each, choice.budget)

@@ -26,11 +26,11 @@ from metabench.cluster.cell_queue import LOOK_AGAIN_SECONDS, CellQueue, say
 from metabench.cluster.submission import Member, NodeStatus, Running
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.hardware import cores, gpus
-from metabench.run import rank_processes
 from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started, describe
-from metabench.run.pool import Died, NotStarted, Pool
-from metabench.run.process import held_back, limit_memory
-from metabench.run.worker import Ended, WorkerOptions
+from metabench.run.workers import rank_processes
+from metabench.run.workers.pool import Died, NotStarted, Pool
+from metabench.run.workers.process import held_back, limit_memory
+from metabench.run.workers.worker import Ended, WorkerOptions
 from metabench.store import identity
 
 NOTE_SECONDS = 2.0

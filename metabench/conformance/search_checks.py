@@ -11,8 +11,8 @@ from metabench.conformance.harness import Harness, NotTested
 from metabench.conformance.test_problems import Asked
 from metabench.contract.method import State
 from metabench.contract.problem import Problem
-from metabench.hypergradients.arms import PULLS
-from metabench.hypergradients.gradient_free import ARMS, Search
+from metabench.hypergradients.search.arms import PULLS
+from metabench.hypergradients.search.gradient_free import ARMS, Search
 
 PULLED = 80
 """Rounds of a search that are accounted for: more than the kit's arms."""

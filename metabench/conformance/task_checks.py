@@ -46,7 +46,7 @@ from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
 from metabench.core.errors import Distrusted
 from metabench.core.registry import methods
-from metabench.hypergradients.gradient_free import counts
+from metabench.hypergradients.search.gradient_free import counts
 from metabench.run.evaluation import evaluate
 
 SMALL = 1000

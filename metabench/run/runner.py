@@ -38,7 +38,7 @@ Gather = Callable[
     [Cell, torch.device, Engine, Callable[[], bool]], AbstractContextManager[ProcessGroup]
 ]
 """From a cell, its device, its engine and what says to stop, to the processes that share it:
-:meth:`metabench.run.rank_processes.RankProcesses.gathered`."""
+:meth:`metabench.run.workers.rank_processes.RankProcesses.gathered`."""
 
 
 def run_cell(

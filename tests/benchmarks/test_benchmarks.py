@@ -78,7 +78,7 @@ def measured(own, peer, *, agrees=True):
 
 def test_a_target_needs_the_ratio_and_the_gate(few_shot):
     def first(result):
-        return few_shot._turns.verdicts(few_shot.BENCHMARK, result, "wall")[0]
+        return few_shot.turns.verdicts(few_shot.BENCHMARK, result, "wall")[0]
 
     assert first(measured(1.0, 2.5))["met"] is True
     assert first(measured(1.0, 1.5))["met"] is False
@@ -86,7 +86,7 @@ def test_a_target_needs_the_ratio_and_the_gate(few_shot):
 
 
 def test_a_missing_peer_is_a_hole(few_shot):
-    lines = few_shot._turns.verdicts(few_shot.BENCHMARK, measured(1.0, 2.5), "wall")
+    lines = few_shot.turns.verdicts(few_shot.BENCHMARK, measured(1.0, 2.5), "wall")
     higher = next(line for line in lines if line["peer"] == "higher")
     assert higher["ratio"] is None and higher["met"] is None
 
@@ -181,11 +181,11 @@ def test_a_tiny_row_of_the_unrolling_benchmark(tmp_path, row, verdicts):
 
 def test_peers_have_interpreters(few_shot):
     bench = few_shot.BENCHMARK
-    found = few_shot._turns.interpreters(bench, ["/a/python", "higher=/b/python"])
+    found = few_shot.turns.interpreters(bench, ["/a/python", "higher=/b/python"])
     assert found["learn2learn"] == "/a/python" and found["higher"] == "/b/python"
     assert found["metabench"] == sys.executable
     with pytest.raises(SystemExit, match="no peer 'lower'"):
-        few_shot._turns.interpreters(bench, ["lower=/b/python"])
+        few_shot.turns.interpreters(bench, ["lower=/b/python"])
 
 
 @pytest.mark.slow

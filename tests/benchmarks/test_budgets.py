@@ -25,7 +25,8 @@ from metabench.store.published import RECORDS
 from metabench.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import _counting, _language, _records, budgets
+from benchmarks import budgets
+from benchmarks.harness import counting, language, records
 
 CPU = torch.device("cpu")
 ROWS, INPUTS, OUTPUTS = 7, 5, 3
@@ -34,7 +35,7 @@ BUDGET = {"outer_steps": 12, "eval_every": 5, "valid_episodes": 1, "test_episode
 
 def both(work):
     """FLOPs by our counter and by PyTorch's own."""
-    with _counting.Counter() as counter, FlopCounterMode(display=False) as flops:
+    with counting.Counter() as counter, FlopCounterMode(display=False) as flops:
         work()
     assert counter.cost.flops == flops.get_total_flops()
     return counter.cost
@@ -84,8 +85,8 @@ def cell(name="ridge", called="bilevel", **set_):
 )
 def test_a_long_loop_costs_what_two_short_ones_foretell(settings, within):
     asked = cell(method=settings)
-    found, whole = _counting.counted(asked), _counting._run(asked)
-    assert _counting._long(asked)
+    found, whole = counting.counted(asked), counting._run(asked)
+    assert counting._long(asked)
     for name in ("flops", "ops", "traffic"):
         assert getattr(found.step, name) == pytest.approx(getattr(whole.step, name), rel=within)
         for split, (cost, times) in whole.evaluations.items():
@@ -99,15 +100,15 @@ def test_two_long_loops_and_a_budget_of_gradients():
     budget = {"inner_gradients": 4000, "eval_every": 5, "valid_episodes": 1, "test_episodes": 1}
     settings = {"inner_steps": 60, "terms": 50, "inner_lr": 0.01}
     asked = make_cell("ridge", "ift", set={"method": settings, "budget": budget})
-    found, whole = _counting.counted(asked), _counting._run(asked)
-    assert set(_counting._long(asked)) == {"inner_steps", "terms"}
+    found, whole = counting.counted(asked), counting._run(asked)
+    assert set(counting._long(asked)) == {"inner_steps", "terms"}
     assert found.steps == pytest.approx(whole.steps, rel=1e-9)
     assert found.step.ops == pytest.approx(whole.step.ops, rel=1e-9)
 
 
 def test_several_episodes_from_one_and_two():
     small = {"queries": 2, "filters": 4, "meta_batch": 4}
-    found = _counting._run(cell("glyphs", "maml", task=small))
+    found = counting._run(cell("glyphs", "maml", task=small))
     task, method = tasks.get("glyphs")(**small), methods.get("maml")()
 
     def spent(engine):
@@ -116,7 +117,7 @@ def test_several_episodes_from_one_and_two():
             problem, solvers.get("sgd")(), Seeds.of(0), task.offers, engine=engine, step=6
         )
         state = method.init(ctx)
-        with _counting.Counter() as counter:
+        with counting.Counter() as counter:
             method.step(ctx, state)
         return counter.cost
 
@@ -127,14 +128,14 @@ def test_several_episodes_from_one_and_two():
 
 
 def test_the_budgets_evaluations_and_bytes_are_counted():
-    found = _counting._run(cell(method={"inner_steps": 3}))
+    found = counting._run(cell(method={"inner_steps": 3}))
     assert found.steps == 12
     assert found.evaluations["valid"][1] == 1 + 3 and found.evaluations["test"][1] == 1
     assert found.state_bytes >= 8 * 10 and found.data_bytes > 0
 
 
 def by_hand(
-    known: _language.Sizes,
+    known: language.Sizes,
     tokens: int,
     read: int = 1,
     *,
@@ -168,14 +169,14 @@ def test_a_language_model_by_formula(width, form):
     needs("transformers")
     if form == "peft":
         needs("peft")
-    known = _language.Sizes("made up", 2, width, 3 * width, 4, 2, 100, tied=True)
+    known = language.Sizes("made up", 2, width, 3 * width, 4, 2, 100, tied=True)
     every = list(known.maps)
-    with _language.traced():
-        lm = _language.built(known, torch.float32, form)
-        pieces = _language.Pieces(known, lm, torch.float32)
-        trained = pieces.trained(3, 20, None, _language.deltas(known, 4, every, 1))
+    with language.traced():
+        lm = language.built(known, torch.float32, form)
+        pieces = language.Pieces(known, lm, torch.float32)
+        trained = pieces.trained(3, 20, None, language.deltas(known, 4, every, 1))
         judged = pieces.judged(2, 20, [], read=5)
-        writer = [lm.adapter(_language.deltas(known, 4, every), 1.0)]
+        writer = [lm.adapter(language.deltas(known, 4, every), 1.0)]
         written = pieces.written(2, 10, 4, writer, shared=True)
         numbers = sum(lm.linear(i, name).numel() for i in range(2) for name in every)
     assert trained.flops == 3 * by_hand(known, 20, 19, rank=4, backward=True)
@@ -187,8 +188,8 @@ def test_a_language_model_by_formula(width, form):
 
 def test_steps_on_one_document_cost_the_flops_of_a_step_on_all(monkeypatch):
     needs("transformers")
-    known = _language.Sizes("made up", 1, 16, 48, 4, 2, 100, tied=True)
-    monkeypatch.setitem(_language.MODELS, "made up", known)
+    known = language.Sizes("made up", 1, 16, 48, 4, 2, 100, tied=True)
+    monkeypatch.setitem(language.MODELS, "made up", known)
     sizes = {"documents": 4, "documents_at_once": 3, "edit_tokens": 24, "sample_tokens": 12}
 
     def cost(size):
@@ -196,7 +197,7 @@ def test_steps_on_one_document_cost_the_flops_of_a_step_on_all(monkeypatch):
             "task": {**sizes, "model": "made up", "documents_a_step": size},
             "method": {"samples": 1}, "budget": {"outer_steps": 1},
         })  # fmt: skip
-        return _language.counted(cell)[0].step
+        return language.counted(cell)[0].step
 
     whole, one, two = cost(None), cost(1), cost(2)
     # Solvers are not matrix products: what is left is the same work, in more pieces.
@@ -206,8 +207,8 @@ def test_steps_on_one_document_cost_the_flops_of_a_step_on_all(monkeypatch):
 
 def test_the_sizes_of_the_papers_models_come_to_their_names():
     # 7.6 and 1.24 billion, as their cards say.
-    assert _language.sizes("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512
-    assert _language.sizes("meta-llama/Llama-3.2-1B").parameters == 1_235_814_400
+    assert language.sizes("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512
+    assert language.sizes("meta-llama/Llama-3.2-1B").parameters == 1_235_814_400
 
 
 @pytest.fixture(scope="module")
@@ -249,16 +250,16 @@ def results(tmp_path_factory):
 
 def test_committed_records(results, tmp_path):
     root, store = results
-    found = _records.committed(root / "closed-form" / "laptop")
+    found = records.committed(root / "closed-form" / "laptop")
     assert {k: r.outcome() for k, r in found.items()} == {
         r.key: r.outcome() for r in store.records()
     }
     assert all(r.environment["threads"] for r in found.values())
-    assert _records.committed(tmp_path / "nothing") == {}
+    assert records.committed(tmp_path / "nothing") == {}
     with gzip.open(tmp_path / RECORDS, "wt") as file:
         file.write(json.dumps({"cell": {}}) + "\n")
     with pytest.raises(ValueError, match=r"records\.jsonl\.gz: line 1: "):
-        _records.committed(tmp_path)
+        records.committed(tmp_path)
 
 
 def test_the_laptop_table(results, tmp_path, capsys):
@@ -313,7 +314,7 @@ def test_a_cell_that_cannot_be_counted_is_told(plan, tmp_path, monkeypatch, caps
     def broken(cell):
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(_counting, "counted", broken)
+    monkeypatch.setattr(counting, "counted", broken)
     assert budgets.main(["paper", "--out", str(tmp_path)]) == 0
     assert "RuntimeError: no such thing" in (tmp_path / "paper.md").read_text()
 
@@ -330,8 +331,8 @@ def test_stand_ins_have_the_readers_forms(name, monkeypatch, tmp_path):
     }
     called, settings = small[name]
     task = tasks.get(called)(**settings)
-    assert _counting.absent(task) == [name]
-    with _counting.stand_ins([name]):
+    assert counting.absent(task) == [name]
+    with counting.stand_ins([name]):
         problem = task.build(Seeds.of(0), CPU)
         lam = problem.init_outer()
         episode = problem.episode("train", 0)

@@ -101,7 +101,7 @@ def test_an_interruption_is_gone_on_from(
 ) -> None:
     import signal
 
-    from metabench.run import local_launcher
+    from metabench.run.workers import local_launcher
 
     file, ran, run_one = contests.plugin(tmp_path, "mine"), [], local_launcher.run_one
 

@@ -24,8 +24,8 @@ from metabench.cluster.submission import Group, Member, read_group
 from metabench.cluster_profiles import local_cluster
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
-from metabench.run.pool import NotStarted, Pool
-from metabench.run.worker import WorkerOptions, run_one
+from metabench.run.workers.pool import NotStarted, Pool
+from metabench.run.workers.worker import WorkerOptions, run_one
 from metabench.store import files, identity, lease
 from metabench.store.store import Store
 from metabench.suites.planning import Planned

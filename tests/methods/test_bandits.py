@@ -16,9 +16,9 @@ from metabench.contract.problem import Hyper
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.registry import tasks
-from metabench.hypergradients import arms
-from metabench.hypergradients.arms import PULLS, REWARD, indices, pick
-from metabench.hypergradients.gradient_free import ARMS, REGRET
+from metabench.hypergradients.search import arms
+from metabench.hypergradients.search.arms import PULLS, REWARD, indices, pick
+from metabench.hypergradients.search.gradient_free import ARMS, REGRET
 from metabench.methods.hier_ucb import CURRENT, LOW_PULLS, LOW_REWARD, HierUCB
 from metabench.methods.thompson import Thompson
 from metabench.methods.ucb import UCB

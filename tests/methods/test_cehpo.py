@@ -16,7 +16,7 @@ from metabench.contract.problem import Hyper
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.registry import methods, tasks
-from metabench.hypergradients.cross_entropy import SAMPLER, refit, weights
+from metabench.hypergradients.search.cross_entropy import SAMPLER, refit, weights
 from metabench.methods.cehpo import CEHPO
 from metabench.methods.cehpo_online import CEHPOOnline
 from metabench.tasks.step_size import StepSize

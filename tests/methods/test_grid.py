@@ -11,8 +11,8 @@ from oracles import F64, context
 from metabench.contract.problem import Hyper
 from metabench.core.capabilities import why_not
 from metabench.core.registry import tasks
-from metabench.hypergradients.arms import nodes
-from metabench.hypergradients.gradient_free import ARMS
+from metabench.hypergradients.search.arms import nodes
+from metabench.hypergradients.search.gradient_free import ARMS
 from metabench.methods.grid import Grid
 from metabench.tasks.step_size import StepSize
 

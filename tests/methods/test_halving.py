@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from optional import needs
 from oracles import F64, context
 
-from metabench.hypergradients.gradient_free import train
-from metabench.hypergradients.halving import lengths
+from metabench.hypergradients.search.gradient_free import train
+from metabench.hypergradients.search.halving import lengths
 from metabench.methods.asha import ASHA, packed, promoted, unpacked
 from metabench.methods.hyperband import Hyperband
 from metabench.methods.successive_halving import SuccessiveHalving

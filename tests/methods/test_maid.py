@@ -15,9 +15,9 @@ from metabench.contract import autodiff
 from metabench.contract.declared import Moduli
 from metabench.core.capabilities import why_not
 from metabench.core.registry import solvers, tasks
-from metabench.hypergradients.certificates import certificate, enclosure, error_bound
-from metabench.hypergradients.inexact import Answer
-from metabench.hypergradients.inner_solve import InnerSolution
+from metabench.hypergradients.inexact.certificates import certificate, enclosure, error_bound
+from metabench.hypergradients.inexact.hypergradient import Answer
+from metabench.hypergradients.inexact.inner_solve import InnerSolution
 from metabench.methods.maid import MAID
 from metabench.tasks.families.no_data import NoData
 from metabench.tasks.least_squares import LeastSquares

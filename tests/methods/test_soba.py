@@ -13,7 +13,7 @@ from metabench.core.capabilities import why_not
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
 from metabench.core.settings import build, values
-from metabench.hypergradients import saga
+from metabench.hypergradients.single_loop import saga
 
 SOBA = methods.get("soba")
 CHECK = {"inner_lr": 0.1, "outer_lr": 0.05}

@@ -103,7 +103,7 @@ def test_a_cell_killed_again_and_again_ends_as_if_undisturbed(tmp_path: Path) ->
 
 LAUNCH = """
 import json, sys
-from metabench.run.local_launcher import launch
+from metabench.run.workers.local_launcher import launch
 from metabench.core.cell import Cell
 from metabench.store.store import Store
 

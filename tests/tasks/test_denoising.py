@@ -15,7 +15,7 @@ from oracles import F64, context, differences
 from metabench.contract.problem import Episode
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import methods, tasks
-from metabench.hypergradients.inner_solve import to_accuracy
+from metabench.hypergradients.inexact.inner_solve import to_accuracy
 
 needs("skimage")
 foe = importlib.import_module("metabench.tasks.foe_denoise")

@@ -11,7 +11,7 @@ from metabench.conformance.kit import build
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing, SettingError
 from metabench.datasets import locate
-from metabench.hypergradients.inner_solve import to_accuracy
+from metabench.hypergradients.inexact.inner_solve import to_accuracy
 from metabench.methods.hoag import HOAG
 from metabench.tasks.kernel_ridge import KernelRidge, KernelRidgeProblem
 

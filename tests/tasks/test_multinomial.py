@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import SettingError
-from metabench.hypergradients.inner_solve import to_accuracy
+from metabench.hypergradients.inexact.inner_solve import to_accuracy
 from metabench.tasks.data.images import resized
 from metabench.tasks.multinomial import Multinomial, MultinomialProblem
 

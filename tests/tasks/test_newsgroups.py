@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing
 from metabench.datasets import locate
-from metabench.hypergradients.inner_solve import to_accuracy
+from metabench.hypergradients.inexact.inner_solve import to_accuracy
 from metabench.methods.hoag import HOAG
 from metabench.tasks.data.newsgroups import Posts
 from metabench.tasks.newsgroups import TOPICS, Newsgroups, NewsgroupsProblem

@@ -13,7 +13,7 @@ from metabench.contract import autodiff
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.registry import methods, solvers
-from metabench.hypergradients.gradient_free import place, train
+from metabench.hypergradients.search.gradient_free import place, train
 from metabench.tasks.optimiser_constants import OptimiserConstants, OptimiserConstantsProblem
 from metabench.tasks.step_size import StepSize
 

@@ -10,7 +10,7 @@ from oracles import context
 
 from metabench.core.capabilities import why_not
 from metabench.core.registry import methods
-from metabench.hypergradients.gradient_free import train
+from metabench.hypergradients.search.gradient_free import train
 from metabench.tasks.step_size import StepSize
 
 

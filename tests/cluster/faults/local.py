@@ -25,8 +25,8 @@ from pathlib import Path
 from metabench.core.cell import Cell, make_cell
 from metabench.core.errors import MetabenchError
 from metabench.run.events import Event, Finished
-from metabench.run.local_launcher import launch
-from metabench.run.process import held_back
+from metabench.run.workers.local_launcher import launch
+from metabench.run.workers.process import held_back
 from metabench.store.store import CHECKPOINT, LEASE, Store
 
 from .oracle import compared, left_over

@@ -1,0 +1,1 @@
+"""Hypergradients along chains of Langevin steps: SGLD."""

@@ -1,0 +1,1 @@
+"""Search: lam by inner trainings and their outer losses alone."""
