@@ -74,6 +74,8 @@ def packages_of(name: str) -> tuple[str, ...]:
 def test_a_broken_package_spoils_only_its_own_cells(
     package: str, task: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for other in {*packages_of(task), *packages_of(method)} - {package}:
+        needs(other)  # the first that lacks is the one that is named
     (tmp_path / f"{package}.py").write_text("raise RuntimeError('broken on purpose')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, package, raising=False)

@@ -100,10 +100,12 @@ class Sums:
         """One more sample: its F, and grad_lam F + h."""
         self.value, self.kept = self.value + value, self.kept + 1
         if not self.total:
-            self.total = {k: v.clone() for k, v in direct.items()}
-        else:
-            for k, v in self.total.items():
-                v.add_(direct[k])
+            # A sum of its own: where F does not depend on lam, grad_lam F is the same zero for all
+            # episodes of a vmap, and no buffer to add theirs to.
+            self.total = {k: v + self.h[k] if self.h else v.clone() for k, v in direct.items()}
+            return
+        for k, v in self.total.items():
+            v.add_(direct[k])
         for k, v in self.h.items():
             self.total[k].add_(v)
 

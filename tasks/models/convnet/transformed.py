@@ -96,11 +96,16 @@ class _Network(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.batched, ctx.sweep = inputs[1], output[1]
-        ctx.save_for_backward(*inputs[4:])
+        ctx.save_for_backward(output[0], *inputs[4:])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: None) -> Any:
-        *grads, _ = _Gradient.apply(ctx.sweep, ctx.batched, g, *ctx.saved_tensors)
+        out, *params = ctx.saved_tensors
+        if ctx.sweep.networks > 1 and not ctx.batched:
+            # Under a vmap over images alone, g and the weights may be one for all networks: then
+            # nothing else would tell the next function that there are several.
+            g = g + torch.zeros_like(out)
+        *grads, _ = _Gradient.apply(ctx.sweep, ctx.batched, g, *params)
         return None, None, None, None, *grads
 
 

@@ -91,3 +91,34 @@ def test_methods_of_learned_starts_do_not(name):
         "lam is the centre of a prior here (formulation = 'prior'): theta's minimiser moves with "
         "it, not its start"
     )
+
+
+EPISODES_AT_ONCE = [
+    ("ift", "sgd", {"inner_steps": 4, "inverse": "cg", "terms": 3}),
+    ("ift", "sgd", {"inner_steps": 4, "terms": 3}),
+    *[
+        ("sgld", "langevin", {"inner_steps": 4, "burn_in": 0.25, "estimator": e})
+        for e in ("first_order", "covariance")
+    ],
+    ("pbgd", "sgd", {"inner_steps": 4, "penalty": "value"}),
+    ("pbgd", "sgd", {"inner_steps": 4, "penalty": "gradient"}),
+    ("one_step", "sgd", {}),
+    ("one_step", "sgd", {"mixed": "differences"}),
+    ("bilevel", "sgd", {"inner_steps": 4}),
+    *[(name, "sgd", {}) for name in ("amigo", "stocbio", "f2sa")],
+]
+
+
+@pytest.mark.parametrize(("name", "solver", "own"), EPISODES_AT_ONCE)
+def test_episodes_at_once_are_the_loop(name, solver, own):
+    """F does not depend on lam here: grad_lam F is one zero for all episodes of a vmap."""
+
+    def moved(engine):
+        task, method = tasks.get("glyphs")(**{**SMALL, "formulation": "prior"}), built(name, **own)
+        ctx = context(task, solver, engine=engine)
+        state, log = method.step(ctx, method.init(ctx))
+        return state.outer, log
+
+    (a, log), (b, other) = moved("loop"), moved("vmap")
+    torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)
+    assert other == pytest.approx(log, rel=1e-9)
