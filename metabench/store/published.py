@@ -107,8 +107,8 @@ class Published:
             typed = name if name in arena_names() else f"{name}.toml"
             raise StoreError(
                 f"{self.root} has the scores of arena {name!r} and no whole records: rank, table, "
-                "arena and leaderboard read it, and no store takes it. Whole records are made by "
-                f"running the cells: metabench arena {typed} --budget {budget} --anew"
+                "arena, status and leaderboard read it, and nothing else can use it. Whole records "
+                f"are made by running the cells: metabench arena {typed} --budget {budget} --anew"
             )
         record, curve = _parsed(data)
         if record.key in self._records:
