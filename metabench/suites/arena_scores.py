@@ -1,4 +1,4 @@
-"""What an arena ships of its trials and finals: the scores, in a tenth of what records take.
+"""What an arena ships of its trials and finals: the scores, in a seventh of what records take.
 
 A file of sealed lines (:mod:`metabench.store.lines`), written by
 :mod:`metabench.suites.arena_publishing`. The first is the head: ``form``, ``schema``, ``contract``,
