@@ -16,6 +16,8 @@ from metabench.api import arena as verbs
 from metabench.api.leaderboard import leaderboard, publish_records
 from metabench.store.store import Store
 from metabench.suites.arena import AS_SHIPPED
+from metabench.suites.arena_publishing import write
+from metabench.suites.arena_scores import FILE
 
 A = ("dim2", "dim5", "ridge6")
 """The problems of track A."""
@@ -38,6 +40,14 @@ class Arena:
     def records(self, name: str = "records.jsonl.gz") -> Path:
         out = self.folder / name
         return publish_records(self.file, budget="smoke", store=self.store, out=out)
+
+    def scores(self, folder: Path) -> Path:
+        """What an arena ships."""
+        folder.mkdir()
+        played = (*self.plan.trials, *self.plan.finals)
+        records = {p.record.key: p.record for p in played if p.record is not None}
+        known, chosen = self.plan.arena, self.plan.chosen
+        return write(folder / FILE, known, "smoke", chosen, records, self.store.curve)
 
     def standings(self, problems: Iterable[str], tuned: bool = True) -> list[analysis.Standing]:
         """Python's, of those who have played all of these problems."""

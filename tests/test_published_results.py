@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 from itertools import chain
 from pathlib import Path
 
@@ -13,17 +14,17 @@ import pytest
 from metabench.analysis.results import collect
 from metabench.api import arena
 from metabench.api.publication import FIGURE, of_records_alone
-from metabench.core.catalogue import arena_names
 from metabench.reports import tables
+from metabench.reports.arena.tables import STANDINGS, csv_of, standings_lines
 from metabench.reports.small_figure import LARGEST
-from metabench.store.published import RECORDS, Published, render, without_paths
+from metabench.store.published import HOSTS, RECORDS, Published, render, without_paths
+from metabench.suites import arena_scores
 from metabench.suites import loading as suites
+from metabench.suites.arena_scores import ArenaScores
 
 ROOT = Path(__file__).parents[1] / "results"
-WITH_RECORDS = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
-FOLDERS = [folder for folder in WITH_RECORDS if folder.parent.name not in arena_names()]
-ARENAS = [folder for folder in WITH_RECORDS if folder.parent.name in arena_names()]
-PLACES = [*FOLDERS, *ARENAS]
+FOLDERS = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
+ARENAS = sorted(path.parent for path in ROOT.glob(f"*/*/{arena_scores.FILE}"))
 UNFINISHED = sorted((ROOT / "unfinished").glob("*.toml"))
 FILES = {RECORDS, "table.md", "table.csv"}
 WITHOUT_CURVES = {"hypergradient-fidelity"}
@@ -65,12 +66,35 @@ def same_number(value: str, expected: str) -> bool:
 
 @pytest.mark.parametrize("folder", ARENAS, ids=lambda f: f"{f.parent.name}-{f.name}")
 def test_the_committed_standings_are_what_the_records_give(folder: Path, tmp_path: Path) -> None:
+    """Tables and CSV were written from whole records."""
     plan = arena.plan(folder.parent.name, budget=folder.name, store=tmp_path)
+    scores = plan.shipped
+    assert scores is not None and scores.problems() == [] and scores.outdated() == []
     used = {p.cell.key for p in (*plan.trials, *plan.finals) if p.record is not None}
-    assert used == {r.key for r in Published(folder / RECORDS).records()}
-    grids = arena.grids(arena.tracks(plan, store=tmp_path))
-    page = "\n".join(tables.render(grid, "markdown") for grid in grids)
+    assert used == {r.key for r in scores.records()}
+    tracks = arena.tracks(plan, store=tmp_path)
+    page = "\n".join(tables.render(grid, "markdown") for grid in arena.grids(tracks))
     assert page == (folder / "table.md").read_text(encoding="utf-8")
+    lines = chain.from_iterable(map(standings_lines, tracks))
+    assert csv_of(STANDINGS, lines) == (folder / "table.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", ARENAS, ids=lambda f: f"{f.parent.name}-{f.name}")
+def test_the_trial_that_was_chosen_is_the_one_that_its_scores_choose(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The file says who was chosen by the whole records."""
+    known = arena.load(folder.parent.name)
+    plan = arena.plan(known, budget=folder.name, store=tmp_path)
+    text = gzip.decompress((folder / arena_scores.FILE).read_bytes()).decode()
+    said = [json.loads(line) for line in text.splitlines()[1:]]
+    assert {(p["method"], p["problem"]): p["chosen"] for p in said} == plan.chosen
+    head = ArenaScores(folder / arena_scores.FILE, known, folder.name).head
+    assert sum(made.cells for made in head.made) == sum(
+        status is not None for p in said for part in ("trials", "finals")
+        for status in p[part]["status"]
+    )  # fmt: skip
+    assert without_paths(text) == text and not any(f'"{name}":' in text for name in HOSTS)
 
 
 @pytest.mark.parametrize("file", UNFINISHED, ids=lambda f: f.stem)
@@ -82,7 +106,7 @@ def test_unfinished_cells_are_those_of_the_suite_beside_them(file: Path) -> None
     assert f"`{file.stem}`: " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@each(PLACES)
+@each(FOLDERS)
 def test_committed_files_are_few_and_small_and_name_nobody(kept: Published) -> None:
     folder = kept.root.parent
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -96,5 +120,6 @@ def test_committed_files_are_few_and_small_and_name_nobody(kept: Published) -> N
 
 
 def test_results_stay_small() -> None:
-    sizes = [path.stat().st_size for folder in PLACES for path in folder.iterdir()]
+    places = [*FOLDERS, *ARENAS]
+    sizes = [path.stat().st_size for folder in places for path in folder.iterdir()]
     assert len(FOLDERS) >= 46 and sum(sizes) < 25_000_000

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.api.verbs import DEFAULT_BUDGET, open_store, run_planned
 from metabench.core.catalogue import arena_names, published_folder
-from metabench.core.errors import MetabenchError
-from metabench.store.published import RECORDS, Published
+from metabench.core.errors import MetabenchError, StoreError
 from metabench.store.store import Store
 from metabench.suites import arena as arenas
+from metabench.suites import arena_scores
 from metabench.suites import planning as plans
 from metabench.suites.arena import Arena, Chosen
+from metabench.suites.arena_scores import ArenaScores
 from metabench.suites.planning import NEVER_RUN, Planned
 
 if TYPE_CHECKING:
@@ -33,14 +34,15 @@ TO_PLAY = frozenset({"open", "running", "timeout"})
 @dataclass(frozen=True)
 class Plan:
     """How the cells of an arena stand. ``chosen`` and ``finals`` are empty until no trial is
-    missing; ``shipped`` are the records that came with the arena, beside those of the store."""
+    missing; ``shipped`` are the scores that came with the arena, beside the records of the
+    store."""
 
     arena: Arena
     trials: list[Planned]
     finals: list[Planned]
     scores: Trials
     chosen: Chosen
-    shipped: Published | None = None
+    shipped: ArenaScores | None = None
 
 
 def load(arena: str | Path | Arena) -> Arena:
@@ -48,25 +50,31 @@ def load(arena: str | Path | Arena) -> Arena:
     return arena if isinstance(arena, Arena) else arenas.load(Path(arena))
 
 
-def shipped(arena: Arena, budget: str) -> Published | None:
-    """The records that ship with a built-in arena under this budget; None where there are none.
+def shipped(arena: Arena, budget: str) -> ArenaScores | None:
+    """The scores that ship with a built-in arena under this budget; None where there are none.
 
-    Raises StoreError for a file that cannot be opened.
+    Raises StoreError for a file that is damaged: nobody is to be ranked by a part of it.
     """
-    if arena.name not in arena_names():
+    if not ships(arena, budget):
         return None
-    file = published_folder(arena.name, budget) / RECORDS
-    return Published(file) if file.is_file() else None
+    found = ArenaScores(published_folder(arena.name, budget) / arena_scores.FILE, arena, budget)
+    if bad := found.problems():
+        raise StoreError(f"{bad[0]}; what ships with {arena.name} is to be installed again")
+    return found
+
+
+def ships(arena: Arena, budget: str) -> bool:
+    """Whether scores ship with an arena under this budget."""
+    if arena.name not in arena_names():
+        return False
+    return (published_folder(arena.name, budget) / arena_scores.FILE).is_file()
 
 
 def default_budget(arena: Arena) -> str:
-    """ "laptop", unless only other budgets have records that ship with the arena: then the first of
+    """ "laptop", unless only other budgets have scores that ship with the arena: then the first of
     these, so that there is somebody to compare with."""
-    if arena.name in arena_names():
-        ship = [b for b in arena.budgets if (published_folder(arena.name, b) / RECORDS).is_file()]
-        if ship and DEFAULT_BUDGET not in ship:
-            return ship[0]
-    return DEFAULT_BUDGET
+    ship = [budget for budget in arena.budgets if ships(arena, budget)]
+    return ship[0] if ship and DEFAULT_BUDGET not in ship else DEFAULT_BUDGET
 
 
 def plan(
@@ -75,13 +83,17 @@ def plan(
     budget: str,
     store: str | Path | Store | None = None,
     anew: bool = False,
+    scores: ArenaScores | None = None,
 ) -> Plan:
-    """Every trial, and every final that the finished trials choose; nothing is run. Records that
-    ship with the arena count as the store's do, unless ``anew``."""
+    """Every trial, and every final that the finished trials choose; nothing is run. ``scores``
+    (None: those that ship with the arena) count as the store's records do, unless ``anew``.
+
+    Raises StoreError as :func:`shipped`.
+    """
     from metabench.analysis import arena as analysis
 
     arena, store = load(arena), open_store(store)
-    came = None if anew else shipped(arena, budget)
+    came = None if anew else scores or shipped(arena, budget)
     known = {r.key: r for r in came.records()} if came is not None else {}
     known |= {r.key: r for r in store.records() if r.status == "done" or r.key not in known}
     records = [*known.values()]
@@ -89,10 +101,10 @@ def plan(
     possible = [p for p in trials if p.state not in NEVER_RUN]
     if any(p.record is None for p in possible):
         return Plan(arena, trials, [], {}, {}, came)
-    scores = analysis.trials_of(arena, possible, metrics(arena))
-    chosen = analysis.choose(scores)
+    of_trials = analysis.trials_of(arena, possible, metrics(arena))
+    chosen = analysis.choose(of_trials)
     finals = plans.plan(arena.finals(budget, chosen), store, records)
-    return Plan(arena, trials, finals, scores, chosen, came)
+    return Plan(arena, trials, finals, of_trials, chosen, came)
 
 
 def curve(plan: Plan, store: Store, record: Record) -> Curve:
@@ -122,7 +134,7 @@ def run(
     anew: bool = False,
 ) -> list[Summary]:
     """Run what is missing: the trials, then the finals; what has failed already stays as it is.
-    ``anew``: also what has records that ship with the arena.
+    ``anew``: also what has scores that ship with the arena.
 
     Raises MetabenchError where trials are left that cannot be run here, or that were stopped.
     """

@@ -13,7 +13,7 @@ from metabench.core.catalogue import suite_names
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.store.published import RECORDS, Published
 from metabench.store.store import Store
-from metabench.suites import planning
+from metabench.suites import arena_scores, planning
 from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
@@ -117,8 +117,10 @@ def _side(
         return _of_suite(suite, own, set, seeds, store), suite
     path = Path(text)
     if path.is_dir():
-        file = path / RECORDS
-        return _of_file(file, text) if file.is_file() else (_all_of(Store(path), text), None)
+        for file in (path / RECORDS, path / arena_scores.FILE):
+            if file.is_file():
+                return _of_file(file, text)
+        return _all_of(Store(path), text), None
     if path.is_file():
         return _of_file(path, text)
     if KEY.fullmatch(text):

@@ -23,8 +23,8 @@ def leaderboard(
     out: str | Path,
     store: str | Path | Store | None = None,
 ) -> Path:
-    """Write the leaderboard of an arena to ``out``: one HTML file that needs nothing else. Records
-    that ship with the arena count as the store's do.
+    """Write the leaderboard of an arena to ``out``: one HTML file that needs nothing else. Scores
+    that ship with the arena count as the store's records do.
 
     Raises MetabenchError where finals have not been run, or where vl-convert-python is missing.
     """
@@ -46,8 +46,9 @@ def publish_records(
     out: str | Path,
     store: str | Path | Store | None = None,
 ) -> Path:
-    """Write the records of an arena's trials and finals, as ``metabench publish`` writes those of a
-    suite: what a leaderboard takes. Without what names a person or a machine.
+    """Write the whole records of an arena's trials and finals that the store has, finished or not,
+    as ``metabench publish`` writes those of a suite: what a leaderboard takes, and what a run goes
+    on from in another store (``metabench store import``). Without what names a person or a machine.
 
     Raises MetabenchError where there is none.
     """

@@ -16,17 +16,14 @@ from metabench.core.text import counted
 from metabench.store import prices, published
 from metabench.store.files import write_atomic
 from metabench.store.store import Store
+from metabench.suites import arena_publishing, arena_scores
 from metabench.suites.arena import Arena
 from metabench.suites.planning import NEVER_RUN, Planned
 from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from metabench.analysis.arena_track import TrackResults
     from metabench.analysis.results import Results
-    from metabench.api import arena as arenas
-    from metabench.store.record import Curve, Record
 
 FIGURE = "figure.png"
 
@@ -90,10 +87,11 @@ def publish_arena(
     budget: str = DEFAULT_BUDGET,
     store: str | Path | Store | None = None,
 ) -> Publication:
-    """Write ``records.jsonl.gz`` of an arena's trials and finals into the folder ``out``: what
-    ``metabench rank`` compares with, and what ships with a built-in arena. Of learning curves it
-    has the counts and the metric of the finals. Where no final is missing also where all stand:
-    ``table.md``, ``table.csv``, and ``figure.png``, the scores of the first track.
+    """Write ``scores.jsonl.gz`` of an arena's trials and finals into the folder ``out``
+    (:mod:`metabench.suites.arena_scores`): what ``metabench rank`` compares with, and what ships
+    with a built-in arena. Where no final is missing also where all stand: ``table.md``,
+    ``table.csv``, and ``figure.png``, the scores of the first track. Where one is, ``missing`` says
+    how to take whole records to another machine.
 
     Raises MetabenchError where nothing has been run, StoreError where a file cannot be trusted.
     """
@@ -103,45 +101,27 @@ def publish_arena(
     plan = arenas.plan(known, budget=budget, store=store, anew=True)
     planned = [p for p in (*plan.trials, *plan.finals) if p.state not in NEVER_RUN]
     records = {p.record.key: p.record for p in planned if p.record is not None}
+    typed = known.name if isinstance(arena, Arena) else hints.absolute(arena)
     if not records:
-        typed = known.name if isinstance(arena, Arena) else hints.absolute(arena)
         run = hints.command(["arena", typed, "--budget", budget], store.root)
         raise MetabenchError(
             f"{known.name} has no finished cell of budget {budget} in {store.root}: nothing to "
             f"publish; run: {run}"
         )
-    file = made(out) / published.RECORDS
-    paths = [published.publish(records.values(), store, file, _looks(plan, store))]
+    file = made(out) / arena_scores.FILE
+    paths = [arena_publishing.write(file, known, budget, plan.chosen, records, store.curve)]
     left = len({p.cell.key for p in planned if p.record is None})
     missing = f"{counted(left, 'cell')} without a record" if left else ""
     if not plan.finals:
         missing += f"{'; ' * bool(missing)}no final, since trials are missing"
-    if not missing:
+    if missing:
+        words = ["leaderboard", typed, "--budget", budget, "--records", published.RECORDS]
+        missing += (
+            f"; whole records, to go on with on another machine: {hints.command(words, store.root)}"
+        )
+    else:
         paths += _standings(arenas.tracks(plan, store=store), out)
     return Publication(paths, missing)
-
-
-def _looks(plan: arenas.Plan, store: Store) -> Callable[[Record], Curve]:
-    """Of learning curves what costs to the target need, which is the counts and the metric at the
-    looks of the finals: with all of each, the records of an arena are too large to ship."""
-    from metabench.api.arena import metrics
-
-    names = metrics(plan.arena)
-    metric = {p.cell.key: names[p.column] for p in plan.finals}
-
-    def curve(record: Record) -> Curve:
-        if record.key not in metric:
-            return {}
-        values = {f"{split}/{metric[record.key]}" for split in ("valid", "selection")}
-        return {
-            name: column
-            for name, column in store.curve(record).items()
-            if name in values | {"step", "looks/cost"} or (
-                name.startswith("cost/") and name != "cost/seconds"
-            )
-        }  # fmt: skip
-
-    return curve
 
 
 def _standings(tracks: list[TrackResults], out: Path) -> list[Path]:

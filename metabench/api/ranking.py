@@ -26,9 +26,11 @@ from metabench.store import published
 from metabench.store.published import Published
 from metabench.store.record import Record
 from metabench.store.store import Store
+from metabench.suites import arena_scores
 from metabench.suites import entrant as entrants
 from metabench.suites import planning as plans
 from metabench.suites.arena import AS_SHIPPED, Arena, ArenaMethod, Chosen
+from metabench.suites.arena_scores import ArenaScores
 from metabench.suites.entrant import Source
 from metabench.suites.planning import NEVER_RUN, TO_RUN, Planned
 from metabench.suites.suite import SuiteCell
@@ -56,7 +58,7 @@ class Contest:
     baselines: Mapping[str, Record]
     file: Path | None = None
     bad: Sequence[str] = ()
-    """Lines of the file that cannot be trusted."""
+    """What of the file does not count, and why."""
     quick: bool = False
     typed: str = ""
     """The name of the arena, or its file."""
@@ -125,8 +127,8 @@ def contest(
 ) -> Contest:
     """What is to be ranked, against whom: nothing is run. ``arena``: a name or a file, the newest
     built-in one where it is None; ``budget``: None is :func:`metabench.api.arena.default_budget`;
-    ``baselines``: a file of published records, or a store, beside those of the store; of a built-in
-    arena None means those that ship with it.
+    ``baselines``: a file of published scores or records, or a store, beside those of the store; of
+    a built-in arena None means those that ship with it.
 
     Raises what :mod:`metabench.suites.entrant` and :func:`metabench.suites.arena.load` raise, and
     StoreError for a file of records that cannot be read.
@@ -140,18 +142,25 @@ def contest(
     kept = open_store(store)
     known = {r.key: r for r in kept.records()}
     file: Path | None = None
-    given: Store | Published | None
+    given: Store | Published | ArenaScores | None
     if baselines is not None:
         file = place("--baselines", baselines)
-        given = Store(file) if file.is_dir() else Published(file)
+        given = _baselines(file, whole, budget)
     elif (given := verbs.shipped(whole, budget)) is not None:
         file = given.root
     bad: list[str] = []
     if given is not None:
         bad = [str(b) for b in given.problems()]
+        bad += given.outdated() if isinstance(given, ArenaScores) else []
         known |= {r.key: r for r in given.records()}
     typed = hints.absolute(name if isinstance(name, Path) else str(name))
     return Contest(narrow, made, source, budget, kept, known, file, bad, quick, typed)
+
+
+def _baselines(path: Path, arena: Arena, budget: str) -> Store | Published | ArenaScores:
+    if path.is_dir():
+        return Store(path)
+    return ArenaScores(path, arena, budget) if arena_scores.is_one(path) else Published(path)
 
 
 def plan(contest: Contest) -> Plan:
@@ -410,10 +419,10 @@ def outdated(contest: Contest) -> int:
 
 
 def check_output(contest: Contest, out: Path) -> Path:
-    """Where the report goes. Raises SettingError for the folder of published records."""
+    """Where the report goes. Raises SettingError for the folder of the baselines."""
     if contest.file is not None and out.resolve() == contest.file.resolve().parent:
         raise SettingError(
-            f"--output {out} has the baselines' records, which the report would overwrite"
+            f"--output {out} is the folder of the baselines: give another one for the report"
         )
     return out
 

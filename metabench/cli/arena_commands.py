@@ -27,7 +27,7 @@ def arena(
     ] = False,
     anew: Annotated[
         bool,
-        typer.Option("--anew", help="Run also what has records that ship with the arena."),
+        typer.Option("--anew", help="Run also what has scores that ship with the arena."),
     ] = False,
     figures: Annotated[
         Path | None,

@@ -30,7 +30,8 @@ def leaderboard(
             "--records",
             parser=typed_path("--records"),
             metavar="FILE.jsonl.gz",
-            help="Write the arena's records instead: a file to drop onto somebody's leaderboard.",
+            help="Write the arena's whole records instead: a file to drop onto somebody's "
+            "leaderboard, or to import where the arena is to go on.",
         ),
     ] = None,
 ) -> None:

@@ -58,7 +58,7 @@ ArenaBudget = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        show_default="laptop, or the one whose records ship with the arena",
+        show_default="laptop, or the one whose scores ship with the arena",
         help="How many trials and seeds, and who plays where.",
     ),
 ]

@@ -46,8 +46,8 @@ def rank(
             parser=typed_path("--baselines"),
             metavar="FILE_OR_STORE",
             show_default="those that ship with the arena",
-            help="Records of its methods: records.jsonl.gz, or a store; those in --store count, "
-            "too. They are read, and written into no store.",
+            help="What its methods have: scores.jsonl.gz, records.jsonl.gz, or a store; what is in "
+            "--store counts, too. It is read, and written into no store.",
         ),
     ] = None,
     space: Annotated[

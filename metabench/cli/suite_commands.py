@@ -194,8 +194,8 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
     ]
     if left or not plan.finals:
         words = ["arena", choice.suite or arena.name, "--budget", choice.budget]
-        others = [b for b in arena.budgets if verbs.shipped(arena, b) is not None]
-        told = f"; its records ship for --budget {others[0]}" if others else ""
+        others = [b for b in arena.budgets if verbs.ships(arena, b)]
+        told = f"; its scores ship for --budget {others[0]}" if others else ""
         raise MetabenchError(
             f"{arena.name} has {counted(len(left), 'cell')} of budget {choice.budget} without a "
             f"record, so that nobody stands anywhere yet: {hints.command(words, store.root)}{told}"
@@ -251,7 +251,7 @@ def publish(
     unverified: Unverified = False,
 ) -> None:
     """Write what is committed of a suite: records with learning curves, table, one figure. Of an
-    arena the records, which ``rank`` compares with."""
+    arena the scores, which ``rank`` compares with."""
     from metabench import api
     from metabench.api import output
     from metabench.api.publication import publish_arena

@@ -8,26 +8,20 @@ values, and the values themselves up to 64 of them). Equal records give equal by
 
 from __future__ import annotations
 
-import errno
-import gzip
-import hashlib
-import io
 import json
-import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from metabench.core.catalogue import arena_names
 from metabench.core.cell import CONTRACT, canonical
 from metabench.core.errors import StoreError
-from metabench.core.text import listed
-from metabench.store import files, prices
-from metabench.store.files import BadFile, write_atomic
+from metabench.store import lines, prices
+from metabench.store.files import BadFile
 from metabench.store.record import Curve, Record, from_dict
 from metabench.store.store import Store
 
@@ -35,8 +29,8 @@ if TYPE_CHECKING:
     from metabench.store.encoding import Arrays
 
 RECORDS = "records.jsonl.gz"
-LONGEST_LINE = 2**26
-"""Bytes; a longer line is reported and not read."""
+SCORES = "arena scores"
+"""The form of a file that has no whole records: :mod:`metabench.suites.arena_scores`."""
 HOSTS = frozenset({"host", "node", "rank_hosts"})
 """Entries of an environment that name a machine, and often its owner."""
 
@@ -61,8 +55,7 @@ class Published:
         self.root = Path(path)
         self._records: dict[str, Record] = {}
         self._curves: dict[str, Curve] = {}
-        self._bad: dict[str, list[int]] = {}
-        self._read()
+        self._bad = lines.read(self.root, self._take)
 
     def get(self, key: str) -> Record | None:
         """The record of a cell, or None."""
@@ -104,30 +97,23 @@ class Published:
 
     def problems(self) -> list[BadFile]:
         """What cannot be trusted, each reason once with its lines."""
-        return [BadFile(self.root, f"{_lines(n)}: {what}") for what, n in self._bad.items()]
+        return self._bad
 
-    def _read(self) -> None:
-        number = 0
-        try:
-            if (data := files.read(self.root)) is None:
-                raise StoreError(f"{self.root}: {os.strerror(errno.ENOENT)}")
-            with gzip.open(io.BytesIO(data)) as file:
-                for number, line in enumerate(_split(file), 1):
-                    try:
-                        record, curve = _parsed(line)
-                        if record.key in self._records:
-                            raise ValueError("another line has a record of the same cell")
-                    except (ValueError, RecursionError) as error:
-                        what = str(error).partition("\n")[0]
-                        self._bad.setdefault(what, []).append(number)
-                    else:
-                        self._records[record.key], self._curves[record.key] = record, curve
-            if not number:
-                raise EOFError("there is nothing in it")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            self._bad[f"the file is damaged from here on: {error}"] = [number + 1]
-        except files.Unreadable as error:
-            raise StoreError(str(error)) from None
+    def _take(self, line: bytes) -> None:
+        """Raises ValueError for what is no published record of this version."""
+        data = lines.opened(line)
+        if data.get("form") == SCORES:
+            name, budget = (str(data.get(word)) for word in ("arena", "budget"))
+            typed = name if name in arena_names() else f"{name}.toml"
+            raise StoreError(
+                f"{self.root} has the scores of arena {name!r} and no whole records: rank, table, "
+                "arena, status and leaderboard read it, and nothing else can use it. Whole records "
+                f"are made by running the cells: metabench arena {typed} --budget {budget} --anew"
+            )
+        record, curve = _parsed(data)
+        if record.key in self._records:
+            raise ValueError("another line has a record of the same cell")
+        self._records[record.key], self._curves[record.key] = record, curve
 
 
 def publish(
@@ -142,27 +128,14 @@ def publish(
     Raises StoreError where a curve cannot be read or the disk refuses.
     """
     path, curve = Path(path), curve or store.curve
-    lines = [render(r, curve(r)) for r in sorted(records, key=lambda r: r.key)]
-    buffer = io.BytesIO()
-    # Neither a time nor a file name in the header.
-    with gzip.GzipFile("", "wb", fileobj=buffer, mtime=0) as file:
-        file.writelines(lines)
-    write_atomic(path, buffer.getvalue())
+    lines.write(path, [render(r, curve(r)) for r in sorted(records, key=lambda r: r.key)])
     return path
 
 
 def render(record: Record, curve: Curve) -> bytes:
     """The line of a record, without what names a person or a machine."""
-    data = json.loads(canonical(replace(private(record), files={}).as_dict()))
-    # A curve is the most of a line: it is written once, and sealed as it is written.
-    parts = {name: canonical(value) for name, value in {**data, "curve": curve}.items()}
-    parts["sha256"] = canonical(hashlib.sha256(_joined(parts).encode()).hexdigest())
-    return f"{_joined(parts)}\n".encode()
-
-
-def _joined(parts: dict[str, str]) -> str:
-    """Canonical JSON of a dictionary, from that of its values."""
-    return "{" + ",".join(f"{canonical(name)}:{parts[name]}" for name in sorted(parts)) + "}"
+    data = json.loads(canonical(replace(private(record.whole()), files={}).as_dict()))
+    return lines.sealed({**data, "curve": curve})
 
 
 def private(record: Record) -> Record:
@@ -207,31 +180,7 @@ def _without_hosts(data: Any) -> Any:
     return {k: _without_hosts(v) for k, v in data.items() if k not in HOSTS}
 
 
-def _seal(data: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical(data).encode()).hexdigest()
-
-
-def _split(file: gzip.GzipFile) -> Iterator[bytes]:
-    """Lines, cut off after ``LONGEST_LINE`` bytes; the rest of a longer one is passed over."""
-    while line := file.readline(LONGEST_LINE + 1):
-        yield line
-        while not line.endswith(b"\n") and (line := file.readline(LONGEST_LINE)):
-            pass
-
-
-def _parsed(line: bytes) -> tuple[Record, Curve]:
-    """Raises ValueError for what is no published record of this version."""
-    if len(line) > LONGEST_LINE:
-        raise ValueError(f"is longer than {LONGEST_LINE:,} bytes")
-    try:
-        data = json.loads(line)
-    except ValueError:
-        raise ValueError("is not JSON") from None
-    if not isinstance(data, dict):
-        raise ValueError("is not a record")
-    seal = data.pop("sha256", None)
-    if seal != _seal(data):
-        raise ValueError("is not what was published: its sha256 differs")
+def _parsed(data: dict[str, Any]) -> tuple[Record, Curve]:
     curve = data.pop("curve", {})
     record = from_dict(data)
     if record.cell.contract != CONTRACT:
@@ -246,12 +195,3 @@ def _parsed(line: bytes) -> tuple[Record, Curve]:
     if len({len(column) for column in columns}) > 1:
         raise ValueError("has a curve whose columns differ in length")
     return record, curve
-
-
-def _lines(numbers: list[int]) -> str:
-    shown = [f"{n}" for n in numbers[:5]]
-    if len(numbers) > 6:
-        shown.append(f"{len(numbers) - 5} more")
-    else:
-        shown += [f"{n}" for n in numbers[5:]]
-    return ("line " if len(numbers) == 1 else "lines ") + listed(shown)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from metabench.core.cell import Cell
+from metabench.core.errors import StoreError
 
 SCHEMA = 1
 """Version of the record's own layout."""
@@ -43,6 +44,9 @@ def _typed(environment: dict[str, Any]) -> dict[str, Any]:
     if not 0 <= environment.get("ranks", 1) < 2**31:
         raise ValueError(f"ranks is {environment['ranks']}")
     return environment
+
+
+Environment = Annotated[dict[str, Any], AfterValidator(_typed)]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Record:
     cost: dict[str, float] = field(default_factory=dict)
     lam: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    environment: Annotated[dict[str, Any], AfterValidator(_typed)] = field(default_factory=dict)
+    environment: Environment = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     started: str = ""
     ended: str = ""
@@ -95,6 +99,10 @@ class Record:
         frames = re.findall(r'^  File "(.+)", line (\d+)', self.traceback, re.MULTILINE)
         own = [f for f in frames if "/lib/python" not in f[0] or "/metabench/" in f[0]]
         return ":".join((own or frames)[-1]) if frames else ""
+
+    def whole(self) -> Record:
+        """The record itself. Raises StoreError where it is a :class:`ScoresOnly`."""
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -113,6 +121,18 @@ class Record:
         for name in ("environment", "started", "ended", "attempts", "files", "notes"):
             del data[name]
         return data
+
+
+@dataclass(frozen=True)
+class ScoresOnly(Record):
+    """What an arena ships of a run (:mod:`metabench.suites.arena_scores`): enough to rank by. The
+    rest is left out, so that no store takes it and nobody publishes it as a record."""
+
+    def whole(self) -> Record:
+        """Raises StoreError."""
+        raise StoreError(
+            f"{self.cell}: what ships with an arena has the scores of this run and no whole record"
+        )
 
 
 _adapter = TypeAdapter(Record)

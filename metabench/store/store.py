@@ -209,10 +209,11 @@ class Store:
         or the new one with its own, at any moment. Under a ``lease`` a finished record is never
         replaced, whoever wrote it; without one the caller answers for the cell, and replaces any.
 
-        Raises StoreError where the disk refuses (nothing half-written stays), Held where ``lease``
+        Raises StoreError where the disk refuses (nothing half-written stays) and for a record that
+        is not whole, Held where ``lease``
         has been lost to another process or the cell has a finished record.
         """
-        folder = self.folder(record.key)
+        folder = self.folder(record.whole().key)
         contents: dict[str, bytes] = {}
         if curve:
             contents[CURVE] = gzip.compress(canonical(curve).encode(), mtime=0)

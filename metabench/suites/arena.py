@@ -44,7 +44,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_conf
 
 from metabench.core import toml
 from metabench.core.catalogue import arena_names, suite_folder
-from metabench.core.cell import resolve
+from metabench.core.cell import Resolved, resolve
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.settings import strictly
 from metabench.suites.schema import Groups, Settings, strict
@@ -239,6 +239,10 @@ class Arena:
         most = max(b.trials for b in self.budgets.values()) - 1
         return {m.id: m.drawn(most) if most else [] for m in self.methods}
 
+    @cached_property
+    def _resolved(self) -> dict[tuple[Any, ...], Resolved]:
+        return {}
+
     def budget(self, name: str) -> ArenaBudget:
         """Raises UnknownName."""
         if name not in self.budgets:
@@ -294,8 +298,12 @@ class Arena:
         own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
         limits = {"budget": problem.limits(rules)}
         groups = merge([problem.set, limits, method.set, own])
+        at = method.id, problem.id, trial, rules.stretch, rules.charge_looks
         try:
-            found = resolve(problem.task, method.method, method.solver, groups)
+            # Asked for by who reads scores and again by who plans: settings are checked once.
+            found = self._resolved[at] = self._resolved.get(at) or resolve(
+                problem.task, method.method, method.solver, groups
+            )
         except (UnknownName, SettingError) as error:
             error.add_note(
                 f"arena {self.name}, method {method.id}, problem {problem.id}, trial {trial}"

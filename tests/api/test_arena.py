@@ -1,14 +1,18 @@
 """A small arena from trials to standings: resume, a bad method, a renamed copy, what is missing."""
 
+import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from metabench.api import arena
-from metabench.api.leaderboard import leaderboard
+from metabench.api.leaderboard import leaderboard, publish_records
 from metabench.api.publication import publish_arena
 from metabench.core import catalogue
-from metabench.core.errors import MetabenchError
+from metabench.core.errors import MetabenchError, StoreError
+from metabench.store.merge import merge
+from metabench.store.published import Published
 from metabench.store.store import Store
 
 HEAD = """
@@ -158,7 +162,7 @@ def test_without_finals_there_is_nothing_to_draw(played, tmp_path: Path) -> None
 
 @pytest.fixture
 def built_in(played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The arena as one that is built in and whose records ship with it."""
+    """The arena as one that is built in and whose scores ship with it."""
     path, store = played
     folder, home = tmp_path / "suites", tmp_path / "results"
     folder.mkdir()
@@ -170,7 +174,7 @@ def built_in(played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "arena-7"
 
 
-def test_records_that_ship_are_read_and_written_into_no_store(
+def test_scores_that_ship_are_read_and_written_into_no_store(
     built_in: str, played, tmp_path: Path
 ) -> None:
     empty = tmp_path / "runs"
@@ -180,7 +184,7 @@ def test_records_that_ship_are_read_and_written_into_no_store(
     assert arena.standings(plan, track="A") == arena.standings(own, track="A")
     (track,) = arena.tracks(plan, store=empty)  # with learning curves
     (same,) = arena.tracks(own, store=played[1])
-    assert track.costs == same.costs
+    assert replace(track, arena="small") == same and plan.chosen == own.chosen
     arena.run(built_in, budget="smoke", store=empty)
     leaderboard(built_in, budget="smoke", store=empty, out=tmp_path / "page.html")
     curve = arena.curve(plan, Store(empty), plan.finals[0].record)
@@ -189,6 +193,34 @@ def test_records_that_ship_are_read_and_written_into_no_store(
     assert Store(empty).records() == []
     with pytest.raises(MetabenchError, match="nothing to publish"):
         publish_arena(built_in, budget="smoke", store=empty, out=tmp_path / "out")
+
+
+def test_an_unfinished_arena_goes_on_elsewhere(played, tmp_path: Path) -> None:
+    path, store = played
+    own = arena.plan(path, budget="smoke", store=store)
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    for p in own.trials[:8]:
+        here.write(p.record, Store(store).curve(p.record))
+    done = publish_arena(path, budget="smoke", store=here, out=tmp_path / "out")
+    assert [f.name for f in done.files] == ["scores.jsonl.gz"]
+    left = len({p.cell.key for p in own.trials} - {r.key for r in here.records()})
+    assert left > 0 and done.missing.startswith(f"{left} cells without a record; no final, since")
+    assert f"metabench leaderboard {path} --budget smoke --records records.jsonl.gz" in done.missing
+    file = publish_records(path, budget="smoke", store=here, out=tmp_path / "records.jsonl.gz")
+    assert merge([Published(file)], there).copied == len(here.records())
+    assert {r.key for r in there.records()} == {r.key for r in here.records()}
+    trials, _ = arena.run(path, budget="smoke", store=there)
+    assert trials.reused == {r.key for r in here.records()}
+    again = arena.plan(path, budget="smoke", store=there)
+    assert arena.standings(again, track="A") == arena.standings(own, track="A")
+
+
+def test_what_ships_and_is_damaged_ranks_nobody(built_in: str, tmp_path: Path) -> None:
+    file = tmp_path / "results" / "arena-7" / "smoke" / "scores.jsonl.gz"
+    whole = gzip.decompress(file.read_bytes())
+    file.write_bytes(gzip.compress(whole.replace(b'"status":["done"', b'"status":["failed"', 1)))
+    with pytest.raises(StoreError, match=r"scores.jsonl.gz: line 2: is not what was.*be installed"):
+        arena.plan(built_in, budget="smoke", store=tmp_path / "runs")
 
 
 def test_all_of_it_can_be_run_anew(built_in: str, tmp_path: Path) -> None:
@@ -201,7 +233,7 @@ def test_the_budget_left_out_is_one_with_records(built_in: str, played, tmp_path
     assert arena.default_budget(arena.load(played[0])) == "laptop"
     (tmp_path / "results" / "arena-7" / "laptop").mkdir()
     assert arena.default_budget(arena.load(built_in)) == "smoke"
-    file = tmp_path / "results" / "arena-7" / "laptop" / "records.jsonl.gz"
+    file = tmp_path / "results" / "arena-7" / "laptop" / "scores.jsonl.gz"
     file.write_bytes((tmp_path / "results" / "arena-7" / "smoke" / file.name).read_bytes())
     arena_file = tmp_path / "suites" / "arena-7.toml"
     arena_file.write_text(

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import metabench
 from metabench import api
 from metabench.cli.main import app
-from metabench.core.errors import MetabenchError, SettingError, UnknownName
+from metabench.core.errors import MetabenchError, SettingError, StoreError, UnknownName
 from metabench.store.published import RECORDS, publish
 from metabench.store.store import Store
 
@@ -80,3 +80,9 @@ def test_typed(store: Store, tmp_path: Path) -> None:
     assert done.exit_code == 0 and out.read_text().startswith("kind,label,")
     assert CliRunner().invoke(app, ["compare", "quickstrat", "x"]).exit_code == 2
     assert CliRunner().invoke(app, [*typed, "--format", "latex"]).exit_code == 2
+
+
+def test_what_ships_with_an_arena_is_not_compared() -> None:
+    shipped = Path(__file__).parents[2] / "results" / "arena-1" / "first"
+    with pytest.raises(StoreError, match="scores of arena 'arena-1' and no whole records"):
+        metabench.compare(str(shipped), str(shipped))

@@ -16,8 +16,15 @@ import contests
 import pytest
 
 from metabench.api import ranking
+from metabench.api.publication import publish_arena
 from metabench.core import catalogue
-from metabench.core.errors import MetabenchError, NotApplicable, SettingError, SuiteError
+from metabench.core.errors import (
+    MetabenchError,
+    NotApplicable,
+    SettingError,
+    StoreError,
+    SuiteError,
+)
 from metabench.run.events import Finished
 from metabench.store.published import Published, publish
 from metabench.store.store import Store
@@ -182,7 +189,7 @@ def test_a_store_of_baselines_does_as_well(enter, small: tuple[Path, Path], tmp_
     ranking.check_baselines(by_store)
 
 
-def test_records_that_ship_with_a_built_in_arena_are_found(
+def test_scores_that_ship_with_a_built_in_arena_are_found(
     enter, small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "suites"
@@ -200,14 +207,30 @@ def test_records_that_ship_with_a_built_in_arena_are_found(
     where = "metabench.api.arena.published_folder"
     monkeypatch.setattr(where, lambda *names: home.joinpath(*names))
     monkeypatch.setattr("metabench.suites.arena.suite_folder", lambda: folder)
-    shipped = home / "arena-10" / "smoke" / "records.jsonl.gz"
-    shipped.parent.mkdir(parents=True)
-    shipped.write_bytes(small[1].read_bytes())
+    store, out = small[0].parent / "baselines", home / "arena-10" / "smoke"
+    shipped = publish_arena("arena-10", budget="smoke", store=store, out=out).files[0]
     contest = enter(contests.plugin(tmp_path, "mine"), arena=None, baselines=None)
     assert contest.arena.name == "arena-10" and contest.file == shipped
     ranking.check_baselines(contest)
-    with pytest.raises(SettingError, match="would overwrite"):
+    with pytest.raises(SettingError, match="is the folder of the baselines"):
         ranking.check_output(contest, shipped.parent)
+
+
+def test_scores_do_as_well_as_whole_records(
+    enter, small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    arena, records = small
+    store, file = arena.parent / "baselines", contests.plugin(tmp_path, "mine")
+    scores = publish_arena(arena, budget="smoke", store=store, out=tmp_path / "out").files[0]
+    ranking.run(enter(file))
+    by_records, by_scores = (ranking.places(enter(file, baselines=b)) for b in (records, scores))
+    assert by_records == by_scores and len(by_scores) == 4
+    moved = tmp_path / "small.toml"
+    moved.write_text(contests.ARENA.replace("cap = 90.0", "cap = 80.0", 1))
+    changed = enter(file, arena=moved, baselines=scores)
+    assert len(changed.bad) == 2 and "unrolled on two does not count: settings" in changed.bad[0]
+    with pytest.raises(StoreError, match=r"line 1: arena is 'small', and 'other' is asked for"):
+        enter(file, arena=moved.rename(tmp_path / "other.toml"), baselines=scores)
 
 
 def test_cells_of_an_older_file_are_counted(enter, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from test_tutorials import blocks, mismatch
 from typer.testing import CliRunner, Result
 
 from metabench.cli.main import app
-from metabench.core.costs import COUNT_NAMES
 from metabench.store.published import Published
+from metabench.suites import arena as arenas
+from metabench.suites.arena_scores import ArenaScores
 
 
 @pytest.fixture(scope="module")
@@ -190,21 +191,22 @@ def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) ->
     words = [str(arena), "--budget", "smoke", "--out", "published"]
     store = ["--store", str(arena.parent / "baselines")]
     done = CliRunner().invoke(app, ["publish", *words, *store])
-    written = ["records.jsonl.gz", "table.md", "table.csv", "figure.png"]
+    written = ["scores.jsonl.gz", "table.md", "table.csv", "figure.png"]
     assert done.exit_code == 0
     assert done.output.split() == [w for name in written for w in ("wrote", f"published/{name}")]
     assert Path("published/figure.png").stat().st_size <= 100_000
     assert "| rank |" in re.sub(" +", " ", Path("published/table.md").read_text())
-    whole, looks = Published(records), Published("published/records.jsonl.gz")
-    assert looks.records() == whole.records()
-    curves = {r.key: looks.curve(r) for r in looks.records()}
-    assert {} in curves.values(), "trials have none"
-    assert {c for of in curves.values() for c in of} == {
-        "step", "looks/cost", "valid/loss", *(f"cost/{name}" for name in COUNT_NAMES),
-    }  # fmt: skip
-    for r in whole.records():
-        full = whole.curve(r)
-        assert all(full[name] == column for name, column in curves[r.key].items())
+    scores = "published/scores.jsonl.gz"
+    known = arenas.load(arena)
+    kept, whole = ArenaScores(scores, known, "smoke").records(), Published(records)
+    assert {(r.key, r.status) for r in kept} == {(r.key, r.status) for r in whole.records()}
+    for r in kept:
+        full = whole.get(r.key)
+        assert full is not None and full.metrics["test"]["loss"] == r.metrics["test"]["loss"]
+    refused = CliRunner().invoke(app, ["store", "import", scores, "--into", "other"])
+    assert refused.exit_code == 1 and not Path("other").exists()
+    assert f"{scores} has the scores of arena 'small' and no whole records" in str(refused.output)
+    assert "metabench arena small.toml --budget smoke --anew" in re.sub(r"\s+", " ", refused.output)
     done = CliRunner().invoke(app, ["publish", *words, "--store", "none"])
     assert done.exit_code == 1 and "nothing to publish; run: metabench arena" in done.output
     shown = CliRunner().invoke(app, ["show", str(arena)]).output

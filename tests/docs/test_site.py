@@ -128,9 +128,7 @@ def test_numbers_are_those_of_the_published_table() -> None:
 
 def test_ranks_are_those_of_the_arena(tmp_path: Path) -> None:
     arena = Arena(tmp_path)
-    folder = tmp_path / "smoke"
-    folder.mkdir()
-    file = arena.records().rename(folder / "records.jsonl.gz")
+    file = arena.scores(tmp_path / "smoke")
     found = standings.of_file(str(arena.file), file)
     best = arena.standings(["dim2", "dim5", "ridge6"])[0]
     tuned = [row for _, row in found if row[2:4] == ("A", "tuned")]

@@ -58,6 +58,10 @@ def test_a_file_that_is_none_is_refused_with_the_reason(
         "notes.txt": (b"what I did today\n", "its first line is not JSON. Wanted is a file that"),
         "table.json": (b'{"a": 1}\n', "line 1 is not a record"),
         "list.json": (b"[1, 2]\n", "line 1 is not a record"),
+        "scores.jsonl.gz": (
+            mine.scores(tmp_path / "smoke").read_bytes(),
+            "it has what an arena ships, the scores and no whole records",
+        ),
         "photo.png": (b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "line 1 is no text"),
         "text.gz": (gzip.compress(b"no records\n"), "its first line is not JSON"),
         "broken.gz": (whole[:60], "line 1 the file is damaged or cut off from here on"),

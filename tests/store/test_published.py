@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from metabench.core.cell import Cell, canonical
 from metabench.core.errors import StoreError
-from metabench.store import published
+from metabench.store import lines
 from metabench.store.merge import merge
 from metabench.store.published import RECORDS, Published, publish, render, without_paths
 from metabench.store.record import Estimate, Record
@@ -104,7 +104,7 @@ def test_the_file_is_sorted_and_has_no_time_in_it(file: Path, tmp_path: Path) ->
 def test_lines_that_cannot_be_trusted_are_told_and_the_rest_goes_on(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(published, "LONGEST_LINE", 5_000)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 5_000)
     good = [line_of(seed) for seed in range(3)]
     other = record_of(9)
     bad = {

@@ -1,4 +1,4 @@
-"""Where a method stands in the built-in arenas whose records are published."""
+"""Where a method stands in the built-in arenas whose scores are published."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from functools import cache
 from pathlib import Path
 
 from metabench.core.catalogue import arena_names
+from metabench.suites.arena_scores import FILE, ArenaScores
 
 from .notation import table
 from .places import ROOT
 
-NONE_YET = "No arena with published records is built in yet, so there is no rank to give."
+NONE_YET = "No arena with published scores is built in yet, so there is no rank to give."
 HEAD = ("arena", "as", "track", "settings", "rank", "of", "score", "95 % interval")
 
 
 def of(method: str, results: Path = ROOT / "results") -> str:
     """The rows of a method in every published arena; a sentence where there is none."""
     rows = [row for name in arena_names() for row in _rows(name, method, results)]
-    if not [*results.glob("arena-*/*/records.jsonl.gz")]:
+    if not [*results.glob(f"arena-*/*/{FILE}")]:
         return NONE_YET
     return table([HEAD, *rows]) or "It does not play in the published arenas."
 
 
 def _rows(name: str, method: str, results: Path) -> list[tuple[str, ...]]:
     return [
-        row for file in sorted((results / name).glob("*/records.jsonl.gz"))
+        row for file in sorted((results / name).glob(f"*/{FILE}"))
         for who, row in of_file(name, file) if who == method
     ]  # fmt: skip
 
@@ -37,19 +38,15 @@ def of_file(arena: str, file: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
     ``arena`` is a name or the path of a file.
     """
     from metabench.api import arena as verbs
-    from metabench.store.merge import merge
-    from metabench.store.published import Published
-    from metabench.store.store import Store
     from metabench.suites import arena as arenas
 
     known = arenas.load(arena)
     entries = {m.id: m for m in known.methods}
+    budget = file.parent.name
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        store, budget = Store(Path(folder)), file.parent.name
-        if verbs.shipped(known, budget) is None:
-            merge([Published(file)], store)
-        plan = verbs.plan(known, budget=budget, store=store)
+    with tempfile.TemporaryDirectory() as empty:
+        scores = ArenaScores(file, known, budget)
+        plan = verbs.plan(known, budget=budget, store=empty, scores=scores)
         played = {p.column for p in plan.finals if p.record is not None}
         for track in sorted({p.track for p in known.problems if p.id in played}):
             for tuned in (True, False):

@@ -1,7 +1,7 @@
 // A file of published records: read, checked line by line, nothing of it trusted.
 
 const LARGEST = 2 ** 28; // characters, unpacked
-const PUBLISHED = "a file that metabench leaderboard --records, or metabench publish, has written";
+const PUBLISHED = "a file that metabench leaderboard --records has written";
 
 /** Why a whole file is refused. */
 class Refused extends Error {}
@@ -67,6 +67,10 @@ async function readRecords(file, contract, schema) {
       }
       refuse("is not JSON");
       continue;
+    }
+    if (isObject(data) && data.form === "arena scores") {
+      throw new Refused("it has what an arena ships, the scores and no whole records. Wanted is " +
+        PUBLISHED);
     }
     const wrong = fault(data, contract, schema) || ((await isSealed(line, data)) ? ""
       : "is not what was published: its sha256 differs");
