@@ -10,7 +10,19 @@ from pathlib import Path
 import arenas_by_formula as arenas
 import pytest
 from browsers import Browser
-from leaderboards import MINE, A, Arena, drop, expected, lines_of, pick, rows, rows_of, told, unranked
+from leaderboards import (
+    MINE,
+    A,
+    Arena,
+    drop,
+    expected,
+    lines_of,
+    pick,
+    rows,
+    rows_of,
+    told,
+    unranked,
+)
 from optional import needs
 
 from metabench.store import published
