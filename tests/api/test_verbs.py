@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metabench import api
-from metabench.core.errors import MetabenchError
+from metabench.core.errors import MetabenchError, SettingError
 
 
 @pytest.mark.parametrize(
