@@ -343,6 +343,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.wheels:
         return collect(options.wheels, options.python_version, options.builder)
     parts, own = chosen(options.parts), limits(options)
+    if not 0 < options.total < math.inf:
+        raise SystemExit(f"--total {options.total:g}: seconds of all parts together, above 0")
     for folder in (options.out, *options.out.parents):
         if folder.exists() and not folder.is_dir():
             raise SystemExit(f"--out {options.out}: {folder} is a file; name a folder")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import arenas_by_formula as arenas
 import pytest
 from browsers import Browser
 
-from metabench.analysis import arena as analysis
+from metabench.analysis.arena_track import Line, collect
 from metabench.api import arena as verbs
 from metabench.api.leaderboard import leaderboard, publish_records
 from metabench.store.store import Store
@@ -49,19 +50,17 @@ class Arena:
         known, chosen = self.plan.arena, self.plan.chosen
         return write(folder / FILE, known, "smoke", chosen, records, self.store.curve)
 
-    def standings(self, problems: Iterable[str], tuned: bool = True) -> list[analysis.Standing]:
-        """Python's, of those who have played all of these problems."""
+    def lines(self, problems: Iterable[str], tuned: bool = True) -> list[Line]:
+        """Python's standings of those who have played all of these problems of one track."""
         wanted = [*problems]
-        finals = [p for p in self.plan.finals if p.column in wanted]
-        scores, lost = analysis.finals_scores(
-            self.plan.arena, finals, verbs.metrics(self.plan.arena)
+        narrow = replace(
+            self.plan.arena, problems=[p for p in self.plan.arena.problems if p.id in wanted]
         )
-        rows = {
-            row: of
-            for row, of in scores.items()
-            if row.endswith(AS_SHIPPED) != tuned and len(of) == len(wanted)
-        }
-        return analysis.standings(rows, lost, self.plan.scores)
+        (track,) = {p.track for p in narrow.problems}
+        finals = [p for p in self.plan.finals if p.column in wanted]
+        metrics = verbs.metrics(narrow)
+        found = collect(narrow, self.plan.scores, finals, metrics, track, self.store.curve)
+        return found.lines(tuned)
 
 
 @pytest.fixture(scope="module")
@@ -108,23 +107,33 @@ def pick(browser: Browser, name: str, value: str) -> None:
     browser.run("arguments[0].click()", box)
 
 
-def expected(standings: list[analysis.Standing], methods=MINE) -> list[list[str]]:
-    """Rank, method, score, near, regret and runs lost as the page writes them."""
+def expected(lines: list[Line], methods=MINE) -> list[list[str]]:
+    """Rank, method, score, retrained, near, regret and runs lost as the page writes them."""
     return [
         [
             f"{s.rank:.2f}",
             methods[s.row.removesuffix(AS_SHIPPED)][0],
             f"{s.score:.2f}",
+            "" if line.retrained is None else f"{line.retrained:.2f}",
             f"{100 * s.near:.0f} %",
             f"{s.regret:.2f}",
             str(s.failures),
         ]
-        for s in standings
+        for line in lines
+        for s in [line.standing]
     ]
 
 
 def told(browser: Browser) -> list[list[str]]:
-    return [[r[0], r[1], r[2], r[6], r[7], r[8]] for r in rows(browser)]
+    """What :func:`expected` has, as it stands on the page."""
+    return [[r[0], r[1], r[2], r[4], r[7], r[8], r[9]] for r in rows(browser)]
+
+
+def unranked(browser: Browser) -> list[str]:
+    """The lines about who is not ranked; none where that is hidden."""
+    box = browser.one("#unranked")
+    lines = "return [...arguments[0].querySelectorAll('li')].map(l => l.textContent)"
+    return [] if box.get_attribute("hidden") else browser.run(lines, box)
 
 
 def rows_of(browser: Browser, table: str) -> list[list[str]]:

@@ -41,7 +41,8 @@ class Against:
 @dataclass(frozen=True)
 class Place:
     """Where a method stands in a track, tuned or as shipped: on these problems of the track's
-    ``of``, with those who played them all; ``left_out``: the others, and why."""
+    ``of``, with those who played them all; ``left_out``: the others, with the reasons by
+    problem."""
 
     track: str
     tuned: bool
@@ -50,7 +51,7 @@ class Place:
     of: int
     standings: Sequence[Standing]
     against: Sequence[Against]
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
     @property
     def own(self) -> Standing:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.api.verbs import DEFAULT_BUDGET, open_store, run_planned
 from metabench.core.catalogue import arena_names, published_folder
 from metabench.core.errors import MetabenchError, StoreError
+from metabench.core.text import counted
 from metabench.store.store import Store
 from metabench.suites import arena as arenas
 from metabench.suites import arena_scores
@@ -75,6 +76,19 @@ def default_budget(arena: Arena) -> str:
     these, so that there is somebody to compare with."""
     ship = [budget for budget in arena.budgets if ships(arena, budget)]
     return ship[0] if ship and DEFAULT_BUDGET not in ship else DEFAULT_BUDGET
+
+
+def other_budgets(arena: Arena, budget: str, store: Store, *, anew: bool = False) -> str:
+    """Which budgets other than this one have records, as the end of an error; "" where none has.
+    ``anew``: records that ship with the arena do not count."""
+    told = ""
+    for name in arena.budgets:
+        if name != budget:
+            found = plan(arena, budget=name, store=store, anew=anew)
+            kept = {p.cell.key for p in (*found.trials, *found.finals) if p.record is not None}
+            if kept:
+                told += f"; budget {name} has {counted(len(kept), 'record')}: --budget {name}"
+    return told
 
 
 def plan(
@@ -146,8 +160,9 @@ def run(
     if not then.finals:
         left = [p for p in then.trials if p.record is None and p.state not in NEVER_RUN]
         raise MetabenchError(
-            f"{len(left)} trials of {arena.name} are not done, so nobody is chosen for the finals; "
-            f"the first is {left[0].row}/{left[0].column} seed {left[0].cell.seed}: {left[0].why}"
+            f"{counted(len(left), 'trial cell')} of {arena.name} not done, so nobody is chosen for "
+            f"the finals; the first is {left[0].row}/{left[0].column} seed "
+            f"{left[0].cell.seed}: {left[0].why}"
         )
     done.append(play(_own(then, then.finals), store, jobs, device, listener))
     return done

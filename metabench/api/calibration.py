@@ -76,22 +76,27 @@ class ProblemCalibration:
 def calibrate_arena(
     arena: str | Path | Arena,
     *,
+    budget: str | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     listener: Callable[[ProblemCalibration], None] = lambda _: None,
 ) -> list[ProblemCalibration]:
-    """Measure prices and smoothness of every problem of an arena; nothing is kept, as both stand in
-    its file. ``listener`` is told of each as it is found.
+    """Measure prices and smoothness of every problem of an arena, or of those that are played under
+    ``budget``; nothing is kept, as both stand in its file. ``listener`` is told of each as it is
+    found.
 
-    The machine should have nothing else to do. Raises SuiteError, SettingError, DataMissing, and
-    NotApplicable for a problem without gradients.
+    The machine should have nothing else to do. Raises SuiteError, UnknownName, SettingError,
+    DataMissing, and NotApplicable for a problem without gradients.
     """
     from metabench.core import settings
     from metabench.core.registry import tasks
     from metabench.run.prices import measure, smoothness
 
     known = arena if isinstance(arena, Arena) else arenas.load(Path(arena))
+    played = None if budget is None else {problem.id for _, problem in known.pairs(budget)}
     found = []
     for problem in known.problems:
+        if played is not None and problem.id not in played:
+            continue
         task: Any = settings.build(
             tasks.get(problem.task), problem.set.get("task", {}), problem.task
         )

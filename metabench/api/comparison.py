@@ -57,7 +57,7 @@ def compare(
     a: Source,
     b: Source,
     *,
-    budget: str = DEFAULT_BUDGET,
+    budget: str | None = None,
     set: Settings = (),
     seeds: Sequence[int] | None = None,
     store: str | Path | Store | None = None,
@@ -69,8 +69,9 @@ def compare(
 
     A side is a suite ("omniglot", or "omniglot@smoke" for another budget than ``budget``; its
     records are looked up in ``store``), the folder of a store, a file of published records or the
-    folder that holds it, or the beginning of the key of a run in ``store``. ``set`` and ``seeds``
-    are for suites. ``metric``: "test/loss" instead of the suite's or the task's own.
+    folder that holds it, or the beginning of the key of a run in ``store``. ``budget`` (None:
+    "laptop"), ``set`` and ``seeds`` are for suites. ``metric``: "test/loss" instead of the suite's
+    or the task's own.
 
     >>> from metabench import api
     >>> suite = api.suite_of_pairs(tasks=["quadratic"], methods=["bilevel"])
@@ -79,14 +80,16 @@ def compare(
     >>> api.compare(suite, suite, budget="smoke", seeds=[0, 1]).identical
     True
 
-    Raises UnknownName for what is none of these, MetabenchError where a side has no finished run,
+    Raises UnknownName for what is none of these, SettingError for ``budget``, ``set`` or ``seeds``
+    where no side is a suite that has a use for it, MetabenchError where a side has no finished run,
     or none has a partner.
     """
     from metabench.analysis.side_by_side import side_by_side
 
+    _check_used(a, b, {"budget": budget is not None, "set": bool(set), "seeds": seeds is not None})
     opened = open_store(store)
-    one, suite = _side(a, budget, set, seeds, opened)
-    two, other = _side(b, budget, set, seeds, opened)
+    one, suite = _side(a, budget or DEFAULT_BUDGET, set, seeds, opened)
+    two, other = _side(b, budget or DEFAULT_BUDGET, set, seeds, opened)
     for side in (one, two):
         if not side.done:
             raise MetabenchError(f"{side.name}: no finished run there: run it first")
@@ -97,6 +100,39 @@ def compare(
             "with a seed, nor a task, method and solver that stand once in each"
         )
     return Compared(found)
+
+
+def _check_used(a: Source, b: Source, given: Mapping[str, bool]) -> None:
+    """Raise SettingError for what is given and no side would look at."""
+    suites = [side for side in (a, b) if _suite_of(side) is not None]
+    own = [str(s) for s in suites if not isinstance(s, Suite) and "@" in str(s)]
+    for name in (name for name, is_given in given.items() if is_given):
+        if not suites:
+            raise SettingError(
+                f"{name} is for suites, and neither {_told(a)} nor {_told(b)} is one"
+            )
+        if name == "budget" and len(own) == len(suites):
+            raise SettingError(f"budget has no use beside the one that stands in {own[0]}")
+
+
+def looks_up(source: Source) -> bool:
+    """Whether a side is looked up in the store: a suite, or the key of a run."""
+    return _suite_of(source) is not None or not (
+        isinstance(source, Store) or Path(str(source)).exists()
+    )
+
+
+def _suite_of(source: Source) -> str | Suite | None:
+    """The suite that a side is, or its name or file; None where it is something else."""
+    if isinstance(source, Suite | Store):
+        return source if isinstance(source, Suite) else None
+    text = str(source)
+    name = text.rpartition("@")[0] or text
+    return name if name in suite_names() or name.endswith(".toml") else None
+
+
+def _told(source: Source) -> str:
+    return str(source.root if isinstance(source, Store) else source)
 
 
 def _side(

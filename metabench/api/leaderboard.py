@@ -33,6 +33,12 @@ def leaderboard(
 
     store = open_store(store)
     plan = arenas.plan(arena, budget=budget, store=store)
+    if not any(p.record for p in plan.finals):
+        told = arenas.other_budgets(plan.arena, budget, store)
+        raise MetabenchError(
+            f"the leaderboard of {plan.arena.name} (budget {budget}) shows finished finals, and "
+            f"there is none: run metabench arena first{told}"
+        )
     kept = {p.record.key: p.record for p in plan.finals if p.record is not None}
     curves = {key: arenas.curve(plan, store, record) for key, record in kept.items()}
     data = page_data(plan.arena, budget, plan.trials, plan.finals, plan.chosen, curves)
@@ -56,8 +62,9 @@ def publish_records(
     plan = arenas.plan(arena, budget=budget, store=store, anew=True)
     records = {p.record.key: p.record for p in (*plan.trials, *plan.finals) if p.record is not None}
     if not records:
+        told = arenas.other_budgets(plan.arena, budget, store, anew=True)
         raise MetabenchError(
             f"{plan.arena.name} has no record of budget {budget} in {store.root}: run metabench "
-            "arena first"
+            f"arena first{told}"
         )
     return published.publish(records.values(), store, place("out", out))

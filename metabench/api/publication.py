@@ -106,7 +106,7 @@ def publish_arena(
         run = hints.command(["arena", typed, "--budget", budget], store.root)
         raise MetabenchError(
             f"{known.name} has no finished cell of budget {budget} in {store.root}: nothing to "
-            f"publish; run: {run}"
+            f"publish; run: {run}{arenas.other_budgets(known, budget, store, anew=True)}"
         )
     file = made(out) / arena_scores.FILE
     paths = [arena_publishing.write(file, known, budget, plan.chosen, records, store.curve)]

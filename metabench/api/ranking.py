@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from metabench.api import arena as verbs
 from metabench.api.verbs import open_store
 from metabench.cluster import hints
+from metabench.core.capabilities import causes
 from metabench.core.catalogue import arena_names
 from metabench.core.cell import Cell, canonical
 from metabench.core.errors import MetabenchError, NotApplicable, SettingError, SuiteError
@@ -222,7 +223,12 @@ def check_baselines(contest: Contest) -> None:
     found = _tracks(contest)
     if any(track.peers for track in found):
         return
-    why = dict.fromkeys(f"{m}: {w}" for track in found for m, w in track.left_out.items())
+    why = dict.fromkeys(
+        f"{m}: {name}: {', '.join(reasons)}"
+        for track in found
+        for m, of in track.left_out.items()
+        for name, reasons in of.items()
+    )
     raise MetabenchError(
         f"arena {contest.arena.name} has no baseline to compare with under budget "
         f"{contest.budget} ({'; '.join([*why][:3]) or 'it has none in these tracks'}): give their "
@@ -272,7 +278,7 @@ class _Track:
     problems: list[str]
     of: int
     peers: list[_Played]
-    left_out: dict[str, str]
+    left_out: dict[str, dict[str, list[str]]]
 
 
 def _tracks(contest: Contest) -> list[_Track]:
@@ -306,12 +312,12 @@ class _Played:
     trials: Mapping[str, Sequence[Trial]]
     scores: Mapping[bool, Mapping[str, Sequence[float]]]
     failures: Mapping[bool, Mapping[str, int]]
-    lacks: Mapping[str, str]
+    lacks: Mapping[str, list[str]]
 
-    def lacks_of(self, names: Iterable[str]) -> str:
-        """Why it is not compared on these problems; "" where it is."""
+    def lacks_of(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Those of these problems on which it is not compared, and why."""
         out = [n for n in names if not all(n in self.scores[tuned] for tuned in (True, False))]
-        return "; ".join(f"{n}: {self.lacks.get(n, 'it does not play there')}" for n in out)
+        return {n: self.lacks.get(n, ["the arena does not have it play there"]) for n in out}
 
 
 def _played(
@@ -320,7 +326,7 @@ def _played(
     from metabench.analysis import arena as analysis
 
     own, records = replace(contest.arena, methods=[method]), list(records)
-    lacks: dict[str, str] = {}
+    lacks: dict[str, list[str]] = {}
     metrics = verbs.metrics(own)
 
     def whole(cells: Sequence[SuiteCell]) -> list[Planned]:
@@ -328,9 +334,9 @@ def _played(
         planned = plans.states_of(cells, contest.store, records)
         for p in planned:
             if p.state in NEVER_RUN:
-                lacks.setdefault(p.column, p.reason)
+                lacks.setdefault(p.column, causes(p.reason, method.method))
             elif p.record is None:
-                lacks.setdefault(p.column, "records are missing")
+                lacks.setdefault(p.column, ["records are missing"])
         return [p for p in planned if p.column not in lacks]
 
     trials: dict[tuple[str, str], Sequence[Trial]] = {}

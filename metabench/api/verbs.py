@@ -17,7 +17,7 @@ from metabench.api.tracking import tracked
 from metabench.core.errors import SettingError, SuiteError
 from metabench.core.registry import REGISTRIES
 from metabench.core.settings import place
-from metabench.core.text import counted
+from metabench.core.text import counted, listed
 from metabench.store.files import BadFile
 from metabench.store.store import Store
 from metabench.suites import loading as suites
@@ -260,7 +260,12 @@ def status(
     only: Iterable[str] = (),
     store: str | Path | Store | None = None,
 ) -> Status:
-    """What is finished, what failed and why, what is damaged; nothing is run or moved."""
+    """What is finished, what failed and why, what is damaged; nothing is run or moved. Raises
+    SettingError for what chooses cells of a suite where none is named."""
+    if suite is None and (set or only or seeds is not None):
+        raise SettingError(
+            "set, seeds and only choose cells of a suite: without one the whole store is told"
+        )
     store = open_store(store)
     records, problems = store.scan()
     if suite is None:
@@ -323,10 +328,18 @@ def plot(
     """Draw into the folder ``out``; the paths of what was drawn.
 
     ``kind``: of "learning", "cost", "trajectories", "ranking", "profile", "frontier", None for the
-    suite's own; ``cost``: the cost that an axis shows, such as "seconds". Raises UnknownName.
+    suite's own; ``cost``: the cost that an axis shows, such as "seconds". Raises UnknownName, and
+    SettingError for a ``cost`` where no figure of these kinds has such an axis.
     """
+    from metabench.reports.plots import kinds_of, shows_cost
+
     store = open_store(store)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
+    kinds = kinds_of(found.suite) if kind is None else kind
+    if cost is not None and kinds and not shows_cost(kinds):
+        raise SettingError(
+            f"cost {cost!r}: no axis of {listed(kinds)} shows a cost; those of cost and frontier do"
+        )
     return _draw(found, store, place("out", out), kind, cost)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path, with_options
+from metabench.cli.options import ArenaBudget, Launch, StorePath, refuse, typed_path, with_options
+from metabench.core.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,8 @@ def arena(
     from metabench.reports.renderers import text
     from metabench.run.workers.local_launcher import default_jobs
 
+    if dry_run:
+        refuse(["figures"], "a dry run draws nothing; leave out one of the two")
     out, kept = printing.console(), open_store(store)
     known = verbs.load(typed_path("FILE")(file))
     budget = budget or verbs.default_budget(known)
@@ -76,7 +79,7 @@ def arena(
             typer.echo("\n" + text(grid, out.width).rstrip("\n"))
         if figures is not None:
             written = verbs.figures(tracks, out=output.made(figures))
-            typer.echo(f"\n{len(written)} files of figures and tables in {figures}")
+            typer.echo(f"\n{counted(len(written), 'file')} of figures and tables in {figures}")
     elif figures is not None:
         typer.secho("no figures: finals are missing", fg=typer.colors.YELLOW, err=True)
         code = max(code, 1)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from metabench.cli import printing
@@ -17,8 +16,11 @@ from metabench.cli.options import (
     StorePath,
     SuiteName,
     TaskNames,
+    running,
+    typed,
     with_options,
 )
+from metabench.core.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,10 +135,13 @@ def cancel(
     for text in folder.unreadable(kept):
         printing.say(text, err=True)
     known = [s for s in folder.submissions(kept) if s.cancelled is None]
-    mine = [s for s in known if suite == "all" or (s.suite == suite and s.budget == budget)]
+    # "all" is of every budget, unless one is typed.
+    every = suite == "all" and not typed("budget")
+    mine = [s for s in known if suite in ("all", s.suite) and (every or s.budget == budget)]
     if not mine:
         names = {f"{s.suite} --budget {s.budget}" for s in known}
-        raise UnknownName("submission of suite", f"{suite} --budget {budget}", names)
+        wanted = suite if every else f"{suite} --budget {budget}"
+        raise UnknownName("submission of suite", wanted, names)
     for name in dict.fromkeys(cluster or str(s.profile["name"]) for s in mine):
         there = slurm.Slurm(_of(mine, name) if cluster is None else load(cluster))
         began = time.time()
@@ -219,7 +224,7 @@ def words(cluster: str, choice: Choice, suite: Suite | Arena) -> Words:
         named = hints.options(task=choice.task, method=choice.method)
     else:
         named = [suite.name if choice.suite == "all" else hints.absolute(choice.suite)]
-    context = click.get_current_context(silent=True)
+    context = running()
     plugins = context.find_root().obj if context is not None else None
     named += hints.options(budget=[choice.budget], plugin=[p.absolute() for p in plugins or ()])
     solver, seeds = ([word] if word else () for word in (choice.solver, choice.seeds))
@@ -324,23 +329,28 @@ def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
         out.print(text, markup=False, highlight=False, soft_wrap=True)
 
     jobs = sum(p.size for p in made.parts)
-    line(f"{made.suite} (budget {made.budget}) on {made.profile.name}: {len(planned)} cells")
+    cells = counted(len(planned), "cell")
+    line(f"{made.suite} (budget {made.budget}) on {made.profile.name}: {cells}")
     if made.others:
         line("  not to run: " + ", ".join(f"{n} {state}" for state, n in made.others.items()))
     if made.left_out:
         names = ", ".join(sorted({*made.left_out.values()}))
-        line(f"  {len(made.left_out)} cells have live jobs already ({names})")
+        line(f"  {counted(len(made.left_out), 'cell')} with live jobs already ({names})")
     if not made.cells:
         line("  nothing to submit")
         return
-    line(f"  {made.cells} cells in {len(made.parts)} arrays of {jobs} jobs in all")
+    line(
+        f"  {counted(made.cells, 'cell')} in {counted(len(made.parts), 'array')} of "
+        f"{counted(jobs, 'job')} in all"
+    )
     for part in made.parts:
         needs = made.bundles[part.bundle].needs
         count = len(made.bundles[part.bundle].members)
         line(
-            f"  array of {part.size} jobs, {part.parallel} at a time, for {count} cells: "
-            f"{needs.minutes} min, {needs.memory_gb:g} GB, {made.profile.cpus} cores"
-            + (f", {made.profile.gpus} GPUs" if made.profile.gpus else "")
+            f"  array of {counted(part.size, 'job')}, {part.parallel} at a time, for "
+            f"{counted(count, 'cell')}: {needs.minutes} min, {needs.memory_gb:g} GB, "
+            f"{counted(made.profile.cpus, 'core')}"
+            + (f", {counted(made.profile.gpus, 'GPU')}" if made.profile.gpus else "")
             + (f", {made.profile.gres}" if made.profile.gres else "")
         )
     for text in made.at_most:
@@ -349,8 +359,9 @@ def describe(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
     if known:
         what = "GPU time" if made.profile.wants_gpu else "job time"
         line(
-            f"  estimate: {duration(seconds / made.profile.at_once)} of {what} for {known} cells "
-            f"by similar finished ones; {made.cells - known} of unknown cost"
+            f"  estimate: {duration(seconds / made.profile.at_once)} of {what} for "
+            f"{counted(known, 'cell')} by similar finished ones; "
+            f"{made.cells - known} of unknown cost"
         )
     else:
         line("  no estimate: no similar cell is finished")

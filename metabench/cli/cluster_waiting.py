@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from metabench.cli.cluster_commands import describe, profiled, queue, words
 from metabench.cli.options import Choice
+from metabench.core.text import counted
 
 if TYPE_CHECKING:
     from metabench.suites.planning import Planned
@@ -55,7 +56,7 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
             answer = job_states.look(slurm, store)
             busy = job_states.busy(store, answer)
             open_ = [p for p in items if (r := store.get(p.cell.key)) is None or r.status != "done"]
-            text = f"{len(items) - len(open_)} of {len(items)} cells done"
+            text = f"{len(items) - len(open_)} of {counted(len(items), 'cell')} done"
             if text != shown:
                 err.print(text, markup=False, highlight=False)
                 shown = text

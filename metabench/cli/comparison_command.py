@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metabench.cli.options import BudgetName, StorePath, seed_list, typed_path
+from metabench.cli.options import BudgetName, StorePath, refuse, seed_list, typed, typed_path
 
 A_SIDE = (
     "A suite (or SUITE@BUDGET), the folder of a store, a file of published records or its folder, "
@@ -59,13 +59,17 @@ def compare(
     """Two suites, stores or runs side by side: paired differences with intervals, what one alone
     has, and which versions, machines and settings differ."""
     from metabench import api
+    from metabench.api import comparison
     from metabench.api.output import format_of, write
     from metabench.cli import printing
 
+    if not (comparison.looks_up(a) or comparison.looks_up(b)):
+        refuse(["store"], f"neither {a} nor {b} is looked up in a store")
     fmt = format or (format_of(output) if output is not None else "text")
     found = api.compare(
-        a, b, budget=budget, set=set or (), seeds=seed_list(seeds), store=store, metric=metric
-    )
+        a, b, budget=budget if typed("budget") else None, set=set or (), seeds=seed_list(seeds),
+        store=store, metric=metric,
+    )  # fmt: skip
     text = found.text(fmt, printing.console().width if output is None else None)
     if output is None:
         printing.say(text.rstrip("\n"))

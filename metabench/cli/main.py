@@ -22,7 +22,8 @@ from metabench.cli import (
     suite_commands,
 )
 from metabench.cli import cluster_commands as cluster
-from metabench.cli.options import StorePath, typed_path
+from metabench.cli.options import StorePath, Verb, typed_path
+from metabench.core.text import counted
 
 if TYPE_CHECKING:
     from metabench.store.merge import Merged
@@ -177,7 +178,7 @@ for verb in (
     cluster.cancel,
     cluster.logs,
 ):
-    app.command()(verb)
+    app.command(cls=Verb)(verb)
 
 
 @app.command()
@@ -186,9 +187,12 @@ def doctor(
 ) -> None:
     """Versions, devices, data, a cluster; what is missing, and the command that repairs it."""
     from metabench.api.examination import examine
+    from metabench.core.errors import SettingError
     from metabench.store.store import Store
 
     if profile is not None:
+        if ctx.obj:
+            raise SettingError(f"{PLUGIN}: plug-ins are tried on this machine: leave out --cluster")
         from metabench.cluster import probe
         from metabench.cluster.profile import load
 
@@ -215,7 +219,9 @@ def check(
             printing.say(f"FAILED  {what}: {how}", color=typer.colors.RED)
         else:
             printing.say(f"ok      {what}")
-    printing.say(f"{name} fails {failed} checks" if failed else f"{name} passes every check")
+    printing.say(
+        f"{name} fails {counted(failed, 'check')}" if failed else f"{name} passes every check"
+    )
     raise typer.Exit(int(failed > 0))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from metabench.store.store import Store
@@ -157,6 +159,11 @@ class Choice:
             return [planning.suite_of_pairs(self.task or [], self.method or [], self.solver)]
         if self.task or self.method:
             raise SuiteError(f"name suite {self.suite!r} or --task and --method, not both")
+        if self.solver:
+            raise SuiteError(
+                f"--solver goes with --task and --method: suite {self.suite!r} says itself which "
+                "inner solver a row has"
+            )
         names = suite_names() if self.suite == "all" else [self.suite]
         return [suites.load(name) for name in names]
 
@@ -259,6 +266,47 @@ class Launch:
             "PLACE is a folder, a project, an address. Repeatable.",
         ),
     ] = None
+
+
+_RUNNING: ContextVar[Any] = ContextVar("_RUNNING", default=None)
+
+
+class Verb(TyperCommand):
+    """A command of which :func:`typed` can tell, while it runs, what was typed. Newer typer has a
+    click of its own, so that ``click.get_current_context`` knows of no command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        before = _RUNNING.set(ctx)
+        try:
+            return super().invoke(ctx)
+        finally:
+            _RUNNING.reset(before)
+
+
+def running() -> Any:
+    """The context of the command that runs; None where none does."""
+    return _RUNNING.get()
+
+
+def typed(*names: str) -> list[str]:
+    """Which of these parameters of the running command stand on its command line, as options are
+    written. A default, or a value from the environment, was not typed for this command."""
+    context = running()
+    sources = {} if context is None else {n: context.get_parameter_source(n) for n in names}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Raise SettingError for the first of these parameters that was typed where it has no use."""
+    from metabench.core.errors import SettingError
+
+    if given := typed(*names):
+        raise SettingError(f"{given[0]}: {why}")
 
 
 Command = Callable[..., None]

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from metabench.core.text import counted
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -262,15 +264,15 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
         why = "" if group[0].repair else reason
         rows.append((row, column, _seeds(group), state, cost, why))
     _grid_with_reasons(out, header, rows, whole=2)
-    prose(out, f"{len(planned)} cells: {cells_of(planned)}")
+    prose(out, f"{counted(len(planned), 'cell')}: {cells_of(planned)}")
     open_ = [p for p in planned if p.state in TO_RUN]
     known = [p.estimated_seconds for p in open_ if p.estimated_seconds is not None]
     if open_:
-        text = f"to run: {len(open_)} cells"
+        text = f"to run: {counted(len(open_), 'cell')}"
         if known:
             text += f"; {len(known)} of them about {duration(sum(known))} by similar finished cells"
             if jobs > 1:
-                text += f" ({duration(sum(known) / jobs)} with {jobs} jobs)"
+                text += f" ({duration(sum(known) / jobs)} with {counted(jobs, 'job')})"
         taken = [p for p in open_ if p.published_seconds is not None]
         if taken:
             text += f"; {len(taken)} of them about "
@@ -288,7 +290,7 @@ def print_repairs(out: Console, planned: Iterable[Planned]) -> None:
     for (state, reason, repair), n in Counter(
         (p.state, p.reason, p.repair) for p in planned if p.repair
     ).items():
-        print_repair(out, f"{state} ({n} cells): {reason}; ", repair)
+        print_repair(out, f"{state} ({counted(n, 'cell')}): {reason}; ", repair)
 
 
 def print_repair(out: Console, what: str, repair: str) -> None:
@@ -311,7 +313,7 @@ def print_refusals(out: Console, planned: Iterable[Planned]) -> None:
 
     never = [p for p in planned if p.state in NEVER_RUN]
     for (state, reason), n in Counter((p.state, p.reason) for p in never).items():
-        prose(out, f"{state} ({n} cells): {reason}", "yellow")
+        prose(out, f"{state} ({counted(n, 'cell')}): {reason}", "yellow")
 
 
 def print_status(out: Console, title: str, status: Status, tracebacks: bool = False) -> None:
@@ -320,7 +322,7 @@ def print_status(out: Console, title: str, status: Status, tracebacks: bool = Fa
 
     if status.planned:
         heading(out, title)
-        prose(out, f"{len(status.planned)} cells: {cells_of(status.planned)}")
+        prose(out, f"{counted(len(status.planned), 'cell')}: {cells_of(status.planned)}")
         rows = [
             (row, column, _seeds(group), _keys(group), state, "" if group[0].repair else reason)
             for (row, column, state, reason), group in _grouped(status.planned).items()
@@ -394,7 +396,7 @@ def print_costs(out: Console, title: str, found: Sequence[Cost]) -> None:
                 f"{c.gpu_hours:.3g}",
                 f"{c.cpu_hours:.3g}",
                 str(c.attempts),
-                f"{c.left_cells} cells, {left}" if c.left_cells else "",
+                f"{counted(c.left_cells, 'cell')}, {left}" if c.left_cells else "",
             )
         )
     grid(out, ("what", "records", "GPU h", "CPU h", "attempts", "left to run"), rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from metabench.cli import printing
 from metabench.core.cell import Cell
-from metabench.core.text import duration
+from metabench.core.text import counted, duration
 from metabench.run.events import (
     UNNAMED,
     CellWords,
@@ -123,7 +123,7 @@ class Tally:
         return (rest + mean * (max(0, waiting) + unknown)) / self.jobs
 
     def __str__(self) -> str:
-        parts = [f"{self.ended}/{self.total} cells"]
+        parts = [f"{self.ended}/{counted(self.total, 'cell')}"]
         parts += [f"{n} {what}" for what, n in self.counts.items() if n]
         if self.running:
             parts.append(f"{len(self.running)} running")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path, with_options
+from metabench.core.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +127,6 @@ def _introduce(contest: Contest, found: Plan, dry_run: bool) -> None:
     """What is ranked, against whose records, on what; what is left out, and why."""
     from metabench.api import ranking
     from metabench.cli import printing
-    from metabench.core.text import counted
     from metabench.reports import entrant as drawing
 
     err = printing.console(stderr=not dry_run)
@@ -166,12 +166,14 @@ def _print_plan(contest: Contest, found: Plan, launch: Launch) -> None:
     printing.print_plan(out, "finals", found.finals, jobs)
     seconds, cells = found.to_come
     if cells:
-        printing.prose(out, f"and {cells} cells of the best trials, which is not known yet")
+        printing.prose(
+            out, f"and {counted(cells, 'cell')} of the best trials, which is not known yet"
+        )
     left = [p.estimated_seconds for p in found.left]
     known = [s for s in left if s is not None]
     if left and len(known) == len(left) and seconds is not None:
         total = sum(known) + seconds
-        text = f"in all about {duration(total / jobs)} with {jobs} jobs"
+        text = f"in all about {duration(total / jobs)} with {counted(jobs, 'job')}"
         printing.prose(out, f"{text}, by what finished cells and the baselines took")
     elif left:
         printing.prose(out, "how long it takes is not known: no similar cell is finished")

@@ -21,9 +21,12 @@ from metabench.cli.options import (
     OutFolder,
     StorePath,
     Unverified,
+    refuse,
+    typed,
     typed_path,
     with_options,
 )
+from metabench.core.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 
 WATCH_SECONDS = 10.0
+OF_SUITES = ("budget", "set", "seeds", "only", "solver")
+"""Options that choose cells of a suite."""
 
 
 @with_options()
@@ -82,6 +87,7 @@ def status(
 
     out = printing.console()
     if choice.whole_store:
+        refuse([*OF_SUITES, "watch"], "nothing is chosen of a whole store: name a suite")
         kept = choice.open_store()
         printing.print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
         return
@@ -179,7 +185,6 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
     from metabench.api import arena as verbs
     from metabench.cluster import hints
     from metabench.core.errors import MetabenchError, SettingError
-    from metabench.core.text import counted
     from metabench.reports import tables
 
     if fmt == "csv":
@@ -194,8 +199,7 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
     ]
     if left or not plan.finals:
         words = ["arena", choice.suite or arena.name, "--budget", choice.budget]
-        others = [b for b in arena.budgets if verbs.ships(arena, b)]
-        told = f"; its scores ship for --budget {others[0]}" if others else ""
+        told = verbs.other_budgets(arena, choice.budget, store)
         raise MetabenchError(
             f"{arena.name} has {counted(len(left), 'cell')} of budget {choice.budget} without a "
             f"record, so that nobody stands anywhere yet: {hints.command(words, store.root)}{told}"
@@ -218,10 +222,14 @@ def plot(
 ) -> None:
     """Learning curves, accuracy against cost, trajectories of lam, ranking; PNG and PDF."""
     from metabench import api
+    from metabench.reports.plots import kinds_of, shows_cost
 
     for each in choice.suites():
         folder = _folder(choice, each, out)
-        _name_files(api.plot(each, kind=kind, cost=cost, out=folder, **choice.words()))
+        # Of all suites, those that draw no cost are drawn as they are.
+        some = kind or choice.suite != "all" or shows_cost(kinds_of(each))
+        axis = cost if some else None
+        _name_files(api.plot(each, kind=kind, cost=axis, out=folder, **choice.words()))
 
 
 @with_options(without="only")
@@ -258,6 +266,7 @@ def publish(
     from metabench.suites import loading
 
     if (arena := Choice(suite, budget).arena()) is not None:
+        refuse(["unverified"], f"{arena.name} is an arena, beside which no paper's numbers stand")
         folder = out or output.default_folder(arena.name, budget, suite)
         published = publish_arena(arena, budget=budget, store=store, out=folder)
     else:
@@ -269,6 +278,16 @@ def publish(
     _name_files(published.files)
     if published.missing:
         typer.secho(published.missing, fg=typer.colors.YELLOW, err=True)
+
+
+ON_A_CLUSTER = {
+    "jobs": "slurm.at_once=N",
+    "device": "slurm.gpus=N",
+    "time_limit": "slurm.time=MINUTES, which is of a job",
+    "checkpoint_every": "slurm.checkpoint_seconds=SECONDS",
+    "ranks": "slurm.ranks=N",
+}
+"""What says there what these options say of this machine."""
 
 
 @with_options()
@@ -289,6 +308,8 @@ def reproduce(
     if cluster is not None:
         if launch.log:
             raise SettingError("--log: jobs of a cluster are not watched from here; leave it out")
+        for name, instead in ON_A_CLUSTER.items():
+            refuse([name], f"jobs of a cluster have it from their profile: --set {instead}")
         choice, _ = profiled(cluster, choice)
     code = 0
     for each, planned in choice.planned():
@@ -304,7 +325,7 @@ def reproduce(
         text = shown.text(_terminal_format(), printing.console().width)
         typer.echo(f"\n{text}\n")
         *others, page = shown.files
-        typer.echo(f"{len(others)} files of tables and plots in {page.parent}")
+        typer.echo(f"{counted(len(others), 'file')} of tables and plots in {page.parent}")
         typer.echo(f"report: {page}")
     raise typer.Exit(code)
 
@@ -320,6 +341,7 @@ def cost(
 
     out, kept = printing.console(), choice.open_store()
     if choice.whole_store:
+        refuse(OF_SUITES, "nothing is chosen of a whole store: name a suite")
         printing.print_costs(out, f"{kept.root}", spending.by_method(kept.records()))
     else:
         for each, planned in choice.planned():
@@ -335,12 +357,17 @@ def calibrate(
     again: Annotated[bool, typer.Option("--again", help="Measure what is known, too.")] = False,
 ) -> None:
     """Measure what gradients and products cost on a suite's problems, for its table of costs. Of an
-    arena what its file says of each problem: ``prices`` and ``smoothness``; nothing is kept."""
+    arena what its file says of each problem, or of those of --budget: ``prices`` and
+    ``smoothness``; nothing is kept."""
     from metabench import api
     from metabench.api.calibration import calibrate_arena
 
     if (arena := Choice(suite, budget).arena()) is not None:
-        calibrate_arena(arena, listener=_in_the_words_of_a_file)
+        file = suite if suite.endswith(".toml") else f"the file of {suite}"
+        refuse(["store"], f"what is measured of an arena is kept in no store, but put into {file}")
+        refuse(["again"], "nothing of an arena is kept, so that every call measures all again")
+        played = budget if typed("budget") else None
+        calibrate_arena(arena, budget=played, listener=_in_the_words_of_a_file)
         return
     found = api.calibrate(
         suite,

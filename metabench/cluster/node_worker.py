@@ -26,6 +26,7 @@ from metabench.cluster.cell_queue import LOOK_AGAIN_SECONDS, CellQueue, say
 from metabench.cluster.submission import Member, NodeStatus, Running
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.hardware import cores, gpus
+from metabench.core.text import counted
 from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started, describe
 from metabench.run.workers import rank_processes
 from metabench.run.workers.pool import Died, NotStarted, Pool
@@ -80,7 +81,7 @@ def attend(run: str, number: int, rank: int) -> None:
             local = int(os.environ.get("SLURM_LOCALID") or 0)
             os.environ["CUDA_VISIBLE_DEVICES"] = devices[local % len(devices)]
         limit_memory(group.memory_fraction)
-        say(f"job {job_id()} on {platform.node()}: rank {rank}, {cores()} cores")
+        say(f"job {job_id()} on {platform.node()}: rank {rank}, {counted(cores(), 'core')}")
         rank_processes.attend(meeting_place(Path(run)), rank)
     except MetabenchError as error:
         print(f"error: {error}", flush=True)
@@ -127,9 +128,10 @@ class _Work:
 
         load_plugins()
         say(
-            f"job {self.job} on {platform.node()}: {cores()} cores, "
+            f"job {self.job} on {platform.node()}: {counted(cores(), 'core')}, "
             f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'unknown')}, restart "
-            f"{os.environ.get('SLURM_RESTART_COUNT', '0')}, {len(self.queue.members)} cells"
+            f"{os.environ.get('SLURM_RESTART_COUNT', '0')}, "
+            f"{counted(len(self.queue.members), 'cell')}"
         )
         self.note(force=True)
         self.loop()
@@ -147,7 +149,7 @@ class _Work:
         elif left:
             ended = "out of time"
         self.note(ended=ended, force=True)
-        say(f"job {self.job}: {self.done} cells recorded; {ended}")
+        say(f"job {self.job}: {counted(self.done, 'cell')} recorded; {ended}")
 
     def warned(self, number: int, _: object) -> None:
         """Only a flag: it is acted on between steps. Slurm's own end goes before a warning."""

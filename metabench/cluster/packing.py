@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from metabench.cluster.profile import SHORTEST, Profile
 from metabench.cluster.submission import Member
+from metabench.core.text import counted
 from metabench.store.record import Record
 
 MARGIN = 1.5
@@ -103,13 +104,14 @@ def at_most(
     out = []
     if late:
         out.append(
-            f"{late} cells ran out of time before and get no more: {profile.most_minutes} min is "
-            "the most (most_time of the profile, and what the partition allows)"
+            f"no more time for {counted(late, 'cell')} that ran out of it before: "
+            f"{profile.most_minutes} min is the most (most_time of the profile, and what the "
+            "partition allows)"
         )
     if starved:
         out.append(
-            f"{starved} cells ran out of memory before and get no more: {profile.most_memory:g} GB "
-            "is the most (most_memory_gb of the profile)"
+            f"no more memory for {counted(starved, 'cell')} that ran out of it before: "
+            f"{profile.most_memory:g} GB is the most (most_memory_gb of the profile)"
         )
     return out
 

@@ -23,6 +23,7 @@ from metabench.cluster.refusals import place_refusals
 from metabench.cluster.slurm import Slurm, SlurmError, beyond
 from metabench.cluster.trust import closed_to_others
 from metabench.core.findings import Finding
+from metabench.core.text import counted
 from metabench.datasets import locate
 from metabench.store.store import Store
 
@@ -175,7 +176,9 @@ def _judge(
         text = f"{seen['cores']} usable on the node, {asked} asked for"
         yield Finding(section, "affinity", "broken", text, ('srun_args = ["--cpu-bind=none"]',))
     else:
-        yield Finding(section, "affinity", "ok", f"{seen['cores']} cores usable, {asked} asked for")
+        yield Finding(
+            section, "affinity", "ok", f"{counted(seen['cores'], 'core')} usable, {asked} asked for"
+        )
     if profile.wants_gpu:
         if not seen["visible_gpus"]:
             yield Finding(section, "GPU", "broken", "no CUDA_VISIBLE_DEVICES in the job", (), True)

@@ -15,6 +15,7 @@ from metabench.cluster.slurm import Slurm, beyond
 from metabench.cluster.trust import intruders
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import REGISTRIES
+from metabench.core.text import counted
 from metabench.datasets import locate
 from metabench.suites.planning import Planned
 
@@ -35,7 +36,9 @@ def refusals(made: Draft, slurm: Slurm, planned: Sequence[Planned]) -> list[str]
             grown = replace(profile, memory_gb=bundle.needs.memory_gb)
             for reason in beyond(grown, slurm.partitions()):
                 if reason not in out:
-                    out.append(f"{len(bundle.members)} cells need more memory: {reason}")
+                    out.append(
+                        f"more memory is for {counted(len(bundle.members), 'cell')}: {reason}"
+                    )
     out += place_refusals(made.store.root, profile)
     python = shlex.split(profile.command())[0]
     if os.sep in python and not os.access(os.path.expandvars(python), os.X_OK):
@@ -57,8 +60,8 @@ def lacking(planned: Sequence[Planned]) -> list[str]:
         if p.state in ("missing data", "missing package"):
             found[p.reason, p.repair] = found.get((p.reason, p.repair), 0) + 1
     return [
-        f"{n} cells lack something that nodes could not fetch: {reason}; repair it with: {repair}, "
-        "or leave them out with --only"
+        f"nodes could not fetch what {counted(n, 'cell')} cannot do without: {reason}; repair it "
+        f"with: {repair}, or leave out what needs it with --only"
         for (reason, repair), n in found.items()
     ]
 

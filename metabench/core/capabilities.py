@@ -70,6 +70,12 @@ def why_not(task: Any, method: Any, solver: Any = None) -> str | None:
     return "; ".join(dict.fromkeys(reasons))
 
 
+def causes(reason: str, method: str) -> list[str]:
+    """The reasons of :func:`why_not` one by one and without the method's name, so that they are the
+    same for all that lack the same."""
+    return [each.removeprefix(f"{method} ") for each in reason.split("; ")]
+
+
 def _refused(task: Any, method: Any, solver: Any) -> str | None:
     name = solver.registered_name
     if solver.by_examples and not method.by_examples:

@@ -92,8 +92,23 @@ def said(place: Place) -> list[str]:
     for verdict, words in WORDS.items():
         if names := place.verdicts(verdict):
             out.append(f"{words}: {', '.join(names)}")
-    out += [f"left out: {name}: {why}" for name, why in place.left_out.items()]
-    return out
+    return [*out, *left_out(place)]
+
+
+def left_out(place: Place) -> list[str]:
+    """Who has not played all problems, a line a reason, the one of most methods first."""
+    who: dict[str, dict[str, None]] = {}
+    where: dict[str, dict[str, None]] = {}
+    for name, of in place.left_out.items():
+        for problem, causes in of.items():
+            for cause in causes:
+                who.setdefault(cause, {})[name] = None
+                where.setdefault(cause, {})[problem] = None
+    return [
+        f"left out, {cause} ({', '.join(where[cause])}): {counted(len(who[cause]), 'method')}: "
+        f"{', '.join(who[cause])}"
+        for cause in sorted(who, key=lambda c: -len(who[c]))
+    ]
 
 
 def over(places: Sequence[Place]) -> list[str]:

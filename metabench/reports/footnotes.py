@@ -178,7 +178,7 @@ def budget_footnotes(results: Results) -> list[Footnote]:
     states = results.states
     if set(states) - {"done", *NEVER_RUN}:
         by_state = ", ".join(f"{n} {state}" for state, n in states.items())
-        out.append(Footnote(f"Incomplete: of {len(results.runs)} cells {by_state}."))
+        out.append(Footnote(f"Incomplete: of {counted(len(results.runs), 'cell')} {by_state}."))
     return out
 
 

@@ -181,7 +181,7 @@ def _plots(figures: Figures, costs: Sequence[str] | None) -> list[tuple[str, str
     costs = costs or results.suite.costs or DEFAULT_COSTS
     there = {"cost": costs_of(figures.curves), "frontier": costs_known(results)}
     out = []
-    for kind in kinds_of(results):
+    for kind in kinds_of(results.suite):
         chosen = [c for c in costs if c in there[kind]] if kind in there else [""]
         title = TITLES[kind]
         for cost in chosen:

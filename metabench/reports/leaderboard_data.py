@@ -6,11 +6,12 @@ somebody drops onto it: here are the problems with their fixed and bound, and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from metabench.core import settings
+from metabench.core.capabilities import causes
 from metabench.core.cell import CONTRACT
 from metabench.core.costs import equivalents
 from metabench.core.errors import MetabenchError
@@ -50,6 +51,9 @@ def page_data(
     on = {p.column for p in played}
     problems = [p for p in arena.problems if p.id in on]
     records = _Records(problems, curves)
+    entries = [_entry(method, trials, played, chosen, records) for method in arena.methods]
+    for entry in entries:
+        entry["refused"] = _refused(entry, trials, on)
     return {
         "arena": {
             "name": arena.name,
@@ -64,10 +68,11 @@ def page_data(
         "schema": SCHEMA,
         "tracks": {name: what for name, what in TRACKS.items() if name in _tracks(problems)},
         "problems": [_problem(problem, arena, played) for problem in problems],
-        "entries": [
-            entry
-            for method in arena.methods
-            if (entry := _entry(method, trials, played, chosen, records))["pairs"]
+        "entries": [entry for entry in entries if entry["pairs"]],
+        "absent": [
+            {name: entry[name] for name in ("id", "label", "refused")}
+            for entry in entries
+            if entry["refused"] and not entry["pairs"]
         ],
         "records": records.found,
         "environments": records.environments,
@@ -106,6 +111,7 @@ def _problem(problem: ArenaProblem, arena: Arena, played: Sequence[Planned]) -> 
         "fixed": problem.fixed,
         "bound": problem.bound,
         "target": problem.score(problem.target),
+        "retrained": problem.retrain is not None,
         "split": _split(problem),
         "prices": problem.prices,
         "settings": settings.values(built),
@@ -149,6 +155,17 @@ def _entry(
         "label": method.label or method.id,
         "method": method.method,
         "pairs": pairs,
+    }
+
+
+def _refused(
+    entry: Mapping[str, Any], trials: Sequence[Planned], on: Collection[str]
+) -> dict[str, list[str]]:
+    """Problem of the page to why the method does not apply to it, one by one."""
+    return {
+        p.column: causes(p.reason, p.cell.method)
+        for p in trials
+        if p.state in NEVER_RUN and p.column in on and p.row.rpartition("#")[0] == entry["id"]
     }
 
 

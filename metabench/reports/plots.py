@@ -6,7 +6,7 @@ Only finished runs are drawn. Footnotes say what the shades are and what is miss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,8 @@ from metabench.suites.schema import PLOTS, Column
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from metabench.suites.suite import Suite
 
 KINDS = PLOTS
 USUAL = tuple(kind for kind in KINDS if kind != "frontier")
@@ -136,15 +138,20 @@ def figures(
         if kinds is not None:
             out |= known.of(kinds, each)
             continue
-        for kind in kinds_of(results):
+        for kind in kinds_of(results.suite):
             with suppress(NotDrawn):
                 out |= known.of([kind], each)
     return out
 
 
-def kinds_of(results: Results) -> Sequence[str]:
+def kinds_of(suite: Suite) -> Sequence[str]:
     """The kinds of plots that a suite asks for."""
-    return results.suite.plots or USUAL
+    return suite.plots or USUAL
+
+
+def shows_cost(kinds: Iterable[str]) -> bool:
+    """Whether a figure of these kinds has an axis of cost."""
+    return not {*kinds}.isdisjoint(("cost", "frontier"))
 
 
 def costs_of(curves: dict[str, Curve]) -> list[str]:

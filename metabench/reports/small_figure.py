@@ -29,7 +29,7 @@ def small_figure(results: Results, store: Records) -> bytes | None:
     larger than ``LARGEST``."""
     cost = (results.suite.costs or [DEFAULT_COST])[0]
     try:
-        drawn = Figures(results, store).of(kinds_of(results)[:1], cost)
+        drawn = Figures(results, store).of(kinds_of(results.suite)[:1], cost)
     except NotDrawn:
         return None
     first = next(iter(drawn.values()), None)

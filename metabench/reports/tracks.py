@@ -14,7 +14,7 @@ import numpy as np
 
 from metabench.analysis.curves import Line, line
 from metabench.analysis.results import Results
-from metabench.core.text import listed
+from metabench.core.text import counted, listed
 from metabench.reports.figure_style import GREY, look_of, scale_of
 from metabench.store.record import Curve
 from metabench.suites.schema import Column
@@ -118,7 +118,7 @@ def panel(
         tracks.append(Track(number, label, known, found, start(found)))
         runs = len(results.table_cells[row.id, column.id].runs)
         if found.seeds < runs:
-            drawn.missing.append(f"{label} ({name}: {found.seeds} of {runs} seeds)")
+            drawn.missing.append(f"{label} ({name}: {found.seeds} of {counted(runs, 'seed')})")
     drawn.panels += 1
     if not tracks:
         axis.set(xticks=[], yticks=[])

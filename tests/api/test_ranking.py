@@ -161,7 +161,7 @@ def test_a_baseline_without_its_records_is_left_out_and_named(
     contest = enter(contests.plugin(tmp_path, "mine", space=""), baselines=fewer)
     place = ranked(contest)["A", False]
     assert {s.row for s in place.standings} == {"mine", "unrolled"}
-    assert set(place.left_out) == {"implicit"} and "two: records are" in place.left_out["implicit"]
+    assert place.left_out == {"implicit": {n: ["records are missing"] for n in ("two", "three")}}
 
     none = enter(tmp_path / "mine_file.py", baselines=None)
     with pytest.raises(MetabenchError, match=r"no baseline to compare with.*--baselines FILE"):
@@ -178,7 +178,7 @@ def test_a_baseline_that_does_not_play_everywhere_is_left_out(
     ranking.check_baselines(enter(file, arena=some, quick=True))
     contest = enter(file, arena=some)
     place = ranked(contest)["A", False]
-    assert place.left_out == {"implicit": "three: it does not play there"}
+    assert place.left_out == {"implicit": {"three": ["the arena does not have it play there"]}}
     assert {s.row for s in place.standings} == {"mine", "unrolled"}
 
 

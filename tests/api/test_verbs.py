@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metabench import api
-from metabench.core.errors import MetabenchError
+from metabench.core.errors import MetabenchError, SettingError
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,10 @@ def test_one_name_where_several_are_asked_for() -> None:
         api.suite_of_pairs("quadratic", ["bilevel"])
     with pytest.raises(MetabenchError, match=r"methods cannot be 'bilevel': .* \['bilevel'\]"):
         api.suite_of_pairs(["quadratic"], "bilevel")
+
+
+def test_what_chooses_cells_needs_a_suite(tmp_path: Path) -> None:
+    for given in ({"set": ["task.dim=2"]}, {"seeds": [0]}, {"only": ["x"]}):
+        with pytest.raises(SettingError, match="set, seeds and only choose cells of a suite"):
+            api.status(store=tmp_path, **given)
+    assert api.status(store=tmp_path).records == []

@@ -137,9 +137,10 @@ def test_without_a_gpu_parts_are_left_out(stand_in, monkeypatch):
 @pytest.mark.parametrize("wrong", [["--parts", "loras"], ["--limit", "lora"],
                                    ["--limit", "loras=3"], ["--limit", "lora=-3"],
                                    ["--limit", "lora=nan"], ["--limit", "lora=inf"],
+                                   ["--total", "-4"], ["--total", "0"], ["--total", "nan"],
                                    ["--continue", "nowhere.tar.gz"]])  # fmt: skip
 def test_names_and_limits_are_checked(stand_in, wrong):
-    with pytest.raises(SystemExit, match=r"agreement, episodes|PART=SECONDS|no such file"):
+    with pytest.raises(SystemExit, match=r"agreement, episodes|PART=SECONDS|no such file|above 0"):
         stand_in(*wrong)
 
 

@@ -81,6 +81,7 @@ def test_its_table_is_where_all_stand(words: list[str], tmp_path: Path) -> None:
     assert early.exit_code == 1
     said = " ".join(early.output.split())
     assert "small has 3 cells of budget smoke without a record" in said
+    assert "1 cells" not in said
     assert "metabench arena" in said
     done = CliRunner().invoke(app, [*words, "--jobs", "1"])
     shown = CliRunner().invoke(app, table)
@@ -90,6 +91,24 @@ def test_its_table_is_where_all_stand(words: list[str], tmp_path: Path) -> None:
     for more, why in ((["--format", "csv"], "three csv files"), (["--cost"], "are for suites")):
         refused = CliRunner().invoke(app, [*table, *more])
         assert refused.exit_code == 2 and why in " ".join(refused.output.split())
+
+
+def test_a_budget_without_records_names_those_that_have_some(
+    words: list[str], tmp_path: Path
+) -> None:
+    more = "[budgets.laptop]\ntrials = 3\ntuning_seeds = [7]\nseeds = [8]\n\n[budgets.smoke]"
+    (tmp_path / "small.toml").write_text(FILE.replace("[budgets.smoke]", more))
+    file, store = words[1], ["--store", words[-1]]
+    for verb in ("table", "leaderboard", "publish"):
+        none = CliRunner().invoke(app, [verb, file, "--budget", "laptop", *store])
+        assert none.exit_code == 1 and "budget smoke" not in none.output
+    assert CliRunner().invoke(app, [*words, "--jobs", "1"]).exit_code == 0
+    kept = len(list((tmp_path / "runs").glob("*/*/record.json")))
+    for verb in ("table", "leaderboard", "publish"):
+        done = CliRunner().invoke(app, [verb, file, "--budget", "laptop", *store])
+        assert done.exit_code == 1
+        said = " ".join(done.output.split())
+        assert f"; budget smoke has {kept} records: --budget smoke" in said
 
 
 def test_a_suite_is_no_arena(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_dry_run_needs_no_cluster_and_leaves_nothing(  # type: ignore[no-untyp
     monkeypatch.setenv("A_SECRET", "x")
     done = type_("submit", *WORDS, "--dry-run", "--set", "slurm.time=1:00:00", "--seeds", "0-7")
     assert done.exit_code == 0, done.output
-    assert "40 cells in 1 arrays of 5 jobs" in done.output, "eight cells at once"
+    assert "40 cells in 1 array of 5 jobs" in done.output, "eight cells at once"
     for line in ("--array=0-4%5", "--time=60", "--cpus-per-task=8", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}\n" in done.output
     assert "not checked against the cluster: sinfo is not here" in done.output
@@ -119,6 +119,32 @@ def test_what_cannot_be_asked_is_not_called_cancelled(type_, tmp_path: Path) -> 
     assert "nothing was cancelled on site: squeue is not here" in done.output
     (again,) = submissions(Store(tmp_path / "runs"))
     assert again.cancelled is None
+
+
+def test_all_is_of_every_budget_unless_one_is_typed(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for name, budget in (("one", "smoke"), ("two", "paper")):
+        place = tmp_path / "runs" / "cluster" / name
+        place.mkdir(parents=True)
+        at = {"name": f"site-{budget}"}
+        Submission(place, "quickstart", budget, at, "", "", 1.0, 2, None, []).write()
+    said = re.sub(r"\s+", " ", type_("cancel", "all", "--budget", "laptop").output)
+    assert "no submission of suite 'all --budget laptop'" in said
+    assert "on site-paper" in type_("cancel", "all", "--budget", "paper").output
+    assert "on site-smoke" in type_("cancel", "all").output  # the first of both
+
+
+def test_plugins_travel_with_what_is_to_be_typed_again(  # type: ignore[no-untyped-def]
+    type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None
+) -> None:
+    from metabench.cluster import submit
+
+    file = tmp_path / "mine.py"
+    file.write_text("")
+    told: list[str] = []
+    prepare = submit.prepare
+    monkeypatch.setattr(submit, "prepare", lambda *a: (told.extend(a[-1].suite), prepare(*a))[-1])
+    assert type_("submit", *WORDS, "--dry-run", "--plugin", str(file)).exit_code == 0
+    assert told[-2:] == ["--plugin", str(file)]
 
 
 def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -49,7 +49,7 @@ def test_it_says_where_a_method_stands_and_writes_it_down(rank: Any, tmp_path: P
     assert dry.exit_code == 0, dry.output
     assert "mine#1" in dry.output and "mine as shipped" in dry.output
     assert "and 2 cells of the best trials" in dry.output
-    assert re.search(r"in all about .* with 1 jobs", dry.output)
+    assert re.search(r"in all about .* with 1 job,", dry.output)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
 
     done = rank(file)

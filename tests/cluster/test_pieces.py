@@ -45,7 +45,7 @@ def refused(tmp_path: Path, state: str = "open", repair: str = "", **settings: A
 def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert refused(tmp_path) == []
     (said,) = refused(tmp_path, "missing data", "metabench data fetch omniglot")
-    assert "1 cells lack" in said and "metabench data fetch omniglot" in said
+    assert "could not fetch what 1 cell" in said and "metabench data fetch omniglot" in said
     (said,) = refused(tmp_path, data="/no/such/folder")
     assert "data '/no/such/folder'" in said
     (said,) = refused(tmp_path, python="nopython3")
@@ -305,7 +305,7 @@ def test_a_retry_of_what_ran_out_of_time_gets_more_up_to_what_the_partition_allo
     assert [minutes for minutes, _ in given] == [60, 120, 200, 200]
     assert [said for _, said in given[:3]] == [[], [], []]
     ((said,), *_) = given[-1][1:]
-    assert said.startswith("1 cells ran out of time before and get no more: 200 min is the most")
+    assert said.startswith("no more time for 1 cell that ran out of it before: 200 min is the most")
 
 
 def test_memory_that_ran_out_before_a_cell_was_reached_is_told_and_counted(tmp_path: Path) -> None:

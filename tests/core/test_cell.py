@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from metabench.contract import seeds
 from metabench.contract.seeds import seed_for
 from metabench.core import cell as cells
-from metabench.core.capabilities import check_applicable, why_not
+from metabench.core.capabilities import causes, check_applicable, why_not
 from metabench.core.cell import canonical, instances, make_cell
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.errors import NotApplicable, SettingError, UnknownName
@@ -204,6 +204,14 @@ def test_a_task_can_say_why_in_its_own_words() -> None:
         "its network has no last layer; "
         "m needs a policy to sample from and rewards for its samples, which the task does not offer"
     )
+
+
+def test_reasons_are_told_apart_without_the_name_of_the_method() -> None:
+    reason = "its network has no last layer; m needs a policy, which the task does not offer"
+    assert causes(reason, "m") == [
+        "its network has no last layer",
+        "needs a policy, which the task does not offer",
+    ]
 
 
 def test_a_reason_says_nothing_twice() -> None:

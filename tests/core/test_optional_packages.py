@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from optional import needs
 
 from metabench.core import optional_packages, registry
 from metabench.store.store import Store

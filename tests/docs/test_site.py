@@ -130,7 +130,7 @@ def test_ranks_are_those_of_the_arena(tmp_path: Path) -> None:
     arena = Arena(tmp_path)
     file = arena.scores(tmp_path / "smoke")
     found = standings.of_file(str(arena.file), file)
-    best = arena.standings(["dim2", "dim5", "ridge6"])[0]
+    best = arena.lines(["dim2", "dim5", "ridge6"])[0].standing
     tuned = [row for _, row in found if row[2:4] == ("A", "tuned")]
     assert {who for who, _ in found} == {method for _, method in arenas.METHODS.values()}
     assert tuned[0][4:7] == (f"{best.rank:.2f} (number 1)", str(len(tuned)), f"{best.score:.2f}")

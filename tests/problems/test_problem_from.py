@@ -266,9 +266,9 @@ def test_a_plugin_file_makes_it_for_every_command(tmp_path: Path) -> None:
 
     file.write_text(FILE.format(seed=0))
     assert "1 done" in ask("run")
-    assert "1 cells: 1 done" in ask("plan")
+    assert "1 cell: 1 done" in ask("plan")
     file.write_text(FILE.format(seed=1))  # other data under the same name
-    assert "1 cells: 1 open" in ask("plan")
+    assert "1 cell: 1 open" in ask("plan")
 
 
 def test_jobs_of_a_cluster_are_refused_what_no_file_makes() -> None:

@@ -10,6 +10,7 @@ import arenas_by_formula as arenas
 import pytest
 
 from metabench.api import arena as verbs
+from metabench.core.capabilities import CAPABILITIES
 from metabench.core.cell import canonical
 from metabench.core.costs import equivalents
 from metabench.core.errors import MetabenchError
@@ -85,6 +86,31 @@ def test_a_problem_says_what_a_record_of_it_has(played, data: dict) -> None:
         assert problems[p.column]["settings"] == p.cell.task_settings
     assert [p["split"] for p in data["problems"]] == ["valid", "valid", "selection", "valid"]
     assert [p["target"] for p in data["problems"]] == [pytest.approx(0.8)] * 4
+
+
+def test_who_is_refused_is_told_cause_by_cause(data: dict) -> None:
+    entries = {e["id"]: e for e in data["entries"]}
+    assert {m: e["refused"] for m, e in entries.items() if m != "soba"} == {
+        m: {} for m in ("bilevel", "onestep", "implicit")
+    }
+    cause = f"needs {CAPABILITIES['carried']}, which the task does not offer"
+    assert entries["soba"]["refused"] == {p: [cause] for p in ("dim2", "dim5", "ridge6")}
+    assert data["absent"] == []
+
+
+def test_who_plays_nowhere_is_absent_with_the_reasons(tmp_path: Path) -> None:
+    path, store = tmp_path / "small.toml", Store(tmp_path / "runs")
+    one = {"bilevel": arenas.METHODS["bilevel"], "far": ("Far", "maml")}
+    path.write_text(arenas.text(one))
+    data = data_of(arenas.play(path, store), store)
+    assert [e["id"] for e in data["entries"]] == ["bilevel"]
+    (absent,) = data["absent"]
+    assert (absent["id"], absent["label"]) == ("far", "Far")
+    assert sorted(absent["refused"]) == sorted(arenas.PROBLEMS)
+
+
+def test_the_second_readout_is_said_of_the_problems_that_have_it(data: dict) -> None:
+    assert {p["id"] for p in data["problems"] if p["retrained"]} == set(arenas.RETRAINED)
 
 
 def test_curves_are_in_counted_cost(played, data: dict) -> None:

@@ -10,7 +10,19 @@ from pathlib import Path
 import arenas_by_formula as arenas
 import pytest
 from browsers import Browser
-from leaderboards import MINE, A, Arena, drop, expected, lines_of, pick, rows, rows_of, told
+from leaderboards import (
+    MINE,
+    A,
+    Arena,
+    drop,
+    expected,
+    lines_of,
+    pick,
+    rows,
+    rows_of,
+    told,
+    unranked,
+)
 from optional import needs
 
 from metabench.store import published
@@ -25,10 +37,10 @@ def test_somebodys_own_method_stands_among_the_others(shown: Browser, mine: Aren
     assert "records.jsonl.gz: now in the tables and charts: pbgd on 4 problems." in said
     assert "on this page already, with the same scores" in said
     methods = {**MINE, "mine": ("pbgd", "pbgd")}
-    assert told(shown) == expected(mine.standings(A), methods)
+    assert told(shown) == expected(mine.lines(A), methods)
     assert shown.one("#standings .badge").text == "yours"
     pick(shown, "ruleset", "shipped")
-    assert [r[0] for r in rows(shown)] == [f"{s.rank:.2f}" for s in mine.standings(A, False)]
+    assert told(shown) == expected(mine.lines(A, False), methods)
     assert len(shown.all("#standings tr.yours")) == 1
     shown.press(shown.one('#by-problem tr.yours button[aria-label^="pbgd on Quadratic, 2"]'))
     assert len(rows_of(shown, ".runs")) == 3 and len(rows_of(shown, ".trials")) == 3
@@ -118,7 +130,8 @@ def test_records_of_other_problems_and_of_other_versions_are_told(
     assert "nearest Ridge, 6, with features 8 (here 6)" in said
     assert "of seed 7, which plays in no trial and no final of budget smoke" in said
     assert "pbgd on 2 problems" in said and "2 of 3 seeds have played" in said
-    assert "Not ranked: pbgd (without Quadratic, 2, Ridge, 6)" in shown.one("#standings-said").text
+    assert shown.one("#unranked summary").text.startswith("Not ranked: 2 methods")
+    assert "other.jsonl.gz has no finals of it (2 of 3 problems)1 method: pbgd" in unranked(shown)
     assert [r[0] for r in rows(shown)][-1] == "\u2013"
 
 

@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import arenas_by_formula as arenas
 import pytest
 from browsers import Browser
-from leaderboards import MINE, A, Arena, drop, expected, names, pick, rows, rows_of, told
+from leaderboards import MINE, A, Arena, drop, expected, names, pick, rows, rows_of, told, unranked
 from optional import needs
 
+from metabench.core.capabilities import CAPABILITIES
 from metabench.store import published
 
 needs("vl_convert")
@@ -20,32 +22,73 @@ HOSTILE = "<img src=x onerror=\"document.title='x'\"></script><script>document.t
 
 
 def test_the_standings_are_those_of_python(shown: Browser, arena: Arena) -> None:
-    found = arena.standings(A)
+    found = arena.lines(A)
     assert told(shown) == expected(found) and len(found) == 3
-    for row, s in zip(rows(shown), found, strict=True):
+    assert all(line.retrained is not None for line in found)
+    for row, s in zip(rows(shown), [line.standing for line in found], strict=True):
         low, high = map(float, row[3].split(" to "))
         # Another generator draws the resamples.
         assert low == pytest.approx(s.low, abs=0.03) and high == pytest.approx(s.high, abs=0.03)
-    assert [s.failures for s in found] == [1, 0, 0]
+    assert [line.standing.failures for line in found] == [1, 0, 0]
 
 
 def test_problems_track_and_ruleset_are_chosen(shown: Browser, arena: Arena) -> None:
     pick(shown, "problem", "dim5")
-    assert told(shown) == expected(arena.standings(("dim2", "ridge6")))
+    assert told(shown) == expected(arena.lines(("dim2", "ridge6")))
     assert "2 problems" in shown.one("#standings-said").text
     pick(shown, "ruleset", "shipped")
-    assert told(shown) == expected(arena.standings(("dim2", "ridge6"), tuned=False))
+    assert told(shown) == expected(arena.lines(("dim2", "ridge6"), tuned=False))
     pick(shown, "track", "C")
-    assert told(shown) == expected(arena.standings(["two"], tuned=False))
+    assert told(shown) == expected(arena.lines(["two"], tuned=False))
     assert "SOBA" in names(shown)
     pick(shown, "problem", "two")
     assert rows(shown) == [] and "Choose a problem" in shown.one("#standings-said").text
 
 
+def test_the_second_readout_is_empty_where_a_problem_has_none(shown: Browser, arena: Arena) -> None:
+    pick(shown, "problem", "dim5")
+    pick(shown, "problem", "ridge6")
+    assert [r[4] for r in rows(shown)] == ["", "", ""]
+    assert [line.retrained for line in arena.lines(["dim2"])] == [None] * 3
+    shown.press(shown.one('#standings button[data-column="retrained"]'))
+    assert len(rows(shown)) == 3
+    pick(shown, "problem", "ridge6")
+    of_both = {s[1]: s[3] for s in expected(arena.lines(["dim2", "ridge6"]))}
+    assert {r[1]: r[4] for r in rows(shown)} == of_both and "" not in of_both.values()
+    shown.press(shown.one('#by-problem button[aria-label^="Unrolling on Ridge, 6"]'))
+    assert [r[-1] for r in rows_of(shown, ".runs")][2] == ""  # that training ran away
+    assert rows_of(shown, ".runs")[0][-1] != ""
+
+
+def test_without_the_second_readout_there_is_no_column_of_it(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arenas, "RETRAINED", ())
+    browser.open(Arena(tmp_path, methods={"bilevel": arenas.METHODS["bilevel"]}).page())
+    titles = [b.get_attribute("data-column") for b in browser.all("#standings thead button")]
+    assert "retrained" not in titles and len(titles) == len(rows(browser)[0]) == 9
+
+
+def test_who_is_not_ranked_is_told_by_reason_and_folded_up(shown: Browser) -> None:
+    box = shown.one("#unranked")
+    assert box.text == "Not ranked: 1 method, not played on every problem"
+    assert unranked(shown) == [
+        f"needs {CAPABILITIES['carried']}, which the task does not offer (3 of 3 problems)"
+        "1 method: SOBA"
+    ]
+    shown.press(shown.one("#unranked summary"))
+    assert "1 method: SOBA" in box.text.split("\n")
+    shown.press(shown.one('#standings button[data-column="score"]'))
+    assert "1 method: SOBA" in box.text.split("\n")  # it stays unfolded
+    pick(shown, "track", "C")
+    assert unranked(shown) == [] and box.text == ""
+
+
 def test_every_column_sorts_both_ways_and_says_so(shown: Browser) -> None:
     titles = [b.get_attribute("data-column") for b in shown.all("#standings thead button")]
     assert titles == [
-        *("rank", "method", "score", "interval", "target", "cost", "near", "regret", "lost")
+        *("rank", "method", "score", "interval", "retrained", "target", "cost", "near", "regret"),
+        "lost",
     ]
     assert shown.one('#standings th[aria-sort="ascending"] button').text.startswith("rank")
 
@@ -62,6 +105,10 @@ def test_every_column_sorts_both_ways_and_says_so(shown: Browser) -> None:
     assert scores == sorted(scores, reverse=True) and by_score[0] == "Implicit"
     assert press("score") == by_score[::-1]
     assert press("lost")[-1] == "Implicit"
+    for step in (-1, 1):
+        press("retrained")
+        values = [float(r[4]) for r in rows(shown)]
+        assert values == sorted(values)[::step] and len(set(values)) == 3
 
     shown.press(shown.one('#by-problem button[data-column="dim5"]'))
     column = [float(r[2].split()[0]) for r in rows(shown, "by-problem")]
@@ -81,14 +128,14 @@ def test_the_cost_axis_is_that_of_charts_and_tables(shown: Browser) -> None:
 
     assert axes() == {"counted cost (inner gradients)"}
     # 58.2 a run; of Implicit, one run of nine was lost after a cost of 9.
-    assert [row[5] for row in rows(shown)] == ["52.7", "58.2", "58.2"]
+    assert [row[6] for row in rows(shown)] == ["52.7", "58.2", "58.2"]
     pick(shown, "axis", "step")
     shown.wait(lambda: axes() == {"outer steps (steps)"}, "in steps")
-    assert [row[5] for row in rows(shown)][1:] == ["12", "12"]
+    assert [row[6] for row in rows(shown)][1:] == ["12", "12"]
     assert "a run (steps)" in shown.one("#standings thead").text
     pick(shown, "axis", "seconds")
     shown.wait(lambda: axes() == {"wall seconds (s)"}, "in seconds")
-    assert 0 < float(rows(shown)[0][5]) < 1
+    assert 0 < float(rows(shown)[0][6]) < 1
 
 
 def test_a_curve_tells_its_settings_and_opens_its_runs(shown: Browser, arena: Arena) -> None:

@@ -32,6 +32,7 @@ function prepare(data) {
   Object.assign(model, {
     arena: data.arena, contract: data.contract, schema: data.schema, tracks: data.tracks,
     problems: data.problems, entries, dropped: [], hidden: new Set(),
+    absent: data.absent.map((entry) => ({ ...entry, pairs: new Map() })),
     known: new Map(records.map((r) => [r.key, r])),
   });
   model.state = {
@@ -116,22 +117,21 @@ function refresh() {
 function drawTables() {
   const { state, rows } = model;
   const problems = wanted();
-  const aside = rows.filter((r) => r.missing.length);
   const track = `Track ${state.track}, ${model.tracks[state.track]}, ${RULESETS[state.ruleset]}`;
   byId("standings-said").replaceChildren(
     problems.length ? shown(`${track}: ${many(problems.length, "problem")}. `) : "Choose a problem.",
     problems.length && problems.length < 6
-      ? "Below 6 problems ranks describe these problems, and say nothing of others. " : "",
-    aside.length ? shown(`Not ranked: ${aside.map((r) =>
-      `${r.entry.label} (without ${r.missing.map((p) => p.label).join(", ")})`).join("; ")}.`) : "",
+      ? "Below 6 problems ranks describe these problems, and say nothing of others." : "",
   );
+  drawUnranked(unranked([...model.entries, ...model.absent, ...model.dropped], problems,
+    state.ruleset), problems);
   const sort = (name) => (column) => {
     state[name] = pressed(state[name], column);
     drawTables();
     const table = byId(name === "standings" ? "standings" : "by-problem");
     [...table.querySelectorAll("th button")].find((b) => b.dataset.column === column.id)?.focus();
   };
-  drawStandings(rows, state.standings, state.axis, sort("standings"), remove);
+  drawStandings(rows, columnsOf(model.problems), state.standings, state.axis, sort("standings"), remove);
   drawProblems(rows, problems, state.table, state.ruleset, state.axis, sort("table"),
     (entry, problem) => openPair(entry, problem, state.ruleset));
 }

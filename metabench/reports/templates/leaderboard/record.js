@@ -12,8 +12,9 @@ function openPair(entry, problem, ruleset) {
       `(score 0), ${short(problem.bound)} at best (score 1).`),
     el("h3", {}, "Runs of the finals"),
     el("div", { class: "scroll" }, el("table", { class: "plain runs" },
-      el("thead", {}, el("tr", {}, ["seed", "score", problem.metric, "cost", "seconds", "steps"]
-        .map((t) => el("th", {}, t)))),
+      el("thead", {}, el("tr", {}, ["seed", "score", problem.metric, "cost", "seconds", "steps",
+        ...(problem.retrained ? ["retrained"] : [])].map((t) =>
+        el("th", {}, t)))),
       el("tbody", {}, records.map((record) => runRow(entry, problem, ruleset, record))))),
     el("h3", {}, "Settings"),
     definitions(own, "own"),
@@ -32,7 +33,8 @@ function runRow(entry, problem, ruleset, record) {
     el("td", {}, score === null ? "" : short(record.metrics.test[problem.metric].mean, 4)),
     el("td", {}, short(AXES.cost.of(problem, record), 4)),
     el("td", {}, short(AXES.seconds.of(problem, record), 3)),
-    el("td", {}, short(record.steps)));
+    el("td", {}, short(record.steps)),
+    problem.retrained ? el("td", {}, fixed2(anewOf(problem, record))) : null);
 }
 
 function trialTable(pair, ruleset) {

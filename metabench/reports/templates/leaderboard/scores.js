@@ -2,6 +2,7 @@
 
 const NEAR = 0.9;
 const SAMPLES = 2000;
+const RETRAINED = "test@retrained"; // metabench.store.record
 const COUNTS = [
   "inner_gradients", "outer_gradients", "hvps", "mixed_products", "function_evaluations",
 ];
@@ -16,6 +17,13 @@ const normalised = (problem, value) => (value - problem.fixed) / (problem.bound 
 function scoreOf(problem, record) {
   if (record.status !== "done") return null;
   return normalised(problem, record.metrics.test[problem.metric].mean);
+}
+
+/** The score of a theta that is trained anew at the lam found; null where the run, or that training,
+ * ended without numbers. */
+function anewOf(problem, record) {
+  const found = record.status === "done" ? record.metrics[RETRAINED]?.[problem.metric] : undefined;
+  return found === undefined ? null : normalised(problem, found.mean);
 }
 
 /** Scores with what a run without numbers counts: 0, or the worst beside it if that is lower. */
@@ -155,6 +163,9 @@ function standings(entries, problems, ruleset, axis) {
     const pairs = played.map((p) => entry.pairs.get(p.id));
     const raw = played.map((p, i) => pairs[i][ruleset].map((r) => scoreOf(p, r)));
     const groups = raw.map(filled);
+    const anew = played.flatMap((p, i) =>
+      (p.retrained ? filled(pairs[i][ruleset].map((r) => anewOf(p, r))) : []),
+    );
     const each = pairs.map((pair) => robustness(pair.trials)).filter((e) => e !== null);
     const regrets = each.map((e) => e.regret).filter((r) => r !== null);
     const hit = played.flatMap((p, i) =>
@@ -171,6 +182,7 @@ function standings(entries, problems, ruleset, axis) {
       means: groups.map(mean),
       rank: null,
       score: iqm(groups.flat()),
+      retrained: anew.length ? iqm(anew) : null,
       target: mean(hit.map(Number)),
       cost: costs.some((c) => c === null) ? null : mean(costs),
       near: each.length ? mean(each.map((e) => e.near)) : null,

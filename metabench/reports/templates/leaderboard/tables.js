@@ -5,6 +5,7 @@ const COLUMNS = [
   { id: "method", of: (r) => r.entry.label.toLowerCase(), low: true },
   { id: "score", of: (r) => r.score, text: (r) => fixed2(r.score) },
   { id: "interval", title: "95 % interval", of: (r) => r.low },
+  { id: "retrained", of: (r) => r.retrained, text: (r) => fixed2(r.retrained) },
   { id: "target", of: (r) => r.target, text: (r) => percent(r.target) },
   { id: "cost", title: "a run", of: (r) => r.cost, text: (r) => short(r.cost), low: true },
   { id: "near", of: (r) => r.near, text: (r) => percent(r.near) },
@@ -64,21 +65,29 @@ function bar(row, rows) {
     line, dot), el("span", { class: "ends" }, said));
 }
 
+/** The columns of the standings: that of the second readout only where a problem of the page has
+ * one. */
+function columnsOf(problems) {
+  const anew = problems.some((p) => p.retrained);
+  return COLUMNS.filter((c) => c.id !== "retrained" || anew);
+}
+
 /** Draw the standings. `state`: {by, down}; `sort(column)` and `remove(file)` are called back. */
-function drawStandings(rows, state, axis, sort, remove) {
+function drawStandings(rows, columns, state, axis, sort, remove) {
   const titles = { cost: `a run (${AXES[axis].unit})` };
-  const hints = { rank: "mean rank over the problems", target: "runs that reach the target",
+  const hints = { rank: "mean rank over the problems", retrained: "what the lam found is worth",
+    target: "runs that reach the target",
     cost: `${AXES[axis].label} of a run`, near: "settings near the best",
     regret: "what the settings as shipped lack", lost: "runs without numbers" };
-  const column = COLUMNS.find((c) => c.id === state.by) ?? COLUMNS[0];
+  const column = columns.find((c) => c.id === state.by) ?? columns[0];
   byId("standings").replaceChildren(
     el("caption", { class: "unseen" }, "Standings"),
-    el("thead", {}, el("tr", {}, COLUMNS.map((c) =>
+    el("thead", {}, el("tr", {}, columns.map((c) =>
       head(c, titles[c.id] ?? c.title ?? c.id, state, sort, hints[c.id])))),
     el("tbody", {}, sorted(rows, column.of, state.down).map((row) =>
       el("tr", { "data-entry": row.entry.id,
         class: [row.entry.file ? "yours" : "", row.missing.length ? "unranked" : ""].join(" ") },
-      COLUMNS.map((c) => {
+      columns.map((c) => {
         if (c.id === "method") return nameCell(row, remove);
         if (c.id === "interval") return bar(row, rows);
         if (c.id === "rank" && row.missing.length) {
@@ -89,6 +98,50 @@ function drawStandings(rows, state, axis, sort, remove) {
 }
 
 const missed = (row) => `not ranked: has not played ${row.missing.map((p) => p.label).join(", ")}`;
+
+/** Who of the entries has not played all problems, by cause: [{cause, who, where}], the cause that
+ * keeps most away first. Entries of no track that is shown have none. */
+function unranked(entries, problems, ruleset) {
+  const groups = new Map();
+  for (const entry of entries) {
+    const some = problems.some((p) => (entry.pairs.get(p.id)?.[ruleset] ?? []).length);
+    for (const problem of problems) {
+      for (const cause of causesOf(entry, problem, ruleset, some)) {
+        if (!groups.has(cause)) groups.set(cause, { cause, who: new Set(), where: new Set() });
+        groups.get(cause).who.add(entry);
+        groups.get(cause).where.add(problem);
+      }
+    }
+  }
+  return [...groups.values()].sort((a, b) =>
+    b.who.size - a.who.size || b.where.size - a.where.size);
+}
+
+/** Why an entry has no finals on a problem; nothing where it has, and where nobody expects it:
+ * `some` says whether it plays on others of those that are shown. */
+function causesOf(entry, problem, ruleset, some) {
+  const pair = entry.pairs.get(problem.id);
+  if ((pair?.[ruleset] ?? []).length) return [];
+  const refused = entry.refused?.[problem.id];
+  if (refused || !some) return refused ?? [];
+  if (pair) return [`${entry.file} has no finals of it ${RULESETS[ruleset]}`];
+  return [entry.file ? `${entry.file} has no finals of it` : "the arena does not have it play there"];
+}
+
+/** Say who is not ranked, folded up; what is unfolded stays so. */
+function drawUnranked(groups, problems) {
+  const box = byId("unranked");
+  const who = new Set(groups.flatMap((g) => [...g.who]));
+  box.hidden = !who.size;
+  box.querySelector("summary").textContent =
+    `Not ranked: ${many(who.size, "method")}, not played on every problem`;
+  box.querySelector("ul").replaceChildren(...groups.map(({ cause, who: names, where }) =>
+    el("li", { title: [...where].map((p) => p.label).join("; ") },
+      el("span", { class: "cause" }, cause),
+      el("span", { class: "soft" }, ` (${where.size} of ${many(problems.length, "problem")})`),
+      el("span", { class: "who" },
+        el("strong", {}, many(names.size, "method")), `: ${[...names].map((e) => e.label).join(", ")}`))));
+}
 
 /** Draw the scores by problem; `open(entry, problem)` is called on a press. */
 function drawProblems(rows, problems, state, ruleset, axis, sort, open) {
