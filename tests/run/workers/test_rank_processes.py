@@ -354,7 +354,8 @@ def test_no_rank_outlives_the_first(tmp_path: Path) -> None:
 def test_ranks_from_elsewhere_come_to_where_they_are_told(tmp_path: Path) -> None:
     place = tmp_path / "ranks" / "meet.json"
     one = points()
-    code = "import sys; from pathlib import Path; from metabench.run.workers import rank_processes; "
+    code = "import sys; from pathlib import Path\n"
+    code += "from metabench.run.workers import rank_processes\n"
     code += "rank_processes.attend(Path(sys.argv[1]), int(sys.argv[2]))"
     others = [subprocess.Popen([sys.executable, "-c", code, str(place), str(r)]) for r in (2, 1)]
     try:
