@@ -61,7 +61,7 @@ def learned(method: str, seed: int, steps: int, **settings: Any) -> dict[str, An
 def draw(found: dict[str, Any], path: Path) -> None:
     """The three panels."""
     from metabench.core import drawing
-    from metabench.reports.figure_style import COLOURS, styled
+    from metabench.reports.figures.style import COLOURS, styled
 
     drawing.matplotlib()
     from matplotlib.figure import Figure

@@ -29,7 +29,7 @@ from metabench.cluster.profile import load
 from metabench.cluster.slurm import Slurm
 from metabench.cluster_profiles.local_cluster import Cluster, Options, running
 from metabench.core.errors import MetabenchError
-from metabench.reports import tables
+from metabench.reports.tables import grids
 from metabench.store.store import Store
 from metabench.suites import planning as plan
 from metabench.suites.overrides import read_overrides
@@ -120,7 +120,7 @@ def planning(store: Store, count: int) -> dict[str, float]:
     found = results.collect(
         suite, "laptop", store, overrides=read_overrides(WORDS), seeds=range(count)
     )
-    tables.draw(found, "text")
+    grids.draw(found, "text")
     out["table_seconds"] = round(time.monotonic() - begin, 2)
     return out
 

@@ -14,9 +14,9 @@ import pytest
 from metabench.analysis.results import collect
 from metabench.api import arena
 from metabench.api.publication import FIGURE, of_records_alone
-from metabench.reports import tables
 from metabench.reports.arena.tables import STANDINGS, csv_of, standings_lines
-from metabench.reports.small_figure import LARGEST
+from metabench.reports.figures.small import LARGEST
+from metabench.reports.tables import grids
 from metabench.store.published import HOSTS, RECORDS, Published, render, without_paths
 from metabench.suites import arena_scores
 from metabench.suites import loading as suites
@@ -49,10 +49,10 @@ def test_the_committed_tables_are_what_the_records_give(kept: Published) -> None
     assert kept.problems() == []
     assert {r.key for r in results.records} == {r.key for r in kept.records()}
     assert any(map(kept.curve, kept.records())) == (folder.parent.name not in WITHOUT_CURVES)
-    assert tables.draw(results, "markdown") == (folder / "table.md").read_text(encoding="utf-8")
+    assert grids.draw(results, "markdown") == (folder / "table.md").read_text(encoding="utf-8")
     drawn, kept_lines = (
         list(csv.reader(io.StringIO(text)))
-        for text in (tables.draw(results, "csv"), (folder / "table.csv").read_text("utf-8"))
+        for text in (grids.draw(results, "csv"), (folder / "table.csv").read_text("utf-8"))
     )
     assert list(map(len, drawn)) == list(map(len, kept_lines))
     for value, expected in zip(chain(*drawn), chain(*kept_lines), strict=True):
@@ -73,7 +73,7 @@ def test_the_committed_standings_are_what_the_records_give(folder: Path, tmp_pat
     used = {p.cell.key for p in (*plan.trials, *plan.finals) if p.record is not None}
     assert used == {r.key for r in scores.records()}
     tracks = arena.tracks(plan, store=tmp_path)
-    page = "\n".join(tables.render(grid, "markdown") for grid in arena.grids(tracks))
+    page = "\n".join(grids.render(grid, "markdown") for grid in arena.grids(tracks))
     assert page == (folder / "table.md").read_text(encoding="utf-8")
     lines = chain.from_iterable(map(standings_lines, tracks))
     assert csv_of(STANDINGS, lines) == (folder / "table.csv").read_text(encoding="utf-8")

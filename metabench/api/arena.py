@@ -23,7 +23,7 @@ from metabench.suites.planning import NEVER_RUN, Planned
 if TYPE_CHECKING:
     from metabench.analysis.arena import Standing, Trials
     from metabench.analysis.arena_track import TrackResults
-    from metabench.reports.renderers import Grid
+    from metabench.reports.tables.renderers import Grid
     from metabench.run.events import Listener
     from metabench.run.workers.local_launcher import Summary
     from metabench.store.record import Curve, Record

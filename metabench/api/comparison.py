@@ -40,7 +40,7 @@ class Compared:
     def text(self, format: str = "text", width: int | None = None) -> str:
         """As "text" (of at most ``width`` characters), "markdown", "csv" or "html". Raises
         UnknownName for another format."""
-        from metabench.reports import side_by_side
+        from metabench.reports.tables import side_by_side
 
         return side_by_side.draw(self.found, format, width)
 

@@ -252,7 +252,7 @@ def _by_budget(place: Column | Row) -> str:
 
 
 def _chosen(row: Row) -> str:
-    from metabench.reports.chosen_footnotes import how_in_words
+    from metabench.reports.footnotes.chosen import how_in_words
 
     if isinstance(row.chosen, dict):
         return "; ".join(f"{name}: {how_in_words(how)}" for name, how in row.chosen.items())

@@ -28,8 +28,8 @@ def leaderboard(
 
     Raises MetabenchError where finals have not been run, or where vl-convert-python is missing.
     """
-    from metabench.reports import leaderboard as page
-    from metabench.reports.leaderboard_data import page_data
+    from metabench.reports.pages import leaderboard as page
+    from metabench.reports.pages.leaderboard_data import page_data
 
     store = open_store(store)
     plan = arenas.plan(arena, budget=budget, store=store)

@@ -43,9 +43,9 @@ class Table:
     def text(self, format: str = "text") -> str:
         """The table as "text", "markdown", "latex", "csv", "html" or "rich" (text with colour codes
         for a terminal). Raises UnknownName for another format."""
-        from metabench.reports import tables
+        from metabench.reports.tables import grids
 
-        return tables.draw(self.results, format, cost=self.cost)
+        return grids.draw(self.results, format, cost=self.cost)
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -52,8 +52,8 @@ def publish(
     Cells without a record are holes in the table; what this machine lacks to run them is not said.
     Raises MetabenchError where nothing is finished, StoreError where a file cannot be trusted.
     """
-    from metabench.reports import tables
-    from metabench.reports.small_figure import small_figure
+    from metabench.reports.figures.small import small_figure
+    from metabench.reports.tables import grids
 
     typed = suite.name if isinstance(suite, Suite) else hints.absolute(suite)
     suite, store, out = load(suite), open_store(store), place("out", out)
@@ -66,8 +66,8 @@ def publish(
         )
     files = [
         published.publish(found.records, store, made(out) / published.RECORDS),
-        write(out / "table.md", tables.table(found, "markdown")),
-        write(out / "table.csv", tables.table(found, "csv")),
+        write(out / "table.md", grids.table(found, "markdown")),
+        write(out / "table.csv", grids.table(found, "csv")),
         *_prices(found, out),
     ]
     figure = small_figure(found, store)
@@ -127,14 +127,14 @@ def publish_arena(
 def _standings(tracks: list[TrackResults], out: Path) -> list[Path]:
     """Tables and one figure of a played arena."""
     from metabench.api import arena as arenas
-    from metabench.reports import tables
     from metabench.reports.arena import scores
     from metabench.reports.arena import tables as arena_tables
-    from metabench.reports.figure_style import styled
-    from metabench.reports.small_figure import small_png
+    from metabench.reports.figures.small import small_png
+    from metabench.reports.figures.style import styled
+    from metabench.reports.tables import grids
 
     lines = chain.from_iterable(map(arena_tables.standings_lines, tracks))
-    page = "\n".join(tables.render(grid, "markdown") for grid in arenas.grids(tracks))
+    page = "\n".join(grids.render(grid, "markdown") for grid in arenas.grids(tracks))
     files = [
         write(out / "table.md", page),
         write(out / "table.csv", arena_tables.csv_of(arena_tables.STANDINGS, lines)),

@@ -437,7 +437,7 @@ def report(contest: Contest, found: Sequence[Place], out: str | Path) -> list[Pa
     """Write ``standing.md``, ``standing.csv`` and ``records.jsonl.gz`` (the method's own) into the
     folder ``out``; their paths."""
     from metabench.api.output import made, write
-    from metabench.reports import entrant as drawing
+    from metabench.reports.tables import entrant as drawing
 
     folder = made(check_output(contest, place("out", out)))
     own = own_records(contest)

@@ -29,7 +29,7 @@ from metabench.suites.suite import Suite
 if TYPE_CHECKING:
     from metabench.analysis.results import Results
     from metabench.cluster.submission import Submission
-    from metabench.reports.plots import Figures
+    from metabench.reports.figures.plots import Figures
     from metabench.run.events import Listener
     from metabench.run.workers.local_launcher import Summary
     from metabench.store.record import Record
@@ -331,7 +331,7 @@ def plot(
     suite's own; ``cost``: the cost that an axis shows, such as "seconds". Raises UnknownName, and
     SettingError for a ``cost`` where no figure of these kinds has such an axis.
     """
-    from metabench.reports.plots import kinds_of, shows_cost
+    from metabench.reports.figures.plots import kinds_of, shows_cost
 
     store = open_store(store)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
@@ -351,7 +351,7 @@ def _draw(
     cost: str | None = None,
     known: Figures | None = None,
 ) -> list[Path]:
-    from metabench.reports import plots
+    from metabench.reports.figures import plots
 
     with told(out):
         return plots.draw(found, store, kind, made(out), cost, known)
@@ -375,7 +375,7 @@ def report(
 
 
 def _report(found: Results, store: Store, out: Path, known: Figures | None = None) -> Path:
-    from metabench.reports import html_report
+    from metabench.reports.pages import html_report
 
     with told(out):
         return html_report.report(found, store, made(out) / "report.html", known=known)
@@ -390,9 +390,9 @@ class Rendered:
 
     def text(self, format: str = "text", width: int | None = None) -> str:
         """The table; text fits into ``width`` characters."""
-        from metabench.reports import tables
+        from metabench.reports.tables import grids
 
-        return tables.draw(self.results, format, width=width).rstrip("\n")
+        return grids.draw(self.results, format, width=width).rstrip("\n")
 
 
 def render(
@@ -406,13 +406,13 @@ def render(
     unverified: bool = False,
 ) -> Rendered:
     """Tables in every format, plots and report of what is finished, in the folder ``out``."""
-    from metabench.reports import tables
-    from metabench.reports.plots import Figures
+    from metabench.reports.figures.plots import Figures
+    from metabench.reports.tables import grids
 
     store, out = open_store(store), place("out", out)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified)
     files = [
-        write(out / f"{name}{suffix}", tables.draw(found, fmt, cost=name == "cost"))
+        write(out / f"{name}{suffix}", grids.draw(found, fmt, cost=name == "cost"))
         for name in ("table", "cost")
         for suffix, fmt in SUFFIXES.items()
     ]

@@ -46,7 +46,7 @@ def arena(
     from metabench.api import output
     from metabench.api.verbs import open_store
     from metabench.cli import printing
-    from metabench.reports.renderers import text
+    from metabench.reports.tables.renderers import text
     from metabench.run.workers.local_launcher import default_jobs
 
     if dry_run:

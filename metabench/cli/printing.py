@@ -119,7 +119,7 @@ def _grid_with_reasons(
 ) -> None:
     """A table whose last column is prose, which stands below it where the table is too wide: in a
     narrow last column it would be lines of two words each."""
-    from metabench.reports.footnotes import FootnoteMarks
+    from metabench.reports.footnotes.general import FootnoteMarks
 
     footnotes = FootnoteMarks("123456789")
     if _wide(header, rows) > out.width:

@@ -127,7 +127,7 @@ def _introduce(contest: Contest, found: Plan, dry_run: bool) -> None:
     """What is ranked, against whose records, on what; what is left out, and why."""
     from metabench.api import ranking
     from metabench.cli import printing
-    from metabench.reports import entrant as drawing
+    from metabench.reports.tables import entrant as drawing
 
     err = printing.console(stderr=not dry_run)
     rules = contest.arena.budget(contest.budget)
@@ -199,7 +199,7 @@ def _run(contest: Contest, what: str, planned: Sequence[Planned], launch: Launch
 def _print_places(contest: Contest, folder: Path) -> None:
     from metabench.api import ranking
     from metabench.cli import printing
-    from metabench.reports import entrant as drawing
+    from metabench.reports.tables import entrant as drawing
 
     out, places = printing.console(), ranking.places(contest)
     for place in places:

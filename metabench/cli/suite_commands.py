@@ -150,7 +150,7 @@ def table(
     from metabench.api import output
     from metabench.cli import printing
     from metabench.core.errors import SettingError
-    from metabench.reports import tables
+    from metabench.reports.tables import grids
 
     def chosen_format() -> str:
         return format or (output.format_of(out) if out is not None else _terminal_format())
@@ -172,7 +172,7 @@ def table(
         found = api.results(each, unverified=unverified, **choice.words())
         printing.print_bad_files(printing.console(stderr=True), found.bad_files)
         width = printing.console().width if out is None else None
-        text = tables.draw(found, fmt, cost=cost, width=width)
+        text = grids.draw(found, fmt, cost=cost, width=width)
         if out is None:
             typer.echo(text.rstrip("\n"))
         else:
@@ -185,7 +185,7 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
     from metabench.api import arena as verbs
     from metabench.cluster import hints
     from metabench.core.errors import MetabenchError, SettingError
-    from metabench.reports import tables
+    from metabench.reports.tables import grids
 
     if fmt == "csv":
         raise SettingError(
@@ -204,8 +204,8 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
             f"{arena.name} has {counted(len(left), 'cell')} of budget {choice.budget} without a "
             f"record, so that nobody stands anywhere yet: {hints.command(words, store.root)}{told}"
         )
-    grids = verbs.grids(verbs.tracks(plan, store=store))
-    return "\n".join(tables.render(grid, fmt, width) for grid in grids)
+    found = verbs.grids(verbs.tracks(plan, store=store))
+    return "\n".join(grids.render(grid, fmt, width) for grid in found)
 
 
 @with_options(without="only")
@@ -222,7 +222,7 @@ def plot(
 ) -> None:
     """Learning curves, accuracy against cost, trajectories of lam, ranking; PNG and PDF."""
     from metabench import api
-    from metabench.reports.plots import kinds_of, shows_cost
+    from metabench.reports.figures.plots import kinds_of, shows_cost
 
     for each in choice.suites():
         folder = _folder(choice, each, out)

@@ -2,7 +2,7 @@ import pytest
 
 from metabench.analysis.overfitting import fitted_columns, gap
 from metabench.analysis.results import collect
-from metabench.reports.overfitting import gap_grid
+from metabench.reports.tables.overfitting import gap_grid
 from metabench.store.record import Estimate
 
 

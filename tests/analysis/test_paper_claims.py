@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.results import collect
-from metabench.reports.claim_footnotes import claim_footnotes
-from metabench.reports.tables import main_grid
+from metabench.reports.footnotes.claims import claim_footnotes
+from metabench.reports.tables.grids import main_grid
 from metabench.store.record import Estimate
 
 T2 = 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))

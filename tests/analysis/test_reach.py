@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.reach import Reached, reached
 from metabench.analysis.results import collect
-from metabench.reports import tables
-from metabench.reports.claim_footnotes import claim_footnotes
+from metabench.reports.footnotes.claims import claim_footnotes
+from metabench.reports.tables import grids
 from metabench.suites.schema import Reach
 
 
@@ -77,7 +77,7 @@ def test_claims_by_cost_are_of_paired_seeds_and_a_miss_is_never_shown_to_be_bett
         "MAML reaches the level at less cost than ANIL: holds (5-way 1-shot 37 ± 14)"
         in claim_footnotes(found)[1].text
     )
-    text = tables.table(found)
+    text = grids.table(found)
     assert "80 ± 127 (2 of 3 seeds)" in text and "inner gradients (fewer is better)" in text
 
     missed = results(helpers, {"maml": [40, 50, None], "anil": [1070, 1090, 1060]})
@@ -88,7 +88,7 @@ def test_claims_by_cost_are_of_paired_seeds_and_a_miss_is_never_shown_to_be_bett
 
 def test_the_best_of_any_row_is_said_to_be_the_level(helpers):
     found = results(helpers, {"maml": [40, 50, 60], "anil": [70, 90, None]}, within=0.5)
-    text = tables.table(found)
+    text = grids.table(found)
     assert "is within 0.5 (relative) of the best that any row has in that seed" in text
     assert [r.cost for r in found.reached["maml", "5w1s"].values()] == [40, 50, 60]
 
@@ -97,13 +97,13 @@ def test_the_level_has_a_goal_of_its_own(helpers):
     costs = {"maml": [40, 50, 60], "anil": [70, 90, 80]}
     found = results(helpers, costs, level=0.15, goal="min")
     assert [r.cost for r in found.reached["maml", "5w1s"].values()] == [0, 0, 0]
-    assert "validation accuracy is at most 0.15" in tables.table(found)
+    assert "validation accuracy is at most 0.15" in grids.table(found)
 
 
 def test_without_a_level_there_is_one_table(helpers):
     suite = helpers.make_suite()
     found = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
-    assert len(tables.grids(found)) == 1 and found.reached == {}
+    assert len(grids.grids(found)) == 1 and found.reached == {}
 
 
 def test_a_level_of_a_metric_that_no_run_has_is_said_to_be_one(helpers):
@@ -112,6 +112,6 @@ def test_a_level_of_a_metric_that_no_run_has_is_said_to_be_one(helpers):
     for place in suite.cells("laptop"):
         if place.column == suite.columns[0].id:
             store.add(place)
-    text = tables.table(collect(suite, "laptop", store, why_not=helpers.allowed))
+    text = grids.table(collect(suite, "laptop", store, why_not=helpers.allowed))
     told = "no validation metric 'acuracy'; near: accuracy; known: accuracy"
     assert f"Without a level (5-way 1-shot): {told}" in " ".join(text.split())

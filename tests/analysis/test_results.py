@@ -8,7 +8,7 @@ from metabench.analysis.results import collect, read_curves
 from metabench.core import optional_packages
 from metabench.core.errors import StoreError, UnknownName
 from metabench.core.registry import tasks
-from metabench.reports.tables import table
+from metabench.reports.tables.grids import table
 from metabench.suites.overrides import parse_override
 
 
@@ -171,7 +171,7 @@ def test_nothing_here_imports_torch_pandas_or_matplotlib():
         "for room in (analysis, reports):\n"
         "    for found in pkgutil.iter_modules(room.__path__, room.__name__ + '.'):\n"
         "        importlib.import_module(found.name)\n"
-        "assert 'metabench.reports.plots' in sys.modules\n"
+        "assert 'metabench.reports.figures.plots' in sys.modules\n"
         "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'jinja2', 'rich'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from metabench import api
 from metabench.cli.main import app
-from metabench.reports.csv_export import field, main_csv
+from metabench.reports.tables.csv_export import field, main_csv
 from metabench.store.record import Record
 from metabench.store.store import Store
 

@@ -36,7 +36,7 @@ def test_a_snapshot_is_a_wheel_and_runs_by_itself(
         for file in (ROOT / folder).glob("*.py"):
             assert f"metabench/{inside}/{file.name}" in names
     folders = {str(Path(n).parent) for n in names}
-    assert {"metabench/api/templates", "metabench/reports/templates"} <= folders
+    assert {"metabench/api/templates", "metabench/reports/pages/templates"} <= folders
     # It takes itself for what it is, wherever it is started from.
     code = "\n".join(
         [

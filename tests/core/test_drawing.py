@@ -8,7 +8,7 @@ CODE = """
 import os
 from metabench.core import drawing
 drawing.matplotlib()
-from metabench.reports.figure_style import empty
+from metabench.reports.figures.style import empty
 from metabench.tasks import glyphs
 assert glyphs._coverage(glyphs._fonts()[0])
 empty("nothing", "yet").savefig(os.devnull, format="png")

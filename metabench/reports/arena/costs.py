@@ -20,7 +20,7 @@ from metabench.reports.arena.strips import (
     spread,
     strip_panels,
 )
-from metabench.reports.figure_style import (
+from metabench.reports.figures.style import (
     GREY,
     finish,
     label_left,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from metabench.analysis.arena_track import TrackResults
 from metabench.core.errors import NotDrawn
 from metabench.reports.arena import costs, pairs, scores, tables
-from metabench.reports.figure_style import styled
-from metabench.reports.renderers import Grid, markdown, markdown_escape, text
+from metabench.reports.figures.style import styled
+from metabench.reports.tables.renderers import Grid, markdown, markdown_escape, text
 from metabench.suites.arena import TRACKS
 
 if TYPE_CHECKING:

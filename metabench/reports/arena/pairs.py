@@ -10,7 +10,7 @@ from metabench.analysis.rankings import FEWEST
 from metabench.core.errors import NotDrawn
 from metabench.core.text import counted
 from metabench.reports.arena.strips import as_saved, order_of
-from metabench.reports.figure_style import (
+from metabench.reports.figures.style import (
     LEGEND,
     finish,
     panels,

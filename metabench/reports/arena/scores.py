@@ -19,8 +19,8 @@ from metabench.reports.arena.strips import (
     order_of,
     strip_panels,
 )
-from metabench.reports.critical_difference import diagram
-from metabench.reports.figure_style import finish
+from metabench.reports.figures.critical_difference import diagram
+from metabench.reports.figures.style import finish
 from metabench.suites.arena import AS_SHIPPED
 
 if TYPE_CHECKING:

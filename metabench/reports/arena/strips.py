@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.arena_track import TrackResults
-from metabench.reports.figure_style import (
+from metabench.reports.figures.style import (
     GREY,
     LEGEND,
     look_of,

@@ -16,8 +16,8 @@ from metabench.analysis.arena_costs import cost_ratios, median_cost, reached
 from metabench.analysis.arena_track import Line, TrackResults
 from metabench.analysis.rankings import FEWEST
 from metabench.core.text import human, listed
-from metabench.reports.csv_export import field
-from metabench.reports.renderers import Footnote, Grid, Item
+from metabench.reports.tables.csv_export import field
+from metabench.reports.tables.renderers import Footnote, Grid, Item
 from metabench.suites.arena import AS_SHIPPED, TRACKS
 
 NONE = "—"

@@ -12,8 +12,8 @@ from arenas import arena, played
 from metabench.analysis.arena_track import TrackResults, collect
 from metabench.core.errors import NotDrawn
 from metabench.reports.arena import costs, figures, pairs, scores, strips, tables
-from metabench.reports.figure_style import styled
-from metabench.reports.renderers import text
+from metabench.reports.figures.style import styled
+from metabench.reports.tables.renderers import text
 from metabench.store.record import RETRAINED
 
 GOOD = {"alpha": 1.0, "beta": 0.5, "gamma": 0.85}

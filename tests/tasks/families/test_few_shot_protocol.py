@@ -8,7 +8,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 from metabench.core.settings import build
-from metabench.reports.protocol_footnotes import protocol_footnotes
+from metabench.reports.footnotes.protocol import protocol_footnotes
 from metabench.tasks.families.class_images import nearest_neighbour
 
 SMALL = {"ways": 3, "shots": 2, "queries": 4, "filters": 4, "meta_batch": 2}

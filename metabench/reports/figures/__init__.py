@@ -1,0 +1,1 @@
+"""Figures: curves, costs, profiles, ranks."""

@@ -1,0 +1,1 @@
+"""What stands below a table: how each number came about, and what it cannot say."""

@@ -1,0 +1,66 @@
+"""The footnotes of a table that test what papers claim of its rows."""
+
+from __future__ import annotations
+
+from metabench.analysis.paper_claims import VERDICTS, Tested, verdicts
+from metabench.analysis.results import Results
+from metabench.core.text import counted, with_pm
+from metabench.reports.tables.renderers import Footnote
+
+
+def claim_footnotes(results: Results) -> list[Footnote]:
+    """A sentence that says how the papers' claims are tested, then one for each claim and row; none
+    where there are no claims or no numbers yet."""
+    found = verdicts(results)
+    if all(t.gain is None for t in found):
+        return []
+    kinds = {t.verdict for t in found}
+    meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
+    if any(c.within for c in results.suite.claims):
+        meanings += "; of a claim to be near: inside, across, outside the part that it names"
+    unit = ", in points," if results.suite.percent else ""
+    out = [
+        Footnote(
+            f"Claims: mean gain{unit} over common seeds ± half-width of its paired 95 % "
+            f"t-interval. {meanings[0].upper()}{meanings[1:]}. The tests are those of the marks, "
+            "corrected for all pairs of a column; the interval is not."
+        )
+    ]
+    pairs = [(claim, better) for claim in results.suite.claims for better in claim.better]
+    for claim, better in pairs:
+        these = [t for t in found if t.claim is claim and t.better == better]
+        than = "no worse than" if claim.or_equal else "better than"
+        if claim.by == "reach":
+            than = "reaches the level at " + (
+                "no more cost than" if claim.or_equal else "less cost than"
+            )
+        if claim.within:
+            than = f"within {100 * claim.within:g} % of"
+        said = f"{results.row_label(better)} {than} {results.row_label(claim.than)}"
+        told = "; ".join(
+            f"{verdict}{_places(results, some)}"
+            for verdict in VERDICTS
+            if (some := [t for t in these if t.verdict == verdict])
+        )
+        out.append(Footnote(f"Claim ({claim.source}): {said}: {told}."))
+    return out
+
+
+def _places(results: Results, some: list[Tested]) -> str:
+    """(column gain; column gain). A table of one column leaves its name out. The number of seeds is
+    told where some are missing."""
+    percent = results.suite.percent and all(t.claim.by == "metric" for t in some)
+    scale, least = (100.0, 1) if percent else (1.0, None)
+    labels = {c.id: c.label or c.id for c in results.columns}
+    words = []
+    for t in some:
+        if t.gain is None or t.pm is None:
+            gain = counted(t.seeds, "common seed")
+        else:
+            gain = with_pm(t.gain, t.pm, scale, least)
+            if t.seeds < (planned := len(results.table_cells[t.better, t.column].runs)):
+                gain += f", n={t.seeds} of {planned}"  # a diverged seed gives no gain
+            if t.failed:
+                gain += f", not reached in {counted(t.failed, 'seed')}"
+        words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
+    return f" ({'; '.join(words)})"

@@ -1,0 +1,34 @@
+"""The footnote of a table that says where states are chosen by what was fitted to them."""
+
+from __future__ import annotations
+
+from metabench.analysis.results import Results
+from metabench.core.text import listed
+from metabench.reports.tables.renderers import Footnote
+
+
+def selection_footnotes(results: Results) -> list[Footnote]:
+    """The columns with a state that is the best on the examples that the outer level learns on, and
+    why: a sentence for each reason."""
+    columns: dict[str, list[str]] = {}
+    for column in results.columns:
+        chosen = [
+            run.declaration
+            for run in results.runs
+            if run.column == column.id
+            and run.record is not None
+            and run.cell.budget["select"] == "best_valid"
+            and run.cell.budget.get("outer_steps") != 0
+            and run.declaration.learns
+        ]
+        if chosen and chosen[0].outer_on_validation:
+            why = chosen[0].lacks_selection
+            columns.setdefault(f": {why}" if why else "", []).append(column.label or column.id)
+    return [
+        Footnote(
+            "State selection sees what the outer level learns on ("
+            + ("all columns" if len(at) == len(results.columns) else listed(at))
+            + f"){why}."
+        )
+        for why, at in columns.items()
+    ]

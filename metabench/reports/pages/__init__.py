@@ -1,0 +1,1 @@
+"""HTML pages: the report of a suite, the leaderboard of an arena."""

@@ -1,0 +1,84 @@
+import math
+
+import numpy as np
+import pytest
+
+from metabench.analysis.curves import line
+from metabench.analysis.results import collect
+from metabench.reports.figures import plots, tracks
+
+
+def drawn(helpers, values, seeds=3, monkeypatch=None):
+    """The first panel of learning curves of three rows, and the text below; ``values(row, seed)``
+    are the metric at each step."""
+    rows = [
+        {"id": f"r{i}", "method": "bilevel", "set": {"method": {"inner_steps": 10 + i}}}
+        for i in range(3)
+    ]
+    suite = helpers.make_suite(
+        rows=rows, paper=[], paper_rows=[], columns=[{"id": "one", "task": "ridge"}]
+    )
+    store = helpers.fill(suite, "laptop")
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    object.__setattr__(results.suite, "percent", False)
+    for i, row in enumerate(results.rows):
+        for s, record in enumerate(results.table_cells[row.id, "one"].done):
+            curve = store.curve(record)
+            curve[f"valid/{results.suite.metric}"] = [
+                values(i, s, k) for k in range(len(curve["step"]))
+            ]
+    figure = plots.figures(results, store, ["learning"])["learning"]
+    return figure.axes[0], " ".join(figure._supxlabel.get_text().split())
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([1.0, 1e-3], (5e-4, 2.0)),
+        ([1.0, 1e-3, 0.0], (5e-4, 2.0)),
+        ([1.0, 0.02], None),
+        ([1.0, 0.0], None),
+        ([1.0, -1e-9], None),
+        ([], None),
+    ],
+)
+def test_values_that_span_powers_of_ten_have_a_logarithmic_axis(values, limits):
+    assert tracks.decades(values) == (pytest.approx(limits) if limits else None)
+
+
+def test_a_band_on_a_logarithmic_axis_stays_above_the_bottom(helpers):
+    """The t-interval of 1, 2 and 4 reaches below 0; that of their logarithms does not."""
+    axis, text = drawn(helpers, lambda i, s, k: 2.0**s * 10.0 ** -(i + 1) * 10.0**-k)
+    assert axis.get_yscale() == "log"
+    lows = [path.vertices[:, 1].min() for band in axis.collections for path in band.get_paths()]
+    assert len(lows) == 3 and min(lows) > 0
+    assert "geometric" in text and "of logarithms" in text
+    curves = [{"step": [0], "y": [v]} for v in (1.0, 2.0, 4.0)]
+    found = line(curves, "y", spread="logarithms")
+    half = 4.302652729911275 * math.log(2.0) / math.sqrt(3)
+    assert found.y[0] == pytest.approx(2.0)
+    assert found.high[0] / found.y[0] == pytest.approx(math.exp(half))
+
+
+def test_seeds_far_apart_are_thin_lines_and_no_band(helpers):
+    axis, text = drawn(helpers, lambda i, s, k: 1.0 + i + 10.0 * s + 0.1 * k)
+    assert not axis.collections
+    assert len([found for found in axis.lines if found.get_linewidth() < 1]) == 9
+    assert "single seeds" in text and "shade" not in text
+
+
+def test_rows_that_coincide_are_named(helpers):
+    _, text = drawn(helpers, lambda i, s, k: (5.0 if i == 2 else 1.0) + 0.3 * k + 0.01 * s)
+    assert "Lines that coincide: r0 and r1 (all along)." in text
+
+
+def test_no_row_is_said_to_coincide_where_each_is_seen(helpers):
+    _, text = drawn(helpers, lambda i, s, k: i + 0.3 * k + 0.01 * s)
+    assert "coincide" not in text
+
+
+def test_a_value_of_0_is_at_the_bottom_and_said(helpers):
+    axis, text = drawn(helpers, lambda i, s, k: (10.0**-k) * (i != 1 or k == 0))
+    assert axis.get_yscale() == "log"
+    assert np.isfinite([v for found in axis.lines for v in found.get_ydata()]).all()
+    assert "0 or less are drawn at the bottom" in text
