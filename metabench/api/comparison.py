@@ -95,10 +95,8 @@ def compare(
     two, other = _side(b, budget or DEFAULT_BUDGET, set, seeds, opened)
     for side in (one, two):
         if not side.done:
-            lack = "no finished run there that can be trusted" if side.bad_files else ""
-            raise MetabenchError(
-                f"{side.name}: {lack or 'no finished run there: run it first'}{ending(side.bad_files)}"
-            )
+            end = f" that can be trusted{ending(side.bad_files)}" if side.bad_files else ""
+            raise MetabenchError(f"{side.name}: no finished run there{end or ': run it first'}")
     found = side_by_side(one, two, _view(suite or other, metric))
     if not found.lines:
         raise MetabenchError(

@@ -75,16 +75,18 @@ def test_reproduce_names_it_once_whether_or_not_something_is_run(damaged: Path) 
     foreign = damaged.parents[2] / "foreign.txt"
     foreign.write_text("")
     words = ["reproduce", "small.toml", "--budget", "smoke", "--store", "runs", "--out", "o"]
-    for here in ("in the store", "bad file"):
+    for moved in (f"bad file: {damaged}: ", ""):
         done = CliRunner().invoke(app, [*words, "--jobs", "1"])
         assert done.exit_code == 0, done.output
-        assert done.stderr.count(str(foreign)) == 1 and f"{here}: {foreign}" in done.stderr
-        assert (f"quarantined: {damaged}" in done.stderr) == (here == "in the store")
+        assert done.stderr.count(f"bad file: {foreign}") == 1 and moved in done.stderr
+        assert done.stderr.count("quarantined") == bool(moved)
 
 
 def test_an_error_about_missing_runs_names_the_damaged_ones(damaged: Path) -> None:
-    for key in Store("runs").keys():
-        (Store("runs").folder(key) / RECORD).write_text("{")
+    kept = Store("runs")
+    keys = kept.keys()
+    for key in keys:
+        (kept.folder(key) / RECORD).write_text("{")
     done = CliRunner().invoke(
         app, ["publish", "small.toml", "--budget", "smoke", "--store", "runs", "--out", "o"]
     )

@@ -524,6 +524,8 @@ def test_an_own_loss_and_metric_are_taken() -> None:
                         goal="min")  # fmt: skip
     assert task.metric == "metric" and task.metrics == ("loss", "metric")
     assert not task.offers & {"evidence", "strongly_convex"}
+    for need in ("evidence", "strongly_convex"):
+        assert "only where the" in task.lacks[need] and "default one" in task.lacks[need]
     problem = testing.context(task).problem
     episode = problem.episode("valid", 0)
     found = problem.metrics(problem.init_outer(), problem.network.start, episode)
