@@ -260,7 +260,8 @@ def _detectable_footnotes(
             )
         )
     if hopeless:
-        many = f"{len(hopeless)} of {len(results.columns)} columns"
+        every = len(hopeless) == len(results.columns)
+        many = f"{'all' if every else f'{len(hopeless)} of'} {len(results.columns)} columns"
         where = many if len(hopeless) > MANY else "; ".join(hopeless)
         out.append(
             Footnote(
