@@ -32,14 +32,18 @@ class Output(io.FileIO):
 
 
 def main() -> None:
-    """Run the command line."""
-    from metabench.cli.main import app
-
-    _streams()
+    """Run the command line. Ctrl-C is one line from here on: imports alone take a while."""
     try:
-        app(prog_name="metabench")
-    finally:
-        sys.stdout.flush()  # an error is told now; when Python itself ends, it would not be
+        from metabench.cli.main import app
+
+        _streams()
+        try:
+            app(prog_name="metabench")
+        finally:
+            sys.stdout.flush()  # an error is told now; when Python itself ends, it would not be
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _streams() -> None:

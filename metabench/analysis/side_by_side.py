@@ -66,10 +66,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: what it is called, and every run of it, whatever came of them."""
+    """One of the two: what it is called, every run of it, whatever came of them, and the files
+    that cannot be trusted, in words: what they hold is missing in ``runs``."""
 
     name: str
     runs: tuple[Run, ...]
+    bad_files: tuple[str, ...] = ()
 
     @property
     def done(self) -> list[Run]:
@@ -148,11 +150,15 @@ class SideBySide:
     """Versions, machines and ways of running."""
     settings: tuple[Difference, ...]
     """Settings in which every line differs alike."""
+    bad_files: tuple[tuple[str, str], ...] = ()
+    """"A" or "B", and a file of that side that cannot be trusted: what it holds is left out."""
 
     @property
     def identical(self) -> bool:
-        """Whether both sides have the same cells and all bits of their results are equal."""
-        return not self.only and all(line.all_identical for line in self.lines)
+        """Whether both sides have the same cells and all bits of their results are equal; no,
+        where a side has files that cannot be trusted."""
+        whole = not self.only and not self.bad_files
+        return whole and all(line.all_identical for line in self.lines)
 
     @property
     def tests(self) -> int:
@@ -189,6 +195,7 @@ def side_by_side(a: Side, b: Side, view: Callable[[Run, Run], View]) -> SideBySi
         (*_only("A", a, b, pairs, 0), *_only("B", b, a, pairs, 1)),
         tuple(_made_with(pairs)),
         tuple(Difference(name, *values) for name, values in shared.items()),
+        tuple((letter, bad) for letter, side in (("A", a), ("B", b)) for bad in side.bad_files),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from metabench.api.verbs import DEFAULT_BUDGET, Settings, load, open_store
 from metabench.core.catalogue import suite_names
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
+from metabench.store.files import ending
 from metabench.store.published import RECORDS, Published
 from metabench.store.store import Store
 from metabench.suites import arena_scores, planning
@@ -27,14 +28,16 @@ KEY = re.compile(r"[0-9a-f]{6,64}")
 class Compared:
     """Two sets of runs side by side: text where it is printed, HTML in a notebook.
 
-    ``found``: its lines, what one side alone has, and in what the two were made differently.
+    ``found``: its lines, what one side alone has, files that cannot be trusted, and in what the two
+    were made differently.
     """
 
     found: SideBySide
 
     @property
     def identical(self) -> bool:
-        """Whether both have the same cells, with all bits of their results equal."""
+        """Whether both have the same cells, with all bits of their results equal, and no file that
+        cannot be trusted."""
         return self.found.identical
 
     def text(self, format: str = "text", width: int | None = None) -> str:
@@ -71,7 +74,7 @@ def compare(
     records are looked up in ``store``), the folder of a store, a file of published records or the
     folder that holds it, or the beginning of the key of a run in ``store``. ``budget`` (None:
     "laptop"), ``set`` and ``seeds`` are for suites. ``metric``: "test/loss" instead of the suite's
-    or the task's own.
+    or the task's own. Damaged records are left out and told.
 
     >>> from metabench import api
     >>> suite = api.suite_of_pairs(tasks=["quadratic"], methods=["bilevel"])
@@ -92,12 +95,14 @@ def compare(
     two, other = _side(b, budget or DEFAULT_BUDGET, set, seeds, opened)
     for side in (one, two):
         if not side.done:
-            raise MetabenchError(f"{side.name}: no finished run there: run it first")
+            end = f" that can be trusted{ending(side.bad_files)}" if side.bad_files else ""
+            raise MetabenchError(f"{side.name}: no finished run there{end or ': run it first'}")
     found = side_by_side(one, two, _view(suite or other, metric))
     if not found.lines:
         raise MetabenchError(
             f"{found.a} and {found.b} have no cell in common: neither a key, nor a row and column "
             "with a seed, nor a task, method and solver that stand once in each"
+            f"{ending((*one.bad_files, *two.bad_files))}"
         )
     return Compared(found)
 
@@ -164,9 +169,9 @@ def _side(
         keys = [key for key in known if key.startswith(text)]
         if len(keys) != 1:
             raise UnknownName("one run whose key begins with", text, [k[:16] for k in keys])
-        record = store.get(keys[0])
+        record, bad = store.look(keys[0])
         runs = () if record is None else (Run(record, store.curve),)
-        return Side(f"run {keys[0][:10]}", runs), None
+        return Side(f"run {keys[0][:10]}", runs, tuple(map(str, bad))), None
     hint = f"no folder or file is called so; the keys of runs are those of {store.root}"
     raise UnknownName("suite, store, file of records or key", text, suite_names(), hint)
 
@@ -179,9 +184,10 @@ def _all_of(
 
     known = places or {}
     order = {key: number for number, key in enumerate(known)}
-    records = sorted(source.records(), key=lambda r: order.get(r.key, len(order)))
+    records, bad = source.scan()
+    records = sorted(records, key=lambda r: order.get(r.key, len(order)))
     runs = (Run(r, source.curve, *known.get(r.key, ("", ""))) for r in records)
-    return Side(name, tuple(runs))
+    return Side(name, tuple(runs), tuple(map(str, bad)))
 
 
 def _of_file(file: Path, name: str) -> tuple[Side, Suite | None]:
@@ -206,13 +212,14 @@ def _of_suite(
     from metabench.analysis.side_by_side import Run, Side
 
     cells = planning.choose(suite, budget, set=set, seeds=seeds)
-    known = {key: store.get(key) for key in {item.cell.key for item in cells}}
+    known = {key: store.look(key) for key in sorted({item.cell.key for item in cells})}
     runs = (
         Run(record, store.curve, item.row, item.column)
         for item in cells
-        if item.skip is None and (record := known[item.cell.key]) is not None
+        if item.skip is None and (record := known[item.cell.key][0]) is not None
     )
-    return Side(f"{suite.name} (budget {budget})", tuple(runs))
+    bad = tuple(str(b) for _, damaged in known.values() for b in damaged)
+    return Side(f"{suite.name} (budget {budget})", tuple(runs), bad)
 
 
 def _view(suite: Suite | None, metric: str | None) -> Callable[[Run, Run], View]:

@@ -135,7 +135,7 @@ def _package(name: str, lowest: tuple[int, ...], probe: dict[str, Any]) -> Findi
         repair = (
             PAIR[1:]
             if name in ("torch", "torchvision")
-            else (f'pip install "{name}>={floor}"' if lowest else f"pip install {name}",)
+            else (optional_packages.pip_install(f"{name}>={floor}" if lowest else name),)
         )
         return Finding("versions", name, "missing", repair=repair, essential=True)
     if optional_packages.version_tuple(version) < lowest:
@@ -144,7 +144,7 @@ def _package(name: str, lowest: tuple[int, ...], probe: dict[str, Any]) -> Findi
             name,
             "too old",
             f"{version}; {floor} or later is needed",
-            (f'pip install --upgrade "{name}>={floor}"',),
+            (optional_packages.pip_install(f"{name}>={floor}", upgrade=True),),
             essential=True,
         )
     error = probe.get(f"{name}_error")
@@ -254,7 +254,7 @@ def _wanted() -> dict[str, str]:
         if extra in ("dev", "bench"):
             continue
         for requirement in requirements:
-            name = requirement.split("=")[0].split(">")[0].split("<")[0].strip()
+            name = optional_packages.required(requirement)
             if name not in optional_packages.base():
                 wanted.setdefault(name, extra)
     wanted["learn2learn"] = "the reference row maml_learn2learn"

@@ -14,7 +14,7 @@ from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store import prices, published
-from metabench.store.files import write_atomic
+from metabench.store.files import ending, write_atomic
 from metabench.store.store import Store
 from metabench.suites import arena_publishing, arena_scores
 from metabench.suites.arena import Arena
@@ -30,11 +30,12 @@ FIGURE = "figure.png"
 
 @dataclass(frozen=True)
 class Publication:
-    """The files of :func:`publish`, and how many cells have no finished record, in words ("" where
-    all have one)."""
+    """The files of :func:`publish`, how many cells have no finished record, in words ("" where
+    all have one), and the files of the store that cannot be trusted, whose records are left out."""
 
     files: list[Path]
     missing: str = ""
+    bad_files: tuple[str, ...] = ()
 
 
 def publish(
@@ -63,6 +64,7 @@ def publish(
         raise MetabenchError(
             f"{suite.name} has no finished cell of budget {budget} in {store.root}: nothing to "
             f"publish; run: {hints.command(['run', typed, '--budget', budget], store.root)}"
+            f"{ending(found.bad_files)}"
         )
     files = [
         published.publish(found.records, store, made(out) / published.RECORDS),
@@ -77,7 +79,8 @@ def publish(
         write_atomic(out / FIGURE, figure)
         files.append(out / FIGURE)
     left = sum(n for state, n in states.items() if state not in ("done", *NEVER_RUN))
-    return Publication(files, f"{counted(left, 'cell')} without a finished record" if left else "")
+    missing = f"{counted(left, 'cell')} without a finished record" if left else ""
+    return Publication(files, missing, found.bad_files)
 
 
 def publish_arena(
@@ -107,6 +110,7 @@ def publish_arena(
         raise MetabenchError(
             f"{known.name} has no finished cell of budget {budget} in {store.root}: nothing to "
             f"publish; run: {run}{arenas.other_budgets(known, budget, store, anew=True)}"
+            f"{ending(store.problems())}"
         )
     file = made(out) / arena_scores.FILE
     paths = [arena_publishing.write(file, known, budget, plan.chosen, records, store.curve)]
@@ -121,7 +125,7 @@ def publish_arena(
         )
     else:
         paths += _standings(arenas.tracks(plan, store=store), out)
-    return Publication(paths, missing)
+    return Publication(paths, missing, tuple(map(str, store.problems())))
 
 
 def _standings(tracks: list[TrackResults], out: Path) -> list[Path]:

@@ -27,7 +27,12 @@ def new(kind: str, name: str, folder: str | Path = ".") -> Path:
     """
     if kind not in KINDS:
         raise UnknownName("template for a", kind, KINDS)
-    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
+    if keyword.iskeyword(name):
+        raise SettingError(
+            f"{name!r} cannot be the name of a {kind}: it is a word of Python; "
+            f"near: {suggestion(name)}"
+        )
+    if not name.isidentifier() or not name.isascii():
         near = suggestion(name)
         raise SettingError(
             f"{name!r} cannot be the name of a {kind}: write letters, digits and _, starting with "

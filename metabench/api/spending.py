@@ -13,18 +13,37 @@ from metabench.suites.planning import Planned
 
 
 @dataclass(frozen=True)
+class Left:
+    """What is not run yet, by how its hours are known: from ``similar`` cells that have finished in
+    this store, from a ``published`` run with the same settings on another machine, or not at all
+    (``unknown``): the number of cells, and hours of one after another."""
+
+    similar: int = 0
+    similar_hours: float = 0.0
+    published: int = 0
+    published_hours: float = 0.0
+    machines: tuple[str, ...] = ()
+    """Of the published runs."""
+    unknown: int = 0
+
+    @property
+    def cells(self) -> int:
+        """All of them."""
+        return self.similar + self.published + self.unknown
+
+
+@dataclass(frozen=True)
 class Cost:
-    """Of some cells together; hours of training and evaluation, of each rank where several share a
-    cell."""
+    """Of some cells together; hours of training and evaluation by the clock, of each rank where
+    several share a cell, by where they ran: on a GPU, or on CPUs alone."""
 
     name: str
     cells: int
     gpu_hours: float
     cpu_hours: float
     attempts: int
-    left_hours: float | None = None
-    """Estimated for what is not run yet; None where nothing is known."""
-    left_cells: int = 0
+    left: Left = Left()
+    """What is not run yet."""
 
 
 def seconds(record: Record) -> float:
@@ -42,16 +61,27 @@ def on_gpu(record: Record) -> bool:
     return str(record.environment.get("device", "")).startswith("cuda")
 
 
+def _left(planned: Sequence[Planned]) -> Left:
+    similar = [p.estimated_seconds for p in planned if p.estimated_seconds is not None]
+    published = [p for p in planned if p.published_seconds is not None]
+    return Left(
+        len(similar),
+        sum(similar) / 3600,
+        len(published),
+        sum(p.published_seconds or 0.0 for p in published) / 3600,
+        tuple(dict.fromkeys(p.published_on for p in published)),
+        len(planned) - len(similar) - len(published),
+    )
+
+
 def _cost(name: str, records: Sequence[Record], left: Sequence[Planned] = ()) -> Cost:
-    known = [p.estimated_seconds for p in left if p.estimated_seconds is not None]
     return Cost(
         name,
         len(records),
         sum(held(r) for r in records if on_gpu(r)) / 3600,
         sum(held(r) for r in records if not on_gpu(r)) / 3600,
         sum(r.attempts for r in records),
-        sum(known) / 3600 if known else None,
-        len(left),
+        _left(left),
     )
 
 
@@ -64,30 +94,37 @@ def by_method(records: Iterable[Record]) -> list[Cost]:
     return sorted(found, key=lambda c: -(c.gpu_hours + c.cpu_hours))
 
 
-def by_row(planned: Sequence[Planned], store: Store, open_states: Iterable[str]) -> list[Cost]:
-    """Costs of a suite by row, with an estimate of what is left."""
+def by_row(planned: Sequence[Planned], open_states: Iterable[str]) -> list[Cost]:
+    """Costs of a suite by row, with what is left: the cells in ``open_states``, and the estimates
+    that :func:`metabench.suites.planning.plan` has of them."""
     states = frozenset(open_states)
     rows: dict[str, list[Planned]] = {}
     for p in planned:
         rows.setdefault(p.row, []).append(p)
     out = []
     for row, group in rows.items():
-        records = [r for p in group if (r := store.get(p.cell.key)) is not None]
+        records = [p.record for p in group if p.record is not None]
         out.append(_cost(row, records, [p for p in group if p.state in states]))
     return out
 
 
 def total(costs: Sequence[Cost]) -> Cost:
     """All together."""
-    left = [c.left_hours for c in costs if c.left_hours is not None]
+    left = [c.left for c in costs]
     return Cost(
         "all",
         sum(c.cells for c in costs),
         sum(c.gpu_hours for c in costs),
         sum(c.cpu_hours for c in costs),
         sum(c.attempts for c in costs),
-        sum(left) if left else None,
-        sum(c.left_cells for c in costs),
+        Left(
+            sum(x.similar for x in left),
+            sum(x.similar_hours for x in left),
+            sum(x.published for x in left),
+            sum(x.published_hours for x in left),
+            tuple(dict.fromkeys(machine for x in left for machine in x.machines)),
+            sum(x.unknown for x in left),
+        ),
     )
 
 

@@ -329,12 +329,25 @@ def plot(
 
     ``kind``: of "learning", "cost", "trajectories", "ranking", "profile", "frontier", None for the
     suite's own; ``cost``: the cost that an axis shows, such as "seconds". Raises UnknownName, and
-    SettingError for a ``cost`` where no figure of these kinds has such an axis.
+    SettingError for a ``cost`` where no figure of these kinds has such an axis. Records that are
+    damaged are left out: :func:`status` names them.
     """
-    from metabench.reports.figures.plots import kinds_of, shows_cost
-
     store = open_store(store)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
+    return plot_results(found, store, out=out, kind=kind, cost=cost)
+
+
+def plot_results(
+    found: Results,
+    store: Store,
+    *,
+    out: str | Path,
+    kind: Sequence[str] | None = None,
+    cost: str | None = None,
+) -> list[Path]:
+    """As :func:`plot`, of what :func:`results` found in a store."""
+    from metabench.reports.figures.plots import kinds_of, shows_cost
+
     kinds = kinds_of(found.suite) if kind is None else kind
     if cost is not None and kinds and not shows_cost(kinds):
         raise SettingError(
@@ -371,12 +384,17 @@ def report(
     its path."""
     store = open_store(store)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified)
-    return _report(found, store, place("out", out))
+    return report_results(found, store, out=out)
 
 
-def _report(found: Results, store: Store, out: Path, known: Figures | None = None) -> Path:
+def report_results(
+    found: Results, store: Store, *, out: str | Path, known: Figures | None = None
+) -> Path:
+    """As :func:`report`, of what :func:`results` found in a store; ``known``: figures of it that
+    have been drawn already."""
     from metabench.reports.pages import html_report
 
+    out = place("out", out)
     with told(out):
         return html_report.report(found, store, made(out) / "report.html", known=known)
 
@@ -418,7 +436,7 @@ def render(
     ]
     figures = Figures(found, store)
     files += _draw(found, store, out, known=figures)
-    return Rendered(found, [*files, _report(found, store, out, figures)])
+    return Rendered(found, [*files, report_results(found, store, out=out, known=figures)])
 
 
 def reproduce(

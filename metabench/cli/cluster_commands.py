@@ -300,7 +300,9 @@ def _planned(
 
     known = choice.arena()
     if known is None:
-        return [(suite, planned, "") for suite, planned in choice.planned()]
+        plans, bad = choice.scanned()
+        printing.tell_bad_files(bad)  # their cells are queued as if they had never been run
+        return [(suite, planned, "") for suite, planned in plans]
     plan = verbs.plan(known, budget=choice.budget, store=choice.open_store())
     phase, planned = verbs.due(plan, states)
     return [(known, planned, phase)]

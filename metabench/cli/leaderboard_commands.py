@@ -41,14 +41,17 @@ def leaderboard(
     from metabench.api import leaderboard as verbs
     from metabench.cli import printing
     from metabench.core.errors import SettingError
+    from metabench.store.store import Store
 
     if out and records:
         raise SettingError("give --out for the page or --records for a file of records, not both")
     known = arenas.load(typed_path("FILE")(file))
     budget = budget or arenas.default_budget(known)
+    kept = Store(store)
+    printing.tell_bad_files(kept.problems())
     if records:
-        path = verbs.publish_records(known, budget=budget, store=store, out=records)
+        path = verbs.publish_records(known, budget=budget, store=kept, out=records)
     else:
         page = out or Path("leaderboard.html")
-        path = verbs.leaderboard(known, budget=budget, store=store, out=page)
+        path = verbs.leaderboard(known, budget=budget, store=kept, out=page)
     printing.say(f"wrote {path}")

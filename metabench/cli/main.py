@@ -50,6 +50,13 @@ class Commands(TyperGroup):
                 rest.append(word)
         return super().parse_args(ctx, [*front, *rest])
 
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        """As click does, which says nothing where it is interrupted."""
+        try:
+            return super().make_context(*given, **named)
+        except KeyboardInterrupt:
+            raise _interrupted() from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; say what went wrong and choose the exit code."""
         from metabench.core.errors import MetabenchError, SettingError, SuiteError, UnknownName
@@ -62,14 +69,18 @@ class Commands(TyperGroup):
             wrong_words = isinstance(error, UnknownName | SettingError | SuiteError)
             raise typer.Exit(2 if wrong_words else 1) from None
         except KeyboardInterrupt:
-            typer.secho("interrupted", fg=typer.colors.RED, err=True)
-            raise typer.Exit(130) from None
+            raise _interrupted() from None
         except OSError as error:
             if error.filename is None:  # nothing that was named: see metabench.__main__
                 raise
             text = f"error: {error.filename}: {error.strerror}"
             printing.say(text, err=True, color=typer.colors.RED)
             raise typer.Exit(1) from None
+
+
+def _interrupted() -> typer.Exit:
+    typer.secho("interrupted", fg=typer.colors.RED, err=True)
+    return typer.Exit(130)
 
 
 app = typer.Typer(
@@ -128,8 +139,8 @@ def list_(
         str | None, typer.Argument(help="tasks, methods, solvers, suites or arenas; all without.")
     ] = None,
 ) -> None:
-    """Tasks, methods, solvers and suites, a line each; "list suites" adds papers, the data that is
-    needed and whether it is here, and what published runs took."""
+    """Tasks, methods, solvers, suites and arenas, a line each; "list suites" adds papers, the data
+    that is needed and whether it is here, and what published runs took."""
     from metabench.core.catalogue import listing
 
     out, found = printing.console(), listing(kind.removesuffix("s") if kind else None)

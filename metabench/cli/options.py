@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from metabench.store.files import BadFile
     from metabench.store.store import Store
     from metabench.suites.arena import Arena
     from metabench.suites.planning import Planned
@@ -169,6 +170,11 @@ class Choice:
 
     def planned(self) -> list[tuple[Suite, list[Planned]]]:
         """Every suite with its plan; every word is checked before the first plan is made."""
+        return self.scanned()[0]
+
+    def scanned(self) -> tuple[list[tuple[Suite, list[Planned]]], list[BadFile]]:
+        """:meth:`planned`, and every file of the store that cannot be trusted: its cells are
+        planned as if they had never been run."""
         from metabench.suites import planning
 
         cells = [
@@ -184,7 +190,9 @@ class Choice:
             )
             for s in self.suites()
         ]
-        return [(s, planning.plan(chosen, self.open_store())) for s, chosen in cells]
+        store = self.open_store()
+        records, bad = store.scan()
+        return [(s, planning.plan(chosen, store, records)) for s, chosen in cells], bad
 
     def arena(self) -> Arena | None:
         """The arena meant, None where none is; raises SuiteError for what an arena leaves nobody to

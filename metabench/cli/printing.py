@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from metabench.api import Status
     from metabench.api.describe import Description
-    from metabench.api.spending import Cost, Estimated
+    from metabench.api.spending import Cost, Estimated, Left
     from metabench.core.findings import Finding
     from metabench.core.registry import Entry
+    from metabench.store.files import BadFile
     from metabench.suites.listing import ListedSuite
     from metabench.suites.planning import Planned
 
@@ -359,6 +360,11 @@ def print_bad_files(out: Console, bad: Iterable[str]) -> None:
         prose(out, f"bad file: {what}", "red")
 
 
+def tell_bad_files(bad: Iterable[BadFile | str]) -> None:
+    """The same on standard error, so that what is redirected holds nothing else."""
+    print_bad_files(console(stderr=True), map(str, bad))
+
+
 def print_findings(out: Console, findings: Sequence[Finding]) -> None:
     """What the doctor found, by section, and then what to type."""
     for section in dict.fromkeys(f.section for f in findings):
@@ -387,19 +393,36 @@ def print_costs(out: Console, title: str, found: Sequence[Cost]) -> None:
         line(out, "no records")
         return
     rows = []
-    for c in [*found, total(found)]:
-        left = f"{c.left_hours:.3g} h" if c.left_hours is not None else "unknown"
-        rows.append(
-            (
-                c.name,
-                str(c.cells),
-                f"{c.gpu_hours:.3g}",
-                f"{c.cpu_hours:.3g}",
-                str(c.attempts),
-                f"{counted(c.left_cells, 'cell')}, {left}" if c.left_cells else "",
-            )
+    for c in [*found, whole := total(found)]:
+        hours = f"{c.gpu_hours:.3g}", f"{c.cpu_hours:.3g}"
+        rows.append((c.name, str(c.cells), *hours, str(c.attempts), _left(c.left)))
+    header = ("what", "records", "h on GPUs", "h on CPUs", "attempts", "left to run")
+    grid(out, header, rows)
+    prose(
+        out,
+        "\nh: hours by the clock of training and evaluation, of each rank where several share a "
+        "cell",
+    )
+    if whole.left.similar:
+        prose(out, "about: by similar cells that have finished here, one after another")
+    if whole.left.published:
+        machines = " or ".join(whole.left.machines)
+        prose(
+            out,
+            "published: what they took, one after another, on the machine of the published run "
+            f"({machines})",
         )
-    grid(out, ("what", "records", "GPU h", "CPU h", "attempts", "left to run"), rows)
+
+
+def _left(left: Left) -> str:
+    """How many cells are to be run, and how long that takes by what is known."""
+    from metabench.core.text import duration
+
+    told = [counted(left.cells, "cell")]
+    told += [f"about {duration(left.similar_hours * 3600)}"] * bool(left.similar)
+    told += [f"published {duration(left.published_hours * 3600)}"] * bool(left.published)
+    told += [f"{left.unknown} of unknown cost"] * bool(left.unknown)
+    return ", ".join(told) if left.cells else ""
 
 
 def print_estimates(out: Console, found: Sequence[Estimated]) -> None:

@@ -152,6 +152,7 @@ class Lines:
     def __init__(self, tally: Tally, console: Console, words: CellWords = UNNAMED) -> None:
         self.tally, self.console, self.words = tally, console, words
         self._last = tally.clock()
+        self._counted = ""
 
     def __call__(self, event: Event) -> None:
         """Print what is worth a line."""
@@ -162,14 +163,14 @@ class Lines:
                 return
             for running in list(self.tally.running.values()):
                 self._print(self._line_of(running))
-            self._print(str(self.tally))
+            self._count()
         else:
             text = describe(event, self.words)
             if not text:
                 return
             self._print(text)
             if isinstance(event, Finished) and not event.reused:
-                self._print(str(self.tally))
+                self._count()
         self._last = now
 
     def _line_of(self, running: Running) -> str:
@@ -184,11 +185,17 @@ class Lines:
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def _count(self) -> None:
+        """How many cells are where, unless that is what was said last."""
+        if (text := str(self.tally)) != self._counted:
+            self._print(text)
+            self._counted = text
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._print(str(self.tally))
+        self._count()
 
 
 class Live:

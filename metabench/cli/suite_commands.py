@@ -52,7 +52,9 @@ def plan(
     from metabench.cli import printing
     from metabench.run.workers.local_launcher import default_jobs
 
-    for each, planned in choice.planned():
+    plans, bad = choice.scanned()
+    printing.tell_bad_files(bad)
+    for each, planned in plans:
         title = _title(each, choice.budget)
         printing.print_plan(printing.console(), title, planned, jobs or default_jobs())
 
@@ -170,7 +172,7 @@ def table(
     for each in suites:
         fmt = chosen_format()
         found = api.results(each, unverified=unverified, **choice.words())
-        printing.print_bad_files(printing.console(stderr=True), found.bad_files)
+        printing.tell_bad_files(found.bad_files)
         width = printing.console().width if out is None else None
         text = grids.draw(found, fmt, cost=cost, width=width)
         if out is None:
@@ -221,15 +223,19 @@ def plot(
     out: OutFolder = None,
 ) -> None:
     """Learning curves, accuracy against cost, trajectories of lam, ranking; PNG and PDF."""
-    from metabench import api
+    from metabench.api import verbs
+    from metabench.cli import printing
     from metabench.reports.figures.plots import kinds_of, shows_cost
 
+    kept = choice.open_store()
     for each in choice.suites():
         folder = _folder(choice, each, out)
         # Of all suites, those that draw no cost are drawn as they are.
         some = kind or choice.suite != "all" or shows_cost(kinds_of(each))
         axis = cost if some else None
-        _name_files(api.plot(each, kind=kind, cost=axis, out=folder, **choice.words()))
+        found = verbs.results(each, **choice.words())
+        printing.tell_bad_files(found.bad_files)
+        _name_files(verbs.plot_results(found, kept, out=folder, kind=kind, cost=axis))
 
 
 @with_options(without="only")
@@ -239,11 +245,15 @@ def report(
     unverified: Unverified = False,
 ) -> None:
     """One self-contained HTML file with tables, plots and every record."""
-    from metabench import api
+    from metabench.api import verbs
+    from metabench.cli import printing
 
+    kept = choice.open_store()
     for each in choice.suites():
         folder = _folder(choice, each, out)
-        _name_files([api.report(each, out=folder, unverified=unverified, **choice.words())])
+        found = verbs.results(each, unverified=unverified, **choice.words())
+        printing.tell_bad_files(found.bad_files)
+        _name_files([verbs.report_results(found, kept, out=folder)])
 
 
 OneSuite = Annotated[
@@ -263,6 +273,7 @@ def publish(
     from metabench import api
     from metabench.api import output
     from metabench.api.publication import publish_arena
+    from metabench.cli import printing
     from metabench.suites import loading
 
     if (arena := Choice(suite, budget).arena()) is not None:
@@ -275,6 +286,7 @@ def publish(
         published = api.publish(
             suite, budget=budget, store=store, out=folder, unverified=unverified
         )
+    printing.tell_bad_files(published.bad_files)
     _name_files(published.files)
     if published.missing:
         typer.secho(published.missing, fg=typer.colors.YELLOW, err=True)
@@ -303,6 +315,7 @@ def reproduce(
     from metabench.api import output
     from metabench.cli import printing
     from metabench.core.errors import SettingError
+    from metabench.suites.planning import TO_RUN
 
     typed = choice
     if cluster is not None:
@@ -322,6 +335,8 @@ def reproduce(
         if code == 130:
             break
         shown = api.render(each, out=folder, unverified=unverified, **choice.words())
+        if cluster is not None or not any(p.state in TO_RUN for p in planned):
+            printing.tell_bad_files(shown.results.bad_files)  # a launch here has told them
         text = shown.text(_terminal_format(), printing.console().width)
         typer.echo(f"\n{text}\n")
         *others, page = shown.files
@@ -342,10 +357,14 @@ def cost(
     out, kept = printing.console(), choice.open_store()
     if choice.whole_store:
         refuse(OF_SUITES, "nothing is chosen of a whole store: name a suite")
-        printing.print_costs(out, f"{kept.root}", spending.by_method(kept.records()))
+        records, bad = kept.scan()
+        printing.tell_bad_files(bad)
+        printing.print_costs(out, f"{kept.root}", spending.by_method(records))
     else:
-        for each, planned in choice.planned():
-            rows = spending.by_row(planned, kept, TO_RUN)
+        plans, bad = choice.scanned()
+        printing.tell_bad_files(bad)
+        for each, planned in plans:
+            rows = spending.by_row(planned, TO_RUN)
             printing.print_costs(out, _title(each, choice.budget), rows)
     printing.print_estimates(out, spending.estimates(kept))
 

@@ -12,6 +12,7 @@ from metabench.contract.method import Method
 from metabench.contract.problem import Problem, Task
 from metabench.core import settings
 from metabench.core.capabilities import CAPABILITIES
+from metabench.core.text import type_of
 
 CONTRACT: dict[str, tuple[type, ...]] = {"method": (Method, GradientMethod), "task": (Task,)}
 """The classes whose public names the contract reads, by kind."""
@@ -37,7 +38,7 @@ def check_settings(it: Any) -> None:
 
 def check_capabilities(words: Any, what: str) -> None:
     """``needs`` or ``offers`` is a frozenset of known capabilities."""
-    assert isinstance(words, frozenset), f"{what} is a {type(words).__name__}, not a frozenset"
+    assert isinstance(words, frozenset), f"{what} is {type_of(words)}, not a frozenset"
     unknown = sorted(words - CAPABILITIES.keys())
     assert not unknown, f"{what} has {unknown}; known: {', '.join(sorted(CAPABILITIES))}"
 

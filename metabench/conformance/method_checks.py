@@ -33,6 +33,7 @@ from metabench.core import settings
 from metabench.core.capabilities import IMPLIED, check_applicable
 from metabench.core.costs import Counts, Meter
 from metabench.core.errors import NotApplicable
+from metabench.core.text import type_of
 from metabench.run.evaluation import evaluate
 
 
@@ -60,7 +61,7 @@ def check_log(at: Harness) -> None:
     _, log = at.step(ctx, at.method.init(ctx))
     for name, value in log.items():
         assert isinstance(name, str) and isinstance(value, int | float), (
-            f"log entry {name!r} is a {type(value).__name__}; logs hold plain numbers"
+            f"log entry {name!r} is {type_of(value)}; logs hold plain numbers"
         )
         assert math.isfinite(value), f"log entry {name!r} is {value}"
 

@@ -14,6 +14,7 @@ from metabench.contract.problem import GRADIENTS, Params
 from metabench.core.capabilities import why_not
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.registry import methods
+from metabench.core.text import type_of
 
 STEPS = 3
 BY_LOSS = GRADIENTS | {"inner_loss"}
@@ -56,7 +57,7 @@ def check_own_step(task: Any) -> None:
 
 
 def _check_theta(theta: Params, found: OwnStep) -> None:
-    assert isinstance(found, OwnStep), f"own_step gives a {type(found).__name__}, not an OwnStep"
+    assert isinstance(found, OwnStep), f"own_step gives {type_of(found)}, not an OwnStep"
     assert list(found.theta) == list(theta), f"own_step gives {list(found.theta)}"
     for name, value in found.theta.items():
         old = theta[name]

@@ -46,6 +46,7 @@ from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
 from metabench.core.errors import Distrusted
 from metabench.core.registry import methods
+from metabench.core.text import type_of
 from metabench.hypergradients.search.gradient_free import counts
 from metabench.run.evaluation import evaluate
 
@@ -72,7 +73,7 @@ def check_init(task: Any) -> None:
     problem = build(task)
     lam, theta, _ = start(problem)
     for what, params in (("lam", lam), ("theta", theta)):
-        assert isinstance(params, dict), f"{what} is a {type(params).__name__}, not a dict"
+        assert isinstance(params, dict), f"{what} is {type_of(params)}, not a dict"
         for name, value in params.items():
             assert value.is_floating_point(), f"{what}'s {name} is {value.dtype}, not a float"
             assert bool(torch.isfinite(value).all()), f"{what}'s {name} is not finite"

@@ -15,6 +15,7 @@ from metabench.contract.guards import (
     check_episodes,
     check_hypergradient,
     is_stationary,
+    name_of,
     zero_may_pass,
 )
 from metabench.contract.method import (
@@ -136,7 +137,7 @@ class GradientMethod(InnerTraining):
         if ctx.replays(self) and len(episodes) > 1:
             return self.replayed_step(ctx, state, episodes, lr)
         found = self.hypergradients(ctx, state, episodes)
-        check_episodes(type(self).__name__, found, state.outer, state.theta)
+        check_episodes(name_of(self), found, state.outer, state.theta)
         diagnostics = worst([h.diagnostics for h in found])
         self.check_diagnostics(ctx, diagnostics)
         g = autodiff.mean(h.grad for h in found)
@@ -193,7 +194,7 @@ class GradientMethod(InnerTraining):
         given = state.outer, state.memory["outer"], rate
         out = ctx.replayed(("step", self), whole, given, episodes, steps=self.inner_batches)
         check_episodes(
-            type(self).__name__, [Hypergradient(out["told"]["outer_loss"], out["g"], {})],
+            name_of(self), [Hypergradient(out["told"]["outer_loss"], out["g"], {})],
             state.outer, None,
         )  # fmt: skip
         log = worst([out["told"]])

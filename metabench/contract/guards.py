@@ -14,6 +14,7 @@ from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.problem import Episode, Params
 from metabench.core.errors import Diverged
+from metabench.core.text import type_of
 
 MOST_NAMES = 4
 """Of wrong tensors in an error."""
@@ -25,7 +26,7 @@ def check_like(what: str, found: object, like: Params) -> None:
     """Raise TypeError, by name, unless ``found`` has the names, shapes and types of ``like``:
     another shape may broadcast, and another type cut numbers off, without a word."""
     if not isinstance(found, dict):
-        raise TypeError(f"{what} is a {type(found).__name__}, not a dict of tensors")
+        raise TypeError(f"{what} is {type_of(found)}, not a dict of tensors")
     wrong = [f"no {name!r}" for name in like if name not in found]
     wrong += [f"{name!r}, which is not asked for" for name in found if name not in like]
     for name, x in like.items():
@@ -40,13 +41,18 @@ def check_like(what: str, found: object, like: Params) -> None:
         raise TypeError(f"{what} has {'; '.join(wrong[:MOST_NAMES])}")
 
 
+def name_of(part: object) -> str:
+    """The name under which a task, method or solver is registered, which is what people type; that
+    of its class where it is not."""
+    return getattr(part, "registered_name", type(part).__name__)
+
+
 def check_episodes(who: str, found: Sequence[Any], lam: Params, theta: Params | None) -> None:
-    """Raise TypeError where the hypergradients of a step's episodes, of the class called ``who``,
+    """Raise TypeError where the hypergradients of a step's episodes, of the method called ``who``,
     are none, or not of what lam and a carried theta hold."""
     for h in found:
         if not hasattr(h, "grad"):
-            kind = type(h).__name__
-            raise TypeError(f"hypergradient of {who} gives a {kind}, not a Hypergradient")
+            raise TypeError(f"hypergradient of {who} gives {type_of(h)}, not a Hypergradient")
         check_like(f"the grad that hypergradient of {who} gives", h.grad, lam)
         if theta is not None:
             check_like(f"the theta that hypergradient of {who} gives", h.theta, theta)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from metabench.core.errors import RankLost
+from metabench.core.text import type_of
 
 T = TypeVar("T")
 
@@ -221,7 +222,7 @@ class _Packer(pickle.Pickler):
         if not isinstance(obj, Tensor):
             return None
         if type(obj) not in (Tensor, torch.nn.Parameter):
-            raise TypeError(f"a {type(obj).__name__} cannot be a result that ranks share")
+            raise TypeError(f"{type_of(obj)} cannot be a result that ranks share")
         dense = obj.detach().cpu().clone()  # of a view only what it shows
         flat = dense.as_strided((dense.numel(),), (1,))
         data = flat.view(torch.uint8).numpy().tobytes()

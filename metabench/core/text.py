@@ -16,6 +16,16 @@ def listed(words: Iterable[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def with_article(word: str) -> str:
+    """A word after "a", or after "an" where its first letter is a vowel."""
+    return f"{'an' if word[:1].lower() in set('aeiou') else 'a'} {word}"
+
+
+def type_of(value: object) -> str:
+    """The type of a value with its article: an int, a tuple."""
+    return with_article(type(value).__name__)
+
+
 def counted(n: int, what: str) -> str:
     """A number of things: 1 episode, 2 episodes."""
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from metabench.contract.problem import Batch
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
+from metabench.core.text import type_of
 
 ASKED_TWICE = 16
 """Examples of a data set that are read again: transforms that draw numbers give others then."""
@@ -174,8 +175,8 @@ def _two(given: Any, what: str) -> tuple[Tensor, Tensor]:
 def _kind(given: Any) -> str:
     if isinstance(given, tuple | list):
         inside = ", ".join(type(part).__name__ for part in given[:3])
-        return f"a {type(given).__name__} of {len(given)} ({inside}{', ...' * (len(given) > 3)})"
-    return f"a {type(given).__name__}"
+        return f"{type_of(given)} of {len(given)} ({inside}{', ...' * (len(given) > 3)})"
+    return f"{type_of(given)}"
 
 
 def _of_loader(loader: DataLoader[Any], what: str) -> Dataset[Any]:
@@ -193,7 +194,7 @@ def _of_dataset(data: Dataset[Any], what: str) -> tuple[Tensor, Tensor]:
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return data.tensors[0], data.tensors[1]
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
-        raise SettingError(f"{what}: a {type(data).__name__} has no length; give the pair (x, y)")
+        raise SettingError(f"{what}: {type_of(data)} has no length; give the pair (x, y)")
     n = len(data)
     if not n:
         raise SettingError(f"{what}: there is no example")

@@ -18,6 +18,7 @@ from metabench.contract import autodiff
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Params
 from metabench.core.errors import SettingError
+from metabench.core.text import type_of
 
 SOME = 3
 """Examples that a module is tried on."""
@@ -55,8 +56,7 @@ def copied(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module)
     except Exception as error:
         raise SettingError(
-            f"model: a {type(module).__name__} cannot be copied ({error}); give a function that "
-            "makes it"
+            f"model: {type_of(module)} cannot be copied ({error}); give a function that makes it"
         ) from None
 
 
@@ -82,13 +82,13 @@ def made(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
         return model
     if not callable(model):
         raise SettingError(
-            f"model cannot be a {type(model).__name__}: give a torch.nn.Module, or a function that "
+            f"model cannot be {type_of(model)}: give a torch.nn.Module, or a function that "
             "makes one"
         )
     with seeded(seed):
         found = model()
     if not isinstance(found, nn.Module):
-        raise SettingError(f"model: the function makes a {type(found).__name__}, no nn.Module")
+        raise SettingError(f"model: the function makes {type_of(found)}, no nn.Module")
     return found
 
 

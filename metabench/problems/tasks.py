@@ -149,11 +149,11 @@ class Supervised(OwnProblem):
             "lam_is_initialisation": "lam is in the inner loss: it is not where theta starts",
             "small_lam": f"lam has {given.numbers} numbers, more than {FEW}",
             "search_space": "not all of lam has bounds: bounds={'NAME': (low, high)}",
-            "strongly_convex": "the inner loss is strongly convex for one linear layer, a loss of "
-            "its own kind and learned decays alone",
+            "strongly_convex": "the inner loss is known to be strongly convex only where the "
+            "model is one linear layer, the loss a default one, and decays are learned",
             "best_response": "with minibatches every outer step trains on another inner problem",
-            "evidence": "the inner loss is no likelihood with a Gaussian prior: it is for learned "
-            "decays alone, with a default loss",
+            "evidence": "the inner loss is a likelihood with a Gaussian prior only where the "
+            "loss is a default one and nothing but decays is learned",
         }
         if given.has(Weights):
             own["search_space"] = "lam has a weight for every training example, without bounds"

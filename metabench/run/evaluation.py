@@ -14,7 +14,7 @@ import torch
 
 from metabench.contract import autodiff
 from metabench.contract.context import Context, Each
-from metabench.contract.guards import check_like
+from metabench.contract.guards import check_like, name_of
 from metabench.contract.method import State, inner_loop, split
 from metabench.contract.problem import Episode, Params, Problem
 from metabench.contract.solver import Solver
@@ -80,7 +80,7 @@ def _adapted(
         with torch.no_grad():
             if episode.index == 0:
                 like = ctx.problem.init_inner(state.lam, episode)
-                check_like(f"what adapt of {type(method).__name__} gives", theta, like)
+                check_like(f"what adapt of {name_of(method)} gives", theta, like)
             return ctx.problem.metrics(state.lam, theta, episode)
 
     steps = method.inner_steps if method.test_steps is None else method.test_steps

@@ -175,7 +175,7 @@ def describe(event: Event, words: CellWords = UNNAMED) -> str:
         text += f"; NOT SAVED: {event.unsaved}" if event.unsaved else ""
         return "\n".join(filter(None, (text, words.where(record))))
     if isinstance(event, Quarantined):
-        return f"quarantined: {event.bad}" if event.bad.moved_to else f"in the store: {event.bad}"
+        return f"bad file: {event.bad}"
     if isinstance(event, Elsewhere):
         return f"{name}: running elsewhere ({event.holder})"
     if isinstance(event, Refused):

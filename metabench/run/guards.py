@@ -14,7 +14,7 @@ from metabench.contract.guards import check_like
 from metabench.contract.method import State
 from metabench.contract.problem import Params
 from metabench.core.errors import Diverged
-from metabench.core.text import listed
+from metabench.core.text import listed, type_of
 
 
 class ChangedInPlace(Exception):
@@ -74,25 +74,25 @@ def _sum_of_bits(x: Tensor) -> int:
 def check_state(what: str, found: object) -> None:
     """Raise TypeError where a function of a method has given something else than a State."""
     if not isinstance(found, State):
-        raise TypeError(f"{what} gives a {type(found).__name__}, not a State")
+        raise TypeError(f"{what} gives {type_of(found)}, not a State")
 
 
 def check_step(method: str, found: Any, before: State) -> tuple[State, dict[str, float]]:
     """What a step has given, once it is found to be a State and a dict, and lam to have kept its
     names and shapes. Raises TypeError."""
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
-        raise TypeError(f"step of {method} gives a {_kind(found)}, not (State, dict of numbers)")
+        raise TypeError(f"step of {method} gives {_kind(found)}, not (State, dict of numbers)")
     check_state(f"step of {method}", found[0])
     for name, value in found[1].items():
         if not isinstance(value, Real):
-            raise TypeError(f"step of {method} logs {name!r} as a {type(value).__name__}")
+            raise TypeError(f"step of {method} logs {name!r} as {type_of(value)}")
     check_like(f"lam after a step of {method}", found[0].outer, before.outer)
     return found
 
 
 def _kind(found: object) -> str:
     inside = f" of {listed(type(x).__name__ for x in found)}" if isinstance(found, tuple) else ""
-    return type(found).__name__ + inside
+    return type_of(found) + inside
 
 
 def check_numbers(step: int, log: dict[str, float], lam: Params) -> None:

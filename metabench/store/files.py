@@ -9,11 +9,14 @@ import os
 import shlex
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from metabench.core.errors import StoreError
+
+MOST_NAMED = 3
+"""Bad files that an error names."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class BadFile:
         """What to type where it is closed, or the outermost folder that it is in."""
         inside = (p for p in reversed(self.path.parents) if not os.access(p, os.X_OK))
         return f"chmod -R a+rX {shlex.quote(str(next(inside, self.path)))}  # as its owner"
+
+
+def ending(bad: Iterable[BadFile | str]) -> str:
+    """Files that cannot be trusted, as the end of an error; "" where there are none."""
+    found = [*dict.fromkeys(map(str, bad))]
+    more = f" (and {len(found) - MOST_NAMED} more)" if len(found) > MOST_NAMED else ""
+    return "".join(f"; bad file: {one}" for one in found[:MOST_NAMED]) + more
 
 
 class Unreadable(Exception):

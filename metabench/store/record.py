@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
+from metabench.core.text import type_of
 
 SCHEMA = 1
 """Version of the record's own layout."""
@@ -40,7 +41,7 @@ READ = {"machine": dict, "versions": dict, "device": str, "ranks": int}
 def _typed(environment: dict[str, Any]) -> dict[str, Any]:
     for name, kind in READ.items():
         if not isinstance(found := environment.get(name, kind()), kind):
-            raise ValueError(f"{name} is a {type(found).__name__}")
+            raise ValueError(f"{name} is {type_of(found)}")
     if not 0 <= environment.get("ranks", 1) < 2**31:
         raise ValueError(f"ranks is {environment['ranks']}")
     return environment

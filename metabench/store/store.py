@@ -67,7 +67,11 @@ class Store:
 
     def get(self, key: str) -> Record | None:
         """The record of a cell; None where there is none that can be trusted."""
-        return _read(self.folder(key))[0]
+        return self.look(key)[0]
+
+    def look(self, key: str) -> tuple[Record | None, list[BadFile]]:
+        """:meth:`get`, and every file in the cell's folder that cannot be trusted."""
+        return _read(self.folder(key))
 
     def scan(self) -> tuple[list[Record], list[BadFile]]:
         """Every record that can be trusted, sorted by key, and every file that cannot, sorted by

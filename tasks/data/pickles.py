@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from metabench.core.errors import MetabenchError
+from metabench.core.text import type_of
 
 _TYPE = re.compile(r"[?]|b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5}")
 """Numbers, bytes and text: an array of objects would be an array of addresses."""
@@ -30,7 +31,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # damaged bytes are instructions too: whatever they call may fail
         raise MetabenchError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(held, dict):
-        raise MetabenchError(f"{path} holds a {type(held).__name__}, not a dict of arrays")
+        raise MetabenchError(f"{path} holds {type_of(held)}, not a dict of arrays")
     return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in held.items()}
 
 
@@ -142,7 +143,7 @@ def _array(data: Any, of: Any, shape: Any, order: Any) -> np.ndarray:
         raise MetabenchError(f"it has an array of {type(of).__name__}, not of numbers or text")
     data = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(data, bytes | bytearray):
-        raise MetabenchError(f"it has an array over a {type(data).__name__}, not over bytes")
+        raise MetabenchError(f"it has an array over {type_of(data)}, not over bytes")
     needs = math.prod(shape) * of.type.itemsize
     if min(shape, default=0) < 0 or len(data) != needs:
         raise MetabenchError(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
+from metabench.core.text import type_of
 from metabench.datasets import locate
 
 PRETRAIN, DOWNSTREAM = 5000, 40
@@ -123,7 +124,7 @@ def _read(path: Path) -> Graphs:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.PickleError) as error:
         raise MetabenchError(f"{path} cannot be read ({error})") from error
     if not isinstance(held, tuple) or len(held) < 2 or not isinstance(held[1], dict):
-        raise MetabenchError(f"{path} holds a {type(held).__name__}, not data and slices")
+        raise MetabenchError(f"{path} holds {type_of(held)}, not data and slices")
     return _graphs(path, contents(held[0]), held[1])
 
 

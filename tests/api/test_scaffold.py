@@ -23,6 +23,18 @@ def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["class", "lambda", "None"])
+def test_a_word_of_python_is_called_so(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingError, match=rf"it is a word of Python; near: my_{name}$"):
+        new("method", name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["match", "type"])
+def test_words_that_python_has_in_some_places_only_are_names(tmp_path: Path, name: str) -> None:
+    assert new("method", name, tmp_path).is_file()
+
+
 def test_refusals_name_something_near(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"near: a_b$"):
         new("method", "a-b", tmp_path)

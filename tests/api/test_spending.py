@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from metabench import api
 from metabench.api import spending
+from metabench.cli.main import app
 from metabench.cluster.submission import Group, Member, Submission
 from metabench.core.cell import Cell
+from metabench.core.text import duration
 from metabench.store.record import Record
 from metabench.store.store import CLUSTER, Store
-from metabench.suites.planning import Planned
+from metabench.suites.planning import TO_RUN, Planned
 
 
 def record(seed: int, method: str, seconds: float, device: str = "cpu") -> Record:
@@ -20,6 +25,10 @@ def record(seed: int, method: str, seconds: float, device: str = "cpu") -> Recor
     return Record(
         key=cell.key, cell=cell, status="done", cost=spent, environment={"device": device}
     )
+
+
+def of_a(made: Record) -> bool:
+    return made.cell.method == "a"
 
 
 def test_hours_by_method_and_by_row(tmp_path: Path) -> None:
@@ -31,13 +40,32 @@ def test_hours_by_method_and_by_row(tmp_path: Path) -> None:
     dear, cheap = spending.by_method(store.records())
     assert (dear.name, cheap.name) == ("b on ridge", "a on ridge")
     assert (cheap.gpu_hours, cheap.cpu_hours, cheap.cells) == (1.0, 2.0, 2)
-    left = Planned("row", "c", Cell("ridge", "a", "sgd", 9), "open", estimated_seconds=1800.0)
-    done = [Planned("row", "c", record(i, "a", 0.0).cell, "done") for i in range(2)]
-    (row,) = spending.by_row([*done, left], store, {"open"})
-    assert (row.gpu_hours, row.cpu_hours, row.left_hours, row.left_cells) == (1.0, 2.0, 0.5, 1)
-    whole = spending.total([dear, cheap, row])
-    assert whole.cells == 5 and whole.left_hours == 0.5
-    assert spending.total([dear]).left_hours is None
+    open_ = partial(Planned, "row", "c", Cell("ridge", "a", "sgd", 9), "open")
+    done = [Planned("row", "c", r.cell, "done", record=r) for r in store.records() if of_a(r)]
+    left = [
+        open_(estimated_seconds=1800.0),
+        open_(published_seconds=7200.0, published_on="a laptop"),
+        open_(),
+    ]
+    (row,) = spending.by_row([*done, *left], {"open"})
+    assert (row.gpu_hours, row.cpu_hours) == (1.0, 2.0)
+    assert row.left == spending.Left(1, 0.5, 1, 2.0, ("a laptop",), 1) and row.left.cells == 3
+    whole = spending.total([dear, cheap, row, row])
+    assert whole.cells == 7
+    assert whole.left == spending.Left(2, 1.0, 2, 4.0, ("a laptop",), 2)
+    assert spending.total([dear]).left.cells == 0
+
+
+def test_what_is_left_is_what_the_plan_says(tmp_path: Path) -> None:
+    planned = api.plan("omniglot", store=tmp_path)
+    rows = spending.by_row(planned, TO_RUN)
+    published = sum(p.published_seconds or 0.0 for p in planned) / 3600
+    assert spending.total(rows).left.published_hours == pytest.approx(published) and published > 1
+    typed = CliRunner().invoke(app, ["cost", "omniglot", "--store", str(tmp_path)]).stdout
+    (row,) = [line for line in typed.splitlines() if line.startswith("all ")]
+    assert row.endswith(f"{len(planned)} cells, published {duration(published * 3600)}")
+    assert "on the machine of the published run (" in " ".join(typed.split())
+    assert "h on CPUs" in typed and "hours by the clock" in typed
 
 
 def test_every_rank_of_a_cell_costs() -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from metabench import api
 from metabench.cli import printing
-from metabench.cli.main import app
+from metabench.cli.main import Commands, app
 from metabench.cli.options import seed_list
 from metabench.core import registry
 from metabench.core.catalogue import listing
@@ -699,6 +699,35 @@ def test_missing_packages_and_data_are_told_with_their_command(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("module", ["typer", "metabench.cli.printing", "metabench.suites.listing"])
+def test_ctrl_c_is_one_line_from_the_first_import_on(module: str) -> None:
+    """Before the command line is there, and within a command."""
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv[1:] = ['list', 'suites']\n"
+        "from metabench.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_ctrl_c_while_words_are_read_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commands, "parse_args", pressed)
+    typed = metabench("list")
+    assert (typed.code, typed.err) == (130, "interrupted\n")
+
+
 def test_ctrl_c_ends_with_130_and_goes_on_later(folder: Path) -> None:
     (folder / "bad.py").write_text(BAD_METHOD)
     words = [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 from optional import needs
 
+from metabench.api.examination import _wanted
 from metabench.core import optional_packages, registry
 from metabench.store.store import Store
 from metabench.suites import planning
@@ -36,6 +39,25 @@ def test_what_is_recorded_as_tested_is_asked_for_and_not_too_old() -> None:
         assert name in known, f"constraints name {name}, pyproject.toml does not"
         lowest, number = map(optional_packages.version_tuple, (known[name], newest))
         assert lowest <= number, name
+
+
+@pytest.mark.parametrize(
+    "wanted", ["numpy", "numpy==2.1", "numpy>=2", "numpy[a,b]>=2,<3", "./a b", "a$b", "a*", "~/x"]
+)
+def test_a_shell_gives_pip_the_requirement_that_is_meant(wanted: str) -> None:
+    command = optional_packages.pip_install(wanted, upgrade=True)
+    assert shlex.split(command) == ["pip", "install", "--upgrade", wanted]
+    printed = subprocess.run(
+        ["sh", "-c", command.replace("pip install", "printf '%s|'")], capture_output=True, text=True
+    )
+    assert printed.stdout == f"--upgrade|{wanted}|"
+    assert ("[" in wanted) <= (f'"{wanted}"' in command)
+
+
+def test_extras_of_a_requirement_are_no_part_of_its_name() -> None:
+    assert optional_packages.required("mkdocstrings[python]>=1.0.4") == "mkdocstrings"
+    assert optional_packages.recipe("mkdocstrings") == (optional_packages.install_extra("docs"),)
+    assert "mkdocstrings" in _wanted() and not [n for n in _wanted() if "[" in n]
 
 
 def test_no_requirement_is_listed_twice() -> None:

@@ -6,7 +6,13 @@ import json
 
 import pytest
 
-from metabench.core.text import printable
+from metabench.core.text import printable, type_of, with_article
+
+
+def test_an_article_fits_the_letter_that_follows() -> None:
+    words = [with_article(word) for word in ("int", "Episode", "tuple", "State")]
+    assert words == ["an int", "an Episode", "a tuple", "a State"]
+    assert (type_of(7), type_of("x"), type_of(None)) == ("an int", "a str", "a NoneType")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,17 @@ def test_a_page_says_what_code_and_records_say(kind: str, name: str) -> None:
         assert f"{entry.ours} (paper: {entry.paper})" in page
 
 
+@pytest.mark.parametrize("section", ["Formula:", "Loop:"])
+def test_a_method_without_formula_or_loop_ends_the_build(
+    section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = methods.get("pbgd")
+    assert cls.__doc__ is not None
+    monkeypatch.setattr(cls, "__doc__", cls.__doc__.replace(section, "Otherwise:"))
+    with pytest.raises(ValueError, match=rf"method pbgd: .*\.pbgd\.\w+ has no section '{section}'"):
+        registered.page("method", "pbgd")
+
+
 def test_numbers_are_those_of_the_published_table() -> None:
     (maml,) = [
         n for n in published.numbers()

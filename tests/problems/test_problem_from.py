@@ -317,8 +317,8 @@ def odd_shapes() -> list[Any]:
 X, Y = TRAIN
 NUMBERS: dict[str, Any] = {"train": TABLE[0], "valid": TABLE[1], "test": None}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no module": ({"model": 3}, r"model cannot be a int: give a torch.nn.Module"),
-    "a function of none": ({"model": lambda: 3}, "the function makes a int, no nn.Module"),
+    "no module": ({"model": 3}, r"model cannot be an int: give a torch.nn.Module"),
+    "a function of none": ({"model": lambda: 3}, "the function makes an int, no nn.Module"),
     "other modules": (
         {"model": lambda: linear(int(torch.randint(2, 3, (), generator=None)) + next(COUNT))},
         "two modules under one seed",
@@ -351,7 +351,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"model": nn.Linear(5, 2).double()},
         r"it cannot take x \[3, 4\] torch\.float64: RuntimeError",
     ),
-    "data of another kind": ({"train": 3}, r"train cannot be a int: give a pair of tensors"),
+    "data of another kind": ({"train": 3}, r"train cannot be an int: give a pair of tensors"),
     "one tensor": ({"train": (X,)}, r"train cannot be a tuple of 1 \(Tensor\): give a pair"),
     "numbers that differ": ({"train": (X, Y[:5])}, r"train: x is \[12, 4\] and y \[5\]"),
     "no example": ({"valid": (X[:0], Y[:0])}, "valid: there is no example"),
@@ -476,7 +476,7 @@ WRONG_START: dict[str, tuple[dict[str, Any], str]] = {
     "a first value": ({"first": {"a": 1}}, "first cannot be {'a': 1}: learn='initialisation' has"),
     "a carried start": ({"carried": True}, "carried cannot be True"),
     "a selection": ({"selection": regression}, "selection: learn='initialisation' chooses"),
-    "an int": ({"train": 3}, "train cannot be a int: give a pair"),
+    "an int": ({"train": 3}, "train cannot be an int: give a pair"),
 }
 
 
@@ -524,6 +524,8 @@ def test_an_own_loss_and_metric_are_taken() -> None:
                         goal="min")  # fmt: skip
     assert task.metric == "metric" and task.metrics == ("loss", "metric")
     assert not task.offers & {"evidence", "strongly_convex"}
+    for need in ("evidence", "strongly_convex"):
+        assert "only where the" in task.lacks[need] and "default one" in task.lacks[need]
     problem = testing.context(task).problem
     episode = problem.episode("valid", 0)
     found = problem.metrics(problem.init_outer(), problem.network.start, episode)

@@ -169,20 +169,21 @@ def grown(params):
             {"step": lambda s, log: (s, {"outer_loss": "0.5"})},
             "step of misshaped logs 'outer_loss' as a str",
         ),
-        ({"adapt": lambda t: None}, "what adapt of Misshaped gives is a NoneType, not a dict"),
-        ({"adapt": grown}, "what adapt of Misshaped gives has 'w' as [10, 1], not [10]"),
-        ({"hypergradient": lambda h: tuple(h)}, "hypergradient of Misshaped gives a tuple, not a"),
+        ({"adapt": lambda t: None}, "what adapt of misshaped gives is a NoneType, not a dict"),
+        ({"adapt": grown}, "what adapt of misshaped gives has 'w' as [10, 1], not [10]"),
+        ({"hypergradient": lambda h: tuple(h)}, "hypergradient of misshaped gives a tuple, not a"),
+        ({"hypergradient": lambda h: 7}, "hypergradient of misshaped gives an int, not a Hyper"),
         (
             {"hypergradient": lambda h: h._replace(grad=grown(h.grad))},
-            "the grad that hypergradient of Misshaped gives has 'log_penalty' as [10, 1], not [10]",
+            "the grad that hypergradient of misshaped gives has 'log_penalty' as [10, 1], not [10]",
         ),
         (
             {"hypergradient": lambda h: h._replace(grad={k: v.sum() for k, v in h.grad.items()})},
-            "the grad that hypergradient of Misshaped gives has 'log_penalty' as [], not [10]",
+            "the grad that hypergradient of misshaped gives has 'log_penalty' as [], not [10]",
         ),
         (
             {"hypergradient": lambda h: h._replace(theta=None), "carried": True},
-            "the theta that hypergradient of Misshaped gives is a NoneType, not a dict of tensors",
+            "the theta that hypergradient of misshaped gives is a NoneType, not a dict of tensors",
         ),
     ],
 )

@@ -209,7 +209,7 @@ def test_what_happens_to_files_is_told(file: Path) -> None:
         (lambda head: head.update(contract=7), "contract is 7, and 1 can be read"),
         (lambda head: head.update(arena="big"), "arena is 'big', and 'small' is asked for"),
         (lambda head: head.update(budget="x"), "budget is 'x', and 'smoke' is asked for"),
-        (lambda head: head["made"][0].update(environment={"machine": 3}), "machine is a int"),
+        (lambda head: head["made"][0].update(environment={"machine": 3}), "machine is an int"),
         (lambda head: head.pop("made"), "made: field required"),
     ],
 )

@@ -41,8 +41,17 @@ def described(kind: str, name: str) -> Description:
 
 
 def said(name: str) -> Told:
-    """What the class of a method says in its docstring."""
-    return told(inspect.getdoc(REGISTRIES["method"].get(name)) or "")
+    """What the class of a method says in its docstring. Raises ValueError, which ends the build,
+    where that has no formula or no loop."""
+    cls = REGISTRIES["method"].get(name)
+    found = told(inspect.getdoc(cls) or "")
+    for section, text in (("Formula:", found.formulas), ("Loop:", found.loop)):
+        if not text:
+            raise ValueError(
+                f"method {name}: the docstring of {cls.__module__}.{cls.__qualname__} has no "
+                f"section {section!r}: see CONTRIBUTING.md"
+            )
+    return found
 
 
 def page(kind: str, name: str) -> str:
@@ -77,14 +86,10 @@ def _links(about: Description, where: str) -> str:
 
 
 def _formula(name: str) -> str:
-    """Formula and loop of a method, as far as its class has them."""
+    """Formula and loop of a method."""
     about = said(name)
-    parts = []
-    if about.formulas:
-        parts.append("## Formula\n\n" + "\n\n".join(map(formula, about.formulas)))
-    if about.loop:
-        parts.append(f"## As a loop\n\n```python\n{about.loop}\n```\n{LEGEND}")
-    return "\n\n".join(parts)
+    formulas = "\n\n".join(map(formula, about.formulas))
+    return f"## Formula\n\n{formulas}\n\n## As a loop\n\n```python\n{about.loop}\n```\n{LEGEND}"
 
 
 def _facts(facts: dict[str, str]) -> str:

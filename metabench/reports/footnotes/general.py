@@ -212,42 +212,81 @@ def mark_footnotes(results: Results, entries: Entries) -> list[Footnote]:
             "common seeds (a seed fixes data, first values and test episodes), Holm's correction "
             f"over all pairs of a column ({_span(tests)} tests). Without a mark: not told apart."
         ),
-        *_detectable_footnotes(results, families),
+        *_detectable_footnotes(results, entries, families),
         *_untested_footnotes(results, entries, families),
     ]
 
 
 MANY = 6
 """Columns from which on a footnote gives a range and not a number for each."""
+MOST_FACTOR = 1000.0
+"""A larger factor is told as more than this one: its digits say nothing."""
 
 
-def _detectable_footnotes(results: Results, families: Mapping[str, Comparisons]) -> list[Footnote]:
-    """The difference that each column would have shown."""
-    found = {}
+def _detectable_footnotes(
+    results: Results, entries: Entries, families: Mapping[str, Comparisons]
+) -> list[Footnote]:
+    """The difference that each column would have shown; or that it is larger than all that occur in
+    the column, where a number would tell nothing."""
+    found: dict[str, tuple[float, bool]] = {}
+    hopeless: list[str] = []
     for column in results.columns:
-        least = families[column.id].detectable
-        if least is not None:
-            found[column.label or column.id] = least, families[column.id].logs
-    scale = 100.0 if results.suite.percent else 1.0
-    words = {
-        label: f"a factor of {math.exp(min(least, 700.0)):.3g}" if logs else f"{scale * least:.3g}"
-        for label, (least, logs) in found.items()
-    }
-    if len(results.columns) == 1:
-        told = next(iter(words.values()))
-    elif len(words) <= MANY:
-        told = "; ".join(f"{label} {word}" for label, word in words.items())
-    else:
-        order = sorted(found, key=lambda label: found[label])
-        told = f"between {words[order[0]]} ({order[0]}) and {words[order[-1]]} ({order[-1]})"
-    unit = ", in points" if results.suite.percent else ""
+        least, logs = families[column.id].detectable, families[column.id].logs
+        if least is None:
+            continue
+        name = column.label or column.id
+        if least > _range(entries[column.id], logs):
+            hopeless.append(name)
+        else:
+            found[name] = least, logs
     power = f"{100 * POWER:.0f} %"
-    return [
-        Footnote(
-            f"A difference is shown with {power} power from about this on{unit}: {told} (median of "
-            "the column's pairs)."
+    out = []
+    if found:
+        scale = 100.0 if results.suite.percent else 1.0
+        words = {name: _size(least * (1 if logs else scale), logs)
+                 for name, (least, logs) in found.items()}  # fmt: skip
+        if len(results.columns) == 1:
+            told = next(iter(words.values()))
+        elif len(words) <= MANY:
+            told = "; ".join(f"{name} {word}" for name, word in words.items())
+        else:
+            order = sorted(found, key=lambda name: found[name])
+            told = f"between {words[order[0]]} ({order[0]}) and {words[order[-1]]} ({order[-1]})"
+        unit = ", in points" if results.suite.percent else ""
+        out.append(
+            Footnote(
+                f"A difference is shown with {power} power from about this on{unit}: {told} "
+                "(median of the column's pairs)."
+            )
         )
-    ]
+    if hopeless:
+        every = len(hopeless) == len(results.columns)
+        many = f"{'all' if every else f'{len(hopeless)} of'} {len(results.columns)} columns"
+        where = many if len(hopeless) > MANY else "; ".join(hopeless)
+        out.append(
+            Footnote(
+                "No difference of a size that occurs here would be shown, between most methods, "
+                f"with {power} power{f': {where}' if len(results.columns) > 1 else ''}. It would "
+                "have to be larger than that of the best and the worst mean."
+            )
+        )
+    return out
+
+
+def _range(column: Mapping[str, Entry], logs: bool) -> float:
+    """From the smallest to the largest mean of a column; ``logs``: of their logarithms."""
+    means = [entry.mean for entry in column.values()]
+    if logs:
+        means = [math.log(mean) for mean in means]
+    return max(means) - min(means)
+
+
+def _size(least: float, logs: bool) -> str:
+    if not logs:
+        return f"{least:.3g}"
+    if least > math.log(MOST_FACTOR):
+        return f"a factor of more than {MOST_FACTOR:,.0f}"
+    return f"a factor of {math.exp(least):.3g}"
 
 
 def _untested_footnotes(

@@ -18,7 +18,8 @@ FIELDS = (
     "kind", "label", "evaluation", "metric", "goal", "seeds", "a", "b", "difference", "pm",
     "p_holm", "detectable", "logs", "identical_seeds", "verdict", "what", "a_has", "b_has",
 )  # fmt: skip
-"""Columns of the CSV: ``kind`` is pair, only, made with, or setting; numbers are as recorded."""
+"""Columns of the CSV: ``kind`` is pair, only, bad file, made with, or setting; numbers are as
+recorded."""
 EXAMPLES = 8
 """Lines or cells that a footnote names."""
 
@@ -39,7 +40,7 @@ def grid(found: SideBySide) -> Grid:
     """A line for each group of paired cells; the rest below."""
     heads = ["cells", "seeds", "A", "B", "B-A", "p", "detectable", "shown"]
     rows = [[Item(text) for text in _row(line)] for line in found.lines]
-    footnotes = [Footnote(text) for text in (*_summary(found), *_below(found))]
+    footnotes = [Footnote(text) for text in (*_summary(found), *_bad_files(found), *_below(found))]
     return Grid(f"A: {found.a}; B: {found.b}", [("", len(heads))], heads, rows, footnotes, left=1)
 
 
@@ -90,6 +91,11 @@ def _summary(found: SideBySide) -> Iterator[str]:
             f"p: of the paired t-test, Holm's over {counted(found.tests, 'line')}; shown below "
             "0.05. detectable: the difference that is shown with 80 % power"
         )
+
+
+def _bad_files(found: SideBySide) -> Iterator[str]:
+    for side, bad in found.bad_files:
+        yield f"Bad file of {side}, what it holds is left out: {bad}"
 
 
 def _below(found: SideBySide) -> Iterator[str]:
@@ -160,6 +166,8 @@ def _others(found: SideBySide) -> Iterator[dict[str, object]]:
             "verdict": f"only {o.side} has it",
             "what": o.why,
         }
+    for side, bad in found.bad_files:
+        yield {"kind": "bad file", "verdict": f"left out of {side}", "what": bad}
     for kind, all_ in (("setting", found.settings), ("made with", found.made_with)):
         for d in all_:
             yield {"kind": kind, "what": d.what, "a_has": d.a, "b_has": d.b}

@@ -461,7 +461,7 @@ def test_plain_lines_say_what_happened() -> None:
             listener(event)
     text = out.getvalue()
     for part in (
-        "quarantined: a/record.json: is garbled; quarantined as set-aside/x",
+        "bad file: a/record.json: is garbled; quarantined as set-aside/x",
         "found in the store",
         "goes on from step 7",
         "failed: ValueError: no",
@@ -474,6 +474,18 @@ def test_plain_lines_say_what_happened() -> None:
         "4/5 cells, 2 done, 1 failed, 1 not applicable, 1 running elsewhere",
     ):
         assert part in text
+    lines_of_text = text.splitlines()
+    assert lines_of_text.count(lines_of_text[-1]) == 1 and text.count("quarantined") == 1
+
+
+def test_the_last_count_stands_once() -> None:
+    """After the last cell, and at the end of the launch."""
+    out = io.StringIO()
+    cell = Cell("ridge", "bilevel", "sgd", 3)
+    with progress.view(1, 1, Console(file=out, width=300)) as listener:
+        listener(Started(cell))
+        listener(Finished(Record(cell.key, cell, "done", cost={"seconds": 1.0})))
+    assert out.getvalue().splitlines()[-2:] == [f"{cell}: done in 1.0 s", "1/1 cell, 1 done"]
 
 
 def test_a_launch_names_places_of_the_suite_and_where_a_cell_failed() -> None:
