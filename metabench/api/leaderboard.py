@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from metabench.api import arena as arenas
 from metabench.api.verbs import open_store
+from metabench.cluster import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
 from metabench.store import published
+from metabench.suites.arena import Arena
 
 if TYPE_CHECKING:
     from metabench.store.store import Store
-    from metabench.suites.arena import Arena
 
 
 def leaderboard(
@@ -37,7 +38,7 @@ def leaderboard(
         told = arenas.other_budgets(plan.arena, budget, store)
         raise MetabenchError(
             f"the leaderboard of {plan.arena.name} (budget {budget}) shows finished finals, and "
-            f"there is none: run metabench arena first{told}"
+            f"there is none; run: {_command(arena, budget, store)}{told}"
         )
     kept = {p.record.key: p.record for p in plan.finals if p.record is not None}
     curves = {key: arenas.curve(plan, store, record) for key, record in kept.items()}
@@ -64,7 +65,13 @@ def publish_records(
     if not records:
         told = arenas.other_budgets(plan.arena, budget, store, anew=True)
         raise MetabenchError(
-            f"{plan.arena.name} has no record of budget {budget} in {store.root}: run metabench "
-            f"arena first{told}"
+            f"{plan.arena.name} has no record of budget {budget} in {store.root}; run: "
+            f"{_command(arena, budget, store)}{told}"
         )
     return published.publish(records.values(), store, place("out", out))
+
+
+def _command(arena: str | Path | Arena, budget: str, store: Store) -> str:
+    """What plays the arena."""
+    name = arena.name if isinstance(arena, Arena) else hints.absolute(arena)
+    return hints.command(["arena", name, "--budget", budget], store.root)

@@ -45,13 +45,13 @@ def leaderboard(
 
     if out and records:
         raise SettingError("give --out for the page or --records for a file of records, not both")
-    known = arenas.load(typed_path("FILE")(file))
-    budget = budget or arenas.default_budget(known)
+    arena = typed_path("FILE")(file)
+    budget = budget or arenas.default_budget(arenas.load(arena))
     kept = Store(store)
     printing.tell_bad_files(kept.problems())
     if records:
-        path = verbs.publish_records(known, budget=budget, store=kept, out=records)
+        path = verbs.publish_records(arena, budget=budget, store=kept, out=records)
     else:
         page = out or Path("leaderboard.html")
-        path = verbs.leaderboard(known, budget=budget, store=kept, out=page)
+        path = verbs.leaderboard(arena, budget=budget, store=kept, out=page)
     printing.say(f"wrote {path}")

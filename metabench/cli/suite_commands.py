@@ -279,7 +279,7 @@ def publish(
     if (arena := Choice(suite, budget).arena()) is not None:
         refuse(["unverified"], f"{arena.name} is an arena, beside which no paper's numbers stand")
         folder = out or output.default_folder(arena.name, budget, suite)
-        published = publish_arena(arena, budget=budget, store=store, out=folder)
+        published = publish_arena(suite, budget=budget, store=store, out=folder)
     else:
         found = loading.load(suite)
         folder = out or output.default_folder(found.name, budget, suite)

@@ -22,6 +22,7 @@ from metabench.cluster.draft import Draft
 from metabench.cluster.job_states import Answer
 from metabench.cluster.slurm import Partition, Slurm
 from metabench.cluster.submission import Submission
+from metabench.core.text import counted
 from metabench.store.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,8 @@ SAMPLES = {
     "dataset": "omniglot",
     "cross": "--task quadratic --method bilevel",
     "plugin": "--plugin mine.py",
+    "typed": "arena-1",
+    "budget": "first",
 }
 """What stands in a message for what is filled in when it is told."""
 
@@ -141,7 +144,7 @@ def test_what_submit_and_status_tell_to_type_is_about_the_same_cells(
     assert f"{first.cells} lost" in status
     (retry,) = set(named(status.partition("repair it with: ")[2]))
     again = metabench(*shlex.split(retry)[1:]).output
-    assert f"  {first.cells} cells in " in again
+    assert f"  {counted(first.cells, 'cell')} in " in again
     second = folders.submissions(Store(root))[-1]
     assert folders.keys(second) == folders.keys(first)
     cancel = first.command("cancel")

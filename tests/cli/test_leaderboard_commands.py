@@ -54,5 +54,6 @@ def test_an_arena_that_nobody_has_played_says_so(kind: str, tmp_path: Path) -> N
     path.write_text(arenas.text(ONE))
     given = ["--budget", "smoke", "--store", str(tmp_path / "runs"), kind, str(out)]
     done = CliRunner().invoke(app, ["leaderboard", str(path), *given])
-    assert done.exit_code == 1 and "run metabench arena first" in done.output.replace("\n", " ")
+    assert done.exit_code == 1
+    assert f"metabench arena {path} --budget smoke" in done.output.replace("\n", "")
     assert not out.exists()
