@@ -34,6 +34,7 @@ from metabench.contract.guards import check_hypergradient
 from metabench.contract.method import Context, Positive, State, Steps
 from metabench.contract.problem import Episode, Params
 from metabench.core.registry import method
+from metabench.hypergradients.inexact import moduli as bounds
 from metabench.hypergradients.inexact.certificates import Certificate, certificate, enclosure, mean
 from metabench.hypergradients.inexact.hypergradient import (
     FLOOR,
@@ -46,7 +47,6 @@ from metabench.hypergradients.inexact.hypergradient import (
     point,
     start_for,
 )
-from metabench.hypergradients.inexact.hypergradient import moduli as bounds
 from metabench.hypergradients.inexact.inner_solve import InnerSolution, Rule
 
 Part = Annotated[float, Field(gt=0, lt=1)]
