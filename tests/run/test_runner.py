@@ -377,7 +377,7 @@ def test_a_cost_ends_a_run_and_says_when_to_look(how: dict, tmp_path: Path) -> N
     ("method", "budget", "lacks"),
     [
         ("bilevel", {"cost": 90.0}, "outer_gradients"),
-        ("random", {"cost": 90.0}, "function_evaluations"),
+        ("ift", {"cost": 900.0}, "hvps"),
         ("bilevel", {"outer_steps": 3, "eval_every_cost": 5.0}, "outer_gradients"),
     ],
 )
@@ -385,15 +385,14 @@ def test_what_has_no_price_is_a_failure_that_names_it(
     tmp_path: Path, method: str, budget: dict[str, Any], lacks: str
 ) -> None:
     """A run that could not pay for a step of unknown cost would be "done" after none."""
-    budget = {**budget, "prices": {"inner_gradients": 1.0}, "test_episodes": 4}
+    prices = dict.fromkeys(PRICED, 1.0)
+    budget = {**budget, "prices": {k: v for k, v in prices.items() if k != lacks}}
     cell = make_cell("noisy", method, set={"budget": budget})
     record = run_cell(cell, Store(tmp_path))
     assert record.status == "failed" and record.metrics == {}
     said = f"{method} on noisy uses {lacks}, which has no price in it; metabench calibrate FILE"
     assert said in record.reason
-    cell = make_cell(
-        "noisy", method, set={"budget": {**budget, "prices": dict.fromkeys(PRICED, 1.0)}}
-    )
+    cell = make_cell("noisy", method, set={"budget": {**budget, "prices": prices}})
     assert run_cell(cell, Store(tmp_path)).status == "done"
 
 
