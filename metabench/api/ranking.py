@@ -20,7 +20,13 @@ from metabench.cluster import hints
 from metabench.core.capabilities import causes
 from metabench.core.catalogue import arena_names
 from metabench.core.cell import Cell, canonical
-from metabench.core.errors import MetabenchError, NotApplicable, SettingError, SuiteError
+from metabench.core.errors import (
+    MetabenchError,
+    NotApplicable,
+    SettingError,
+    SuiteError,
+    WrongPath,
+)
 from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store import published
@@ -173,7 +179,10 @@ def contest(
     if given is not None:
         bad = [str(b) for b in given.problems()]
         bad += given.outdated() if isinstance(given, ArenaScores) else []
-        known |= {r.key: r for r in given.records()}
+        records = given.records()
+        if not records and not bad:
+            bad.append(f"{file}: there is no record in it")
+        known |= {r.key: r for r in records}
     typed = hints.absolute(name if isinstance(name, Path) else str(name))
     return Contest(narrow, made, source, budget, kept, known, file, bad, quick, typed)
 
@@ -239,10 +248,17 @@ def run(
 
 
 def check_baselines(contest: Contest) -> None:
-    """Raise MetabenchError where no baseline could be compared with: before hours of running."""
+    """Raise MetabenchError where no baseline could be compared with, WrongPath where that is for
+    the file that was given: before hours of running."""
     found = _tracks(contest)
     if any(track.peers for track in found):
         return
+    if contest.bad:
+        more = f" (and {counted(len(contest.bad) - 1, 'fault')} more)" * (len(contest.bad) > 1)
+        raise WrongPath(
+            f"--baselines {contest.bad[0]}{more}: nothing is left of it to compare "
+            f"{contest.entrant.id} with; without it the baselines are run by: {contest.command}"
+        )
     why = dict.fromkeys(
         f"{m}: {name}: {', '.join(reasons)}"
         for track in found

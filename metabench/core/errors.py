@@ -65,6 +65,10 @@ class StoreError(MetabenchError):
     """The store cannot keep or give back what was asked."""
 
 
+class WrongPath(SettingError, StoreError):
+    """A file or a folder that was named, and is not there or is not what was asked for."""
+
+
 class DataMissing(MetabenchError):
     """A data set that is not on this machine; carries the command that repairs it."""
 

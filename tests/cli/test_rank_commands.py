@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import re
 import shlex
 from pathlib import Path
@@ -143,9 +144,9 @@ class Other(Bilevel):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("nowhere.py",), 1, "no plug-in file"),
+        (("nowhere.py",), 2, "no plug-in file"),
         (("bilevl",), 2, "no method 'bilevl'; near: bilevel"),
-        (("nothing.py",), 1, "nothing.py registers no method: write @metabench.method"),
+        (("nothing.py",), 2, "nothing.py registers no method: write @metabench.method"),
         (("several.py",), 2, "registers several methods: one_of_two, other_of_two; say which: "
          "--method one_of_two"),
         (("several.py", "--method", "one_of_too"), 2, "near: one_of_two"),
@@ -172,6 +173,35 @@ def test_what_cannot_be_ranked_is_told(
     assert done.exit_code == code, done.output
     assert message in re.sub(r"\s+", " ", done.output)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("mine.py", b"import metabench\n", "line 1: the file is damaged .* Not a gzipped file"),
+        ("cut.gz", None, "line 1: the file is damaged .* ended before the end-of-stream marker"),
+        ("line.gz", gzip.compress(b"{}\n"), "line 1: is not what was published"),
+        ("nowhere.gz", b"", "No such file"),
+        ("folder", b"", "there is no record in it"),
+    ],
+)
+def test_a_wrong_file_of_baselines_is_named_with_its_fault(
+    rank: Any,
+    small: tuple[Path, Path],
+    tmp_path: Path,
+    name: str,
+    content: bytes | None,
+    fault: str,
+) -> None:
+    file = tmp_path / name
+    if name == "folder":
+        file.mkdir()
+    elif name != "nowhere.gz":
+        file.write_bytes(small[1].read_bytes()[:100] if content is None else content)
+    done = rank("one_step", baselines=str(file))
+    told = re.sub(r"\s+", " ", done.output)
+    assert done.exit_code == 2 and re.search(f"{name}: {fault}", told), told
+    assert "records are missing" not in told and not (tmp_path / "runs").exists()
 
 
 def test_without_an_arena_or_baselines_nothing_is_run(
@@ -205,7 +235,7 @@ def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) ->
         full = whole.get(r.key)
         assert full is not None and full.metrics["test"]["loss"] == r.metrics["test"]["loss"]
     refused = CliRunner().invoke(app, ["store", "import", scores, "--into", "other"])
-    assert refused.exit_code == 1 and not Path("other").exists()
+    assert refused.exit_code == 2 and not Path("other").exists()
     assert f"{scores} has the scores of arena 'small' and no whole records" in str(refused.output)
     assert "metabench arena small.toml --budget smoke --anew" in re.sub(r"\s+", " ", refused.output)
     done = CliRunner().invoke(app, ["publish", *words, "--store", "none"])
