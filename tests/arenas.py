@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from metabench.analysis import arena as analysis
 from metabench.core.cell import Cell
-from metabench.core.costs import COUNT_NAMES
+from metabench.core.costs import COUNT_NAMES, PRICED
 from metabench.store.record import RETRAINED, Curve, Estimate, Record
 from metabench.suites.arena import AS_SHIPPED, Arena
 from metabench.suites.planning import Planned
@@ -34,7 +34,7 @@ def arena(
 ) -> Arena:
     """Scores are raw values; the methods in ``alone`` have no space, hence one trial; the problems
     in ``anew`` have the second readout."""
-    prices = {"inner_gradients": 1.0, "function_evaluations": 0.5}
+    prices = {**dict.fromkeys(PRICED, 1.0), "function_evaluations": 0.5}
     space = {"method.outer_lr": {"low": 0.01, "high": 1.0, "log": True}}
     return TypeAdapter(Arena).validate_python(
         {

@@ -12,7 +12,7 @@ reaches a target. One block is one problem: seeds of a problem are repetitions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from metabench.analysis import stats
@@ -194,6 +194,16 @@ def finals_scores(
             worst = min([0.0, *(v for v in values if v is not None)])
             scores[row][name] = [worst if v is None else v for v in values]
     return scores, failures
+
+
+def failed_throughout(finals: Sequence[Planned], problems: Collection[str]) -> set[str]:
+    """The rows of which every final on these problems ended in an exception: somebody's code is at
+    fault, and where the method stands is not known."""
+    ended: dict[str, set[str]] = {}
+    for p in finals:
+        if p.column in problems and p.record is not None:
+            ended.setdefault(p.row, set()).add(p.record.status)
+    return {row for row, statuses in ended.items() if statuses == {"failed"}}
 
 
 def standings(

@@ -56,7 +56,8 @@ class TrackResults:
     state on the validation split minus on the test split) are by row, problem and seed, as are
     ``retrained`` (scores of a theta trained anew, on the problems that have it); rows are methods,
     and methods "as shipped". ``methods``: ids in the order of the file; ``numbers``: their
-    places in it. ``left_out``: methods that do not play on every problem.
+    places in it. ``left_out``: methods that do not play on every problem; ``failed``: those of
+    which every tuned final ended in an exception, and which stand nowhere.
     """
 
     arena: str
@@ -73,6 +74,7 @@ class TrackResults:
     trials: Trials
     left_out: tuple[str, ...] = ()
     retrained: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
 
     def rows(self, tuned: bool) -> list[str]:
         """The rows of one ruleset."""
@@ -188,7 +190,11 @@ def collect(
     """
     scores, failures = scoring.finals_scores(arena, finals, metrics)
     of_track = {p.id: p for p in arena.problems if p.track == track}
-    rows, left_out = playing(scores, list(of_track))
+    failed = scoring.failed_throughout(finals, of_track)
+    known = {row: of for row, of in scores.items() if row.removesuffix(AS_SHIPPED) not in failed}
+    rows, left_out = playing(known, list(of_track))
+    if not rows and failed:
+        raise MetabenchError(f"every final of track {track!r} of {arena.name} failed")
     if not rows:
         raise MetabenchError(
             f"nobody plays in track {track!r} of {arena.name}, or no trial is finished"
@@ -223,4 +229,5 @@ def collect(
         trials,
         tuple(row for row in left_out if not row.endswith(AS_SHIPPED)),
         {row: {k: v for k, v in anew.get(row, {}).items() if k in names} for row in rows},
+        tuple(m.id for m in arena.methods if m.id in failed),
     )

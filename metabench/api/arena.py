@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from metabench.run.workers.local_launcher import Summary
     from metabench.store.record import Curve, Record
 
-TO_PLAY = frozenset({"open", "running", "timeout"})
-"""States of the cells that are run. One that has diverged has its score: it would diverge again."""
+TO_COME = frozenset({"open", "running", "timeout"})
+"""States of the cells that have not ended."""
+TO_PLAY = TO_COME | {"failed"}
+"""States of the cells that are run. One that has diverged has its score: it would diverge again.
+One that has failed shows an exception in somebody's code, which may be mended by now."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,15 @@ def run(
     listener: Listener | None = None,
     anew: bool = False,
 ) -> list[Summary]:
-    """Run what is missing: the trials, then the finals; what has failed already stays as it is.
-    ``anew``: also what has scores that ship with the arena.
+    """Run what is missing: the trials, then the finals; what has failed is tried again, what has
+    diverged stays as it is. ``anew``: also what has scores that ship with the arena.
 
     Raises MetabenchError where trials are left that cannot be run here, or that were stopped.
     """
     arena, store = load(arena), open_store(store)
     done = []
     first = plan(arena, budget=budget, store=store, anew=anew)
-    done.append(play(_own(first, first.trials), store, jobs, device, listener))
+    done.append(play(own(first, first.trials), store, jobs, device, listener))
     then = plan(arena, budget=budget, store=store, anew=anew)
     if not then.finals:
         left = [p for p in then.trials if p.record is None and p.state not in NEVER_RUN]
@@ -164,11 +167,11 @@ def run(
             f"the finals; the first is {left[0].row}/{left[0].column} seed "
             f"{left[0].cell.seed}: {left[0].why}"
         )
-    done.append(play(_own(then, then.finals), store, jobs, device, listener))
+    done.append(play(own(then, then.finals), store, jobs, device, listener))
     return done
 
 
-def _own(plan: Plan, planned: list[Planned]) -> list[Planned]:
+def own(plan: Plan, planned: list[Planned]) -> list[Planned]:
     """Without those whose records came with the arena: the store has none, and would run them."""
     came = plan.shipped
     return [
@@ -178,7 +181,7 @@ def _own(plan: Plan, planned: list[Planned]) -> list[Planned]:
     ]
 
 
-def due(plan: Plan, states: Collection[str] = TO_PLAY) -> tuple[str, list[Planned]]:
+def due(plan: Plan, states: Collection[str] = TO_COME) -> tuple[str, list[Planned]]:
     """What is to be run now: "trials" as long as one of them is in ``states`` or stands in the way
     of the finals, then "finals"."""
     if not plan.finals or any(p.state in states for p in plan.trials):
@@ -193,13 +196,14 @@ def play(
     device: str | None,
     listener: Listener | None,
 ) -> Summary:
-    """Run the cells of a plan that have neither a record nor a score."""
+    """Run the cells of a plan that have no score, or have failed."""
     ready = [p for p in planned if p.state == "done" or p.state in TO_PLAY]
     return run_planned(ready, store, jobs=jobs, device=device, listener=listener)
 
 
 def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
-    """Where the methods of a track stand in the finals, tuned or as shipped, the best first.
+    """Where the methods of a track stand in the finals, tuned or as shipped, the best first; one of
+    which every final has failed stands nowhere.
 
     Raises MetabenchError where finals are missing, or where nobody plays in the track.
     """
@@ -208,6 +212,8 @@ def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
 
     problems = [p.id for p in plan.arena.problems if p.track == track]
     scores, failures = analysis.finals_scores(plan.arena, plan.finals, metrics(plan.arena))
+    failed = analysis.failed_throughout(plan.finals, problems)
+    scores = {row: of for row, of in scores.items() if row not in failed}
     of_ruleset = {r: of for r, of in scores.items() if r.endswith(arenas.AS_SHIPPED) != tuned}
     rows, _ = playing(of_ruleset, problems)
     if not rows:
@@ -218,15 +224,19 @@ def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
 
 
 def tracks(plan: Plan, *, store: str | Path | Store | None = None) -> list[TrackResults]:
-    """All that is known of each track that has problems in the plan, in the order of their letters;
-    ``store`` is where the learning curves are.
+    """All that is known of each track that has problems in the plan, in the order of their letters,
+    but for those where every final has failed; ``store`` is where the learning curves are.
 
     Raises MetabenchError where finals are missing, StoreError for a curve that cannot be read.
     """
     from metabench.analysis import arena_track
 
     of, known = partial(curve, plan, open_store(store)), metrics(plan.arena)
-    played = {p.column for p in plan.finals if p.state not in NEVER_RUN}
+    played = {
+        p.column
+        for p in plan.finals
+        if p.state not in NEVER_RUN and (p.record is None or p.record.status != "failed")
+    }
     letters = sorted({p.track for p in plan.arena.problems if p.id in played})
     return [
         arena_track.collect(plan.arena, plan.scores, plan.finals, known, track, of)

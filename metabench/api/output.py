@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabench.core.catalogue import suite_folder
-from metabench.core.errors import MetabenchError, SuiteError, UnknownName
+from metabench.core.errors import MetabenchError, SuiteError, UnknownName, WrongPath
 from metabench.store.files import write_atomic
 
 if TYPE_CHECKING:
@@ -74,11 +74,14 @@ def told(place: Path) -> Iterator[None]:
 
 
 def made(folder: Path) -> Path:
-    """The folder, made where it is not there; raises MetabenchError where that cannot be done."""
+    """The folder, made where it is not there; raises WrongPath where a file is in the way,
+    MetabenchError where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MetabenchError(f"cannot make the folder {folder}: {error.strerror}") from None
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        kind = WrongPath if in_the_way else MetabenchError
+        raise kind(f"cannot make the folder {folder}: {error.strerror}") from None
     return folder
 
 

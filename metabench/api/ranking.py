@@ -20,7 +20,13 @@ from metabench.cluster import hints
 from metabench.core.capabilities import causes
 from metabench.core.catalogue import arena_names
 from metabench.core.cell import Cell, canonical
-from metabench.core.errors import MetabenchError, NotApplicable, SettingError, SuiteError
+from metabench.core.errors import (
+    MetabenchError,
+    NotApplicable,
+    SettingError,
+    SuiteError,
+    WrongPath,
+)
 from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store import published
@@ -39,6 +45,7 @@ from metabench.suites.suite import SuiteCell
 if TYPE_CHECKING:
     from metabench.analysis.arena import Trial
     from metabench.analysis.entrant import Place
+    from metabench.reports.arena.endings import Ending
     from metabench.run.events import Listener
     from metabench.run.workers.local_launcher import Summary
 
@@ -100,8 +107,27 @@ class Plan:
 
     @property
     def left(self) -> list[Planned]:
-        """What is still to be run, trials first."""
+        """What has not ended, trials first: as long as there is some, nobody is ranked."""
+        return [p for p in (*self.trials, *self.finals) if p.state in verbs.TO_COME]
+
+    @property
+    def to_play(self) -> list[Planned]:
+        """What is run next time, trials first: also what has failed."""
         return [p for p in (*self.trials, *self.finals) if p.state in verbs.TO_PLAY]
+
+    @property
+    def endings(self) -> list[Ending]:
+        """How runs have ended where a standing does not say it, in words."""
+        from metabench.reports.arena.endings import endings
+
+        return endings(self.trials, self.finals)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a run of these ended in an exception."""
+        from metabench.reports.arena.endings import has_failed
+
+        return has_failed([*self.trials, *self.finals])
 
 
 def default_arena() -> str:
@@ -153,7 +179,10 @@ def contest(
     if given is not None:
         bad = [str(b) for b in given.problems()]
         bad += given.outdated() if isinstance(given, ArenaScores) else []
-        known |= {r.key: r for r in given.records()}
+        records = given.records()
+        if not records and not bad:
+            bad.append(f"{file}: there is no record in it")
+        known |= {r.key: r for r in records}
     typed = hints.absolute(name if isinstance(name, Path) else str(name))
     return Contest(narrow, made, source, budget, kept, known, file, bad, quick, typed)
 
@@ -207,7 +236,7 @@ def run(
     listener: Listener | None = None,
 ) -> list[Summary]:
     """Run what is missing of the method: the trials, then the finals, unless it is interrupted.
-    What is done is read."""
+    What is done is read, and what has failed is tried again."""
     done: list[Summary] = []
     for finals in (False, True):
         planned = plan(contest)
@@ -219,10 +248,17 @@ def run(
 
 
 def check_baselines(contest: Contest) -> None:
-    """Raise MetabenchError where no baseline could be compared with: before hours of running."""
+    """Raise MetabenchError where no baseline could be compared with, WrongPath where that is for
+    the file that was given: before hours of running."""
     found = _tracks(contest)
     if any(track.peers for track in found):
         return
+    if contest.bad:
+        more = f" (and {counted(len(contest.bad) - 1, 'fault')} more)" * (len(contest.bad) > 1)
+        raise WrongPath(
+            f"--baselines {contest.bad[0]}{more}: nothing is left of it to compare "
+            f"{contest.entrant.id} with; without it the baselines are run by: {contest.command}"
+        )
     why = dict.fromkeys(
         f"{m}: {name}: {', '.join(reasons)}"
         for track in found
@@ -237,16 +273,18 @@ def check_baselines(contest: Contest) -> None:
 
 
 def places(contest: Contest) -> list[Place]:
-    """Where the method stands in each of its tracks, tuned and as shipped.
+    """Where the method stands in each of its tracks, tuned and as shipped: nowhere where every
+    final of it has failed.
 
-    Raises MetabenchError where cells of the method are missing, or as :func:`check_baselines`.
+    Raises MetabenchError where cells of the method are missing, where all of its finals have
+    failed, or as :func:`check_baselines`.
     """
     from metabench.analysis import arena as analysis
     from metabench.analysis import entrant as comparing
 
     check_baselines(contest)
-    left = plan(contest).left
-    if left:
+    planned = plan(contest)
+    if left := planned.left:
         raise MetabenchError(
             f"{counted(len(left), 'cell')} of {contest.entrant.id} are not done, the first "
             f"{left[0].row}/{left[0].column} seed {left[0].cell.seed}: {left[0].why}"
@@ -254,9 +292,12 @@ def places(contest: Contest) -> list[Place]:
     mine = _played(contest, contest.entrant, contest.store.records(), contest.tuned)
     found = []
     for track in _tracks(contest):
+        failed = analysis.failed_throughout(planned.finals, track.problems)
         rows, names = (mine, *track.peers), track.problems
         trials = {(o.method.id, n): o.trials.get(n, ()) for o in rows for n in names}
         for tuned in (True, False) if contest.tuned else (False,):
+            if contest.entrant.id + AS_SHIPPED * (not tuned) in failed:
+                continue
             scores = {o.method.id: {n: o.scores[tuned][n] for n in names} for o in rows}
             lost = {o.method.id: sum(o.failures[tuned].get(n, 0) for n in names) for o in rows}
             found.append(
@@ -266,6 +307,11 @@ def places(contest: Contest) -> list[Place]:
                     comparing.against(scores, contest.entrant.id), track.left_out,
                 )
             )  # fmt: skip
+    if not found:
+        raise MetabenchError(
+            f"every final of {contest.entrant.id} failed, so that it stands nowhere; the same "
+            "command tries them again"
+        )
     return found
 
 
@@ -290,7 +336,7 @@ def _tracks(contest: Contest) -> list[_Track]:
         of = [p.id for p in contest.arena.problems if p.track == track]
         if names := [name for name in of if name in played]:
             others = [o for o in contest.others if track in o.method.tracks]
-            out = {o.method.id: w for o in others if (w := o.lacks_of(names))}
+            out = {o.method.id: w for o in others if (w := o.lacks_of(names) or o.failed_on(names))}
             peers = [o for o in others if o.method.id not in out]
             found.append(_Track(track, names, len(of), peers, out))
     return found
@@ -313,11 +359,19 @@ class _Played:
     scores: Mapping[bool, Mapping[str, Sequence[float]]]
     failures: Mapping[bool, Mapping[str, int]]
     lacks: Mapping[str, list[str]]
+    finals: Sequence[Planned]
 
     def lacks_of(self, names: Iterable[str]) -> dict[str, list[str]]:
         """Those of these problems on which it is not compared, and why."""
         out = [n for n in names if not all(n in self.scores[tuned] for tuned in (True, False))]
         return {n: self.lacks.get(n, ["the arena does not have it play there"]) for n in out}
+
+    def failed_on(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """The same for one of which every final on these problems has failed."""
+        from metabench.analysis.arena import failed_throughout
+
+        rows = failed_throughout(self.finals, names)
+        return {n: ["every final failed"] for n in names if self.method.id in rows}
 
 
 def _played(
@@ -359,6 +413,7 @@ def _played(
         {True: scores.get(method.id, {}), False: scores.get(method.id + AS_SHIPPED, {})},
         lost,
         lacks,
+        finals,
     )
 
 
@@ -441,9 +496,10 @@ def report(contest: Contest, found: Sequence[Place], out: str | Path) -> list[Pa
 
     folder = made(check_output(contest, place("out", out)))
     own = own_records(contest)
+    planned = plan(contest)
     about = drawing.About(
         contest.entrant, contest.arena, contest.budget, contest.quick,
-        {**plan(contest).refused, **plan(contest).lacking},
+        {**planned.refused, **planned.lacking}, [e.text for e in planned.endings],
     )  # fmt: skip
     return [
         write(folder / "standing.md", drawing.markdown(about, found)),

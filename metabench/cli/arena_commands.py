@@ -11,8 +11,7 @@ from metabench.cli.options import ArenaBudget, Launch, StorePath, refuse, typed_
 from metabench.core.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from metabench.api.arena import Plan
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
 
@@ -46,6 +45,8 @@ def arena(
     from metabench.api import output
     from metabench.api.verbs import open_store
     from metabench.cli import printing
+    from metabench.cli.launching import print_endings
+    from metabench.reports.arena import endings
     from metabench.reports.tables.renderers import text
     from metabench.run.workers.local_launcher import default_jobs
 
@@ -67,13 +68,15 @@ def arena(
                 out, f"{title}, finals", found.finals, launch.jobs or default_jobs()
             )
         return
-    code = _run(f"{title}, trials", found.trials, kept, launch)
+    code = _run(f"{title}, trials", found, found.trials, kept, launch)
     if code != 130:
         found = planned()
         if found.finals:
-            code = max(code, _run(f"{title}, finals", found.finals, kept, launch))
+            code = max(code, _run(f"{title}, finals", found, found.finals, kept, launch))
             found = planned()
     if found.finals and all(p.record is not None for p in found.finals):
+        print_endings(out, endings.endings(found.trials, found.finals), kept)
+        code = max(code, int(endings.has_failed([*found.trials, *found.finals])))
         tracks = verbs.tracks(found, store=kept)
         for grid in verbs.grids(tracks):
             typer.echo("\n" + text(grid, out.width).rstrip("\n"))
@@ -86,17 +89,17 @@ def arena(
     raise typer.Exit(code)
 
 
-def _run(title: str, planned: Sequence[Planned], store: Store, launch: Launch) -> int:
-    """Run what is open in sight of the user; the exit code. What has diverged has its score."""
-    from metabench.api.arena import TO_PLAY
+def _run(title: str, plan: Plan, planned: list[Planned], store: Store, launch: Launch) -> int:
+    """Run what is to be played in sight of the user; the exit code."""
+    from metabench.api.arena import TO_PLAY, own
     from metabench.cli import printing
     from metabench.cli.launching import check, in_sight
 
     check(launch)
     err = printing.console(stderr=True)
-    err.print(f"{title}: {printing.cells_of(list(planned))}", markup=False, soft_wrap=True)
-    printing.print_repairs(err, list(planned))
-    todo = [p for p in planned if p.state in TO_PLAY]
+    err.print(f"{title}: {printing.cells_of(planned)}", markup=False, soft_wrap=True)
+    printing.print_repairs(err, planned)
+    todo = [p for p in own(plan, planned) if p.state in TO_PLAY]
     if not todo:
         return 0
     summary = in_sight(todo, store, launch, group=title.partition(":")[0])

@@ -1,13 +1,17 @@
-"""Running cells in sight of whoever typed a command: progress, names of cells, one summary."""
+"""Running cells in sight of whoever typed a command: progress, names of cells, one summary; how the
+runs of an arena ended."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
 
     from metabench.cli.options import Launch
+    from metabench.reports.arena.endings import Ending
     from metabench.run.workers.local_launcher import Summary
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
@@ -56,3 +60,21 @@ def in_sight(todo: Sequence[Planned], store: Store, launch: Launch, *, group: st
     if summary.exit_code:
         printing.console(stderr=True).print(str(summary), markup=False, soft_wrap=True)
     return summary
+
+
+def print_endings(out: Console, endings: Iterable[Ending], store: Store) -> None:
+    """How runs of an arena ended where its tables do not say it, each exception with the command
+    that shows one of them whole."""
+    from metabench.cli.printing import line, prose
+    from metabench.cluster import hints
+
+    for ending in endings:
+        if ending.failed is None:
+            prose(out, ending.text, "yellow")
+            continue
+        logs = hints.command(["logs", ending.failed.key[:10]], store.root)
+        if len(together := f"{ending.text} ({logs})") <= out.width:
+            line(out, together, "red")
+        else:
+            prose(out, f"{ending.text}:", "red")
+            line(out, f"    {logs}", "red")

@@ -1,7 +1,8 @@
 """The command line. Each command checks its words, calls the verb in :mod:`metabench.api`, prints.
 
-Exit codes: 0 all is well, 1 a cell or a check failed or lacks its data or a package, 2 a name or a
-value that cannot be, 130 interrupted. A mistake of the user is one line without a traceback.
+Exit codes: 0 all is well, 1 a cell or a check failed or lacks its data or a package, 2 a name, a
+value or a file that cannot be, 130 interrupted. A mistake of the user is one line without a
+traceback.
 """
 
 from __future__ import annotations

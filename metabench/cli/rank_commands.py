@@ -90,6 +90,7 @@ def rank(
     from metabench.api.output import made
     from metabench.api.verbs import check_device
     from metabench.cli import printing
+    from metabench.cli.launching import print_endings
 
     check_device(launch.device)
     contest = ranking.contest(
@@ -115,12 +116,14 @@ def rank(
     code = max(code, _run(contest, "trials", found.trials, launch))
     if code != 130:
         code = max(code, _run(contest, "finals", ranking.plan(contest).finals, launch))
-    if ranking.plan(contest).left:
+    ended = ranking.plan(contest)
+    if ended.left or code == 130:
         told = "interrupted" if code == 130 else "not all could be run"
         printing.say(f"{told}: run the same command again to go on", err=True)
         raise typer.Exit(code or 1)
+    print_endings(printing.console(), ended.endings, contest.store)
     _print_places(contest, folder)
-    raise typer.Exit(code)
+    raise typer.Exit(max(code, int(ended.has_failed)))
 
 
 def _introduce(contest: Contest, found: Plan, dry_run: bool) -> None:
@@ -169,7 +172,7 @@ def _print_plan(contest: Contest, found: Plan, launch: Launch) -> None:
         printing.prose(
             out, f"and {counted(cells, 'cell')} of the best trials, which is not known yet"
         )
-    left = [p.estimated_seconds for p in found.left]
+    left = [p.estimated_seconds for p in found.to_play]
     known = [s for s in left if s is not None]
     if left and len(known) == len(left) and seconds is not None:
         total = sum(known) + seconds

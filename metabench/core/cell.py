@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from metabench.core import settings
 from metabench.core.capabilities import lacks_examples
-from metabench.core.costs import PRICED, equivalents
+from metabench.core.costs import PRICED, cost_of
 from metabench.core.declaration import Declaration, declare
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
@@ -108,7 +107,7 @@ class Budget:
 
     def spent(self, used: Mapping[str, float], *, but: Iterable[str] = ()) -> list[float]:
         """The part of each limit that ``used`` takes: counts, "outer_steps", "seconds"; of the
-        limits named in ``but`` nothing is said. Without a price for what was used all is spent."""
+        limits named in ``but`` nothing is said. Raises Unpriced, as :meth:`cost_of`."""
         found = dict(used)
         if self.cost is not None:
             found["cost"] = self.cost_of(used)
@@ -116,9 +115,9 @@ class Budget:
         return [found[n] / most if most else 1.0 for n, most in limits.items() if most is not None]
 
     def cost_of(self, counts: Mapping[str, float]) -> float:
-        """Counts in inner gradients at the budget's prices; infinite where one has no price."""
-        cost = equivalents(counts, self.prices or {})
-        return math.inf if cost is None else cost
+        """Counts in inner gradients at the budget's prices. Raises Unpriced where one that is not 0
+        has none: it is neither free nor all that the budget has."""
+        return cost_of(counts, self.prices or {})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
-from metabench.core.errors import BudgetSpent
+from metabench.core.errors import BudgetSpent, Unpriced
 
 CUT_STEP = "outer_step_cut_by_budget"
 """The note of a run that its budget has ended inside an outer step: that step's number, from 1."""
@@ -54,9 +54,18 @@ PRICED = (
 def equivalents(counts: Mapping[str, float], prices: Mapping[str, float]) -> float | None:
     """What counts come to in inner gradients at ``prices``, which are those of one of each; None
     where a count that is not 0 has no price."""
-    used = {name: n for name, n in counts.items() if n and name in PRICED}
-    if not used.keys() <= prices.keys():
+    try:
+        return cost_of(counts, prices)
+    except Unpriced:
         return None
+
+
+def cost_of(counts: Mapping[str, float], prices: Mapping[str, float]) -> float:
+    """:func:`equivalents` of a run whose budget has these prices. Raises Unpriced."""
+    used = {name: n for name, n in counts.items() if n and name in PRICED}
+    for name in used:
+        if name not in prices:
+            raise Unpriced(name)
     return sum(n * prices[name] for name, n in used.items())
 
 
@@ -72,7 +81,7 @@ class Meter:
 
     def add(self, **more: int) -> None:
         """Add to the named counts, times the size of the batch of episodes in progress. Raises
-        BudgetSpent where one is beyond a limit then."""
+        BudgetSpent where one is beyond a limit then, Unpriced where one has no price."""
         if self.is_muted:
             return
         weight = self.weight
@@ -82,13 +91,14 @@ class Meter:
         self.check()
 
     def check(self) -> None:
-        """Raise BudgetSpent where a count is beyond its limit."""
+        """Raise BudgetSpent where a count is beyond its limit, Unpriced where all of them together
+        have one and a count has no price."""
         for name, most in self._limits.items():
             if getattr(self.counts, name) > most:
                 raise BudgetSpent(name, most)
         if self._priced is not None:
             prices, dearest = self._priced
-            if (cost := equivalents(self.counts.as_dict(), prices)) is None or cost > dearest:
+            if cost_of(self.counts.as_dict(), prices) > dearest:
                 raise BudgetSpent("cost", dearest)
 
     @contextmanager

@@ -42,12 +42,31 @@ class SettingError(MetabenchError):
     """A setting with a value that it cannot have."""
 
 
+class Unpriced(SettingError):
+    """A budget of cost has no price for a count: what the run has cost cannot be said, and neither
+    nothing nor all that there is would be true."""
+
+    def __init__(self, count: str, who: str = "a run") -> None:
+        super().__init__(
+            f"budget: {who} uses {count}, which has no price in it; metabench calibrate FILE "
+            "measures it"
+        )
+        self.count, self.who = count, who
+
+    def __reduce__(self) -> tuple[type[Unpriced], tuple[str, str]]:
+        return type(self), (self.count, self.who)
+
+
 class SuiteError(MetabenchError):
     """A suite file that cannot be read as one; names the file and the place in it."""
 
 
 class StoreError(MetabenchError):
     """The store cannot keep or give back what was asked."""
+
+
+class WrongPath(SettingError, StoreError):
+    """A file or a folder that was named, and is not there or is not what was asked for."""
 
 
 class DataMissing(MetabenchError):

@@ -21,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from metabench.core.errors import MetabenchError, UnknownName
+from metabench.core.errors import MetabenchError, UnknownName, WrongPath
 from metabench.core.text import listed, one_line
 
 T = TypeVar("T")
@@ -281,18 +281,18 @@ def tracker(name: str) -> Callable[[type[T]], type[T]]:
 def load_plugin(path: str | Path) -> None:
     """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``).
 
-    Raises MetabenchError where there is no such file, where other processes could not be told of
-    its path, or where it cannot be imported: with the line and the reason; the error itself is the
-    cause.
+    Raises WrongPath where there is no such file, or where other processes could not be told of its
+    path; MetabenchError where it cannot be imported: with the line and the reason; the error itself
+    is the cause.
     """
     path = Path(path).resolve()
     if not os.path.isfile(path) or path.suffix != ".py":
         why = "is a folder" if os.path.isdir(path) else "is not called NAME.py"
-        raise MetabenchError(
+        raise WrongPath(
             f"no plug-in file {str(path)!r}" + (f": it {why}" if os.path.exists(path) else "")
         )
     if os.pathsep in str(path):
-        raise MetabenchError(
+        raise WrongPath(
             f"plug-in {str(path)!r}: its path has {os.pathsep!r} in it, which separates paths "
             "in METABENCH_PLUGINS: rename it"
         )
@@ -300,7 +300,7 @@ def load_plugin(path: str | Path) -> None:
     known = sys.modules.get(name)
     if known is not None:
         if Path(str(known.__file__)) != path:
-            raise MetabenchError(f"two plug-in files are called {path.stem!r}")
+            raise WrongPath(f"two plug-in files are called {path.stem!r}")
         return
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -322,7 +322,7 @@ def load_plugin(path: str | Path) -> None:
 
 def registered_by(path: str | Path) -> list[tuple[str, str]]:
     """Kind and name of what the import of a plug-in file registered, in the order of kinds; what a
-    built-in module registered on the way is not the file's. Raises MetabenchError as
+    built-in module registered on the way is not the file's. Raises as
     :func:`load_plugin`, which it calls."""
     load_plugin(path)
     return _registered[Path(path).resolve()]

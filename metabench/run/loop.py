@@ -29,6 +29,7 @@ from metabench.core.errors import (
     StoreError,
     TimedOut,
     UnknownName,
+    Unpriced,
 )
 from metabench.core.limits import RUNAWAY
 from metabench.run import checkpoint, determinism, learning_curve, looks
@@ -195,7 +196,14 @@ class Loop:
             self.training.seconds = init
 
     def train(self) -> None:
-        """Outer steps until a limit of the budget is reached."""
+        """Outer steps until a limit of the budget is reached. Raises Unpriced, naming method and
+        task, where the budget cannot tell what they cost."""
+        try:
+            self._train()
+        except Unpriced as why:
+            raise Unpriced(why.count, f"{self.cell.method} on {self.cell.task}") from None
+
+    def _train(self) -> None:
         self.warm_up()
         while True:
             at = self.boundary

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from metabench.core.cell import canonical
-from metabench.core.errors import StoreError
+from metabench.core.errors import StoreError, WrongPath
 from metabench.core.text import listed
 from metabench.store import files
 from metabench.store.files import BadFile, write_atomic
@@ -62,7 +62,7 @@ def read(path: Path, take: Callable[[bytes], None]) -> list[BadFile]:
     """Give each line to ``take``; what it raises ValueError for, and where the file is damaged:
     each reason once with its lines.
 
-    Raises StoreError where the file cannot be opened.
+    Raises StoreError where the file cannot be opened, WrongPath where it is none.
     """
     number, bad = 0, dict[str, list[int]]()
     try:
@@ -76,7 +76,7 @@ def read(path: Path, take: Callable[[bytes], None]) -> list[BadFile]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         bad[f"the file is damaged from here on: {error}"] = [number + 1]
     except files.Unreadable as error:
-        raise StoreError(str(error)) from None
+        raise (StoreError if error.bad.closed else WrongPath)(str(error)) from None
     return [BadFile(path, f"{_numbered(numbers)}: {what}") for what, numbers in bad.items()]
 
 
@@ -94,7 +94,7 @@ def first(path: Path) -> dict[str, Any]:
 def _lines(path: Path) -> Iterator[bytes]:
     """Lines, cut off after ``LONGEST_LINE`` bytes; the rest of a longer one is passed over."""
     if (data := files.read(path)) is None:
-        raise StoreError(f"{path}: {os.strerror(errno.ENOENT)}")
+        raise WrongPath(f"{path}: {os.strerror(errno.ENOENT)}")
     with gzip.open(io.BytesIO(data)) as file:
         while line := file.readline(LONGEST_LINE + 1):
             yield line

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.core.errors import Held, StoreError
+from metabench.core.errors import Held, StoreError, WrongPath
 from metabench.store import prices
 from metabench.store.record import Record, curve_outcome
 from metabench.store.store import Store
@@ -64,16 +64,17 @@ def merge(sources: Iterable[Store | Published], target: Store, *, dry_run: bool 
     are. Merging again changes nothing. ``dry_run``: nothing is written, and what would be is
     counted.
 
-    Raises StoreError where the target refuses, or where a source is not there or is the target.
+    Raises StoreError where the target refuses, WrongPath where a source is not there or is the
+    target.
     """
     sources = list(sources)
     merging = _Merging(target, dry_run)
     held: list[tuple[Record, Store | Published]] = []
     for source in sources:
         if not source.root.exists():
-            raise StoreError(f"{source.root}: there is no store")
+            raise WrongPath(f"{source.root}: there is no store")
         if source.root.resolve() == target.root.resolve():
-            raise StoreError(f"{source.root} cannot be merged into itself")
+            raise WrongPath(f"{source.root} cannot be merged into itself")
         merging.out.bad += [str(b) for b in source.problems()]
         held += [(record, source) for record in source.records() if not merging.add(record, source)]
     for record, source in held:  # another merge lets go of a cell in no time

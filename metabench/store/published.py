@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from metabench.core.catalogue import arena_names
 from metabench.core.cell import CONTRACT, canonical
-from metabench.core.errors import StoreError
+from metabench.core.errors import WrongPath
 from metabench.store import lines, prices
 from metabench.store.files import BadFile
 from metabench.store.record import Curve, Record, from_dict
@@ -105,7 +105,7 @@ class Published:
         if data.get("form") == SCORES:
             name, budget = (str(data.get(word)) for word in ("arena", "budget"))
             typed = name if name in arena_names() else f"{name}.toml"
-            raise StoreError(
+            raise WrongPath(
                 f"{self.root} has the scores of arena {name!r} and no whole records: rank, table, "
                 "arena, status and leaderboard read it, and nothing else can use it. Whole records "
                 f"are made by running the cells: metabench arena {typed} --budget {budget} --anew"

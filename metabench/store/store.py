@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import canonical
-from metabench.core.errors import Held, StoreError
+from metabench.core.errors import Held, StoreError, WrongPath
 from metabench.store import files, prices
 from metabench.store import lease as leases
 from metabench.store.encoding import npz, parse, render, unpacked
@@ -287,7 +287,7 @@ class Store:
         """The folders of cells, sorted, and entries that are none. Raises StoreError where the
         root is a file, or closed to this user."""
         if os.path.lexists(self.root) and not files.is_folder(self.root):
-            raise StoreError(f"{self.root} is a file, not the folder of a store")
+            raise WrongPath(f"{self.root} is a file, not the folder of a store")
         folders: list[Path] = []
         bad: list[BadFile] = []
         try:

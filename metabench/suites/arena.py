@@ -34,7 +34,7 @@ nothing was tuned on. All of it are cells like any others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,8 +45,10 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_conf
 from metabench.core import toml
 from metabench.core.catalogue import arena_names, suite_folder
 from metabench.core.cell import Resolved, resolve
+from metabench.core.costs import PRICED
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.settings import strictly
+from metabench.core.text import listed
 from metabench.suites.schema import Groups, Settings, strict
 from metabench.suites.suite import SuiteCell, merge
 
@@ -128,7 +130,8 @@ class ArenaProblem:
     fixed: FiniteFloat
     bound: FiniteFloat
     cap: Annotated[float, Field(gt=0)]
-    prices: dict[str, Annotated[float, Field(ge=0)]]
+    prices: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
+    """Of one of each count; nobody plays where one is missing (:meth:`unpriced`)."""
     smoothness: Annotated[float, Field(gt=0)] = 1.0
     label: str = ""
     looks: Annotated[int, Field(ge=1)] = 20
@@ -150,6 +153,16 @@ class ArenaProblem:
     def score(self, value: float) -> float:
         """0 without learning, 1 at the bound."""
         return (value - self.fixed) / (self.bound - self.fixed)
+
+    def unpriced(self, offers: Collection[str]) -> list[str]:
+        """The counts without a price that a method can take of a task that offers this, whichever
+        methods play: what a run has cost could not be said."""
+        taken = {"inner_gradients", "function_evaluations"}
+        if "outer_gradient" in offers:
+            taken.add("outer_gradients")
+        if "second_order" in offers and "field" not in offers:
+            taken |= {"hvps", "mixed_products"}
+        return [name for name in PRICED if name in taken and name not in self.prices]
 
     def limits(self, rules: ArenaBudget) -> Settings:
         """The budget of a run on it under these rules; looks are equally many under all."""
@@ -294,7 +307,8 @@ class Arena:
         suffix: str,
     ) -> list[SuiteCell]:
         """One trial of a method on a problem under these rules, a cell a seed; ``row`` is the
-        method's id and ``suffix``."""
+        method's id and ``suffix``. Raises SuiteError for a problem whose prices lack a count."""
+        self._check_prices(problem, ())
         own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
         limits = {"budget": problem.limits(rules)}
         groups = merge([problem.set, limits, method.set, own])
@@ -309,8 +323,16 @@ class Arena:
                 f"arena {self.name}, method {method.id}, problem {problem.id}, trial {trial}"
             )
             raise
+        self._check_prices(problem, found.parts[0].offers)
         row = f"{method.id}{suffix}"
         return [SuiteCell(row, problem.id, cell, None, found) for cell in found.cells(seeds)]
+
+    def _check_prices(self, problem: ArenaProblem, offers: Collection[str]) -> None:
+        if lacks := problem.unpriced(offers):
+            raise SuiteError(
+                f"arena {self.name}, problem {problem.id}: prices lack {listed(lacks)}, and what "
+                "has no price cannot be charged: metabench calibrate FILE measures them"
+            )
 
 
 def load(name: str | Path) -> Arena:
@@ -370,10 +392,3 @@ def _broken(arena: Arena) -> Iterator[str]:
         for problem_id in budget.problems:
             if problem_id not in known:
                 yield f"budgets.{name}: {UnknownName('problem', problem_id, known)}"
-        for problem in arena.problems:
-            playing = not budget.problems or problem.id in budget.problems
-            if budget.charge_looks and playing and "function_evaluations" not in problem.prices:
-                yield (
-                    f"problem {problem.id}: prices need function_evaluations, which looks take; or "
-                    f"write charge_looks = false into budgets.{name}"
-                )

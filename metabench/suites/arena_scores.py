@@ -25,7 +25,7 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
 from metabench.core.cell import CONTRACT, Cell, canonical
-from metabench.core.errors import StoreError
+from metabench.core.errors import StoreError, WrongPath
 from metabench.core.registry import tasks
 from metabench.core.settings import strictly
 from metabench.core.text import counted
@@ -229,7 +229,7 @@ class ArenaScores:
             head: Head = _checked(_top, data)
         except (ValueError, RecursionError) as error:
             first = str(error).partition("\n")[0]
-            raise StoreError(f"{self.root}: line 1: {first}") from None
+            raise WrongPath(f"{self.root}: line 1: {first}") from None
         return head
 
 

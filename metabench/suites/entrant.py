@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from metabench.core import toml
-from metabench.core.errors import MetabenchError, SettingError, UnknownName
+from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, registered_by, solvers
 from metabench.core.settings import fields, strictly
 from metabench.suites.arena import MOST_QUICK, Arena, ArenaMethod
@@ -42,8 +42,8 @@ def find(file_or_name: str, method: str | None = None) -> Source:
     """The method that a file registers, or that is known by a name; ``method`` names one of those
     of a file.
 
-    Raises MetabenchError for a file that is not there, cannot be imported or registers no method,
-    UnknownName, and SettingError where it is not clear which method is meant.
+    Raises SettingError for a file that is not there or registers no method, and where it is not
+    clear which method is meant; MetabenchError for one that cannot be imported; UnknownName.
     """
     if not file_or_name.endswith(".py"):
         methods.get(file_or_name)  # raises UnknownName with near names
@@ -57,7 +57,7 @@ def find(file_or_name: str, method: str | None = None) -> Source:
     names = [name for kind, name in found if kind == "method"]
     if not names:
         others = ", ".join(f"{kind} {name}" for kind, name in found)
-        raise MetabenchError(
+        raise SettingError(
             f"{file} registers no method{f' ({others})' * bool(others)}: write "
             '@metabench.method("NAME") above its class; of a method that an installed package '
             "declares, give the name"

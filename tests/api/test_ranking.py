@@ -27,6 +27,7 @@ from metabench.core.errors import (
 )
 from metabench.run.events import Finished
 from metabench.store.published import Published, publish
+from metabench.store.record import Record
 from metabench.store.store import Store
 
 
@@ -166,6 +167,25 @@ def test_a_baseline_without_its_records_is_left_out_and_named(
     none = enter(tmp_path / "mine_file.py", baselines=None)
     with pytest.raises(MetabenchError, match=r"no baseline to compare with.*--baselines FILE"):
         ranking.check_baselines(none)
+
+
+def test_a_baseline_of_which_every_final_failed_is_left_out(
+    enter, small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Nobody is better than an exception in somebody's code."""
+    whole = Published(small[1])
+
+    def broken(record: Record) -> Record:
+        if record.cell.method != "ift" or record.cell.seed >= 100:
+            return record
+        return replace(record, status="failed", reason="ValueError: a bug", metrics={}, lam={})
+
+    records = [broken(r) for r in whole.records()]
+    some = publish(records, whole, tmp_path / "some.jsonl.gz")  # type: ignore[arg-type]
+    contest = enter(contests.plugin(tmp_path, "mine", space=""), baselines=some)
+    place = ranked(contest)["A", False]
+    assert {s.row for s in place.standings} == {"mine", "unrolled"}
+    assert place.left_out == {"implicit": {n: ["every final failed"] for n in ("two", "three")}}
 
 
 def test_a_baseline_that_does_not_play_everywhere_is_left_out(

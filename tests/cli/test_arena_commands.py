@@ -75,6 +75,45 @@ def test_trials_finals_and_standings(words: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "A-cost-to-target.png").is_file()
 
 
+PLUGIN = """
+from pathlib import Path
+from dataclasses import dataclass
+from metabench import method
+from metabench.methods.bilevel import Bilevel
+
+
+@method("buggy")
+@dataclass(frozen=True)
+class Buggy(Bilevel):
+    "Raises as long as there is a file."
+
+    def hypergradient(self, *words):
+        if Path({bug!r}).exists():
+            raise ValueError("my own bug")
+        return super().hypergradient(*words)
+"""
+
+
+def test_an_exception_is_no_result_and_is_tried_again(
+    words: list[str], tmp_path: Path, plugins_forgotten: None
+) -> None:
+    bug, plugin = tmp_path / "bug", tmp_path / "buggy.py"
+    plugin.write_text(PLUGIN.format(bug=str(bug)))
+    own = '[[methods]]\nid = "mine"\nmethod = "buggy"\ntracks = ["A"]\n'
+    (tmp_path / "small.toml").write_text(FILE + own)
+    typed = [*words, "--jobs", "1", "--plugin", str(plugin)]
+    bug.touch()
+    for _ in range(2):
+        bad = CliRunner().invoke(app, typed)
+        assert bad.exit_code == 1 and "Left out, every final failed: mine." in bad.stdout
+        told = " ".join(bad.stdout.split())
+        assert "1 of 4 finals failed (mine on two): ValueError: my own bug" in told
+        assert "metabench logs" in told and "1 of 4 trials failed (mine on two)" in told
+    bug.unlink()
+    good = CliRunner().invoke(app, typed)
+    assert good.exit_code == 0 and "failed" not in good.stdout and "mine" in good.stdout
+
+
 def test_its_table_is_where_all_stand(words: list[str], tmp_path: Path) -> None:
     table = ["table", *words[1:]]
     early = CliRunner().invoke(app, table)

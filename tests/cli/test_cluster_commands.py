@@ -159,7 +159,7 @@ def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: i
     done = type_("store", "merge", str(tmp_path / "runs"), "--into", str(tmp_path / "other"))
     assert done.exit_code == 0 and done.output.strip() == "1 copied"
     done = type_("store", "merge", str(tmp_path / "none"), "--into", str(tmp_path / "other"))
-    assert done.exit_code == 1 and "there is no store" in done.output
+    assert done.exit_code == 2 and "there is no store" in done.output
 
 
 def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-def]

@@ -531,11 +531,11 @@ def test_settings_reach_the_cells(folder: Path) -> None:
         (["plot", "small.toml", "--kind", "learnin"], 2, "near: learning"),
         (["new", "method", "1x"], 2, "near: my_1x"),
         (["new", "metod", "x"], 2, "near: method"),
-        (["--plugin", "none.py", "list"], 1, "no plug-in file"),
-        (["table", "small.toml", "--out", "small.toml/x.md"], 1, "cannot make the folder"),
-        (["plot", "small.toml", "--out", "small.toml/x"], 1, "cannot make the folder"),
-        (["report", "small.toml", "--out", "small.toml/x"], 1, "cannot make the folder"),
-        (["reproduce", "small.toml", "--out", "small.toml/x"], 1, "cannot make the folder"),
+        (["--plugin", "none.py", "list"], 2, "no plug-in file"),
+        (["table", "small.toml", "--out", "small.toml/x.md"], 2, "cannot make the folder"),
+        (["plot", "small.toml", "--out", "small.toml/x"], 2, "cannot make the folder"),
+        (["report", "small.toml", "--out", "small.toml/x"], 2, "cannot make the folder"),
+        (["reproduce", "small.toml", "--out", "small.toml/x"], 2, "cannot make the folder"),
     ],
 )
 def test_what_cannot_be_is_one_line(folder: Path, words: list[str], code: int, says: str) -> None:

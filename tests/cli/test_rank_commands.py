@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,7 @@ from test_tutorials import blocks, mismatch
 from typer.testing import CliRunner, Result
 
 from metabench.cli.main import app
+from metabench.contract.seeds import seed_for
 from metabench.store.published import Published
 from metabench.suites import arena as arenas
 from metabench.suites.arena_scores import ArenaScores
@@ -142,9 +144,9 @@ class Other(Bilevel):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("nowhere.py",), 1, "no plug-in file"),
+        (("nowhere.py",), 2, "no plug-in file"),
         (("bilevl",), 2, "no method 'bilevl'; near: bilevel"),
-        (("nothing.py",), 1, "nothing.py registers no method: write @metabench.method"),
+        (("nothing.py",), 2, "nothing.py registers no method: write @metabench.method"),
         (("several.py",), 2, "registers several methods: one_of_two, other_of_two; say which: "
          "--method one_of_two"),
         (("several.py", "--method", "one_of_too"), 2, "near: one_of_two"),
@@ -171,6 +173,35 @@ def test_what_cannot_be_ranked_is_told(
     assert done.exit_code == code, done.output
     assert message in re.sub(r"\s+", " ", done.output)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("mine.py", b"import metabench\n", "line 1: the file is damaged .* Not a gzipped file"),
+        ("cut.gz", None, "line 1: the file is damaged .* ended before the end-of-stream marker"),
+        ("line.gz", gzip.compress(b"{}\n"), "line 1: is not what was published"),
+        ("nowhere.gz", b"", "No such file"),
+        ("folder", b"", "there is no record in it"),
+    ],
+)
+def test_a_wrong_file_of_baselines_is_named_with_its_fault(
+    rank: Any,
+    small: tuple[Path, Path],
+    tmp_path: Path,
+    name: str,
+    content: bytes | None,
+    fault: str,
+) -> None:
+    file = tmp_path / name
+    if name == "folder":
+        file.mkdir()
+    elif name != "nowhere.gz":
+        file.write_bytes(small[1].read_bytes()[:100] if content is None else content)
+    done = rank("one_step", baselines=str(file))
+    told = re.sub(r"\s+", " ", done.output)
+    assert done.exit_code == 2 and re.search(f"{name}: {fault}", told), told
+    assert "records are missing" not in told and not (tmp_path / "runs").exists()
 
 
 def test_without_an_arena_or_baselines_nothing_is_run(
@@ -204,7 +235,7 @@ def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) ->
         full = whole.get(r.key)
         assert full is not None and full.metrics["test"]["loss"] == r.metrics["test"]["loss"]
     refused = CliRunner().invoke(app, ["store", "import", scores, "--into", "other"])
-    assert refused.exit_code == 1 and not Path("other").exists()
+    assert refused.exit_code == 2 and not Path("other").exists()
     assert f"{scores} has the scores of arena 'small' and no whole records" in str(refused.output)
     assert "metabench arena small.toml --budget smoke --anew" in re.sub(r"\s+", " ", refused.output)
     done = CliRunner().invoke(app, ["publish", *words, "--store", "none"])
@@ -212,6 +243,69 @@ def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) ->
     shown = CliRunner().invoke(app, ["show", str(arena)]).output
     assert "arena small: One quadratic" in shown and "none: as shipped alone" in shown
     assert CliRunner().invoke(app, ["list", "arenas"]).exit_code == 0
+
+
+BUG = """
+from pathlib import Path
+from dataclasses import dataclass
+from metabench import method
+from metabench.methods.bilevel import Bilevel
+
+
+@method("buggy")
+@dataclass(frozen=True)
+class Buggy(Bilevel):
+    "Raises on the seeds that a file beside it names."
+
+    space = {{"outer_lr": {{"low": 0.01, "high": 1.0, "log": True}}}}
+
+    def hypergradient(self, ctx, *words):
+        if str(ctx.seeds.method) in Path({bugs!r}).read_text().split():
+            raise ValueError("my own bug")
+        return super().hypergradient(ctx, *words)
+"""
+
+
+def test_an_exception_is_no_result_and_is_tried_again(rank: Any, tmp_path: Path) -> None:
+    bugs, file = tmp_path / "bugs.txt", tmp_path / "buggy.py"
+    file.write_text(BUG.format(bugs=str(bugs)))
+    seeds = {n: str(seed_for(n, "method")) for n in (0, 1, 100)}
+    bugs.write_text(" ".join(seeds.values()))
+    for _ in range(2):
+        none = rank(file)
+        told = re.sub(r"\s+", " ", none.output)
+        assert none.exit_code == 1 and "Track" not in none.output, none.output
+        assert "2 of 2 finals failed: ValueError: my own bug" in told
+        assert "2 of 2 trials failed: ValueError: my own bug" in told
+        assert "every final of buggy failed, so that it stands nowhere" in told
+        (key,) = {m for m in re.findall(r"metabench logs (\w+)", none.stdout)[:1]}
+        logs = CliRunner().invoke(app, ["logs", key])
+        assert logs.exit_code == 0 and "my own bug" in logs.output
+    assert not list(tmp_path.rglob("standing.md"))
+
+    bugs.write_text(seeds[0])  # partly mended: a place, and that it is not all of it
+    some = rank(file)
+    assert some.exit_code == 1 and "buggy is number" in some.stdout
+    assert re.search(r"([12]) of [24] finals failed \(buggy on two\): ValueError", some.stdout)
+    assert "trials failed" not in some.stdout
+    page = (tmp_path / "results" / "rank" / "small" / "buggy" / "standing.md").read_text()
+    assert "finals failed (buggy on two): ValueError: my own bug." in page
+
+    bugs.write_text("")
+    done = rank(file)
+    assert done.exit_code == 0 and "failed" not in done.stdout, done.output
+    assert "equal to: unrolled" in done.stdout
+    again = rank(file)
+    assert again.exit_code == 0 and "starts" not in again.stderr
+
+
+def test_a_cap_below_one_step_is_told(rank: Any, small: tuple[Path, Path], tmp_path: Path) -> None:
+    slow = tmp_path / "slow.toml"  # a look takes 25.5 of the 90, a step 76
+    slow.write_text("set.method = { inner_steps = 25 }\nspace.outer_lr = { choices = [0.1] }\n")
+    done = rank(contests.plugin(tmp_path, "dear"), "--space", slow)
+    assert done.exit_code == 0, done.output
+    told = re.sub(r"\s+", " ", done.stdout)
+    assert re.search("([24]) of \\1 finals made no outer step within the cap: dear on two", told)
 
 
 def test_a_changed_file_is_told(rank: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -16,8 +17,8 @@ from metabench.contract.seeds import seed_for
 from metabench.core import cell as cells
 from metabench.core.capabilities import causes, check_applicable, why_not
 from metabench.core.cell import canonical, instances, make_cell
-from metabench.core.costs import COUNT_NAMES
-from metabench.core.errors import NotApplicable, SettingError, UnknownName
+from metabench.core.costs import COUNT_NAMES, equivalents
+from metabench.core.errors import NotApplicable, SettingError, UnknownName, Unpriced
 
 SHORT = {"budget": {"outer_steps": 5}}
 
@@ -143,7 +144,11 @@ def test_a_cost_is_all_counts_at_their_prices() -> None:
     used = {"inner_gradients": 4, "outer_gradients": 2, "hvps": 6, "trainings": 9, "seconds": 5.0}
     assert budget.cost_of(used) == 4 + 6 + 3
     assert budget.spent(used) == [13 / 20]
-    assert budget.spent({**used, "mixed_products": 1}) == [math.inf]  # it has no price here
+    with pytest.raises(Unpriced, match="a run uses mixed_products, which has no price") as lack:
+        budget.spent({**used, "mixed_products": 1})
+    again = pickle.loads(pickle.dumps(Unpriced("hvps", "ift on ridge")))  # as ranks tell each other
+    assert lack.value.count == "mixed_products" and "ift on ridge uses hvps" in str(again)
+    assert equivalents({**used, "mixed_products": 1}, PRICES) is None
 
 
 @pytest.mark.parametrize(

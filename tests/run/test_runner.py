@@ -25,7 +25,7 @@ from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import provenance, registry
 from metabench.core.cell import Cell, instances, make_cell
-from metabench.core.costs import COUNT_NAMES, CUT_STEP
+from metabench.core.costs import COUNT_NAMES, CUT_STEP, PRICED
 from metabench.core.errors import (
     Diverged,
     Held,
@@ -373,11 +373,27 @@ def test_a_cost_ends_a_run_and_says_when_to_look(how: dict, tmp_path: Path) -> N
     assert cut.notes == {**exact.notes, CUT_STEP: 7}
 
 
-def test_what_has_no_price_spends_all(tmp_path: Path) -> None:
-    budget = {"cost": 1e6, "prices": {"inner_gradients": 1.0}, "test_episodes": 4}
-    cell = make_cell("noisy", "bilevel", set={"budget": budget})
+@pytest.mark.parametrize(
+    ("method", "budget", "lacks"),
+    [
+        ("bilevel", {"cost": 90.0}, "outer_gradients"),
+        ("ift", {"cost": 900.0}, "hvps"),
+        ("bilevel", {"outer_steps": 3, "eval_every_cost": 5.0}, "outer_gradients"),
+    ],
+)
+def test_what_has_no_price_is_a_failure_that_names_it(
+    tmp_path: Path, method: str, budget: dict[str, Any], lacks: str
+) -> None:
+    """A run that could not pay for a step of unknown cost would be "done" after none."""
+    prices = dict.fromkeys(PRICED, 1.0)
+    budget = {**budget, "prices": {k: v for k, v in prices.items() if k != lacks}}
+    cell = make_cell("noisy", method, set={"budget": budget})
     record = run_cell(cell, Store(tmp_path))
-    assert (record.steps, record.notes[CUT_STEP]) == (0, 1)
+    assert record.status == "failed" and record.metrics == {}
+    said = f"{method} on noisy uses {lacks}, which has no price in it; metabench calibrate FILE"
+    assert said in record.reason
+    cell = make_cell("noisy", method, set={"budget": {**budget, "prices": prices}})
+    assert run_cell(cell, Store(tmp_path)).status == "done"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Arenas: what a file may say, ranges, trials that do not depend on who else takes part, cells."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metabench.core import catalogue
+from metabench.core.costs import PRICED
 from metabench.core.errors import SettingError, SuiteError, UnknownName
+from metabench.core.registry import tasks
 from metabench.suites import arena as arenas
 from metabench.suites.arena import Range
 
@@ -71,6 +74,9 @@ id = "fixed"
 method = "fixed"
 tracks = ["A"]
 """  # noqa: E501
+
+
+CHOSEN = {("unrolled", "one"): 0}
 
 
 def made(tmp_path: Path, text: str = FILE) -> arenas.Arena:
@@ -166,8 +172,7 @@ def test_theta_is_trained_anew_where_a_problem_says_so(tmp_path: Path) -> None:
 def test_looks_are_charged_unless_the_budget_says_no(tmp_path: Path) -> None:
     assert {c.cell.budget["charge_looks"] for c in made(tmp_path).trials("laptop")} == {True}
     text = FILE.replace("trials = 5", "trials = 5\ncharge_looks = false")
-    text = text.replace(", function_evaluations = 0.5", "", 1).replace('["one"]', '["start"]')
-    free = made(tmp_path, text)  # "one" has no price: "smoke", which charges, does without it
+    free = made(tmp_path, text)
     assert not any("charge_looks" in c.cell.budget for c in free.trials("laptop"))
     assert {c.cell.budget["charge_looks"] for c in free.trials("smoke")} == {True}
 
@@ -196,11 +201,6 @@ def test_scores_run_from_no_learning_to_the_bound(tmp_path: Path) -> None:
         ("low = 0.1, high = 1.0", "low = 0.0, high = 1.0", "cannot begin at 0.0"),
         ('choices = ["neumann", "cg"]', "low = 1.0", "low and high, or choices"),
         ('track = "B"', 'track = "D"', "problems.1.track"),
-        (
-            ", function_evaluations = 0.5",
-            "",
-            "problem one: prices need function_evaluations, which",
-        ),
         ('title = "Two problems"', "", "title"),
     ],
 )
@@ -209,6 +209,37 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, old: str, new: str, w
     with pytest.raises(SuiteError) as error:
         made(tmp_path, FILE.replace(old, new))
     assert why in str(error.value)
+
+
+@pytest.mark.parametrize("charged", ["", "charge_looks = false\n"])
+@pytest.mark.parametrize("lacks", PRICED)
+def test_a_count_without_a_price_is_refused_before_anybody_plays(
+    tmp_path: Path, lacks: str, charged: str
+) -> None:
+    """Whatever is charged, and whichever methods play: the next one may take it."""
+    text = FILE.replace("trials = 5\n", f"trials = 5\n{charged}")
+    text = re.sub(rf"{lacks} = [\d.]+, |, {lacks} = [\d.]+", "", text, count=1)
+    without = made(tmp_path, text)  # it can be read: its prices are still to be measured
+    why = rf"arena small, problem one: prices lack {lacks}, .*calibrate FILE"
+    for refused in (lambda: without.trials("laptop"), lambda: without.finals("smoke", CHOSEN)):
+        with pytest.raises(SuiteError, match=why):
+            refused()
+    none = made(tmp_path, re.sub(r"prices = .*\n", "", FILE, count=1))
+    with pytest.raises(SuiteError, match="problem one: prices lack inner_gradients and function_"):
+        none.trials("laptop")
+
+
+def test_what_a_task_does_not_have_needs_no_price(tmp_path: Path) -> None:
+    def of(task: str, text: str = "") -> list[str]:
+        task = f'task = "{task}"\n{text}select = "best_valid"'
+        old = 'task = "quadratic"\nset.task = { dim = 2 }'
+        new = FILE.replace(old, task).replace('smoothness = 3.0\nselect = "best_valid"', "")
+        problem = made(tmp_path, re.sub(r"prices = .*\n", "", new, count=1)).problems[0]
+        cls: Any = tasks.get(problem.task)
+        return problem.unpriced(cls(**problem.set.get("task", {})).offers)
+
+    assert of("quadratic") == list(PRICED)
+    assert of("bilinear") == ["inner_gradients", "outer_gradients", "function_evaluations"]
 
 
 def test_a_setting_that_a_method_does_not_have_is_named_with_its_place(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from metabench.reports.arena.strips import (
     order_of,
     strip_panels,
 )
+from metabench.reports.arena.tables import without
 from metabench.reports.figures.critical_difference import diagram
 from metabench.reports.figures.style import finish
 from metabench.suites.arena import AS_SHIPPED
@@ -64,7 +65,7 @@ def scores_caption(track: TrackResults) -> list[str]:
         f"It cannot say whether two methods differ (see the pairs), nor how they do on other "
         f"problems: the interval is of seeds. Means below {LOWEST:g} stand at the left end. "
         "Targets and bounds are conventions of this arena; half a score is not half as good.",
-        *_left_out(track),
+        *without(track),
     ]
 
 
@@ -99,7 +100,7 @@ def ranks_caption(track: TrackResults) -> list[str]:
         "repetitions.",
         f"{said} A rank cannot say by how much a method is better, and changes with who takes "
         "part.",
-        *_left_out(track),
+        *without(track),
     ]
 
 
@@ -118,7 +119,7 @@ def difference_caption(track: TrackResults) -> list[str]:
         "5 % (Friedman, Nemenyi; Demsar 2006).",
         "It cannot say that joined methods are equally good: with few problems only large "
         "differences are seen. It speaks of problems like these, as far as these are a fair draw.",
-        *_left_out(track),
+        *without(track),
     ]
 
 
@@ -163,7 +164,7 @@ def robustness_caption(track: TrackResults) -> list[str]:
         "everywhere. Shares depend on how wide a space the file gives, and the best of few trials "
         "is itself a matter of luck.",
         *([f"With one setting, hence no share and no regret: {listed(alone)}."] if alone else []),
-        *_left_out(track),
+        *without(track),
     ]
 
 
@@ -189,11 +190,5 @@ def overfitting_caption(track: TrackResults) -> list[str]:
         "Far to the right a method has learned the validation examples and not the task. It cannot "
         "say so near 0: the two splits differ by themselves, as the row of a method that learns "
         "nothing shows. A small gap is no merit where the score is low.",
-        *_left_out(track),
+        *without(track),
     ]
-
-
-def _left_out(track: TrackResults) -> list[str]:
-    if not track.left_out:
-        return []
-    return [f"Left out, not on every problem: {listed(map(track.label, track.left_out))}."]

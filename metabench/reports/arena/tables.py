@@ -149,8 +149,17 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
     )
     if len(track.problems) < FEWEST:
         yield f"Below {FEWEST} problems ranks describe these problems, and say nothing of others."
-    if track.left_out:
-        yield f"Left out, not on every problem: {listed(map(track.label, track.left_out))}."
+    yield from without(track)
+
+
+def without(track: TrackResults) -> Iterator[str]:
+    """Who does not stand in the tables and figures of a track, and why."""
+    for why, methods in (
+        ("not on every problem", track.left_out),
+        ("every final failed", track.failed),
+    ):
+        if methods:
+            yield f"Left out, {why}: {listed(map(track.label, methods))}."
 
 
 def problems_grid(track: TrackResults) -> Grid:

@@ -42,13 +42,15 @@ OVER = {
 
 @dataclass(frozen=True)
 class About:
-    """What was ranked, and on what; ``without``: problem to the reason why it was left out."""
+    """What was ranked, and on what; ``without``: problem to the reason why it was left out;
+    ``endings``: how runs ended where the tables do not say it."""
 
     method: ArenaMethod
     arena: Arena
     budget: str
     quick: bool
     without: Mapping[str, str] = field(default_factory=dict)
+    endings: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -145,6 +147,7 @@ def markdown(about: About, places: Sequence[Place]) -> str:
     if about.without:
         out = (f"{name} ({why})" for name, why in about.without.items())
         parts.append(f"Not played: {listed(out)}.")
+    parts += [f"{said}." for said in about.endings]
     for place in places:
         parts.append(f"## {heading(place)}")
         parts.append(tabulate(table(place), HEAD, tablefmt="github", disable_numparse=True))
