@@ -95,8 +95,10 @@ def next_commands(kind: str, path: Path) -> list[str]:
         "method": f"--task {CHECK['method']} --method {name}",
         "task": f"--task {name} --method {CHECK['task']}",
     }[kind]
+    rank = [f"metabench rank {shlex.quote(str(path))} --quick"] if kind == "method" else []
     return [
         f"metabench show {name} {plugin}",
         f"metabench check {name} {plugin}",
         f"metabench reproduce {cross} --budget smoke {plugin}",
+        *rank,
     ]

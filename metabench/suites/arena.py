@@ -49,6 +49,7 @@ from metabench.core.costs import PRICED
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.settings import strictly
 from metabench.core.text import listed
+from metabench.suites import mistakes
 from metabench.suites.schema import Groups, Settings, strict
 from metabench.suites.suite import SuiteCell, merge
 
@@ -331,7 +332,7 @@ class Arena:
         if lacks := problem.unpriced(offers):
             raise SuiteError(
                 f"arena {self.name}, problem {problem.id}: prices lack {listed(lacks)}, and what "
-                "has no price cannot be charged: metabench calibrate FILE measures them"
+                "has no price cannot be charged; to measure them: metabench calibrate FILE"
             )
 
 
@@ -352,10 +353,7 @@ def load(name: str | Path) -> Arena:
     try:
         arena = strictly(TypeAdapter(Arena), data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        raise SuiteError(f"{path}: {where}: {said}") from None
+        raise SuiteError(f"{path}: {mistakes.told(error, data, Arena)}") from None
     for broken in _broken(arena):
         raise SuiteError(f"{path}: {broken}")
     return arena

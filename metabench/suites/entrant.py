@@ -23,6 +23,7 @@ from metabench.core import toml
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, registered_by, solvers
 from metabench.core.settings import fields, strictly
+from metabench.suites import mistakes
 from metabench.suites.arena import MOST_QUICK, Arena, ArenaMethod
 
 KEYS = ("space", "set", "solver", "label")
@@ -102,10 +103,7 @@ def entrant(arena: Arena, name: str, space: str | Path | None = None) -> ArenaMe
     try:
         made = strictly(TypeAdapter(ArenaMethod), whole)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        raise SettingError(f"{where}: {place}: {said}") from None
+        raise SettingError(f"{where}: {mistakes.told(error, whole, ArenaMethod)}") from None
     for broken in _unknown(made, cls):
         broken.add_note(where)
         raise broken

@@ -68,6 +68,7 @@ from metabench.core.cell import Budget
 from metabench.core.errors import SuiteError, UnknownName
 from metabench.core.settings import fields, strictly
 from metabench.core.text import shortened
+from metabench.suites import mistakes
 from metabench.suites.schema import (
     BUDGETS,
     COSTS,
@@ -76,10 +77,6 @@ from metabench.suites.schema import (
     LABELS,
     PLOTS,
     Column,
-    PaperClaim,
-    PaperRow,
-    Published,
-    Reach,
     Row,
 )
 from metabench.suites.suite import Suite
@@ -104,6 +101,9 @@ def load(name: str | Path) -> Suite:
     data = _read(path)
     if data.get("kind") == "arena":
         raise SuiteError(f"{path} is an arena and no suite: metabench arena {name}")
+    if "kind" in data:
+        hint = "a suite has none"
+        raise SuiteError(f"{path}: {UnknownName('kind', str(data['kind']), ['arena'], hint)}")
     if "extends" in data:
         name = str(data.pop("extends"))
         base = path.parent / f"{name}.toml"
@@ -174,17 +174,11 @@ def from_dict(data: dict[str, Any], path: Path) -> Suite:
     try:
         suite = strictly(TypeAdapter(Suite), data)
     except ValidationError as error:
-        unknown = "unexpected_keyword_argument"
-        # A misspelt name first: what it leaves unset follows from it.
-        first = min(error.errors(), key=lambda e: e["type"] != unknown)
-        if first["loc"][:1] == ("rows",) and first["loc"][2:3] == ("chosen",):
-            raise SuiteError(f"{path}: {_not_chosen(data['rows'][first['loc'][1]])}") from None
-        where = ".".join(str(p) for p in first["loc"])
-        given = "" if first["type"] == "missing" else f"{shortened(repr(first['input']))}: "
-        said = given + first["msg"].lower()
-        if first["type"] == unknown:
-            said = str(UnknownName("setting called", str(first["loc"][-1]), _known(first["loc"])))
-        raise SuiteError(f"{path}: {where}: {said}") from None
+        loc = mistakes.first(error)["loc"]
+        if loc[:1] == ("rows",) and loc[2:3] == ("chosen",):
+            raise SuiteError(f"{path}: {_not_chosen(data['rows'][loc[1]])}") from None
+        said = mistakes.told(error, data, Suite, {"seeds", "set"} | limits)
+        raise SuiteError(f"{path}: {said}") from None
     _check(suite, path)
     return suite
 
@@ -201,17 +195,6 @@ def _not_chosen(row: Mapping[str, Any]) -> str:
     """What is wrong with a row whose ``chosen`` is missing or malformed."""
     given = f"cannot be {shortened(repr(row['chosen']))}" if "chosen" in row else "is missing"
     return f"row {row.get('id')!r}: chosen {given}; {CHOSEN}"
-
-
-def _known(place: tuple[str | int, ...]) -> set[str]:
-    """What may stand where something unknown does, by its place in the file."""
-    if len(place) == 1:
-        return set(fields(Suite))
-    if place[0] == "budgets":
-        return {"seeds", "set"} | set(fields(Budget))
-    parts = {"columns": Column, "rows": Row, "paper": Published, "paper_rows": PaperRow,
-             "claims": PaperClaim, "reach": Reach}  # fmt: skip
-    return set(fields(parts[str(place[0])]))
 
 
 def _check(suite: Suite, path: Path) -> None:

@@ -169,7 +169,7 @@ def test_nothing_here_imports_torch_pandas_or_matplotlib():
         "import importlib, pkgutil, sys\n"
         "from metabench import analysis, reports\n"
         "for room in (analysis, reports):\n"
-        "    for found in pkgutil.iter_modules(room.__path__, room.__name__ + '.'):\n"
+        "    for found in pkgutil.walk_packages(room.__path__, room.__name__ + '.'):\n"
         "        importlib.import_module(found.name)\n"
         "assert 'metabench.reports.figures.plots' in sys.modules\n"
         "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'jinja2', 'rich'}\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,8 +158,15 @@ def test_the_next_commands_work(
 
     said = type_in(f"metabench new {kind} mine")
     commands = [line.strip() for line in said.splitlines()[1:]]
-    assert commands == next_commands(kind, Path("mine.py")) and len(commands) == 3
-    told = {command.split()[1]: type_in(command) for command in commands}
+    assert commands == next_commands(kind, Path("mine.py"))
+    verbs = ["show", "check", "reproduce", *(["rank"] if kind == "method" else [])]
+    assert [command.split()[1] for command in commands] == verbs
+    # To rank takes a quarter of an hour: that it is tuned can be seen before.
+    dry = {"rank": " --dry-run"}
+    told = {verb: type_in(c + dry.get(verb, "")) for verb, c in zip(verbs, commands, strict=True)}
+    assert kind == "task" or re.search(
+        r"mine in arena-.*quick problems\): \d problems, \d+ trials", told["rank"]
+    )
     assert f"{kind} mine" in told["show"]
     assert "mine passes every check" in told["check"]
     assert list((tmp_path / "results").glob("*/smoke/report.html"))
@@ -255,3 +263,17 @@ def test_the_tasks_best_value_is_the_best(plugins_forgotten: None, tmp_path: Pat
             )["mse"]
         losses[shift] = total
     assert losses[0.0] < losses[-1.5] and losses[0.0] < losses[1.5]
+
+
+def test_a_new_method_is_tuned_where_it_is_ranked(plugins_forgotten: None, tmp_path: Path) -> None:
+    """README: "tuned, among tuned ones". A method without a space plays as shipped alone."""
+    from metabench.api import ranking
+    from metabench.suites import arena
+
+    path = new("method", "fresh", tmp_path)
+    contest = ranking.contest(str(path), budget="first", quick=True, store=tmp_path / "runs")
+    assert contest.tuned
+    assert list(contest.entrant.space) == ["method.inner_lr", "method.outer_lr"]
+    (alike,) = [m for m in arena.load("arena-1").methods if m.id == "one_step"]
+    shared = {name: alike.space[name] for name in contest.entrant.space}
+    assert contest.entrant.space == shared, "the ranges that built-in methods have"

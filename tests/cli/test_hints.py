@@ -31,6 +31,7 @@ SAMPLES = {
     "dataset": "omniglot",
     "cross": "--task quadratic --method bilevel",
     "plugin": "--plugin mine.py",
+    "shlex.quote(str(path))": "mine.py",
     "typed": "arena-1",
     "budget": "first",
 }

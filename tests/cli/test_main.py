@@ -432,7 +432,7 @@ def test_published_records_give_the_same_table_elsewhere(folder: Path) -> None:
     assert broken.code == 1 and broken.out == "1 bad files\n"
     assert broken.err.startswith(f"{records}: line 1: the file is damaged")
     gone = metabench("store", "import", "none.gz", "--into", "other")
-    assert gone.code == 1 and gone.err == "error: none.gz: No such file or directory\n"
+    assert gone.code == 2 and gone.err == "error: none.gz: No such file or directory\n"
 
 
 @pytest.mark.slow

@@ -200,8 +200,27 @@ def test_scores_run_from_no_learning_to_the_bound(tmp_path: Path) -> None:
         ("low = 0.1, high = 1.0", "low = 1.0, high = 0.1", "low = 1.0 is to be below high = 0.1"),
         ("low = 0.1, high = 1.0", "low = 0.0, high = 1.0", "cannot begin at 0.0"),
         ('choices = ["neumann", "cg"]', "low = 1.0", "low and high, or choices"),
-        ('track = "B"', 'track = "D"', "problems.1.track"),
-        ('title = "Two problems"', "", "title"),
+        ('track = "B"', 'track = "D"', "problem start: no track 'D'; known: A, B, C"),
+        ('title = "Two problems"', "", "small.toml: title is missing"),
+        ("fixed = 2.0", "fixxed = 2.0", "problem one: no setting called 'fixxed'; near: fixed"),
+        ("fixed = 2.0\n", "", "problem one: fixed is missing"),
+        ("cap = 400.0", "cap = true", "problem one: cap cannot be True: input should be a valid"),
+        ('kind = "arena"', 'kind = "arean"', "no kind 'arean'; near: arena"),
+        ('"best_valid"', '"best_vald"', "problem one: no select 'best_vald'; near: best_valid"),
+        ("[[methods]]", "[[metods]]", "no setting called 'metods'; near: methods"),
+        ("trials = 3", "trails = 3", "budgets.smoke: no setting called 'trails'; near: trials"),
+        ("high = 20", "hgh = 20", "no setting called 'hgh'; near: high; known: choices, high, log"),
+        (
+            '= { choices = ["neumann", "cg"] }',
+            "= 3",
+            "method implicit: space.method.inverse cannot "
+            "be 3: give a table, which may have low, high, log, whole, per_smoothness, choices",
+        ),
+        (
+            "set.method =",
+            "set.metod =",
+            "method unrolled: set: no group of settings 'metod'; near:",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, old: str, new: str, why: str) -> None:

@@ -60,9 +60,14 @@ def test_the_space_of_the_class_or_of_a_file(arena: Arena, tmp_path: Path) -> No
     [
         ('space."task.dim" = { low = 1, high = 2 }', UnknownName, "group of a method's space"),
         ("space.outer_lr = { low = 1 }", SettingError, "a range has low and high, or choices"),
-        ("space.outer_lr = { low = 1, hihg = 2 }", SettingError, "space.method.outer_lr.hihg"),
+        (
+            "space.outer_lr = { low = 1, hihg = 2 }",
+            SettingError,
+            "space.method.outer_lr: no setting called 'hihg'; near: high",
+        ),
         ('id = "x"\nspace.outer_lr = { choices = [1.0] }', UnknownName, "'id'"),
         ("space = 3", SettingError, "space cannot be 3"),
+        ("space.inner_lr = 3", SettingError, "space.method.inner_lr cannot be 3: give a table, wh"),
         ("space = [", SettingError, "not TOML"),
     ],
 )

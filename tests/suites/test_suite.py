@@ -281,13 +281,18 @@ def test_merging_keeps_the_last_of_each(tables: list[dict[str, dict[str, int]]])
         ({"rows__2__skip": ["five"]}, "names column 'five'"),
         ({"rows__2__skip_reason": ""}, "without a skip_reason"),
         ({"rows__0__budgets": {"huge": {}}}, "names budget 'huge'"),
-        ({"titel": "x"}, "titel"),
-        ({"metric": None}, "metric: field required"),
+        ({"titel": "x"}, "no setting called 'titel'; near: title"),
+        ({"rows__0__methd": "x"}, "row reverse: no setting called 'methd'; near: method"),
+        ({"rows__0__method": None}, "row reverse: method is missing"),
+        ({"metric": None}, "small.toml: metric is missing"),
         ({"goal": "best"}, "goal"),
         ({"rows": []}, "rows"),
         ({"budgets__smoke__seeds": []}, "seeds"),
         ({"budgets__smoke__outer_step": 1}, "outer_step"),
-        ({"rows__0__set": {"methods": {}}}, "rows.0.set"),
+        (
+            {"rows__0__set": {"methods": {}}},
+            "row reverse: set: no group of settings 'methods'; near: method",
+        ),
         ({"titel": "x", "title": None}, "near: title"),
         ({"budgets__smoke__outer_step": 1}, "near: outer_steps"),
         ({"rows__0__metod": "x"}, "near: method"),
@@ -300,10 +305,13 @@ def test_merging_keeps_the_last_of_each(tables: list[dict[str, dict[str, int]]])
         ({"rows__1__id": "method"}, "a row cannot be called 'method'"),
         ({"columns__1__id": ""}, "a column cannot be called ''"),
         ({"name": "../there"}, "a suite cannot be called '../there'"),
-        ({"percent": "yes"}, "percent: 'yes': input should be a valid boolean"),
-        ({"logs": 1}, "logs: 1: input should be a valid boolean"),
-        ({"paper__0__value": "1"}, "value: '1': input should be a valid number"),
-        ({"title": datetime.date(2020, 1, 1)}, "title: {'date': '2020-01-01'}: "),
+        ({"percent": "yes"}, "percent cannot be 'yes': input should be a valid boolean"),
+        ({"logs": 1}, "logs cannot be 1: input should be a valid boolean"),
+        (
+            {"paper__0__value": "1"},
+            "paper number 1: value cannot be '1': input should be a valid number",
+        ),
+        ({"title": datetime.date(2020, 1, 1)}, "title cannot be {'date': '2020-01-01'}: "),
     ],
 )
 def test_what_is_no_suite_is_refused(change: dict[str, Any], says: str) -> None:
@@ -317,6 +325,9 @@ def test_load_reads_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(TEXT)
     assert suites.load(path).name == "mine"
+    path.write_text('kind = "arean"\n' + TEXT)
+    with pytest.raises(SuiteError, match="no kind 'arean'; near: arena; known: arena; a suite has"):
+        suites.load(path)
     path.write_text("title = ")
     with pytest.raises(SuiteError, match="not TOML"):
         suites.load(path)
@@ -416,11 +427,11 @@ CLAIM = {"better": ["reverse"], "than": "heavy", "source": "A 2020"}
         ({"than": "hevy"}, "a claim: no row 'hevy'; near: heavy"),
         ({"columns": ["fore"]}, "a claim: no column 'fore'; near: four"),
         ({"than": "reverse"}, "a claim compares row 'reverse' with itself"),
-        ({"better": []}, "claims.0.better: .*at least 1"),
+        ({"better": []}, "claim 1: better .*at least 1"),
         ({"better": ["reverse", "reverse"]}, "a claim names 'reverse' twice"),
         ({"columns": ["four", "four"]}, "a claim names 'four' twice"),
-        ({"source": ""}, "claims.0.source: .*at least 1"),
-        ({"or_equal": "no"}, "claims.0.or_equal: .*boolean"),
+        ({"source": ""}, "claim 1: source .*at least 1"),
+        ({"or_equal": "no"}, "claim 1: or_equal .*boolean"),
         ({"or_eqal": True}, "or_eqal'; near: or_equal"),
     ],
 )
@@ -438,7 +449,7 @@ def test_claims_name_rows_that_are_run(claim: dict[str, Any], message: str) -> N
         ({}, r"\[reach\] has level or within, one of the two"),
         ({"level": 1.0, "within": 0.1}, r"\[reach\] has level or within, one of the two"),
         ({"level": 1.0, "cost": "inner_gradient"}, "no cost 'inner_gradient'; near: inner_grad"),
-        ({"within": 0}, "reach.within: .*greater than 0"),
+        ({"within": 0}, "reach.within .*greater than 0"),
         ({"withn": 0.1}, "withn'; near: within"),
     ],
 )
