@@ -48,8 +48,8 @@ class Unpriced(SettingError):
 
     def __init__(self, count: str, who: str = "a run") -> None:
         super().__init__(
-            f"budget: {who} uses {count}, which has no price in it; metabench calibrate FILE "
-            "measures it"
+            f"budget: {who} uses {count}, which has no price in it; to measure it: metabench "
+            "calibrate FILE"
         )
         self.count, self.who = count, who
 

@@ -30,6 +30,7 @@ SAMPLES = {
     "dataset": "omniglot",
     "cross": "--task quadratic --method bilevel",
     "plugin": "--plugin mine.py",
+    "file": "mine.py",
 }
 """What stands in a message for what is filled in when it is told."""
 
