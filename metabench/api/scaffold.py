@@ -90,12 +90,13 @@ def suggestion(name: str) -> str:
 
 def next_commands(kind: str, path: Path) -> list[str]:
     """What to type next; each of them works as it stands."""
-    name, plugin = path.stem, f"--plugin {shlex.quote(str(path))}"
+    name, file = path.stem, shlex.quote(str(path))
+    plugin = f"--plugin {file}"
     cross = {
         "method": f"--task {CHECK['method']} --method {name}",
         "task": f"--task {name} --method {CHECK['task']}",
     }[kind]
-    rank = [f"metabench rank {shlex.quote(str(path))} --quick"] if kind == "method" else []
+    rank = [f"metabench rank {file} --quick"] if kind == "method" else []
     return [
         f"metabench show {name} {plugin}",
         f"metabench check {name} {plugin}",

@@ -332,7 +332,7 @@ class Arena:
         if lacks := problem.unpriced(offers):
             raise SuiteError(
                 f"arena {self.name}, problem {problem.id}: prices lack {listed(lacks)}, and what "
-                "has no price cannot be charged; to measure them: metabench calibrate FILE"
+                "has no price cannot be charged; to measure prices: metabench calibrate FILE"
             )
 
 

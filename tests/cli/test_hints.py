@@ -31,7 +31,7 @@ SAMPLES = {
     "dataset": "omniglot",
     "cross": "--task quadratic --method bilevel",
     "plugin": "--plugin mine.py",
-    "shlex.quote(str(path))": "mine.py",
+    "file": "mine.py",
     "typed": "arena-1",
     "budget": "first",
 }

@@ -390,7 +390,7 @@ def test_what_has_no_price_is_a_failure_that_names_it(
     cell = make_cell("noisy", method, set={"budget": budget})
     record = run_cell(cell, Store(tmp_path))
     assert record.status == "failed" and record.metrics == {}
-    said = f"{method} on noisy uses {lacks}, which has no price in it; metabench calibrate FILE"
+    said = f"{method} on noisy uses {lacks}, which has no price in it; to measure it: metabench"
     assert said in record.reason
     cell = make_cell("noisy", method, set={"budget": {**budget, "prices": prices}})
     assert run_cell(cell, Store(tmp_path)).status == "done"
