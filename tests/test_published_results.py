@@ -25,7 +25,6 @@ from metabench.suites.arena_scores import ArenaScores
 ROOT = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))
 ARENAS = sorted(path.parent for path in ROOT.glob(f"*/*/{arena_scores.FILE}"))
-UNFINISHED = sorted((ROOT / "unfinished").glob("*.toml"))
 FILES = {RECORDS, "table.md", "table.csv"}
 WITHOUT_CURVES = {"hypergradient-fidelity"}
 
@@ -95,15 +94,6 @@ def test_the_trial_that_was_chosen_is_the_one_that_its_scores_choose(
         for status in p[part]["status"]
     )  # fmt: skip
     assert without_paths(text) == text and not any(f'"{name}":' in text for name in HOSTS)
-
-
-@pytest.mark.parametrize("file", UNFINISHED, ids=lambda f: f.stem)
-def test_unfinished_cells_are_those_of_the_suite_beside_them(file: Path) -> None:
-    kept = Published(file.with_suffix(".jsonl.gz"))
-    planned = {c.cell.key for c in suites.load(file).cells("laptop")}
-    found = {r.key for r in kept.records()}
-    assert kept.problems() == [] and found and found < planned
-    assert f"`{file.stem}`: " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @each(FOLDERS)
