@@ -258,7 +258,7 @@ def test_show_tells_settings_needs_and_source(folder: Path) -> None:
 def test_show_finds_every_kind(folder: Path) -> None:
     both = metabench("show", "omniglot").out
     assert "suite omniglot: " in both
-    assert "; laptop: method.outer_lr = 0.002, method.outer_decay = linear" in both
+    assert "; laptop: method.outer_lr = 0.003, method.outer_decay = linear" in both
     assert "98.7 +- 0.4 (95 % interval over episodes)" in both
     assert "momentum" in metabench("show", "momentum").out
     small = metabench("show", "small.toml").out

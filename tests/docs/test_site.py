@@ -21,6 +21,7 @@ from optional import needs
 
 from metabench.api.describe import settings_of
 from metabench.core.registry import methods, tasks
+from metabench.core.text import with_pm
 
 needs("latex2mathml")
 site_pages = pytest.importorskip("site_pages")
@@ -129,7 +130,7 @@ def test_numbers_are_those_of_the_published_table() -> None:
     assert (maml.method, maml.task) == ("maml", "omniglot")
     with (ROOT / "results/omniglot/laptop/table.csv").open(encoding="utf-8") as file:
         said = next(r for r in csv.DictReader(file) if (r["row"], r["column"]) == ("maml", "5w1s"))
-    assert maml.ours == f"{float(said['ours_mean']):.2f} ± {float(said['ours_pm']):.2f} %"
+    assert maml.ours == f"{with_pm(float(said['ours_mean']), float(said['ours_pm']))} %"
     assert maml.paper == "98.70 ± 0.40 %"
     page, about = published.suite_page("omniglot", "laptop")
     assert "(laptop/figure.png)" in page and "](../../methods/maml.md)" in page
