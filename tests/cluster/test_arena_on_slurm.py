@@ -8,7 +8,7 @@ import sys
 import pytest
 from cluster.faults.stage import Stage
 
-ARENA = """
+HEAD = """
 kind = "arena"
 title = "Two quadratics"
 
@@ -16,29 +16,6 @@ title = "Two quadratics"
 trials = 2
 tuning_seeds = [100]
 seeds = [0, 1]
-
-[[problems]]
-id = "short"
-label = "short"
-track = "A"
-task = "quadratic"
-fixed = 4.0
-bound = 0.0
-cap = 300.0
-select = "best_valid"
-prices = { inner_gradients = 1, outer_gradients = 1, function_evaluations = 1, hvps = 1, mixed_products = 1 }
-
-[[problems]]
-id = "wide"
-label = "wide"
-track = "A"
-task = "quadratic"
-set.task = { dim = 5 }
-fixed = 4.0
-bound = 0.0
-cap = 300.0
-select = "best_valid"
-prices = { inner_gradients = 1, outer_gradients = 1, function_evaluations = 1, hvps = 1, mixed_products = 1 }
 
 [[methods]]
 id = "unrolling"
@@ -52,13 +29,32 @@ id = "nothing"
 label = "no outer learning"
 method = "fixed"
 tracks = ["A"]
-"""  # noqa: E501
+"""
+PROBLEM = """
+[[problems]]
+id = "dim{0}"
+label = "of {0} numbers"
+track = "A"
+task = "quadratic"
+set.task.dim = {0}
+fixed = 4.0
+bound = 0.0
+cap = 300.0
+select = "best_valid"
+
+[problems.prices]
+inner_gradients = 1
+outer_gradients = 1
+function_evaluations = 1
+hvps = 1
+mixed_products = 1
+"""
 
 
 @pytest.mark.slow
 def test_the_same_command_queues_trials_then_finals_then_nothing(stage: Stage) -> None:
     file = stage.home / "small.toml"
-    file.write_text(ARENA)
+    file.write_text(HEAD + PROBLEM.format(2) + PROBLEM.format(5))
 
     def metabench(*words: str) -> str:
         asked = [sys.executable, "-m", "metabench", *words, "--budget", "smoke"]
