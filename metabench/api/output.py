@@ -99,14 +99,12 @@ def write(path: str | Path, text: str) -> Path:
 
 def default_folder(suite: str, budget: str, asked: str | None) -> Path:
     """``results/SUITE/BUDGET`` for a suite that was ``asked`` for by its name (None: by tasks and
-    methods) or by the path of its file, which ``results/SUITE/.suite`` then names.
+    methods) or by the path of its file; nothing is written (:func:`claim`).
 
     Raises SuiteError where another suite file of that name has the folder: the two would overwrite
     each other's tables.
     """
-    folder = Path("results", suite)
-    note, owner = folder / ".suite", suite_folder() / f"{suite}.toml"
-    file = Path(asked) if asked is not None and asked.endswith(".toml") else owner
+    folder, note, owner, file = _ownership(suite, asked)
     if not owner.is_file() and note.is_file():
         owner = folder / note.read_text(encoding="utf-8").strip()
     if owner.is_file() and not (file.is_file() and file.samefile(owner)):
@@ -115,6 +113,20 @@ def default_folder(suite: str, budget: str, asked: str | None) -> Path:
             f"{asked or suite} is another suite of that name: give --out DIR, or write "
             'name = "..." into the file'
         )
+    return folder / budget
+
+
+def claim(suite: str, asked: str | None) -> None:
+    """Say in ``results/SUITE/.suite`` which suite file of one's own the folder belongs to from now
+    on."""
+    folder, note, owner, file = _ownership(suite, asked)
     if not owner.is_file() and file.is_file():
         write(note, os.path.relpath(file, folder) + "\n")
-    return folder / budget
+
+
+def _ownership(suite: str, asked: str | None) -> tuple[Path, Path, Path, Path]:
+    """The folder of a suite, the note in it, the built-in suite of that name, and the suite file
+    that is meant: the built-in one unless a path was ``asked`` for."""
+    folder, owner = Path("results", suite), suite_folder() / f"{suite}.toml"
+    file = Path(asked) if asked is not None and asked.endswith(".toml") else owner
+    return folder, folder / ".suite", owner, file

@@ -44,7 +44,7 @@ def arena(
     from metabench.api import arena as verbs
     from metabench.api import output
     from metabench.api.verbs import open_store
-    from metabench.cli import printing
+    from metabench.cli import arena_printing, printing
     from metabench.cli.launching import print_endings
     from metabench.reports.arena import endings
     from metabench.reports.tables.renderers import text
@@ -62,11 +62,8 @@ def arena(
     found = planned()
     title = f"{known.name}: {known.title} (budget {budget})"
     if dry_run:
-        printing.print_plan(out, f"{title}, trials", found.trials, launch.jobs or default_jobs())
-        if found.finals:
-            printing.print_plan(
-                out, f"{title}, finals", found.finals, launch.jobs or default_jobs()
-            )
+        jobs = launch.jobs or default_jobs()
+        arena_printing.print_overview(out, title, found, known.budget(budget), jobs)
         return
     code = _run(f"{title}, trials", found, found.trials, kept, launch)
     if code != 130:

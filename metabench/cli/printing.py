@@ -266,24 +266,31 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
         rows.append((row, column, _seeds(group), state, cost, why))
     _grid_with_reasons(out, header, rows, whole=2)
     prose(out, f"{counted(len(planned), 'cell')}: {cells_of(planned)}")
-    open_ = [p for p in planned if p.state in TO_RUN]
-    known = [p.estimated_seconds for p in open_ if p.estimated_seconds is not None]
-    if open_:
-        text = f"to run: {counted(len(open_), 'cell')}"
-        if known:
-            text += f"; {len(known)} of them about {duration(sum(known))} by similar finished cells"
-            if jobs > 1:
-                text += f" ({duration(sum(known) / jobs)} with {counted(jobs, 'job')})"
-        taken = [p for p in open_ if p.published_seconds is not None]
-        if taken:
-            text += f"; {len(taken)} of them about "
-            text += duration(sum(p.published_seconds or 0.0 for p in taken))
-            machines = " or ".join(dict.fromkeys(p.published_on for p in taken))
-            text += f", one after another, on the machine of the published run ({machines})"
-        if unknown := len(open_) - len(known) - len(taken):
-            text += f"; {unknown} of unknown cost"
-        prose(out, text)
+    print_due(out, [p for p in planned if p.state in TO_RUN], jobs)
     print_repairs(out, planned)
+
+
+def print_due(out: Console, due: Sequence[Planned], jobs: int) -> None:
+    """How many cells are to be run, and how long they take as far as that is known."""
+    from metabench.core.text import duration
+
+    if not due:
+        return
+    text = f"to run: {counted(len(due), 'cell')}"
+    known = [p.estimated_seconds for p in due if p.estimated_seconds is not None]
+    if known:
+        text += f"; {len(known)} of them about {duration(sum(known))} by similar finished cells"
+        if jobs > 1:
+            text += f" ({duration(sum(known) / jobs)} with {counted(jobs, 'job')})"
+    taken = [p for p in due if p.published_seconds is not None]
+    if taken:
+        text += f"; {len(taken)} of them about "
+        text += duration(sum(p.published_seconds or 0.0 for p in taken))
+        machines = " or ".join(dict.fromkeys(p.published_on for p in taken))
+        text += f", one after another, on the machine of the published run ({machines})"
+    if unknown := len(due) - len(known) - len(taken):
+        text += f"; {unknown} of unknown cost"
+    prose(out, text)
 
 
 def print_repairs(out: Console, planned: Iterable[Planned]) -> None:

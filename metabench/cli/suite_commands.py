@@ -280,12 +280,16 @@ def publish(
         refuse(["unverified"], f"{arena.name} is an arena, beside which no paper's numbers stand")
         folder = out or output.default_folder(arena.name, budget, suite)
         published = publish_arena(suite, budget=budget, store=store, out=folder)
+        name = arena.name
     else:
         found = loading.load(suite)
         folder = out or output.default_folder(found.name, budget, suite)
         published = api.publish(
             suite, budget=budget, store=store, out=folder, unverified=unverified
         )
+        name = found.name
+    if out is None:
+        output.claim(name, suite)
     printing.tell_bad_files(published.bad_files)
     _name_files(published.files)
     if published.missing:
@@ -425,7 +429,9 @@ def _folder(choice: Choice, suite: Suite, out: Path | None) -> Path:
 
     if out is None:
         asked = None if choice.suite == "all" else choice.suite
-        return output.default_folder(suite.name, choice.budget, asked)
+        folder = output.default_folder(suite.name, choice.budget, asked)
+        output.claim(suite.name, asked)
+        return folder
     return out / suite.name if choice.suite == "all" else out
 
 

@@ -69,7 +69,9 @@ def settings(cell: Cell) -> list[Any]:
 
 def scaled(work: Work, cell: Cell) -> float | None:
     """Seconds of ``cell`` if it costs as much a unit of work as ``work`` did."""
-    share = _share(work, cell.budget)
+    # Under the same budget it was all the work there is, also where it ended before a limit: a
+    # round of a search that no longer fits is not begun.
+    share = 1.0 if work.budget == cell.budget else _share(work, cell.budget)
     if share is None:
         return None
     training: float = work.cost.get("seconds", 0.0) * share

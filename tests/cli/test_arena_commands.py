@@ -49,7 +49,11 @@ def words(tmp_path: Path) -> list[str]:
 
 def test_trials_finals_and_standings(words: list[str], tmp_path: Path) -> None:
     dry = CliRunner().invoke(app, [*words, "--dry-run"])
-    assert dry.exit_code == 0 and "unrolled#1" in dry.output and "3 cells: 3 open" in dry.output
+    assert dry.exit_code == 0
+    lines = [line.split() for line in dry.output.splitlines()]
+    for line in (["two", "3"], ["unrolled", "2"], ["implicit", "1"]):  # open, by problem and method
+        assert line in lines
+    assert "3 cells: 3 open" in dry.output and "finals: at most 4 cells" in dry.output
     assert not list((tmp_path / "runs").glob("*/*/record.json"))
 
     done = CliRunner().invoke(app, [*words, "--jobs", "1"])
@@ -66,6 +70,8 @@ def test_trials_finals_and_standings(words: list[str], tmp_path: Path) -> None:
 
     again = CliRunner().invoke(app, [*words, "--jobs", "1"])
     assert again.exit_code == 0 and again.stdout == done.stdout
+    left = CliRunner().invoke(app, [*words, "--dry-run"]).output
+    assert "finals" in left and "to run" not in left and "at most" not in left
     assert [r.stat().st_mtime_ns for r in records] == times
 
     drawn = CliRunner().invoke(app, [*words, "--jobs", "1", "--figures", str(tmp_path / "figures")])
@@ -133,8 +139,9 @@ def test_its_table_is_where_all_stand(words: list[str], tmp_path: Path) -> None:
 
 
 def test_a_budget_without_records_names_those_that_have_some(
-    words: list[str], tmp_path: Path
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     more = "[budgets.laptop]\ntrials = 3\ntuning_seeds = [7]\nseeds = [8]\n\n[budgets.smoke]"
     (tmp_path / "small.toml").write_text(FILE.replace("[budgets.smoke]", more))
     file, store = words[1], ["--store", words[-1]]
@@ -148,6 +155,7 @@ def test_a_budget_without_records_names_those_that_have_some(
         assert done.exit_code == 1
         said = " ".join(done.output.split())
         assert f"; budget smoke has {kept} records: --budget smoke" in said
+    assert not (tmp_path / "results").exists()  # what publishes nothing claims no folder
 
 
 def test_a_suite_is_no_arena(tmp_path: Path) -> None:
