@@ -63,7 +63,8 @@ def test_equal_methods_are_seldom_told_apart() -> None:
 def test_a_place_names_the_others_in_the_order_of_the_table() -> None:
     given = scores(2, 5, 1.0)
     given["worst"] = {name: 2 * x - 9 for name, x in given["mine"].items()}
-    found = standings(given, dict.fromkeys(given, 0), {(m, p): () for m in given for p in given[m]})
+    none = {m: dict.fromkeys(given[m], 0) for m in given}
+    found = standings(given, none, {(m, p): () for m in given for p in given[m]})
     place = Place("A", True, "mine", ["p0", "p1"], 2, found, against(given, "mine"))
     assert place.own.row == "mine" and place.own.rank == 1.0
     assert place.verdicts("better") == ["other", "worst"] and place.verdicts("worse") == []
