@@ -156,7 +156,7 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
 
 def _fitted(track: TrackResults) -> str:
     """Where the examples that choose the state are those that lam is fitted to."""
-    same = [p.label or p.id for p in track.problems if p.select == "best_valid"]
+    same = [f'"{p.label or p.id}"' for p in track.problems if p.select == "best_valid"]
     return f" (on {listed(same)}: the validation split, which lam is fitted to)" if same else ""
 
 
@@ -168,13 +168,12 @@ def _grid(track: TrackResults) -> str:
 
 def _zero(track: TrackResults) -> str:
     """What no outer learning has in the second readout, whose own training it is."""
-    told = "".join(
-        f" {track.label(line.standing.row)} has {line.retrained + 0.0:.2f} there: compare with "
-        "that, not with 0."
+    return "".join(
+        f" Compare with {track.label(line.standing.row)}, which has {line.retrained + 0.0:.2f} "
+        "there, not with 0."
         for line in track.lines()
         if line.standing.row in track.unlearned and line.retrained is not None
     )
-    return told
 
 
 def without(track: TrackResults) -> Iterator[str]:

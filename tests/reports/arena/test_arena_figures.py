@@ -141,12 +141,14 @@ def test_the_notes_say_on_which_split_the_target_is_and_how_fine_costs_are() -> 
     from dataclasses import replace
 
     found = track(2)
-    assert "not on test (on p0 and p1: the validation split, which lam is" in notes(found)[0]
+    assert 'not on test (on "p0" and "p1": the validation split, which lam is' in notes(found)[0]
     assert "looks lie 1/10 of the cap apart" in notes(found)[0]
     apart, shared = found.problems
     mixed = (replace(apart, select="best_selection", looks=20), shared)
     said = notes(replace(found, problems=mixed))[0]
-    assert "not on test (on p1: the validation split" in said and "1/20 to 1/10 of the cap" in said
+    assert (
+        'not on test (on "p1": the validation split' in said and "1/20 to 1/10 of the cap" in said
+    )
     apart = replace(apart, select="best_selection")
     assert "not on test. cost:" in notes(replace(found, problems=(apart, apart)))[0]
 
@@ -156,9 +158,9 @@ def test_what_no_learning_has_by_a_theta_trained_anew_is_said() -> None:
     from dataclasses import replace
 
     found = track(2, anew=["p0", "p1"])
-    assert "compare with that" not in notes(found)[1] and found.unlearned == ()
+    assert "Compare with" not in notes(found)[1] and found.unlearned == ()
     said = notes(replace(found, unlearned=("beta",)))[1]
-    assert said.endswith("Beta has 0.25 there: compare with that, not with 0.")
+    assert said.endswith(" Compare with Beta, which has 0.25 there, not with 0.")
 
 
 @pytest.mark.parametrize("methods", [("alpha", "beta"), tuple(GOOD)])
