@@ -7,10 +7,11 @@ Once an arena's trials are done, its best method on each problem, with the setti
 have chosen, runs on ten seeds at the problem's cap and at five times that; beside it stands what no
 outer learning has (the methods ``fixed`` and ``unlearned``) at the cap. Headroom is the gap between
 no learning and the better of the two runs, in whole widths of that run's 95 % t-interval over
-seeds; "of the wider" takes no learning's interval where that is wider, as where every seed draws
-data of its own. An arena takes problems with a headroom of five or more, and states their ``fixed``
-and ``bound`` from this table. Seconds are wall seconds of a run at the cap, evaluations included.
-Finished cells are read, not run. Writes calibration.json and calibration.md.
+seeds; an arena takes problems with five or more, and states their ``fixed`` and ``bound`` from this
+table. "Of the wider" takes no learning's interval where that is wider, as where every seed draws
+data of its own, which all methods share: no rule rests on it. Runs without numbers are counted and
+left out of the means. Seconds are wall seconds of a run at the cap, evaluations included. Finished
+cells are read, not run. Writes calibration.json and calibration.md.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from metabench.api import arena as arenas
 from metabench.api.verbs import open_store
 from metabench.cli.progress import view
 from metabench.core.errors import MetabenchError
+from metabench.core.text import listed
 from metabench.store.store import Store
 from metabench.suites import planning
 from metabench.suites.arena import AS_SHIPPED, ArenaProblem
@@ -42,6 +44,8 @@ SEEDS = range(10)
 ROUNDING = 1e-12
 LONG = 5.0
 """Caps that a long run may cost."""
+LEAST = 5.0
+"""The headroom that a problem is to have."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,7 @@ def table(found: Sequence[Row], labels: Mapping[str, str]) -> str:
             f"{r.best:.4g} ± {r.best_half:.2g}",
             f"{r.long:.4g} ± {r.long_half:.2g}",
             r.method,
+            f"{r.lost} of {2 * r.seeds}",
             *("no spread" if h is None else f"{h:.1f}" for h in (r.headroom, r.of_the_wider)),
             f"{r.seconds:.1f}",
         ]
@@ -188,9 +193,28 @@ def table(found: Sequence[Row], labels: Mapping[str, str]) -> str:
     ]
     heads = [
         "problem", "what is learned", "metric", "without", "best", f"best, {LONG:g} caps", "by",
-        "headroom", "of the wider", "seconds",
+        "lost", "headroom", "of the wider", "seconds",
     ]  # fmt: skip
     return tabulate(lines, heads, "github")
+
+
+def page(found: Sequence[Row], labels: Mapping[str, str]) -> str:
+    """The table, what its columns are, and the problems below the headroom asked for."""
+    below = [r.problem for r in found if r.headroom is not None and r.headroom < LEAST]
+    notes = [
+        f"without: no outer learning at the cap; best: the best method of the arena's finals, or "
+        f"trials, at the cap and at {LONG:g} caps. Means over {found[0].seeds} seeds, ± the "
+        "half-width of the 95 % interval.",
+        "lost: runs of the best method without numbers, of those at both costs; means leave them "
+        "out.",
+        "headroom: from without to the better of the two, in whole widths of that one's interval; "
+        f"{LEAST:g} or more are asked for. "
+        + (f"Below that: {listed(below)}." if below else "No problem is below that."),
+        "of the wider: the same in widths of the wider of the two intervals, which is that of "
+        "without where every seed draws data of its own. No rule rests on it.",
+        "seconds: wall seconds of a run at the cap, with evaluations.",
+    ]
+    return "\n".join([table(found, labels), "", *(f"- {note}" for note in notes)])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -221,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MetabenchError as error:
         print(error, file=sys.stderr)
         return 1
-    text = table(found, {p.id: p.label or p.id for p in plan.arena.problems})
+    text = page(found, {p.id: p.label or p.id for p in plan.arena.problems})
     print(text)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,10 @@ AmIGO: Arbel, Mairal: Amortized Implicit Differentiation for Stochastic Bilevel 
     v      <-  v - sigma [(d2 G / dtheta2) v + grad_theta F]         ``linear_steps`` times
     lam    <-  lam - gamma [(d2 G / dlam dtheta) v + grad_lam F]
 
-each on a minibatch of its own; theta and v go on from where the last outer step left them. Where
-every episode starts anew so do they, and v is the Neumann series of ``linear_steps`` terms.
+each derivative of G on a minibatch of its own; those of F are taken once an outer step, on its
+outer batch, where the paper samples F for every step of v too. theta and v go on from where the
+last outer step left them. Where every episode starts anew so do they, and v is the Neumann series
+of ``linear_steps`` terms.
 """
 
 from __future__ import annotations

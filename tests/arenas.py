@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -31,9 +31,11 @@ def arena(
     alone: Sequence[str] = (),
     track: str = "A",
     anew: Sequence[str] = (),
+    tracks: Mapping[str, str] | None = None,
 ) -> Arena:
     """Scores are raw values; the methods in ``alone`` have no space, hence one trial; the problems
-    in ``anew`` have the second readout."""
+    in ``anew`` have the second readout; ``tracks``: those of problems that are in another one."""
+    tracks = tracks or {}
     prices = {**dict.fromkeys(PRICED, 1.0), "function_evaluations": 0.5}
     space = {"method.outer_lr": {"low": 0.01, "high": 1.0, "log": True}}
     return TypeAdapter(Arena).validate_python(
@@ -46,8 +48,9 @@ def arena(
             },
             "problems": [
                 {
-                    "id": name, "track": track, "task": "quadratic", "fixed": 0.0, "bound": 1.0,
-                    "cap": CAP, "looks": LOOKS, "select": "best_valid", "prices": prices,
+                    "id": name, "track": tracks.get(name, track), "task": "quadratic",
+                    "fixed": 0.0, "bound": 1.0, "cap": CAP, "looks": LOOKS,
+                    "select": "best_valid", "prices": prices,
                     "set": {"task": {"dim": 2 + i}},
                     **({"retrain": {"steps": 5, "lr": 0.1}} if name in anew else {}),
                 }
@@ -55,7 +58,8 @@ def arena(
             ],
             "methods": [
                 {
-                    "id": name, "method": "bilevel", "tracks": [track], "label": name.title(),
+                    "id": name, "method": "bilevel", "label": name.title(),
+                    "tracks": sorted({track, *tracks.values()}),
                     "set": {"method": {"inner_steps": 2 + i}},
                     "space": {} if name in alone else space,
                 }

@@ -7,7 +7,8 @@ Costs to a target are in :mod:`metabench.analysis.arena_costs`, pairs of methods
 
 Scores are normalised: 0 is what no outer learning has, 1 the bound of the problem. A run that ends
 without numbers scores 0 or as the worst of its method on the problem, whichever is lower, and never
-reaches a target. One block is one problem: seeds of a problem are repetitions.
+reaches a target; a row that lost every seed of a problem has the worst rank there, whatever the
+others score. One block is one problem: seeds of a problem are repetitions.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Trial:
 
 Trials = Mapping[tuple[str, str], Sequence[Trial]]
 """Method and problem to its trials."""
+Failures = Mapping[str, Mapping[str, int]]
+"""Row to problem to how many of its finals ended without numbers."""
 
 
 def selection_score(problem: ArenaProblem, record: Record, metric: str) -> float | None:
@@ -148,9 +151,9 @@ def iqm_of(scores: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
 @dataclass(frozen=True)
 class Standing:
     """Where a row of the finals stands: interquartile mean of its scores over problems and seeds
-    with a 95 % interval, mean rank over problems (1 the best), runs without numbers, and of the
-    method's trials the mean share that ends near its best and the mean regret of the settings as
-    shipped (None where it had one trial)."""
+    with a 95 % interval, mean rank over problems (1 the best), runs without numbers on these
+    problems, and of the method's trials the mean share that ends near its best and the mean regret
+    of the settings as shipped (None where it had one trial)."""
 
     row: str
     score: float
@@ -165,8 +168,8 @@ class Standing:
 
 def finals_scores(
     arena: Arena, finals: Sequence[Planned], metrics: Mapping[str, str], readout: str = ""
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
-    """Row to problem to test scores in the order of the seeds, and the failures of each row; for
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, int]]]:
+    """Row to problem to test scores in the order of the seeds, and to the number of failures; for
     the readout RETRAINED on the problems that have it.
 
     Raises MetabenchError where finals have not been run.
@@ -186,9 +189,9 @@ def finals_scores(
         value = test_score(problem, p.record, metrics[p.column], readout)
         raw.setdefault(p.row, {}).setdefault(p.column, []).append(value)
     scores: dict[str, dict[str, list[float]]] = {}
-    failures: dict[str, int] = {}
+    failures: dict[str, dict[str, int]] = {}
     for row, of in raw.items():
-        failures[row] = sum(v is None for values in of.values() for v in values)
+        failures[row] = {name: sum(v is None for v in values) for name, values in of.items()}
         scores[row] = {}
         for name, values in of.items():
             worst = min([0.0, *(v for v in values if v is not None)])
@@ -206,16 +209,27 @@ def failed_throughout(finals: Sequence[Planned], problems: Collection[str]) -> s
     return {row for row, statuses in ended.items() if statuses == {"failed"}}
 
 
+def ranks_on(
+    problem: str, scores: Mapping[str, Mapping[str, Sequence[float]]], failures: Failures
+) -> list[float]:
+    """The rank of each row of ``scores`` on a problem by its mean score, 1 the best; rows that lost
+    every seed share the last ranks: a crash is not to stand above a result."""
+    kept = [row for row, of in scores.items() if failures[row][problem] < len(of[problem])]
+    found = dict(
+        zip(kept, stats.ranks([stats.mean(scores[row][problem]) for row in kept]), strict=True)
+    )
+    last = (len(kept) + 1 + len(scores)) / 2
+    return [found.get(row, last) for row in scores]
+
+
 def standings(
-    scores: Mapping[str, Mapping[str, Sequence[float]]],
-    failures: Mapping[str, int],
-    trials: Trials,
+    scores: Mapping[str, Mapping[str, Sequence[float]]], failures: Failures, trials: Trials
 ) -> list[Standing]:
     """Rows of one ruleset on the same problems, the best mean rank first; ties by score."""
     names = list(next(iter(scores.values())))
     if any(list(of) != names for of in scores.values()):
         raise ValueError("rows are ranked on the same problems: rank tracks apart")
-    ranks = [stats.ranks([stats.mean(of[name]) for of in scores.values()]) for name in names]
+    ranks = [ranks_on(name, scores, failures) for name in names]
     out = []
     for i, (row, of) in enumerate(scores.items()):
         value, low, high = iqm_of(of)
@@ -223,7 +237,8 @@ def standings(
         each = [robustness(trials[method, n]) for n in names if len(trials[method, n]) > 1]
         out.append(
             Standing(
-                row, value, low, high, stats.mean([r[i] for r in ranks]), failures[row], len(names),
+                row, value, low, high, stats.mean([r[i] for r in ranks]),
+                sum(failures[row][name] for name in names), len(names),
                 stats.mean([e.near for e in each]) if each else None,
                 stats.mean([e.regret for e in each]) if each else None,
             )

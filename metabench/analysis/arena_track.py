@@ -12,7 +12,7 @@ from functools import cached_property
 
 from metabench.analysis import arena as scoring
 from metabench.analysis import stats
-from metabench.analysis.arena import Standing, Trials
+from metabench.analysis.arena import Failures, Standing, Trials
 from metabench.analysis.arena_costs import (
     cost_ratios,
     cost_to_target,
@@ -55,9 +55,12 @@ class TrackResults:
     ``scores``, ``costs`` (to the target, in inner gradients) and ``gaps`` (score of the tested
     state on the validation split minus on the test split) are by row, problem and seed, as are
     ``retrained`` (scores of a theta trained anew, on the problems that have it); rows are methods,
-    and methods "as shipped". ``methods``: ids in the order of the file; ``numbers``: their
-    places in it. ``left_out``: methods that do not play on every problem; ``failed``: those of
-    which every tuned final ended in an exception, and which stand nowhere.
+    and methods "as shipped". ``failures`` and ``failures_anew``: how many of ``scores`` and of
+    ``retrained`` are of runs without numbers. ``methods``: ids in the order of the file;
+    ``numbers``: their places in it. ``left_out``: methods that do not play on every problem;
+    ``failed``: those of which every tuned final ended in an exception, and which stand nowhere;
+    ``nowhere``: those that apply to no problem of the track. ``unlearned``: methods that learn
+    nothing outside.
     """
 
     arena: str
@@ -70,11 +73,14 @@ class TrackResults:
     scores: Mapping[str, Mapping[str, Sequence[float]]]
     costs: Cells
     gaps: Cells
-    failures: Mapping[str, int]
+    failures: Failures
     trials: Trials
     left_out: tuple[str, ...] = ()
     retrained: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    failures_anew: Failures = field(default_factory=dict)
     failed: tuple[str, ...] = ()
+    nowhere: tuple[str, ...] = ()
+    unlearned: tuple[str, ...] = ()
 
     def rows(self, tuned: bool) -> list[str]:
         """The rows of one ruleset."""
@@ -97,13 +103,15 @@ class TrackResults:
             for p in self.problems
         }
 
+    def ranks_on(self, problem: str, tuned: bool = True) -> list[float]:
+        """The rank of each row of a ruleset on a problem, in the order of ``methods``."""
+        rows = {row: self.scores[row] for row in self.rows(tuned)}
+        return scoring.ranks_on(problem, rows, self.failures)
+
     def ranked(self) -> Ranked:
         """Ranks of the tuned methods, a block a problem."""
         names = [p.id for p in self.problems]
-        blocks = [
-            tuple(stats.ranks([stats.mean(self.scores[m][name]) for m in self.methods]))
-            for name in names
-        ]
+        blocks = [tuple(self.ranks_on(name)) for name in names]
         return judged(self.methods, self.numbers, names, blocks)
 
     def lines(self, tuned: bool = True) -> list[Line]:
@@ -114,7 +122,7 @@ class TrackResults:
         """Where the tuned methods stand by a theta trained anew at the lam that each has found, on
         the problems that have this readout; empty where none has."""
         rows = {m: self.retrained[m] for m in self.methods if self.retrained.get(m)}
-        return scoring.standings(rows, dict.fromkeys(rows, 0), self.trials) if rows else []
+        return scoring.standings(rows, self.failures_anew, self.trials) if rows else []
 
     @cached_property
     def _tuned(self) -> list[Line]:
@@ -199,7 +207,7 @@ def collect(
         raise MetabenchError(
             f"nobody plays in track {track!r} of {arena.name}, or no trial is finished"
         )
-    anew, _ = scoring.finals_scores(arena, finals, metrics, RETRAINED)
+    anew, failures_anew = scoring.finals_scores(arena, finals, metrics, RETRAINED)
     numbers = {m.id: i for i, m in enumerate(arena.methods) if m.id in rows}
     costs: dict[str, dict[str, list[float | None]]] = {}
     gaps: dict[str, dict[str, list[float | None]]] = {}
@@ -229,5 +237,23 @@ def collect(
         trials,
         tuple(row for row in left_out if not row.endswith(AS_SHIPPED)),
         {row: {k: v for k, v in anew.get(row, {}).items() if k in names} for row in rows},
+        failures_anew,
         tuple(m.id for m in arena.methods if m.id in failed),
+        _nowhere(arena, scores, track),
+        tuple(m.id for m in arena.methods if m.method == "fixed"),
+    )
+
+
+def _nowhere(
+    arena: Arena, scores: Mapping[str, Mapping[str, Sequence[float]]], track: str
+) -> tuple[str, ...]:
+    """The methods of a track that have no final on any problem of it that somebody has played."""
+    of_track = {p.id for p in arena.problems if p.track == track}
+    played = of_track & {name for of in scores.values() for name in of}
+    return tuple(
+        m.id
+        for m in arena.methods
+        if track in m.tracks
+        and (not m.problems or played.intersection(m.problems))
+        and not played.intersection(scores.get(m.id, ()))
     )

@@ -299,7 +299,7 @@ def places(contest: Contest) -> list[Place]:
             if contest.entrant.id + AS_SHIPPED * (not tuned) in failed:
                 continue
             scores = {o.method.id: {n: o.scores[tuned][n] for n in names} for o in rows}
-            lost = {o.method.id: sum(o.failures[tuned].get(n, 0) for n in names) for o in rows}
+            lost = {o.method.id: o.failures[tuned] for o in rows}
             found.append(
                 comparing.Place(
                     track.name, tuned, contest.entrant.id, names, track.of,
@@ -401,17 +401,12 @@ def _played(
         own = replace(own, problems=[p for p in own.problems if (method.id, p.id) in chosen])
     cells = own.finals(contest.budget, chosen)
     finals = whole(cells if tuned else _as_shipped(cells))
-    scores, _ = analysis.finals_scores(own, finals, metrics)
-    lost: dict[bool, dict[str, int]] = {True: {}, False: {}}
-    for p in finals:
-        if p.record is not None and p.record.status != "done":
-            of = lost[not p.row.endswith(AS_SHIPPED)]
-            of[p.column] = of.get(p.column, 0) + 1
+    scores, lost = analysis.finals_scores(own, finals, metrics)
     return _Played(
         method,
         {name: of for (_, name), of in trials.items()},
         {True: scores.get(method.id, {}), False: scores.get(method.id + AS_SHIPPED, {})},
-        lost,
+        {True: lost.get(method.id, {}), False: lost.get(method.id + AS_SHIPPED, {})},
         lacks,
         finals,
     )

@@ -98,3 +98,49 @@ def test_who_does_not_play_everywhere_is_left_out_and_named() -> None:
     assert found.left_out == ("plain",)
     with pytest.raises(MetabenchError, match="nobody plays in track 'C' of small"):
         collected(one, "C")
+
+
+def test_lost_runs_are_counted_on_the_problems_of_the_track() -> None:
+    """ "lost" loses seed 1 on q, and all seeds on r of another track."""
+
+    def two(method: str, problem: str, trial: int, seed: int) -> float | None:
+        return None if method == "lost" and problem == "r" else score(method, problem, trial, seed)
+
+    one = played(arena(["p", "q", "r"], ["good", "lost"], tracks={"r": "C"}), two)
+    counts = {
+        (track, tuned): {s.row: s.failures for line in lines for s in [line.standing]}
+        for track in ("A", "C")
+        for tuned in (True, False)
+        for lines in [collected(one, track).lines(tuned)]
+    }
+    assert counts["A", True] == {"good": 0, "lost": 1}
+    assert counts["A", False] == {"good as shipped": 0, "lost as shipped": 1}
+    assert counts["C", True] == {"good": 0, "lost": 3}
+    assert counts["C", False] == {"good as shipped": 0, "lost as shipped": 3}
+
+
+def test_who_lost_every_seed_is_last_in_ranks_tests_and_the_second_readout() -> None:
+    def crashing(method: str, problem: str, trial: int, seed: int) -> float | None:
+        if method == "lost":
+            return None if problem == "q" else 0.9
+        return -3.0 if problem == "q" else 0.5
+
+    one = played(arena(["p", "q"], ["poor", "lost"], anew=["p", "q"]), crashing)
+    found = collected(one)
+    assert found.scores["lost"]["q"] == [0.0] * 3
+    assert found.ranked().ranks == ((2.0, 1.0), (1.0, 2.0))
+    assert found.ranks_on("q", tuned=False) == [1.0, 2.0]
+    assert {line.standing.row: line.standing.rank for line in found.lines()} == {
+        "poor": 1.5, "lost": 1.5,
+    }  # fmt: skip
+    assert {s.row: (s.rank, s.failures) for s in found.retrained_standings()} == {
+        "poor": (1.5, 0), "lost": (1.5, 3),
+    }  # fmt: skip
+
+
+def test_who_applies_to_no_problem_is_named() -> None:
+    one = played(arena(["p", "q", "r"], ["good", "plain"], tracks={"r": "C"}), score)
+    finals = [f for f in one.finals if not f.row.startswith("plain") or f.column == "r"]
+    found = collected(replace(one, finals=finals))
+    assert found.methods == ("good",) and found.nowhere == ("plain",) and found.left_out == ()
+    assert collected(replace(one, finals=finals), "C").nowhere == ()

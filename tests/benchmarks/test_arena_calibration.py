@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,19 @@ def test_headroom_is_the_gap_in_widths_of_the_wider_interval() -> None:
     assert calibration.headroom(1.0, 4.0, [0.1, 0.3]) == pytest.approx(5.0)
     assert calibration.headroom(4.0, 1.0, [0.5, 0.0]) == pytest.approx(-3.0)
     assert calibration.headroom(1.0, 4.0, [0.0, 0.0]) is None
+
+
+def test_the_page_says_what_was_lost_and_who_is_below_the_headroom() -> None:
+    row = calibration.Row(
+        "wide", "loss", "min", 10, 2.0, 0.1, "ift", 1.0, 0.02, 0.9, 0.01, 0, 55.0, 5.5, 1.0
+    )
+    narrow = replace(row, problem="narrow", headroom=4.99, of_the_wider=4.99, lost=5)
+    same = replace(row, problem="same", headroom=None, of_the_wider=None)
+    page = calibration.page([row, narrow, same], dict.fromkeys(("wide", "narrow", "same"), ""))
+    lines = {x.split()[1]: x for x in page.splitlines() if x.startswith("| ")}
+    assert "| 5 of 20 |" in lines["narrow"] and "| 0 of 20 |" in lines["wide"]
+    assert "Below that: narrow." in page
+    assert "No problem is below that." in calibration.page([row], {"wide": ""})
 
 
 def test_problems_become_a_table(tmp_path, capsys) -> None:

@@ -63,7 +63,7 @@ def test_it_says_where_a_method_stands_and_writes_it_down(rank: Any, tmp_path: P
         "Track A, lam in the inner loss, as shipped: 1 problem",
     ]
     assert "mine is number 1 (shared) of 3, mean rank 1.50." in lines
-    assert lines.count("equal to: unrolled") == 2
+    assert lines.count("on these problems, equal to: unrolled") == 2
     folder = tmp_path / "results" / "rank" / "small" / "mine"
     written = [Path(x.removeprefix("wrote ")).name for x in lines if x.startswith("wrote")]
     assert written == ["standing.md", "standing.csv", "records.jsonl.gz"]
@@ -73,7 +73,7 @@ def test_it_says_where_a_method_stands_and_writes_it_down(rank: Any, tmp_path: P
         (how, row) for how in ("tuned", "as shipped") for row in ("mine", "unrolled", "implicit")
     }
     (unrolled,) = [r for r in rows if r["row"] == "unrolled" and r["ruleset"] == "tuned"]
-    assert (unrolled["verdict"], float(unrolled["entrant_wins"])) == ("equal", 0.5)
+    assert (unrolled["verdict_seeds"], float(unrolled["entrant_wins"])) == ("equal", 0.5)
     page = (folder / "standing.md").read_text(encoding="utf-8")
     assert "`method.outer_lr`: 0.01 to 1 (logarithmic)" in page and "equal to: unrolled" in page
     kept = Published(folder / "records.jsonl.gz")

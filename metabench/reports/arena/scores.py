@@ -96,8 +96,8 @@ def ranks_caption(track: TrackResults) -> list[str]:
     else:
         said = "Which of these differences are more than chance: the critical-difference diagram."
     return [
-        "Ranks of mean scores over seeds; ties share a rank. A block is a problem: seeds are "
-        "repetitions.",
+        "Ranks of mean scores over seeds; ties share a rank, and who lost every seed of a problem "
+        "is last there. A block is a problem: seeds are repetitions.",
         f"{said} A rank cannot say by how much a method is better, and changes with who takes "
         "part.",
         *without(track),

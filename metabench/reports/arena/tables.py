@@ -129,10 +129,12 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
         "Finals. rank: mean over problems, 1 the best. score: interquartile mean of test scores "
         "over problems and seeds, 0 no learning, 1 the bound; its interval is of seeds, by a "
         "bootstrap within problems. target: problems on which most seeds come four fifths of the "
-        "way. cost: to that target, in units of the cheapest method's, the median over problems "
-        "(— where half of them or fewer have it). over-fit: score on the validation split, which "
-        "lam was fitted to, minus that on test. lost: runs without numbers, which score 0 or as "
-        "the worst."
+        "way at one of their looks, on the examples that choose the state, not on test"
+        f"{_fitted(track)}. cost: to that target, in units of the cheapest method's, the median "
+        f"over problems (— where half of them or fewer have it); looks lie {_grid(track)} of the "
+        "cap apart, and smaller differences are none. over-fit: score on the validation split, "
+        "which lam was fitted to, minus that on test. lost: runs without numbers, which score 0 or "
+        "as the worst; a row that lost every seed of a problem has the last rank there."
     )
     if _anew(track):
         anew = [p.label or p.id for p in track.problems if p.retrain]
@@ -140,7 +142,7 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
         yield (
             f"retrained: the score of a theta that is trained anew at the lam found{where}, in the "
             "same way for all methods, and not counted: what lam alone is worth. A training that "
-            "runs away scores 0 or as the worst."
+            f"runs away scores 0 or as the worst.{_zero(track)}"
         )
     yield (
         "Trials. 1 trial: the test score that one of the settings tried has on average. near: "
@@ -152,10 +154,33 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
     yield from without(track)
 
 
+def _fitted(track: TrackResults) -> str:
+    """Where the examples that choose the state are those that lam is fitted to."""
+    same = [f'"{p.label or p.id}"' for p in track.problems if p.select == "best_valid"]
+    return f" (on {listed(same)}: the validation split, which lam is fitted to)" if same else ""
+
+
+def _grid(track: TrackResults) -> str:
+    """How far apart the looks of a run are."""
+    most, least = (of(p.looks for p in track.problems) for of in (max, min))
+    return f"1/{least}" if least == most else f"1/{most} to 1/{least}"
+
+
+def _zero(track: TrackResults) -> str:
+    """What no outer learning has in the second readout, whose own training it is."""
+    return "".join(
+        f" Compare with {track.label(line.standing.row)}, which has {line.retrained + 0.0:.2f} "
+        "there, not with 0."
+        for line in track.lines()
+        if line.standing.row in track.unlearned and line.retrained is not None
+    )
+
+
 def without(track: TrackResults) -> Iterator[str]:
     """Who does not stand in the tables and figures of a track, and why."""
     for why, methods in (
         ("not on every problem", track.left_out),
+        ("applies to no problem", track.nowhere),
         ("every final failed", track.failed),
     ):
         if methods:
@@ -227,7 +252,7 @@ def problem_lines(track: TrackResults) -> Iterator[dict[str, object]]:
         rows = track.rows(tuned)
         ratios = cost_ratios(track.medians(tuned))
         for p in track.problems:
-            ranks = stats.ranks([stats.mean(track.scores[row][p.id]) for row in rows])
+            ranks = track.ranks_on(p.id, tuned)
             for row, rank, method in zip(rows, ranks, track.methods, strict=True):
                 scores, costs = track.scores[row][p.id], track.costs[row][p.id]
                 trials = track.trials[method, p.id]

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from metabench.analysis.entrant import Against, Place, Verdict
+from metabench.analysis.entrant import Against, Over, Place, Verdict
 from metabench.analysis.rankings import FEWEST
 from metabench.core.settings import typed
 from metabench.core.text import counted, listed
@@ -29,13 +29,18 @@ LEGEND = (
     "rank: the mean over problems, 1 the best. score: interquartile mean over problems and seeds, "
     "0 no learning, 1 the bound, with its 95 % interval. near: trials within a tenth of the "
     "method's best. regret: what the settings as shipped lack to it. lost: runs without numbers, "
-    "which score 0 or as the worst. Cost is counted, on whatever machine; seconds are not compared."
+    "which score 0 or as the worst; who lost every seed of a problem is last there. Cost is "
+    "counted, on whatever machine; seconds are not compared."
 )
-OVER = {
-    "problems": "Shown: p below 5 % in Wilcoxon's test over problems, Holm's correction.",
+WHERE: Mapping[Over, str] = {"seeds": "on these problems", "problems": "on problems like these"}
+OVER: Mapping[Over, str] = {
     "seeds": (
-        f"Shown: p below 5 % in a paired t-test over seeds, Holm's correction. With fewer than "
-        f"{FEWEST} problems that is said of these problems, and of no others."
+        "On these problems: shown where p is below 5 % in a paired t-test over seeds, Holm's "
+        "correction. It is said of these problems, and of no others."
+    ),
+    "problems": (
+        "On problems like these: shown where p is below 5 % in Wilcoxon's test over problems, "
+        f"Holm's correction, from {FEWEST} problems on."
     ),
 }
 
@@ -91,9 +96,12 @@ def said(place: Place) -> list[str]:
     shared = " (shared)" if ties > 1 else ""
     rows = len(place.standings)
     out = [f"{place.method} is number {better + 1}{shared} of {rows}, mean rank {own.rank:.2f}."]
-    for verdict, words in WORDS.items():
-        if names := place.verdicts(verdict):
-            out.append(f"{words}: {', '.join(names)}")
+    for over in place.overs:
+        for verdict, words in WORDS.items():
+            if names := place.verdicts(verdict, over):
+                least = place.least_p if (over, verdict) == ("problems", "not told apart") else None
+                no_less = "" if least is None else f" (no p can be below {least:.2g} here)"
+                out.append(f"{WHERE[over]}, {words}{no_less}: {', '.join(names)}")
     return [*out, *left_out(place)]
 
 
@@ -115,7 +123,7 @@ def left_out(place: Place) -> list[str]:
 
 def over(places: Sequence[Place]) -> list[str]:
     """What "shown" means in these tables."""
-    used = {a.over for p in places for a in p.against}
+    used = {over for p in places for over in p.overs}
     return [text for name, text in OVER.items() if name in used]
 
 
@@ -153,18 +161,24 @@ def markdown(about: About, places: Sequence[Place]) -> str:
         parts.append(tabulate(table(place), HEAD, tablefmt="github", disable_numparse=True))
         parts.append("\n".join(f"- {line}" for line in said(place)))
         chances = [
-            (a.other, f"{a.wins:.2f}", f"{a.low:.2f} to {a.high:.2f}", _p(a), a.verdict)
+            (
+                a.other, f"{a.wins:.2f}", f"{a.low:.2f} to {a.high:.2f}",
+                *(text for over in place.overs for text in _tested(a, over)),
+            )
             for a in place.against
-        ]
+        ]  # fmt: skip
         if chances:
-            head = ("against", "scores higher", "95 % interval", "p", "verdict")
+            head = ["against", "scores higher", "95 % interval"]
+            head += [text for over in place.overs for text in ("p", WHERE[over])]
             parts.append(tabulate(chances, head, tablefmt="github", disable_numparse=True))
     parts += [LEGEND, *over(places)]
     return "\n\n".join(parts) + "\n"
 
 
-def _p(against: Against) -> str:
-    return "" if against.p is None else f"{against.p:.2g}"
+def _tested(against: Against, over: Over) -> tuple[str, str]:
+    """p and the verdict of a test."""
+    found = against.tested[over]
+    return "" if found.p is None else f"{found.p:.2g}", found.verdict
 
 
 def _range(item: tuple[str, Range]) -> str:
@@ -182,7 +196,8 @@ def _settings(groups: Mapping[str, Mapping[str, object]]) -> list[str]:
 
 COLUMNS = (
     *("track", "ruleset", "row", "problems", "rank", "score", "low", "high", "near", "regret"),
-    *("lost", "entrant", "entrant_wins", "wins_low", "wins_high", "p", "over", "verdict"),
+    *("lost", "entrant", "entrant_wins", "wins_low", "wins_high", "wins_over"),
+    *("p_seeds", "verdict_seeds", "p_problems", "verdict_problems", "least_p_problems"),
 )
 
 
@@ -199,7 +214,15 @@ def as_csv(places: Sequence[Place]) -> str:
                 (
                     place.track, "tuned" if place.tuned else "as shipped", s.row, s.problems,
                     s.rank, s.score, s.low, s.high, s.near, s.regret, s.failures, place.method,
-                    *(("",) * 6 if a is None else (a.wins, a.low, a.high, a.p, a.over, a.verdict)),
+                    *(("",) * 9 if a is None else _fields(place, a)),
                 )
             )  # fmt: skip
     return out.getvalue()
+
+
+def _fields(place: Place, against: Against) -> tuple[object, ...]:
+    """What is known of the method against another; empty where a test is not made."""
+    over: tuple[Over, ...] = ("seeds", "problems")
+    found = [against.tested.get(name) for name in over]
+    tested = (x for t in found for x in (("", "") if t is None else (t.p, t.verdict)))
+    return against.wins, against.low, against.high, against.over, *tested, place.least_p

@@ -125,6 +125,44 @@ def test_a_method_that_does_not_play_everywhere_is_named() -> None:
     assert "Left out, not on every problem: Beta." in text(tables.standings_grid(left))
 
 
+def test_a_method_that_applies_to_no_problem_is_named() -> None:
+    from dataclasses import replace
+
+    nowhere = replace(track(2), nowhere=("beta",))
+    assert scores.scores_caption(nowhere)[-1] == "Left out, applies to no problem: Beta."
+    assert "Left out, applies to no problem: Beta." in notes(nowhere)
+
+
+def notes(found: TrackResults) -> list[str]:
+    return [f.text for f in tables.standings_grid(found).footnotes]
+
+
+def test_the_notes_say_on_which_split_the_target_is_and_how_fine_costs_are() -> None:
+    from dataclasses import replace
+
+    found = track(2)
+    assert 'not on test (on "p0" and "p1": the validation split, which lam is' in notes(found)[0]
+    assert "looks lie 1/10 of the cap apart" in notes(found)[0]
+    apart, shared = found.problems
+    mixed = (replace(apart, select="best_selection", looks=20), shared)
+    said = notes(replace(found, problems=mixed))[0]
+    assert (
+        'not on test (on "p1": the validation split' in said and "1/20 to 1/10 of the cap" in said
+    )
+    apart = replace(apart, select="best_selection")
+    assert "not on test. cost:" in notes(replace(found, problems=(apart, apart)))[0]
+
+
+def test_what_no_learning_has_by_a_theta_trained_anew_is_said() -> None:
+    """The second readout has a training of its own, so that its 0 is not no learning."""
+    from dataclasses import replace
+
+    found = track(2, anew=["p0", "p1"])
+    assert "Compare with" not in notes(found)[1] and found.unlearned == ()
+    said = notes(replace(found, unlearned=("beta",)))[1]
+    assert said.endswith(" Compare with Beta, which has 0.25 there, not with 0.")
+
+
 @pytest.mark.parametrize("methods", [("alpha", "beta"), tuple(GOOD)])
 def test_no_two_names_of_a_figure_touch(methods: tuple[str, ...]) -> None:
     """Names beside the axis are inside the figure, at the resolution of its file."""

@@ -32,6 +32,22 @@ def test_the_standings_are_those_of_python(shown: Browser, arena: Arena) -> None
     assert [line.standing.failures for line in found] == [1, 0, 0]
 
 
+def test_who_lost_every_run_of_a_problem_is_last_there(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are below 0, which is what a lost run scores."""
+    monkeypatch.setattr(arenas, "LOST", ("ift", "dim5", (0, 1, 2)))
+    monkeypatch.setattr(arenas, "QUALITY", arenas.QUALITY | {"bilevel": -2.0, "one_step": -3.0})
+    crashed = Arena(tmp_path)
+    browser.open(crashed.page())
+    pick(browser, "problem", "dim2")
+    pick(browser, "problem", "ridge6")
+    found = crashed.lines(["dim5"])
+    assert [x.standing.row for x in found] == ["bilevel", "onestep", "implicit"]
+    assert [x.standing.score < 0 for x in found] == [True, True, False]
+    assert told(browser) == expected(found)
+
+
 def test_problems_track_and_ruleset_are_chosen(shown: Browser, arena: Arena) -> None:
     pick(shown, "problem", "dim5")
     assert told(shown) == expected(arena.lines(("dim2", "ridge6")))

@@ -178,6 +178,7 @@ function standings(entries, problems, ruleset, axis) {
     const [low, high] = interval(groups);
     rows.push({
       entry, low, high,
+      gone: raw.map((of) => of.every((s) => s === null)),
       missing: problems.filter((p) => !played.includes(p)),
       means: groups.map(mean),
       rank: null,
@@ -192,8 +193,14 @@ function standings(entries, problems, ruleset, axis) {
   }
   const ranked = rows.filter((r) => !r.missing.length);
   problems.forEach((_, i) => {
-    const at = ranks(ranked.map((r) => r.means[i]));
-    ranked.forEach((r, k) => (r.rank = (r.rank ?? 0) + at[k] / problems.length));
+    const kept = ranked.filter((r) => !r.gone[i]);
+    const at = ranks(kept.map((r) => r.means[i]));
+    // Who lost every run shares the last ranks: a crash is not to stand above a result.
+    const last = (kept.length + 1 + ranked.length) / 2;
+    ranked.forEach((r) => {
+      const place = r.gone[i] ? last : at[kept.indexOf(r)];
+      r.rank = (r.rank ?? 0) + place / problems.length;
+    });
   });
   return rows;
 }
