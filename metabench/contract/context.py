@@ -58,7 +58,9 @@ class Context:
     notes: dict[str, Any] = field(default_factory=dict)
     """Choices made along the way that a reader of the record should know (memory mode ...); kept in
     checkpoints. Plain JSON values."""
-    _ahead: tuple[int, list[Episode] | Exception] | None = field(default=None, init=False)
+    _ahead: tuple[int, list[Episode] | Exception] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @property
     def horizon(self) -> int | None:
