@@ -6,8 +6,8 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,11 +19,19 @@ MB = 1e6
 
 
 @dataclass
+class Tried:
+    """Whether what was tried raised."""
+
+    failed: bool = False
+
+
+@dataclass
 class Bench:
     """One part at work in a process of its own.
 
     ``miniature``: sizes at which a part takes seconds of a CPU, to see that everything runs.
     ``until``: the monotonic time by which the part should have ended; it is killed soon after.
+    ``rest``: what an earlier process of the part has left to do (:meth:`leave`), None in the first.
     """
 
     device: torch.device
@@ -31,6 +39,7 @@ class Bench:
     until: float
     store: Path
     answers: TextIO
+    rest: Any = None
 
     def say(self, **line: Any) -> None:
         """One line of JSON, at once; numbers that are none become null."""
@@ -42,18 +51,40 @@ class Bench:
         ``note``: what a reader of the number must know."""
         self.say(row=name, ok=ok, note=note, figures=figures)
 
+    def leave(self, rest: Any) -> None:
+        """What a fresh process is to do once this one has ended, however it ends; None: nothing.
+        The last call counts. Plain JSON values."""
+        self.say(rest=rest)
+
     @contextmanager
-    def part_of(self, name: str) -> Iterator[None]:
+    def part_of(self, name: str) -> Iterator[Tried]:
         """Inside, an error is a row that failed, with its reason, and not the end of the part."""
+        tried = Tried()
         try:
-            yield
+            yield tried
         except Exception as error:
+            tried.failed = True
             traceback.print_exc()
             text = " ".join(str(error).split())[:300]
             self.row(name, ok=False, note=f"{type(error).__name__}: {text}")
         finally:
             if self.cuda:
-                torch.cuda.empty_cache()
+                with suppress(Exception):  # a device that has failed: what is next will say so
+                    torch.cuda.empty_cache()
+
+    def captures(self, rows: Sequence[tuple[str, Callable[[], None]]], **kept: Any) -> None:
+        """Rows by name, each capturing a graph: the last that a part does. A capture that fails can
+        leave torch unable to go on, so that after an error, as after a death, the rows that are
+        left are a fresh process's; its ``rest`` has ``row``, the number of the next one, and what
+        is ``kept``."""
+        for i in range((self.rest or {"row": 0})["row"], len(rows)):
+            name, work = rows[i]
+            self.leave({"row": i + 1, **kept} if i + 1 < len(rows) else None)
+            with self.part_of(name) as tried:
+                work()
+            if tried.failed:
+                return
+        self.leave(None)
 
     @property
     def cuda(self) -> bool:

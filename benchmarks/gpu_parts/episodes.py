@@ -7,8 +7,10 @@ learn2learn's usual loop, where that package is there. All work on the same epis
 from __future__ import annotations
 
 import importlib
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,6 +31,8 @@ AGREE = 1e-3
 """Largest difference of float32 meta-gradients between two ways, over the largest entry: sums in
 another order, and decisions of ReLU that flip. In float64 part "agreement" asks for 1e-10."""
 OUTER_LR = 1e-3
+FAST_DILATED = (2, 9)
+"""The torch from which deterministic dilated convolutions are cuDNN's (pytorch#154292)."""
 
 
 @dataclass(frozen=True)
@@ -114,70 +118,140 @@ def usual(net: Any, row: Row) -> nn.Module:
 
 
 def run(bench: Bench) -> None:
-    """All rows."""
-    for row in ROWS[:2] if bench.miniature else ROWS:
-        with bench.part_of(row.name), determinism.fixed(bench.device):
-            compare(bench, row)
+    """All rows: without a graph first, then the graphs."""
+    rows = ROWS[:2] if bench.miniature else ROWS
+    ms: dict[str, dict[str, float]] = {row.name: {} for row in rows}
+    known: dict[str, Comparison] = {}
+    if bench.rest is None:
+        for row in rows:
+            with bench.part_of(row.name), determinism.fixed(bench.device):
+                known[row.name] = Comparison(bench, row, ms[row.name])
+                plain(known[row.name])
+    else:
+        ms = bench.rest["ms"]
 
+    def captured(row: Row, free: bool) -> None:
+        with determinism.fixed(bench.device):
+            if row.name not in known:
+                known[row.name] = Comparison(bench, row, ms[row.name])
+            graph(known[row.name], free)
 
-def compare(bench: Bench, row: Row) -> None:
-    """All ways of one row; each against the loop's meta-gradient."""
-    task, problem, kind = problem_of(row, bench)
-    method = methods.get("maml")(inner_steps=row.steps, inner_lr=0.4, outer_lr=OUTER_LR)
-    drawn = bench.timed(
-        lambda: problem.episodes("train", range(problem.episodes_per_step)), share=0.02
+    ways = [(row, free) for row in rows for free in (False, True)]
+    bench.captures(
+        [(f"{row.name}: {named(free)}", partial(captured, row, free)) for row, free in ways], ms=ms
     )
-    bench.row(f"{row.name}: drawing the episodes", note=kind, **drawn)
-    held = problem.episodes("train", range(problem.episodes_per_step))
-    problem.episodes = lambda split, indices: held
 
-    def context(engine: str) -> Context:
-        record = cuda_graph if bench.cuda else rerun
+
+class Comparison:
+    """A row at work: its problem, a step's episodes, and the meta-gradient that the loop takes of
+    them. ``ms``: what ways that were timed took."""
+
+    def __init__(self, bench: Bench, row: Row, ms: dict[str, float]) -> None:
+        self.bench, self.row, self.ms = bench, row, ms
+        self.task, self.problem, self.kind = problem_of(row, bench)
+        self.method = methods.get("maml")(inner_steps=row.steps, inner_lr=0.4, outer_lr=OUTER_LR)
+        self.held = self.draw()
+        with without_tf32():
+            self.wanted = self.gradient("loop")
+
+    def draw(self) -> list[Episode]:
+        """The episodes of the first step."""
+        m = self.problem.episodes_per_step
+        found: list[Episode] = type(self.problem).episodes(self.problem, "train", range(m))
+        return found
+
+    def context(self, engine: str) -> Context:
+        """One that has captured nothing yet, and draws nothing."""
+        self.problem.episodes = lambda split, indices: self.held
+        record = cuda_graph if self.bench.cuda else rerun
         return Context(
-            problem, solvers.get("sgd")(), Seeds.of(0), task.offers, device=bench.device,
-            engine="loop" if engine == "loop" else "vmap",
+            self.problem, solvers.get("sgd")(), Seeds.of(0), self.task.offers,
+            device=self.bench.device, engine="loop" if engine == "loop" else "vmap",
             graphs=Graphs(record) if engine == "graph" else None,
         )  # fmt: skip
 
-    wanted = gradient_of(context("loop"), method, held)
-    first = method.init(context("loop")).lam
-    slowest: dict[str, float] = {}
+    def gradient(self, engine: str) -> Params:
+        """The mean meta-gradient, a graph captured with the algorithms that are now allowed."""
+        return gradient_of(self.context(engine), self.method)
+
+    def time(self, name: str, engine: str, note: str = "") -> None:
+        """Check and time a way of metabench's."""
+        step = Stepper(self.context(engine), self.method)
+        self.tell(name, partial(self.gradient, engine), step, note)
 
     def tell(
-        name: str, gradient: Callable[[], Params], step: Callable[[], object], note: str = ""
+        self, name: str, gradient: Callable[[], Params], step: Callable[[], object], note: str = ""
     ) -> None:
-        with bench.part_of(f"{row.name}: {name}"):
-            gap = apart(gradient(), wanted)
-            found = bench.timed(step, share=0.12)
-            slowest[name] = float(found["ms"] or 0)
-            against = {
-                f"times_{k}": slowest[k] / slowest[name] for k in ("loop", "learn2learn")
-                if k in slowest and k != name
-            }  # fmt: skip
-            bench.row(f"{row.name}: {name}", ok=gap <= AGREE, note=note, error=gap, **found,
-                      **against)  # fmt: skip
+        """Check a gradient against the loop's in float32 alone, and time steps as runs take them,
+        with TF32: what that rounds is a figure, and no verdict hangs on it."""
+        with without_tf32():
+            gap = apart(gradient(), self.wanted)
+        rounded = apart(gradient(), self.wanted)
+        found = self.bench.timed(step, share=0.12)
+        self.ms[name] = float(found["ms"] or 0)
+        against = {
+            f"times_{k}": self.ms[k] / self.ms[name] for k in ("loop", "learn2learn")
+            if k in self.ms and k != name
+        }  # fmt: skip
+        self.bench.row(f"{self.row.name}: {name}", ok=gap <= AGREE, note=note, error=gap,
+                       tf32_error=rounded, **found, **against)  # fmt: skip
 
+
+def plain(at: Comparison) -> None:
+    """Drawing, and the ways without a graph."""
+    bench, row, slow = at.bench, at.row, slowed(at.row)
+    drawn = bench.timed(at.draw, share=0.02)
+    bench.row(f"{row.name}: drawing the episodes", note=at.kind, **drawn)
     try:
         importlib.import_module("learn2learn.algorithms")
-    except ImportError as error:
-        bench.row(f"{row.name}: learn2learn", note=f"not there: {error}")
+    except Exception as error:
+        bench.row(f"{row.name}: learn2learn", note=f"not there: {type(error).__name__}: {error}")
     else:
         with bench.part_of(f"{row.name}: learn2learn"):
-            peer = Peer(problem, row, first, held)
-            tell("learn2learn", peer.gradient, peer.step)
-    for engine, note in (
-        ("loop", ""),
-        ("vmap", ""),
-        ("graph", "" if bench.cuda else "the function that a graph holds, run again: no GPU"),
-    ):
-        ctx = context(engine)
-        tell(engine, partial(gradient_of, ctx, method, held), Stepper(ctx, method), note)
-    with bench.part_of(f"{row.name}: graph, algorithms free"):
+            first = at.method.init(at.context("loop")).lam
+            peer = Peer(at.problem, row, first, at.held)
+            at.tell("learn2learn", peer.gradient, peer.step, slow)
+    for engine in ("loop", "vmap"):
+        with bench.part_of(f"{row.name}: {engine}"):
+            at.time(engine, engine, slow)
+
+
+def graph(at: Comparison, free: bool) -> None:
+    """A captured graph, with deterministic algorithms alone or with any."""
+    note = slowed(at.row)
+    if free:
         torch.use_deterministic_algorithms(False)
-        ctx, note = context("graph"), "torch may take algorithms that are not deterministic"
-        free = partial(gradient_of, context("graph"), method, held)
-        tell("graph, algorithms free", free, Stepper(ctx, method), note)
-    determinism.settle(bench.device)
+        note = "torch may take algorithms that are not deterministic"
+    if not at.bench.cuda:
+        note = "the function that a graph holds, run again: no GPU"
+    at.time(named(free), "graph", note)
+
+
+def named(free: bool) -> str:
+    """A graph, for the table."""
+    return "graph, algorithms free" if free else "graph"
+
+
+def slowed(row: Row) -> str:
+    """What the torch at hand is known to be slow at, in words; "" where there is nothing."""
+    version = tuple(int(x) for x in re.findall(r"\d+", torch.__version__)[:2])
+    if row.downsample != "stride" or version >= FAST_DILATED:
+        return ""
+    return (
+        f"torch {torch.__version__}: deterministic dilated convolutions, which the second order of "
+        "strides takes, are not cuDNN's before 2.9 (pytorch#28777), and slow"
+    )
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside, convolutions are float32's own; products of matrices are so in every run."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Stepper:
@@ -191,7 +265,7 @@ class Stepper:
         self.ctx.step += 1
 
 
-def gradient_of(ctx: Context, method: Any, held: Sequence[Episode]) -> Params:
+def gradient_of(ctx: Context, method: Any) -> Params:
     """The mean meta-gradient of the first weights, as plain descent of step size 1 moves them."""
     plain = replace(method, outer_solver="sgd", outer_lr=1.0)
     state = plain.init(ctx)

@@ -1,11 +1,14 @@
 """A part of benchmarks/gpu.py in a process of its own: figures on stdout, all else on stderr.
 
-python -m benchmarks.gpu_parts.worker PART DEVICE SECONDS STORE [miniature]
+python -m benchmarks.gpu_parts.worker PART DEVICE SECONDS STORE REST [miniature]
+
+REST: null, or what an earlier process of the part has left to do, in JSON.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import time
@@ -15,7 +18,7 @@ from pathlib import Path
 
 def main(arguments: list[str]) -> int:
     """Run the part; its own errors are the driver's to report."""
-    name, device, seconds, store, *rest = arguments
+    name, device, seconds, store, rest, *size = arguments
     until = time.monotonic() + float(seconds)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
@@ -32,7 +35,7 @@ def main(arguments: list[str]) -> int:
         torch.zeros((), device=where)
     else:
         torch.set_num_threads(1)
-    bench = Bench(where, "miniature" in rest, until, Path(store), answers)
+    bench = Bench(where, "miniature" in size, until, Path(store), answers, json.loads(rest))
     bench.say(machine=machine(where))
     importlib.import_module(f"benchmarks.gpu_parts.{name}").run(bench)
     return 0

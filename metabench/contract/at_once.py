@@ -119,7 +119,8 @@ def cuda_graph(f: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
     """Capture f: nothing is computed until the graph is replayed.
 
     The default generator of the device is registered with the graph by torch; f draws nothing (vmap
-    refuses to), what is random is among its inputs.
+    refuses to), what is random is among its inputs. Raises what f raises. A process in which a
+    capture has failed may be unable to go on: torch's generators can be left as if inside of it.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -128,8 +129,19 @@ def cuda_graph(f: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
             f()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = f()
+    cause: Exception | None = None
+    try:
+        with torch.cuda.graph(graph):
+            try:
+                outputs = f()
+            except Exception as error:
+                cause = error
+                raise
+    except Exception:
+        # Ending a capture that is broken raises too, and says no more than that it is broken.
+        if cause is not None:
+            raise cause from None
+        raise
     return outputs, graph.replay
 
 

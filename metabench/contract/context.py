@@ -58,6 +58,9 @@ class Context:
     notes: dict[str, Any] = field(default_factory=dict)
     """Choices made along the way that a reader of the record should know (memory mode ...); kept in
     checkpoints. Plain JSON values."""
+    _ahead: tuple[int, list[Episode] | Exception] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @property
     def horizon(self) -> int | None:
@@ -81,7 +84,25 @@ class Context:
     def training_episodes(self, step: int | None = None) -> list[Episode]:
         """The training episodes of this outer step, or of ``step``."""
         m, step = self.problem.episodes_per_step, self.step if step is None else step
+        if self._ahead is not None and self._ahead[0] == step:
+            (_, drawn), self._ahead = self._ahead, None
+            if isinstance(drawn, Exception):
+                raise drawn
+            return drawn
         return self.problem.episodes("train", range(step * m, step * m + m))
+
+    def draw_ahead(self) -> None:
+        """Draw the training episodes of the next step, while a device still works at this one's.
+
+        They are the same ones, for an episode is a function of its address alone. An error is
+        kept for the step that asks for them.
+        """
+        step = self.step + 1
+        if self.horizon is None or step < self.horizon:
+            try:
+                self._ahead = step, self.training_episodes(step)
+            except Exception as error:
+                self._ahead = step, error
 
     def inner_grad(
         self,

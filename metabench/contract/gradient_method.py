@@ -193,6 +193,7 @@ class GradientMethod(InnerTraining):
         rate = torch.full((), lr, dtype=anchor.dtype, device=anchor.device)
         given = state.outer, state.memory["outer"], rate
         out = ctx.replayed(("step", self), whole, given, episodes, steps=self.inner_batches)
+        ctx.draw_ahead()  # before the host waits for what the device has been given
         check_episodes(
             name_of(self), [Hypergradient(out["told"]["outer_loss"], out["g"], {})],
             state.outer, None,

@@ -196,5 +196,11 @@ class Stopwatch:
     def __enter__(self) -> None:
         self._since = self._now()
 
-    def __exit__(self, *_: object) -> None:
-        self.seconds += self._now() - self._since
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            now = self._now()
+        except Exception:
+            if error is None:
+                raise
+            now = time.perf_counter()  # the error on its way says why the device fails
+        self.seconds += now - self._since

@@ -42,12 +42,16 @@ def warm_up(ctx: Context, method: Any) -> tuple[float, float | None]:
     Nothing of the run moves: random streams are set anew before every step, counts and notes are
     the step's own, and a problem's answers depend on no earlier ones (or no run could go on from a
     checkpoint). A step of more than ``MOST_SECONDS`` is given up at its next count.
+
+    Raises what a step to be captured as a graph raises, as the run's own would.
     """
     clock, inits = Stopwatch(ctx.device), Stopwatch(ctx.device)
     began = None
     aside = replace(ctx, meter=_Deadline(MOST_SECONDS), notes=copy.deepcopy(ctx.notes), step=0)
-    # What fails here fails in the run's own first step, which makes a record of it.
-    with clock, suppress(Exception):
+    # What fails here fails in the run's own first step, which makes a record of it; not so a
+    # capture, after which the process may be unable to do what it could before.
+    failures = BudgetSpent if ctx.graphs is not None else Exception
+    with suppress(failures), clock:
         determinism.seed_globals(ctx.seeds.method, ctx.device)
         with inits:
             state = method.init(aside)

@@ -25,11 +25,16 @@ class Classes:
     def pick(self, classes: Tensor, drawings: Tensor) -> Tensor:
         """uint8 [n, k, channels, size, size] of classes [n] and drawings [n, k]."""
         base, turns = classes % len(self.images), classes // len(self.images)
-        picked = self.images[base[:, None], drawings]
-        for turn in range(1, self.rotations):
-            here = turns == turn
-            picked[here] = torch.rot90(picked[here], turn, (-2, -1))
-        return picked
+        rows = (base[:, None] * self.images.shape[1] + drawings).flatten()
+        # Whole images at a time: indexing by two tensors, or by a mask, goes pixel by pixel.
+        picked = self.images.flatten(0, 1).index_select(0, rows)
+        if self.rotations > 1:
+            turns = turns.repeat_interleave(drawings.shape[1])
+            places = [(turns == turn).nonzero().squeeze(1) for turn in range(self.rotations)]
+            groups = [picked.index_select(0, place) for place in places]
+            turned = torch.cat([torch.rot90(x, t, (-2, -1)) for t, x in enumerate(groups)])
+            picked = turned.index_select(0, torch.cat(places).argsort())
+        return picked.unflatten(0, drawings.shape)
 
 
 @dataclass(frozen=True)

@@ -365,18 +365,20 @@ class FewShotProblem(Problem):
         task, source = self.task, self.splits[split]
         shots, queries = task.images_of(split)
         ways, stream = task.ways_of(split), self.stream(split)
-        chosen, order = [], []
+        chosen, keys = [], []
         for index in indices:
             gen = generator(stream, split, index)
             chosen.append(torch.randperm(len(source), generator=gen)[:ways])
             shape = ways, source.images.shape[1]
-            order.append(torch.rand(shape, generator=gen, dtype=torch.float32).argsort(dim=1))
-        images = source.pick(torch.cat(chosen), torch.cat(order)[:, : shots + queries])
-        x = self.scaled(images).unflatten(0, (len(indices), ways))
+            keys.append(torch.rand(shape, generator=gen, dtype=torch.float32))
+        order = torch.cat(keys).argsort(dim=1)[:, : shots + queries]
+        images = source.pick(torch.cat(chosen), order).to(self.device)
+        images = images.unflatten(0, (len(indices), ways))
         labels = torch.arange(ways, device=self.device)
+        # Taken apart as bytes: copies of floats would be four times as large.
         parts = [
-            (part.flatten(1, 2).contiguous(), labels.repeat_interleave(part.shape[2]))
-            for part in (x[:, :, :shots], x[:, :, shots:])
+            (self.scaled(part.flatten(1, 2)), labels.repeat_interleave(part.shape[2]))
+            for part in (images[:, :, :shots], images[:, :, shots:])
         ]
         size = task.inner_batch if split == "train" else task.test_inner_batch
         found = []
@@ -416,7 +418,7 @@ class FewShotProblem(Problem):
 
     def scaled(self, images: Tensor) -> Tensor:
         """Images with ink or light in [0, 1], on the device."""
-        return images.to(self.device).to(self.dtype) / 255
+        return images.to(self.device).to(self.dtype).div_(255)
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """accuracy and loss on the query set; nearest_neighbour: accuracy of the closest pixels."""

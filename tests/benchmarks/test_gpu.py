@@ -1,33 +1,40 @@
-"""The script for a GPU: parts in processes of their own, and each part in miniature on the CPU."""
+"""The script for a GPU: parts in processes of their own, each with a limit."""
 
 from __future__ import annotations
 
-import io
 import json
+import os
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
-import torch
-from optional import needs
-
-from metabench.core.errors import DataMissing
-from metabench.datasets import locate
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import gpu
-from benchmarks.gpu_parts import agreement, decays, episodes, lora, omniglot
-from benchmarks.gpu_parts.bench import Bench, apart, finite
+from benchmarks.gpu_parts import bare_machine, processes
 
 NAMES = [part.name for part in gpu.PARTS]
 
 STAND_IN = """
 import json, os, subprocess, sys, time
-name, device, seconds, store, *rest = sys.argv[1:]
+name, device, seconds, store, rest, *size = sys.argv[1:]
+rest = json.loads(rest)
 def say(**line):
     print(json.dumps(line), flush=True)
+if os.environ.get("AGAIN") == name:
+    say(row=f"row {rest}", ok=None, note="", figures={"pid": os.getpid()})
+    if rest is None:
+        say(rest={"row": 1})
+        sys.exit(3)
+    say(rest={"row": 2} if rest["row"] == 1 else None)
+    sys.exit(0)
+if os.environ.get("CLOSES") == name:
+    say(row="last", ok=None, note="", figures={"pid": os.getpid()})
+    os.close(1)
+    time.sleep(60)
 say(machine={"name": "none", "device": device})
 say(row="first | row", ok=True, note="", figures={"seconds": float(seconds), "peak_mb": None})
 if name == "episodes":
@@ -98,6 +105,53 @@ def test_a_part_that_hangs_or_dies_does_not_lose_the_others(stand_in):
     assert "peak_mb" not in table, "a figure that no row has is no column"
 
 
+def test_a_part_that_closes_its_output_and_hangs_is_killed_and_the_others_go_on(
+    stand_in, monkeypatch
+):
+    monkeypatch.setenv("CLOSES", "lora")
+    killpg = os.killpg
+
+    def group_is_gone(pid, number):
+        killpg(pid, number)
+        raise ProcessLookupError
+
+    monkeypatch.setattr(processes.os, "killpg", group_is_gone)
+    status, lines, _ = stand_in("--parts", "lora", "omniglot", "--limit", "lora=2")
+    ended = {x["part"]: x for x in lines if "status" in x}
+    assert status == 1 and ended["omniglot"]["status"] == "done"
+    assert (ended["lora"]["status"], ended["lora"]["reason"]) == ("killed", "not ended within 2 s")
+    (row,) = of(lines, "lora", "row")
+    assert not alive(row["figures"]["pid"])
+
+
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # nobody has waited for it
+def test_a_process_that_cannot_be_killed_is_told_of_and_the_others_go_on(stand_in, monkeypatch):
+    monkeypatch.setenv("CLOSES", "lora")
+    monkeypatch.setattr(processes, "PATIENCE", 0.1)
+    left, killpg = [], os.killpg
+    monkeypatch.setattr(processes.os, "killpg", lambda *which: left.append(which))
+    _, lines, _ = stand_in("--parts", "lora", "omniglot", "--limit", "lora=2")
+    killpg(*left[0])
+    ended = {x["part"]: x for x in lines if "status" in x}
+    assert ended["omniglot"]["status"] == "done"
+    assert ended["lora"]["status"] == "killed"
+    assert "may still hold the device" in ended["lora"]["reason"]
+
+
+def test_what_a_process_leaves_is_done_by_a_fresh_one(stand_in, monkeypatch):
+    monkeypatch.setenv("AGAIN", "agreement")
+    status, lines, _ = stand_in("--parts", "agreement", "omniglot")
+    rows = of(lines, "agreement", "row")
+    assert [x["row"] for x in rows] == ["row None", "row {'row': 1}", "row {'row': 2}"]
+    assert len({x["figures"]["pid"] for x in rows}) == 3
+    ended = {x["part"]: x for x in lines if "status" in x}
+    assert status == 1 and ended["omniglot"]["status"] == "done"
+    assert ended["agreement"]["status"] == "failed" and ended["agreement"]["rows"] == 3
+    assert ended["agreement"]["reason"].startswith("exit status 3")
+    assert ended["agreement"]["reason"].endswith("; a fresh process did the rest")
+    assert not of(lines, "agreement", "rest")
+
+
 def test_all_well_is_status_0_and_the_last_part_has_the_time_left(stand_in):
     status, lines, _ = stand_in("--parts", "omniglot", "agreement", "--total", "100")
     assert status == 0
@@ -119,17 +173,38 @@ def test_without_time_or_device_a_part_is_left_out_with_the_reason(stand_in, mon
 
 def test_a_dry_run_and_a_list_run_nothing(stand_in, capsys, monkeypatch):
     monkeypatch.delenv("METABENCH_DATA")
+    why = "ModuleNotFoundError: No module named 'requests'"
+    tried = []
+
+    def failing(names):
+        tried.extend(names)
+        return {"learn2learn.algorithms": why, "benchmarks.gpu_parts.decays": "ImportError: x"}
+
+    monkeypatch.setattr(bare_machine, "failing", failing)
     status, lines, out = stand_in("--dry-run", "--limit", "lora=7")
     told = capsys.readouterr().out
     assert status == 0 and not lines and not out.exists()
     assert "lora          7 s  on cpu" in told and "METABENCH_DATA" in told
+    assert f"episodes    110 s  on cpu; no row of learn2learn.algorithms: {why}\n" in told
+    assert "decays       80 s  on cpu; ImportError: x\n" in told
+    assert {f"benchmarks.gpu_parts.{name}" for name in NAMES} < set(tried)
     assert gpu.main(["--list"]) == 0
     assert [x.split()[0] for x in capsys.readouterr().out.splitlines()] == NAMES
     assert sum(part.seconds for part in gpu.PARTS) <= gpu.TOTAL == 540
 
 
+def test_imports_are_tried_and_not_only_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "needy.py").write_text("print('{')\nimport no_such_thing\n")
+    (tmp_path / "deadly.py").write_text("import os\nos._exit(1)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    why = "ModuleNotFoundError: No module named 'no_such_thing'"
+    assert bare_machine.failing(["json", "needy"]) == {"needy": why}
+    died = "the process that tried it died: nothing said"
+    assert bare_machine.failing(["json", "deadly"]) == {"json": died, "deadly": died}
+
+
 def test_without_a_gpu_parts_are_left_out(stand_in, monkeypatch):
-    monkeypatch.setattr(gpu, "finds_cuda", lambda: False)
+    monkeypatch.setattr(bare_machine, "finds_cuda", lambda: False)
     status, lines, _ = stand_in("--device", "cuda")
     assert status == 1 and {x["reason"] for x in lines} == {"torch finds no CUDA device"}
 
@@ -166,186 +241,39 @@ def test_a_store_goes_on_from_lease_to_lease(stand_in, tmp_path):
 
 def test_wheels_are_asked_for_by_version_and_the_peer_is_built(tmp_path, monkeypatch, capsys):
     asked = []
+    monkeypatch.delenv("METABENCH_DATA", raising=False)
 
     def run(command, **more):
         asked.append(command)
         (tmp_path / f"{len(asked)}.whl").write_bytes(b"x" * 1000)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(gpu.subprocess, "run", run)
+    monkeypatch.setattr(bare_machine.subprocess, "run", run)
     assert gpu.main(["--wheels", str(tmp_path), "--python-version", "3.9"]) == 0
     assert len(asked) == 2, "learn2learn needs an interpreter of that version"
     download = asked[0]
     assert "--only-binary=:all:" in download and "3.9" in download
-    assert any(x.startswith("pydantic") for x in download)
-    assert "--no-index" in capsys.readouterr().out
+    for needed in ("pydantic", "requests", "tqdm", "gym_notices"):
+        assert any(x.startswith(needed) for x in download)
+    told = capsys.readouterr().out
+    assert "--no-index" in told and "Omniglot is left out" in told
     assert gpu.main(["--wheels", str(tmp_path), "--builder", "python9"]) == 0
-    assert [x[-1] for x in asked[4:]] == [x[-1] for x in gpu.BUILT]
+    assert [x[-1] for x in asked[4:]] == [x[-1] for x in bare_machine.BUILT]
     assert {x[0] for x in asked[4:]} == {"python9"}
 
 
-# --- the parts ------------------------------------------------------------------------------------
-
-
-def bench(tmp_path):
-    return Bench(
-        torch.device("cpu"), True, time.monotonic() + 60, tmp_path / "store", io.StringIO()
-    )
-
-
-def rows(of_bench):
-    lines = map(json.loads, of_bench.answers.getvalue().splitlines())
-    return {x["row"]: x for x in lines if "row" in x}
-
-
-def test_decays_in_miniature(tmp_path):
-    at = bench(tmp_path)
-    decays.run(at)
-    found = rows(at)
-    assert {name for name, *_ in decays.ROWS} < set(found)
-    assert all(x["ok"] is not False for x in found.values()), found
-    assert found["plain step"]["figures"]["numbers"] == 44560
-    assert all(found[name]["figures"]["plain_steps"] > 1 for name, *_ in decays.ROWS)
-
-
-def test_a_wrong_hypergradient_of_decays_is_seen(tmp_path, monkeypatch):
-    net, side, _ = decays.network(True)
-    at, problem = bench(tmp_path), decays.Decays(net, side, 2, torch.device("cpu"))
-    decays.check(at, problem)
-    (right,) = rows(at).values()
-
-    def penalty(self, lam):
-        return {k: 1.01 * v.exp() for k, v in lam.items()}
-
-    monkeypatch.setattr(decays.Decays, "diagonal_penalty", penalty)
-    decays.check(at, problem)
-    (wrong,) = rows(at).values()
-    assert right["ok"] is True and wrong["ok"] is False
-
-
-def test_the_vision_transformer_has_as_many_numbers_as_vit_b():
-    with torch.device("meta"):
-        net = decays.ViT(224, 16, 768, 12, 12)
-    assert sum(p.numel() for p in net.parameters()) == 86_567_656
-
-
-def test_lora_in_miniature(tmp_path):
-    at = bench(tmp_path)
-    lora.run(at)
-    found = rows(at)
-    assert set(found) == {"float32, reference", "bfloat16, 1 at once", "bfloat16, 4 at once"}
-    assert found["bfloat16, 4 at once"]["ok"] is True
-    before, after = (found["float32, reference"]["figures"][f"loss_{x}"] for x in
-                     ("before", "after"))  # fmt: skip
-    assert after < before
-    assert 0 < found["bfloat16, 1 at once"]["figures"]["gain_error"] < lora.GAIN
-
-
-def test_its_decoder_is_that_of_llamas_architecture():
-    transformers = needs("transformers")
-    s, cpu = lora.sizes(True), torch.device("cpu")
-    own = lora.decoder(s, cpu)
-    config = transformers.LlamaConfig(
-        hidden_size=s["width"], intermediate_size=s["inner"], num_hidden_layers=s["layers"],
-        num_attention_heads=s["heads"], num_key_value_heads=s["groups"],
-        vocab_size=s["vocabulary"], tie_word_embeddings=True, rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-    )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    model.load_state_dict(
-        {**own.weights, "lm_head.weight": own.weights["model.embed_tokens.weight"]}
-    )
-    ids = torch.arange(24).view(2, 12)
-    with torch.no_grad():
-        torch.testing.assert_close(own.logits(ids), model(ids).logits, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_agreement_in_miniature(tmp_path):
-    at = bench(tmp_path)
-    agreement.run(at)
-    found = rows(at)
-    assert len(found) == 13 and all(x["ok"] is not False for x in found.values()), found
-    assert 0 < found["glyphs: maml in float32, TF32 off"]["figures"]["hypergradient_error"] < 1e-3
-
-
-def test_an_agreement_that_is_none_fails(tmp_path, monkeypatch):
-    case = next(c for c in agreement.CASES if c.task == "ridge")
-    monkeypatch.setattr(agreement, "CASES", (case,))
-    monkeypatch.setattr(agreement, "single", lambda *_: None)
-    right, told = agreement.moves, []
-
-    def moves(case, ctx, method):
-        told.append(ctx)
-        found = right(case, ctx, method)
-        return {k: v * (1 + 1e-9 * (len(told) == 2)) for k, v in found.items()}
-
-    monkeypatch.setattr(agreement, "moves", moves)
-    at = bench(tmp_path)
-    agreement.run(at)
-    row = rows(at)[case.name]
-    assert row["ok"] is False and row["figures"]["hypergradient_error"] == pytest.approx(1e-9)
-
-
-def test_an_error_is_a_row_that_failed_and_the_next_goes_on(tmp_path, monkeypatch):
-    ridge = [c for c in agreement.CASES if c.task == "ridge"][-2:]
-    monkeypatch.setattr(agreement, "CASES", (ridge[0],))
-    monkeypatch.setattr(agreement, "single", lambda *_: None)
-    monkeypatch.setattr(agreement, "moves", lambda *_: 1 / 0)
-    at = bench(tmp_path)
-    agreement.run(at)
-    (row,) = rows(at).values()
-    assert row["ok"] is False and row["note"] == "ZeroDivisionError: division by zero"
-
-
-@pytest.mark.slow
-def test_episodes_in_miniature(tmp_path):
-    at = bench(tmp_path)
-    episodes.run(at)
-    found = rows(at)
-    assert all(x["ok"] is not False for x in found.values()), found
-    for row in episodes.ROWS[:2]:
-        for way in ("loop", "vmap", "graph", "graph, algorithms free"):
-            assert found[f"{row.name}: {way}"]["ok"] is True
-            assert found[f"{row.name}: {way}"]["figures"]["ms"] > 0
-        assert "no GPU" in found[f"{row.name}: graph"]["note"]
-
-
-def test_the_peers_network_is_metabenchs():
-    row = episodes.ROWS[2]
-    at = bench(Path("unused"))
-    _, problem, _ = episodes.problem_of(row, at)
-    net = episodes.usual(problem.net, row)
-    weights = problem.init_outer()
-    net.load_state_dict(weights)
-    x = problem.episode("train", 0).outer["x"]
-    torch.testing.assert_close(net(x), problem.net.apply_params(weights, x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_papers_run_goes_on_where_the_last_lease_ended(tmp_path):
-    try:
-        locate.find("omniglot")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
-
-    class Short(Bench):
-        left = omniglot.LEFT_OVER + 0.01
-
-    at = Short(**vars(bench(tmp_path)))
-    omniglot.run(at)
-    (row,) = rows(at).values()
-    assert row["row"] == "engine auto: timeout" and "the next run goes on" in row["note"]
-    again = bench(tmp_path)
-    omniglot.run(again)
-    (row,) = rows(again).values()
-    assert row["row"] == "engine auto: done" and row["figures"]["steps"] == 6
-    assert row["figures"]["attempts"] == 2 and 0 < row["figures"]["test_accuracy"] < 1
-
-
-def test_differences_are_over_the_largest_entry_and_json_has_no_nan():
-    a = {"x": torch.tensor([1.0, -4.0]), "y": torch.tensor([0.0])}
-    b = {"x": torch.tensor([1.0, -4.0]), "y": torch.tensor([1e-3])}
-    assert apart(b, a) == pytest.approx(2.5e-4)
-    assert apart(a, a) == 0
-    assert finite({"a": [float("nan"), 1.0], "b": float("inf")}) == {"a": [None, 1.0], "b": None}
+def test_omniglot_is_packed_with_the_wheels(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bare_machine.subprocess, "run",
+                        lambda command, **_: subprocess.CompletedProcess(command, 0))  # fmt: skip
+    (tmp_path / "data" / "omniglot").mkdir(parents=True)
+    (tmp_path / "data" / "omniglot" / "omniglot28.npz").write_bytes(b"images")
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path / "data"))
+    assert gpu.main(["--wheels", str(tmp_path / "wheels")]) == 0
+    assert "tar -xzf" in capsys.readouterr().out
+    with tarfile.open(tmp_path / "wheels" / bare_machine.DATA) as packed:
+        packed.extractall(tmp_path / "there", filter="data")
+    monkeypatch.setenv("METABENCH_DATA", str(tmp_path / "there"))
+    part = gpu.chosen(["omniglot"])[0]
+    assert not [why for why in bare_machine.missing(part, "cpu") if "METABENCH_DATA" in why]
+    images = tmp_path / "there" / "omniglot" / "omniglot28.npz"
+    assert images.read_bytes() == b"images"

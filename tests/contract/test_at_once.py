@@ -7,6 +7,7 @@ meta device, whose tensors have no contents to read.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -192,6 +193,53 @@ def test_buffers_stay_where_they_are_and_shapes_have_graphs_of_their_own():
     assert len(set(seen)) == 1
     graphs("f", f, {"x": torch.zeros(4, dtype=torch.float64)}, lambda: 0)
     assert len(set(seen)) == 2
+
+
+class FakeCuda:
+    """torch.cuda as far as a capture needs it; a broken one cannot be ended, as torch has it."""
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    CUDAGraph = object
+
+    def __init__(self, ends):
+        self.ends = ends
+
+    def current_stream(self):
+        return self.Stream()
+
+    def stream(self, side):
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def graph(self, graph):
+        try:
+            yield
+        finally:
+            if not self.ends:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_capture_that_fails_says_why(monkeypatch, ends):
+    calls = []
+
+    def f():
+        calls.append(1)
+        if len(calls) > at_once.WARM_UPS:
+            raise ValueError("a copy from the host")
+
+    monkeypatch.setattr(at_once.torch, "cuda", FakeCuda(ends))
+    with pytest.raises(ValueError, match="a copy from the host"):
+        at_once.cuda_graph(f)
+
+
+def test_a_capture_that_cannot_be_ended_says_so(monkeypatch):
+    monkeypatch.setattr(at_once.torch, "cuda", FakeCuda(False))
+    with pytest.raises(RuntimeError, match="previous error"):
+        at_once.cuda_graph(lambda: None)
 
 
 @pytest.mark.gpu

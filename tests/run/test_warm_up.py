@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Context, State
 from metabench.core import registry
 from metabench.core.cell import make_cell
 from metabench.run import loop, warm_up
+from metabench.run.evaluation import Stopwatch
 from metabench.run.runner import run_cell
 from metabench.store.record import curve_outcome
 from metabench.store.store import Store
@@ -41,7 +43,8 @@ class ColdStart(GradientMethod):
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         self.once("step")
         if self.do == "fail":
-            raise RuntimeError("a bug")
+            self.seen.append("failure")
+            raise RuntimeError(f"a bug, {self.seen.count('failure')}")
         if self.do == "long" and ctx.meter.counts.inner_gradients == 0:
             for _ in range(100):
                 ctx.meter.add(inner_gradients=1)
@@ -78,7 +81,37 @@ def test_a_long_first_step_is_not_taken_twice(monkeypatch: pytest.MonkeyPatch) -
 def test_a_failure_of_the_warm_up_is_that_of_the_first_step() -> None:
     settings = {"method": {"do": "fail"}, "budget": BUDGET}
     record = run_cell(make_cell("ridge", "cold_start", set=settings))
-    assert (record.status, record.reason, record.steps) == ("failed", "RuntimeError: a bug", 0)
+    assert (record.status, record.reason, record.steps) == ("failed", "RuntimeError: a bug, 2", 0)
+
+
+def test_a_capture_that_fails_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.Loop, "check_capturable", lambda self: None)
+    settings = {"method": {"do": "fail"}, "budget": BUDGET}
+    record = run_cell(make_cell("ridge", "cold_start", set=settings), engine="graph")
+    assert (record.status, record.reason, record.steps) == ("failed", "RuntimeError: a bug, 1", 0)
+
+
+def test_a_long_step_is_given_up_under_a_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.Loop, "check_capturable", lambda self: None)
+    monkeypatch.setattr(warm_up, "MOST_SECONDS", 0.0)
+    cell = make_cell("ridge", "cold_start", set={"budget": BUDGET})
+    record = run_cell(cell, engine="graph")
+    assert record.status == "done" and record.cost["inner_gradients"] == 2
+
+
+def test_a_device_that_fails_does_not_hide_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(torch.device("cpu"))
+
+    def broken() -> float:
+        raise RuntimeError("the device has failed before")
+
+    with pytest.raises(ValueError, match="why"), watch:
+        monkeypatch.setattr(watch, "_now", broken)
+        raise ValueError("why")
+    assert watch.seconds > 0
+    watch._since = 0.0
+    with pytest.raises(RuntimeError, match="failed before"):
+        watch.__exit__(None)
 
 
 def test_nothing_is_warmed_up_where_no_step_is_to_come() -> None:

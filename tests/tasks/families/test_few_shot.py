@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from metabench.contract.method import Context
 from metabench.contract.problem import Episode
-from metabench.contract.seeds import Seeds
+from metabench.contract.seeds import Seeds, generator
 from metabench.core import settings as config
 from metabench.core.capabilities import why_not
 from metabench.core.cell import Budget
@@ -19,6 +19,7 @@ from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 
 fewshot = importlib.import_module("metabench.tasks.families.few_shot")
+Classes = importlib.import_module("metabench.tasks.families.class_images").Classes
 CPU = torch.device("cpu")
 SMALL = {"filters": 4, "meta_batch": 3, "dtype": "float64"}
 
@@ -291,3 +292,21 @@ def test_several_episodes_at_once_are_the_same_ones(own, split):
         for a, b in pairs:
             assert list(a) == list(b)
             assert all(torch.equal(a[k], b[k]) and a[k].is_contiguous() for k in a)
+
+
+@pytest.mark.parametrize("rotations", [1, 4])
+def test_episodes_have_the_images_that_their_own_generators_name(rotations):
+    problem = build(ways=6, shots=2, queries=1)
+    images = problem.splits["train"].images
+    problem.splits["train"] = Classes(images, rotations)
+    for index, episode in zip((5, 2), problem.episodes("train", [5, 2]), strict=True):
+        gen = generator(problem.seeds.batches, "train", index)
+        classes = torch.randperm(rotations * len(images), generator=gen)[:6].tolist()
+        keys = torch.rand((6, images.shape[1]), generator=gen, dtype=torch.float32)
+        for way, (cls, key) in enumerate(zip(classes, keys, strict=True)):
+            drawings = images[cls % len(images), key.argsort()[:3]]
+            wanted = torch.rot90(drawings, cls // len(images), (-2, -1)).double() / 255
+            found = [*episode.batch(0)["x"][2 * way : 2 * way + 2], episode.outer["x"][way]]
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        if rotations == 4:
+            assert len({cls // len(images) for cls in classes}) > 1, "several turns are looked at"
