@@ -55,7 +55,11 @@ SuiteName = Annotated[
     ),
 ]
 BudgetName = Annotated[
-    str, typer.Option(metavar="NAME", help="smoke (seconds), laptop (minutes), paper (for GPUs).")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="smoke (seconds), laptop (minutes to hours: plan says), paper (for GPUs).",
+    ),
 ]
 ArenaBudget = Annotated[
     str | None,
