@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import sys
@@ -21,7 +20,8 @@ from metabench.core.capabilities import why_not
 from metabench.core.registry import methods, solvers, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import readme_blocks
+from benchmarks import readme_blocks, readme_figure
+from benchmarks.harness.records import committed
 
 ROOT = Path(__file__).parents[1]
 SGD: Any = solvers.get("sgd")()
@@ -109,20 +109,49 @@ def test_its_ten_lines_print_what_it_says(tmp_path: Path) -> None:
     assert (wrong := mismatch(expected, run(CODE, tmp_path))) == "", wrong
 
 
+def ends() -> dict[str, dict[str, list[float]]]:
+    """The median relative error of four ways on each problem of the figure's suite: "cg 20",
+    "cg 40", "neumann 1000", "unrolled 1000", "pbgd 1000", by products or inner steps."""
+    found = defaultdict(lambda: defaultdict(list))
+    for record in committed(readme_figure.RECORDS).values():
+        cell, how = record.cell, record.cell.method_settings
+        if (name := readme_figure.line_of(cell)) and how["inner_steps"] == readme_figure.STEPS:
+            spent = how["terms"] if name in ("cg", "neumann") else how["inner_steps"]
+            problem = json.dumps(cell.task_settings, sort_keys=True)
+            error = record.metrics["test"]["relative_error"].mean
+            found[problem][f"{name} {spent}"].append(error)
+    assert {len(e) for of in found.values() for e in of.values()} == {3} and len(found) == 4
+    return {p: {name: median(e) for name, e in of.items()} for p, of in found.items()}
+
+
 def test_the_figures_caption_says_what_its_medians_are() -> None:
-    records = ROOT / "results/hypergradient-fidelity/laptop/records.jsonl.gz"
-    ends = defaultdict(list)
-    for line in gzip.decompress(records.read_bytes()).decode().splitlines():
-        record = json.loads(line)
-        cell = record["cell"]
-        how = cell["method_settings"]
-        if cell["method"] == "pbgd" and how["penalty"] == "value" and how["inner_steps"] == 1000:
-            problem = json.dumps(cell["task_settings"], sort_keys=True)
-            ends[problem].append(record["metrics"]["test"]["relative_error"]["mean"])
-    assert [len(errors) for errors in ends.values()] == [3] * 4
-    per_cent = sorted(100 * median(errors) for errors in ends.values())
+    found = ends()
+    of = found.values()
+    per_cent = sorted(100 * errors["pbgd 1000"] for errors in of)
     words = " ".join(README.split())
     assert f"ends between {per_cent[0]:.1f} and {per_cent[-1]:.0f} per cent. Medians" in words
+    told = "conjugate gradient reaches with 40 products an episode what"
+    assert f"On all four, {told} unrolling and Neumann series reach with 1,000" in words
+    results = " ".join((ROOT / "results/README.md").read_text(encoding="utf-8").split())
+    assert f"{told} they reach with 1,000" in results
+    others = [min(errors["neumann 1000"], errors["unrolled 1000"]) for errors in of]
+    assert all(e["cg 40"] < other for e, other in zip(of, others, strict=True))
+    assert not all(e["cg 20"] < other for e, other in zip(of, others, strict=True))
+    (network,) = [errors for problem, errors in found.items() if '"mlp"' in problem]
+    assert 0.008 < min(network.values()) < 0.01
+
+
+def test_the_first_figure_is_of_the_committed_records() -> None:
+    from PIL import Image
+
+    found = readme_figure.lines(committed(readme_figure.RECORDS).values())
+    with Image.open(readme_figure.PICTURE) as picture:
+        shown = json.loads(picture.info["Description"])
+    assert shown == json.loads(json.dumps(found)), "python -m benchmarks.readme_figure --write"
+    assert readme_figure.PICTURE.stat().st_size < 100_000
+    assert [len(points) for points in found.values()] == [6, 5, 5, 1]
+    name = readme_figure.PICTURE.relative_to(ROOT).as_posix()
+    assert README.index(f"({name})") < README.index("\n## ")
 
 
 def test_its_badges_are_true() -> None:
