@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -41,6 +42,23 @@ def test_the_matrix_has_every_method_and_every_task_once() -> None:
     listed = [task for family in readme_blocks.FAMILIES.values() for task in family]
     assert sorted(listed) == sorted(tasks.names())
     assert [m for m in methods.names() if f"[`{m}`](methods/{m}.py)" not in README] == []
+
+
+def test_what_it_says_of_ranks_that_are_not_told_apart() -> None:
+    with (ROOT / "results" / readme_blocks.ARENA / "table.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["ruleset"] == "tuned"]
+    worse = {}
+    for track in readme_blocks.TRACKS:
+        of = [row for row in rows if row["track"] == track]
+        *first, last = readme_blocks.shown_of(of)
+        apart, ranks = readme_blocks.apart_in(of), [float(row["mean_rank"]) for row in first]
+        assert len(ranks) == readme_blocks.MOST == 5 and last["row"] == "fixed"
+        assert ranks == sorted(ranks) and ranks[-1] - ranks[0] < apart
+        worse[track] = sum(float(last["mean_rank"]) - rank > apart for rank in ranks)
+    assert worse == {"A": 5, "C": 2}
+    words = " ".join(README.split())
+    assert "None of the five of a track is shown to be better than another" in words
+    assert "worse than all five of A, and than the first two of C" in words
 
 
 @pytest.mark.parametrize(
