@@ -21,7 +21,7 @@ from metabench.suites.listing import COSTS
 
 @dataclass(frozen=True)
 class Place:
-    """What the cells of a row and column took: medians over their seeds. ``settings``: the
+    """What the cells of a row and column took: means over their seeds. ``settings``: the
     beginning of the hash of all but seed and budget; ``budget``: a number in the table's list."""
 
     row: str
