@@ -28,11 +28,10 @@ from metabench.store.files import write_atomic
 from metabench.store.record import Record
 from metabench.suites import loading as suites
 from metabench.suites.listing import COSTS
-from metabench.suites.published_costs import Place, PublishedSuite, Table, settings_key
+from metabench.suites.published_costs import CLOCKS, Place, PublishedSuite, Table, settings_key
 
 ROOT = Path(__file__).parents[1] / "results"
 BUDGET = "laptop"
-CLOCKS = ("seconds", "evaluation_seconds")
 COMMAND = "python -m benchmarks.published_costs"
 
 
