@@ -3,8 +3,9 @@
     python -m benchmarks.published_costs
 
 Reads the committed records of every suite at laptop budget and measures nothing; writes
-metabench/suites/published_costs.json. Medians over seeds, by row and column. Records of cells that
-their suite does not plan any more are left out. See docs/budgets.md.
+metabench/suites/published_costs.json. Means over seeds, by row and column, so that the seeds of a
+place together take what they took. Records of cells that their suite does not plan any more are
+left out. See docs/budgets.md.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ from metabench.store.files import write_atomic
 from metabench.store.record import Record
 from metabench.suites import loading as suites
 from metabench.suites.listing import COSTS
-from metabench.suites.published_costs import Place, PublishedSuite, Table, settings_key
+from metabench.suites.published_costs import CLOCKS, Place, PublishedSuite, Table, settings_key
 
 ROOT = Path(__file__).parents[1] / "results"
 BUDGET = "laptop"
-CLOCKS = ("seconds", "evaluation_seconds")
 COMMAND = "python -m benchmarks.published_costs"
 
 
@@ -79,13 +79,13 @@ def place(row: str, column: str, records: Sequence[Record], budgets: dict[str, i
     # Counts matter where a budget is set in them.
     counted = {"cost"} & cell.budget.keys() or {*Budget.LIMITS} & cell.budget.keys()
     names = [n for n in COUNT_NAMES if counted == {"cost"} or n in counted]
-    cost = {n: statistics.median(r.cost[n] for r in records) for n in [*names, *CLOCKS]}
+    cost = {n: statistics.fmean(r.cost[n] for r in records) for n in [*names, *CLOCKS]}
     return Place(
         row,
         column,
         settings_key(cell),
         budgets.setdefault(budget, len(budgets)),
-        statistics.median(r.steps for r in records),
+        statistics.fmean(r.steps for r in records),
         {name: float(f"{value:.4g}") for name, value in cost.items()},
     )
 

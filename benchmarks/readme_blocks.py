@@ -3,8 +3,8 @@
     python -m benchmarks.readme_blocks            prints them
     python -m benchmarks.readme_blocks --write    puts them into README.md, between their markers
 
-``omniglot`` is the published table without its notes. ``arena`` has the best of an arena's tracks A
-and C: who stands highest in either, and no outer learning. ``matrix`` counts on how many tasks of a
+``omniglot`` is the published table without its notes. ``arena`` has a table for each of an arena's
+tracks A and C: who stands highest, and no outer learning. ``matrix`` counts on how many tasks of a
 family a method runs, from the suite ``crossing``: run, or to be run where the data is; what is not
 applicable does not count. Nothing is measured.
 """
@@ -18,16 +18,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from metabench.analysis.stats import critical_difference
 from metabench.store.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 README = ROOT / "README.md"
 ARENA = "arena-1/first"
-SHOWN = {"mean_rank": 1, "score": 2, "score_retrained": 2}
-"""Columns of the arena's table, with digits."""
-MOST = 6
-"""Rows of each track in the arena's table."""
+TRACKS = {"A": "lam in the inner loss", "C": "few bounded scalars"}
+SHOWN = {"rank": ("mean_rank", 1), "score": ("score", 2), "retrained": ("score_retrained", 2)}
+"""Columns of an arena's table: the field of its file, and digits."""
+MOST = 5
+"""Rows of a track's table beside no outer learning."""
 NOTE = re.compile(r" *<sup>\w+</sup>")
 
 FAMILIES = {
@@ -91,29 +93,38 @@ def blocks(results: Path) -> dict[str, str]:
 
 
 def standings(rows: Iterable[dict[str, str]]) -> str:
-    """Tuned methods of tracks A and C: the first ``MOST`` of either by mean rank, and no outer
-    learning, in the order of track A."""
-    tracks: dict[str, dict[str, dict[str, str]]] = {"A": {}, "C": {}}
+    """A table for each track: of its tuned methods the first ``MOST`` by mean rank, and no outer
+    learning last. Its title says how far apart ranks are that differ."""
+    tracks: dict[str, list[dict[str, str]]] = {track: [] for track in TRACKS}
     for row in rows:
         if row["ruleset"] == "tuned" and row["track"] in tracks:
-            tracks[row["track"]][row["row"]] = row
-    ranked = {t: sorted(of, key=lambda r: float(of[r]["mean_rank"])) for t, of in tracks.items()}
-    wanted = {r for of in ranked.values() for r in (*of[:MOST], "fixed")}
-    order = [*ranked["A"], *(r for r in ranked["C"] if r not in tracks["A"])]
-    head = ["method"]
-    for t, of in tracks.items():
-        problems = next(iter(of.values()))["problems"]
-        head += [f"{t}: rank of {len(of)}", f"score, {problems} problems", "retrained"]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    for name in filter(wanted.__contains__, order):
-        cells = [next(of[name]["label"] for of in tracks.values() if name in of)]
-        for of in tracks.values():
-            row = of.get(name)
-            cells += (
-                [f"{float(row[k]):.{n}f}" for k, n in SHOWN.items()] if row else [""] * len(SHOWN)
-            )
-        lines.append(_line(cells))
-    return "\n".join(lines)
+            tracks[row["track"]].append(row)
+    lines = []
+    for track, of in tracks.items():
+        problems, apart = int(of[0]["problems"]), apart_in(of)
+        lines += [
+            f"Track {track}, {TRACKS[track]}: {len(of)} methods, {problems} problems; ranks differ "
+            f"where they lie {apart:.1f} apart\n",
+            _line(["method", *SHOWN]),
+            _line(["---", *["---:"] * len(SHOWN)]),
+        ]
+        for row in shown_of(of):
+            numbers = (f"{float(row[field]):.{digits}f}" for field, digits in SHOWN.values())
+            lines.append(_line([row["label"], *numbers]))
+        lines.append("")
+    return "\n".join(lines).rstrip("\n")
+
+
+def apart_in(rows: Sequence[dict[str, str]]) -> float:
+    """Nemenyi's critical difference of a track's mean ranks, at 5 %."""
+    return critical_difference(len(rows), int(rows[0]["problems"]))
+
+
+def shown_of(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of a track's table."""
+    ranked = sorted(rows, key=lambda row: float(row["mean_rank"]))
+    first = [row for row in ranked if row["row"] != "fixed"][:MOST]
+    return [*first, *(row for row in ranked if row["row"] == "fixed")]
 
 
 def beside_papers(page: str) -> str:

@@ -26,7 +26,7 @@ from metabench.hypergradients import implicit
 @method("ift")
 @dataclass(frozen=True)
 class IFT(GradientMethod):
-    r"""Implicit differentiation (Lorraine 2019): Neumann series, conjugate gradient, or T1-T2.
+    r"""Implicit differentiation (Lorraine 2020): Neumann series, conjugate gradient, or T1-T2.
 
     Formula:
         \frac{dF}{d\lambda} = \nabla_\lambda F - \nabla^2_{\lambda\theta} G\, H^{-1} \nabla_\theta

@@ -113,3 +113,15 @@ def test_results_stay_small() -> None:
     places = [*FOLDERS, *ARENAS]
     sizes = [path.stat().st_size for folder in places for path in folder.iterdir()]
     assert len(FOLDERS) >= 46 and sum(sizes) < 25_000_000
+
+
+def test_how_many_targets_of_speed_and_memory_are_met() -> None:
+    lines = (ROOT / "speed/few_shot.txt").read_text(encoding="utf-8").splitlines()
+    told = [line for line in lines if "target at" in line]
+    memory = ["met" in line.split() for line in told if "peak memory" in line]
+    speed = ["met" in line.split() for line in told if "peak memory" not in line]
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    numbers = {9: "nine", 13: "13"}
+    met, of = numbers[sum(speed)], numbers[len(speed)]
+    assert f"{met.capitalize()} of the {of} speed targets are met" in words
+    assert f"and {numbers[sum(memory)]} of {numbers[len(memory)]} for memory" in words

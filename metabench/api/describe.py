@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import re
 import sys
 import types
 import typing
@@ -25,7 +26,7 @@ from metabench.core.catalogue import (
 from metabench.core.cell import FINGERPRINT, Budget
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks, trackers
-from metabench.core.settings import fields, typed
+from metabench.core.settings import UNSET, fields, typed
 from metabench.datasets.catalogue import DATASETS
 from metabench.suites import arena as arenas
 from metabench.suites import loading as suites
@@ -270,14 +271,16 @@ def _groups(groups: Any, bare: str = "") -> str:
 
 def settings_of(cls: type) -> list[Setting]:
     """Every setting of a dataclass with its type, default, and the docstring below it in the
-    source (the nearest one along the base classes)."""
+    source (the nearest one along the base classes). What a docstring says of None is said of
+    ``unset``, as one types it."""
     hints = typing.get_type_hints(cls, include_extras=True)
     docs = attribute_docs(cls)
     out = []
     for name, f in fields(cls).items():
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         shown = "(required)" if default is MISSING else typed(default)
-        out.append(Setting(name, type_words(hints[name]), shown, docs.get(name, "")))
+        doc = re.sub(r"\bNone\b(?=[:,])", UNSET, docs.get(name, ""))
+        out.append(Setting(name, type_words(hints[name]), shown, doc))
     return out
 
 
@@ -318,7 +321,7 @@ def type_words(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(type_words(a) for a in args)
     if hint is type(None):
-        return "unset"
+        return UNSET
     if origin is not None:
         return f"{origin.__name__} of {', '.join(type_words(a) for a in args if a is not ...)}"
     return {"str": "text", "bool": "true or false"}.get(

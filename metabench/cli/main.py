@@ -134,7 +134,7 @@ def _common(
             load_plugin(path)
 
 
-@app.command("list")
+@app.command("list", cls=Verb)
 def list_(
     kind: Annotated[
         str | None, typer.Argument(help="tasks, methods, solvers, suites or arenas; all without.")
@@ -157,7 +157,7 @@ def list_(
         )
 
 
-@app.command()
+@app.command(cls=Verb)
 def show(
     name: Annotated[str, typer.Argument(help="Its name, or the path of a .toml file.")],
     kind: Annotated[
@@ -193,7 +193,7 @@ for verb in (
     app.command(cls=Verb)(verb)
 
 
-@app.command()
+@app.command(cls=Verb)
 def doctor(
     ctx: typer.Context, store: StorePath = None, profile: cluster.MaybeCluster = None
 ) -> None:
@@ -215,7 +215,7 @@ def doctor(
     raise typer.Exit(int(any(f.bad for f in findings)))
 
 
-@app.command()
+@app.command(cls=Verb)
 def check(
     name: Annotated[str, typer.Argument(help="A method or a task, often from a --plugin.")],
 ) -> None:
@@ -237,7 +237,7 @@ def check(
     raise typer.Exit(int(failed > 0))
 
 
-@app.command()
+@app.command(cls=Verb)
 def new(
     kind: Annotated[str, typer.Argument(help="method or task.")],
     name: Annotated[str, typer.Argument(help="Its name, which is also the name of its file.")],
@@ -257,7 +257,7 @@ def _data(ctx: typer.Context) -> None:
         data_list()
 
 
-@data_app.command("list")
+@data_app.command("list", cls=Verb)
 def data_list() -> None:
     """Every data set that is known: where it is, or what brings it; source, licence, sizes,
     checksums, and what to copy to a machine without network."""
@@ -266,7 +266,7 @@ def data_list() -> None:
     data_printing.print_data(printing.console(), locate.status())
 
 
-@data_app.command("fetch")
+@data_app.command("fetch", cls=Verb)
 def data_fetch(
     name: Annotated[str, typer.Argument(help="A data set.")],
     to: Annotated[
@@ -284,7 +284,7 @@ def data_fetch(
     printing.say(f"{name} is in {folder}")
 
 
-@data_app.command("verify")
+@data_app.command("verify", cls=Verb)
 def data_verify(
     name: Annotated[
         str | None, typer.Argument(help="A data set; without, all that are here.")
@@ -298,7 +298,7 @@ def data_verify(
     raise typer.Exit(int(any(v.wrong for v in verdicts)))
 
 
-@store_app.command("merge")
+@store_app.command("merge", cls=Verb)
 def store_merge(
     sources: Annotated[
         list[Path],
@@ -319,7 +319,7 @@ def store_merge(
     _tell_merged(merged)
 
 
-@store_app.command("import")
+@store_app.command("import", cls=Verb)
 def store_import(
     files: Annotated[
         list[Path],

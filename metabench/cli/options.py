@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from metabench.core.text import unwrapped, without_markup
+
 if TYPE_CHECKING:
     from metabench.store.files import BadFile
     from metabench.store.store import Store
@@ -55,7 +57,11 @@ SuiteName = Annotated[
     ),
 ]
 BudgetName = Annotated[
-    str, typer.Option(metavar="NAME", help="smoke (seconds), laptop (minutes), paper (for GPUs).")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="smoke (seconds), laptop (minutes to hours: plan says), paper (for GPUs).",
+    ),
 ]
 ArenaBudget = Annotated[
     str | None,
@@ -281,7 +287,12 @@ _RUNNING: ContextVar[Any] = ContextVar("_RUNNING", default=None)
 
 class Verb(TyperCommand):
     """A command of which :func:`typed` can tell, while it runs, what was typed. Newer typer has a
-    click of its own, so that ``click.get_current_context`` knows of no command."""
+    click of its own, so that ``click.get_current_context`` knows of no command. Its help is its
+    function's docstring, wrapped anew and without markup."""
+
+    def __init__(self, *given: Any, help: str | None = None, **named: Any) -> None:
+        told = None if help is None else without_markup(unwrapped(help))
+        super().__init__(*given, help=told, **named)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

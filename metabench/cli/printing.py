@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from metabench.core.text import counted
+from metabench.core.text import ITEM, counted, unwrapped, without_markup
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -139,9 +139,17 @@ def heading(out: Console, text: str) -> None:
 
 
 def prose(out: Console, text: str, style: str = "") -> None:
-    """Prose: wrapped between words; a long path or address stays one word, to be copied."""
+    """Prose: wrapped between words, an item of a list below its own beginning; a long path or
+    address stays one word, to be copied."""
     for each in text.split("\n"):
-        parts = textwrap.wrap(each, out.width, break_long_words=False, break_on_hyphens=False)
+        below = " " * len(item[0]) if (item := ITEM.match(each)) else ""
+        parts = textwrap.wrap(
+            each,
+            out.width,
+            subsequent_indent=below,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         for part in parts or [""]:
             line(out, part, style)
 
@@ -157,7 +165,8 @@ def print_listing(out: Console, listing: dict[str, list[Entry]]) -> None:
         heading(out, f"{kind}s")
         foreign = any(e.origin != "built-in" for e in entries)
         header = ("name", "from", "what") if foreign else ("name", "what")
-        rows = [(e.name, e.origin, e.summary) if foreign else (e.name, e.summary) for e in entries]
+        told = [(e, without_markup(e.summary)) for e in entries]
+        rows = [(e.name, e.origin, what) if foreign else (e.name, what) for e, what in told]
         grid(out, header, rows, whole=len(header) - 1)
 
 
@@ -192,16 +201,16 @@ def print_suites(out: Console, suites: Sequence[ListedSuite]) -> None:
 
 
 def print_descriptions(out: Console, descriptions: Iterable[Description]) -> None:
-    """All of each description."""
+    """All of each description: paragraphs wrapped anew, without a docstring's markup."""
     for d in descriptions:
-        heading(out, f"{d.kind} {d.name}: {d.title}")
+        heading(out, f"{d.kind} {d.name}: {without_markup(d.title)}")
         if d.text.strip() != d.title:
-            prose(out, d.text)
+            prose(out, without_markup(unwrapped(d.text)))
         for name, text in d.facts:
             prose(out, f"{name}: {text}")
         if d.settings:
             heading(out, "settings")
-            rows = [(s.name, _short(s.default), s.type, s.doc) for s in d.settings]
+            rows = [(s.name, _short(s.default), s.type, without_markup(s.doc)) for s in d.settings]
             grid(out, ("name", "default", "type", "meaning"), rows)
         for title, (header, *table) in d.tables:
             heading(out, title.lower())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 20
+"""That a message lists beside the near ones; all of 150 would hide these."""
+
 
 class MetabenchError(Exception):
     """Base of every error that is the user's to repair; shown without a traceback."""
@@ -25,7 +28,8 @@ def _plain(name: str) -> str:
 
 
 class UnknownName(MetabenchError):
-    """A name that nothing is registered, declared or known under."""
+    """A name that nothing is registered, declared or known under. Its message lists what is known
+    where that is short, or where nothing is near."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
@@ -33,7 +37,8 @@ class UnknownName(MetabenchError):
         message = f"no {kind} {name!r}"
         if near:
             message += f"; near: {', '.join(near)}"
-        message += f"; known: {', '.join(known) if known else '(none)'}"
+        if not near or len(known) <= MOST_NAMES:
+            message += f"; known: {', '.join(known) if known else '(none)'}"
         super().__init__(message + (f"; {hint}" if hint else ""))
         self.kind, self.name, self.known, self.near = kind, name, known, near
 

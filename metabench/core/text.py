@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -76,6 +77,41 @@ def _number(c: str) -> str:
 def one_line(text: str) -> str:
     """:func:`printable`, with runs of white space as one space."""
     return " ".join(printable(text).split())
+
+
+_ROLE = re.compile(r":(?:py:)?[a-z]+:`(?:[^`<]*<)?(?P<dot>~)?(?P<name>[^`>]+)>?`")
+_LITERAL = re.compile(r"``(.+?)``", re.DOTALL)
+ITEM = re.compile(r"\s*(?:[-*]|\d+[.)]) +|\S+ {3,}")
+"""How an item of a list begins: with a dash, a number, or a word that it explains."""
+
+
+def without_markup(text: str) -> str:
+    """A docstring's text without reStructuredText's roles and double backticks.
+
+    >>> without_markup("``rank`` is in :mod:`metabench.api`, as :func:`~metabench.api.run` is")
+    'rank is in metabench.api, as run is'
+    """
+
+    def named(role: re.Match[str]) -> str:
+        return role["name"].rpartition(".")[2] if role["dot"] else role["name"]
+
+    return _LITERAL.sub(r"\1", _ROLE.sub(named, text))
+
+
+def unwrapped(text: str) -> str:
+    """Text of which each paragraph and each item of a list is one line, to be wrapped anew; what
+    stands indented (a formula, code) keeps its lines."""
+    out: list[str] = []
+    for line in text.splitlines():
+        last = out[-1] if out else ""
+        # An item goes on in lines that are indented, a paragraph in lines that are not.
+        indented = line[:1].isspace()
+        inside = indented if ITEM.match(last) else not (indented or last[:1].isspace())
+        if inside and last.strip() and line.strip() and not ITEM.match(line):
+            out[-1] = f"{last} {line.strip()}"
+        else:
+            out.append(line)
+    return "\n".join(out)
 
 
 def duration(seconds: float) -> str:

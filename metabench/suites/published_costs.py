@@ -18,10 +18,13 @@ from metabench.core.cell import Cell, canonical
 from metabench.suites.durations import Work, scaled, settings
 from metabench.suites.listing import COSTS
 
+CLOCKS = ("seconds", "evaluation_seconds")
+"""Of a cell's costs, those that make up its time."""
+
 
 @dataclass(frozen=True)
 class Place:
-    """What the cells of a row and column took: medians over their seeds. ``settings``: the
+    """What the cells of a row and column took: means over their seeds. ``settings``: the
     beginning of the hash of all but seed and budget; ``budget``: a number in the table's list."""
 
     row: str
@@ -62,8 +65,12 @@ class Table:
     def of(self, cell: Cell) -> tuple[float, str] | None:
         """Seconds of a cell on the machine of the published run, and that machine; None where
         nothing with these settings was published, or where the budget is set in what it did not
-        use."""
-        for place, machine in self._places.get(settings_key(cell), []):
+        use. What it took under the same budget counts as it is, before what is scaled."""
+        places = self._places.get(settings_key(cell), [])
+        for place, machine in places:
+            if self.budgets[place.budget] == cell.budget:
+                return sum(place.cost[clock] for clock in CLOCKS), machine
+        for place, machine in places:
             work = Work(place.steps, place.cost, self.budgets[place.budget])
             if (seconds := scaled(work, cell)) is not None:
                 return seconds, machine

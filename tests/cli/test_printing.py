@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from metabench import api
+from metabench.cli import printing
 from metabench.cli.main import app
 from metabench.reports.tables.csv_export import field, main_csv
 from metabench.store.record import Record
@@ -127,3 +133,32 @@ def test_a_merge_prints_no_escape_sequences_of_a_file_name(tmp_path: Path) -> No
     words = ["store", "merge", str(tmp_path / "from"), "--into", str(tmp_path / "to")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1 and "a\\u001b[2Jb" in done.output and "\x1b" not in done.output
+
+
+def commands(group: Any) -> Iterator[Any]:
+    """The commands of a group and of the groups in it."""
+    for command in group.commands.values():
+        yield from commands(command) if hasattr(command, "commands") else [command]
+
+
+def test_help_has_no_markup_and_each_paragraph_is_wrapped_to_the_terminal() -> None:
+    found = [*commands(typer.main.get_command(app))]
+    assert len(found) > 20
+    for command in found:
+        texts = [command.help, *(getattr(p, "help", None) or "" for p in command.params)]
+        assert command.help and not [t for t in texts if "\n" in t or "``" in t or ":`" in t]
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_show_wraps_paragraphs_anew(width: int) -> None:
+    out = Console(width=width, force_terminal=False)
+    with out.capture() as told:
+        printing.print_descriptions(out, api.show("es", "method"))
+    text = told.get()
+    lines = text.partition("needs:")[0].splitlines()
+    assert "``" not in text and max(map(len, lines)) <= width
+    # A line ends where the next word has no room.
+    start = next(n for n, line in enumerate(lines) if line.startswith("After T steps"))
+    for line, after in itertools.pairwise(lines[start:]):
+        assert len(line) + 1 + len(after.split()[0]) > width
+    assert "full         a training of T = inner_steps" in text

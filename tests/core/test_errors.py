@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from metabench import api
-from metabench.core.errors import UnknownName, nearest
+from metabench.core.errors import MOST_NAMES, UnknownName, nearest
 
 
 def test_capitals_and_signs_between_words_do_not_count() -> None:
@@ -40,3 +40,12 @@ def test_data_and_trackers_have_their_own_lists() -> None:
         api.show("mnist")
     with pytest.raises(UnknownName, match="wandb is a tracker: --log wandb"):
         api.show("wandb")
+
+
+def test_all_names_are_listed_where_they_are_few_or_nothing_is_near() -> None:
+    many = [f"name{n}" for n in range(MOST_NAMES + 1)]
+    assert str(UnknownName("thing", "nam", ["name", "other"])).endswith("known: name, other")
+    assert str(UnknownName("thing", "name1x", many)) == (
+        "no thing 'name1x'; near: name1, name19, name18"
+    )
+    assert "name20" in str(UnknownName("thing", "zzz", many))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from metabench.core.text import printable, type_of, with_article
+from metabench.core.text import printable, type_of, unwrapped, with_article, without_markup
 
 
 def test_an_article_fits_the_letter_that_follows() -> None:
@@ -30,3 +30,37 @@ def test_text_never_acts_on_a_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
     dumped = json.dumps(text, ensure_ascii=False)
     assert json.loads(printable(dumped)) == text
+
+
+def test_paragraphs_and_items_are_lines_and_what_stands_indented_keeps_its_own() -> None:
+    text = """A paragraph
+in two lines.
+
+    a = b
+    c = d
+
+- an item
+  in two
+- another
+full       what it means
+           in two
+Then this.
+"""
+    assert unwrapped(text).split("\n") == [
+        *("A paragraph in two lines.", "", "    a = b", "    c = d", ""),
+        *("- an item in two", "- another", "full       what it means in two", "Then this."),
+    ]
+    assert unwrapped(unwrapped(text)) == unwrapped(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("``rank`` and ``a.b``", "rank and a.b"),
+        (":func:`~a.b.run` of :mod:`metabench.api`", "run of metabench.api"),
+        (":class:`a run <a.b.Run>`", "a.b.Run"),
+        ("a `word` and 5:30", "a `word` and 5:30"),
+    ],
+)
+def test_roles_and_double_backticks_go(text: str, plain: str) -> None:
+    assert without_markup(text) == plain

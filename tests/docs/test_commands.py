@@ -1,11 +1,18 @@
 """Every command that stands in a block of the pages is one that the command line takes.
 
-Those of the tutorials are run, too: tests/test_tutorials.py, tests/docs/test_first_hour.py.
+Those that only read are run, too, where nothing has been run yet. So are those of the tutorials, in
+tests/test_tutorials.py and tests/docs/test_first_hour.py, and the programs of benchmarks/ are asked
+for their options.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from command_lines import parsed
@@ -32,6 +39,64 @@ FOUND = [
 @pytest.mark.parametrize(("page", "command"), FOUND)
 def test_the_command_line_takes_it(page: str, command: str) -> None:
     parsed(command)
+
+
+READING = {"list", "show", "plan", "table", "compare", "cost", "status", "doctor"}
+FILLED = {"SUITE": "quickstart", "A": "quickstart@smoke", "B": "closed-form@smoke"}
+"""What a page leaves to be filled in."""
+THERE = [
+    command
+    for command in dict.fromkeys(command for _, command in FOUND)
+    if command.split()[1] in READING
+    # A file that the reader writes, a profile of her cluster, and what does not end by itself.
+    and not re.search(r"--plugin|\.toml|--cluster|--watch", command)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", THERE)
+def test_what_only_reads_runs_in_an_empty_folder(command: str, tmp_path: Path) -> None:
+    words = [FILLED.get(word, word) for word in shlex.split(command, comments=True)[1:]]
+    known = {k: v for k, v in os.environ.items() if k not in ("METABENCH_STORE", "COLUMNS")}
+    done = subprocess.run(
+        [sys.executable, "-m", "metabench", *words],
+        cwd=tmp_path,
+        env={**known, "OMP_NUM_THREADS": "1", "METABENCH_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if words[0] == "compare":
+        assert done.returncode == 1 and done.stderr.endswith(
+            "no finished run there: run it first\n"
+        )
+    else:  # what the doctor finds missing is no fault of the command
+        assert done.returncode == 0 or (words[0] == "doctor" and done.returncode == 1), done.stderr
+        assert len(done.stdout) > 40 and done.stderr == ""
+    assert not (tmp_path / "results").exists(), "it only reads"
+
+
+def test_commands_that_only_read_are_found() -> None:
+    assert {command.split()[1] for command in THERE} == READING
+    assert len(THERE) >= 15
+
+
+PROGRAM = re.compile(r"python -m (benchmarks\.\w+)")
+PROGRAMS = sorted({n for page in PAGES for n in PROGRAM.findall(page.read_text(encoding="utf-8"))})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_of_the_pages_says_what_it_takes(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", program, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
 def test_commands_are_found_with_their_optional_words() -> None:

@@ -42,14 +42,29 @@ def test_another_budget_scales_training_by_steps_and_evaluation_by_episodes() ->
 
 
 def test_a_budget_in_counts_needs_the_counts() -> None:
-    counted = make_cell(
-        "quadratic",
-        "bilevel",
-        set={"budget": {"inner_gradients": 50, "eval_every": 5, "valid_episodes": 1}},
+    whole, half = (
+        make_cell(
+            "quadratic",
+            "bilevel",
+            set={"budget": {"inner_gradients": n, "eval_every": 5, "valid_episodes": 1}},
+        )
+        for n in (100, 50)
     )
-    assert table_of(cell_of(), seconds=20.0, evaluation_seconds=0.0).of(counted) is None
-    known = table_of(counted, seconds=20.0, evaluation_seconds=0.0, inner_gradients=100.0)
-    assert known.of(counted) == (10.0, "a machine")
+    assert table_of(cell_of(), seconds=20.0, evaluation_seconds=0.0).of(half) is None
+    known = table_of(whole, seconds=20.0, evaluation_seconds=0.0, inner_gradients=100.0)
+    assert known.of(half) == (10.0, "a machine")
+
+
+def test_what_ran_under_the_same_budget_is_taken_before_what_would_be_scaled() -> None:
+    long, short = cell_of(10), cell_of(5)
+    places = [
+        Place("r", "c", settings_key(long), n, steps, {"seconds": s, "evaluation_seconds": 1.0})
+        for n, (steps, s) in enumerate([(10.0, 20.0), (4.0, 7.0)])
+    ]
+    suites = {"s": PublishedSuite("a machine", 2, 9.0, places)}
+    table = Table("command", [long.budget, short.budget], suites)
+    assert table.of(short) == (8.0, "a machine")  # it ended at step 4 of 5, and took all the same
+    assert table.of(long) == (21.0, "a machine")
 
 
 def test_the_shipped_table_is_that_of_the_committed_records() -> None:
@@ -64,13 +79,16 @@ def test_the_shipped_table_is_that_of_the_committed_records() -> None:
         if item.cell.key in records:
             groups.setdefault((item.row, item.column), []).append(records[item.cell.key])
     assert {(p.row, p.column) for p in suite.places} == set(groups)
+    planned = 0.0
     for place in suite.places:
         group = groups[place.row, place.column]
         for clock in ("seconds", "evaluation_seconds"):
-            median = statistics.median(r.cost[clock] for r in group)
-            assert place.cost[clock] == pytest.approx(median, rel=1e-3)
+            mean = statistics.fmean(r.cost[clock] for r in group)
+            assert place.cost[clock] == pytest.approx(mean, rel=1e-3)
         found = table.of(group[0].cell)
         assert found is not None and found[1] == suite.machine and "cores" in suite.machine
+        planned += found[0] * len(group)
+    assert planned == pytest.approx(suite.seconds, rel=1e-3)  # a plan says what the list says
     listed = next(s for s in listed_suites() if s.name == name)
     assert (listed.cells, listed.seconds) == (suite.cells, suite.seconds)
 
@@ -85,14 +103,15 @@ def test_it_is_used_where_the_store_has_nothing_and_said_so(
     )
     store = Store(tmp_path)
     (before,) = api.plan(suite, budget="smoke", store=store)
-    assert (before.published_seconds, before.published_on) == (45.0, "a machine")
+    assert (before.published_seconds, before.published_on) == (90.0, "a machine")
     assert before.estimated_seconds is None
     console = Console(width=80, force_terminal=False)
     with console.capture() as told:
         printing.print_plan(console, "title", [before, replace(before, published_seconds=None)])
     words = " ".join(told.get().split())
-    assert "published: 45 s" in words and "1 of unknown cost" in words
-    assert "1 of them about 45 s, one after another, on the machine of the published run" in words
+    assert "published: 1 min 30 s" in words and "1 of unknown cost" in words
+    told_of = "1 of them about 1 min 30 s, one after another, on the machine of the published run"
+    assert told_of in words
     api.run(suite, budget="smoke", store=store)
     (_, after) = api.plan(suite, budget="smoke", seeds=[0, 1], store=store)
     assert after.estimated_seconds is not None and after.published_seconds is None
