@@ -23,11 +23,12 @@ from metabench.reports.footnotes.general import (
     label_footnotes,
     reconstruction_footnotes,
 )
+from metabench.reports.footnotes.references import reference_footnotes
 from metabench.reports.footnotes.unverified import unverified_footnotes
 from metabench.reports.tables import csv_export, latex, renderers
 from metabench.reports.tables.overfitting import gap_grid
 from metabench.reports.tables.renderers import WORSE, Footnote, Grid, Item
-from metabench.suites.schema import PaperRow, Published, Row
+from metabench.suites.schema import NOT_THE_PAPERS, PaperRow, Published, Row
 from metabench.suites.suite import Suite
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]
@@ -100,6 +101,7 @@ def main_grid(results: Results) -> Grid:
     holes = FootnoteMarks("123456789")
     papers, paper_only = results.paper_columns, {row for row, _ in results.paper_only}
     rows = [_method_row(results, row, entries, sources, holes) for row in results.rows]
+    beside = {column: [_head_of(results, column)] for column in papers}
     rules = set()
     if suite.floor:
         rules.add(len(rows))
@@ -112,7 +114,7 @@ def main_grid(results: Results) -> Grid:
         [("", 1), *[(c.label or c.id, 1 + (c.id in papers)) for c in suite.columns]],
         [
             _metric_in_words(suite),
-            *[head for c in suite.columns for head in ["paper"] * (c.id in papers) + ["ours"]],
+            *[head for c in suite.columns for head in [*beside.get(c.id, ()), "ours"]],
         ],
         rows,
         [
@@ -121,12 +123,19 @@ def main_grid(results: Results) -> Grid:
             *label_footnotes(results),
             *unverified_footnotes(results),
             *[Footnote(text, mark) for mark, text in holes.items()],
+            *reference_footnotes(results),
             *command_footnotes(results),
         ],
         frozenset(rules),
         1,
         f"{suite.name}-{results.budget}",
     )
+
+
+def _head_of(results: Results, column: str) -> str:
+    """What the published numbers of a column are called: "paper" where one of them is a paper's."""
+    labels = {n.label.strip("[]") for n in results.published if n.column == column}
+    return "paper" if labels - NOT_THE_PAPERS else "reference"
 
 
 def _metric_in_words(suite: Suite) -> str:
