@@ -44,7 +44,7 @@ def _budget_in_words(results: Results, limits: dict[str, Any], unlike: Departure
     words = [
         *_limits_in_words(limits),
         f"validation on {counted(limits['valid_episodes'], 'episode')} every {_look(limits)}",
-        f"{counted(limits['test_episodes'], f'{results.suite.evaluation} episode')}",
+        f"{counted(limits['test_episodes'], f'{tested_split(results)} episode')}",
         f"tested: {_tested(results)}",
         f"planned seeds: {listed(map(str, seeds))}",
         *settings_of_budget(results, unlike),
@@ -52,6 +52,13 @@ def _budget_in_words(results: Results, limits: dict[str, Any], unlike: Departure
     for override in results.overrides:
         words.append(f"set by hand: {override.scope}.{override.name} = {plain(override.value)}")
     return words
+
+
+def tested_split(results: Results) -> str:
+    """Of which split the table's episodes are, in words: what the harness adds to the name of an
+    evaluation (test@5_steps) is no part of it."""
+    split = results.suite.evaluation.partition("@")[0]
+    return "validation" if split == "valid" else split
 
 
 def _tested(results: Results) -> str:

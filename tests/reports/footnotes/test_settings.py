@@ -130,3 +130,11 @@ def test_rows_with_another_budget_are_all_rows_or_all_but_a_few(helpers):
     assert others(ids) == ["Other budgets: all rows: eval_every = 5."]
     assert others(ids[:6]) == ["Other budgets: all rows but R6 and R7: eval_every = 5."]
     assert others(ids[:5]) == ["Other budgets: R0, R1, R2, R3 and R4: eval_every = 5."]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [("test", "600 test"), ("valid", "600 validation"), ("test@5_steps", "600 test")],
+)
+def test_episodes_are_of_a_split(helpers, evaluation, words):
+    assert f"; {words} episodes; " in told(helpers, [{"id": "maml"}], evaluation=evaluation)[0]
