@@ -101,7 +101,7 @@ def main_grid(results: Results) -> Grid:
     holes = FootnoteMarks("123456789")
     papers, paper_only = results.paper_columns, {row for row, _ in results.paper_only}
     rows = [_method_row(results, row, entries, sources, holes) for row in results.rows]
-    beside = {column: [_head_of(results, column)] for column in papers}
+    heads = [head for c in suite.columns for head in [*_paper_heads(results, c.id), "ours"]]
     rules = set()
     if suite.floor:
         rules.add(len(rows))
@@ -112,10 +112,7 @@ def main_grid(results: Results) -> Grid:
     return Grid(
         f"{suite.title} (budget {results.budget})",
         [("", 1), *[(c.label or c.id, 1 + (c.id in papers)) for c in suite.columns]],
-        [
-            _metric_in_words(suite),
-            *[head for c in suite.columns for head in [*beside.get(c.id, ()), "ours"]],
-        ],
+        [_metric_in_words(suite), *heads],
         rows,
         [
             *general_footnotes(results, entries, floors),
@@ -132,10 +129,11 @@ def main_grid(results: Results) -> Grid:
     )
 
 
-def _head_of(results: Results, column: str) -> str:
-    """What the published numbers of a column are called: "paper" where one of them is a paper's."""
+def _paper_heads(results: Results, column: str) -> list[str]:
+    """The head of a column's published numbers where it has some: "reference" where no paper has
+    one of them."""
     labels = {n.label.strip("[]") for n in results.published if n.column == column}
-    return "paper" if labels - NOT_THE_PAPERS else "reference"
+    return ["paper" if labels - NOT_THE_PAPERS else "reference"] if labels else []
 
 
 def _metric_in_words(suite: Suite) -> str:
