@@ -32,8 +32,9 @@ def departures(results: Results) -> Departures:
 
     # Few places differ; the others need not be resolved.
     apart = [at for at in here if told({**here[at].set}) != told({**there[at].set})]
+    paper_settings = resolve([there[at] for at in apart], for_later=True) if apart else []
     out: Departures = {}
-    for at, paper in zip(apart, resolve([there[at] for at in apart]), strict=True):
+    for at, paper in zip(apart, paper_settings, strict=True):
         ours, theirs = _named(results.table_cells[at].runs[0].cell), _named(paper)
         if found := {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k]}:
             out[at] = found
