@@ -101,7 +101,7 @@ def comparisons(results: Results, column: str) -> Comparisons:
 
 def floor(results: Results, column: str) -> tuple[Entry | None, list[str]]:
     """The suite's floor metric in a column, measured on the methods' own test episodes, and the
-    rows whose episodes gave another number than the first row's did."""
+    labels of the rows whose episodes gave another number than the first row's did."""
     chosen: dict[int, Estimate] = {}
     others = []
     for row in results.rows:
@@ -111,8 +111,9 @@ def floor(results: Results, column: str) -> tuple[Entry | None, list[str]]:
         for seed, found in known.items():
             first = chosen.setdefault(seed, found)
             same = math.isclose(first.mean, found.mean, rel_tol=1e-6, abs_tol=1e-9)
-            if not (same and first.n == found.n) and row.id not in others:
-                others.append(row.id)
+            label = row.label or row.id
+            if not (same and first.n == found.n) and label not in others:
+                others.append(label)
     return entry(dict(sorted(chosen.items()))), others
 
 

@@ -245,9 +245,11 @@ def _sources(suite: Suite) -> str:
 
 
 def _by_budget(place: Column | Row) -> str:
-    """The settings of a column or a row, then those that it has under one budget or in one column
-    alone."""
+    """The settings of a column or a row, then those that it has under one budget, in one column, or
+    in both together alone."""
     more = {**getattr(place, "columns", {}), **place.budgets}
+    for budget, columns in getattr(place, "cells", {}).items():
+        more |= {f"{budget}, {column}": groups for column, groups in columns.items()}
     texts = [_groups(place.set), *(f"{name}: {_groups(groups)}" for name, groups in more.items())]
     return "; ".join(text for text in texts if text)
 

@@ -56,6 +56,7 @@ Paper rows may name a row that is not run here: give it under [[paper_rows]] (id
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,6 +79,7 @@ from metabench.suites.schema import (
     PLOTS,
     Column,
     Row,
+    Tuned,
 )
 from metabench.suites.suite import Suite
 
@@ -245,6 +247,21 @@ def _chosen(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
             # Smoke runs are cut short to test the machinery: nobody chooses for them.
             if missing := [b for b in suite.budgets if b != "smoke" and b not in row.chosen]:
                 yield f"{where} says nothing of budget {missing[0]!r}"
+        for how in row.chosen.values() if isinstance(row.chosen, dict) else [row.chosen]:
+            if isinstance(how, Tuned):
+                yield from _numbers_as_text(row.id, how)
+
+
+def _numbers_as_text(row: str, how: Tuned) -> Iterator[str]:
+    """Seeds and trials that are known, but given as text: no table could say which of the seeds are
+    its own."""
+    found = re.findall(r"\d+", how.seeds) if isinstance(how.seeds, str) else []
+    if found:
+        right = f"seeds = [{', '.join(found)}]"
+        yield f"row {row}: chosen: seeds = {how.seeds!r} has numbers as text; say {right}"
+    if isinstance(how.trials, str) and how.trials.strip().isdigit():
+        right = f"trials = {int(how.trials)}"
+        yield f"row {row}: chosen: trials = {how.trials!r} is a number as text; say {right}"
 
 
 def _paper(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:

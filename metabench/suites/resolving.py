@@ -5,7 +5,8 @@ So a file in the folder ``resolved`` of the cache holds what they told, and plan
 made of that. It is plain data that depends on nothing but code and settings, and both are in the
 name of the file: a sha256 over what is asked, every file of metabench, and the versions of what the
 classes are made with. Plug-ins are not in it: places that name one are resolved by its class, and
-so is everything in a process that has imported torch, where that takes no time.
+so is everything in a process that has imported torch, where that takes no time. Such a process
+keeps what it found where the next one will ask for it, too (``for_later``).
 """
 
 from __future__ import annotations
@@ -47,11 +48,16 @@ class Place(NamedTuple):
     where: str
 
 
-def resolve(places: Sequence[Place]) -> list[Resolved]:
+def resolve(places: Sequence[Place], *, for_later: bool = False) -> list[Resolved]:
     """Each place resolved, in order. Raises UnknownName and SettingError as
-    :func:`metabench.core.cell.make_cell`, with a note of the place."""
-    path = None if "torch" in sys.modules else _file(places)
-    if path is not None and (known := _recalled(path)) is not None:
+    :func:`metabench.core.cell.make_cell`, with a note of the place.
+
+    ``for_later``: kept for the next process even where torch has been imported, as it has where
+    this process has resolved something else before.
+    """
+    slow = "torch" not in sys.modules
+    path = _file(places) if slow or for_later else None
+    if slow and path is not None and (known := _recalled(path)) is not None:
         return known
     found = []
     for place in places:
@@ -60,7 +66,7 @@ def resolve(places: Sequence[Place]) -> list[Resolved]:
         except (UnknownName, SettingError) as error:
             error.add_note(place.where)
             raise
-    if path is not None:
+    if path is not None and (slow or not path.exists()):
         _keep(path, places, found)
     return found
 

@@ -35,6 +35,8 @@ LABELS = {
     "derived": "mathematics done for this suite",
 }
 """How solid a published number is."""
+NOT_THE_PAPERS = frozenset({"rerun", "derived"})
+"""The labels of numbers that no paper has."""
 HOW = {
     "published": "as published",
     "default": "the method's defaults",
@@ -75,7 +77,7 @@ class Tuned:
         Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
         | Annotated[str, Field(min_length=1)]
     )
-    """Text where the numbers are not known: "not recorded"."""
+    """Text, without a digit, where the numbers are not known: "not recorded"."""
 
 
 How = Literal["published", "default", "own"] | Tuned

@@ -88,15 +88,28 @@ class Suite:
 
         Raises UnknownName or SettingError for a setting that some cell cannot have.
         """
-        chosen = self.budget(budget)
-        seeds = list(dict.fromkeys(chosen.seeds if seeds is None else seeds))
+        seeds = list(dict.fromkeys(self.budget(budget).seeds if seeds is None else seeds))
         if not seeds:
             raise SettingError(f"suite {self.name}: name at least one seed")
+        places = self.places(budget, overrides)
+        skipped = {row.id: dict.fromkeys(row.skip, row.skip_reason) for row in self.rows}
+        out = []
+        for (row, column), found in zip(places, resolve([*places.values()]), strict=True):
+            skip = skipped[row].get(column)
+            out += [SuiteCell(row, column, c, skip, found) for c in found.cells(seeds)]
+        return out
+
+    def places(
+        self, budget: str, overrides: Iterable[Override] = ()
+    ) -> dict[tuple[str, str], Place]:
+        """(row, column) to what the suite says there under a budget, later settings over earlier
+        ones, in table order. Raises UnknownName for a budget or an override that it does not know.
+        """
+        chosen = self.budget(budget)
         overrides = list(overrides)
         check_overrides(overrides, self.rows, self.columns)
-        crossed = [(row, column) for row in self.rows for column in self.columns]
-        places = []
-        for row, column in crossed:
+        places = {}
+        for row, column in ((row, column) for row in self.rows for column in self.columns):
             groups: list[Groups] = [
                 column.set,
                 {"budget": chosen.limits},
@@ -109,12 +122,10 @@ class Suite:
                 *[o.groups for o in overrides if o.concerns(row, column)],
             ]
             where = f"suite {self.name}, row {row.id}, column {column.id}"
-            places.append(Place(column.task, row.method, row.solver, merge(groups), where))
-        out = []
-        for (row, column), found in zip(crossed, resolve(places), strict=True):
-            skip = row.skip_reason if column.id in row.skip else None
-            out += [SuiteCell(row.id, column.id, c, skip, found) for c in found.cells(seeds)]
-        return out
+            places[row.id, column.id] = Place(
+                column.task, row.method, row.solver, merge(groups), where
+            )
+        return places
 
     def check_measured(self, cells: Iterable[SuiteCell]) -> None:
         """Raise UnknownName where a task says what it measures

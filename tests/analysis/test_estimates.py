@@ -62,7 +62,7 @@ def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, help
     metrics = {"test": {**record.metrics["test"], "nearest_neighbour": Estimate(0.5, 600, 0.1)}}
     store.add(place, metrics=metrics)
     results = collect(suite, "smoke", store, why_not=helpers.allowed)
-    assert estimates.floor(results, "5w1s")[1] == ["anil"]
+    assert estimates.floor(results, "5w1s")[1] == ["ANIL"]
 
 
 @pytest.mark.parametrize(

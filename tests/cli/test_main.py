@@ -260,6 +260,7 @@ def test_show_finds_every_kind(folder: Path) -> None:
     assert "suite omniglot: " in both
     assert "; laptop: method.outer_lr = 0.003, method.outer_decay = linear" in both
     assert "98.7 +- 0.4 (95 % interval over episodes)" in both
+    assert "; laptop, 5w5s: budget.outer_steps = 2000" in both
     assert "momentum" in metabench("show", "momentum").out
     small = metabench("show", "small.toml").out
     assert "suite small: Small" in small and "closed form [derived]" in small

@@ -84,6 +84,21 @@ def test_a_process_that_has_torch_asks_and_keeps_nothing(
     assert not kept.exists()
 
 
+def test_it_keeps_what_is_for_later_once_and_is_not_answered_itself(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = vars(resolving)["sys"].modules
+    modules["torch"] = SimpleNamespace()
+    asked = Asked(monkeypatch)
+    first = resolve(PLACES, for_later=True)
+    (file,) = kept.iterdir()
+    made = file.stat().st_ino
+    resolve(PLACES, for_later=True)
+    assert asked.calls == 4 and file.stat().st_ino == made
+    del modules["torch"]
+    assert resolve(PLACES) == first and asked.calls == 4
+
+
 @given(st.data())
 def test_one_byte_of_any_file_of_metabench_asks_anew(data: Any) -> None:
     name = data.draw(st.sampled_from(sorted(n for n, content in CODE.items() if content)))

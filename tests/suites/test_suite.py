@@ -519,6 +519,21 @@ def test_a_row_says_how_its_settings_were_chosen(chosen: Any, at: dict[str, Any]
 
 
 @pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"seeds": "0"}, "seeds = '0' has numbers as text; say seeds = [0]"),
+        ({"seeds": "0 and 7, in the table"}, "has numbers as text; say seeds = [0, 7]"),
+        ({"trials": "12"}, "trials = '12' is a number as text; say trials = 12"),
+    ],
+)
+def test_numbers_that_are_known_are_no_text(given: dict[str, Any], says: str) -> None:
+    for chosen in ({**TUNED, **given}, {"laptop": {**TUNED, **given}, "paper": "published"}):
+        with pytest.raises(SuiteError, match="row reverse: chosen: ") as error:
+            from_dict(changed(rows__0__chosen=chosen), HERE)
+        assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("chosen", "says"),
     [
         (None, "row 'reverse': chosen is missing; say"),

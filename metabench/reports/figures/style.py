@@ -212,7 +212,8 @@ def scale_of(results: Results) -> float:
 
 
 def axis_label(results: Results, split: str) -> str:
-    """The name of an axis of the table's metric."""
-    return f"{split} {results.suite.metric.replace('_', ' ')}" + (
-        ", %" if results.suite.percent else ""
-    )
+    """The name of an axis of the table's metric; one that is called valid_accuracy names its split
+    itself."""
+    metric = results.suite.metric
+    words = metric.removeprefix("valid_") if split == "validation" else metric
+    return f"{split} {words.replace('_', ' ')}{', %' if results.suite.percent else ''}"

@@ -8,23 +8,30 @@ from metabench.analysis.results import Results
 from metabench.core.cell import Budget
 from metabench.core.settings import fields
 from metabench.core.text import counted, listed
+from metabench.reports.footnotes.places import places_in_words
+from metabench.reports.footnotes.settings import (
+    Departures,
+    departure_footnotes,
+    departures,
+    plain,
+    settings_of_budget,
+)
 from metabench.reports.tables.renderers import Footnote
 from metabench.suites.planning import NEVER_RUN
-from metabench.suites.schema import Column, Row
 
 
 def budget_footnotes(results: Results) -> list[Footnote]:
-    """The budget in words, with the rows that have another, and how many cells are done."""
+    """The budget in words, with the rows that have another, what it sets otherwise than the paper's
+    budget, and how many cells are done."""
     defaults = {k: f.default for k, f in fields(Budget).items() if f.default is not None}
     limits = {**defaults, **results.suite.budget(results.budget).limits}
-    out = [Footnote(f"Budget {results.budget}: {'; '.join(_budget_in_words(results, limits))}.")]
+    unlike = departures(results)
+    said = "; ".join(_budget_in_words(results, limits, unlike))
+    out = [Footnote(f"Budget {results.budget}: {said}.")]
     different = other_budgets(results, limits)
     if different:
         out.append(Footnote(f"Other budgets: {'; '.join(different)}."))
-    alone = _settings_of_budget(results)
-    if alone:
-        told = "; ".join(f"{said} ({listed(labels)})" for said, labels in alone.items())
-        out.append(Footnote(f"Settings of this budget alone: {told}."))
+    out += departure_footnotes(results, unlike)
     states = results.states
     if set(states) - {"done", *NEVER_RUN}:
         by_state = ", ".join(f"{n} {state}" for state, n in states.items())
@@ -32,59 +39,55 @@ def budget_footnotes(results: Results) -> list[Footnote]:
     return out
 
 
-def _budget_in_words(results: Results, limits: dict[str, Any]) -> list[str]:
+def _budget_in_words(results: Results, limits: dict[str, Any], unlike: Departures) -> list[str]:
     seeds = sorted({run.cell.seed for run in results.runs})
     words = [
         *_limits_in_words(limits),
         f"validation on {counted(limits['valid_episodes'], 'episode')} every {_look(limits)}",
-        f"{counted(limits['test_episodes'], f'{results.suite.evaluation} episode')}",
-        f"tested: {_SELECT[limits['select']]}",
+        f"{counted(limits['test_episodes'], f'{tested_split(results)} episode')}",
+        f"tested: {_tested(results)}",
         f"planned seeds: {listed(map(str, seeds))}",
+        *settings_of_budget(results, unlike),
     ]
-    for group, values in results.suite.budget(results.budget).set.items():
-        words += [f"{group}.{name} = {_plain(value)}" for name, value in values.items()]
     for override in results.overrides:
-        words.append(f"set by hand: {override.scope}.{override.name} = {_plain(override.value)}")
+        words.append(f"set by hand: {override.scope}.{override.name} = {plain(override.value)}")
     return words
 
 
-def _settings_of_budget(results: Results) -> dict[str, list[str]]:
-    """What columns and rows set in this budget alone, to the labels of those that do."""
-    out: dict[str, list[str]] = {}
-    places: list[Column | Row] = [*results.columns, *results.rows]
-    for place in places:
-        for group, values in place.budgets.get(results.budget, {}).items():
-            for name, value in values.items() if group != "budget" else ():
-                said = f"{group}.{name} = {_plain(value)}"
-                out.setdefault(said, []).append(place.label or place.id)
-    return out
+def tested_split(results: Results) -> str:
+    """Of which split the table's episodes are, in words: what the harness adds to the name of an
+    evaluation (test@5_steps) is no part of it."""
+    split = results.suite.evaluation.partition("@")[0]
+    return "validation" if split == "valid" else split
+
+
+def _tested(results: Results) -> str:
+    """Which state is tested; where cells differ in that, each way and its rows and columns."""
+    ways = {
+        at: [str(table_cell.runs[0].cell.budget["select"])]
+        for at, table_cell in results.table_cells.items()
+    }
+    where: dict[str, list[str]] = {}
+    for place, (select,) in places_in_words(results, ways):
+        where.setdefault(select, []).append(place)
+    if len(where) == 1:
+        return _SELECT[next(iter(where))]
+    return ", ".join(f"{_SELECT[select]} ({'; '.join(at)})" for select, at in where.items())
 
 
 def other_budgets(results: Results, limits: dict[str, Any]) -> list[str]:
-    """What differs from the table's ``limits``: rows and columns with the same differences
-    together."""
-    suite = results.suite
-    together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for row in results.rows:
-        where: dict[str, list[str]] = {}
-        for column in suite.columns:
-            budget = results.table_cells[row.id, column.id].runs[0].cell.budget
-            for name in sorted(
-                {*limits, *budget} - {"prices"}, key=lambda n: (n not in Budget.LIMITS, n)
-            ):
-                if budget.get(name) != limits.get(name):
-                    said = f"{name} = {_plain(budget.get(name, 'none'))}"
-                    where.setdefault(said, []).append(column.label or column.id)
-        said_in: dict[str, list[str]] = {}
-        for said, columns in where.items():
-            place = "" if len(columns) == len(suite.columns) else f" in {listed(columns)}"
-            said_in.setdefault(place, []).append(said)
-        for place, sayings in said_in.items():
-            together.setdefault((place, tuple(sayings)), []).append(row.label or row.id)
-    return [
-        f"{listed(rows)}{place}: {', '.join(sayings)}"
-        for (place, sayings), rows in together.items()
-    ]
+    """What differs from the table's ``limits``, but for which state is tested: rows and columns
+    with the same differences together."""
+    said = {}
+    for at, table_cell in results.table_cells.items():
+        budget = table_cell.runs[0].cell.budget
+        names = {*limits, *budget} - {"prices", "select"}
+        said[at] = [
+            f"{name} = {plain(budget.get(name))}"
+            for name in sorted(names, key=lambda n: (n not in Budget.LIMITS, n))
+            if budget.get(name) != limits.get(name)
+        ]
+    return [f"{at}: {', '.join(words)}" for at, words in places_in_words(results, said)]
 
 
 _SELECT = {
@@ -101,18 +104,17 @@ def _look(limits: dict[str, Any]) -> str:
     return counted(limits["eval_every"], "outer step")
 
 
+_ONE = {
+    "hvps": "Hessian product",
+    "cost": "inner-gradient equivalent",
+    "seconds": "training second",
+}
+"""One of a limit, where its name does not say it."""
+
+
 def _limits_in_words(limits: dict[str, Any]) -> list[str]:
-    names = {
-        "hvps": "Hessian products",
-        "cost": "inner-gradient equivalents",
-        "seconds": "seconds of training",
-    }
     return [
-        f"{_plain(limits[name])} {names.get(name, name.replace('_', ' '))}"
+        counted(limits[name], _ONE.get(name, name.removesuffix("s").replace("_", " ")))
         for name in Budget.LIMITS
         if limits.get(name) is not None
     ]
-
-
-def _plain(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -32,10 +32,10 @@ def how_in_words(how: How, table: Iterable[int] = ()) -> str:
         return HOW[how]
     trials = counted(how.trials, "trial") if isinstance(how.trials, int) else f"trials {how.trials}"
     if isinstance(how.seeds, str):
-        return f"tuned on {how.tuned}: {trials}, seeds {how.seeds}"
+        return f"tuned by {how.tuned}: {trials}, seeds {how.seeds}"
     seen = [seed for seed in how.seeds if seed in {*table}]
     seeds = f"{trials}, seed{'s'[: len(how.seeds) > 1]} {listed(map(str, how.seeds))}"
     if seen:
         of_these = "" if seen == how.seeds else f"{listed(map(str, seen))} "
         seeds += f", {of_these}also in the table"
-    return f"tuned on {how.tuned}: {seeds}"
+    return f"tuned by {how.tuned}: {seeds}"

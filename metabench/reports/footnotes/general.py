@@ -19,6 +19,7 @@ from metabench.reports.footnotes.claims import claim_footnotes
 from metabench.reports.footnotes.costs import cost_footnotes
 from metabench.reports.footnotes.protocol import protocol_footnotes
 from metabench.reports.footnotes.selection import selection_footnotes
+from metabench.reports.footnotes.uncounted import uncounted_footnotes
 from metabench.reports.tables.renderers import WORSE, Footnote
 from metabench.store.record import Record
 from metabench.suites.schema import LABELS
@@ -63,6 +64,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
         *protocol_footnotes(results),
         *chosen_footnotes(results),
         *selection_footnotes(results),
+        *uncounted_footnotes(results),
         *cost_footnotes(results),
         *interval_footnotes(entries),
         *mark_footnotes(results, entries),
@@ -209,8 +211,9 @@ def mark_footnotes(results: Results, entries: Entries) -> list[Footnote]:
         Footnote(
             f"{WORSE}: shown to be worse than some other row of the column, at {100 * ALPHA:.0f} % "
             f"for all rows of a column together: paired t-test{kind if any(logs) else ''} over "
-            "common seeds (a seed fixes data, first values and test episodes), Holm's correction "
-            f"over all pairs of a column ({_span(tests)} tests). Without a mark: not told apart."
+            "common seeds (a seed fixes data, first values and, of rows tested alike, test "
+            f"episodes), Holm's correction over all pairs of a column ({_span(tests)} tests). "
+            "Without a mark: not told apart."
         ),
         *_detectable_footnotes(results, entries, families),
         *_untested_footnotes(results, entries, families),

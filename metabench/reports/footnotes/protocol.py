@@ -34,8 +34,8 @@ def protocol_footnotes(results: Results) -> list[Footnote]:
     if mixed:
         out.append(
             Footnote(
-                f"Rows tested in different ways ({listed(mixed)}) meet different episodes: each is "
-                "its paper's protocol, and differences between them are the protocol's too."
+                f"Rows tested in different ways ({listed(mixed)}) meet different episodes: "
+                "differences between them are those of the test, too."
             )
         )
     return out

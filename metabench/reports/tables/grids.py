@@ -23,11 +23,12 @@ from metabench.reports.footnotes.general import (
     label_footnotes,
     reconstruction_footnotes,
 )
+from metabench.reports.footnotes.references import reference_footnotes
 from metabench.reports.footnotes.unverified import unverified_footnotes
 from metabench.reports.tables import csv_export, latex, renderers
 from metabench.reports.tables.overfitting import gap_grid
 from metabench.reports.tables.renderers import WORSE, Footnote, Grid, Item
-from metabench.suites.schema import PaperRow, Published, Row
+from metabench.suites.schema import NOT_THE_PAPERS, PaperRow, Published, Row
 from metabench.suites.suite import Suite
 
 Format = Literal["markdown", "latex", "csv", "html", "text", "rich"]
@@ -100,6 +101,7 @@ def main_grid(results: Results) -> Grid:
     holes = FootnoteMarks("123456789")
     papers, paper_only = results.paper_columns, {row for row, _ in results.paper_only}
     rows = [_method_row(results, row, entries, sources, holes) for row in results.rows]
+    heads = [head for c in suite.columns for head in [*_paper_heads(results, c.id), "ours"]]
     rules = set()
     if suite.floor:
         rules.add(len(rows))
@@ -110,10 +112,7 @@ def main_grid(results: Results) -> Grid:
     return Grid(
         f"{suite.title} (budget {results.budget})",
         [("", 1), *[(c.label or c.id, 1 + (c.id in papers)) for c in suite.columns]],
-        [
-            _metric_in_words(suite),
-            *[head for c in suite.columns for head in ["paper"] * (c.id in papers) + ["ours"]],
-        ],
+        [_metric_in_words(suite), *heads],
         rows,
         [
             *general_footnotes(results, entries, floors),
@@ -121,12 +120,20 @@ def main_grid(results: Results) -> Grid:
             *label_footnotes(results),
             *unverified_footnotes(results),
             *[Footnote(text, mark) for mark, text in holes.items()],
+            *reference_footnotes(results),
             *command_footnotes(results),
         ],
         frozenset(rules),
         1,
         f"{suite.name}-{results.budget}",
     )
+
+
+def _paper_heads(results: Results, column: str) -> list[str]:
+    """The head of a column's published numbers where it has some: "reference" where no paper has
+    one of them."""
+    labels = {n.label.strip("[]") for n in results.published if n.column == column}
+    return ["paper" if labels - NOT_THE_PAPERS else "reference"] if labels else []
 
 
 def _metric_in_words(suite: Suite) -> str:

@@ -211,7 +211,7 @@ def latex(grid: Grid) -> str:
         r"\begin{minipage}{\linewidth}",
         r"\footnotesize\raggedright",
     ]
-    for note in grid.footnotes:
+    for note in grid.notes("page"):
         mark = rf"\textsuperscript{{{note.mark}}}" if note.mark else ""
         code = rf" \texttt{{{code_escape(note.code)}}}" if note.code else ""
         lines.append(rf"{mark}{latex_escape(note.words('Bold'))}{code}\par")

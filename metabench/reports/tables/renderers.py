@@ -44,12 +44,14 @@ class Item:
 class Footnote:
     """A line below a grid; ``mark`` is what refers to it, empty for a general one. ``code``, a
     command, is shown as code at its end. ``best``: it says what the mark of the best number means,
-    and begins with that mark as the format has it."""
+    and begins with that mark as the format has it. ``only``: it belongs to a table on a "page"
+    (Markdown, HTML, LaTeX) or in a "terminal" (plain text, rich) alone."""
 
     text: str
     mark: str = ""
     code: str = ""
     best: bool = False
+    only: Literal["", "page", "terminal"] = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", one_line(self.text))
@@ -79,6 +81,10 @@ class Grid:
         object.__setattr__(self, "groups", [(one_line(label), n) for label, n in self.groups])
         object.__setattr__(self, "heads", list(map(one_line, self.heads)))
 
+    def notes(self, medium: Literal["page", "terminal"]) -> list[Footnote]:
+        """The footnotes that belong there."""
+        return [note for note in self.footnotes if note.only in ("", medium)]
+
 
 def joined_heads(grid: Grid, between: str) -> list[str]:
     """The head of each column: the label of its group, then its own."""
@@ -106,7 +112,7 @@ def markdown(grid: Grid) -> str:
     heads = [markdown_escape(head) for head in joined_heads(grid, ": ")]
     table = _tabulated(grid, heads, cell, "pipe")
     lines = [f"### {markdown_escape(grid.title)}", "", table, ""]
-    for note in grid.footnotes:
+    for note in grid.notes("page"):
         mark = f"<sup>{note.mark}</sup> " if note.mark else ""
         code = f" {_code_span(note.code)}" if note.code else ""
         lines.append(f"- {mark}{markdown_escape(note.words('Bold'))}{code}")
@@ -152,7 +158,7 @@ def text(grid: Grid, width: int | None = None) -> str:
     if width is not None and max(map(cell_len, table)) > width:
         table = _split_lines(grid, width)
     lines = [grid.title, "", *table, ""]
-    for n in grid.footnotes:
+    for n in grid.notes("terminal"):
         said = (f"[{n.mark}] " if n.mark else "") + n.words(STAR)
         lines += _with_command(said, n.code, width)
     if width is not None:
@@ -231,7 +237,7 @@ def html(grid: Grid, link: Callable[[tuple[str, str]], str] | None = None) -> st
         cells = "".join(cell(x, "th" if i < grid.left else "td") for i, x in enumerate(row))
         out.append(f"<tr{kind}>{cells}</tr>")
     out += ["</tbody>", "</table>", "</div>", '<ul class="notes">']
-    for note in grid.footnotes:
+    for note in grid.notes("page"):
         mark = f"<sup>{escape(note.mark)}</sup> " if note.mark else ""
         code = f" <code>{escape(note.code)}</code>" if note.code else ""
         out.append(f"<li>{mark}{escape(note.words('Bold'))}{code}</li>")
@@ -250,7 +256,7 @@ def rich(grid: Grid, width: int) -> Group:
     from rich.text import Text
 
     footnotes = []
-    for note in grid.footnotes:
+    for note in grid.notes("terminal"):
         mark = f"[{note.mark}] " if note.mark else ""
         said, *command = _with_command(mark + note.words(STAR), note.code, width)
         together = note.code and not command

@@ -2,7 +2,16 @@ from itertools import pairwise
 
 import pytest
 
-from metabench.reports.figures.style import COLOURS, empty, finish, look_of, panels, styled
+from metabench.analysis.results import collect
+from metabench.reports.figures.style import (
+    COLOURS,
+    axis_label,
+    empty,
+    finish,
+    look_of,
+    panels,
+    styled,
+)
 
 
 def boxes(axis):
@@ -82,3 +91,17 @@ def test_the_reason_of_an_empty_figure_stays_inside():
 
 def test_the_palette_is_one_of_seven():
     assert len(set(COLOURS)) == 7
+
+
+@pytest.mark.parametrize(
+    ("metric", "split", "label"),
+    [
+        ("accuracy", "validation", "validation accuracy, %"),
+        ("valid_accuracy", "validation", "validation accuracy, %"),
+        ("valid_accuracy", "test", "test valid accuracy, %"),
+    ],
+)
+def test_an_axis_names_its_split_once(helpers, metric, split, label):
+    suite = helpers.make_suite(metric=metric)
+    results = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
+    assert axis_label(results, split) == label

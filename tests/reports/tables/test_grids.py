@@ -133,21 +133,6 @@ def test_the_command_carries_budget_and_overrides(suite, helpers):
     assert "set by hand: method.inner_lr = 0.05" in text
 
 
-def test_settings_of_one_budget_are_told(helpers):
-    only = {"laptop": {"method": {"outer_decay": "linear"}, "budget": {"eval_every": 50}}}
-    rows = [
-        {"id": name, "method": method, "label": name.upper(), "budgets": budgets}
-        for name, method, budgets in (
-            ("maml", "bilevel", only), ("reptile", "bilevel", {}), ("anil", "ift", only)
-        )
-    ]  # fmt: skip
-    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[])
-    told = "Settings of this budget alone: method.outer_decay = linear (MAML and ANIL)."
-    for budget in ("smoke", "laptop"):
-        results = collect(suite, budget, helpers.Fake(), why_not=helpers.allowed)
-        assert (told in grids.table(results, "text")) == (budget == "laptop")
-
-
 def test_the_command_can_be_typed_as_it_stands(suite, helpers):
     overrides = [parse_override("method.truncate=unset"), parse_override("maml.memory='a b'")]
     results = collect(suite, "smoke", helpers.Fake(), seeds=[0, 7], why_not=helpers.allowed)
@@ -214,6 +199,37 @@ def test_a_column_of_numbers_from_memory_alone_is_not_drawn(helpers):
         assert sum(n for _, n in grid.groups) == len(grid.heads)
 
 
+@pytest.mark.parametrize(
+    ("labels", "heads"),
+    [
+        ({"5w1s": ["2nd"], "5w5s": ["derived"]}, ["paper", "ours", "reference", "ours"]),
+        (
+            {"5w1s": ["rerun"], "5w5s": ["[derived]", "text"]},
+            ["reference", "ours", "paper", "ours"],
+        ),
+    ],
+)
+def test_a_column_without_a_number_of_a_paper_is_called_reference(helpers, labels, heads):
+    paper = [
+        {"row": "maml", "column": column, "value": 1.5 + n, "source": "somebody", "label": label}
+        for column, of_column in labels.items()
+        for n, label in enumerate(of_column)
+    ]
+    suite = helpers.make_suite(paper=paper, paper_rows=[])
+    found = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
+    assert list(grids.main_grid(found).heads[1:]) == heads
+
+
+def test_rows_that_met_other_episodes_have_their_labels(suite, helpers):
+    store = helpers.Fake()
+    for place in suite.cells("smoke"):
+        nearest = Estimate(0.4 if place.row == "fomaml" else 0.3, 12, 0.1, 0.1)
+        metrics = {"test": {"accuracy": Estimate(0.9, 12, 0.1, 0.1), "nearest_neighbour": nearest}}
+        store.add(place, metrics=metrics)
+    text = grids.table(collect(suite, "smoke", store, why_not=helpers.allowed))
+    assert "5-way 1-shot: MAML, first order met other test episodes than the first method" in text
+
+
 def test_the_table_says_how_settings_were_chosen(helpers):
     how = {"tuned": "validation accuracy", "trials": 4, "seeds": [0, 7]}
     rows = [
@@ -230,8 +246,8 @@ def test_the_table_says_how_settings_were_chosen(helpers):
 
     found, said = told("laptop")
     assert said == (
-        "Settings chosen: as published (maml); tuned on validation accuracy: 4 trials, seeds 0 "
-        "and 7, 0 also in the table (fomaml); tuned on validation accuracy: trials not kept, seed "
+        "Settings chosen: as published (maml); tuned by validation accuracy: 4 trials, seeds 0 "
+        "and 7, 0 also in the table (fomaml); tuned by validation accuracy: trials not kept, seed "
         "7 (anil)."
     )
     for fmt in ("markdown", "latex", "html", "text", "csv"):
@@ -363,8 +379,8 @@ def test_rows_and_columns_with_other_budgets_are_told_together(helpers):
     note = next(n.text for n in budget_footnotes(found) if n.text.startswith("Other"))
     assert note == (
         "Other budgets: MAML, MAML, first order, ANIL and Bilevel representation in 5-way 5-shot: "
-        "outer_steps = 3, eval_every = 1; Reptile and No outer learning: outer_steps = 0; "
-        "Reptile and No outer learning in 5-way 5-shot: eval_every = 1."
+        "outer_steps = 3; all rows in 5-way 5-shot: eval_every = 1; "
+        "Reptile and No outer learning: outer_steps = 0."
     )
 
 
