@@ -10,6 +10,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     evaluation             named evaluation of the table ("test")
     percent                true: numbers are shown times 100
     logs                   true: numbers span powers of ten, so methods are compared by logarithms
+    gap                    true: the metric is itself a signed difference of two splits: no bold, no
+                           curves, and no table of validation minus test
     floor                  a metric that needs no learning, shown as a row of its own; optional
     floor_label            that row's label
     command                the command that reproduces the table
