@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from metabench.analysis import stats
 from metabench.analysis.comparisons import ROUND_OFF
 from metabench.analysis.results import Results
+from metabench.suites.planning import Planned
 
 VALID = "valid"
 Place = tuple[str, str]
@@ -41,6 +42,11 @@ def one_number(results: Results) -> list[str]:
     differ = {column for (_, column), values in found.items() if any(values)}
     known = {column for _, column in found}
     return [column.id for column in results.columns if column.id in known - differ]
+
+
+def learns(run: Planned) -> bool:
+    """Whether the outer level of a run takes any step."""
+    return run.declaration.learns and run.cell.budget.get("outer_steps") != 0
 
 
 def mean_gap(values: Sequence[float]) -> tuple[float, float | None]:

@@ -100,6 +100,20 @@ def test_the_level_has_a_goal_of_its_own(helpers):
     assert "validation accuracy is at most 0.15" in grids.table(found)
 
 
+def test_the_legend_of_the_dagger_stands_where_one_is(helpers):
+    def legend(costs):
+        (grid,) = [g for g in grids.grids(results(helpers, costs)) if g.label.endswith("-reach")]
+        daggers = [item for row in grid.rows for item in row if item.worse]
+        return len(daggers), [note.text for note in grid.footnotes[1:]]
+
+    told = "tested as in the table above"
+    shown = legend({"maml": [40, 50, 60], "anil": [70, 90, 81]})
+    assert shown[0] == 1 and shown[1][0].startswith("†: shown to cost more") and told in shown[1][0]
+    (note,) = legend({"maml": [40, 50, 60], "anil": [41, 30, 70]})[1]
+    assert note.startswith("No row is shown to cost more") and told in note and "†" not in note
+    assert legend({"maml": [40, 50, 60]}) == (0, [])
+
+
 def test_without_a_level_there_is_one_table(helpers):
     suite = helpers.make_suite()
     found = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
@@ -107,7 +121,7 @@ def test_without_a_level_there_is_one_table(helpers):
 
 
 def test_a_level_of_a_metric_that_no_run_has_is_said_to_be_one(helpers):
-    suite = helpers.make_suite(reach={"metric": "acuracy", "level": 0.5})
+    suite = helpers.make_suite(reach={"metric": "acuracy", "goal": "max", "level": 0.5})
     store = helpers.Fake()
     for place in suite.cells("laptop"):
         if place.column == suite.columns[0].id:

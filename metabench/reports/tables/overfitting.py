@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metabench.analysis.overfitting import fitted, gaps, mean_gap, one_number
+from metabench.analysis.overfitting import fitted, gaps, learns, mean_gap, one_number
 from metabench.analysis.results import Results
 from metabench.core.text import listed, with_pm
 from metabench.reports.tables.renderers import Footnote, Grid, Item
@@ -46,7 +46,7 @@ def _footnotes(results: Results, shown: set[str]) -> list[str]:
         "not the task. Mean over seeds of the tested state; ± is the half-width of the 95 % "
         "t-interval."
     )
-    if any(run.row in shown and not run.declaration.learns for run in results.runs):
+    if any(run.row in shown and not learns(run) for run in results.runs):
         said += " A row that learns nothing shows how far the two splits differ by themselves."
     out = [said]
     if others := [row.label or row.id for row in results.rows if row.id not in shown]:
