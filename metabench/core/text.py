@@ -14,6 +14,10 @@ MOST_DECIMALS = 8
 """Of a number and its half-width."""
 
 
+EXACT = 1e-14
+"""Half-widths of so small a part of the mean are round-off of float64, and shown as 0."""
+
+
 def listed(words: Iterable[str]) -> str:
     """a, b and c."""
     words = list(words)
@@ -107,10 +111,12 @@ def with_pm(mean: float, pm: float | None, scale: float = 1.0, least: int | None
 
     ``least`` fixes the smallest number of decimals and allows one more (percentages), or as many as
     show that a half-width is not 0. Very small and very large numbers share one power of ten. No +-
-    is written where there is none, and no decimals of one that is 0; one that eight decimals would
-    show as 0 has a power of ten of its own.
+    is written where there is none, and no decimals of one that is 0 or round-off; another that
+    eight decimals would show as 0 has a power of ten of its own.
     """
     mean, pm = mean * scale + 0.0, None if pm is None else pm * scale  # 0.0 and not -0.0
+    if pm and pm <= EXACT * abs(mean):
+        pm = 0.0
     size, half = max(abs(mean), pm or 0.0), pm
     power = 0
     if size and least is None and not 1e-3 <= size < 1e5:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from metabench.analysis import estimates
 from metabench.analysis.results import collect
-from metabench.core.text import with_pm
+from metabench.core.text import EXACT, with_pm
 from metabench.reports.tables import grids
 from metabench.store.record import Estimate
 
@@ -113,6 +113,7 @@ def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, help
         (1.0, 1.3e-12, 1, None, "1.00000000 ± 1.3e-12"),
         (0.5, 2e-14, 100, 1, "50.00000000 ± 2.0e-12"),
         (5.6e-12, 1.2e-24, 1, None, "5.60000000e-12 ± 1.2e-24"),
+        (1.0, 2.6e-15, 1, None, "1.000 ± 0"),
     ],
 )
 def test_numbers_as_text(mean, pm, scale, least, text):
@@ -130,7 +131,7 @@ def test_numbers_as_text_say_what_they_are(mean, pm, how):
     numbers = text.partition(")")[0].strip("(").split(" ± ")
     back = float(numbers[0]) * power
     assert len(numbers) == 1 or numbers[1] == "0" or float(numbers[1]) > 0
-    assert len(numbers) == 1 or (numbers[1] == "0") == (pm == 0)
+    assert len(numbers) == 1 or (numbers[1] == "0") == (pm <= EXACT * abs(mean))
     slack = max(1e-3 * abs(mean * scale), 0.06 * (pm or 0) * scale, 0.051 if least else 1e-8)
     assert abs(back - mean * scale) <= slack
     assert (pm is None) == (len(numbers) == 1)
