@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
+from typing import NamedTuple
 
 from metabench.analysis import stats
 
@@ -53,6 +54,14 @@ class Pair:
         return replace(self, gain=-self.gain)
 
 
+class Detectable(NamedTuple):
+    """Of the pairs of a column: each has differences that scatter by themselves."""
+
+    least: float
+    median: float
+    most: float
+
+
 @dataclass(frozen=True)
 class Comparisons:
     """Every pair of rows of a column that have common seeds; gains are above 0 where the first row
@@ -78,16 +87,16 @@ class Comparisons:
         return {(b if pair.gain > 0 else a) for (a, b), pair in self.pairs.items() if pair.shown}
 
     @property
-    def detectable(self) -> float | None:
-        """The difference that is shown with 80 % power, at the median deviation of the tested
-        pairs' differences and in Holm's first step; None where nothing is tested."""
+    def detectable(self) -> Detectable | None:
+        """The difference that is shown with 80 % power in Holm's first step, by the deviation of
+        each tested pair's differences; None where nothing is tested."""
         tested = [p for p in self.pairs.values() if p.p is not None and p.spread is not None]
         if not tested:
             return None
         sizes = [
             stats.detectable(p.spread or 0.0, p.seeds, ALPHA / len(tested), POWER) for p in tested
         ]
-        return median(sizes)
+        return Detectable(min(sizes), median(sizes), max(sizes))
 
 
 def compare(values: Values, goal: stats.Goal = "max", *, logs: bool = False) -> Comparisons:

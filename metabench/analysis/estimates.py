@@ -4,8 +4,9 @@ What +- means here: with several seeds, the 95 % t-interval over seeds of the pe
 holds the luck of training and of the drawn data; with one seed, the 95 % t-interval over the
 test episodes of that one run, which holds neither.
 
-Bold is the best mean of a column alone. A dagger is a row that some other is shown to be better
-than (:mod:`metabench.analysis.comparisons`). A number without either has not been told apart.
+Bold is the best mean of a column alone; where all are equal none is. A dagger is a row that some
+other is shown to be better than (:mod:`metabench.analysis.comparisons`). A number without either
+has not been told apart.
 """
 
 from __future__ import annotations
@@ -75,16 +76,23 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     best = max(found, key=lambda row: sign * found[row].mean)
     tested = comparisons(results, column)
     worse = tested.worse
+    tied = [row for row, made in found.items() if _same(made.mean, found[best].mean)]
+    # Of equal numbers none is the best, and of a signed difference neither end is.
+    nothing = results.suite.gap or len(tied) == len(found) > 1
     out = {}
     for row, made in found.items():
         pair = None if row == best else tested.of(best, row)
         out[row] = replace(
             made,
-            best=math.isclose(made.mean, found[best].mean, rel_tol=ROUND_OFF),
+            best=row in tied and not nothing,
             p=pair.p if pair else None,
             worse=row in worse,
         )
     return out
+
+
+def _same(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=ROUND_OFF)
 
 
 def comparisons(results: Results, column: str) -> Comparisons:

@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from metabench.analysis import stats
+from metabench.analysis.comparisons import ROUND_OFF
 from metabench.analysis.results import Results
 from metabench.suites.planning import Planned
 
 VALID = "valid"
+Place = tuple[str, str]
+"""(row, column)."""
 
 
-def fitted_columns(results: Results) -> list[str]:
-    """The columns whose outer level learns on the validation split, where the table is of another
-    evaluation."""
-    if results.suite.evaluation == VALID:
-        return []
-    first: dict[str, Planned] = {}
-    for run in results.runs:
-        first.setdefault(run.column, run)
-    return [at for at, run in first.items() if run.declaration.outer_on_validation]
+def fitted(results: Results) -> set[Place]:
+    """The places whose outer level learns on the validation split; none where the table is of that
+    split, or its metric is itself a difference of two (``Suite.gap``). A row that has no validation
+    examples of its own is at none, whatever stands under that name in its records."""
+    if results.suite.evaluation == VALID or results.suite.gap:
+        return set()
+    return {
+        at
+        for at, cell in results.table_cells.items()
+        if cell.runs[0].declaration.outer_on_validation
+    }
 
 
-def gaps(results: Results, row: str, column: str) -> list[float]:
-    """Validation minus test of the table's metric, of the tested state of each finished seed."""
-    cell = results.table_cells[row, column]
-    tested = cell.estimates(*results.metric)
-    valid = cell.estimates(VALID, results.suite.metric)
-    return [valid[seed].mean - tested[seed].mean for seed in tested if seed in valid]
+def gaps(results: Results) -> dict[Place, list[float]]:
+    """Validation minus test of the table's metric, of the tested state of each finished seed, at
+    the fitted places that have both and whose column is not :func:`one_number`."""
+    one = one_number(results)
+    return {at: found for at, found in _known(results).items() if at[1] not in one}
 
 
-def gap(results: Results, row: str, column: str) -> tuple[float, float | None] | None:
-    """Mean over seeds of :func:`gaps` and the half-width of its 95 % t-interval; None where nothing
-    is known."""
-    found = gaps(results, row, column)
-    return (stats.mean(found), stats.half_width(found)) if found else None
+def one_number(results: Results) -> list[str]:
+    """The columns in which validation and test are the same number in every fitted run: the metric
+    is of no split, or both splits are the same examples."""
+    found = _known(results)
+    differ = {column for (_, column), values in found.items() if any(values)}
+    known = {column for _, column in found}
+    return [column.id for column in results.columns if column.id in known - differ]
+
+
+def learns(run: Planned) -> bool:
+    """Whether the outer level of a run takes any step."""
+    return run.declaration.learns and run.cell.budget.get("outer_steps") != 0
+
+
+def mean_gap(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean over seeds and the half-width of its 95 % t-interval."""
+    return stats.mean(values), stats.half_width(values)
+
+
+def _known(results: Results) -> dict[Place, list[float]]:
+    """The differences of the seeds that have both numbers, without what is round-off alone."""
+    out = {}
+    for at in fitted(results):
+        tested = results.table_cells[at].estimates(*results.metric)
+        valid = results.table_cells[at].estimates(VALID, results.suite.metric)
+        pairs = [(valid[seed].mean, tested[seed].mean) for seed in tested if seed in valid]
+        if pairs:
+            out[at] = [0.0 if math.isclose(a, b, rel_tol=ROUND_OFF) else a - b for a, b in pairs]
+    return out

@@ -33,8 +33,9 @@ VERDICTS: dict[Verdict, str] = {
 @dataclass(frozen=True)
 class Tested:
     """A claim in one column: how much better the row is, unscaled, with the half-width of the
-    interval, over how many common seeds. ``failed`` of them: the row claimed to be better does not
-    reach the level that the other does."""
+    interval, over how many common seeds. In ``failed`` of them the row claimed to be better does
+    not reach the level, in ``missed`` the other does not: such a run counts with what it has spent,
+    less than its true cost."""
 
     claim: PaperClaim
     better: str
@@ -44,6 +45,14 @@ class Tested:
     seeds: int
     verdict: Verdict
     failed: int = 0
+    missed: int = 0
+
+    @property
+    def bound(self) -> Literal["exact", "at least", "at most", "unknown"]:
+        """What ``gain`` is of the true one, whose runs all reach the level."""
+        if self.failed and self.missed:
+            return "unknown"
+        return "at most" if self.failed else "at least" if self.missed else "exact"
 
 
 def verdicts(results: Results) -> list[Tested]:
@@ -64,20 +73,22 @@ def verdicts(results: Results) -> list[Tested]:
 def _tested(
     results: Results, claim: PaperClaim, better: str, column: str, family: Comparisons
 ) -> Tested:
-    failed = _failed(results, claim, better, column)
+    failed, missed = _unreached(results, claim, better, column)
     same = results.same
     pair = family.of(same.get(better, better), same.get(claim.than, claim.than))
     if pair is None:
-        return Tested(claim, better, column, None, None, 0, "not tested", failed)
-    if claim.within is not None:
-        verdict: Verdict = _nearness(claim.within, pair, _sizes(results, claim, column))
+        return Tested(claim, better, column, None, None, 0, "not tested", failed, missed)
+    if claim.within is not None and (failed or missed):
+        verdict: Verdict = "not shown"  # bounds of costs do not say how near they are
+    elif claim.within is not None:
+        verdict = _nearness(claim.within, pair, _sizes(results, claim, column))
     elif pair.p is None:
         verdict = "not tested"
     elif pair.shown:
         verdict = "holds" if pair.gain > 0 else "contradicted"
     else:
         verdict = "not contradicted" if claim.or_equal else "not shown"
-    return Tested(claim, better, column, pair.gain, pair.pm, pair.seeds, verdict, failed)
+    return Tested(claim, better, column, pair.gain, pair.pm, pair.seeds, verdict, failed, missed)
 
 
 def reach_comparisons(results: Results, column: str) -> Comparisons:
@@ -109,11 +120,14 @@ def _sizes(results: Results, claim: PaperClaim, column: str) -> list[float]:
     return [abs(e.mean) for e in results.table_cells[at].estimates(*results.metric).values()]
 
 
-def _failed(results: Results, claim: PaperClaim, better: str, column: str) -> int:
-    """Seeds in which ``better`` does not reach the level."""
+def _unreached(results: Results, claim: PaperClaim, better: str, column: str) -> tuple[int, int]:
+    """Of the seeds that both have, those in which ``better`` does not reach the level, and those in
+    which ``than`` does not."""
     if claim.by != "reach":
-        return 0
-    return sum(not found.reached for found in results.reached.get((better, column), {}).values())
+        return 0, 0
+    one, two = (results.reached.get((row, column), {}) for row in (better, claim.than))
+    common = one.keys() & two.keys()
+    return sum(not one[s].reached for s in common), sum(not two[s].reached for s in common)
 
 
 def _nearness(within: float, pair: Pair, sizes: Sequence[float]) -> Verdict:

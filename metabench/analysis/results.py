@@ -193,6 +193,10 @@ class Results:
         """What a row is called in the table."""
         return next((r.label or r.id for r in self.suite.rows if r.id == row), row)
 
+    def column_label(self, column: str) -> str:
+        """What a column is called in the table."""
+        return next((c.label or c.id for c in self.columns if c.id == column), column)
+
     @property
     def metric(self) -> tuple[str, str]:
         """(evaluation, metric) of the table."""

@@ -47,8 +47,8 @@ def publish(
     unverified: bool = False,
 ) -> Publication:
     """Write ``records.jsonl.gz``, ``table.md``, ``table.csv``, ``prices.json`` (where prices have
-    been measured) and ``figure.png`` (at most 100 kB; none where the suite's first figure does not
-    fit) into the folder ``out``.
+    been measured) and ``figure.png`` (at most 100 kB) into the folder ``out``. Where the suite's
+    first figure does not fit or shows nothing there is none, and an old one goes.
 
     Cells without a record are holes in the table; what this machine lacks to run them is not said.
     Raises MetabenchError where nothing is finished, StoreError where a file cannot be trusted.
@@ -145,7 +145,9 @@ def _standings(tracks: list[TrackResults], out: Path) -> list[Path]:
     ]
     with styled():
         figure = small_png(scores.scores_figure(tracks[0]))
-    if figure is not None:
+    if figure is None:
+        (out / FIGURE).unlink(missing_ok=True)
+    else:
         write_atomic(out / FIGURE, figure)
         files.append(out / FIGURE)
     return files

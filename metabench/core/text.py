@@ -11,6 +11,14 @@ LONGEST = 240
 """Characters of a reason that are shown; the record has all of it."""
 
 
+MOST_DECIMALS = 8
+"""Of a number and its half-width."""
+
+
+EXACT = 1e-14
+"""Half-widths of so small a part of the mean are round-off of float64, and shown as 0."""
+
+
 def listed(words: Iterable[str]) -> str:
     """a, b and c."""
     words = list(words)
@@ -38,17 +46,25 @@ def shortened(reason: str) -> str:
     return reason if len(reason) <= LONGEST else reason[: LONGEST - 1].rstrip() + "…"
 
 
+def rounded(value: float, digits: int = 2) -> str:
+    """A number in so many digits; one with more before its point is whole and has no power of ten:
+    0.025, 2.5, 250."""
+    if abs(value) < 10**digits - 0.5:
+        return f"{value:.{digits}g}"
+    return f"{value:,.0f}"
+
+
 def human(name: str, value: float) -> str:
     """A cost with its unit: bytes as KiB, MiB or GiB, seconds or ms to three digits, counts with
     commas or as k, M, G."""
     if name.endswith("_bytes"):
         size = value / 2**20
         if size < 10:
-            return f"{size:.3g} MiB" if size >= 1 else f"{1024 * size:.3g} KiB"
+            return f"{rounded(size, 3)} MiB" if size >= 1 else f"{rounded(1024 * size, 3)} KiB"
         return f"{size:,.0f} MiB" if size < 10240 else f"{size / 1024:,.1f} GiB"
     if name.endswith("seconds"):
         if 0 < value < 1:
-            return f"{1000 * value:.3g} ms"
+            return f"{rounded(1000 * value, 3)} ms"
         return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= unit:
@@ -129,12 +145,15 @@ def duration(seconds: float) -> str:
 def with_pm(mean: float, pm: float | None, scale: float = 1.0, least: int | None = None) -> str:
     """``mean`` and its half-width as text, times ``scale``, with two digits of the half-width.
 
-    ``least`` fixes the smallest number of decimals and allows one more (percentages). Very small
-    and very large numbers share one power of ten. No +- is written where there is none, and no
-    decimals of one that is 0.
+    ``least`` fixes the smallest number of decimals and allows one more (percentages), or as many as
+    show that a half-width is not 0. Very small and very large numbers share one power of ten. No +-
+    is written where there is none, and no decimals of one that is 0 or round-off; another that
+    eight decimals would show as 0 has a power of ten of its own.
     """
     mean, pm = mean * scale + 0.0, None if pm is None else pm * scale  # 0.0 and not -0.0
-    size = max(abs(mean), pm or 0.0)
+    if pm and pm <= EXACT * abs(mean):
+        pm = 0.0
+    size, half = max(abs(mean), pm or 0.0), pm
     power = 0
     if size and least is None and not 1e-3 <= size < 1e5:
         power = max(math.floor(math.log10(size)), -300)  # 10.0**-324 is 0
@@ -142,11 +161,15 @@ def with_pm(mean: float, pm: float | None, scale: float = 1.0, least: int | None
         size /= 10.0**power
     if least is not None:
         decimals = least + 1 if pm is not None and 0 < pm < 0.095 else least
+        if pm and not float(f"{pm:.{decimals}f}"):
+            decimals = min(MOST_DECIMALS, -math.floor(math.log10(pm)))
     elif pm:
-        decimals = min(8, max(0, 1 - math.floor(math.log10(pm))))
+        decimals = min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(pm))))
     else:
         decimals = max(0, 3 - math.floor(math.log10(size))) if size else 0
     text = f"{mean:.{decimals}f}"
+    if half and not float(f"{pm:.{decimals}f}"):
+        return f"{text}{f'e{power:+03d}' * bool(power)} ± {half:.1e}"
     if pm is not None:
         text += f" ± {pm:.{decimals}f}" if pm else " ± 0"
         return f"({text})e{power:+03d}" if power else text

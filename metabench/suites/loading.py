@@ -10,6 +10,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     evaluation             named evaluation of the table ("test")
     percent                true: numbers are shown times 100
     logs                   true: numbers span powers of ten, so methods are compared by logarithms
+    gap                    true: the metric is itself a signed difference of two splits: no bold, no
+                           curves, and no table of validation minus test
     floor                  a metric that needs no learning, shown as a row of its own; optional
     floor_label            that row's label
     command                the command that reproduces the table
@@ -43,10 +45,10 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            rows, tested on ours; or_equal = true: no worse; within = 0.01: at most
                            that part of what "than" has apart; columns = [...]: of these alone;
                            by = "reach": by the cost to reach the level of [reach]
-    [reach]                metric, goal (left out: the table's), cost, level = VALUE or within =
-                           PART: the cost until the metric on the validation split has the value,
-                           or is within this part of the best that any row has in the column and
-                           seed: a second table
+    [reach]                metric, goal (may be left out where the metric is the table's), cost,
+                           level = VALUE or within = PART: the cost until the metric on the
+                           validation split has the value, or is within this part of the best that
+                           any row has in the column and seed: a second table
 
 Later settings win: column, budget, column's budget, row, row's budget, row's column, row's cells,
 command line.
@@ -304,6 +306,12 @@ def _reach(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
     yield from _unknown("cost", [suite.reach.cost], COSTS)
     if (suite.reach.level is None) == (suite.reach.within is None):
         yield "[reach] has level or within, one of the two"
+    # A suite that extends another may turn the table's goal, and would turn this one's with it.
+    if suite.reach.goal is None and suite.reach.metric != suite.metric:
+        yield (
+            f"[reach] metric {suite.reach.metric!r} is not the table's {suite.metric!r}: say which "
+            'is better, goal = "min" or goal = "max"'
+        )
 
 
 def _places(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:

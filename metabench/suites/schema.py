@@ -155,7 +155,7 @@ class Reach:
 
     metric: str
     goal: Literal["max", "min"] | None = None
-    """What is better; None: as for the table's metric."""
+    """What is better; None: as for the table's metric, which ``metric`` then has to be."""
     cost: str = "inner_gradients"
     level: FiniteFloat | None = None
     within: Annotated[FiniteFloat, Field(gt=0)] | None = None

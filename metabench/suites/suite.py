@@ -43,6 +43,9 @@ class Suite:
     evaluation: str = "test"
     percent: bool = False
     logs: bool = False
+    gap: bool = False
+    """Whether the metric is itself a difference of two splits: it has no value on one of them, and
+    neither end of it is the best."""
     description: str = ""
     command: str = ""
     reference: str = ""

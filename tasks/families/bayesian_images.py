@@ -58,7 +58,6 @@ class BayesianImages(OfImages):
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
-    outer_on_validation: ClassVar[bool] = True
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
 
     def __post_init__(self) -> None:
@@ -68,6 +67,11 @@ class BayesianImages(OfImages):
                 f"validation = {self.validation} of n_train = {self.n_train} images leaves one of "
                 "both parts without any"
             )
+
+    @property
+    def outer_on_validation(self) -> bool:  # type: ignore[override]
+        """Where images are cut off for validation; else the part "valid" is the training part."""
+        return bool(self.validation)
 
     @property
     def n_valid(self) -> int:

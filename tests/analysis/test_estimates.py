@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from metabench.analysis import estimates
 from metabench.analysis.results import collect
-from metabench.core.text import with_pm
+from metabench.core.text import EXACT, with_pm
+from metabench.reports.tables import grids
 from metabench.store.record import Estimate
 
 
@@ -37,6 +38,30 @@ def test_bold_is_the_best_mean_alone_and_what_is_worse_is_tested(full):
     assert "fixed" in {row for row, e in found.items() if e.worse}
     assert not found["bilevel"].worse
     assert not found["fomaml"].worse
+
+
+def test_of_equal_numbers_none_is_the_best(helpers):
+    """Three rows that answer nothing right are not three best rows."""
+
+    def best(values, **changes):
+        suite = helpers.make_suite(**changes)
+        store = helpers.Fake()
+        for place in suite.cells("laptop"):
+            if place.row in values:
+                known = {"test": {"accuracy": Estimate(values[place.row], 10, 0.0, 0.0)}}
+                store.add(place, metrics=known)
+        results = collect(suite, "laptop", store, why_not=helpers.allowed)
+        found = estimates.column_entries(results, "5w1s")
+        bold = "Bold" in grids.table(results)
+        assert bold == (len(found) > 1 and any(e.best for e in found.values()))
+        return {row for row, e in found.items() if e.best}
+
+    assert best({"maml": 0.0, "anil": 0.0, "fixed": 0.0}) == set()
+    assert best({"maml": 0.3, "anil": 0.3 + 1e-13}) == set()
+    assert best({"maml": 0.0, "anil": 0.02, "fixed": 0.02}) == {"anil", "fixed"}
+    assert best({"maml": 0.0}) == {"maml"}
+    # The lowest of a signed difference of two splits is not the best.
+    assert best({"maml": 0.1, "anil": -0.2}, gap=True, goal="min") == set()
 
 
 def test_an_unfinished_row_is_not_tested(holed):
@@ -83,6 +108,12 @@ def test_the_floor_is_the_methods_own_and_disagreement_is_told(full, suite, help
         (0.0, 0.0, 1, None, "0 ± 0"),
         (0.0, None, 1, None, "0"),
         (-0.25, 0.03, 1, None, "-0.250 ± 0.030"),
+        (0.99993, 3e-5, 100, 1, "99.993 ± 0.003"),
+        (0.99993, 6e-5, 100, 1, "99.99 ± 0.01"),
+        (1.0, 1.3e-12, 1, None, "1.00000000 ± 1.3e-12"),
+        (0.5, 2e-14, 100, 1, "50.00000000 ± 2.0e-12"),
+        (5.6e-12, 1.2e-24, 1, None, "5.60000000e-12 ± 1.2e-24"),
+        (1.0, 2.6e-15, 1, None, "1.000 ± 0"),
     ],
 )
 def test_numbers_as_text(mean, pm, scale, least, text):
@@ -96,9 +127,11 @@ def test_numbers_as_text_say_what_they_are(mean, pm, how):
     """Read back, the text is within half a digit of the half-width, or within 0.1 %."""
     scale, least = how
     text = with_pm(mean, pm, scale, least)
-    power = float("1" + text[text.index("e") :]) if "e" in text else 1.0
-    numbers = text.partition("e")[0].strip("()").split(" ± ")
+    power = float("1" + text[text.index(")e") + 1 :]) if ")e" in text else 1.0
+    numbers = text.partition(")")[0].strip("(").split(" ± ")
     back = float(numbers[0]) * power
+    assert len(numbers) == 1 or numbers[1] == "0" or float(numbers[1]) > 0
+    assert len(numbers) == 1 or (numbers[1] == "0") == (pm <= EXACT * abs(mean))
     slack = max(1e-3 * abs(mean * scale), 0.06 * (pm or 0) * scale, 0.051 if least else 1e-8)
     assert abs(back - mean * scale) <= slack
     assert (pm is None) == (len(numbers) == 1)

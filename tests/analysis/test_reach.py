@@ -49,9 +49,11 @@ def test_some_row_always_reaches_what_is_within_the_best(values, within, sign):
     assert found["a", "x"][0].reached and found["a", "x"][0].cost <= 10 * values.index(best)
 
 
-def results(helpers, costs, by="reach", **reach):
+def results(helpers, costs, by="reach", within_claim=None, **reach):
     """``costs``: row to the cost of the level in each seed; None: not reached after 100."""
     claims = [{"better": ["maml"], "than": "anil", "source": "A", "columns": ["5w1s"], "by": by}]
+    if within_claim:
+        claims[0]["within"] = within_claim
     reach = {"metric": "accuracy", **(reach or {"level": 0.5})}
     suite = helpers.make_suite(claims=claims, reach=reach)
     store = helpers.Fake()
@@ -73,17 +75,45 @@ def test_claims_by_cost_are_of_paired_seeds_and_a_miss_is_never_shown_to_be_bett
     found = results(helpers, {"maml": [40, 50, 60], "anil": [70, 90, None]})
     (claim,) = verdicts(found)
     assert claim.gain == pytest.approx((30 + 40 + 40) / 3) and claim.verdict == "holds"
-    assert (
-        "MAML reaches the level at less cost than ANIL: holds (5-way 1-shot 37 ± 14)"
-        in claim_footnotes(found)[1].text
+    told = claim_footnotes(found)
+    assert told[1].text.endswith(
+        "MAML reaches the level at less cost than ANIL: holds (5-way 1-shot at least 36.67, not "
+        "reached by ANIL in 1 seed)."
     )
+    assert "so that the gain is a bound, without an interval" in told[0].text
     text = grids.table(found)
     assert "80 ± 127 (2 of 3 seeds)" in text and "inner gradients (fewer is better)" in text
 
     missed = results(helpers, {"maml": [40, 50, None], "anil": [1070, 1090, 1060]})
     (claim,) = verdicts(missed)
     assert (claim.verdict, claim.failed) == ("not shown", 1)
-    assert "not reached in 1 seed" in claim_footnotes(missed)[1].text
+    told = claim_footnotes(missed)[1].text
+    assert told.endswith("not shown (5-way 1-shot at most 1010, not reached by MAML in 1 seed).")
+
+
+def test_a_gain_is_a_number_only_where_both_rows_reach_the_level(helpers):
+    both = results(helpers, {"maml": [40, 50, 60], "anil": [70, 90, 80]})
+    told = claim_footnotes(both)
+    assert told[1].text.endswith("(5-way 1-shot 30 ± 25).") and "bound" not in told[0].text
+    # The rivals never arrive: what they spent less the row's own cost is no gain.
+    never = results(helpers, {"maml": [40, 50, 60], "anil": [None, None, None]})
+    (claim,) = verdicts(never)
+    assert (claim.bound, claim.missed, claim.verdict) == ("at least", 3, "holds")
+    neither = results(helpers, {"maml": [40, None, 60], "anil": [None, None, 70]})
+    (claim,) = verdicts(neither)
+    assert (claim.bound, claim.failed, claim.missed) == ("unknown", 1, 2)
+    assert claim_footnotes(neither)[1].text.endswith(
+        "no gain known, not reached by MAML in 1 seed and by ANIL in 2 seeds)."
+    )
+
+
+def test_costs_that_are_bounds_are_never_near(helpers):
+    """Two rows that spend the same and arrive nowhere are not shown to cost the same."""
+    costs = {"maml": [None, None, None], "anil": [None, None, None]}
+    (claim,) = verdicts(results(helpers, costs, within_claim=0.1))
+    assert claim.verdict == "not shown"
+    near = {"maml": [40, 50, 60], "anil": [40, 50, 61]}
+    assert verdicts(results(helpers, near, within_claim=0.1))[0].verdict == "holds"
 
 
 def test_the_best_of_any_row_is_said_to_be_the_level(helpers):
@@ -100,6 +130,20 @@ def test_the_level_has_a_goal_of_its_own(helpers):
     assert "validation accuracy is at most 0.15" in grids.table(found)
 
 
+def test_the_legend_of_the_dagger_stands_where_one_is(helpers):
+    def legend(costs):
+        (grid,) = [g for g in grids.grids(results(helpers, costs)) if g.label.endswith("-reach")]
+        daggers = [item for row in grid.rows for item in row if item.worse]
+        return len(daggers), [note.text for note in grid.footnotes[1:]]
+
+    told = "tested as in the table above"
+    shown = legend({"maml": [40, 50, 60], "anil": [70, 90, 81]})
+    assert shown[0] == 1 and shown[1][0].startswith("†: shown to cost more") and told in shown[1][0]
+    (note,) = legend({"maml": [40, 50, 60], "anil": [41, 30, 70]})[1]
+    assert note.startswith("No row is shown to cost more") and told in note and "†" not in note
+    assert legend({"maml": [40, 50, 60]}) == (0, [])
+
+
 def test_without_a_level_there_is_one_table(helpers):
     suite = helpers.make_suite()
     found = collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)
@@ -107,7 +151,7 @@ def test_without_a_level_there_is_one_table(helpers):
 
 
 def test_a_level_of_a_metric_that_no_run_has_is_said_to_be_one(helpers):
-    suite = helpers.make_suite(reach={"metric": "acuracy", "level": 0.5})
+    suite = helpers.make_suite(reach={"metric": "acuracy", "goal": "max", "level": 0.5})
     store = helpers.Fake()
     for place in suite.cells("laptop"):
         if place.column == suite.columns[0].id:

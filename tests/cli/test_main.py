@@ -436,6 +436,18 @@ def test_published_records_give_the_same_table_elsewhere(folder: Path) -> None:
     assert gone.code == 2 and gone.err == "error: none.gz: No such file or directory\n"
 
 
+def test_a_figure_that_is_no_longer_drawn_is_not_left_behind(folder: Path) -> None:
+    words = ("small.toml", "--budget", "smoke")
+    assert metabench("run", *words, "--only", "reverse/one").code == 0
+    assert "figure.png" in metabench("publish", *words).out
+    figure = folder / "results" / "small" / "smoke" / "figure.png"
+    assert figure.is_file()
+    suite = folder / "small.toml"
+    suite.write_text(suite.read_text().replace("goal = ", "gap = true\ngoal = ", 1))
+    assert "figure.png" not in metabench("publish", *words).out
+    assert not figure.exists() and (figure.parent / "table.md").is_file()
+
+
 @pytest.mark.slow
 def test_a_crossing_without_a_suite(folder: Path) -> None:
     words = [

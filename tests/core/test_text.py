@@ -6,13 +6,43 @@ import json
 
 import pytest
 
-from metabench.core.text import printable, type_of, unwrapped, with_article, without_markup
+from metabench.core.text import (
+    human,
+    printable,
+    rounded,
+    type_of,
+    unwrapped,
+    with_article,
+    without_markup,
+)
 
 
 def test_an_article_fits_the_letter_that_follows() -> None:
     words = [with_article(word) for word in ("int", "Episode", "tuple", "State")]
     assert words == ["an int", "an Episode", "a tuple", "a State"]
     assert (type_of(7), type_of("x"), type_of(None)) == ("an int", "a str", "a NoneType")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (2.5, 2, "2.5"),
+        (99.4, 2, "99"),
+        (99.6, 2, "100"),
+        (254.0, 2, "254"),
+        (8512.0, 3, "8,512"),
+        (-254.0, 2, "-254"),
+        (0.0254, 2, "0.025"),
+        (0.0, 2, "0"),
+    ],
+)
+def test_a_large_number_has_no_power_of_ten(value: float, digits: int, text: str) -> None:
+    assert rounded(value, digits) == text
+
+
+def test_costs_have_no_power_of_ten_either() -> None:
+    assert human("peak_memory_bytes", 1020.4 * 1024) == "1,020 KiB"
+    assert human("seconds", 0.9998) == "1,000 ms"
 
 
 @pytest.mark.parametrize(

@@ -461,6 +461,18 @@ def test_a_level_to_reach_is_one_and_its_cost_is_counted(reach, message) -> None
         from_dict(changed(claims=[{**CLAIM, "by": "reach"}]), HERE)
 
 
+def test_a_level_of_another_metric_says_which_is_better() -> None:
+    """A table of psnr that inherits a level of the loss would maximise the loss."""
+    table = changed(reach={"metric": "loss", "within": 0.05})
+    from_dict(table, HERE)
+    turned = {**table, "metric": "psnr", "goal": "max"}
+    message = r"\[reach\] metric 'loss' is not the table's 'psnr': .*goal = \"min\" or goal ="
+    with pytest.raises(SuiteError, match=message):
+        from_dict(turned, HERE)
+    said = from_dict({**turned, "reach": {**table["reach"], "goal": "min"}}, HERE)
+    assert said.reach is not None and said.reach.goal == "min"
+
+
 def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(TEXT)
     other = tmp_path / "other.toml"

@@ -182,13 +182,22 @@ def _curves_of(results: Results, curves: dict[str, Curve], row: str, column: str
 def _tracks(
     results: Results, curves: dict[str, Curve], x: str, xlabel: str, level: str, logarithmic: bool
 ) -> Figure:
+    where = f"no curves of {results.suite.name} against {xlabel}"
+    if results.suite.gap:
+        metric = results.suite.metric
+        raise NotDrawn(f"{where}: {metric!r} is a difference of two splits, and 0 on either")
     figure, axes = panels([column.label or column.id for column in results.columns])
     first = (lambda found: sum(v <= 0 for v in found.x)) if logarithmic else (lambda _: 0)
     drawn = Drawn()
     for column, axis in zip(results.columns, axes, strict=True):
         panel(results, partial(_curves_of, results, curves), column, x, axis, first, drawn)
-    if not drawn.handles:
+    if not results.states.get("done"):
         return empty(xlabel.capitalize(), "No finished run has a learning curve yet.")
+    if not drawn.handles:
+        metric = results.suite.metric
+        raise NotDrawn(f"{where}: no finished run has {metric!r} in its learning curve")
+    if nothing := drawn.nothing():
+        raise NotDrawn(f"{where}: {nothing}")
     for axis in axes:
         axis.set_xlabel(xlabel)
         if logarithmic and axis.lines:

@@ -14,7 +14,7 @@ from metabench.analysis.rankings import normalised
 from metabench.analysis.results import Results
 from metabench.analysis.stats import bootstrap, iqm, profile
 from metabench.core.errors import NotDrawn
-from metabench.core.text import listed
+from metabench.core.text import listed, rounded
 from metabench.reports.figures.style import finish, look_of, panels
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def profile_figure(results: Results) -> Figure:
     grid = [LOW, *sorted(v for v in values if LOW < v < HIGH), HIGH]
     footnotes = [
         "Share of finished runs (columns weigh the same) whose score is at least the one on the "
-        "axis: 0 what no learning has, 1 the bound. Above: the interquartile mean of all columns' "
-        "runs, and, where each has several, the 95 % interval of a bootstrap stratified by column."
+        "axis: 0 what no learning has, 1 the bound. In the legend: the interquartile mean of all "
+        "columns' runs, and, where each has several, the 95 % interval of a bootstrap stratified "
+        "by column."
     ]
     if scores.left_out:
         footnotes.append(f"Left out: {'; '.join(scores.left_out)}.")
@@ -68,6 +69,6 @@ def _robust_mean(groups: Sequence[Sequence[float]]) -> str:
     """The interquartile mean of all runs and its interval."""
     runs = [value for group in groups for value in group]
     if min(map(len, groups)) < 2:  # resampling one run gives that run: no interval
-        return f"{iqm(runs):.3g}"
+        return rounded(iqm(runs), 3)
     low, high = bootstrap(groups, lambda drawn: iqm(drawn.tolist()))
-    return f"{iqm(runs):.3g} [{low:.3g}, {high:.3g}]"
+    return f"{rounded(iqm(runs), 3)} [{rounded(low, 3)}, {rounded(high, 3)}]"

@@ -28,6 +28,8 @@ FEWEST = 3
 """Seeds that a band is drawn of."""
 WIDEST = 0.25
 """A band that is on average so much of the panel's height is not drawn."""
+FEWEST_POINTS = 3
+"""Of a curve: a start and one look at a run are two numbers, which a table tells as well."""
 CLOSE = 0.01
 """Two lines that stay so near, as part of the panel's height, are said to coincide."""
 
@@ -62,6 +64,10 @@ class Drawn:
     thin: bool = False
     floored: bool = False
     logarithmic: bool = False
+    points: int = 0
+    """Of the longest line that moves along x."""
+    varied: bool = False
+    """Whether the values of some panel differ."""
 
     def footnotes(self, level: str) -> list[str]:
         """What lines and shades are, what coincides and what is missing; ``level`` explains the
@@ -77,6 +83,12 @@ class Drawn:
         if self.missing:
             out.append(f"Incomplete: {'; '.join(self.missing)}.")
         return out
+
+    def nothing(self) -> str:
+        """Why these lines show nothing that a table does not tell; empty where they do."""
+        if self.points < FEWEST_POINTS:
+            return "no run is looked at more than once on its way"
+        return "" if self.varied else "all values are equal"
 
     def _spread(self) -> str:
         kinds = {"interval": "over seeds", "logarithms": "of logarithms on logarithmic axes"}
@@ -141,8 +153,11 @@ def panel(
     def height(values: Sequence[float]) -> Any:
         return across(np.asarray(values) * scale) / whole
 
+    ends = {v for t in tracks for v in (*t.mean.low[_from(t) :], *t.mean.high[_from(t) :])}
+    drawn.varied = drawn.varied or len(ends) > 1
     for track in tracks:
         drawn.seeds = max(drawn.seeds, track.mean.seeds)
+        drawn.points = max(drawn.points, 0 if track.level else len(track.mean.x))
         if track.level:
             drawn.levels.append(track.label)
             handle = _level(axis, track, scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metabench.analysis.paper_claims import VERDICTS, Tested, verdicts
 from metabench.analysis.results import Results
-from metabench.core.text import counted, with_pm
+from metabench.core.text import counted, listed, with_pm
 from metabench.reports.tables.renderers import Footnote
 
 
@@ -18,6 +18,11 @@ def claim_footnotes(results: Results) -> list[Footnote]:
     meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
     if any(c.within for c in results.suite.claims):
         meanings += "; of a claim to be near: inside, across, outside the part that it names"
+    if any(t.bound != "exact" for t in found):
+        meanings += (
+            "; at least, at most: a run that does not reach the level counts with what it has "
+            "spent, so that the gain is a bound, without an interval"
+        )
     unit = ", in points," if results.suite.percent else ""
     out = [
         Footnote(
@@ -57,10 +62,28 @@ def _places(results: Results, some: list[Tested]) -> str:
         if t.gain is None or t.pm is None:
             gain = counted(t.seeds, "common seed")
         else:
-            gain = with_pm(t.gain, t.pm, scale, least)
+            gain = _gain_in_words(t, scale, least)
             if t.seeds < (planned := len(results.table_cells[t.better, t.column].runs)):
                 gain += f", n={t.seeds} of {planned}"  # a diverged seed gives no gain
-            if t.failed:
-                gain += f", not reached in {counted(t.failed, 'seed')}"
+            gain += _unreached_in_words(results, t)
         words.append(f"{labels[t.column]} {gain}" if len(labels) > 1 else gain)
     return f" ({'; '.join(words)})"
+
+
+def _gain_in_words(tested: Tested, scale: float, least: int | None) -> str:
+    """A gain with its interval, or the bound that is known of it."""
+    assert tested.gain is not None
+    if tested.bound == "exact":
+        return with_pm(tested.gain, tested.pm, scale, least)
+    if tested.bound == "unknown":
+        return "no gain known"
+    return f"{tested.bound} {with_pm(tested.gain, None, scale, least)}"
+
+
+def _unreached_in_words(results: Results, tested: Tested) -> str:
+    """By which of the two rows, and in how many seeds, the level is not reached."""
+    known = ((tested.better, tested.failed), (tested.claim.than, tested.missed))
+    told = [
+        f"by {results.row_label(row)} in {counted(seeds, 'seed')}" for row, seeds in known if seeds
+    ]
+    return f", not reached {listed(told)}" if told else ""

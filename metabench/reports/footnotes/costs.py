@@ -7,7 +7,7 @@ import math
 from metabench.analysis import stats
 from metabench.analysis.estimates import EQUIVALENTS, costs, derivatives
 from metabench.analysis.results import Results
-from metabench.core.text import listed
+from metabench.core.text import listed, rounded
 from metabench.reports.tables.renderers import Footnote
 from metabench.store.prices import of_cell
 
@@ -32,7 +32,7 @@ def cost_footnotes(results: Results) -> list[Footnote]:
     if most <= APART:
         return []
     told = ", ".join(
-        f"{results.row_label(row)} {math.exp(stats.mean(logs)):.2g}"
+        f"{results.row_label(row)} {rounded(math.exp(stats.mean(logs)))}"
         for row, logs in sorted(ratios.items(), key=lambda item: stats.mean(item[1]))
     )
     kind = (
@@ -41,10 +41,11 @@ def cost_footnotes(results: Results) -> list[Footnote]:
         else "gradients and products in all, each counted as one"
     )
     place = f" in {where}" if len(results.columns) > 1 else ""
+    of_columns = " of each column, geometric mean over columns" if len(found) > 1 else ""
     return [
         Footnote(
-            f"Costs are not equal: rows differ up to {most:.2g}-fold{place} ({kind}). In units of "
-            f"the cheapest row: {told}."
+            f"Costs are not equal: rows differ up to {rounded(most)}-fold{place} ({kind}). In "
+            f"units of the cheapest row{of_columns}: {told}."
         )
     ]
 
@@ -61,7 +62,7 @@ def price_footnotes(results: Results) -> list[Footnote]:
                 missing = missing or prices is None
                 if prices is not None:
                     said = ", ".join(
-                        f"{WORDS[k]} {v:.2g}" for k, v in prices.of.items() if k in WORDS
+                        f"{WORDS[k]} {rounded(v)}" for k, v in prices.of.items() if k in WORDS
                     )
                     labels = problems.setdefault(said, [])
                     if (label := column.label or column.id) not in labels:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 
-from metabench.analysis.comparisons import ALPHA, FEWEST, POWER, Comparisons
+from metabench.analysis.comparisons import ALPHA, FEWEST, Comparisons
 from metabench.analysis.estimates import Entry, comparisons
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.costs import CUT_STEP
 from metabench.core.limits import RUNAWAY
 from metabench.core.settings import typed
 from metabench.core.text import listed, one_line, shortened
-from metabench.reports.footnotes.budget import budget_footnotes
+from metabench.reports.footnotes.budget import budget_footnotes, tested_split
 from metabench.reports.footnotes.chosen import chosen_footnotes
 from metabench.reports.footnotes.claims import claim_footnotes
 from metabench.reports.footnotes.costs import cost_footnotes
+from metabench.reports.footnotes.detectable import detectable_footnotes
 from metabench.reports.footnotes.protocol import protocol_footnotes
 from metabench.reports.footnotes.selection import selection_footnotes
 from metabench.reports.footnotes.uncounted import uncounted_footnotes
@@ -66,7 +66,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
         *selection_footnotes(results),
         *uncounted_footnotes(results),
         *cost_footnotes(results),
-        *interval_footnotes(entries),
+        *interval_footnotes(results, entries),
         *mark_footnotes(results, entries),
         *claim_footnotes(results),
         *_floor_footnotes(results, entries, floors),
@@ -93,7 +93,7 @@ def _floor_footnotes(results: Results, entries: Entries, floors: Floors) -> list
         out.append(
             Footnote(
                 f"{suite.floor_label or suite.floor}: learns nothing; measured on the methods' "
-                f"own {suite.evaluation} episodes."
+                f"own {tested_split(results)} episodes."
             )
         )
     return out
@@ -163,20 +163,21 @@ def same_footnotes(results: Results) -> list[Footnote]:
     return [Footnote(f"Rows with the same runs at this budget are one: {told}.")]
 
 
-def interval_footnotes(entries: Entries) -> list[Footnote]:
+def interval_footnotes(results: Results, entries: Entries) -> list[Footnote]:
     """What ± is an interval over, with the numbers of seeds and episodes."""
     found = [e for column in entries.values() for e in column.values()]
     if not found:
         return [Footnote("No cell has finished: there are no numbers of ours yet.")]
-    episodes = _span([n for e in found for n in e.episodes])
+    split = tested_split(results)
+    every = _span_of([n for e in found for n in e.episodes], f"{split} episode")
     out = []
     over_seeds = [e for e in found if e.over == "seeds"]
     if over_seeds:
-        counts = _span([len(e.seeds) for e in over_seeds])
+        seeds = _span_of([len(e.seeds) for e in over_seeds], "seed")
         out.append(
             Footnote(
                 "Ours: mean over seeds; ± is the half-width of the 95 % t-interval over seeds of "
-                f"the per-seed means (n = {counts} seeds, {episodes} test episodes each)."
+                f"the per-seed means (n = {seeds}, {every} each)."
             )
         )
     one = [e for e in found if e.over == "episodes"]
@@ -184,12 +185,12 @@ def interval_footnotes(entries: Entries) -> list[Footnote]:
         which = "Numbers of one seed" if over_seeds else "Ours: one seed"
         out.append(
             Footnote(
-                f"{which}: ± is the half-width of the 95 % t-interval over the {episodes} test "
-                "episodes of that run; it says nothing of other seeds."
+                f"{which}: ± is the half-width of the 95 % t-interval over the {every} of that "
+                "run; it says nothing of other seeds."
             )
         )
     if any(e.over == "nothing" for e in found):
-        out.append(Footnote("A number without ± is one seed on one test episode."))
+        out.append(Footnote(f"A number without ± is one seed on one {split} episode."))
     return out
 
 
@@ -198,7 +199,10 @@ def mark_footnotes(results: Results, entries: Entries) -> list[Footnote]:
     compares two methods."""
     if not any(len(column) > 1 for column in entries.values()):
         return []
-    out = [Footnote("the best mean of ours in the column, and no more than that.", best=True)]
+    out = []
+    if any(e.best for column in entries.values() if len(column) > 1 for e in column.values()):
+        said = "the best mean of ours in the column, and no more than that."
+        out.append(Footnote(said, best=True))
     families = {column.id: comparisons(results, column.id) for column in results.columns}
     tests = [family.tests for family in families.values() if family.tests]
     if not tests:
@@ -215,81 +219,9 @@ def mark_footnotes(results: Results, entries: Entries) -> list[Footnote]:
             f"episodes), Holm's correction over all pairs of a column ({_span(tests)} tests). "
             "Without a mark: not told apart."
         ),
-        *_detectable_footnotes(results, entries, families),
+        *detectable_footnotes(results, entries, families),
         *_untested_footnotes(results, entries, families),
     ]
-
-
-MANY = 6
-"""Columns from which on a footnote gives a range and not a number for each."""
-MOST_FACTOR = 1000.0
-"""A larger factor is told as more than this one: its digits say nothing."""
-
-
-def _detectable_footnotes(
-    results: Results, entries: Entries, families: Mapping[str, Comparisons]
-) -> list[Footnote]:
-    """The difference that each column would have shown; or that it is larger than all that occur in
-    the column, where a number would tell nothing."""
-    found: dict[str, tuple[float, bool]] = {}
-    hopeless: list[str] = []
-    for column in results.columns:
-        least, logs = families[column.id].detectable, families[column.id].logs
-        if least is None:
-            continue
-        name = column.label or column.id
-        if least > _range(entries[column.id], logs):
-            hopeless.append(name)
-        else:
-            found[name] = least, logs
-    power = f"{100 * POWER:.0f} %"
-    out = []
-    if found:
-        scale = 100.0 if results.suite.percent else 1.0
-        words = {name: _size(least * (1 if logs else scale), logs)
-                 for name, (least, logs) in found.items()}  # fmt: skip
-        if len(results.columns) == 1:
-            told = next(iter(words.values()))
-        elif len(words) <= MANY:
-            told = "; ".join(f"{name} {word}" for name, word in words.items())
-        else:
-            order = sorted(found, key=lambda name: found[name])
-            told = f"between {words[order[0]]} ({order[0]}) and {words[order[-1]]} ({order[-1]})"
-        unit = ", in points" if results.suite.percent else ""
-        out.append(
-            Footnote(
-                f"A difference is shown with {power} power from about this on{unit}: {told} "
-                "(median of the column's pairs)."
-            )
-        )
-    if hopeless:
-        every = len(hopeless) == len(results.columns)
-        many = f"{'all' if every else f'{len(hopeless)} of'} {len(results.columns)} columns"
-        where = many if len(hopeless) > MANY else "; ".join(hopeless)
-        out.append(
-            Footnote(
-                "No difference of a size that occurs here would be shown, between most methods, "
-                f"with {power} power{f': {where}' if len(results.columns) > 1 else ''}. It would "
-                "have to be larger than that of the best and the worst mean."
-            )
-        )
-    return out
-
-
-def _range(column: Mapping[str, Entry], logs: bool) -> float:
-    """From the smallest to the largest mean of a column; ``logs``: of their logarithms."""
-    means = [entry.mean for entry in column.values()]
-    if logs:
-        means = [math.log(mean) for mean in means]
-    return max(means) - min(means)
-
-
-def _size(least: float, logs: bool) -> str:
-    if not logs:
-        return f"{least:.3g}"
-    if least > math.log(MOST_FACTOR):
-        return f"a factor of more than {MOST_FACTOR:,.0f}"
-    return f"a factor of {math.exp(least):.3g}"
 
 
 def _untested_footnotes(
@@ -337,6 +269,11 @@ def runaway_footnotes(results: Results, entries: Entries) -> list[Footnote]:
 
 def _span(counts: list[int]) -> str:
     return f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,}–{max(counts):,}"
+
+
+def _span_of(counts: list[int], what: str) -> str:
+    """The span of numbers of things: 1 seed, 3 seeds, 1–3 seeds."""
+    return f"{_span(counts)} {what}{'s'[: max(counts) != 1]}"
 
 
 def label_footnotes(results: Results) -> list[Footnote]:

@@ -7,8 +7,9 @@ import io
 import re
 from collections.abc import Iterator
 
+from metabench.analysis import stats
 from metabench.analysis.estimates import Entry, column_entries, costs, floor
-from metabench.analysis.overfitting import fitted_columns, gap
+from metabench.analysis.overfitting import gaps
 from metabench.analysis.results import Results
 from metabench.core.text import printable
 from metabench.reports.footnotes.chosen import how_in_words
@@ -77,7 +78,7 @@ def _of_column(results: Results, column: Column) -> Line:
 
 def _method_lines(results: Results, column: Column) -> Iterator[Line]:
     entries = column_entries(results, column.id)
-    fitted = column.id in fitted_columns(results)
+    fitted = gaps(results)
     scale = 100.0 if results.suite.percent else 1.0
     for row in results.rows:
         table_cell = results.table_cells[row.id, column.id]
@@ -92,7 +93,7 @@ def _method_lines(results: Results, column: Column) -> Iterator[Line]:
             **_ours(results, found),
             "best": int(found.best) if found else "",
             "validation_minus_test": (
-                over[0] * scale if fitted and (over := gap(results, row.id, column.id)) else ""
+                stats.mean(over) * scale if (over := fitted.get((row.id, column.id))) else ""
             ),
             "shown_worse": int(found.worse) if found else "",
             "p_holm": "" if found is None or found.p is None else found.p,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, cast, get_args
 
 from metabench.analysis import stats
+from metabench.analysis.comparisons import Comparisons
 from metabench.analysis.estimates import EQUIVALENTS, Entry, column_entries, costs, floor
 from metabench.analysis.paper_claims import reach_comparisons
 from metabench.analysis.results import Hole, Results, TableCell
@@ -259,7 +260,7 @@ def reach_grid(results: Results) -> Grid:
     reach = results.suite.reach
     assert reach is not None
     rows = []
-    worse = {column.id: reach_comparisons(results, column.id).worse for column in results.columns}
+    families = {column.id: reach_comparisons(results, column.id) for column in results.columns}
     for row in results.rows:
         line = [Item(row.label or row.id)]
         for column in results.columns:
@@ -269,7 +270,7 @@ def reach_grid(results: Results) -> Grid:
             text = with_pm(stats.mean(costs), stats.half_width(costs), 1.0, None) if costs else HOLE
             if len(costs) < len(found):
                 text += f" ({len(costs)} of {counted(len(found), 'seed')})"
-            line.append(Item(text, worse=row.id in worse[column.id], place=at))
+            line.append(Item(text, worse=row.id in families[column.id].worse, place=at))
         rows.append(line)
     goal = "at least" if (reach.goal or results.suite.goal) == "max" else "at most"
     if reach.level is not None:
@@ -288,17 +289,31 @@ def reach_grid(results: Results) -> Grid:
                 " mean over the seeds that reach it, in brackets how many do where not all; ± is "
                 "the half-width of the 95 % t-interval. The curve has a point at every evaluation."
             ),
-            Footnote(
-                f"{WORSE}: shown to cost more than some other row of the column, tested as in the "
-                "table above; a row with a seed that does not reach the level is never shown to "
-                "cost less."
-            ),
+            *_reach_marks(families.values()),
             *_unknown_level(results, reach.metric),
         ],
         frozenset(),
         1,
         f"{results.suite.name}-{results.budget}-reach",
     )
+
+
+def _reach_marks(families: Collection[Comparisons]) -> list[Footnote]:
+    """What the dagger of a table of costs means, or that nothing has one; nothing where no two rows
+    are tested."""
+    if any(family.worse for family in families):
+        text = (
+            f"{WORSE}: shown to cost more than some other row of the column, tested as in the "
+            "table above; a row with a seed that does not reach the level is never shown to cost "
+            "less."
+        )
+    elif any(family.tests for family in families):
+        text = (
+            "No row is shown to cost more than another of its column, tested as in the table above."
+        )
+    else:
+        return []
+    return [Footnote(text)]
 
 
 def _unknown_level(results: Results, metric: str) -> list[Footnote]:

@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-from metabench.analysis.overfitting import fitted_columns, gap
+from metabench.analysis.overfitting import fitted, gaps, learns, mean_gap, one_number
 from metabench.analysis.results import Results
-from metabench.core.text import with_pm
+from metabench.core.text import listed, with_pm
 from metabench.reports.tables.renderers import Footnote, Grid, Item
 
 
 def gap_grid(results: Results) -> Grid | None:
-    """Validation minus test by method and column; None where no column's outer level learns on its
-    validation split, or no run has both numbers."""
-    known = fitted_columns(results)
-    columns = [column for column in results.columns if column.id in known]
+    """Validation minus test by method and column: the columns where some run has both numbers and
+    they differ, and the rows that learn on validation examples there. None where that is none."""
+    known, places = gaps(results), fitted(results)
+    columns = [c for c in results.columns if any(at[1] == c.id for at in known)]
+    shown = [r for r in results.rows if any((r.id, c.id) in places for c in columns)]
+    if not columns:
+        return None
     scale, least = (100.0, 1) if results.suite.percent else (1.0, None)
-    rows, some = [], False
-    for row in results.rows:
+    rows = []
+    for row in shown:
         line = [Item(row.label or row.id)]
         for column in columns:
-            found = gap(results, row.id, column.id)
-            some = some or found is not None
-            text = with_pm(*found, scale, least) if found else "—"
+            found = known.get((row.id, column.id))
+            text = with_pm(*mean_gap(found), scale, least) if found else "—"
             line.append(Item(text, place=(row.id, column.id)))
         rows.append(line)
-    if not some:
-        return None
-    side = "above" if results.suite.goal == "max" else "below"
     metric = results.suite.metric.replace("_", " ")
     return Grid(
         f"Over-fitting of the outer level: {results.suite.title} (budget {results.budget})",
         [("", 1), *[(column.label or column.id, 1) for column in columns]],
         [f"{metric}, validation minus {results.suite.evaluation}", *["ours"] * len(columns)],
         rows,
-        [
-            Footnote(
-                f"The outer level learns on the validation examples: far {side} 0 it has learned "
-                "them and not the task. Mean over seeds of the tested state; ± is the half-width "
-                "of the 95 % t-interval. A row that learns nothing shows how far the two splits "
-                "differ by themselves."
-            )
-        ],
+        [Footnote(text) for text in _footnotes(results, {row.id for row in shown})],
         frozenset(),
         1,
         f"{results.suite.name}-{results.budget}-overfitting",
     )
+
+
+def _footnotes(results: Results, shown: set[str]) -> list[str]:
+    """How to read the table, and what is not in it."""
+    side = "above" if results.suite.goal == "max" else "below"
+    said = (
+        f"The outer level learns on the validation examples: far {side} 0 it has learned them and "
+        "not the task. Mean over seeds of the tested state; ± is the half-width of the 95 % "
+        "t-interval."
+    )
+    if any(run.row in shown and not learns(run) for run in results.runs):
+        said += " A row that learns nothing shows how far the two splits differ by themselves."
+    out = [said]
+    if others := [row.label or row.id for row in results.rows if row.id not in shown]:
+        out.append(f"Not here, as they have no validation examples of their own: {listed(others)}.")
+    if same := one_number(results):
+        labels = listed(results.column_label(column) for column in same)
+        out.append(f"Not here, as validation and test are one number in every run: {labels}.")
+    return out

@@ -5,7 +5,10 @@ import pytest
 
 from metabench.analysis.curves import line
 from metabench.analysis.results import collect
+from metabench.core.errors import NotDrawn
 from metabench.reports.figures import plots, tracks
+from metabench.reports.figures.small import small_figure
+from metabench.reports.pages import html_report
 
 
 def drawn(helpers, values, seeds=3, monkeypatch=None):
@@ -65,6 +68,42 @@ def test_seeds_far_apart_are_thin_lines_and_no_band(helpers):
     assert not axis.collections
     assert len([found for found in axis.lines if found.get_linewidth() < 1]) == 9
     assert "single seeds" in text and "shade" not in text
+
+
+def test_curves_that_are_all_one_value_are_not_drawn(helpers):
+    with pytest.raises(NotDrawn, match="against outer steps: all values are equal"):
+        drawn(helpers, lambda i, s, k: 0.0)
+    # One seed that differs is something to see, and so is one row.
+    assert drawn(helpers, lambda i, s, k: float(s == i == k == 2))
+    assert drawn(helpers, lambda i, s, k: float(i == 1))
+
+
+def test_runs_that_are_looked_at_once_have_no_curve(helpers):
+    """Two numbers, joined by a straight line, are no course of training."""
+    with pytest.raises(NotDrawn, match="no run is looked at more than once on its way"):
+        drawn(helpers, lambda i, s, k: i + 0.3 * k if k < 2 else None)
+    # A third point of one row is one.
+    assert drawn(helpers, lambda i, s, k: i + 0.3 * k if k < 2 + (i == 1) else None)
+
+
+def test_a_difference_of_two_splits_has_no_curve_on_one(helpers, full):
+    suite = helpers.make_suite(gap=True)
+    results = collect(suite, "laptop", full[1], why_not=helpers.allowed)
+    for kind in ("learning", "cost"):
+        with pytest.raises(NotDrawn, match="'accuracy' is a difference of two splits"):
+            plots.figures(results, full[1], [kind])
+    assert small_figure(results, full[1]) is None
+    report = html_report.render(results, full[1])
+    assert "Learning curves" not in report
+
+
+def test_finished_runs_without_the_metric_have_no_curve(helpers, suite):
+    store = helpers.fill(suite, "smoke")
+    for curve in store.curves.values():
+        del curve["valid/accuracy"]
+    results = collect(suite, "smoke", store, why_not=helpers.allowed)
+    with pytest.raises(NotDrawn, match="no finished run has 'accuracy' in its learning curve"):
+        plots.figures(results, store, ["learning"])
 
 
 def test_rows_that_coincide_are_named(helpers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from metabench.analysis.comparisons import compare
 from metabench.analysis.estimates import column_entries
 from metabench.analysis.results import collect
 from metabench.reports.footnotes.general import mark_footnotes
@@ -55,5 +56,34 @@ def test_where_no_column_would_there_is_no_number(helpers) -> None:
 @pytest.mark.parametrize("percent", [False, True])
 def test_a_factor_of_thousands_is_not_told_by_its_digits(helpers, percent: bool) -> None:
     (note,) = notes(helpers, FACTORS_APART, POWERS_APART, logs=True, percent=percent)
-    assert "5-way 5-shot a factor of more than 1,000 (median" in note
+    assert "5-way 5-shot a factor of more than 1,000 (least" in note
     assert "5-way 1-shot a factor of 1." in note
+
+
+STEADY_PAIR = {"maml": (0.5, 0.6, 0.7), "anil": (0.49, 0.5899, 0.69), "fixed": (0.9, 0.1, 0.6)}
+"""Two rows that are told apart by 0.01, beside one that scatters by more than all means differ."""
+
+
+def test_a_column_with_a_dagger_is_never_said_to_show_nothing(helpers) -> None:
+    (note,) = notes(helpers, STEADY_PAIR, STEADY_PAIR)
+    found = detectable(helpers, STEADY_PAIR)
+    assert (
+        found.worse == {"anil"} and found.detectable.least < 0.01 < 0.07 < found.detectable.median
+    )
+    ends = f"{100 * found.detectable.least:.3g} to {100 * found.detectable.most:.3g}"
+    said = f"5-way 1-shot {ends}; 5-way 5-shot {ends} (least to most of the column's pairs)."
+    assert note.endswith(f"from about this on, in points: {said}")
+
+
+def detectable(helpers, rows):
+    return compare({row: dict(enumerate(values)) for row, values in rows.items()})
+
+
+def test_many_columns_have_the_range_of_all(helpers) -> None:
+    ids = [f"c{i}" for i in range(7)]
+    columns = [{"id": i, "task": "ridge", "label": i.upper()} for i in ids]
+    (note,) = notes(helpers, APART, STEADY_PAIR | APART, columns=columns)
+    one = detectable(helpers, APART).detectable
+    assert one.least == one.most
+    value = f"{100 * one.least:.3g}"
+    assert note.endswith(f": {value} (C0) to {value} (C0), least to most of all columns' pairs.")
