@@ -80,11 +80,12 @@ def plain(value: Any) -> str:
 
 
 def _named(cell: Cell | Resolved) -> dict[str, Any]:
-    """ "group.name" to the value of every setting but those of the budget."""
+    """ "group.name" to the value of every setting but those of the budget, by name: a cell of a
+    record has them in another order than one that has just been resolved."""
     return {
         f"{group}.{name}": value
         for group in GROUPS
-        for name, value in getattr(cell, f"{group}_settings").items()
+        for name, value in sorted(getattr(cell, f"{group}_settings").items())
     }
 
 
