@@ -281,7 +281,7 @@ class InnerTraining(Method):
             ctx,
             state.lam,
             autodiff.detach(ctx.problem.init_inner(state.lam, episode)),
-            ctx.problem.prepare(autodiff.detach(state.lam), episode, self.only(ctx)),
+            ctx.problem.prepare_inner(autodiff.detach(state.lam), episode, self.only(ctx)),
             steps=self.inner_steps if self.test_steps is None else self.test_steps,
             lr=self.rate(state.learned),
             only=self.only(ctx),

@@ -199,6 +199,13 @@ class Problem(ABC):
         """
         return episode
 
+    def prepare_inner(
+        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
+    ) -> Episode:
+        """:meth:`prepare` for an adaptation, which has no use for the outer batch: that may come
+        back as it was."""
+        return self.prepare(lam, episode, only)
+
     def embed(self, lam: Params, batch: Batch) -> Tensor:
         """What the linear head theta sees of a batch [n, f] (capability ``embedding``).
 

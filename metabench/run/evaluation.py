@@ -145,7 +145,7 @@ class Retrained:
             replace(ctx, solver=self.solver),
             lam,
             autodiff.detach(problem.init_inner(lam, start)),
-            problem.prepare(lam, start),
+            problem.prepare_inner(lam, start),
             steps=self.inner_steps,
             lr=self.lr,
         )

@@ -334,16 +334,25 @@ class FewShotProblem(Problem):
 
     def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """Features for images where inner steps move the head alone: they stay what they are."""
+        ready = self.prepare_inner(lam, episode, only)
+        if ready is episode:
+            return episode
+        return replace(ready, outer=self.featured(lam, episode.outer))
+
+    def prepare_inner(
+        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
+    ) -> Episode:
+        """The same of the support set alone."""
         whole = self.whole or self.task.formulation == "context"
         moves_body = whole and (only is None or set(only) - {*self.head})
         if moves_body or callable(episode.inner):
             return episode
+        return replace(episode, inner=self.featured(lam, episode.inner))
 
-        def featured(batch: Batch) -> Batch:
-            kept = {k: v for k, v in batch.items() if k != "x"}
-            return {"features": self.embed(lam, batch), **kept}
-
-        return replace(episode, inner=featured(episode.inner), outer=featured(episode.outer))
+    def featured(self, lam: Params, batch: Batch) -> Batch:
+        """A batch with features in the place of images."""
+        kept = {k: v for k, v in batch.items() if k != "x"}
+        return {"features": self.embed(lam, batch), **kept}
 
     def count(self, split: str) -> int | None:
         """As many as were given; sampled ones never end."""

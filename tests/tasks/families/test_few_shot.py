@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -205,6 +206,33 @@ def test_preparing_an_episode_changes_no_hypergradient(formulation, name, own, m
     plain = chosen.hypergradient(context(problem), lam, None, episode)
     for key, value in plain.grad.items():
         torch.testing.assert_close(fast.grad[key], value, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("formulation", "name", "own"),
+    [
+        ("representation", "bilevel", {"inner_steps": 4}),
+        ("init", "maml", {"inner_steps": 3, "anil": True}),
+    ],
+)
+def test_adaptation_leaves_the_query_set_alone(formulation, name, own, monkeypatch):
+    problem = build(formulation=formulation)
+    chosen, episode = method(name, **own), problem.episode("test", 0)
+    ctx = context(problem)
+    state, seen = chosen.init(ctx), []
+    embed = problem.embed
+    monkeypatch.setattr(problem, "embed", lambda lam, b: seen.append(len(b["y"])) or embed(lam, b))
+    theta = chosen.adapt(ctx, state, episode)
+    assert seen == [len(episode.batch(0)["y"])]
+    inner = problem.prepare_inner
+
+    def whole(lam, e, only=None):
+        return replace(inner(lam, e, only), outer=problem.featured(lam, e.outer))
+
+    monkeypatch.setattr(problem, "prepare_inner", whole)
+    for key, value in chosen.adapt(ctx, state, episode).items():
+        assert torch.equal(value, theta[key])
+    assert seen[1:] == [len(episode.batch(0)["y"]), len(episode.outer["y"])]
 
 
 def test_nothing_is_prepared_where_the_body_moves():
