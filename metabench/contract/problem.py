@@ -96,6 +96,10 @@ class Problem(ABC):
     batched_on_cpu: bool = False
     """Whether a CPU, too, is faster with the episodes of a step worked through at once, by vmap."""
 
+    adapted_at_once: int | None = None
+    """How many evaluation episodes a CPU adapts by one vmap: several where that is faster, and no
+    more than there is memory for. None: as many as a step has with ``batched_on_cpu``, else one."""
+
     capturable: bool = False
     """Whether its functions do the same operations whatever lam, theta and a batch hold, and read
     no number of them on the host: a GPU can then replay an outer step from a captured graph."""

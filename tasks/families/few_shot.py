@@ -245,6 +245,10 @@ class FewShotProblem(Problem):
         self.batched_on_cpu = isinstance(self.net, ConvNet) and self.net.stacks_well(
             task.ways_of("train") * sum(task.images_of("train"))
         )
+        self.adapted_at_once = 1
+        if isinstance(self.net, ConvNet):
+            images = task.test_inner_batch or task.ways_of("test") * task.images_of("test")[0]
+            self.adapted_at_once = self.net.adapted_at_once(images)
         self.capturable = True
         self.given = task.given()
         self.evaluations = ("test", *self.given)

@@ -319,3 +319,22 @@ def test_several_episodes_at_once_are_the_same_ones(own, split):
         for a, b in pairs:
             assert list(a) == list(b)
             assert all(torch.equal(a[k], b[k]) and a[k].is_contiguous() for k in a)
+
+
+@pytest.mark.parametrize(
+    ("own", "at_once"),
+    [
+        ({}, 31),  # 5 images of 14 * 14 * 64 floats: 8 MB hold 31
+        ({"shots": 5}, 6),
+        ({"shots": 5, "filters": 16}, 25),
+        ({"shots": 5, "filters": 4}, 32),
+        ({"shots": 5, "dtype": "float64"}, 1),  # 3 would fit: fewer than pay
+        ({"shots": 5, "test_inner_batch": 5}, 31),
+        ({"train_shots": 10, "queries": 10}, 31),
+        ({"downsample": "pool"}, 1),
+    ],
+)
+def test_evaluation_at_once_follows_from_the_images_of_an_inner_step_of_the_test(own, at_once):
+    given = {"ways": 5, "shots": 1, "queries": 5, "filters": 64, "dtype": "float32", **own}
+    problem = build(**given)
+    assert problem.adapted_at_once == at_once
