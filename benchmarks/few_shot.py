@@ -49,8 +49,9 @@ class Row:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """TorchOpt has no first-order switch."""
-        return tuple(p for p in PEERS if not (self.first_order and p == "torchopt"))
+        """TorchOpt has no first-order switch; strided networks have two engines to compare."""
+        peers = [p for p in PEERS if not (self.first_order and p == "torchopt")]
+        return ("other-engine", *peers) if self.net == "stride" else tuple(peers)
 
 
 def _small(
@@ -194,6 +195,7 @@ BENCHMARK = turns.Benchmark(
     sizes={"meta_batch": "episodes an outer step", "filters": "filters"},
     gate=lambda row: {"gate_tasks": min(GATE_TASKS, row.meta_batch)},
     more=memory,
+    variants=("other-engine",),
 )
 
 

@@ -146,6 +146,8 @@ class Metabench:
     """The code that a run uses: the context, method maml's own outer step, and the engine that
     "auto" takes for such episodes in float32 (the gate in float64 goes the same way)."""
 
+    other = False
+
     def __init__(self, case, dtype):
         import torch
 
@@ -204,7 +206,7 @@ class Metabench:
             solver=registry.solvers.get("sgd")(),
             seeds=Seeds.of(0),
             offers=GRADIENTS | {"lam_is_initialisation", "episodes"},
-            engine="vmap" if at_once else "loop",
+            engine="vmap" if at_once != self.other else "loop",
             workers=case["threads"],
         )
         self.episodes, self.state = episodes, self.maml.init(self.ctx)
@@ -223,8 +225,15 @@ class Metabench:
         return [g[name] for name in self.names]
 
 
+class OtherEngine(Metabench):
+    """What the rule turns down: vmap where it says one after another, and the other way round."""
+
+    other = True
+
+
 IMPLEMENTATIONS = {
     "metabench": Metabench,
+    "other-engine": OtherEngine,
     "learn2learn": Learn2learn,
     "higher": Higher,
     "torchopt": Torchopt,
