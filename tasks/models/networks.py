@@ -39,7 +39,7 @@ filters: 1.2 times as fast for 10 images, 0.9 for 50 (results/speed/engines.txt)
 
 ADAPTED_BYTES = 8_000_000
 """So much in the first maps of all episodes that are adapted at once, without an outer graph; what
-is kept beside comes to about ten times that. More is no faster."""
+is held at most comes to 10 to 22 times that (results/speed/evaluation.txt)."""
 MOST_AT_ONCE = 32
 FEWEST_AT_ONCE = 4
 """Fewer at once are no faster than one after another: vmap has a cost of its own."""
