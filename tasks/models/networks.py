@@ -42,7 +42,7 @@ ADAPTED_BYTES = 8_000_000
 is held at most comes to 10 to 22 times that (results/speed/evaluation.txt)."""
 MOST_AT_ONCE = 32
 FEWEST_AT_ONCE = 4
-"""Fewer at once are no faster than one after another: vmap has a cost of its own."""
+"""Fewer at once are hardly faster than one after another: vmap has a cost of its own."""
 
 
 class Network(nn.Module):
