@@ -1,19 +1,23 @@
 """MAML's outer step on few-shot networks: metabench against learn2learn, higher and TorchOpt.
 
     python -m benchmarks.few_shot [--rows 'pool-*'] [--repeats 7] [--json out.json]
+    python -m benchmarks.few_shot --evaluation [--rows 'omniglot-*'] [--episodes 60]
 
 Every implementation runs in a process of its own, with the same number of threads and the same
 inputs; the processes take turns, repeat by repeat. A row counts only where the meta-gradient agrees
-in float64 with a reference written in torch alone. See benchmarks/README.md.
+in float64 with a reference written in torch alone. With ``--evaluation``: adaptation at evaluation,
+one episode after another and several at once, metabench alone. See benchmarks/README.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.harness import turns
+from benchmarks.harness import evaluation, turns
 
 GATE_TASKS = 2
 PEERS = {
@@ -45,8 +49,9 @@ class Row:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """TorchOpt has no first-order switch."""
-        return tuple(p for p in PEERS if not (self.first_order and p == "torchopt"))
+        """TorchOpt has no first-order switch; strided networks have two engines to compare."""
+        peers = [p for p in PEERS if not (self.first_order and p == "torchopt")]
+        return ("other-engine", *peers) if self.net == "stride" else tuple(peers)
 
 
 def _small(
@@ -65,8 +70,9 @@ def _large(name: str, threads: int, targets: dict[str, float], first_order: bool
     return Row(name, "pool", 5, 5, threads, 2, targets, first_order, 15, 84, 3, 32, inner_lr=0.01)
 
 
-def _stride(name: str, shots: int, first_order: bool = False) -> Row:
-    return Row(name, "stride", shots, 1, 1, 16, {}, first_order, 5)
+def _stride(name: str, shots: int, first_order: bool = False, meta_batch: int = 8) -> Row:
+    """As the Omniglot suite trains MAML: as many queries a class as shots."""
+    return Row(name, "stride", shots, 1, 1, meta_batch, {}, first_order, shots)
 
 
 ALL_FAST = {"learn2learn": 1.8, "higher": 1.8, "torchopt": 1.8}
@@ -83,6 +89,7 @@ ROWS = (
     _large("large-first-5shot-5steps-2threads", 2, {"learn2learn": 2.0}, first_order=True),
     _stride("stride-1shot-1step-1thread", 1),
     _stride("stride-5shot-1step-1thread", 5),
+    _stride("stride-1shot-1step-32tasks-1thread", 1, meta_batch=32),
     _stride("stride-first-1shot-1step-1thread", 1, True),
     _stride("stride-first-5shot-1step-1thread", 5, True),
 )  # fmt: skip
@@ -188,7 +195,26 @@ BENCHMARK = turns.Benchmark(
     sizes={"meta_batch": "episodes an outer step", "filters": "filters"},
     gate=lambda row: {"gate_tasks": min(GATE_TASKS, row.meta_batch)},
     more=memory,
+    variants=("other-engine",),
 )
 
+
+def main(arguments: list[str] | None = None) -> int:
+    """The rows of training; with --evaluation those of evaluation."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if "--evaluation" not in given:
+        return turns.main(BENCHMARK, given)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot --evaluation")
+    add = parser.add_argument
+    add("--evaluation", action="store_true", help=evaluation.__doc__.partition("\n")[0])
+    add("--rows", nargs="*", default=["*"], help="SUITE-ROW-COLUMN or patterns")
+    add("--episodes", type=int, default=60, help="test episodes")
+    add("--repeats", type=int, default=5, help="timed repeats after one warm-up")
+    add("--note", default="", help="what else the machine did meanwhile")
+    add("--json", type=Path, metavar="OUT", help="write everything measured there")
+    o = parser.parse_args(given)
+    return evaluation.main(o.rows, o.episodes, o.repeats, o.json, o.note)
+
+
 if __name__ == "__main__":
-    raise SystemExit(turns.main(BENCHMARK))
+    raise SystemExit(main())

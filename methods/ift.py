@@ -86,6 +86,11 @@ class IFT(GradientMethod):
         return self.tolerance is None
 
     @property
+    def adapts_batched(self) -> bool:
+        """No term is taken for an adaptation."""
+        return True
+
+    @property
     def capturable(self) -> bool:
         """With a fixed number of terms."""
         return self.tolerance is None and self.inverse != "exact"

@@ -134,7 +134,7 @@ class IMAML(GradientMethod):
         lam = autodiff.detach(state.lam)
         centre = autodiff.detach(ctx.problem.init_inner(lam, episode))
         steps = self.inner_steps if self.test_steps is None else self.test_steps
-        ready = ctx.problem.prepare(lam, episode)
+        ready = ctx.problem.prepare_inner(lam, episode)
         return self.adapted(ctx, lam, centre, state.theta or centre, ready, steps)
 
     def check_diagnostics(self, ctx: Context, diagnostics: Mapping[str, float]) -> None:

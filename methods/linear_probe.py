@@ -139,7 +139,7 @@ class LinearProbe(GradientMethod):
             return super().adapt(ctx, state, episode)
         lam = autodiff.detach(state.lam)
         (weight_name, _), (bias_name, bias) = ctx.problem.init_inner(lam, episode).items()
-        ready, head = ctx.problem.prepare(lam, episode), state.memory[START]
+        ready, head = ctx.problem.prepare_inner(lam, episode), state.memory[START]
         solver, lr = ctx.inner_rule(lam, self.inner_lr)
         memory = solver.init(head)
         for t in range(self.inner_steps if self.test_steps is None else self.test_steps):

@@ -198,7 +198,7 @@ class MAML(unrolled.Unrolling):
         if not self.layer_step_rates:
             return super().adapt(ctx, state, episode)
         lam, only = autodiff.detach(state.lam), self.only(ctx)
-        ready = ctx.problem.prepare(lam, episode, only)
+        ready = ctx.problem.prepare_inner(lam, episode, only)
         theta, solver_state = ctx.problem.init_inner(lam, episode), None
         for t in range(self.inner_steps if self.test_steps is None else self.test_steps):
             theta, solver_state = inner_loop(

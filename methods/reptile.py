@@ -70,6 +70,11 @@ class Reptile(GradientMethod):
         """Not where an episode needs what the one before it leaves."""
         return not self.keep_moments
 
+    @property
+    def adapts_batched(self) -> bool:
+        """What is kept is the same for every episode of an evaluation."""
+        return True
+
     def init(self, ctx: Context) -> State:
         """With the inner solver's first state, where it is kept."""
         state = super().init(ctx)

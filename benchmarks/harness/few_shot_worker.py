@@ -143,7 +143,10 @@ class Reference(Peer):
 
 
 class Metabench:
-    """The code that a run uses: the context and method maml's own outer step."""
+    """The code that a run uses: the context, method maml's own outer step, and the engine that
+    "auto" takes for such episodes in float32 (the gate in float64 goes the same way)."""
+
+    other = False
 
     def __init__(self, case, dtype):
         import torch
@@ -154,14 +157,19 @@ class Metabench:
         from metabench.core import registry
         from metabench.tasks.models.networks import ConvNet
 
-        net = ConvNet(
-            case["channels"],
-            case["size"],
-            case["ways"],
-            filters=case["filters"],
-            downsample=case["net"],
-            dtype=dtype,
-        )
+        def convnet(dtype):
+            return ConvNet(
+                case["channels"],
+                case["size"],
+                case["ways"],
+                filters=case["filters"],
+                downsample=case["net"],
+                dtype=dtype,
+            )
+
+        net = convnet(dtype)
+        images = case["ways"] * (case["shots"] + case["queries"])
+        at_once = len(case["tasks"]) > 1 and convnet(torch.float32).stacks_well(images)
         first = net.init_params(torch.Generator())
         for name, value in first.items():
             value.copy_(torch.from_numpy(case["first"][name]))
@@ -198,6 +206,7 @@ class Metabench:
             solver=registry.solvers.get("sgd")(),
             seeds=Seeds.of(0),
             offers=GRADIENTS | {"lam_is_initialisation", "episodes"},
+            engine="vmap" if at_once != self.other else "loop",
             workers=case["threads"],
         )
         self.episodes, self.state = episodes, self.maml.init(self.ctx)
@@ -216,8 +225,15 @@ class Metabench:
         return [g[name] for name in self.names]
 
 
+class OtherEngine(Metabench):
+    """What the rule turns down: vmap where it says one after another, and the other way round."""
+
+    other = True
+
+
 IMPLEMENTATIONS = {
     "metabench": Metabench,
+    "other-engine": OtherEngine,
     "learn2learn": Learn2learn,
     "higher": Higher,
     "torchopt": Torchopt,

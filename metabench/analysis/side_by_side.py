@@ -22,7 +22,7 @@ from metabench.store.record import Curve, Record, curve_outcome
 GROUPS = ("task_settings", "method_settings", "solver_settings", "budget")
 UNSET = "not set"
 MACHINE = ("processor", "cores", "usable_cores", "system")
-HOW = ("device", "engine", "threads", "ranks")
+HOW = ("device", "engine", "adapted_at_once", "threads", "ranks")
 
 
 @dataclass(frozen=True)

@@ -298,8 +298,10 @@ def check_prepare(task: Any) -> None:
     choices = [None, problem.head] if "head" in task.offers else [None]
     for only in choices:
         ready = problem.prepare(lam, episode, only)
+        inner = problem.prepare_inner(lam, episode, only).batch(0)
         for name, loss, one, other in (
             ("inner_loss", problem.inner_loss, episode.batch(0), ready.batch(0)),
+            ("inner_loss", problem.inner_loss, episode.batch(0), inner),
             ("outer_loss", problem.outer_loss, episode.outer, ready.outer),
         ):
             gap = float((loss(lam, theta, one) - loss(lam, theta, other)).abs())

@@ -68,6 +68,11 @@ class Stack:
         with autodiff.functional(), meter.batch_of(number):
             return torch.func.vmap(one)(*self.parts)
 
+    def each(self, f: Callable[[Episode], Any], meter: Meter) -> list[Any]:
+        """:meth:`mapped`, the results one by one."""
+        out, number = self.mapped(f, meter), len(next(iter(self.outer.values())))
+        return [tree_map(lambda x, i=i: x[i], out) for i in range(number)]
+
 
 def beside(batches: Sequence[Batch]) -> Batch:
     """Batches of the same names and shapes, stacked."""

@@ -51,6 +51,9 @@ class Context:
     engine: Literal["loop", "vmap"] = "loop"
     workers: int = 1
     chunk: int | None = None
+    adapted_at_once: int | None = None
+    """How many episodes an evaluation adapts by one vmap; None: as many as a step has under "vmap",
+    else one."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
     """The processes that share the episodes of a step with this one."""
     graphs: Graphs | None = None
@@ -320,26 +323,45 @@ class Context:
     ) -> list[Any]:
         if self.engine == "vmap" and len(episodes) > 1:
             return self._batched(f, episodes, steps)
-        inside = threading.current_thread().name.startswith(_POOL)  # its pool would wait for itself
-        if self.workers > 1 and threads and len(episodes) > 1 and not inside:
-            return self._spread(f, episodes)
-        return [f(episode) for episode in episodes]
+        return self._spread(f, episodes) if threads else [f(episode) for episode in episodes]
 
-    def _spread(self, f: Callable[[Episode], Any], episodes: Sequence[Episode]) -> list[Any]:
+    def in_chunks(
+        self,
+        f: Callable[[Sequence[Episode]], list[Any]],
+        episodes: Sequence[Episode],
+        size: int,
+    ) -> list[Any]:
+        """The lists that f gives for ``size`` episodes at a time, joined in order. Threads and
+        ranks take chunks: results depend on neither."""
+        chunks = [episodes[i : i + size] for i in range(0, len(episodes), size)]
+        return [one for found in self.share(f, chunks, self._spread) for one in found]
+
+    def _spread(self, f: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """f of every item, in order; on threads, where there are several workers."""
+        inside = threading.current_thread().name.startswith(_POOL)  # its pool would wait for itself
+        if self.workers == 1 or len(items) == 1 or inside:
+            return [f(item) for item in items]
         muted = self.meter.is_muted
 
-        def counted(episode: Episode) -> Any:
+        def counted(item: Any) -> Any:
             self.meter.mute(muted)
-            return f(episode)
+            return f(item)
 
         pool = _pool(self.workers, torch.get_num_threads())
-        futures = [pool.submit(counted, episode) for episode in episodes]
+        futures = [pool.submit(counted, item) for item in items]
         try:
             return [future.result() for future in futures]
         finally:  # after a failure nothing goes on behind the caller's back
             for future in futures:
                 future.cancel()
             wait(futures)
+
+    def at_once(
+        self, f: Callable[[Episode], Any], episodes: Sequence[Episode], *, steps: int
+    ) -> list[Any]:
+        """f of all these episodes by one vmap, whatever the engine; ``steps`` as in
+        :meth:`over_episodes`."""
+        return self._stacked(episodes, steps).each(f, self.meter)
 
     def _batched(
         self, f: Callable[[Episode], Any], episodes: Sequence[Episode], steps: int
@@ -348,10 +370,8 @@ class Context:
         size = self.chunk or len(episodes)
         results: list[Any] = []
         for start in range(0, len(episodes), size):
-            n = len(episodes[start : start + size])
-            cut = tree_map(lambda x, a=start, b=start + n: x[a:b], stack.parts)
-            out = stack.with_parts(cut).mapped(f, self.meter)
-            results += [tree_map(lambda x, i=i: x[i], out) for i in range(n)]
+            cut = tree_map(lambda x, a=start, b=start + size: x[a:b], stack.parts)
+            results += stack.with_parts(cut).each(f, self.meter)
         return results
 
     def replays(self, method: Any) -> bool:

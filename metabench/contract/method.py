@@ -167,6 +167,12 @@ class Method(ABC):
         return True
 
     @property
+    def adapts_batched(self) -> bool:
+        """Whether :meth:`adapt` can be worked through for several episodes at once, with vmap: of
+        one state, so that a method may that trains on its episodes one after another."""
+        return self.batched
+
+    @property
     def capturable(self) -> bool:
         """Whether its hypergradient and its adaptation do the same operations at every outer step,
         whatever the numbers, and read none on the host: a GPU can then replay them from a captured
@@ -281,7 +287,7 @@ class InnerTraining(Method):
             ctx,
             state.lam,
             autodiff.detach(ctx.problem.init_inner(state.lam, episode)),
-            ctx.problem.prepare(autodiff.detach(state.lam), episode, self.only(ctx)),
+            ctx.problem.prepare_inner(autodiff.detach(state.lam), episode, self.only(ctx)),
             steps=self.inner_steps if self.test_steps is None else self.test_steps,
             lr=self.rate(state.learned),
             only=self.only(ctx),

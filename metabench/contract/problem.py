@@ -96,6 +96,10 @@ class Problem(ABC):
     batched_on_cpu: bool = False
     """Whether a CPU, too, is faster with the episodes of a step worked through at once, by vmap."""
 
+    adapted_at_once: int | None = None
+    """How many evaluation episodes a CPU adapts by one vmap: several where that is faster, and no
+    more than there is memory for. None: as many as a step has with ``batched_on_cpu``, else one."""
+
     capturable: bool = False
     """Whether its functions do the same operations whatever lam, theta and a batch hold, and read
     no number of them on the host: a GPU can then replay an outer step from a captured graph."""
@@ -198,6 +202,13 @@ class Problem(ABC):
         level learns. Losses must give the same values on the episode that comes back.
         """
         return episode
+
+    def prepare_inner(
+        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
+    ) -> Episode:
+        """:meth:`prepare` for an adaptation, which has no use for the outer batch: that may come
+        back as it was."""
+        return self.prepare(lam, episode, only)
 
     def embed(self, lam: Params, batch: Batch) -> Tensor:
         """What the linear head theta sees of a batch [n, f] (capability ``embedding``).

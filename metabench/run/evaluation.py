@@ -28,6 +28,9 @@ from metabench.store.record import Estimate
 PART = 32
 """Episodes between two looks at the clock and at whether to stop."""
 
+DRAWN_BYTES = 128_000_000
+"""So much in inner batches, which vmap needs drawn ahead where every step has its own."""
+
 Metrics = dict[str, Estimate]
 
 
@@ -52,14 +55,13 @@ def evaluate(
     there = ctx.problem.count(split)
     n = episodes if there is None else min(episodes, there)
     values: dict[str, list[float]] = {}
-    world = ctx.group.world
-    each = ctx.workers if ctx.engine == "loop" else ctx.problem.episodes_per_step
-    part = max(PART, each * world) if ctx.engine == "loop" else each * world
+    size = at_once(ctx, method, state, split)
+    part = size * max(-(-PART // size), ctx.workers * ctx.group.world)
     with nullcontext() if charged else ctx.uncounted():
         for start in range(0, n, part):
             check()
             some = ctx.problem.episodes(split, range(start, min(start + part, n)))
-            for metrics in _adapted(ctx, method, state, some):
+            for metrics in _adapted(ctx, method, state, some, size):
                 for name, value in metrics.items():
                     values.setdefault(name, []).append(float(value))
     with ctx.uncounted():
@@ -72,8 +74,32 @@ def evaluate(
     return {name: estimate(found) for name, found in values.items()}
 
 
+def at_once(ctx: Context, method: Any, state: State, split: str) -> int:
+    """How many episodes of a split are adapted by one vmap: as many as the context says, where the
+    method can and memory allows."""
+    steps = _steps(method)
+    if state.theta is not None or steps is None or not method.adapts_batched:
+        return 1
+    if ctx.solver.by_examples:
+        return 1
+    most = ctx.adapted_at_once
+    if most is None:
+        most = ctx.chunk or ctx.problem.episodes_per_step if ctx.engine == "vmap" else 1
+    if most > 1 and steps > 1:
+        first = ctx.problem.episode(split, 0)
+        if callable(first.inner):
+            drawn = steps * sum(x.nbytes for x in first.batch(0).values())
+            most = max(1, min(most, DRAWN_BYTES // drawn))
+    return most
+
+
+def _steps(method: Any) -> int | None:
+    steps: int | None = method.inner_steps if method.test_steps is None else method.test_steps
+    return steps
+
+
 def _adapted(
-    ctx: Context, method: Any, state: State, episodes: Sequence[Episode]
+    ctx: Context, method: Any, state: State, episodes: Sequence[Episode], size: int
 ) -> list[dict[str, float]]:
     def judge(theta: dict[str, torch.Tensor], episode: Episode) -> dict[str, float]:
         ctx.meter.add(function_evaluations=1)
@@ -83,28 +109,34 @@ def _adapted(
                 check_like(f"what adapt of {name_of(method)} gives", theta, like)
             return ctx.problem.metrics(state.lam, theta, episode)
 
-    steps = method.inner_steps if method.test_steps is None else method.test_steps
-    if ctx.engine == "vmap" and steps is not None and state.theta is None:
-        thetas = _adapted_at_once(ctx, method, state, episodes, max(1, steps))
-        return [judge(theta, e) for theta, e in zip(thetas, episodes, strict=True)]
-    engine, ctx.engine = ctx.engine, "loop"
+    def adapt(episode: Episode) -> Params:
+        theta: Params = method.adapt(ctx, state, episode)
+        return theta
+
+    def judged(some: Sequence[Episode]) -> list[dict[str, float]]:
+        if len(some) == 1:
+            return [judge(adapt(some[0]), some[0])]
+        if replays:
+            thetas = _replayed(ctx, method, state, some)
+        else:
+            thetas = ctx.at_once(adapt, some, steps=max(1, _steps(method) or 0))
+        return [judge(theta, e) for theta, e in zip(thetas, some, strict=True)]
+
+    replays, engine = ctx.replays(method), ctx.engine
+    ctx.engine = "loop"
     try:
-        return ctx.over_episodes(lambda e: judge(method.adapt(ctx, state, e), e), episodes)
+        return ctx.in_chunks(judged, episodes, size)
     finally:
         ctx.engine = engine
 
 
-def _adapted_at_once(
-    ctx: Context, method: Any, state: State, episodes: Sequence[Episode], steps: int
-) -> list[Params]:
-    if not (ctx.replays(method) and len(episodes) > 1):
-        return ctx.over_episodes(lambda e: method.adapt(ctx, state, e), episodes, steps=steps)
-
+def _replayed(ctx: Context, method: Any, state: State, episodes: Sequence[Episode]) -> list[Params]:
     def whole(outer: Params, each: Each) -> Any:
         lam, learned = split(outer)
         at = replace(state, lam=lam, learned=learned)
         return each(lambda e: method.adapt(ctx, at, e))
 
+    steps = max(1, _steps(method) or 0)
     out = ctx.replayed(("adapt", method), whole, state.outer, episodes, steps=steps)
     # The graph writes to its own tensors again for the next episodes.
     return [{k: v[i].clone() for k, v in out.items()} for i in range(len(episodes))]
@@ -124,6 +156,11 @@ class Retrained:
     solver: Solver
     test_steps: int | None = None
     capturable: ClassVar[bool] = False
+
+    @property
+    def adapts_batched(self) -> bool:
+        """Not where its solver draws noise: that of the run's solver is drawn ahead."""
+        return not (self.solver.noisy or self.solver.by_examples)
 
     @classmethod
     def of(cls, budget: Budget) -> Retrained | None:
@@ -145,7 +182,7 @@ class Retrained:
             replace(ctx, solver=self.solver),
             lam,
             autodiff.detach(problem.init_inner(lam, start)),
-            problem.prepare(lam, start),
+            problem.prepare_inner(lam, start),
             steps=self.inner_steps,
             lr=self.lr,
         )

@@ -34,7 +34,7 @@ from metabench.core.errors import (
 from metabench.core.limits import RUNAWAY
 from metabench.run import checkpoint, determinism, learning_curve, looks
 from metabench.run.checkpoint import Boundary, Checkpoint, detached, stamp
-from metabench.run.evaluation import Metrics, Retrained, Stopwatch, evaluate
+from metabench.run.evaluation import Metrics, Retrained, Stopwatch, at_once, evaluate
 from metabench.run.events import Measured, Progress, Quarantined, Started
 from metabench.run.first_step import peak_bytes
 from metabench.run.guards import Untouched, check_numbers, check_state, check_step
@@ -89,6 +89,7 @@ class Loop:
         self._kept: dict[str, Untouched] = {}
         self._footprint: dict[str, float] = {}
         self.warm_up_seconds: float | None = None
+        self.at_once: int | None = None  # episodes that evaluations adapt by one vmap
 
     def prepare(self) -> None:
         """Build the problem; go on from a checkpoint, or start."""
@@ -146,9 +147,22 @@ class Loop:
             device=options.device,
             engine=engine,
             workers=self.group.agree(options.workers if spread and not cuda else 1),
+            adapted_at_once=self.adapted_at_once(),
             group=self.group,
             graphs=Graphs(cuda_graph) if options.engine == "graph" else None,
         )
+
+    def adapted_at_once(self) -> int:
+        """How many episodes an evaluation adapts by one vmap, where the method can: that it trains
+        in another way, or on other episodes, does not matter."""
+        together = self.problem.episodes_per_step
+        if self.options.engine == "loop":
+            return 1
+        if self.options.engine != "auto" or self.options.device.type == "cuda":
+            return together
+        if self.problem.adapted_at_once is not None:
+            return self.problem.adapted_at_once
+        return together if self.problem.batched_on_cpu else 1
 
     def check_capturable(self) -> None:
         """Raise SettingError, naming what is in the way of a captured graph."""
@@ -366,6 +380,8 @@ class Loop:
             self.report_progress("validation" if valid else split, self.spent(self.boundary))
 
         determinism.seed_globals(self.seeds.evaluation, self.options.device)
+        if method is self.method:
+            self.at_once = at_once(self.ctx, method, state, split)
         given = Untouched(state)
         charged = valid and self.budget.charge_looks is True
         with self.evaluating:

@@ -275,6 +275,8 @@ def _environment(loop: Loop) -> dict[str, Any]:
         out["warm_up_seconds"] = loop.warm_up_seconds
     if loop.at is not None:
         out |= {"engine": loop.engine, "threads": loop.threads}
+        if loop.at_once is not None:
+            out["adapted_at_once"] = loop.at_once
         out |= {"workers": loop.ctx.workers, "ranks": loop.group.world}
     if loop.hosts:
         out["rank_hosts"] = loop.hosts

@@ -33,7 +33,18 @@ LEFT_OUT = (
 DIGITS = 3
 """Significant digits of seconds."""
 MADE = frozenset(
-    {"device", "engine", "git", "machine", "packages", "ranks", "threads", "versions", "workers"}
+    {
+        "adapted_at_once",
+        "device",
+        "engine",
+        "git",
+        "machine",
+        "packages",
+        "ranks",
+        "threads",
+        "versions",
+        "workers",
+    }
 )
 """Entries of an environment that many runs share."""
 OWN = frozenset({"affinity"})

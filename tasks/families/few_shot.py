@@ -245,6 +245,10 @@ class FewShotProblem(Problem):
         self.batched_on_cpu = isinstance(self.net, ConvNet) and self.net.stacks_well(
             task.ways_of("train") * sum(task.images_of("train"))
         )
+        self.adapted_at_once = 1
+        if isinstance(self.net, ConvNet):
+            images = task.test_inner_batch or task.ways_of("test") * task.images_of("test")[0]
+            self.adapted_at_once = self.net.adapted_at_once(images)
         self.capturable = True
         self.given = task.given()
         self.evaluations = ("test", *self.given)
@@ -334,16 +338,25 @@ class FewShotProblem(Problem):
 
     def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
         """Features for images where inner steps move the head alone: they stay what they are."""
+        ready = self.prepare_inner(lam, episode, only)
+        if ready is episode:
+            return episode
+        return replace(ready, outer=self.featured(lam, episode.outer))
+
+    def prepare_inner(
+        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
+    ) -> Episode:
+        """The same of the support set alone."""
         whole = self.whole or self.task.formulation == "context"
         moves_body = whole and (only is None or set(only) - {*self.head})
         if moves_body or callable(episode.inner):
             return episode
+        return replace(episode, inner=self.featured(lam, episode.inner))
 
-        def featured(batch: Batch) -> Batch:
-            kept = {k: v for k, v in batch.items() if k != "x"}
-            return {"features": self.embed(lam, batch), **kept}
-
-        return replace(episode, inner=featured(episode.inner), outer=featured(episode.outer))
+    def featured(self, lam: Params, batch: Batch) -> Batch:
+        """A batch with features in the place of images."""
+        kept = {k: v for k, v in batch.items() if k != "x"}
+        return {"features": self.embed(lam, batch), **kept}
 
     def count(self, split: str) -> int | None:
         """As many as were given; sampled ones never end."""

@@ -34,8 +34,15 @@ from .convnet import fused
 from .convnet.convolution import EPS, Form
 
 STACKED_BYTES = 1_600_000
-"""Up to this much in the first maps of an episode several at once are faster (one core: 1.8 times
-for 10 images and 64 filters, 1.4 for 30; 0.8 for 80)."""
+"""Up to this much in the first maps of an episode a training step takes several at once. Of 64
+filters: 1.2 times as fast for 10 images, 0.9 for 50 (results/speed/engines.txt)."""
+
+ADAPTED_BYTES = 8_000_000
+"""So much in the first maps of all episodes that are adapted at once, without an outer graph; what
+is held at most comes to 10 to 22 times that (results/speed/evaluation.txt)."""
+MOST_AT_ONCE = 32
+FEWEST_AT_ONCE = 4
+"""Fewer at once are hardly faster than one after another: vmap has a cost of its own."""
 
 
 class Network(nn.Module):
@@ -143,6 +150,15 @@ class ConvNet(Network):
         are small, and the fixed cost of operations counts."""
         size = images * self.first_map * next(self.parameters()).element_size()
         return not (self.elementary or self.form.pool) and size <= STACKED_BYTES
+
+    def adapted_at_once(self, images: int) -> int:
+        """How many episodes of so many images in an inner step a CPU adapts at once; 1 where one
+        after another is faster: pooled maps, too, which vmap takes by grouped convolutions."""
+        if self.elementary or self.form.pool:
+            return 1
+        size = images * self.first_map * next(self.parameters()).element_size()
+        most = min(MOST_AT_ONCE, ADAPTED_BYTES // size)
+        return most if most >= FEWEST_AT_ONCE else 1
 
     def loss(self, params: Params, images: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy; the cheapest way to it, where second derivatives are wanted too."""

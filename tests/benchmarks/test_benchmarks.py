@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from optional import needs
 
+from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing
+from metabench.core.registry import tasks
 from metabench.datasets import locate
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +43,32 @@ def test_a_tiny_row_of_metabench_alone(tmp_path):
     assert own["agrees"] and own["error_float64"] < 1e-10
     assert len(own["wall"]) == 1 and own["wall"][0] > 0
     assert "metabench" in done.stdout
+
+
+def test_evaluation_of_a_small_row(tmp_path):
+    out = tmp_path / "evaluation.json"
+    done = run(
+        *("--evaluation", "--rows", "quickstart-protonet-*", "--episodes", "5", "--repeats", "1"),
+        *("--note", "in a test", "--json", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    (case,) = found["cases"]
+    assert found["machine"]["conditions"] == "in a test" and "in a test" in done.stdout
+    assert case["agrees"] and case["images"] == 25 and case["chosen"] == case["at_once"] == 25
+    assert case["peak_bytes"]["vmap"] > 2 * case["peak_bytes"]["loop"] > 0
+    assert all(0 < least <= most for least, _, most in case["ms"].values())
+    nothing = run("--evaluation", "--rows", "nothing")
+    assert nothing.returncode == 2 and "omniglot-reptile-5w5s" in nothing.stdout
+
+
+def test_rows_follow_the_omniglot_suite(few_shot):
+    """As many queries a class as shots, the meta-batches of laptop and paper."""
+    suite = tomllib.loads((ROOT / "results" / "suites" / "omniglot.toml").read_text())
+    sizes = {suite["budgets"][b]["set"]["task"]["meta_batch"] for b in ("laptop", "paper")}
+    rows = [row for row in few_shot.ROWS if row.net == "stride"]
+    assert {row.meta_batch for row in rows} == sizes
+    assert all(row.queries == row.shots and row.steps == 1 for row in rows)
 
 
 def test_rows_and_unknown_rows():
@@ -272,3 +302,29 @@ def test_step_sizes_of_solvers_by_example(tmp_path):
     assert all(r["curve"][0] == 1 > r["curve"][-1] for r in runs)
     text = (tmp_path / "rates.md").read_text()
     assert "| yacht | prospect |" in text and "| yacht | 0.1941963530 | 0.194196 |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("stride-1shot-1step-1thread", "vmap"),
+        ("stride-5shot-1step-1thread", "loop"),
+        ("pool-1shot-1step-2threads", "loop"),
+    ],
+)
+def test_a_row_runs_the_engine_of_a_real_run(few_shot, monkeypatch, name, engine):
+    import torch
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "harness"))
+    import few_shot_worker
+
+    row = replace(next(row for row in few_shot.ROWS if row.name == name), meta_batch=2)
+    arrays, _ = few_shot.inputs(row)
+    case = {**asdict(row), "gate_tasks": 2}
+    few_shot_worker.unpack(case, arrays)
+    for dtype in (torch.float32, torch.float64):
+        assert few_shot_worker.Metabench(case, dtype).ctx.engine == engine
+    settings = {"shots": row.shots, "queries": row.queries, "filters": row.filters}
+    task = tasks.get("glyphs")(**settings, downsample=row.net)
+    problem = task.build(Seeds.of(0), torch.device("cpu"))
+    assert problem.batched_on_cpu == (engine == "vmap")

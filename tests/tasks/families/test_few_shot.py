@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -208,6 +209,33 @@ def test_preparing_an_episode_changes_no_hypergradient(formulation, name, own, m
         torch.testing.assert_close(fast.grad[key], value, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("formulation", "name", "own"),
+    [
+        ("representation", "bilevel", {"inner_steps": 4}),
+        ("init", "maml", {"inner_steps": 3, "anil": True}),
+    ],
+)
+def test_adaptation_leaves_the_query_set_alone(formulation, name, own, monkeypatch):
+    problem = build(formulation=formulation)
+    chosen, episode = method(name, **own), problem.episode("test", 0)
+    ctx = context(problem)
+    state, seen = chosen.init(ctx), []
+    embed = problem.embed
+    monkeypatch.setattr(problem, "embed", lambda lam, b: seen.append(len(b["y"])) or embed(lam, b))
+    theta = chosen.adapt(ctx, state, episode)
+    assert seen == [len(episode.batch(0)["y"])]
+    inner = problem.prepare_inner
+
+    def whole(lam, e, only=None):
+        return replace(inner(lam, e, only), outer=problem.featured(lam, e.outer))
+
+    monkeypatch.setattr(problem, "prepare_inner", whole)
+    for key, value in chosen.adapt(ctx, state, episode).items():
+        assert torch.equal(value, theta[key])
+    assert seen[1:] == [len(episode.batch(0)["y"]), len(episode.outer["y"])]
+
+
 def test_nothing_is_prepared_where_the_body_moves():
     problem = build()
     episode = problem.episode("train", 0)
@@ -310,3 +338,22 @@ def test_episodes_have_the_images_that_their_own_generators_name(rotations):
             assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
         if rotations == 4:
             assert len({cls // len(images) for cls in classes}) > 1, "several turns are looked at"
+
+
+@pytest.mark.parametrize(
+    ("own", "at_once"),
+    [
+        ({}, 31),  # 5 images of 14 * 14 * 64 floats: 8 MB hold 31
+        ({"shots": 5}, 6),
+        ({"shots": 5, "filters": 16}, 25),
+        ({"shots": 5, "filters": 4}, 32),
+        ({"shots": 5, "dtype": "float64"}, 1),  # 3 would fit: fewer than pay
+        ({"shots": 5, "test_inner_batch": 5}, 31),
+        ({"train_shots": 10, "queries": 10}, 31),
+        ({"downsample": "pool"}, 1),
+    ],
+)
+def test_evaluation_at_once_follows_from_the_images_of_an_inner_step_of_the_test(own, at_once):
+    given = {"ways": 5, "shots": 1, "queries": 5, "filters": 64, "dtype": "float32", **own}
+    problem = build(**given)
+    assert problem.adapted_at_once == at_once

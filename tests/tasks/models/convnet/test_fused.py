@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.hypergradients.unrolled import load_forward_mode
-from metabench.tasks.models.convnet import convolution, first_block, fused
+from metabench.tasks.models.convnet import convolution, first_block, fused, strided
 from metabench.tasks.models.networks import ConvNet
 
 EXACT = 1e-10
@@ -209,6 +209,29 @@ def test_changed_images_are_not_taken_for_the_remembered_ones():
     x.mul_(-1.0)
     assert not torch.equal(before, whole_loss(net, params, x, y))
     assert torch.equal(whole_loss(net, params, x, y), whole_loss(net, params, x.clone(), y))
+
+
+def test_inner_steps_of_several_networks_read_their_images_once(monkeypatch):
+    calls = []
+    source = strided._source
+    monkeypatch.setattr(strided, "_source", lambda images: calls.append(1) or source(images))
+    net, (stack, other) = (
+        ConvNet(1, 14, 3, filters=4, blocks=2),
+        (draw(2, 3, 1, 14, 14, seed=s, dtype=torch.float32) for s in range(2)),
+    )
+    params, y = weights_of(net, "ones"), torch.arange(3)
+
+    def two_steps(x):
+        one = torch.func.grad(lambda p: net.loss(p, x, y))
+        first = one(params)
+        return one({k: v - 0.1 * first[k] for k, v in params.items()})["norm1.bias"]
+
+    found = torch.func.vmap(two_steps)(stack)
+    assert len(calls) == 1
+    torch.func.vmap(two_steps)(other)
+    assert len(calls) == 2
+    stack.mul_(0.5)
+    assert not torch.equal(found, torch.func.vmap(two_steps)(stack)) and len(calls) == 3
 
 
 def test_threads_agree_bit_for_bit_with_one_after_another():
