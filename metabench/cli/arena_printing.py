@@ -51,7 +51,7 @@ def _by(
     for p in planned:
         groups[of(p)].append(p)
     states = list(dict.fromkeys(p.state for p in planned))
-    rows = []
+    rows: list[Sequence[str]] = []
     for name, group in groups.items():
         counts = Counter(p.state for p in group)
         due = [p.estimated_seconds or p.published_seconds for p in group if p.state in TO_PLAY]
@@ -77,7 +77,7 @@ def _print_finals_to_come(out: Console, trials: Sequence[Planned], seeds: int, j
             taken = p.estimated_seconds
             if record is not None:
                 taken = record.cost.get("seconds", 0.0) + record.cost.get("evaluation_seconds", 0.0)
-            pairs[_method(p), p.column] += [taken] * (taken is not None)
+            pairs[_method(p), p.column] += [taken] if taken is not None else []
     each = 2 * seeds
     text = f"finals: at most {counted(each * len(pairs), 'cell')}, known once no trial is left"
     takes = [each * fmean(seconds) for seconds in pairs.values() if seconds]

@@ -155,13 +155,14 @@ class Loop:
     def adapted_at_once(self) -> int:
         """How many episodes an evaluation adapts by one vmap, where the method can: that it trains
         in another way, or on other episodes, does not matter."""
-        together = self.problem.episodes_per_step
+        together: int = self.problem.episodes_per_step
+        at_once: int | None = self.problem.adapted_at_once
         if self.options.engine == "loop":
             return 1
         if self.options.engine != "auto" or self.options.device.type == "cuda":
             return together
-        if self.problem.adapted_at_once is not None:
-            return self.problem.adapted_at_once
+        if at_once is not None:
+            return at_once
         return together if self.problem.batched_on_cpu else 1
 
     def check_capturable(self) -> None:
