@@ -34,7 +34,7 @@ class Classes:
             groups = [picked.index_select(0, place) for place in places]
             turned = torch.cat([torch.rot90(x, t, (-2, -1)) for t, x in enumerate(groups)])
             picked = turned.index_select(0, torch.cat(places).argsort())
-        return picked.unflatten(0, drawings.shape)
+        return picked.view(*drawings.shape, *picked.shape[1:])
 
 
 @dataclass(frozen=True)
