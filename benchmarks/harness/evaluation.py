@@ -22,7 +22,7 @@ AGREE = 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a suite; ``least``: the factor that is wanted of adaptation."""
+    """One row of a suite, at one of its columns."""
 
     suite: str
     row: str

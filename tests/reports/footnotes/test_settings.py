@@ -52,6 +52,13 @@ def test_what_differs_by_budget_and_column_is_no_less_told(helpers):
     ]
 
 
+def test_departures_stand_by_name(helpers):
+    """A cell of a record has its settings by name, one just resolved as its class has them."""
+    own = {"laptop": {"method": {"inner_steps": 6, "inner_lr": 0.7}}}
+    (said,) = unlike(helpers, [{"id": "maml", "budgets": own}, {"id": "anil"}])
+    assert said.index("method.inner_lr = 0.7") < said.index("method.inner_steps = 6")
+
+
 def test_what_the_papers_budget_has_too_is_no_departure(helpers):
     both = {"laptop": DECAY, "paper": DECAY}
     default = {"laptop": {"method": {"outer_decay": "none"}}}
