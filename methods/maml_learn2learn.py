@@ -9,7 +9,6 @@ every hypergradient method. So nothing but the library differs.
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +18,7 @@ from metabench.contract import autodiff
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Context, Hypergradient, Positive, State, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
+from metabench.core.optional_packages import quietly
 from metabench.core.registry import method
 
 
@@ -56,8 +56,7 @@ class MAMLLearn2learn(GradientMethod):
 
     def learner(self, ctx: Context, weights: Params) -> Any:
         """learn2learn's MAML around a copy of the problem's module with these weights."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of gym, on being imported
+        with quietly():
             from learn2learn.algorithms import MAML
 
         module = copy.deepcopy(ctx.problem.module)

@@ -73,13 +73,21 @@ def check_unit_embedding(task: Any) -> None:
 
 def check_outer_on_validation(task: Any) -> None:
     """``outer_on_validation`` says whether training is judged by validation examples, as far as
-    the outer batches of a few episodes show it."""
+    the outer batches of a few episodes show it. Where the split "valid" is the training part
+    (nothing was cut off), no examples validate."""
     problem = build(task)
     learned, judged = (outer_batches(problem, split) for split in ("train", "valid"))
     share = found(learned, judged)
     if share is None:
         raise NotTested("the outer batches hold no examples")
     said = task.outer_on_validation
+    if not said and "outer_gradient" not in task.offers:
+        inner = [problem.episode("train", 0).batch(step) for step in range(STEPS)]
+        trained = found(judged, inner) if judged[0].keys() <= inner[0].keys() else None
+        assert trained is None or trained >= 0.5, (
+            f"it offers no outer loss, and {trained:.0%} of the examples of 'valid' are trained on"
+        )
+        raise NotTested("it offers no outer loss: 'valid' is the training part")
     # Half: a row of few values can be in two parts by chance.
     assert said or share < 0.5, (
         f"{share:.0%} of the examples that judge training are among those of 'valid': "

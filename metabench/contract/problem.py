@@ -376,7 +376,8 @@ class Task(ABC):
     outer_on_validation: ClassVar[bool] = False
     """Whether the outer level learns on the examples of the split "valid": the best state on it is
     then chosen by what was fitted to it. False for few-shot tasks, whose outer loss sees training
-    classes, and for formulas, which have no examples."""
+    classes, for formulas, which have no examples, and where none were cut off, so that "valid" is
+    the training part."""
 
     @property
     @abstractmethod

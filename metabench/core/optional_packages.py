@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import re
 import shlex
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -44,14 +46,22 @@ def module(package: str) -> str:
     return next((m for m, p in _INSTALLED_AS.items() if p == package), package)
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Imports somebody else's module without its warnings and what it writes to standard error,
+    where gym calls itself unmaintained: neither is a lack, nor of what was asked for."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
 @lru_cache
 def why_not(name: str) -> str:
     """Why a package cannot be used, "" where it can: it is imported to find out."""
     if not here(name):
         return f"{name} is not installed"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it says on being imported is no lack
+        with quietly():
             importlib.import_module(name)
     except Exception as error:  # of somebody else's module: anything
         return f"{name} cannot be imported: {type(error).__name__}: {error}"

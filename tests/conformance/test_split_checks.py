@@ -40,6 +40,23 @@ def test_a_task_that_says_what_it_does_not_do():
         check_outer_on_validation(Wrong())
 
 
+def test_without_validation_images_the_part_is_that_of_training():
+    Prior = tasks.get("layerwise_prior")
+    small = {"width": 4, "shrink": 4, "n_train": 40, "n_test": 30, "batch": 10}
+    whole = Prior(validation=0.0, **small)
+    assert not whole.outer_on_validation
+    with pytest.raises(NotTested, match="'valid' is the training part"):
+        check_outer_on_validation(whole)
+
+    @dataclass(frozen=True)
+    class Silent(Prior):
+        outer_on_validation: ClassVar[bool] = False
+        offers: ClassVar[frozenset[str]] = frozenset({"evidence"})
+
+    with pytest.raises(AssertionError, match="0% of the examples of 'valid' are trained on"):
+        check_outer_on_validation(Silent(validation=0.25, **small))
+
+
 def test_a_part_of_the_validation_examples_is_found_too():
     whole = {"x": torch.arange(12.0).reshape(6, 2), "y": torch.zeros(6, dtype=torch.int64)}
     some = {k: v[[4, 1]] for k, v in whole.items()}

@@ -79,6 +79,17 @@ def test_a_package_that_cannot_be_imported_says_why(
     assert optional_packages.why_not("json") == ""
 
 
+def test_what_a_package_says_on_being_imported_is_not_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = "import sys, warnings\nwarnings.warn('old')\nprint('unmaintained', file=sys.stderr)\n"
+    (tmp_path / "loud_package.py").write_text(says)
+    monkeypatch.syspath_prepend(tmp_path)
+    optional_packages.why_not.cache_clear()
+    assert optional_packages.why_not("loud_package") == "" and "loud_package" in sys.modules
+    assert capsys.readouterr() == ("", "")
+
+
 def packages_of(name: str) -> tuple[str, ...]:
     """What a task or a method asks for."""
     known = {n: r for r in registry.REGISTRIES.values() for n in r.names()}
