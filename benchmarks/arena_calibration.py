@@ -26,7 +26,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from metabench.analysis import stats
-from metabench.analysis.arena import finals_scores, means
+from metabench.analysis.arena import filled, finals_scores, means
 from metabench.api import arena as arenas
 from metabench.api.verbs import open_store
 from metabench.cli.progress import view
@@ -84,9 +84,9 @@ def leaders(plan: arenas.Plan) -> dict[str, tuple[str, str]]:
     if any(p.record is not None for p in plan.finals):
         metrics = arenas.metrics(plan.arena)
         played = [p for p in plan.finals if p.record is not None]
-        found, _ = finals_scores(plan.arena, played, metrics)
+        found = finals_scores(plan.arena, played, metrics)
         scores = {
-            (row, name): stats.mean(values)
+            (row, name): stats.mean(filled(values))
             for row, of in found.items()
             if not row.endswith(AS_SHIPPED)
             for name, values in of.items()

@@ -6,14 +6,15 @@ Costs to a target are in :mod:`metabench.analysis.arena_costs`, pairs of methods
 :mod:`metabench.analysis.arena_track`.
 
 Scores are normalised: 0 is what no outer learning has, 1 the bound of the problem. A run that ends
-without numbers scores 0 or as the worst of its method on the problem, whichever is lower, and never
-reaches a target; a row that lost every seed of a problem has the worst rank there, whatever the
-others score. One block is one problem: seeds of a problem are repetitions.
+without numbers scores 0 or as the worst of its method on the problem, whichever is lower
+(:func:`filled`), and never reaches a target; a row that lost every seed of a problem has the worst
+rank there, and a pair of methods counts a lost run below whatever the two have, whatever they
+score. One block is one problem: seeds of a problem are repetitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metabench.analysis import stats
@@ -44,8 +45,9 @@ class Trial:
 
 Trials = Mapping[tuple[str, str], Sequence[Trial]]
 """Method and problem to its trials."""
-Failures = Mapping[str, Mapping[str, int]]
-"""Row to problem to how many of its finals ended without numbers."""
+Cells = Mapping[str, Mapping[str, Sequence[float | None]]]
+"""Row to problem to a number for each seed, in the order of the seeds; None where a run has none,
+of scores: where it ended without numbers."""
 
 
 def selection_score(problem: ArenaProblem, record: Record, metric: str) -> float | None:
@@ -106,8 +108,19 @@ def test_means(trials: Sequence[Trial]) -> list[float]:
 
 
 def _means(rows: Sequence[Sequence[float | None]]) -> list[float]:
-    worst = min([0.0, *(s for row in rows for s in row if s is not None)])
+    worst = lost_score(rows)
     return [stats.mean([worst if s is None else s for s in row]) for row in rows]
+
+
+def lost_score(rows: Iterable[Sequence[float | None]]) -> float:
+    """What a run without numbers scores beside these: 0, or the least of them."""
+    return min([0.0, *(s for row in rows for s in row if s is not None)])
+
+
+def filled(scores: Sequence[float | None]) -> list[float]:
+    """The scores of a method's runs on a problem, those without numbers by :func:`lost_score`."""
+    worst = lost_score([scores])
+    return [worst if s is None else s for s in scores]
 
 
 def choose(trials: Trials) -> Chosen:
@@ -168,14 +181,14 @@ class Standing:
 
 def finals_scores(
     arena: Arena, finals: Sequence[Planned], metrics: Mapping[str, str], readout: str = ""
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, int]]]:
-    """Row to problem to test scores in the order of the seeds, and to the number of failures; for
-    the readout RETRAINED on the problems that have it.
+) -> dict[str, dict[str, list[float | None]]]:
+    """Row to problem to test scores in the order of the seeds; for the readout RETRAINED on the
+    problems that have it.
 
     Raises MetabenchError where finals have not been run.
     """
     problems = {p.id: p for p in arena.problems}
-    raw: dict[str, dict[str, list[float | None]]] = {}
+    scores: dict[str, dict[str, list[float | None]]] = {}
     for p in finals:
         if p.state in NEVER_RUN:
             continue
@@ -187,16 +200,8 @@ def finals_scores(
         if readout == RETRAINED and problem.retrain is None:
             continue
         value = test_score(problem, p.record, metrics[p.column], readout)
-        raw.setdefault(p.row, {}).setdefault(p.column, []).append(value)
-    scores: dict[str, dict[str, list[float]]] = {}
-    failures: dict[str, dict[str, int]] = {}
-    for row, of in raw.items():
-        failures[row] = {name: sum(v is None for v in values) for name, values in of.items()}
-        scores[row] = {}
-        for name, values in of.items():
-            worst = min([0.0, *(v for v in values if v is not None)])
-            scores[row][name] = [worst if v is None else v for v in values]
-    return scores, failures
+        scores.setdefault(p.row, {}).setdefault(p.column, []).append(value)
+    return scores
 
 
 def failed_throughout(finals: Sequence[Planned], problems: Collection[str]) -> set[str]:
@@ -209,36 +214,31 @@ def failed_throughout(finals: Sequence[Planned], problems: Collection[str]) -> s
     return {row for row, statuses in ended.items() if statuses == {"failed"}}
 
 
-def ranks_on(
-    problem: str, scores: Mapping[str, Mapping[str, Sequence[float]]], failures: Failures
-) -> list[float]:
+def ranks_on(problem: str, scores: Cells) -> list[float]:
     """The rank of each row of ``scores`` on a problem by its mean score, 1 the best; rows that lost
     every seed share the last ranks: a crash is not to stand above a result."""
-    kept = [row for row, of in scores.items() if failures[row][problem] < len(of[problem])]
-    found = dict(
-        zip(kept, stats.ranks([stats.mean(scores[row][problem]) for row in kept]), strict=True)
-    )
+    kept = [row for row, of in scores.items() if any(s is not None for s in of[problem])]
+    means = [stats.mean(filled(scores[row][problem])) for row in kept]
+    found = dict(zip(kept, stats.ranks(means), strict=True))
     last = (len(kept) + 1 + len(scores)) / 2
     return [found.get(row, last) for row in scores]
 
 
-def standings(
-    scores: Mapping[str, Mapping[str, Sequence[float]]], failures: Failures, trials: Trials
-) -> list[Standing]:
+def standings(scores: Cells, trials: Trials) -> list[Standing]:
     """Rows of one ruleset on the same problems, the best mean rank first; ties by score."""
     names = list(next(iter(scores.values())))
     if any(list(of) != names for of in scores.values()):
         raise ValueError("rows are ranked on the same problems: rank tracks apart")
-    ranks = [ranks_on(name, scores, failures) for name in names]
+    ranks = [ranks_on(name, scores) for name in names]
     out = []
     for i, (row, of) in enumerate(scores.items()):
-        value, low, high = iqm_of(of)
+        value, low, high = iqm_of({name: filled(runs) for name, runs in of.items()})
         method = row.removesuffix(AS_SHIPPED)
         each = [robustness(trials[method, n]) for n in names if len(trials[method, n]) > 1]
         out.append(
             Standing(
                 row, value, low, high, stats.mean([r[i] for r in ranks]),
-                sum(failures[row][name] for name in names), len(names),
+                sum(s is None for runs in of.values() for s in runs), len(names),
                 stats.mean([e.near for e in each]) if each else None,
                 stats.mean([e.regret for e in each]) if each else None,
             )

@@ -3,31 +3,35 @@
 A block is a problem. From six problems on the interval resamples problems, then seeds within them,
 and speaks of problems like these; p is that of the Wilcoxon test over problems. Below six there is
 no test, and the interval resamples seeds alone: it speaks of these problems only.
+
+A run that ended without numbers loses against one that has some.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 from metabench.analysis import stats
+from metabench.analysis.arena import Cells, lost_score
 from metabench.analysis.rankings import FEWEST
 
 if TYPE_CHECKING:
     import numpy as np
 
-Scores = Mapping[str, Mapping[str, Sequence[float]]]
-"""Method to problem to its scores in the finals, in the order of the seeds."""
+Runs = Mapping[str, Sequence[float | None]]
+"""Problem to the scores of a method, in the order of the seeds."""
 
 
 @dataclass(frozen=True)
 class Duel:
     """Two methods over the problems that both have: how probable it is that the first scores
-    higher on a seed of a problem (equal scores count half), its 95 % interval over ``over``, and p
-    of the Wilcoxon test over problems, not corrected for being one of many (None below six
-    problems, and where all are equal)."""
+    higher on a seed of a problem (equal scores, and two lost runs, count half), its 95 % interval
+    over ``over``, and p of the Wilcoxon test over problems, not corrected for being one of many
+    (None below six problems, and where all are equal)."""
 
     wins: float
     low: float
@@ -37,7 +41,18 @@ class Duel:
     over: Literal["problems", "seeds"]
 
 
-def duel(scores: Scores, a: str, b: str, *, samples: int = 2000, seed: int = 0) -> Duel | None:
+def matched(mine: Runs, other: Runs) -> list[tuple[list[float], list[float]]]:
+    """The scores of two methods on each problem that both have. A lost run scores 0 or as the worst
+    of the two, whichever is lower, so that its mean is not above what ends below no learning."""
+    out = []
+    for name in (n for n in mine if n in other):
+        worst = lost_score([mine[name], other[name]])
+        a, b = ([worst if s is None else s for s in of[name]] for of in (mine, other))
+        out.append((a, b))
+    return out
+
+
+def duel(scores: Cells, a: str, b: str, *, samples: int = 2000, seed: int = 0) -> Duel | None:
     """a against b; None where they share no problem."""
     import numpy as np
 
@@ -45,9 +60,7 @@ def duel(scores: Scores, a: str, b: str, *, samples: int = 2000, seed: int = 0) 
     if not shared:
         return None
     won = [
-        np.array(
-            [(x > y) + 0.5 * (x == y) for x, y in zip(scores[a][p], scores[b][p], strict=True)]
-        )
+        np.array([_wins(x, y) for x, y in zip(scores[a][p], scores[b][p], strict=True)])
         for p in shared
     ]
     enough = len(shared) >= FEWEST
@@ -55,13 +68,16 @@ def duel(scores: Scores, a: str, b: str, *, samples: int = 2000, seed: int = 0) 
     low, high = np.quantile(means, [0.025, 0.975])
     p = None
     if enough:
-        p = stats.wilcoxon(
-            [stats.mean(scores[a][name]) for name in shared],
-            [stats.mean(scores[b][name]) for name in shared],
-        )
+        pairs = matched(scores[a], scores[b])
+        p = stats.wilcoxon(*([stats.mean(pair[i]) for pair in pairs] for i in (0, 1)))
     wins = float(np.mean([w.mean() for w in won]))
     over: Literal["problems", "seeds"] = "problems" if enough else "seeds"
     return Duel(wins, float(low), float(high), p, len(shared), over)
+
+
+def _wins(x: float | None, y: float | None) -> float:
+    one, two = (-math.inf if s is None else s for s in (x, y))
+    return 1.0 if one > two else 0.5 * (one == two)
 
 
 def _resampled(
@@ -90,7 +106,7 @@ def _resampled(
     return means
 
 
-def duels(scores: Scores) -> dict[tuple[str, str], Duel]:
+def duels(scores: Cells) -> dict[tuple[str, str], Duel]:
     """Every pair of methods, p corrected over all of them (Holm)."""
     found = {
         (a, b): one for a, b in combinations(scores, 2) if (one := duel(scores, a, b)) is not None

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from metabench.analysis import arena as scoring
 from metabench.analysis import stats
-from metabench.analysis.arena import Failures, Standing, Trials
+from metabench.analysis.arena import Cells, Standing, Trials
 from metabench.analysis.arena_costs import (
     cost_ratios,
     cost_to_target,
@@ -25,9 +25,6 @@ from metabench.core.errors import MetabenchError
 from metabench.store.record import RETRAINED, Curve, Record
 from metabench.suites.arena import AS_SHIPPED, Arena, ArenaProblem
 from metabench.suites.planning import Planned
-
-Cells = Mapping[str, Mapping[str, Sequence[float | None]]]
-"""Row to problem to a number for each seed, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,11 @@ class Line:
 class TrackResults:
     """The finals of a track and the trials that chose them.
 
-    ``scores``, ``costs`` (to the target, in inner gradients) and ``gaps`` (score of the tested
-    state on the validation split minus on the test split) are by row, problem and seed, as are
-    ``retrained`` (scores of a theta trained anew, on the problems that have it); rows are methods,
-    and methods "as shipped". ``failures`` and ``failures_anew``: how many of ``scores`` and of
-    ``retrained`` are of runs without numbers. ``methods``: ids in the order of the file;
+    ``runs`` (scores, None for a run without numbers), ``costs`` (to the target, in inner gradients)
+    and ``gaps`` (score of the tested state on the validation split minus on the test split) are by
+    row, problem and seed, as are ``runs_anew`` (scores of a theta trained anew, on the problems
+    that have it); rows are methods, and methods "as shipped". ``scores`` and ``retrained`` are the
+    same with what a run without numbers scores. ``methods``: ids in the order of the file;
     ``numbers``: their places in it. ``left_out``: methods that do not play on every problem;
     ``failed``: those of which every tuned final ended in an exception, and which stand nowhere;
     ``nowhere``: those that apply to no problem of the track. ``unlearned``: methods that learn
@@ -70,14 +67,12 @@ class TrackResults:
     methods: tuple[str, ...]
     numbers: tuple[int, ...]
     labels: Mapping[str, str]
-    scores: Mapping[str, Mapping[str, Sequence[float]]]
+    runs: Cells
     costs: Cells
     gaps: Cells
-    failures: Failures
     trials: Trials
     left_out: tuple[str, ...] = ()
-    retrained: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    failures_anew: Failures = field(default_factory=dict)
+    runs_anew: Cells = field(default_factory=dict)
     failed: tuple[str, ...] = ()
     nowhere: tuple[str, ...] = ()
     unlearned: tuple[str, ...] = ()
@@ -92,9 +87,19 @@ class TrackResults:
         return self.labels[method] + row[len(method) :]
 
     @cached_property
+    def scores(self) -> dict[str, dict[str, list[float]]]:
+        """Row to problem to the scores of its runs."""
+        return _filled(self.runs)
+
+    @cached_property
+    def retrained(self) -> dict[str, dict[str, list[float]]]:
+        """Row to problem to the scores of a theta trained anew."""
+        return _filled(self.runs_anew)
+
+    @cached_property
     def duels(self) -> dict[tuple[str, str], Duel]:
         """Every pair of tuned methods."""
-        return duels({m: self.scores[m] for m in self.methods})
+        return duels({m: self.runs[m] for m in self.methods})
 
     def medians(self, tuned: bool = True) -> dict[str, dict[str, float | None]]:
         """Problem to row to its median cost to the target."""
@@ -105,8 +110,7 @@ class TrackResults:
 
     def ranks_on(self, problem: str, tuned: bool = True) -> list[float]:
         """The rank of each row of a ruleset on a problem, in the order of ``methods``."""
-        rows = {row: self.scores[row] for row in self.rows(tuned)}
-        return scoring.ranks_on(problem, rows, self.failures)
+        return scoring.ranks_on(problem, {row: self.runs[row] for row in self.rows(tuned)})
 
     def ranked(self) -> Ranked:
         """Ranks of the tuned methods, a block a problem."""
@@ -121,8 +125,8 @@ class TrackResults:
     def retrained_standings(self) -> list[Standing]:
         """Where the tuned methods stand by a theta trained anew at the lam that each has found, on
         the problems that have this readout; empty where none has."""
-        rows = {m: self.retrained[m] for m in self.methods if self.retrained.get(m)}
-        return scoring.standings(rows, self.failures_anew, self.trials) if rows else []
+        rows = {m: self.runs_anew[m] for m in self.methods if self.runs_anew.get(m)}
+        return scoring.standings(rows, self.trials) if rows else []
 
     @cached_property
     def _tuned(self) -> list[Line]:
@@ -134,7 +138,7 @@ class TrackResults:
 
     def _lines(self, tuned: bool) -> list[Line]:
         rows = self.rows(tuned)
-        found = scoring.standings({r: self.scores[r] for r in rows}, self.failures, self.trials)
+        found = scoring.standings({r: self.runs[r] for r in rows}, self.trials)
         medians = self.medians(tuned)
         ratios = cost_ratios(medians)
         return [self._line(s, medians, ratios[s.row]) for s in found]
@@ -170,9 +174,16 @@ class TrackResults:
         return stats.mean(known) if known else None
 
 
+def _filled(runs: Cells) -> dict[str, dict[str, list[float]]]:
+    return {
+        row: {name: scoring.filled(scores) for name, scores in of.items()}
+        for row, of in runs.items()
+    }
+
+
 def playing(
-    scores: Mapping[str, Mapping[str, Sequence[float]]], problems: Sequence[str]
-) -> tuple[dict[str, dict[str, Sequence[float]]], tuple[str, ...]]:
+    scores: Cells, problems: Sequence[str]
+) -> tuple[dict[str, dict[str, Sequence[float | None]]], tuple[str, ...]]:
     """The rows that play on as many of ``problems`` as any does, and those that play on fewer."""
     rows = {
         row: {name: of[name] for name in problems if name in of} for row, of in scores.items()
@@ -196,7 +207,7 @@ def collect(
 
     Raises MetabenchError where finals have not been run, or where nobody plays in the track.
     """
-    scores, failures = scoring.finals_scores(arena, finals, metrics)
+    scores = scoring.finals_scores(arena, finals, metrics)
     of_track = {p.id: p for p in arena.problems if p.track == track}
     failed = scoring.failed_throughout(finals, of_track)
     known = {row: of for row, of in scores.items() if row.removesuffix(AS_SHIPPED) not in failed}
@@ -207,7 +218,7 @@ def collect(
         raise MetabenchError(
             f"nobody plays in track {track!r} of {arena.name}, or no trial is finished"
         )
-    anew, failures_anew = scoring.finals_scores(arena, finals, metrics, RETRAINED)
+    anew = scoring.finals_scores(arena, finals, metrics, RETRAINED)
     numbers = {m.id: i for i, m in enumerate(arena.methods) if m.id in rows}
     costs: dict[str, dict[str, list[float | None]]] = {}
     gaps: dict[str, dict[str, list[float | None]]] = {}
@@ -233,20 +244,16 @@ def collect(
         rows,
         costs,
         gaps,
-        failures,
         trials,
         tuple(row for row in left_out if not row.endswith(AS_SHIPPED)),
         {row: {k: v for k, v in anew.get(row, {}).items() if k in names} for row in rows},
-        failures_anew,
         tuple(m.id for m in arena.methods if m.id in failed),
         _nowhere(arena, scores, track),
         tuple(m.id for m in arena.methods if m.method == "fixed"),
     )
 
 
-def _nowhere(
-    arena: Arena, scores: Mapping[str, Mapping[str, Sequence[float]]], track: str
-) -> tuple[str, ...]:
+def _nowhere(arena: Arena, scores: Cells, track: str) -> tuple[str, ...]:
     """The methods of a track that have no final on any problem of it that somebody has played."""
     of_track = {p.id for p in arena.problems if p.track == track}
     played = of_track & {name for of in scores.values() for name in of}

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from metabench.analysis import stats
-from metabench.analysis.arena import Standing
-from metabench.analysis.arena_pairs import Scores, duel
+from metabench.analysis.arena import Cells, Standing
+from metabench.analysis.arena_pairs import Runs, duel, matched
 from metabench.analysis.comparisons import ALPHA, ROUND_OFF
 from metabench.analysis.comparisons import FEWEST as FEWEST_SEEDS
 from metabench.analysis.rankings import FEWEST as FEWEST_PROBLEMS
@@ -91,7 +91,7 @@ class Place:
         return [s.row for s in self.standings if s.row in found]
 
 
-def against(scores: Scores, mine: str) -> list[Against]:
+def against(scores: Cells, mine: str) -> list[Against]:
     """``mine`` against every other method on the problems that both have."""
     others = [other for other in scores if other != mine]
     tested: dict[str, dict[Over, Outcome]] = {other: {} for other in others}
@@ -105,9 +105,7 @@ def against(scores: Scores, mine: str) -> list[Against]:
     return out
 
 
-Values = Mapping[str, Sequence[float]]
-"""Problem to the scores of a method, in the order of the seeds."""
-Pairs = list[tuple[Sequence[float], Sequence[float]]]
+Pairs = Sequence[tuple[Sequence[float], Sequence[float]]]
 """The scores of two methods on each problem that both have."""
 Result = tuple[float | None, float]
 """p of one method against another, not corrected (None: nothing to test), and a number that is
@@ -125,22 +123,20 @@ def _verdict(equal: bool, p: float | None, gain: float) -> Verdict:
     return "better" if gain > 0 else "worse"
 
 
-def _pairs(mine: Values, other: Values) -> Pairs:
-    return [(mine[name], other[name]) for name in mine if name in other]
-
-
-def _equal(mine: Values, other: Values) -> bool:
+def _equal(mine: Runs, other: Runs) -> bool:
     """Whether nothing but round-off tells two methods apart."""
     return all(
         math.isclose(x, y, rel_tol=ROUND_OFF, abs_tol=ROUND_OFF)
-        for a, b in _pairs(mine, other)
+        for a, b in matched(mine, other)
         for x, y in zip(a, b, strict=True)
     )
 
 
-def _corrected(scores: Scores, mine: str, others: Sequence[str], test: Test) -> dict[str, Outcome]:
+def _corrected(scores: Cells, mine: str, others: Sequence[str], test: Test) -> dict[str, Outcome]:
     """The verdicts of a test against each of the others that it is defined for, p by Holm."""
-    raw = {o: found for o in others if (found := test(_pairs(scores[mine], scores[o]))) is not None}
+    raw = {
+        o: found for o in others if (found := test(matched(scores[mine], scores[o]))) is not None
+    }
     equal = {o: _equal(scores[mine], scores[o]) for o in raw}
     known = [o for o, (p, _) in raw.items() if p is not None and not equal[o]]
     corrected = dict(zip(known, stats.holm([raw[o][0] or 0.0 for o in known]), strict=True))

@@ -211,7 +211,7 @@ def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
     from metabench.analysis.arena_track import playing
 
     problems = [p.id for p in plan.arena.problems if p.track == track]
-    scores, failures = analysis.finals_scores(plan.arena, plan.finals, metrics(plan.arena))
+    scores = analysis.finals_scores(plan.arena, plan.finals, metrics(plan.arena))
     failed = analysis.failed_throughout(plan.finals, problems)
     scores = {row: of for row, of in scores.items() if row not in failed}
     of_ruleset = {r: of for r, of in scores.items() if r.endswith(arenas.AS_SHIPPED) != tuned}
@@ -220,7 +220,7 @@ def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
         raise MetabenchError(
             f"nobody plays in track {track!r} of {plan.arena.name}, or no trial is finished"
         )
-    return analysis.standings(rows, failures, plan.scores)
+    return analysis.standings(rows, plan.scores)
 
 
 def tracks(plan: Plan, *, store: str | Path | Store | None = None) -> list[TrackResults]:

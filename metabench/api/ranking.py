@@ -299,11 +299,10 @@ def places(contest: Contest) -> list[Place]:
             if contest.entrant.id + AS_SHIPPED * (not tuned) in failed:
                 continue
             scores = {o.method.id: {n: o.scores[tuned][n] for n in names} for o in rows}
-            lost = {o.method.id: o.failures[tuned] for o in rows}
             found.append(
                 comparing.Place(
                     track.name, tuned, contest.entrant.id, names, track.of,
-                    analysis.standings(scores, lost, trials),
+                    analysis.standings(scores, trials),
                     comparing.against(scores, contest.entrant.id), track.left_out,
                 )
             )  # fmt: skip
@@ -352,12 +351,11 @@ def own_records(contest: Contest) -> list[Record]:
 @dataclass(frozen=True)
 class _Played:
     """What a method has of the arena, by problem: its trials, what it lacks, and by whether it was
-    tuned its scores in the finals and its runs without numbers."""
+    tuned its scores in the finals, None for a run without numbers."""
 
     method: ArenaMethod
     trials: Mapping[str, Sequence[Trial]]
-    scores: Mapping[bool, Mapping[str, Sequence[float]]]
-    failures: Mapping[bool, Mapping[str, int]]
+    scores: Mapping[bool, Mapping[str, Sequence[float | None]]]
     lacks: Mapping[str, list[str]]
     finals: Sequence[Planned]
 
@@ -401,12 +399,11 @@ def _played(
         own = replace(own, problems=[p for p in own.problems if (method.id, p.id) in chosen])
     cells = own.finals(contest.budget, chosen)
     finals = whole(cells if tuned else _as_shipped(cells))
-    scores, lost = analysis.finals_scores(own, finals, metrics)
+    scores = analysis.finals_scores(own, finals, metrics)
     return _Played(
         method,
         {name: of for (_, name), of in trials.items()},
         {True: scores.get(method.id, {}), False: scores.get(method.id + AS_SHIPPED, {})},
-        {True: lost.get(method.id, {}), False: lost.get(method.id + AS_SHIPPED, {})},
         lacks,
         finals,
     )

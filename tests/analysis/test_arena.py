@@ -43,15 +43,14 @@ def test_the_interquartile_mean_leaves_the_ends_out() -> None:
 
 def test_who_lost_every_seed_of_a_problem_is_last_there_and_shares_that() -> None:
     """A lost run scores 0, above what ends below no learning."""
-    given = {"low": {"p": [-5.0, -7.0]}, "half": {"p": [-9.0, -9.0]}, "gone": {"p": [0.0, 0.0]}}
-    lost = {"low": {"p": 0}, "half": {"p": 1}, "gone": {"p": 2}, "too": {"p": 2}}
-    assert scores.ranks_on("p", given, lost) == [1.0, 2.0, 3.0]
-    given["too"] = {"p": [0.0, 0.0]}
-    assert scores.ranks_on("p", given, lost) == [1.0, 2.0, 3.5, 3.5]
+    given = {"low": {"p": [-5.0, -7.0]}, "half": {"p": [-9.0, None]}, "gone": {"p": [None, None]}}
+    assert scores.ranks_on("p", given) == [1.0, 2.0, 3.0]
+    given["too"] = {"p": [None, None]}
+    assert scores.ranks_on("p", given) == [1.0, 2.0, 3.5, 3.5]
     only = {"gone": given["gone"], "too": given["too"]}
-    assert scores.ranks_on("p", only, lost) == [1.5, 1.5]
-    found = scores.standings(given, lost, {(row, "p"): () for row in given})
+    assert scores.ranks_on("p", only) == [1.5, 1.5]
+    found = scores.standings(given, {(row, "p"): () for row in given})
     assert [(s.row, s.rank, s.failures) for s in found] == [
         ("low", 1.0, 0), ("half", 2.0, 1), ("gone", 3.5, 2), ("too", 3.5, 2),
     ]  # fmt: skip
-    assert found[2].score == 0.0
+    assert found[1].score == -9.0 and found[2].score == 0.0

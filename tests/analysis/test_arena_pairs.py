@@ -21,6 +21,20 @@ def test_a_duel_counts_wins_by_problem_and_ties_half() -> None:
     assert pairs.duel({"a": {"p": [1.0]}, "b": {"q": [1.0]}}, "a", "b") is None
 
 
+def test_a_lost_run_loses_whatever_the_other_has_and_its_mean_is_the_least() -> None:
+    given = {
+        "a": {"p": [None, 0.5], "q": [None, None]},
+        "b": {"p": [-3.0, None], "q": [-1.0, None]},
+    }
+    found = pairs.duel(given, "a", "b")
+    assert found is not None and found.wins == pytest.approx((0.5 + 0.25) / 2)
+    assert pairs.matched(given["a"], given["b"]) == [
+        ([-3.0, 0.5], [-3.0, -3.0]),
+        ([-1.0, -1.0], [-1.0, -1.0]),
+    ]
+    assert pairs.matched({"p": [None]}, {"p": [2.0]}) == [([0.0], [2.0])]
+
+
 def field(rng: np.random.Generator, methods: int, problems: int, gap: float) -> dict:
     """Ten seeds a problem; method 0 is better by ``gap`` deviations on all of them. Every method
     fits some problems better than others, as in real fields."""

@@ -59,6 +59,23 @@ def test_what_is_the_same_is_equal_and_one_seed_is_not_tested() -> None:
     assert against(given, "mine")[0].tested == {"seeds": Outcome(None, "not tested")}
 
 
+def test_a_lost_run_is_no_better_than_a_poor_one() -> None:
+    """Below no learning on every seed is still above what ended without numbers."""
+    rng = np.random.default_rng(2)
+    given = {
+        "mine": {f"p{i}": [None] * 5 for i in range(7)},
+        "poor": {f"p{i}": list(rng.normal(-9, 1, 5)) for i in range(7)},
+    }
+    (found,) = against(given, "mine")
+    assert found.wins == 0
+    assert {over: t.verdict for over, t in found.tested.items()} == {
+        "seeds": "worse", "problems": "worse",
+    }  # fmt: skip
+    given["poor"] = given["mine"]
+    (found,) = against(given, "mine")
+    assert found.wins == 0.5 and {t.verdict for t in found.tested.values()} == {"equal"}
+
+
 def test_equal_methods_are_seldom_told_apart() -> None:
     draws = np.random.default_rng(1)
     told = 0
@@ -72,8 +89,7 @@ def test_equal_methods_are_seldom_told_apart() -> None:
 def test_a_place_names_the_others_in_the_order_of_the_table() -> None:
     given = scores(2, 5, 1.0)
     given["worst"] = {name: 2 * x - 9 for name, x in given["mine"].items()}
-    none = {m: dict.fromkeys(given[m], 0) for m in given}
-    found = standings(given, none, {(m, p): () for m in given for p in given[m]})
+    found = standings(given, {(m, p): () for m in given for p in given[m]})
     place = Place("A", True, "mine", ["p0", "p1"], 2, found, against(given, "mine"))
     assert place.overs == ["seeds"] and place.least_p is None
     assert place.own.row == "mine" and place.own.rank == 1.0
@@ -87,8 +103,7 @@ def test_against_many_on_few_problems_seeds_show_what_problems_cannot(sign, verd
     names = [f"p{i}" for i in range(8)]
     given = {f"m{i}": {n: draws.normal(size=3) for n in names} for i in range(16)}
     given["mine"] = {n: sign * 50 + draws.normal(size=3) for n in names}
-    none = {m: dict.fromkeys(names, 0) for m in given}
-    found = standings(given, none, {(m, n): () for m in given for n in names})
+    found = standings(given, {(m, n): () for m in given for n in names})
     place = Place("A", True, "mine", names, 8, found, against(given, "mine"))
     assert len(place.verdicts(verdict)) == 16
     assert len(place.verdicts("not told apart", "problems")) == 16
