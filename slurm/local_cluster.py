@@ -8,7 +8,8 @@
 
 Everything lives under --home: nothing in /etc is read or written, no service is started, no
 cgroup, container or shared file system is needed, and a home remembers its options. Several
-clusters run side by side where homes and --base-port differ. Standard library only.
+clusters run side by side where homes and --base-port differ. Standard library only, in one file:
+any Python runs it by its path, without an installation.
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@ Reduction, ICLR 2024, arXiv 2310.13863. Inner loss with l_i = 1/2 (x_i.w - y_i)^
 
     max over q in P(sigma) of  q.l - (n nu / 2) |q - 1/n|^2,  and  1/(2n) |w|^2
 
-(:mod:`metabench.contract.spectral`); outer loss: the mean of l on held-out rows. lam is log nu, the
-level of the spectrum, or both. Rows, split and scaling are those of the authors' code: yacht
-without its first two rows, a fifth of the rows held out (scikit-learn's split with random_state
-42, the same for every seed), inputs and targets standardised by the training rows. The held-out
-rows are halved: the first half is what the outer loss sees, the second is tested. F* is that of
-their result files on yacht and kin8nm, to all six digits there. Other copies of tables differ:
-energy's target is the heating load here, theirs the cooling load; concrete's F* is 5e-5 lower, and
-power's 2e-4 higher, as much as it changes between splits.
+(:mod:`metabench.contract.by_examples.spectral`); outer loss: the mean of l on held-out rows. lam is
+log nu, the level of the spectrum, or both. Rows, split and scaling are those of the authors' code:
+yacht without its first two rows, a fifth of the rows held out (scikit-learn's split with
+random_state 42, the same for every seed), inputs and targets standardised by the training rows. The
+held-out rows are halved: the first half is what the outer loss sees, the second is tested. F* is
+that of their result files on yacht and kin8nm, to all six digits there. Other copies of tables
+differ: energy's target is the heating load here, theirs the cooling load; concrete's F* is 5e-5
+lower, and power's 2e-4 higher, as much as it changes between splits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.examples import Examples, SquaredErrors
+from metabench.contract.by_examples.losses import Examples, SquaredErrors
+from metabench.contract.by_examples.spectral import Array, Kind, Spectrum, isotonic, spectrum
 from metabench.contract.problem import (
     GRADIENTS,
     Batch,
@@ -37,7 +38,6 @@ from metabench.contract.problem import (
     Task,
 )
 from metabench.contract.seeds import Seeds
-from metabench.contract.spectral import Array, Kind, Spectrum, isotonic, spectrum
 from metabench.core.registry import task
 
 from .data import uci_tables

@@ -39,7 +39,7 @@ def calibrate(
 
     The machine should have nothing else to do. Raises StoreError for a damaged file of prices.
     """
-    from metabench.run.prices import measure
+    from metabench.run.costs.prices import measure
 
     suite, store = load(suite), open_store(store)
     path = store.root / kept.FILE
@@ -89,7 +89,7 @@ def calibrate_arena(
     """
     from metabench.core import settings
     from metabench.core.registry import tasks
-    from metabench.run.prices import measure, smoothness
+    from metabench.run.costs.prices import measure, smoothness
 
     known = arena if isinstance(arena, Arena) else arenas.load(Path(arena))
     played = None if budget is None else {problem.id for _, problem in known.pairs(budget)}

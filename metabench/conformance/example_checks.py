@@ -21,8 +21,8 @@ from metabench.conformance.harness import (
 )
 from metabench.conformance.test_problems import BY_EXAMPLE
 from metabench.contract import autodiff
+from metabench.contract.by_examples.solver import Differentiated, as_vector
 from metabench.contract.context import Context
-from metabench.contract.example_solver import Differentiated, as_vector
 from metabench.contract.method import State
 from metabench.contract.problem import Params, differentiated_loss
 from metabench.contract.seeds import Seeds

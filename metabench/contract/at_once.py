@@ -7,7 +7,7 @@ function that vmap runs otherwise, on buffers that stay where they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,17 @@ class Stack:
         inner, outer, noise = parts
         return Stack(inner, outer, noise, self.fixed)
 
+    @property
+    def number(self) -> int:
+        """Of episodes."""
+        return len(next(iter(self.outer.values())))
+
+    def cut(self, size: int) -> Iterator[Stack]:
+        """The same episodes, at most ``size`` of them in each."""
+        for start in range(0, self.number, size):
+            some = tree_map(lambda x, a=start, b=start + size: x[a:b], self.parts)
+            yield self.with_parts(some)
+
     def mapped(self, f: Callable[[Episode], Any], meter: Meter) -> Any:
         """f of all, with torch.func derivatives: its results, stacked."""
 
@@ -64,14 +75,13 @@ class Stack:
             batch = inner[0] if self.fixed else inner.__getitem__
             return f(Episode(batch, outer, -1, noise or None))
 
-        number = len(next(iter(self.outer.values())))
-        with autodiff.functional(), meter.batch_of(number):
+        with autodiff.functional(), meter.batch_of(self.number):
             return torch.func.vmap(one)(*self.parts)
 
     def each(self, f: Callable[[Episode], Any], meter: Meter) -> list[Any]:
         """:meth:`mapped`, the results one by one."""
-        out, number = self.mapped(f, meter), len(next(iter(self.outer.values())))
-        return [tree_map(lambda x, i=i: x[i], out) for i in range(number)]
+        out = self.mapped(f, meter)
+        return [tree_map(lambda x, i=i: x[i], out) for i in range(self.number)]
 
 
 def beside(batches: Sequence[Batch]) -> Batch:

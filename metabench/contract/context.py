@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from metabench.contract import autodiff
 from metabench.contract.at_once import Graphs, Stack, beside
 from metabench.contract.declared import Evidence
-from metabench.contract.problem import Batch, Episode, Params, Problem, differentiated_loss
+from metabench.contract.inner_gradient import inner_value_and_gradient
+from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Rate, Solver
+from metabench.contract.threads import spread
 from metabench.core.cell import Budget
 from metabench.core.costs import Counts, Meter
 from metabench.core.registry import solvers
 
-_POOL = "episode-worker"
 Each = Callable[[Callable[[Episode], Any]], Any]
 """From a function of an episode to its results for several, stacked."""
 
@@ -125,7 +121,9 @@ class Context:
         diagonal penalty (:meth:`Problem.diagonal_penalty`) is taken by hand.
         """
         self.meter.add(inner_gradients=1, hvps=hvps, mixed_products=mixed_products)
-        return self._inner(lam, theta, batch, create_graph, only)[1]
+        return inner_value_and_gradient(
+            self.problem, lam, theta, batch, create_graph=create_graph, only=only
+        )[1]
 
     def own_step(self, lam: Params, theta: Params, batch: Batch) -> Params:
         """theta after an inner step of the problem's own (:meth:`Problem.own_step`), and no graph;
@@ -140,37 +138,12 @@ class Context:
     ) -> tuple[Tensor, Params]:
         """G, and its gradient in theta as :meth:`inner_grad` counts it; both without a graph."""
         self.meter.add(inner_gradients=1)
-        value, g = self._inner(lam, theta, batch, False, None)
+        value, g = inner_value_and_gradient(self.problem, lam, theta, batch, create_graph=False)
         penalty = self.problem.diagonal_penalty(lam)
         if penalty is not None:
             parts = [(c * theta[k].square()).sum() for k, c in penalty.items()]
             value = value + 0.5 * torch.stack(parts).sum().detach()
         return value, g
-
-    def _inner(
-        self,
-        lam: Params,
-        theta: Params,
-        batch: Batch,
-        create_graph: bool,
-        only: Sequence[str] | None,
-    ) -> tuple[Tensor, Params]:
-        """G beside its diagonal penalty, and the gradient of all of G; of a field no value."""
-        if not create_graph:
-            lam, theta, batch = autodiff.detach(lam), autodiff.detach(theta), autodiff.detach(batch)
-        moving = theta if only is None else {k: theta[k] for k in only}
-        field = self.problem.field(lam, theta, batch)
-        if field is not None:
-            return next(iter(field.values())).new_tensor(math.nan), {k: field[k] for k in moving}
-        penalty = self.problem.diagonal_penalty(lam)
-        loss = differentiated_loss(self.problem, penalty)
-        value, g = autodiff.grad(
-            lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
-        )
-        if penalty is None:
-            return value, g
-        whole = {k: v.addcmul(penalty[k], moving[k]) if k in penalty else v for k, v in g.items()}
-        return value, whole
 
     def examples_grad(
         self,
@@ -337,24 +310,7 @@ class Context:
         return [one for found in self.share(f, chunks, self._spread) for one in found]
 
     def _spread(self, f: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """f of every item, in order; on threads, where there are several workers."""
-        inside = threading.current_thread().name.startswith(_POOL)  # its pool would wait for itself
-        if self.workers == 1 or len(items) == 1 or inside:
-            return [f(item) for item in items]
-        muted = self.meter.is_muted
-
-        def counted(item: Any) -> Any:
-            self.meter.mute(muted)
-            return f(item)
-
-        pool = _pool(self.workers, torch.get_num_threads())
-        futures = [pool.submit(counted, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        finally:  # after a failure nothing goes on behind the caller's back
-            for future in futures:
-                future.cancel()
-            wait(futures)
+        return spread(f, items, self.workers, self.meter)
 
     def at_once(
         self, f: Callable[[Episode], Any], episodes: Sequence[Episode], *, steps: int
@@ -367,12 +323,8 @@ class Context:
         self, f: Callable[[Episode], Any], episodes: Sequence[Episode], steps: int
     ) -> list[Any]:
         stack = self._stacked(episodes, steps)
-        size = self.chunk or len(episodes)
-        results: list[Any] = []
-        for start in range(0, len(episodes), size):
-            cut = tree_map(lambda x, a=start, b=start + size: x[a:b], stack.parts)
-            results += stack.with_parts(cut).each(f, self.meter)
-        return results
+        cuts = stack.cut(self.chunk or len(episodes))
+        return [one for some in cuts for one in some.each(f, self.meter)]
 
     def replays(self, method: Any) -> bool:
         """Whether steps of a method are replayed from a captured graph."""
@@ -434,10 +386,3 @@ def full_batches(problem: Problem, before: int, more: int) -> int:
     """How many inner batches of examples become full where ``more`` come to ``before`` others."""
     size = problem.examples_per_batch
     return (before + more) // size - before // size
-
-
-@lru_cache(maxsize=4)
-def _pool(workers: int, intra_op: int) -> ThreadPoolExecutor:
-    """Threads that stay, with their buffers. Each must be told how many intra-op threads it has:
-    the libraries below keep that by thread, and a new one would take every core."""
-    return ThreadPoolExecutor(workers, _POOL, torch.set_num_threads, (intra_op,))

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from metabench.contract import autodiff
+from metabench.contract.by_examples.solver import ExampleSolver
 from metabench.contract.context import Context
-from metabench.contract.example_solver import ExampleSolver
 from metabench.contract.problem import Episode, Params
 from metabench.contract.solver import Rate, Solver, SolverState
 from metabench.core import settings

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from metabench.contract.by_examples.losses import Examples
+from metabench.contract.by_examples.spectral import Spectrum
 from metabench.contract.declared import Evidence, InnerRule, Moduli, OwnStep
-from metabench.contract.examples import Examples
 from metabench.contract.seeds import Seeds
-from metabench.contract.spectral import Spectrum
 
 Params = dict[str, Tensor]
 """Named tensors: lam (outer variable) or theta (inner variable)."""

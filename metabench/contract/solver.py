@@ -28,7 +28,7 @@ class Solver(ABC):
 
     by_examples: ClassVar[bool] = False
     """Whether it steps by single examples, which a task must have and a method must leave to it
-    (:class:`metabench.contract.example_solver.ExampleSolver`)."""
+    (:class:`metabench.contract.by_examples.solver.ExampleSolver`)."""
 
     @property
     def packages(self) -> tuple[str, ...]:

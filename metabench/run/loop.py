@@ -1,101 +1,58 @@
-"""The harness's outer loop: budget, learning curve, guards, checkpoints, final evaluations."""
+"""The harness's outer loop: steps, evaluations on the way, and the final ones."""
 
 from __future__ import annotations
 
 import copy
 import math
-import platform
-import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from metabench.contract.at_once import Graphs, cuda_graph
-from metabench.contract.method import Context, State
-from metabench.contract.process_group import ProcessGroup
-from metabench.contract.seeds import Seeds
-from metabench.core.cell import Cell
-from metabench.core.costs import COUNT_NAMES, CUT_LOOK, CUT_STEP, Counts, Meter
-from metabench.core.errors import (
-    BudgetSpent,
-    Diverged,
-    Held,
-    SettingError,
-    Stopped,
-    StoreError,
-    TimedOut,
-    UnknownName,
-    Unpriced,
-)
+from metabench.contract.method import State
+from metabench.core.costs import CUT_LOOK, CUT_STEP, Counts
+from metabench.core.errors import BudgetSpent, Diverged, SettingError, UnknownName, Unpriced
 from metabench.core.limits import RUNAWAY
-from metabench.run import checkpoint, determinism, learning_curve, looks
-from metabench.run.checkpoint import Boundary, Checkpoint, detached, stamp
-from metabench.run.evaluation import Metrics, Retrained, Stopwatch, at_once, evaluate
-from metabench.run.events import Measured, Progress, Quarantined, Started
-from metabench.run.first_step import peak_bytes
+from metabench.run import determinism, engines, learning_curve
+from metabench.run.attempt import Attempt
+from metabench.run.checkpoint import Boundary, detached
+from metabench.run.costs import budgets, looks
+from metabench.run.costs.first_step import peak_bytes
+from metabench.run.costs.warm_up import warm_up
+from metabench.run.evaluation import Metrics, Retrained, at_once, evaluate
+from metabench.run.events import Measured, Started
 from metabench.run.guards import Untouched, check_numbers, check_state, check_step
-from metabench.run.options import Parts, RunOptions
-from metabench.run.warm_up import warm_up
-from metabench.store.files import BadFile
-from metabench.store.lease import Lease
+from metabench.run.selection import Selection
 from metabench.store.record import RETRAINED
-from metabench.store.store import CHECKPOINT, Store
 
 IDLE_STEPS = 1000
 """Steps without any cost that the budget limits, after which a run is ended."""
-PROGRESS_SECONDS = 0.2
 
 
-class Loop:
-    """One attempt at a cell: :meth:`prepare`, :meth:`train`, :meth:`final_evaluations`, in this
-    order; ``at`` always is the last step boundary, from which :meth:`save` makes a checkpoint.
-
-    In a ``group`` of several processes each has a loop, and goes through the same steps; the store,
-    the lease, the listener and the clock that counts are rank 0's. ``attempts`` counts this one.
+class Loop(Attempt):
+    """An attempt at a cell: :meth:`prepare`, :meth:`train`, :meth:`final_evaluations`, in this
+    order.
 
     ``training`` times the method's init and its outer steps, with drawing their episodes. Not in it
     are imports, building the problem with its data, evaluations, checkpoints, and the warm-up that
-    every attempt begins with (:func:`metabench.run.warm_up.warm_up`; none where several processes
-    share a cell, whose first step has it in its time).
+    every attempt begins with (:func:`metabench.run.costs.warm_up.warm_up`; none where several
+    processes share a cell, whose first step has it in its time).
     """
 
-    def __init__(
-        self,
-        cell: Cell,
-        parts: Parts,
-        options: RunOptions,
-        group: ProcessGroup,
-        store: Store | None = None,
-        lease: Lease | None = None,
-        attempts: int = 1,
-    ) -> None:
-        self.cell, self.options, self.group = cell, options, group
-        self.task, self.method, self.solver, self.budget = parts
-        self.store, self.lease, self.attempts = store, lease, attempts
-        self.seeds = Seeds.of(cell.seed)
-        self.hosts: list[str] = []
-        self._at: Boundary | None = None
-        self._noted: dict[str, Any] = {}
-        self.resumed: list[dict[str, Any]] = []
-        self.training, self.evaluating = Stopwatch(options.device), Stopwatch(options.device)
-        self.memory = determinism.PeakMemory(options.device)
-        self._peak_before: dict[str, float] = {}
-        self._saved = self._reported = time.monotonic()
-        self._validated: tuple[State, dict[str, Metrics]] | None = None
-        self._kept: dict[str, Untouched] = {}
-        self._footprint: dict[str, float] = {}
-        self.warm_up_seconds: float | None = None
-        self.at_once: int | None = None  # episodes that evaluations adapt by one vmap
+    warm_up_seconds: float | None = None
+    at_once: int | None = None
+    """Episodes that evaluations adapt by one vmap."""
 
     def prepare(self) -> None:
         """Build the problem; go on from a checkpoint, or start."""
         device = self.options.device
         self.problem = self.task.build(self.seeds, device)
-        self.ctx = self.context()
+        self.ctx = engines.context(
+            self.cell, self.parts, self.problem, self.seeds, self.options, self.group
+        )
+        self.engine = engines.named(self.ctx)
+        self.selection = Selection(self.task, self.budget)
         spread = self.ctx.engine == "loop" and self.problem.episodes_per_step > 1
         self.threads = determinism.intra_op_threads(spread)
         torch.set_num_threads(self.threads)
@@ -123,85 +80,6 @@ class Loop:
         at = self.boundary
         self.options.listener(Started(self.cell, at.step, at.curve, trial))
 
-    def context(self) -> Context:
-        """What the method is given of the problem, the engine chosen. Raises SettingError where a
-        graph is asked for and cannot be captured."""
-        options = self.options
-        spread = self.problem.episodes_per_step > 1
-        cuda = options.device.type == "cuda"
-        engine: Literal["loop", "vmap"] = "vmap" if options.engine == "vmap" else "loop"
-        if options.engine == "graph":
-            self.check_capturable()
-            engine = "vmap"
-        elif not self.method.batched or self.solver.by_examples:
-            engine = "loop"
-        elif options.engine == "auto":
-            pays = cuda or self.problem.batched_on_cpu
-            engine = "vmap" if pays and spread else "loop"
-        return Context(
-            self.problem,
-            self.solver,
-            self.seeds,
-            self.task.offers,
-            budget=self.budget,
-            device=options.device,
-            engine=engine,
-            workers=self.group.agree(options.workers if spread and not cuda else 1),
-            adapted_at_once=self.adapted_at_once(),
-            group=self.group,
-            graphs=Graphs(cuda_graph) if options.engine == "graph" else None,
-        )
-
-    def adapted_at_once(self) -> int:
-        """How many episodes an evaluation adapts by one vmap, where the method can: that it trains
-        in another way, or on other episodes, does not matter."""
-        together: int = self.problem.episodes_per_step
-        at_once: int | None = self.problem.adapted_at_once
-        if self.options.engine == "loop":
-            return 1
-        if self.options.engine != "auto" or self.options.device.type == "cuda":
-            return together
-        if at_once is not None:
-            return at_once
-        return together if self.problem.batched_on_cpu else 1
-
-    def check_capturable(self) -> None:
-        """Raise SettingError, naming what is in the way of a captured graph."""
-        name = self.cell.method
-        for fine, why in (
-            (self.options.device.type == "cuda", f"needs a CUDA device, not {self.options.device}"),
-            (self.group.world == 1, "needs one process, and no further ranks"),
-            (self.problem.episodes_per_step > 1, "needs several episodes an outer step"),
-            (self.method.batched and not self.solver.by_examples, f"needs {name} over vmap"),
-            (self.method.capturable, f"needs a capturable method, which {name} is not here"),
-            (self.problem.capturable, f"needs a capturable task, which {self.cell.task} is not"),
-        ):
-            if not fine:
-                raise SettingError(f'engine "graph" {why}; "vmap" is the same without a graph')
-
-    @property
-    def engine(self) -> str:
-        """How episodes are worked through: "loop", "vmap", or "graph"."""
-        return self.ctx.engine if self.ctx.graphs is None else "graph"
-
-    def compare(self) -> None:
-        """Raise SettingError where ranks differ in what changes results."""
-        if self.group.world == 1:
-            return
-        found = self.group.exchange((platform.node(), self.made_with))
-        self.hosts = [host for host, _ in found]
-        for rank, (host, other) in enumerate(found):
-            for name, value in found[0][1].items():
-                if other.get(name) != value:
-                    raise SettingError(
-                        f"rank {rank} on {host} has {name} {other.get(name)}, rank 0 has {value}"
-                    )
-
-    def broadcast(self, value: Any) -> Any:
-        """A value and the training clock as rank 0 has them."""
-        value, self.training.seconds = self.group.agree((value, self.training.seconds))
-        return value
-
     def warm_up(self) -> None:
         """Take from the training clock what a process does once, where steps are to come."""
         if self.group.world > 1 or self.spent(self.boundary) >= 1:
@@ -226,7 +104,7 @@ class Loop:
             done = spent >= 1 or at.idle >= IDLE_STEPS or CUT_STEP in self.ctx.notes
             seen = at.curve["step"][-1] if at.curve else None
             cut = CUT_LOOK in self.ctx.notes
-            if seen != at.step and not cut and (done or self.is_due(at)):
+            if seen != at.step and not cut and (done or budgets.is_due(self.budget, at)):
                 self.validate()
             if done or CUT_LOOK in self.ctx.notes:
                 break
@@ -246,7 +124,8 @@ class Loop:
         determinism.seed_globals(self.seeds.method + 1 + at.step, self.options.device)
         given = Untouched(at.state)
         try:
-            with self.training, self.limited(looks.last(at.curve)):
+            kept_back = looks.last(at.curve)
+            with self.training, budgets.limited(self.budget, self.ctx.meter, kept_back):
                 new, log = check_step(
                     self.cell.method, self.method.step(self.ctx, at.state), at.state
                 )
@@ -276,22 +155,25 @@ class Loop:
         chooses the state by that; keep the best state. An evaluation that is charged and takes more
         than the budget has left is as if it had not begun, and ends the run."""
         at = self.boundary
-        self.check_kept()
+        self.selection.check_kept()
         charged = self.budget.charge_looks is True
         # One that is charged is taken anew, since a resumed run has no other to take it from.
-        if charged or self._validated is None or self._validated[0] is not at.state:
-            splits = ["valid"] + ["selection"] * (self.budget.select == "best_selection")
-            paid: AbstractContextManager[None] = self.limited() if charged else nullcontext()
+        found = None if charged else self.selection.known(at.state)
+        if found is None:
+            paid: AbstractContextManager[None] = nullcontext()
+            if charged:
+                paid = budgets.limited(self.budget, self.ctx.meter)
             try:
                 with paid:
-                    found = {split: self.evaluate(self.method, at.state, split) for split in splits}
+                    found = {
+                        split: self.evaluate(self.method, at.state, split)
+                        for split in self.selection.splits
+                    }
             except BudgetSpent as why:
                 self.unaffordable(at, why)
                 return
-            self._validated = at.state, found
-            self._kept["validated"] = Untouched(at.state, bits=True)
+            self.selection.keep(at.state, found)
             at = replace(at, counts=self.ctx.meter.counts.as_dict()) if charged else at
-        found = self._validated[1]
         metrics = found["valid"]
         if self.task.metric not in metrics:
             raise UnknownName(f"metric of task {self.cell.task} called", self.task.metric, metrics)
@@ -302,11 +184,7 @@ class Loop:
             row[looks.COST] = looks.costs(at.curve)[-1] + spent - before
         row |= learning_curve.lam_columns(at.state.reported, self.problem)
         new = replace(at, curve=learning_curve.appended(at.curve, row), logs={})
-        first = self.budget.select == "last" or at.best is None
-        chosen_by = found.get("selection", {})
-        if first or self.better(chosen_by or metrics, at.selection or at.valid):
-            new = replace(new, best=at.state, best_step=at.step, valid=metrics, selection=chosen_by)
-            self._kept["best"] = self._kept["validated"]
+        new = self.selection.select(new, found)
         self.at = new
         self.options.listener(Measured(self.cell, {n: c[-1] for n, c in new.curve.items()}))
         self.maybe_checkpoint()
@@ -323,21 +201,11 @@ class Loop:
         self.ctx.notes[CUT_LOOK] = at.step
         self.at = at
 
-    def check_kept(self) -> None:
-        """Raise ChangedInPlace where the state last validated, or the best one, was written to."""
-        for held in self._kept.values():
-            held.check("after it was validated")
-
-    def better(self, new: Metrics, old: Metrics) -> bool:
-        """Whether the task's metric has improved."""
-        a, b = new[self.task.metric].mean, old[self.task.metric].mean
-        return a > b if self.task.goal == "max" else a < b
-
     def final_evaluations(self) -> None:
         """The final evaluations of the selected state: the first look at their splits."""
         best = self.boundary.best
         assert best is not None
-        self.check_kept()
+        self.selection.check_kept()
         self.ctx.step = self.boundary.best_step
         ways = [("", self.method)]
         test, train = self.method.test_steps, self.method.inner_steps
@@ -392,136 +260,4 @@ class Loop:
 
     def spent(self, at: Boundary) -> float:
         """The largest part of any of the budget's limits that is used up."""
-        used = {**at.counts, "outer_steps": at.step, "seconds": self.training.seconds}
-        return max(self.budget.spent(used), default=0.0)
-
-    def is_due(self, at: Boundary) -> bool:
-        """Whether an evaluation is planned at this step."""
-        every = self.budget.eval_every_cost
-        if every is None:
-            return at.step % self.budget.eval_every == 0
-        if not at.curve:
-            return True
-        then = {name: at.curve[f"cost/{name}"][-1] or 0 for name in COUNT_NAMES}
-        now, before = (self.budget.cost_of(counts) // every for counts in (at.counts, then))
-        return now > before
-
-    def limited(self, kept_back: float = 0.0) -> AbstractContextManager[None]:
-        """Inside, nothing that is counted may go beyond its limit in the budget, nor all of it
-        together beyond the budget's cost less what is ``kept_back``."""
-        limits = {name: getattr(self.budget, name) for name in COUNT_NAMES}
-        limits = {name: most for name, most in limits.items() if most is not None}
-        priced: tuple[Mapping[str, float], float] | None = None
-        if self.budget.cost is not None:
-            priced = self.budget.prices or {}, self.budget.cost - kept_back
-        return self.ctx.meter.limited(limits, priced)
-
-    def check(self) -> None:
-        """Raise Stopped, TimedOut or Held where the run must not go on; rank 0 decides."""
-        self.group.together(self._check)
-
-    def _check(self) -> None:
-        limit = self.options.time_limit
-        if self.options.stop():
-            raise Stopped(str(self.cell))
-        if limit is not None and time.monotonic() - self.options.begun > limit:
-            raise TimedOut(f"not finished within {limit:g} seconds; a rerun goes on from here")
-        if self.lease is not None and self.lease.lost:
-            raise Held(f"{self.cell}: another process has taken the cell over")
-
-    def report_progress(self, phase: str, spent: float) -> None:
-        """Progress, a few times a second at most."""
-        now = time.monotonic()
-        if now - self._reported >= PROGRESS_SECONDS:
-            self._reported, at = now, self.boundary
-            latest = {name: total / n for name, (total, n) in at.logs.items()}
-            self.options.listener(
-                Progress(self.cell, at.step, self.budget.outer_steps, spent, phase, latest)
-            )
-
-    def maybe_checkpoint(self) -> None:
-        """A checkpoint, if it is time for one."""
-        if time.monotonic() - self._saved >= self.options.checkpoint_seconds:
-            self.save()
-
-    def save(self, *, quietly: bool = False) -> None:
-        """A checkpoint of the last step boundary, unless the lease is lost: then the place is
-        another's. Raises StoreError unless ``quietly``."""
-        if self.at is None or self.store is None or self.lease is None:
-            return
-        seconds, evaluation = self.training.seconds, self.evaluating.seconds
-        content = Checkpoint(
-            self.at, self._noted, seconds, evaluation, self.peak(), self.attempts, self.resumed
-        )
-        try:
-            checkpoint.save(self.path(), content, self.made_with, self.lease.sure)
-        except Held:
-            return
-        except StoreError:
-            if not quietly:
-                raise
-        self._saved = time.monotonic()
-
-    def resume(self) -> bool:
-        """Go on from the checkpoint, where there is one that can be trusted."""
-        found = self.group.agree(self._checkpoint())
-        if found is None:
-            return False
-        self.ctx.notes.update(found.notes)
-        at = self.at = found.boundary
-        self.ctx.step, self.ctx.meter = at.step, Meter(Counts(**at.counts))
-        self.training.seconds = found.seconds
-        self.evaluating.seconds = found.evaluation_seconds
-        self._peak_before, self.resumed = found.peak, found.resumed
-        self.attempts = max(self.attempts, found.attempts + 1)
-        commit = determinism.facts()["git"].get("commit", "")
-        self.resumed.append({"step": at.step, "at": stamp(), "commit": commit})
-        return True
-
-    def _checkpoint(self) -> Checkpoint | None:
-        """What the store has; what cannot be trusted is quarantined."""
-        if self.store is None:
-            return None
-        try:
-            return checkpoint.load(self.path(), self.made_with)
-        except checkpoint.Damaged as damage:
-            bad = self.store.quarantine(BadFile(self.path(), str(damage)))
-            self.options.listener(Quarantined(bad))
-            return None
-
-    def peak(self) -> dict[str, float]:
-        """Peak memory over this attempt and those it went on from."""
-        now = self.memory.read()
-        return {name: max(value, self._peak_before.get(name, 0)) for name, value in now.items()}
-
-    def cost(self) -> dict[str, float]:
-        """Counts up to the last step boundary, clocks, memory."""
-        counts = self.at.counts if self.at is not None else dict.fromkeys(COUNT_NAMES, 0)
-        return {
-            **counts,
-            "seconds": self.training.seconds,
-            "evaluation_seconds": self.evaluating.seconds,
-            **self.peak(),
-            **self._footprint,
-        }
-
-    def path(self) -> Path:
-        """Of the checkpoint."""
-        assert self.store is not None
-        return self.store.folder(self.cell.key) / CHECKPOINT
-
-    @property
-    def at(self) -> Boundary | None:
-        """The last step boundary, with the notes that there were: what a step that is cut off has
-        noted goes with what it has counted, and is found anew."""
-        return self._at
-
-    @at.setter
-    def at(self, new: Boundary) -> None:
-        self._at, self._noted = new, copy.deepcopy(self.ctx.notes)
-
-    @property
-    def boundary(self) -> Boundary:
-        """``at``, which :meth:`prepare` has set."""
-        assert self.at is not None
-        return self.at
+        return budgets.spent(self.budget, at, self.training.seconds)

@@ -92,7 +92,7 @@ def run_cell(
     if store is not None:
         record = _leased(cell, parts, options, joined, store)
     else:
-        record = _Attempt(cell, parts, options, joined).run()[0]
+        record = _RecordedRun(cell, parts, options, joined).run()[0]
         patient(Finished(record))
     if patient.error is not None:
         raise patient.error
@@ -142,12 +142,12 @@ def _leased(cell: Cell, parts: Parts, options: RunOptions, joined: Joined, store
             options.listener(Finished(known, reused=True))
             return known
         attempts = known.attempts + 1 if known is not None else 1
-        record, unsaved = _Attempt(cell, parts, options, joined, store, lease, attempts).keep()
+        record, unsaved = _RecordedRun(cell, parts, options, joined, store, lease, attempts).keep()
         options.listener(Finished(record, unsaved=unsaved))
         return record
 
 
-class _Attempt:
+class _RecordedRun:
     """A loop, run together with the processes that share it, and the record that comes of it."""
 
     def __init__(

@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from metabench.contract.example_solver import Draws, ExampleSolver, FiniteSum, Tables
-from metabench.contract.spectral import Array
+from metabench.contract.by_examples.solver import Draws, ExampleSolver, FiniteSum, Tables
+from metabench.contract.by_examples.spectral import Array
 from metabench.core.registry import solver
 
 

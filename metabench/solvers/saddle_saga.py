@@ -20,8 +20,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from metabench.contract.example_solver import Draws, ExampleSolver, FiniteSum, Tables
-from metabench.contract.spectral import Array, isotonic
+from metabench.contract.by_examples.solver import Draws, ExampleSolver, FiniteSum, Tables
+from metabench.contract.by_examples.spectral import Array, isotonic
 from metabench.core.registry import solver
 
 

@@ -14,8 +14,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from metabench.contract.example_solver import Draws, ExampleSolver, FiniteSum, Tables
-from metabench.contract.spectral import Array
+from metabench.contract.by_examples.solver import Draws, ExampleSolver, FiniteSum, Tables
+from metabench.contract.by_examples.spectral import Array
 from metabench.core.registry import solver
 
 

@@ -1,7 +1,7 @@
 """What each count costs on a problem, in inner gradients: measured once, kept beside the records.
 
 ``prices.json`` of a store, or of a published suite, maps the key of a problem (task and settings)
-to what :mod:`metabench.run.prices` has measured.
+to what :mod:`metabench.run.costs.prices` has measured.
 """
 
 from __future__ import annotations

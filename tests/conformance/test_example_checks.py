@@ -16,8 +16,8 @@ from metabench.conformance.example_checks import (
     check_solvers_by_example,
 )
 from metabench.conformance.harness import NotTested
+from metabench.contract.by_examples.losses import SquaredErrors
 from metabench.contract.declared import Evidence
-from metabench.contract.examples import SquaredErrors
 from metabench.core.registry import solvers, tasks
 from metabench.tasks.ridge import Ridge
 from metabench.tasks.spectral_risk import SpectralRisk, SpectralRiskProblem

@@ -19,7 +19,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.cell import make_cell
 from metabench.core.errors import Stopped
 from metabench.core.registry import tasks
-from metabench.run import loop
+from metabench.run import engines, loop
 from metabench.run.runner import run_cell
 from metabench.store.record import Record, curve_outcome
 from metabench.store.store import Store
@@ -74,8 +74,8 @@ def events(problem: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
 
     monkeypatch.setattr(problem, "episodes", episodes)
     monkeypatch.setattr(loop.Loop, "step", stepped)
-    monkeypatch.setattr(loop, "cuda_graph", recorded)
-    monkeypatch.setattr(loop.Loop, "check_capturable", lambda self: None)
+    monkeypatch.setattr(engines, "cuda_graph", recorded)
+    monkeypatch.setattr(engines, "check_capturable", lambda *_: None)
     monkeypatch.setattr(loop, "warm_up", lambda *_: (0.0, None))
     yield seen
 

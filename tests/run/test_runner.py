@@ -21,21 +21,19 @@ from torch import Tensor
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Batch, Episode, Params, Problem, Task
-from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import provenance, registry
-from metabench.core.cell import Cell, instances, make_cell
+from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES, CUT_STEP, PRICED
 from metabench.core.errors import (
     Diverged,
     Held,
     NotApplicable,
-    SettingError,
     Stopped,
     UnknownName,
 )
 from metabench.hypergradients import unrolled
-from metabench.run import checkpoint, determinism, learning_curve, loop
+from metabench.run import attempt, checkpoint, determinism, learning_curve, loop
 from metabench.run.evaluation import estimate
 from metabench.run.events import (
     Event,
@@ -44,9 +42,7 @@ from metabench.run.events import (
     Progress,
     Quarantined,
     Started,
-    ignore,
 )
-from metabench.run.options import RunOptions
 from metabench.run.runner import run_cell
 from metabench.store.record import curve_outcome
 from metabench.store.store import CHECKPOINT, QUARANTINE, RECORD, Store
@@ -465,7 +461,7 @@ def test_a_run_whose_lease_is_taken_ends_without_a_record(store: Store) -> None:
 
 
 def test_events_tell_the_story(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(attempt, "PROGRESS_SECONDS", 0.0)
     events: list[Event] = []
     record = run_cell(scripted(), listener=events.append)
     assert events[0] == Started(scripted(), 0) and events[-1] == Finished(record)
@@ -536,32 +532,6 @@ def test_batched_episodes_give_what_the_loop_gives(tmp_path: Path) -> None:
     assert {k: a.cost[k] for k in COUNT_NAMES} == {k: b.cost[k] for k in COUNT_NAMES}
     assert a.metrics["test"]["loss"].n == b.metrics["test"]["loss"].n == 10
     assert a.metrics["test"]["loss"].mean == pytest.approx(b.metrics["test"]["loss"].mean, 1e-10)
-
-
-@pytest.mark.parametrize(
-    ("task", "method", "device", "why"),
-    [
-        ("glyphs", "maml", "cpu", "needs a CUDA device, not cpu"),
-        ("ridge", "bilevel", "cuda", "needs several episodes an outer step"),
-        ("glyphs", "reptile", "cuda", "needs a capturable method, which reptile is not here"),
-        ("sinusoid", "maml", "cuda", "needs a capturable task, which sinusoid is not"),
-        ("glyphs", "maml", "cuda", None),
-    ],
-)
-def test_a_graph_is_refused_with_the_reason(
-    task: str, method: str, device: str, why: str | None
-) -> None:
-    cell = make_cell(task, method, set={"budget": {"outer_steps": 2}})
-    cpu = torch.device("cpu")
-    options = RunOptions(cpu, ignore, 60.0, None, 1, "graph", lambda: False)
-    run = loop.Loop(cell, instances(cell), options, ProcessGroup())
-    run.problem = run.task.build(run.seeds, cpu)
-    run.options = replace(options, device=torch.device(device))
-    if why is None:
-        run.check_capturable()
-        return
-    with pytest.raises(SettingError, match=why):
-        run.check_capturable()
 
 
 def test_an_engine_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from oracles import F64, context, given
 
 from metabench.conformance.harness import snapshot, stored, unchanged
 from metabench.contract import autodiff
-from metabench.contract.example_solver import Differentiated, Draws, finite_sum
+from metabench.contract.by_examples.solver import Differentiated, Draws, finite_sum
 from metabench.contract.method import inner_loop
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import Diverged, SettingError

@@ -12,7 +12,7 @@ from oracles import F64, differences, given
 
 from metabench.conformance.kit import build
 from metabench.contract import autodiff
-from metabench.contract.example_solver import finite_sum
+from metabench.contract.by_examples.solver import finite_sum
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.errors import DataMissing, SettingError

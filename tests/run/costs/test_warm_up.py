@@ -13,7 +13,8 @@ from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Context, State
 from metabench.core import registry
 from metabench.core.cell import make_cell
-from metabench.run import loop, warm_up
+from metabench.run import engines, loop
+from metabench.run.costs import warm_up
 from metabench.run.evaluation import Stopwatch
 from metabench.run.runner import run_cell
 from metabench.store.record import curve_outcome
@@ -85,14 +86,14 @@ def test_a_failure_of_the_warm_up_is_that_of_the_first_step() -> None:
 
 
 def test_a_capture_that_fails_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop.Loop, "check_capturable", lambda self: None)
+    monkeypatch.setattr(engines, "check_capturable", lambda *_: None)
     settings = {"method": {"do": "fail"}, "budget": BUDGET}
     record = run_cell(make_cell("ridge", "cold_start", set=settings), engine="graph")
     assert (record.status, record.reason, record.steps) == ("failed", "RuntimeError: a bug, 1", 0)
 
 
 def test_a_long_step_is_given_up_under_a_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop.Loop, "check_capturable", lambda self: None)
+    monkeypatch.setattr(engines, "check_capturable", lambda *_: None)
     monkeypatch.setattr(warm_up, "MOST_SECONDS", 0.0)
     cell = make_cell("ridge", "cold_start", set={"budget": BUDGET})
     record = run_cell(cell, engine="graph")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from oracles import F64
 
-from metabench.contract.spectral import SortedWeights, Spectrum, spectrum, weights
+from metabench.contract.by_examples.spectral import SortedWeights, Spectrum, spectrum, weights
 
 KINDS = {"superquantile": (0.5, 0.25, 0.6), "extremile": (2.0, 1.5), "esrm": (1.0, 0.5)}
 

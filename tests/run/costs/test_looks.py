@@ -8,7 +8,7 @@ import pytest
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES, CUT_LOOK, CUT_STEP, equivalents
 from metabench.core.errors import SettingError
-from metabench.run import looks
+from metabench.run.costs import looks
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
 

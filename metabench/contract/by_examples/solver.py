@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from metabench.contract import autodiff
-from metabench.contract.examples import Examples
+from metabench.contract.by_examples.losses import Examples
+from metabench.contract.by_examples.spectral import Array, SortedWeights, Spectrum, weights
 from metabench.contract.problem import Episode, Params, Problem
 from metabench.contract.seeds import generator
 from metabench.contract.solver import Rate, Solver, SolverState
-from metabench.contract.spectral import Array, SortedWeights, Spectrum, weights
 from metabench.core.errors import Diverged, SettingError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from metabench.core.costs import PRICED
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import tasks
 from metabench.core.settings import build
-from metabench.run.prices import measure, operations, smoothness
+from metabench.run.costs.prices import measure, operations, smoothness
 
 
 def made(name, **settings):

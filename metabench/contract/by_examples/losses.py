@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from metabench.contract.spectral import Array
+from metabench.contract.by_examples.spectral import Array
 
 
 class Examples(Protocol):

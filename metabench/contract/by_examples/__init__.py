@@ -1,0 +1,1 @@
+"""Losses of single examples: in closed form, their spectral risks, solvers that step by them."""

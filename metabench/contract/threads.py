@@ -1,0 +1,44 @@
+"""Episodes worked through one by one, on Python threads where there are several workers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from metabench.core.costs import Meter
+
+_POOL = "episode-worker"
+
+
+def spread(f: Callable[[Any], Any], items: Sequence[Any], workers: int, meter: Meter) -> list[Any]:
+    """f of every item, in order; on ``workers`` threads, each of which counts, or does not, as the
+    caller's does in ``meter``."""
+    inside = threading.current_thread().name.startswith(_POOL)  # its pool would wait for itself
+    if workers == 1 or len(items) == 1 or inside:
+        return [f(item) for item in items]
+    muted = meter.is_muted
+
+    def counted(item: Any) -> Any:
+        meter.mute(muted)
+        return f(item)
+
+    pool = _pool(workers, torch.get_num_threads())
+    futures = [pool.submit(counted, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    finally:  # after a failure nothing goes on behind the caller's back
+        for future in futures:
+            future.cancel()
+        wait(futures)
+
+
+@lru_cache(maxsize=4)
+def _pool(workers: int, intra_op: int) -> ThreadPoolExecutor:
+    """Threads that stay, with their buffers. Each must be told how many intra-op threads it has:
+    the libraries below keep that by thread, and a new one would take every core."""
+    return ThreadPoolExecutor(workers, _POOL, torch.set_num_threads, (intra_op,))
