@@ -17,9 +17,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from metabench import api
-from metabench.cli import printing
 from metabench.cli.main import Commands, app
 from metabench.cli.options import seed_list
+from metabench.cli.printing import terminal
 from metabench.core import registry
 from metabench.core.catalogue import listing
 from metabench.core.errors import SettingError, UnknownName
@@ -895,8 +895,8 @@ def test_reasons_stand_once_below_a_plan_that_is_too_wide_for_them(
 
 def test_every_state_has_a_look() -> None:
     out = Console(width=80, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    printing.grid(out, ("state",), [(state,) for state in STATES])
-    assert set(STATES) <= printing.STYLES.keys()
+    terminal.grid(out, ("state",), [(state,) for state in STATES])
+    assert set(STATES) <= terminal.STYLES.keys()
     out.file.close()
 
 

@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metabench.api.calibration import calibrate_arena
+from metabench.cli.command import typed, with_options
 from metabench.cli.main import app
-from metabench.cli.options import Choice, Jobs, Launch, typed, with_options
+from metabench.cli.options import Choice, Jobs, Launch
 from metabench.core.errors import UnknownName
 
 NAMES = [f.name for f in fields(Choice)]

@@ -15,7 +15,9 @@ from typing import Any
 import contests
 import pytest
 
-from metabench.api import ranking
+from metabench.api.arena import entrant, ranking, tournament
+from metabench.api.arena.contest import Contest, outdated
+from metabench.api.arena.contest import contest as entered
 from metabench.api.publication import publish_arena
 from metabench.core import catalogue
 from metabench.core.errors import (
@@ -42,9 +44,9 @@ def enter(small: tuple[Path, Path], tmp_path: Path, plugins_forgotten: None) -> 
     arena, records = small
     path, modules = [*sys.path], {*sys.modules}
 
-    def made(file: str | Path, **given: Any) -> ranking.Contest:
+    def made(file: str | Path, **given: Any) -> Contest:
         words = {"arena": arena, "baselines": records, "store": tmp_path / "runs", **given}
-        return ranking.contest(str(file), budget="smoke", **words)
+        return entered(str(file), budget="smoke", **words)
 
     yield made
     sys.path[:] = path
@@ -52,8 +54,8 @@ def enter(small: tuple[Path, Path], tmp_path: Path, plugins_forgotten: None) -> 
         del sys.modules[name]
 
 
-def ranked(contest: ranking.Contest) -> dict[tuple[str, bool], Any]:
-    ranking.run(contest)
+def ranked(contest: Contest) -> dict[tuple[str, bool], Any]:
+    entrant.run(contest)
     return {(p.track, p.tuned): p for p in ranking.places(contest)}
 
 
@@ -68,7 +70,7 @@ def test_a_strangers_method_stands_among_the_baselines(enter, tmp_path: Path) ->
     assert here.own.near is None and here.problems == ["two", "three"] and here.of == 2
     # What it computes is the exact gradient that unrolling has; it only pays more for it.
     assert here.own.score <= max(s.score for s in here.standings)
-    rows = {p.row for p in ranking.plan(contest).finals}
+    rows = {p.row for p in entrant.plan(contest).finals}
     assert rows == {"central_differences as shipped"}
 
 
@@ -98,7 +100,7 @@ def test_only_its_own_cells_are_run_and_kept(enter, tmp_path: Path) -> None:
     *written, records = ranking.report(contest, ranking.places(contest), tmp_path / "out")
     assert {p.name for p in written} == {"standing.md", "standing.csv"}
     assert {r.key for r in Published(records).records()} == {r.key for r in kept}
-    again = ranking.run(contest)
+    again = entrant.run(contest)
     assert all(s.reused == set(s.records) for s in again)
 
 
@@ -112,8 +114,8 @@ def test_stopped_and_started_again_it_is_the_same(enter, tmp_path: Path) -> None
         if isinstance(event, Finished) and len([e for e in ended if isinstance(e, Finished)]) == 2:
             signal.raise_signal(signal.SIGINT)
 
-    (only,) = ranking.run(contest, listener=stop)
-    assert only.interrupted and ranking.plan(contest).trials
+    (only,) = entrant.run(contest, listener=stop)
+    assert only.interrupted and entrant.plan(contest).trials
     with pytest.raises(MetabenchError, match="of mine are not done, the first mine#"):
         ranking.places(contest)
     before = {r.key: r.ended for r in contest.store.records()}
@@ -125,7 +127,7 @@ def test_stopped_and_started_again_it_is_the_same(enter, tmp_path: Path) -> None
 
 def test_the_plan_says_how_long_it_takes_by_the_baselines(enter, tmp_path: Path) -> None:
     contest = enter(contests.plugin(tmp_path, "mine"))
-    plan = ranking.plan(contest)
+    plan = entrant.plan(contest)
     assert {p.row for p in plan.trials} == {"mine#0", "mine#1", "mine#2"}
     assert {p.column for p in plan.trials} == {"two", "three", "start"}
     assert all(p.estimated_seconds and p.estimated_seconds > 0 for p in plan.left)
@@ -134,7 +136,7 @@ def test_the_plan_says_how_long_it_takes_by_the_baselines(enter, tmp_path: Path)
             for r in contest.baselines.values()]  # fmt: skip
     for each in plan.left:
         assert min(took) <= each.estimated_seconds <= max(took)
-    unknown = ranking.plan(enter(tmp_path / "mine_file.py", baselines=None))
+    unknown = entrant.plan(enter(tmp_path / "mine_file.py", baselines=None))
     assert unknown.to_come == (None, 15)
     assert not list((tmp_path / "runs").rglob("record.json"))
 
@@ -142,7 +144,7 @@ def test_the_plan_says_how_long_it_takes_by_the_baselines(enter, tmp_path: Path)
 def test_where_a_method_does_not_apply_it_does_not_play(enter, tmp_path: Path) -> None:
     needs = '@property\n    def needs(self):\n        return super().needs | {"lam_in_inner_loss"}'
     contest = enter(contests.plugin(tmp_path, "inside", space=f"{contests.SPACE}\n\n    {needs}"))
-    plan = ranking.plan(contest)
+    plan = entrant.plan(contest)
     assert set(plan.refused) == {"start"} and "lam" in plan.refused["start"]
     assert {p.column for p in plan.finals} == {"two", "three"}
     assert {track for track, _ in ranked(contest)} == {"A"}
@@ -150,7 +152,7 @@ def test_where_a_method_does_not_apply_it_does_not_play(enter, tmp_path: Path) -
     nowhere = '@property\n    def needs(self):\n        return super().needs | {"policy"}'
     contest = enter(contests.plugin(tmp_path, "nowhere", space=nowhere))
     with pytest.raises(NotApplicable, match=r"nowhere applies to no problem.*two, three, start:"):
-        ranking.plan(contest)
+        entrant.plan(contest)
 
 
 def test_a_baseline_without_its_records_is_left_out_and_named(
@@ -216,15 +218,15 @@ def test_scores_that_ship_with_a_built_in_arena_are_found(
     folder.mkdir()
     monkeypatch.setattr(catalogue, "suite_folder", lambda: folder)
     with pytest.raises(SuiteError, match="no built-in arena"):
-        ranking.default_arena()
+        tournament.default_arena()
     for name in ("arena-2.toml", "arena-10.toml"):
         (folder / name).write_text(contests.ARENA)
     (folder / "suite.toml").write_text('title = "kind = \'arena\'"\n[budgets]\nkind = "arena"\n')
     assert catalogue.arena_names() == ["arena-2", "arena-10"]
     assert catalogue.suite_names() == ["suite"]
-    assert ranking.default_arena() == "arena-10"
+    assert tournament.default_arena() == "arena-10"
     home = tmp_path / "results"
-    where = "metabench.api.arena.published_folder"
+    where = "metabench.api.arena.tournament.published_folder"
     monkeypatch.setattr(where, lambda *names: home.joinpath(*names))
     monkeypatch.setattr("metabench.suites.arena.suite_folder", lambda: folder)
     store, out = small[0].parent / "baselines", home / "arena-10" / "smoke"
@@ -242,7 +244,7 @@ def test_scores_do_as_well_as_whole_records(
     arena, records = small
     store, file = arena.parent / "baselines", contests.plugin(tmp_path, "mine")
     scores = publish_arena(arena, budget="smoke", store=store, out=tmp_path / "out").files[0]
-    ranking.run(enter(file))
+    entrant.run(enter(file))
     by_records, by_scores = (ranking.places(enter(file, baselines=b)) for b in (records, scores))
     assert by_records == by_scores and len(by_scores) == 4
     moved = tmp_path / "small.toml"
@@ -257,11 +259,11 @@ def test_cells_of_an_older_file_are_counted(enter, tmp_path: Path) -> None:
     file = contests.plugin(tmp_path, "mine", space="")
     os.utime(file, (1, 1))
     contest = enter(file, quick=True)
-    ranking.run(contest)
-    assert ranking.outdated(contest) == 0
+    entrant.run(contest)
+    assert outdated(contest) == 0
     later = time.time() + 60
     os.utime(file, (later, later))
-    assert ranking.outdated(contest) == len(contest.store.records()) == 5
+    assert outdated(contest) == len(contest.store.records()) == 5
 
 
 def test_a_damaged_line_is_told(enter, small: tuple[Path, Path], tmp_path: Path) -> None:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cli.options import ArenaBudget, Launch, StorePath, refuse, typed_path, with_options
+from metabench.cli.command import refuse, with_options
+from metabench.cli.launching import check, in_sight
+from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path
+from metabench.cli.printing import terminal
+from metabench.cli.printing.cells import cells_of, print_repairs, title_of
 from metabench.core.text import counted
 
 if TYPE_CHECKING:
-    from metabench.api.arena import Plan
+    from metabench.api.arena.tournament import Plan
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
 
@@ -41,29 +45,28 @@ def arena(
 ) -> None:
     """Rank methods at equal counted cost: tune each on trials, then play the finals, and say where
     all stand. Finished cells are read, not run, and so are those that ship with the arena."""
-    from metabench.api import arena as verbs
     from metabench.api import output
-    from metabench.api.verbs import open_store
-    from metabench.cli import arena_printing, printing
-    from metabench.cli.launching import print_endings
+    from metabench.api.arena import tournament
+    from metabench.api.arguments import open_store
+    from metabench.cli.printing.arena import print_endings, print_overview
     from metabench.reports.arena import endings
     from metabench.reports.tables.renderers import text
     from metabench.run.workers.local_launcher import default_jobs
 
     if dry_run:
         refuse(["figures"], "a dry run draws nothing; leave out one of the two")
-    out, kept = printing.console(), open_store(store)
-    known = verbs.load(typed_path("FILE")(file))
-    budget = budget or verbs.default_budget(known)
+    out, kept = terminal.console(), open_store(store)
+    known = tournament.load(typed_path("FILE")(file))
+    budget = budget or tournament.default_budget(known)
 
-    def planned() -> verbs.Plan:
-        return verbs.plan(known, budget=budget, store=kept, anew=anew)
+    def planned() -> tournament.Plan:
+        return tournament.plan(known, budget=budget, store=kept, anew=anew)
 
     found = planned()
-    title = f"{known.name}: {known.title} (budget {budget})"
+    title = title_of(known, budget)
     if dry_run:
         jobs = launch.jobs or default_jobs()
-        arena_printing.print_overview(out, title, found, known.budget(budget), jobs)
+        print_overview(out, title, found, known.budget(budget), jobs)
         return
     code = _run(f"{title}, trials", found, found.trials, kept, launch)
     if code != 130:
@@ -74,11 +77,11 @@ def arena(
     if found.finals and all(p.record is not None for p in found.finals):
         print_endings(out, endings.endings(found.trials, found.finals), kept)
         code = max(code, int(endings.has_failed([*found.trials, *found.finals])))
-        tracks = verbs.tracks(found, store=kept)
-        for grid in verbs.grids(tracks):
+        tracks = tournament.tracks(found, store=kept)
+        for grid in tournament.grids(tracks):
             typer.echo("\n" + text(grid, out.width).rstrip("\n"))
         if figures is not None:
-            written = verbs.figures(tracks, out=output.made(figures))
+            written = tournament.figures(tracks, out=output.made(figures))
             typer.echo(f"\n{counted(len(written), 'file')} of figures and tables in {figures}")
     elif figures is not None:
         typer.secho("no figures: finals are missing", fg=typer.colors.YELLOW, err=True)
@@ -88,14 +91,12 @@ def arena(
 
 def _run(title: str, plan: Plan, planned: list[Planned], store: Store, launch: Launch) -> int:
     """Run what is to be played in sight of the user; the exit code."""
-    from metabench.api.arena import TO_PLAY, own
-    from metabench.cli import printing
-    from metabench.cli.launching import check, in_sight
+    from metabench.api.arena.tournament import TO_PLAY, own
 
     check(launch)
-    err = printing.console(stderr=True)
-    err.print(f"{title}: {printing.cells_of(planned)}", markup=False, soft_wrap=True)
-    printing.print_repairs(err, planned)
+    err = terminal.console(stderr=True)
+    err.print(f"{title}: {cells_of(planned)}", markup=False, soft_wrap=True)
+    print_repairs(err, planned)
     todo = [p for p in own(plan, planned) if p.state in TO_PLAY]
     if not todo:
         return 0

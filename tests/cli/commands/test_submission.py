@@ -1,4 +1,4 @@
-"""The commands, where there is no cluster."""
+"""Submitting, where there is no cluster."""
 
 from __future__ import annotations
 
@@ -6,27 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
-
-from metabench.cli.main import app
-from metabench.cluster.submission import Array, Submission, submissions
-from metabench.core.cell import Cell
-from metabench.store.record import Record
-from metabench.store.store import Store
-
-
-@pytest.fixture
-def type_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    monkeypatch.setenv("METABENCH_STORE", str(tmp_path / "runs"))
-    monkeypatch.setenv("METABENCH_CLUSTERS", str(tmp_path))
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("METABENCH_PLUGINS", raising=False)
-
-    def typed(*words: str) -> Result:
-        return CliRunner().invoke(app, words, terminal_width=200)
-
-    return typed
-
 
 WORDS = ("quickstart", "--budget", "smoke", "--cluster", "cpu")
 
@@ -49,7 +28,7 @@ def test_a_dry_run_needs_no_cluster_and_leaves_nothing(  # type: ignore[no-untyp
 def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_others(  # type: ignore[no-untyped-def]
     type_, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metabench.cli import cluster_commands
+    from metabench.cli.commands import submission
     from metabench.cluster import draft as drafting
     from metabench.cluster import refusals, submit
 
@@ -62,7 +41,7 @@ def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_
         tried.append(made.suite)
         raise refusals.Refusal("nothing was queued:\n  no data")
 
-    monkeypatch.setattr(cluster_commands, "queue", refuse)
+    monkeypatch.setattr(submission, "queue", refuse)
     prepare = submit.prepare
     monkeypatch.setattr(submit, "prepare", lambda *a: prepare(*a[:6], True))
     done = type_("submit", "all", "--budget", "smoke", "--cluster", "cpu")
@@ -108,31 +87,6 @@ def test_wrong_words_are_told_the_right_ones(  # type: ignore[no-untyped-def]
     assert message in re.sub(r"\s+", " ", done.output)
 
 
-def test_what_cannot_be_asked_is_not_called_cancelled(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    place = tmp_path / "runs" / "cluster" / "one"
-    place.mkdir(parents=True)
-    arrays = [Array("mb-a-0", 0, 2, "7", 1.0)]
-    made = Submission(place, "quickstart", "smoke", {"name": "site"}, "", "", 1.0, 2, None, arrays)
-    made.write()
-    done = type_("cancel", "quickstart", "--budget", "smoke")
-    assert done.exit_code == 1
-    assert "nothing was cancelled on site: squeue is not here" in done.output
-    (again,) = submissions(Store(tmp_path / "runs"))
-    assert again.cancelled is None
-
-
-def test_all_is_of_every_budget_unless_one_is_typed(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for name, budget in (("one", "smoke"), ("two", "paper")):
-        place = tmp_path / "runs" / "cluster" / name
-        place.mkdir(parents=True)
-        at = {"name": f"site-{budget}"}
-        Submission(place, "quickstart", budget, at, "", "", 1.0, 2, None, []).write()
-    said = re.sub(r"\s+", " ", type_("cancel", "all", "--budget", "laptop").output)
-    assert "no submission of suite 'all --budget laptop'" in said
-    assert "on site-paper" in type_("cancel", "all", "--budget", "paper").output
-    assert "on site-smoke" in type_("cancel", "all").output  # the first of both
-
-
 def test_plugins_travel_with_what_is_to_be_typed_again(  # type: ignore[no-untyped-def]
     type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None
 ) -> None:
@@ -145,41 +99,3 @@ def test_plugins_travel_with_what_is_to_be_typed_again(  # type: ignore[no-untyp
     monkeypatch.setattr(submit, "prepare", lambda *a: (told.extend(a[-1].suite), prepare(*a))[-1])
     assert type_("submit", *WORDS, "--dry-run", "--plugin", str(file)).exit_code == 0
     assert told[-2:] == ["--plugin", str(file)]
-
-
-def test_costs_and_merges_are_printed(type_, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    cell = Cell("ridge", "bilevel", "sgd", 0)
-    spent = {"seconds": 3000.0, "evaluation_seconds": 600.0}
-    on_gpu = {"device": "cuda:0"}
-    made = Record(key=cell.key, cell=cell, status="done", cost=spent, environment=on_gpu)
-    Store(tmp_path / "runs").write(made)
-    done = type_("cost")
-    assert done.exit_code == 0 and re.search(r"bilevel on ridge +1 +1 +0 +1", done.output)
-    assert type_("cost", "quickstart", "--budget", "smoke").exit_code == 0
-    done = type_("store", "merge", str(tmp_path / "runs"), "--into", str(tmp_path / "other"))
-    assert done.exit_code == 0 and done.output.strip() == "1 copied"
-    done = type_("store", "merge", str(tmp_path / "none"), "--into", str(tmp_path / "other"))
-    assert done.exit_code == 2 and "there is no store" in done.output
-
-
-def test_watching_ends_where_nothing_runs_or_waits(  # type: ignore[no-untyped-def]
-    type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from metabench.cli import suite_commands
-    from metabench.suites.loading import load
-
-    (item, *_) = load("quickstart").cells("smoke")
-    held = Store(tmp_path / "runs").lease(item.cell.key)
-    assert held is not None
-    naps: list[float] = []
-
-    def nap(seconds: float) -> None:
-        naps.append(seconds)
-        if len(naps) == 2:
-            held.release()
-
-    monkeypatch.setattr(suite_commands.time, "sleep", nap)
-    done = type_("status", "quickstart", "--budget", "smoke", "--watch")
-    assert done.exit_code == 0, done.output
-    assert naps == [suite_commands.WATCH_SECONDS] * 2
-    assert done.output.count("1 running, 4 open") == 2 and done.output.count("5 open") == 1

@@ -15,8 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from metabench import api
-from metabench.cli import printing
 from metabench.cli.main import app
+from metabench.cli.printing import terminal
 from metabench.reports.tables.csv_export import field, main_csv
 from metabench.store.record import Record
 from metabench.store.store import Store
@@ -153,7 +153,7 @@ def test_help_has_no_markup_and_each_paragraph_is_wrapped_to_the_terminal() -> N
 def test_show_wraps_paragraphs_anew(width: int) -> None:
     out = Console(width=width, force_terminal=False)
     with out.capture() as told:
-        printing.print_descriptions(out, api.show("es", "method"))
+        terminal.print_descriptions(out, api.show("es", "method"))
     text = told.get()
     lines = text.partition("needs:")[0].splitlines()
     assert "``" not in text and max(map(len, lines)) <= width

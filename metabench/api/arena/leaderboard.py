@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metabench.api import arena as arenas
-from metabench.api.verbs import open_store
+from metabench.api.arena import tournament
+from metabench.api.arguments import open_store
 from metabench.cluster import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
@@ -33,15 +33,15 @@ def leaderboard(
     from metabench.reports.pages.leaderboard_data import page_data
 
     store = open_store(store)
-    plan = arenas.plan(arena, budget=budget, store=store)
+    plan = tournament.plan(arena, budget=budget, store=store)
     if not any(p.record for p in plan.finals):
-        told = arenas.other_budgets(plan.arena, budget, store)
+        told = tournament.other_budgets(plan.arena, budget, store)
         raise MetabenchError(
             f"the leaderboard of {plan.arena.name} (budget {budget}) shows finished finals, and "
             f"there is none; run: {_command(arena, budget, store)}{told}"
         )
     kept = {p.record.key: p.record for p in plan.finals if p.record is not None}
-    curves = {key: arenas.curve(plan, store, record) for key, record in kept.items()}
+    curves = {key: tournament.curve(plan, store, record) for key, record in kept.items()}
     data = page_data(plan.arena, budget, plan.trials, plan.finals, plan.chosen, curves)
     return page.write(data, place("out", out))
 
@@ -60,10 +60,10 @@ def publish_records(
     Raises MetabenchError where there is none.
     """
     store = open_store(store)
-    plan = arenas.plan(arena, budget=budget, store=store, anew=True)
+    plan = tournament.plan(arena, budget=budget, store=store, anew=True)
     records = {p.record.key: p.record for p in (*plan.trials, *plan.finals) if p.record is not None}
     if not records:
-        told = arenas.other_budgets(plan.arena, budget, store, anew=True)
+        told = tournament.other_budgets(plan.arena, budget, store, anew=True)
         raise MetabenchError(
             f"{plan.arena.name} has no record of budget {budget} in {store.root}; run: "
             f"{_command(arena, budget, store)}{told}"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from metabench.api import arena
-from metabench.api.leaderboard import leaderboard, publish_records
+from metabench.api.arena import tournament
+from metabench.api.arena.leaderboard import leaderboard, publish_records
 from metabench.api.publication import publish_arena
 from metabench.core import catalogue
 from metabench.core.errors import MetabenchError, StoreError
@@ -67,29 +67,29 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("arena")
     path = folder / "small.toml"
     path.write_text(HEAD + PROBLEMS + FIELD)
-    arena.run(path, budget="smoke", store=folder / "runs")
+    tournament.run(path, budget="smoke", store=folder / "runs")
     return path, folder / "runs"
 
 
 def test_the_trials_choose_who_plays_and_the_bad_method_is_last(played) -> None:
     path, store = played
-    plan = arena.plan(path, budget="smoke", store=store)
+    plan = tournament.plan(path, budget="smoke", store=store)
     assert {p.state for p in plan.finals} == {"done"}
     assert set(plan.chosen) == {(m, f"dim{d}") for m in ("bilevel", "copy", "bad") for d in (2, 5)}
-    found = arena.standings(plan, track="A")
+    found = tournament.standings(plan, track="A")
     assert found[-1].row == "bad" and found[-1].rank == 3.0
     first, second = found[:2]
     assert {first.row, second.row} == {"bilevel", "copy"}
     assert first.low <= second.high and second.low <= first.high  # they are not told apart
     assert found[-1].score < min(first.score, second.score) - 0.1
-    shipped = arena.standings(plan, track="A", tuned=False)
+    shipped = tournament.standings(plan, track="A", tuned=False)
     assert {s.row for s in shipped} == {f"{m} as shipped" for m in ("bilevel", "copy", "bad")}
     assert shipped[0].score == pytest.approx(shipped[2].score)  # all three have the same defaults
 
 
 def test_what_is_done_is_not_run_again(played) -> None:
     path, store = played
-    trials, finals = arena.run(path, budget="smoke", store=store)
+    trials, finals = tournament.run(path, budget="smoke", store=store)
     assert trials.reused == set(trials.records) and finals.reused == set(finals.records)
 
 
@@ -98,22 +98,22 @@ def test_a_new_method_runs_no_cell_of_the_others(played, tmp_path: Path) -> None
     more = tmp_path / "more.toml"
     own = METHOD.format(id="mine", method="one_step", set="inner_steps = 10", low=0.01, high=1.0)
     more.write_text(path.read_text() + own)
-    plan = arena.plan(more, budget="smoke", store=store)
+    plan = tournament.plan(more, budget="smoke", store=store)
     open_ = {p.row.partition("#")[0] for p in plan.trials if p.state == "open"}
     assert open_ == {"mine"} and not plan.finals and not plan.chosen
 
 
 def test_nobody_is_ranked_before_all_have_played(played, tmp_path: Path) -> None:
     path, _ = played
-    plan = arena.plan(path, budget="smoke", store=tmp_path / "empty")
+    plan = tournament.plan(path, budget="smoke", store=tmp_path / "empty")
     assert {p.state for p in plan.trials} == {"open"} and not plan.finals
     with pytest.raises(MetabenchError, match="no trial is finished"):
-        arena.standings(plan, track="A")
+        tournament.standings(plan, track="A")
 
 
 def test_every_run_costs_no_more_than_the_cap(played) -> None:
     path, store = played
-    plan = arena.plan(path, budget="smoke", store=store)
+    plan = tournament.plan(path, budget="smoke", store=store)
     prices = plan.arena.problems[0].prices
     for p in (*plan.trials, *plan.finals):
         assert p.record is not None
@@ -134,30 +134,30 @@ def test_a_method_that_cannot_run_on_a_problem_plays_the_others(tmp_path: Path) 
         + carried
         + method
     )
-    arena.run(path, budget="smoke", store=tmp_path / "runs")
-    plan = arena.plan(path, budget="smoke", store=tmp_path / "runs")
+    tournament.run(path, budget="smoke", store=tmp_path / "runs")
+    plan = tournament.plan(path, budget="smoke", store=tmp_path / "runs")
     assert {p.column for p in plan.finals} == {"carried"} == {name for _, name in plan.chosen}
-    assert [s.row for s in arena.standings(plan, track="A")] == ["soba"]
+    assert [s.row for s in tournament.standings(plan, track="A")] == ["soba"]
 
 
 @pytest.mark.slow
 def test_figures_and_tables_of_every_track_are_written(played, tmp_path: Path) -> None:
     path, store = played
-    plan = arena.plan(path, budget="smoke", store=store)
-    (track,) = arena.tracks(plan, store=store)
+    plan = tournament.plan(path, budget="smoke", store=store)
+    (track,) = tournament.tracks(plan, store=store)
     assert track.methods == ("bilevel", "copy", "bad") and track.track == "A"
     assert track.duels["bilevel", "bad"].wins > 0.9
-    assert [x.standing for x in track.lines()] == arena.standings(plan, track="A")
-    files = {p.name for p in arena.figures([track], out=tmp_path)}
+    assert [x.standing for x in track.lines()] == tournament.standings(plan, track="A")
+    files = {p.name for p in tournament.figures([track], out=tmp_path)}
     assert {"A-scores.png", "A-cost-to-target.pdf", "standings.md", "pairs.csv"} <= files
     assert files == {p.name for p in tmp_path.iterdir()}
 
 
 def test_without_finals_there_is_nothing_to_draw(played, tmp_path: Path) -> None:
     path, _ = played
-    plan = arena.plan(path, budget="smoke", store=tmp_path / "empty")
+    plan = tournament.plan(path, budget="smoke", store=tmp_path / "empty")
     with pytest.raises(MetabenchError, match="nobody has played in any track"):
-        arena.figures(arena.tracks(plan, store=tmp_path / "empty"), out=tmp_path)
+        tournament.figures(tournament.tracks(plan, store=tmp_path / "empty"), out=tmp_path)
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def built_in(played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (folder / "arena-7.toml").write_text(path.read_text())
     monkeypatch.setattr(catalogue, "suite_folder", lambda: folder)
     monkeypatch.setattr("metabench.suites.arena.suite_folder", lambda: folder)
-    monkeypatch.setattr(arena, "published_folder", lambda *names: home.joinpath(*names))
+    monkeypatch.setattr(tournament, "published_folder", lambda *names: home.joinpath(*names))
     publish_arena("arena-7", budget="smoke", store=store, out=home / "arena-7" / "smoke")
     return "arena-7"
 
@@ -178,17 +178,17 @@ def test_scores_that_ship_are_read_and_written_into_no_store(
     built_in: str, played, tmp_path: Path
 ) -> None:
     empty = tmp_path / "runs"
-    plan = arena.plan(built_in, budget="smoke", store=empty)
+    plan = tournament.plan(built_in, budget="smoke", store=empty)
     assert {p.state for p in (*plan.trials, *plan.finals)} == {"done"}
-    own = arena.plan(played[0], budget="smoke", store=played[1])
-    assert arena.standings(plan, track="A") == arena.standings(own, track="A")
-    (track,) = arena.tracks(plan, store=empty)  # with learning curves
-    (same,) = arena.tracks(own, store=played[1])
+    own = tournament.plan(played[0], budget="smoke", store=played[1])
+    assert tournament.standings(plan, track="A") == tournament.standings(own, track="A")
+    (track,) = tournament.tracks(plan, store=empty)  # with learning curves
+    (same,) = tournament.tracks(own, store=played[1])
     assert replace(track, arena="small") == same and plan.chosen == own.chosen
-    arena.run(built_in, budget="smoke", store=empty)
+    tournament.run(built_in, budget="smoke", store=empty)
     leaderboard(built_in, budget="smoke", store=empty, out=tmp_path / "page.html")
-    curve = arena.curve(plan, Store(empty), plan.finals[0].record)
-    whole = arena.curve(own, Store(played[1]), own.finals[0].record)
+    curve = tournament.curve(plan, Store(empty), plan.finals[0].record)
+    whole = tournament.curve(own, Store(played[1]), own.finals[0].record)
     assert curve and all(whole[name] == column for name, column in curve.items())
     assert Store(empty).records() == []
     with pytest.raises(MetabenchError, match="nothing to publish"):
@@ -197,7 +197,7 @@ def test_scores_that_ship_are_read_and_written_into_no_store(
 
 def test_an_unfinished_arena_goes_on_elsewhere(played, tmp_path: Path) -> None:
     path, store = played
-    own = arena.plan(path, budget="smoke", store=store)
+    own = tournament.plan(path, budget="smoke", store=store)
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
     for p in own.trials[:8]:
         here.write(p.record, Store(store).curve(p.record))
@@ -209,10 +209,10 @@ def test_an_unfinished_arena_goes_on_elsewhere(played, tmp_path: Path) -> None:
     file = publish_records(path, budget="smoke", store=here, out=tmp_path / "records.jsonl.gz")
     assert merge([Published(file)], there).copied == len(here.records())
     assert {r.key for r in there.records()} == {r.key for r in here.records()}
-    trials, _ = arena.run(path, budget="smoke", store=there)
+    trials, _ = tournament.run(path, budget="smoke", store=there)
     assert trials.reused == {r.key for r in here.records()}
-    again = arena.plan(path, budget="smoke", store=there)
-    assert arena.standings(again, track="A") == arena.standings(own, track="A")
+    again = tournament.plan(path, budget="smoke", store=there)
+    assert tournament.standings(again, track="A") == tournament.standings(own, track="A")
 
 
 def test_what_ships_and_is_damaged_ranks_nobody(built_in: str, tmp_path: Path) -> None:
@@ -220,23 +220,23 @@ def test_what_ships_and_is_damaged_ranks_nobody(built_in: str, tmp_path: Path) -
     whole = gzip.decompress(file.read_bytes())
     file.write_bytes(gzip.compress(whole.replace(b'"status":["done"', b'"status":["failed"', 1)))
     with pytest.raises(StoreError, match=r"scores.jsonl.gz: line 2: is not what was.*be installed"):
-        arena.plan(built_in, budget="smoke", store=tmp_path / "runs")
+        tournament.plan(built_in, budget="smoke", store=tmp_path / "runs")
 
 
 def test_all_of_it_can_be_run_anew(built_in: str, tmp_path: Path) -> None:
-    plan = arena.plan(built_in, budget="smoke", store=tmp_path / "runs", anew=True)
+    plan = tournament.plan(built_in, budget="smoke", store=tmp_path / "runs", anew=True)
     assert {p.state for p in plan.trials} == {"open"} and not plan.finals
 
 
 def test_the_budget_left_out_is_one_with_records(built_in: str, played, tmp_path: Path) -> None:
-    assert arena.default_budget(arena.load(built_in)) == "smoke"
-    assert arena.default_budget(arena.load(played[0])) == "laptop"
+    assert tournament.default_budget(tournament.load(built_in)) == "smoke"
+    assert tournament.default_budget(tournament.load(played[0])) == "laptop"
     (tmp_path / "results" / "arena-7" / "laptop").mkdir()
-    assert arena.default_budget(arena.load(built_in)) == "smoke"
+    assert tournament.default_budget(tournament.load(built_in)) == "smoke"
     file = tmp_path / "results" / "arena-7" / "laptop" / "scores.jsonl.gz"
     file.write_bytes((tmp_path / "results" / "arena-7" / "smoke" / file.name).read_bytes())
     arena_file = tmp_path / "suites" / "arena-7.toml"
     arena_file.write_text(
         arena_file.read_text().replace("[budgets.smoke]", "[budgets.laptop]", 1) + SMOKE
     )
-    assert arena.default_budget(arena.load(built_in)) == "laptop"
+    assert tournament.default_budget(tournament.load(built_in)) == "laptop"

@@ -1,4 +1,4 @@
-"""What the command line prints of data sets: where they are, how they fare, how downloads go."""
+"""Prints where data sets are, how they fare, and how downloads go."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from metabench.cli import printing
+from metabench.cli.printing import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,32 +23,32 @@ def print_data(out: Console, statuses: Iterable[Data]) -> None:
 
     for status in statuses:
         known = status.dataset
-        printing.heading(out, f"{known.name}: {known.title}")
+        terminal.heading(out, f"{known.name}: {known.title}")
         if status.found is None:
-            printing.print_repair(out, "missing; ", status.repair)
+            terminal.print_repair(out, "missing; ", status.repair)
         else:
             size = size_text(status.bytes)
-            printing.line(
+            terminal.line(
                 out, f"in {status.found.path} ({status.found.layout.name}, {size})", "green"
             )
-        printing.prose(out, f"source: {known.origin}; licence: {known.licence}; cite: {known.cite}")
+        terminal.prose(out, f"source: {known.origin}; licence: {known.licence}; cite: {known.cite}")
         for layout in known.layouts:
             held = "; ".join(layout.contents())
-            printing.prose(out, f"{layout.name}: folder {layout.folder} with {held}")
-        printing.prose(out, f"without network: {known.offline}")
+            terminal.prose(out, f"{layout.name}: folder {layout.folder} with {held}")
+        terminal.prose(out, f"without network: {known.offline}")
 
 
 def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
     """Each file and what is wrong with it."""
     for verdict in verdicts:
         if verdict.wrong:
-            printing.line(out, f"WRONG  {verdict.path}: {verdict.wrong}", "red")
+            terminal.line(out, f"WRONG  {verdict.path}: {verdict.wrong}", "red")
         else:
-            printing.line(
+            terminal.line(
                 out, f"ok     {verdict.path}" + (f": {verdict.note}" if verdict.note else "")
             )
     if not verdicts:
-        printing.line(out, "no data sets here: nothing to verify")
+        terminal.line(out, "no data sets here: nothing to verify")
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def downloading(out: Console) -> Iterator[Progress]:
             if address not in tasks:
                 tasks[address] = bars.add_task(address.rpartition("/")[2], total=total)
                 if not out.is_terminal:
-                    printing.line(out, f"fetching {address}")
+                    terminal.line(out, f"fetching {address}")
             bars.update(tasks[address], completed=so_far, total=total)
 
         yield show

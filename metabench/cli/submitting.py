@@ -1,14 +1,26 @@
-"""Submit, and wait for the records: what ``reproduce --cluster`` does."""
+"""Submitting cells to a cluster in sight of whoever typed a command, and waiting for records."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from metabench.cli.cluster_commands import describe, profiled, queue, words
+from metabench.cli.command import running
 from metabench.cli.options import Choice
+from metabench.cli.printing import terminal
+from metabench.cli.printing.cluster import print_draft
 from metabench.core.text import counted
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from metabench.cluster.draft import Draft
+    from metabench.cluster.hints import Words
+    from metabench.cluster.profile import Profile
+    from metabench.cluster.submission import Submission
+    from metabench.suites.arena import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite, SuiteCell
 
@@ -19,12 +31,49 @@ ROUNDS = 3
 """How often cells that no job is left for are queued again."""
 
 
+def profiled(name: str, choice: Choice) -> tuple[Choice, Profile]:
+    """The choice with the settings that are about cells, the profile with those about it."""
+    from metabench.cluster.profile import load, split_set
+
+    cells, own = split_set(choice.set or ())
+    return replace(choice, set=cells), load(name, own)
+
+
+def words(cluster: str, choice: Choice, suite: Suite | Arena) -> Words:
+    """What was typed to submit a suite; ``choice`` as it was before :func:`profiled`."""
+    from metabench.cluster import hints
+
+    if choice.suite is None:
+        named = hints.options(task=choice.task, method=choice.method)
+    else:
+        named = [suite.name if choice.suite == "all" else hints.absolute(choice.suite)]
+    context = running()
+    plugins = context.find_root().obj if context is not None else None
+    named += hints.options(budget=[choice.budget], plugin=[p.absolute() for p in plugins or ()])
+    solver, seeds = ([word] if word else () for word in (choice.solver, choice.seeds))
+    return hints.words(
+        named, cluster, choice.set or (), solver=solver, seeds=seeds, only=choice.only
+    )
+
+
+def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> Submission:
+    """Queue the jobs and print their numbers; raises Refusal."""
+    from metabench.cluster import submit as module
+
+    submission = module.enqueue(made, slurm, planned)
+    jobs = ", ".join(a.job for a in submission.arrays)
+    out.print(
+        f"queued as {jobs}; see: {submission.command('status')}\nfolder: {submission.folder}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return submission
+
+
 def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Planned]) -> int:
     """Submit a suite's cells and wait for their records; the exit code. Interrupted, the jobs go on
     and the same command waits again."""
-    import time
-
-    from metabench.cli import printing
     from metabench.cluster import job_states
     from metabench.cluster import submit as module
     from metabench.cluster.draft import TAKEN
@@ -34,7 +83,7 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
     from metabench.store.store import Store
     from metabench.suites.planning import NEVER_RUN, plan
 
-    err = printing.console(stderr=True)
+    err = terminal.console(stderr=True)
     choice, profile = profiled(cluster, typed)
     store, retyped = choice.open_store(), words(cluster, typed, suite)
     items = [p for p in planned if p.state not in NEVER_RUN]
@@ -45,7 +94,7 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
             suite.name, choice.budget, planned, profile, store, words=retyped
         )
         if made.cells and rounds < ROUNDS:
-            describe(err, made, planned)
+            print_draft(err, made, planned)
             queue(err, made, slurm, planned)
             rounds += 1
             known = identity.identity(store.root)
@@ -77,8 +126,6 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
 
 
 def _again(p: Planned) -> SuiteCell:
-    from dataclasses import replace
-
     from metabench.core.cell import of_cell
     from metabench.suites.suite import SuiteCell
 

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path, with_options
+from metabench.cli.command import with_options
+from metabench.cli.launching import in_sight
+from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path
+from metabench.cli.printing import terminal
+from metabench.cli.printing.cells import cells_of, print_plan
 from metabench.core.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from metabench.api.ranking import Contest, Plan
+    from metabench.api.arena.contest import Contest
+    from metabench.api.arena.entrant import Plan
     from metabench.suites.planning import Planned
 
 
@@ -86,14 +91,14 @@ def rank(
 ) -> None:
     """Tune and run one method on an arena, and say where it stands among the baselines. Only its
     own cells are run; stop and start it as you like."""
-    from metabench.api import ranking
+    from metabench.api.arena import contest as contests
+    from metabench.api.arena import entrant, ranking
     from metabench.api.output import made
-    from metabench.api.verbs import check_device
-    from metabench.cli import printing
-    from metabench.cli.launching import print_endings
+    from metabench.api.running import check_device
+    from metabench.cli.printing.arena import print_endings
 
     check_device(launch.device)
-    contest = ranking.contest(
+    contest = contests.contest(
         file,
         method=method,
         arena=arena,
@@ -103,7 +108,7 @@ def rank(
         budget=budget,
         store=store,
     )
-    found = ranking.plan(contest)
+    found = entrant.plan(contest)
     ranking.check_baselines(contest)
     folder = out or Path("results", "rank", contest.arena.name, contest.entrant.id)
     ranking.check_output(contest, folder)
@@ -115,61 +120,59 @@ def rank(
     code = int(bool(found.lacking))
     code = max(code, _run(contest, "trials", found.trials, launch))
     if code != 130:
-        code = max(code, _run(contest, "finals", ranking.plan(contest).finals, launch))
-    ended = ranking.plan(contest)
+        code = max(code, _run(contest, "finals", entrant.plan(contest).finals, launch))
+    ended = entrant.plan(contest)
     if ended.left or code == 130:
         told = "interrupted" if code == 130 else "not all could be run"
-        printing.say(f"{told}: run the same command again to go on", err=True)
+        terminal.say(f"{told}: run the same command again to go on", err=True)
         raise typer.Exit(code or 1)
-    print_endings(printing.console(), ended.endings, contest.store)
+    print_endings(terminal.console(), ended.endings, contest.store)
     _print_places(contest, folder)
     raise typer.Exit(max(code, int(ended.has_failed)))
 
 
 def _introduce(contest: Contest, found: Plan, dry_run: bool) -> None:
     """What is ranked, against whose records, on what; what is left out, and why."""
-    from metabench.api import ranking
-    from metabench.cli import printing
+    from metabench.api.arena.contest import outdated
     from metabench.reports.tables import entrant as drawing
 
-    err = printing.console(stderr=not dry_run)
+    err = terminal.console(stderr=not dry_run)
     rules = contest.arena.budget(contest.budget)
     played = len({p.column for p in found.finals})
     title = drawing.About(contest.entrant, contest.arena, contest.budget, contest.quick).title
     trials = counted(rules.trials, "trial") if contest.tuned else "as shipped alone"
-    printing.prose(err, f"{title}: {counted(played, 'problem')}, {trials}")
+    terminal.prose(err, f"{title}: {counted(played, 'problem')}, {trials}")
     if not contest.tuned:
         why = drawing.ALONE if not contest.entrant.space else "The budget has no trial to tune by."
-        printing.prose(err, why, "yellow")
+        terminal.prose(err, why, "yellow")
     for name, why in found.refused.items():
-        printing.prose(err, f"{name}: not played: {why}")
+        terminal.prose(err, f"{name}: not played: {why}")
     for name, why in found.lacking.items():
-        printing.prose(err, f"{name}: left out: {why}", "yellow")
+        terminal.prose(err, f"{name}: left out: {why}", "yellow")
     if contest.file is not None:
-        printing.line(err, f"baselines: {contest.file}")
+        terminal.line(err, f"baselines: {contest.file}")
     for text in contest.bad:
-        printing.prose(err, f"bad line: {text}", "red")
-    if old := ranking.outdated(contest):
+        terminal.prose(err, f"bad line: {text}", "red")
+    if old := outdated(contest):
         text = (
             f"{contest.source.file} was changed after {counted(old, 'cell')} of "
             f"{contest.entrant.id} had been run: they are read, not run again. If the method is "
             "another one now, give an empty store: --store DIR"
         )
-        printing.prose(err, text, "yellow")
+        terminal.prose(err, text, "yellow")
 
 
 def _print_plan(contest: Contest, found: Plan, launch: Launch) -> None:
-    from metabench.cli import printing
     from metabench.core.text import duration
     from metabench.run.workers.local_launcher import default_jobs
 
-    out, jobs = printing.console(), launch.jobs or default_jobs()
+    out, jobs = terminal.console(), launch.jobs or default_jobs()
     if found.trials:
-        printing.print_plan(out, "trials", found.trials, jobs)
-    printing.print_plan(out, "finals", found.finals, jobs)
+        print_plan(out, "trials", found.trials, jobs)
+    print_plan(out, "finals", found.finals, jobs)
     seconds, cells = found.to_come
     if cells:
-        printing.prose(
+        terminal.prose(
             out, f"and {counted(cells, 'cell')} of the best trials, which is not known yet"
         )
     left = [p.estimated_seconds for p in found.to_play]
@@ -177,21 +180,19 @@ def _print_plan(contest: Contest, found: Plan, launch: Launch) -> None:
     if left and len(known) == len(left) and seconds is not None:
         total = sum(known) + seconds
         text = f"in all about {duration(total / jobs)} with {counted(jobs, 'job')}"
-        printing.prose(out, f"{text}, by what finished cells and the baselines took")
+        terminal.prose(out, f"{text}, by what finished cells and the baselines took")
     elif left:
-        printing.prose(out, "how long it takes is not known: no similar cell is finished")
+        terminal.prose(out, "how long it takes is not known: no similar cell is finished")
 
 
 def _run(contest: Contest, what: str, planned: Sequence[Planned], launch: Launch) -> int:
     """Run what is open in sight of the user; the exit code."""
-    from metabench.api.arena import TO_PLAY
-    from metabench.cli import printing
-    from metabench.cli.launching import in_sight
+    from metabench.api.arena.tournament import TO_PLAY
 
     if not planned:
         return 0
-    err = printing.console(stderr=True)
-    printing.prose(err, f"{contest.entrant.id}, {what}: {printing.cells_of(planned)}")
+    err = terminal.console(stderr=True)
+    terminal.prose(err, f"{contest.entrant.id}, {what}: {cells_of(planned)}")
     todo = [p for p in planned if p.state in TO_PLAY]
     if not todo:
         return 0
@@ -200,16 +201,15 @@ def _run(contest: Contest, what: str, planned: Sequence[Planned], launch: Launch
 
 
 def _print_places(contest: Contest, folder: Path) -> None:
-    from metabench.api import ranking
-    from metabench.cli import printing
+    from metabench.api.arena import ranking
     from metabench.reports.tables import entrant as drawing
 
-    out, places = printing.console(), ranking.places(contest)
+    out, places = terminal.console(), ranking.places(contest)
     for place in places:
         drawn, *said = drawing.text(place)
-        printing.line(out, f"\n{drawn}")
+        terminal.line(out, f"\n{drawn}")
         for text in said:
-            printing.prose(out, text)
-    printing.prose(out, "\n" + "\n".join([drawing.LEGEND, *drawing.over(places)]))
+            terminal.prose(out, text)
+    terminal.prose(out, "\n" + "\n".join([drawing.LEGEND, *drawing.over(places)]))
     for path in ranking.report(contest, places, folder):
-        printing.line(out, f"wrote {path}")
+        terminal.line(out, f"wrote {path}")

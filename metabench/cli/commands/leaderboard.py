@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from metabench.cli.options import ArenaBudget, StorePath, typed_path
+from metabench.cli.printing import terminal
+from metabench.cli.printing.cells import tell_bad_files
 
 
 def leaderboard(
@@ -37,21 +39,20 @@ def leaderboard(
 ) -> None:
     """Write where the methods of an arena stand as one HTML page: sorted and filtered in the
     browser, with every record; runs nothing."""
-    from metabench.api import arena as arenas
-    from metabench.api import leaderboard as verbs
-    from metabench.cli import printing
+    from metabench.api.arena import leaderboard as verbs
+    from metabench.api.arena import tournament
     from metabench.core.errors import SettingError
     from metabench.store.store import Store
 
     if out and records:
         raise SettingError("give --out for the page or --records for a file of records, not both")
     arena = typed_path("FILE")(file)
-    budget = budget or arenas.default_budget(arenas.load(arena))
+    budget = budget or tournament.default_budget(tournament.load(arena))
     kept = Store(store)
-    printing.tell_bad_files(kept.problems())
+    tell_bad_files(kept.problems())
     if records:
         path = verbs.publish_records(arena, budget=budget, store=kept, out=records)
     else:
         page = out or Path("leaderboard.html")
         path = verbs.leaderboard(arena, budget=budget, store=kept, out=page)
-    printing.say(f"wrote {path}")
+    terminal.say(f"wrote {path}")

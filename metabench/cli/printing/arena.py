@@ -1,14 +1,16 @@
-"""Prints how the cells of an arena stand: by problem and by method, as there are thousands."""
+"""Prints how the cells of an arena stand, by problem and by method, as there are thousands; and how
+its runs have ended."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from metabench.api.arena import TO_PLAY
-from metabench.cli import printing
+from metabench.api.arena.tournament import TO_PLAY
+from metabench.cli.printing import terminal
+from metabench.cli.printing.cells import cells_of, print_due, print_refusals, print_repairs
 from metabench.core.text import counted, duration
 from metabench.suites.arena import AS_SHIPPED
 from metabench.suites.planning import NEVER_RUN
@@ -16,7 +18,9 @@ from metabench.suites.planning import NEVER_RUN
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from metabench.api.arena import Plan
+    from metabench.api.arena.tournament import Plan
+    from metabench.reports.arena.endings import Ending
+    from metabench.store.store import Store
     from metabench.suites.arena import ArenaBudget
     from metabench.suites.planning import Planned
 
@@ -32,14 +36,14 @@ def print_overview(out: Console, title: str, found: Plan, budget: ArenaBudget, j
 
 
 def _print_cells(out: Console, title: str, planned: Sequence[Planned], jobs: int) -> None:
-    printing.heading(out, title)
+    terminal.heading(out, title)
     for what, of in (("problem", lambda p: p.column), ("method", _method)):
-        printing.grid(out, *_by(planned, what, of))
-        printing.line(out, "")
-    printing.prose(out, f"{counted(len(planned), 'cell')}: {printing.cells_of(planned)}")
-    printing.print_due(out, [p for p in planned if p.state in TO_PLAY], jobs)
-    printing.print_refusals(out, planned)
-    printing.print_repairs(out, planned)
+        terminal.grid(out, *_by(planned, what, of))
+        terminal.line(out, "")
+    terminal.prose(out, f"{counted(len(planned), 'cell')}: {cells_of(planned)}")
+    print_due(out, [p for p in planned if p.state in TO_PLAY], jobs)
+    print_refusals(out, planned)
+    print_repairs(out, planned)
 
 
 def _by(
@@ -86,4 +90,21 @@ def _print_finals_to_come(out: Console, trials: Sequence[Planned], seeds: int, j
         text += f" ({duration(sum(takes) / jobs)} with {counted(jobs, 'job')})" * (jobs > 1)
     if lacking := len(pairs) - len(takes):
         text += f"; {each * lacking} of unknown cost"
-    printing.prose(out, f"\n{text}")
+    terminal.prose(out, f"\n{text}")
+
+
+def print_endings(out: Console, endings: Iterable[Ending], store: Store) -> None:
+    """How runs of an arena ended where its tables do not say it, each exception with the command
+    that shows one of them whole."""
+    from metabench.cluster import hints
+
+    for ending in endings:
+        if ending.failed is None:
+            terminal.prose(out, ending.text, "yellow")
+            continue
+        logs = hints.command(["logs", ending.failed.key[:10]], store.root)
+        if len(together := f"{ending.text} ({logs})") <= out.width:
+            terminal.line(out, together, "red")
+        else:
+            terminal.prose(out, f"{ending.text}:", "red")
+            terminal.line(out, f"    {logs}", "red")

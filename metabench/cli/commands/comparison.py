@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from metabench.cli.options import BudgetName, StorePath, refuse, seed_list, typed, typed_path
+from metabench.cli.command import refuse, typed
+from metabench.cli.options import BudgetName, StorePath, seed_list, typed_path
+from metabench.cli.printing import terminal
 
 A_SIDE = (
     "A suite (or SUITE@BUDGET), the folder of a store, a file of published records or its folder, "
@@ -61,7 +63,6 @@ def compare(
     from metabench import api
     from metabench.api import comparison
     from metabench.api.output import format_of, write
-    from metabench.cli import printing
 
     if not (comparison.looks_up(a) or comparison.looks_up(b)):
         refuse(["store"], f"neither {a} nor {b} is looked up in a store")
@@ -70,8 +71,8 @@ def compare(
         a, b, budget=budget if typed("budget") else None, set=set or (), seeds=seed_list(seeds),
         store=store, metric=metric,
     )  # fmt: skip
-    text = found.text(fmt, printing.console().width if output is None else None)
+    text = found.text(fmt, terminal.console().width if output is None else None)
     if output is None:
-        printing.say(text.rstrip("\n"))
+        terminal.say(text.rstrip("\n"))
     else:
         typer.echo(f"wrote {write(output, text)}")

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.api.verbs import DEFAULT_BUDGET, open_store, run_planned
+from metabench.api.arguments import DEFAULT_BUDGET, open_store
+from metabench.api.running import run_planned
 from metabench.core.catalogue import arena_names, published_folder
-from metabench.core.errors import MetabenchError, StoreError
+from metabench.core.errors import MetabenchError, StoreError, SuiteError
 from metabench.core.text import counted
 from metabench.store.store import Store
 from metabench.suites import arena as arenas
@@ -47,6 +48,17 @@ class Plan:
     scores: Trials
     chosen: Chosen
     shipped: ArenaScores | None = None
+
+
+def default_arena() -> str:
+    """The newest built-in arena. Raises SuiteError where there is none."""
+    names = arena_names()
+    if not names:
+        raise SuiteError(
+            "there is no built-in arena here: give the path of an arena's .toml file; "
+            "docs/arena.md says how to write one"
+        )
+    return names[-1]
 
 
 def load(arena: str | Path | Arena) -> Arena:
