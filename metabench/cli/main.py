@@ -1,8 +1,8 @@
 """The command line. Each command checks its words, calls the verb in :mod:`metabench.api`, prints.
 
 Exit codes: 0 all is well, 1 a cell or a check failed or lacks its data or a package, 2 a name, a
-value or a file that cannot be, 130 interrupted. A mistake of the user is one line without a
-traceback.
+value or a file that cannot be (a plug-in that fails on import, a damaged file of published records
+too), 130 interrupted. A mistake of the user is one line without a traceback.
 """
 
 from __future__ import annotations

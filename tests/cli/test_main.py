@@ -430,7 +430,7 @@ def test_published_records_give_the_same_table_elsewhere(folder: Path) -> None:
 
     (out / "records.jsonl.gz").write_bytes(b"{}")
     broken = metabench("store", "import", records, "--into", "other")
-    assert broken.code == 1 and broken.out == "1 bad files\n"
+    assert broken.code == 2 and broken.out == "1 bad files\n"
     assert broken.err.startswith(f"{records}: line 1: the file is damaged")
     gone = metabench("store", "import", "none.gz", "--into", "other")
     assert gone.code == 2 and gone.err == "error: none.gz: No such file or directory\n"
@@ -580,11 +580,28 @@ def test_other_errors_keep_their_traceback(folder: Path, monkeypatch: pytest.Mon
         metabench("show", "maml")
 
 
-def test_a_broken_plugin_is_one_line(folder: Path) -> None:
-    (folder / "broken.py").write_text("\n1 / 0\n")
-    typed = metabench("list", "--plugin", "broken.py")
-    said = f"error: plug-in {folder / 'broken.py'}, line 2: ZeroDivisionError: division by zero\n"
-    assert (typed.code, typed.err) == (1, said)
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("\n1 / 0\n", "plug-in {}, line 2: ZeroDivisionError: division by zero"),
+        ("import none_such\n", "plug-in {}, line 1: No module named 'none_such'"),
+        (
+            "import metabench\n@metabench.method('mine')\nclass Mine: pass\n",
+            "method 'mine': class Mine does not derive from metabench.Method; write: class "
+            "Mine(metabench.Method)",
+        ),
+    ],
+    ids=["raises", "lacks a module", "registers what is no method"],
+)
+def test_a_broken_plugin_is_one_line(folder: Path, source: str, said: str) -> None:
+    (folder / "broken.py").write_text(source)
+    for words in (
+        ["list", "--plugin", "broken.py"],
+        ["plan", "small.toml", "--plugin", "broken.py"],
+        ["rank", "broken.py"],
+    ):
+        typed = metabench(*words)
+        assert (typed.code, typed.err) == (2, f"error: {said.format(folder / 'broken.py')}\n")
 
 
 BAD_METHOD = '''"""Fails, or not, as told."""

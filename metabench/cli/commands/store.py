@@ -65,13 +65,16 @@ def store_import(
     from metabench.store.published import Published
     from metabench.store.store import Store
 
-    _tell_merged(merge([Published(file) for file in files], Store(into), dry_run=dry_run))
+    published = [Published(file) for file in files]
+    merged = merge(published, Store(into), dry_run=dry_run)
+    _tell_merged(merged, damaged=any(file.problems() for file in published))
 
 
-def _tell_merged(merged: Merged) -> None:
+def _tell_merged(merged: Merged, *, damaged: bool = False) -> None:
+    """``damaged``: whether a file that was named cannot be trusted, or a part of it."""
     for text in (*merged.conflicts, *merged.bad):
         terminal.say(str(text), err=True, color=typer.colors.RED)
     for text in merged.running:
         terminal.say(f"{text}: is being run, left alone")
     terminal.say(str(merged))
-    raise typer.Exit(int(bool(merged.conflicts or merged.bad)))
+    raise typer.Exit(2 if damaged else int(bool(merged.conflicts or merged.bad)))
