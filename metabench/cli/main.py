@@ -7,6 +7,7 @@ too), 130 interrupted. A mistake of the user is one line without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,29 +134,32 @@ def _common(
             load_plugin(path)
 
 
-for command in (
-    inventory.list_,
-    inventory.show,
-    running.plan,
-    running.run,
-    running.status,
-    results.table,
-    results.plot,
-    results.report,
-    results.publish,
-    results.reproduce,
-    costs.cost,
-    costs.calibrate,
-    arena.arena,
-    rank.rank,
-    leaderboard.leaderboard,
-    comparison.compare,
-    submission.submit,
-    submission.retry,
-    jobs.cancel,
-    jobs.logs,
-    inventory.doctor,
-    plugins.check,
-    plugins.new,
-):
-    app.command(command.__name__.rstrip("_"), cls=Verb)(command)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": inventory.list_,
+    "show": inventory.show,
+    "plan": running.plan,
+    "run": running.run,
+    "status": running.status,
+    "table": results.table,
+    "plot": results.plot,
+    "report": results.report,
+    "publish": results.publish,
+    "reproduce": results.reproduce,
+    "cost": costs.cost,
+    "calibrate": costs.calibrate,
+    "arena": arena.arena,
+    "rank": rank.rank,
+    "leaderboard": leaderboard.leaderboard,
+    "compare": comparison.compare,
+    "submit": submission.submit,
+    "retry": submission.retry,
+    "cancel": jobs.cancel,
+    "logs": jobs.logs,
+    "doctor": inventory.doctor,
+    "check": plugins.check,
+    "new": plugins.new,
+}
+"""Name to function, in the order of the help."""
+
+for name, function in COMMANDS.items():
+    app.command(name, cls=Verb)(function)

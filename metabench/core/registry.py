@@ -345,9 +345,9 @@ def _known() -> list[tuple[str, str]]:
 
 @contextmanager
 def _imported(what: str, file: str = "") -> Iterator[None]:
-    """Turn what goes wrong on importing somebody's module into a MetabenchError, or into a WrongPath
-    where it is a ``file`` that was named: the last line of it that was run, the reason, and what
-    there is to import of metabench."""
+    """Turn what goes wrong on importing somebody's module into a MetabenchError, of a ``file`` into
+    a WrongPath: the last line of it that was run, the reason, and what there is to import of
+    metabench."""
     try:
         yield
     except KeyboardInterrupt:

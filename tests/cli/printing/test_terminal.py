@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from rich.console import Console
+from typed_commands import metabench
 from typer.testing import CliRunner
 
 from metabench import api
 from metabench.cli.main import app
-from metabench.cli.printing import terminal
 from metabench.reports.tables.csv_export import field, main_csv
 from metabench.store.record import Record
 from metabench.store.store import Store
@@ -149,16 +148,56 @@ def test_help_has_no_markup_and_each_paragraph_is_wrapped_to_the_terminal() -> N
         assert command.help and not [t for t in texts if "\n" in t or "``" in t or ":`" in t]
 
 
-@pytest.mark.parametrize("width", [60, 100])
-def test_show_wraps_paragraphs_anew(width: int) -> None:
-    out = Console(width=width, force_terminal=False)
-    with out.capture() as told:
-        terminal.print_descriptions(out, api.show("es", "method"))
-    text = told.get()
-    lines = text.partition("needs:")[0].splitlines()
-    assert "``" not in text and max(map(len, lines)) <= width
-    # A line ends where the next word has no room.
-    start = next(n for n, line in enumerate(lines) if line.startswith("After T steps"))
-    for line, after in itertools.pairwise(lines[start:]):
-        assert len(line) + 1 + len(after.split()[0]) > width
-    assert "full         a training of T = inner_steps" in text
+def test_tables_fit_80_columns_and_keep_names_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for words in (["show", "maml"], ["show", "omniglot"], ["plan", "omniglot"], ["list"]):
+        printed = metabench(*words).out
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+        assert "\x1b[" in printed, "printed as on a terminal"
+        assert "…" not in plain
+        long = [
+            ln
+            for ln in plain.splitlines()
+            if len(ln) > 80
+            and "source: " not in ln
+            and "repair it with" not in ln
+            and "of unknown cost" not in ln
+        ]
+        assert not long, long
+    monkeypatch.delenv("FORCE_COLOR")
+    piped = metabench("show", "maml").out
+    assert "\x1b[" not in piped and "memory_budget_gb" in piped
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",),
+        ("show", "maml"),
+        ("show", "omniglot", "--kind", "suite"),
+        ("plan", "closed-form"),
+        ("status", "closed-form"),
+        ("table", "prospect-uci", "--budget", "smoke"),
+        ("table", "prospect-uci", "--budget", "smoke", "--format", "rich"),
+        ("table", "prospect-uci", "--budget", "smoke", "--cost"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_piped_fits_the_columns_that_are_asked_for_or_80(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    wide = re.sub(r"\x1b\[[0-9;]*m", "", metabench(*words).out)
+    assert max(map(len, wide.splitlines())) > 100, "it has to be wrapped"
+    for width in (80, 100):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if width != 80:
+            monkeypatch.setenv("COLUMNS", str(width))
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", metabench(*words).out)
+        long = [ln for ln in plain.splitlines() if len(ln) > width]
+        assert not long, long
+        assert "…" not in plain or "…" in wide, "nothing is cut off"
