@@ -27,8 +27,8 @@ from tabulate import tabulate
 
 from metabench.analysis import stats
 from metabench.analysis.arena import filled, finals_scores, means
-from metabench.api import arena as arenas
-from metabench.api.verbs import open_store
+from metabench.api.arena import tournament
+from metabench.api.arguments import open_store
 from metabench.cli.progress import view
 from metabench.core.errors import MetabenchError
 from metabench.core.text import listed
@@ -78,11 +78,11 @@ def headroom(fixed: float, best: float, halves: Sequence[float]) -> float | None
     return gap / width if width > ROUNDING * abs(gap) else None
 
 
-def leaders(plan: arenas.Plan) -> dict[str, tuple[str, str]]:
+def leaders(plan: tournament.Plan) -> dict[str, tuple[str, str]]:
     """Problem to the ids of the best method without and with outer learning, by the finals; by the
     trials where no final has been played. Problems that lack either are left out."""
     if any(p.record is not None for p in plan.finals):
-        metrics = arenas.metrics(plan.arena)
+        metrics = tournament.metrics(plan.arena)
         played = [p for p in plan.finals if p.record is not None]
         found = finals_scores(plan.arena, played, metrics)
         scores = {
@@ -108,7 +108,7 @@ def leaders(plan: arenas.Plan) -> dict[str, tuple[str, str]]:
     return out
 
 
-def runs(plan: arenas.Plan, budget: str, store: Store) -> dict[tuple[str, str], list[Planned]]:
+def runs(plan: tournament.Plan, budget: str, store: Store) -> dict[tuple[str, str], list[Planned]]:
     """Problem and "fixed", "best" or "long" to the cells of its row, done or not."""
     rules = plan.arena.budget(budget)
     methods = {m.id: m for m in plan.arena.methods}
@@ -142,9 +142,9 @@ def _values(problem: ArenaProblem, metric: str, played: Sequence[Planned]) -> li
     return found
 
 
-def rows(plan: arenas.Plan, done: Mapping[tuple[str, str], Sequence[Planned]]) -> list[Row]:
+def rows(plan: tournament.Plan, done: Mapping[tuple[str, str], Sequence[Planned]]) -> list[Row]:
     """A row for each problem. Raises MetabenchError where cells are not done."""
-    metrics = arenas.metrics(plan.arena)
+    metrics = tournament.metrics(plan.arena)
     out = []
     for problem in plan.arena.problems:
         if (problem.id, "long") not in done:
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         store = open_store(given.store)
-        plan = arenas.plan(given.arena, budget=given.budget, store=store)
+        plan = tournament.plan(given.arena, budget=given.budget, store=store)
         if not plan.finals:
             left = sum(p.record is None and p.state not in NEVER_RUN for p in plan.trials)
             raise MetabenchError(
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         of = runs(plan, given.budget, store)
         cells = [p for played in of.values() for p in played]
         with view(len({p.cell.key for p in cells}), given.jobs) as listener:
-            arenas.play(cells, store, given.jobs, None, listener)
+            tournament.play(cells, store, given.jobs, None, listener)
         found = rows(plan, runs(plan, given.budget, store))
     except MetabenchError as error:
         print(error, file=sys.stderr)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from metabench.api import arena as verbs
+from metabench.api.arena import tournament
 from metabench.core.cell import Cell
 from metabench.core.costs import COUNT_NAMES
 from metabench.core.registry import tasks
@@ -68,15 +68,15 @@ def text(
     return "\n".join(out)
 
 
-def play(path: Path, store: Store, budget: str = "smoke") -> verbs.Plan:
+def play(path: Path, store: Store, budget: str = "smoke") -> tournament.Plan:
     """Give every cell of an arena's trials and finals the record of :func:`record_of`."""
     for _ in ("trials", "finals"):
-        plan = verbs.plan(path, budget=budget, store=store)
+        plan = tournament.plan(path, budget=budget, store=store)
         problems = {p.id: p for p in plan.arena.problems}
         for p in (*plan.trials, *plan.finals):
             if p.record is None and p.state not in NEVER_RUN:
                 store.write(*record_of(p, problems[p.column]))
-    return verbs.plan(path, budget=budget, store=store)
+    return tournament.plan(path, budget=budget, store=store)
 
 
 def record_of(planned: Planned, problem: ArenaProblem) -> tuple[Record, Curve]:

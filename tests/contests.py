@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metabench.api import arena
+from metabench.api.arena import tournament
 from metabench.store import published
 from metabench.store.store import Store
 
@@ -85,7 +85,7 @@ def played(folder: Path, text: str = ARENA) -> tuple[Path, Path]:
     """The file of the arena, and that of its baselines' records, run here."""
     path, store = folder / "small.toml", Store(folder / "baselines")
     path.write_text(text)
-    arena.run(path, budget="smoke", store=store)
+    tournament.run(path, budget="smoke", store=store)
     return path, published.publish(store.records(), store, folder / published.RECORDS)
 
 

@@ -13,8 +13,8 @@ import pytest
 from browsers import Browser
 
 from metabench.analysis.arena_track import Line, collect
-from metabench.api import arena as verbs
-from metabench.api.leaderboard import leaderboard, publish_records
+from metabench.api.arena import tournament
+from metabench.api.arena.leaderboard import leaderboard, publish_records
 from metabench.store.store import Store
 from metabench.suites.arena import AS_SHIPPED
 from metabench.suites.arena_publishing import write
@@ -58,7 +58,7 @@ class Arena:
         )
         (track,) = {p.track for p in narrow.problems}
         finals = [p for p in self.plan.finals if p.column in wanted]
-        metrics = verbs.metrics(narrow)
+        metrics = tournament.metrics(narrow)
         found = collect(narrow, self.plan.scores, finals, metrics, track, self.store.curve)
         return found.lines(tuned)
 

@@ -37,6 +37,7 @@ RANKS = {
 }
 PLUGINS = {"tasks": 3, "methods": 3, "solvers": 2, "trackers": 5}
 """Folders of plug-ins: no room knows one of them by name, and they know no room above these."""
+COMMANDS = "metabench.cli.commands."
 TASK_ROOMS = {"data": 0, "models": 1, "families": 2}
 NO_TORCH = (
     "core",
@@ -146,8 +147,8 @@ def test_the_walk_sees_imports() -> None:
     assert "metabench.hypergradients.unrolled" in own("metabench.methods.maml")
     assert ("torch", "") in set(imports("metabench.tasks.ridge"))
     assert "metabench.tasks.families.few_shot" in own("metabench.tasks.omniglot")  # relative
-    assert "metabench.reports.figures.plots" in own("metabench.api.verbs")  # inside a function
-    assert "metabench.run.events" in own("metabench.api.verbs")  # for type checkers
+    assert "metabench.reports.figures.plots" in own("metabench.api.rendering")  # inside a function
+    assert "metabench.run.events" in own("metabench.api.running")  # for type checkers
     assert len(KNOWN) > 150
 
 
@@ -176,6 +177,11 @@ def test_plugins_share_rooms_and_not_each_other(module: str) -> None:
         mine = module.split(".")[2]
         if mine in TASK_ROOMS:
             assert TASK_ROOMS[inside[0]] <= TASK_ROOMS[mine], f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", [m for m in KNOWN if m.startswith(COMMANDS)])
+def test_commands_do_not_import_each_other(module: str) -> None:
+    assert not [other for other in own(module) if other.startswith(COMMANDS)]
 
 
 @pytest.mark.parametrize("module", [m for m in KNOWN if room(m) not in PLUGINS])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from metabench.analysis.results import collect
-from metabench.api import arena
+from metabench.api.arena import tournament
 from metabench.api.publication import FIGURE, of_records_alone
 from metabench.reports.arena.tables import STANDINGS, csv_of, standings_lines
 from metabench.reports.figures.small import LARGEST
@@ -66,13 +66,13 @@ def same_number(value: str, expected: str) -> bool:
 @pytest.mark.parametrize("folder", ARENAS, ids=lambda f: f"{f.parent.name}-{f.name}")
 def test_the_committed_standings_are_what_the_records_give(folder: Path, tmp_path: Path) -> None:
     """Tables and CSV were written from whole records."""
-    plan = arena.plan(folder.parent.name, budget=folder.name, store=tmp_path)
+    plan = tournament.plan(folder.parent.name, budget=folder.name, store=tmp_path)
     scores = plan.shipped
     assert scores is not None and scores.problems() == [] and scores.outdated() == []
     used = {p.cell.key for p in (*plan.trials, *plan.finals) if p.record is not None}
     assert used == {r.key for r in scores.records()}
-    tracks = arena.tracks(plan, store=tmp_path)
-    page = "\n".join(grids.render(grid, "markdown") for grid in arena.grids(tracks))
+    tracks = tournament.tracks(plan, store=tmp_path)
+    page = "\n".join(grids.render(grid, "markdown") for grid in tournament.grids(tracks))
     assert page == (folder / "table.md").read_text(encoding="utf-8")
     lines = chain.from_iterable(map(standings_lines, tracks))
     assert csv_of(STANDINGS, lines) == (folder / "table.csv").read_text(encoding="utf-8")
@@ -83,8 +83,8 @@ def test_the_trial_that_was_chosen_is_the_one_that_its_scores_choose(
     folder: Path, tmp_path: Path
 ) -> None:
     """The file says who was chosen by the whole records."""
-    known = arena.load(folder.parent.name)
-    plan = arena.plan(known, budget=folder.name, store=tmp_path)
+    known = tournament.load(folder.parent.name)
+    plan = tournament.plan(known, budget=folder.name, store=tmp_path)
     text = gzip.decompress((folder / arena_scores.FILE).read_bytes()).decode()
     said = [json.loads(line) for line in text.splitlines()[1:]]
     assert {(p["method"], p["problem"]): p["chosen"] for p in said} == plan.chosen

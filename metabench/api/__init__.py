@@ -16,28 +16,16 @@ bilevel, fixed on quadratic (budget smoke)
 Records are kept in the folder ``results/runs``, or where ``store`` says.
 """
 
+from metabench.api.arguments import suite_of_pairs
 from metabench.api.calibration import Calibration, calibrate
 from metabench.api.comparison import Compared, compare
 from metabench.api.describe import show
 from metabench.api.inventory import check, data_fetch, data_find, data_list, data_verify, doctor
 from metabench.api.output import Table
 from metabench.api.publication import publish
+from metabench.api.rendering import Rendered, plot, render, report, reproduce, results, table
+from metabench.api.running import Status, plan, run, status, submit
 from metabench.api.scaffold import new
-from metabench.api.verbs import (
-    Rendered,
-    Status,
-    plan,
-    plot,
-    render,
-    report,
-    reproduce,
-    results,
-    run,
-    status,
-    submit,
-    suite_of_pairs,
-    table,
-)
 from metabench.core.catalogue import listing as list_
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metabench.api.verbs import DEFAULT_BUDGET, load, open_store
+from metabench.api.arguments import DEFAULT_BUDGET, load, open_store
 from metabench.core.errors import DataMissing, NotApplicable
 from metabench.store import prices as kept
 from metabench.store.prices import Prices

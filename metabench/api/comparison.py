@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metabench.api.verbs import DEFAULT_BUDGET, Settings, load, open_store
+from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, open_store
 from metabench.core.catalogue import suite_names
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.store.files import ending

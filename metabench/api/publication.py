@@ -7,8 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metabench.api.arguments import DEFAULT_BUDGET, load, open_store
 from metabench.api.output import made, write
-from metabench.api.verbs import DEFAULT_BUDGET, load, open_store, results
+from metabench.api.rendering import results
 from metabench.cluster import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
@@ -98,10 +99,10 @@ def publish_arena(
 
     Raises MetabenchError where nothing has been run, StoreError where a file cannot be trusted.
     """
-    from metabench.api import arena as arenas
+    from metabench.api.arena import tournament
 
-    known, store, out = arenas.load(arena), open_store(store), place("out", out)
-    plan = arenas.plan(known, budget=budget, store=store, anew=True)
+    known, store, out = tournament.load(arena), open_store(store), place("out", out)
+    plan = tournament.plan(known, budget=budget, store=store, anew=True)
     planned = [p for p in (*plan.trials, *plan.finals) if p.state not in NEVER_RUN]
     records = {p.record.key: p.record for p in planned if p.record is not None}
     typed = known.name if isinstance(arena, Arena) else hints.absolute(arena)
@@ -109,7 +110,7 @@ def publish_arena(
         run = hints.command(["arena", typed, "--budget", budget], store.root)
         raise MetabenchError(
             f"{known.name} has no finished cell of budget {budget} in {store.root}: nothing to "
-            f"publish; run: {run}{arenas.other_budgets(known, budget, store, anew=True)}"
+            f"publish; run: {run}{tournament.other_budgets(known, budget, store, anew=True)}"
             f"{ending(store.problems())}"
         )
     file = made(out) / arena_scores.FILE
@@ -124,13 +125,13 @@ def publish_arena(
             f"; whole records, to go on with on another machine: {hints.command(words, store.root)}"
         )
     else:
-        paths += _standings(arenas.tracks(plan, store=store), out)
+        paths += _standings(tournament.tracks(plan, store=store), out)
     return Publication(paths, missing, tuple(map(str, store.problems())))
 
 
 def _standings(tracks: list[TrackResults], out: Path) -> list[Path]:
     """Tables and one figure of a played arena."""
-    from metabench.api import arena as arenas
+    from metabench.api.arena import tournament
     from metabench.reports.arena import scores
     from metabench.reports.arena import tables as arena_tables
     from metabench.reports.figures.small import small_png
@@ -138,7 +139,7 @@ def _standings(tracks: list[TrackResults], out: Path) -> list[Path]:
     from metabench.reports.tables import grids
 
     lines = chain.from_iterable(map(arena_tables.standings_lines, tracks))
-    page = "\n".join(grids.render(grid, "markdown") for grid in arenas.grids(tracks))
+    page = "\n".join(grids.render(grid, "markdown") for grid in tournament.grids(tracks))
     files = [
         write(out / "table.md", page),
         write(out / "table.csv", arena_tables.csv_of(arena_tables.STANDINGS, lines)),

@@ -1,39 +1,37 @@
-"""Running cells in sight of whoever typed a command: progress, names of cells, one summary; how the
-runs of an arena ended."""
+"""Running cells in sight of whoever typed a command: progress, names of cells, one summary."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from metabench.cli.printing import terminal
+from metabench.cli.printing.cells import cells_of, print_refusals, print_repairs, title_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from rich.console import Console
-
-    from metabench.cli.options import Launch
-    from metabench.reports.arena.endings import Ending
+    from metabench.cli.options import Choice, Launch
     from metabench.run.workers.local_launcher import Summary
     from metabench.store.store import Store
     from metabench.suites.planning import Planned
+    from metabench.suites.suite import Suite
 
 
 def check(launch: Launch) -> None:
     """Raise SettingError, UnknownName or MetabenchError for a device or a tracker that is not here,
     before anything is run; say where curves can be seen."""
+    from metabench.api.running import check_device
     from metabench.api.tracking import check_log
-    from metabench.api.verbs import check_device
-    from metabench.cli import printing
 
     check_device(launch.device)
     for where in check_log(launch.log or ()):
-        printing.say(f"curves in {where}", err=True)
+        terminal.say(f"curves in {where}", err=True)
 
 
 def in_sight(todo: Sequence[Planned], store: Store, launch: Launch, *, group: str = "") -> Summary:
     """Run the cells of a plan, each named by its places; what went wrong is told at the end.
     ``group``: what trackers call them together."""
-    from metabench.api.verbs import run_planned
-    from metabench.cli import printing
+    from metabench.api.running import run_planned
     from metabench.cli.progress import view
     from metabench.core.cell import place_names
     from metabench.run.events import CellWords
@@ -58,23 +56,27 @@ def in_sight(todo: Sequence[Planned], store: Store, launch: Launch, *, group: st
             group=group,
         )
     if summary.exit_code:
-        printing.console(stderr=True).print(str(summary), markup=False, soft_wrap=True)
+        terminal.console(stderr=True).print(str(summary), markup=False, soft_wrap=True)
     return summary
 
 
-def print_endings(out: Console, endings: Iterable[Ending], store: Store) -> None:
-    """How runs of an arena ended where its tables do not say it, each exception with the command
-    that shows one of them whole."""
-    from metabench.cli.printing import line, prose
-    from metabench.cluster import hints
+def run_suite(choice: Choice, suite: Suite, planned: list[Planned], launch: Launch) -> int:
+    """Run a plan in sight of the user; the exit code."""
+    from metabench.suites.planning import TO_RUN
 
-    for ending in endings:
-        if ending.failed is None:
-            prose(out, ending.text, "yellow")
-            continue
-        logs = hints.command(["logs", ending.failed.key[:10]], store.root)
-        if len(together := f"{ending.text} ({logs})") <= out.width:
-            line(out, together, "red")
-        else:
-            prose(out, f"{ending.text}:", "red")
-            line(out, f"    {logs}", "red")
+    check(launch)
+    err = terminal.console(stderr=True)
+    err.print(
+        f"{title_of(suite, choice.budget)}: {cells_of(planned)}",
+        markup=False,
+        soft_wrap=True,
+    )
+    print_repairs(err, planned)
+    code = int(any(p.state in ("missing data", "missing package", "closed") for p in planned))
+    if not any(p.state in TO_RUN for p in planned):
+        print_refusals(err, planned)
+        return code
+    todo = [p for p in planned if p.state in TO_RUN]
+    group = f"{suite.name} {choice.budget}"
+    summary = in_sight(todo, choice.open_store(), launch, group=group)
+    return max(code, summary.exit_code)

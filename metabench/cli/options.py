@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterable
-from contextvars import ContextVar
-from dataclasses import dataclass, fields, is_dataclass
-from inspect import Parameter, Signature, signature
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
-
-from metabench.core.text import unwrapped, without_markup
 
 if TYPE_CHECKING:
     from metabench.store.files import BadFile
@@ -22,6 +16,8 @@ if TYPE_CHECKING:
     from metabench.suites.arena import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
+
+PLUGIN = "--plugin"
 
 
 def _suite_names(incomplete: str) -> list[str]:
@@ -47,6 +43,12 @@ def typed_path(name: str) -> Callable[[str], Path]:
     return read
 
 
+def _profile_names(incomplete: str) -> list[str]:
+    from metabench.cluster.profile import names
+
+    return [n for n in names() if n.startswith(incomplete)]
+
+
 SuiteName = Annotated[
     str | None,
     typer.Argument(
@@ -55,6 +57,9 @@ SuiteName = Annotated[
         show_default=False,
         help="A built-in suite, the path of a .toml file, or 'all'.",
     ),
+]
+OneSuite = Annotated[
+    str, typer.Argument(metavar="SUITE", help="A built-in suite, or the path of a .toml file.")
 ]
 BudgetName = Annotated[
     str,
@@ -102,7 +107,15 @@ Jobs = Annotated[
         help="Cells at a time.",
     ),
 ]
-
+_CLUSTER = typer.Option(
+    "--cluster",
+    metavar="PROFILE",
+    autocompletion=_profile_names,
+    show_default=False,
+    help="A cluster profile, or the path of its .toml file.",
+)
+ClusterName = Annotated[str, _CLUSTER]
+MaybeCluster = Annotated[str | None, _CLUSTER]
 TaskNames = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Instead of a suite: this task (repeatable) ..."),
@@ -111,9 +124,12 @@ MethodNames = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="... crossed with this method (repeatable) ..."),
 ]
-
 MOST_SEEDS = 10_000
 """Of one command; more are a typing mistake."""
+
+
+OF_SUITES = ("budget", "set", "seeds", "only", "solver")
+"""Options that choose cells of a suite."""
 
 
 @dataclass(frozen=True)
@@ -280,91 +296,6 @@ class Launch:
             "PLACE is a folder, a project, an address. Repeatable.",
         ),
     ] = None
-
-
-_RUNNING: ContextVar[Any] = ContextVar("_RUNNING", default=None)
-
-
-class Verb(TyperCommand):
-    """A command of which :func:`typed` can tell, while it runs, what was typed. Newer typer has a
-    click of its own, so that ``click.get_current_context`` knows of no command. Its help is its
-    function's docstring, wrapped anew and without markup."""
-
-    def __init__(self, *given: Any, help: str | None = None, **named: Any) -> None:
-        told = None if help is None else without_markup(unwrapped(help))
-        super().__init__(*given, help=told, **named)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        before = _RUNNING.set(ctx)
-        try:
-            return super().invoke(ctx)
-        finally:
-            _RUNNING.reset(before)
-
-
-def running() -> Any:
-    """The context of the command that runs; None where none does."""
-    return _RUNNING.get()
-
-
-def typed(*names: str) -> list[str]:
-    """Which of these parameters of the running command stand on its command line, as options are
-    written. A default, or a value from the environment, was not typed for this command."""
-    context = running()
-    sources = {} if context is None else {n: context.get_parameter_source(n) for n in names}
-    return [
-        f"--{name.replace('_', '-')}"
-        for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE"
-    ]
-
-
-def refuse(names: Iterable[str], why: str) -> None:
-    """Raise SettingError for the first of these parameters that was typed where it has no use."""
-    from metabench.core.errors import SettingError
-
-    if given := typed(*names):
-        raise SettingError(f"{given[0]}: {why}")
-
-
-Command = Callable[..., None]
-
-
-def with_options(*, without: str = "") -> Callable[[Command], Command]:
-    """Decorator: where a command has a parameter that is a dataclass, the command line has the
-    fields of that dataclass as options, but for ``without``, which keeps its default."""
-
-    def decorate(function: Command) -> Command:
-        hints = get_type_hints(function, include_extras=True)
-        shown: list[Parameter] = []
-        groups: dict[str, tuple[type, list[str]]] = {}
-        for parameter in signature(function).parameters.values():
-            kind = hints[parameter.name]
-            if is_dataclass(kind):
-                inside = get_type_hints(kind, include_extras=True)
-                taken = [f for f in fields(kind) if f.name != without]
-                groups[parameter.name] = (cast(type, kind), [f.name for f in taken])
-                shown += [
-                    Parameter(
-                        f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=inside[f.name]
-                    )
-                    for f in taken
-                ]
-            else:
-                shown.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind))
-
-        @functools.wraps(function)
-        def command(**given: Any) -> None:
-            for name, (kind, taken) in groups.items():
-                given[name] = kind(**{field: given.pop(field) for field in taken})
-            function(**given)
-
-        command.__annotations__ = {p.name: p.annotation for p in shown}
-        command.__signature__ = Signature(shown)  # type: ignore[attr-defined]
-        return command
-
-    return decorate
 
 
 def seed_list(text: str | None) -> list[int] | None:

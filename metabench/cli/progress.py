@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from metabench.cli import printing
+from metabench.cli.printing import terminal
 from metabench.core.cell import Cell
 from metabench.core.text import counted, duration
 from metabench.run.events import (
@@ -140,7 +140,7 @@ def view(
 ) -> Live | Lines:
     """The right view of a launch of ``total`` cells for where the output goes; ``words``: how to
     name them."""
-    console = console or printing.console(stderr=True)
+    console = console or terminal.console(stderr=True)
     tally = Tally(total, jobs)
     kind = Live if console.is_terminal else Lines
     return kind(tally, console, words)

@@ -12,13 +12,15 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from metabench.cluster import hints
+from metabench.cluster.profile import Profile
 from metabench.cluster.snapshot import write_json
+from metabench.core import settings
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError
@@ -186,6 +188,13 @@ def _read(path: Path) -> Submission | None:
         if isinstance(made.profile["name"], str):
             return made
     return None
+
+
+def profile_of(submissions: Sequence[Submission], name: str) -> Profile:
+    """The profile that a submission was made with, the newest of that name."""
+    found = next(s for s in reversed(submissions) if s.profile["name"] == name)
+    # It may have been made by another version, with other settings.
+    return Profile(**{k: v for k, v in found.profile.items() if k in settings.fields(Profile)})
 
 
 def groups(submission: Submission) -> Iterator[Group]:

@@ -21,7 +21,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from metabench.core.errors import MetabenchError, UnknownName, WrongPath
+from metabench.core.errors import (
+    MetabenchError,
+    SettingError,
+    SuiteError,
+    UnknownName,
+    WrongPath,
+)
 from metabench.core.text import listed, one_line
 
 T = TypeVar("T")
@@ -281,9 +287,9 @@ def tracker(name: str) -> Callable[[type[T]], type[T]]:
 def load_plugin(path: str | Path) -> None:
     """Import one Python file for what it registers (``--plugin FILE``, ``METABENCH_PLUGINS``).
 
-    Raises WrongPath where there is no such file, or where other processes could not be told of its
-    path; MetabenchError where it cannot be imported: with the line and the reason; the error itself
-    is the cause.
+    Raises WrongPath where there is no such file, where other processes could not be told of its
+    path, or where it cannot be imported or registered: with the line and the reason; the error
+    itself is the cause.
     """
     path = Path(path).resolve()
     if not os.path.isfile(path) or path.suffix != ".py":
@@ -339,12 +345,17 @@ def _known() -> list[tuple[str, str]]:
 
 @contextmanager
 def _imported(what: str, file: str = "") -> Iterator[None]:
-    """Turn what goes wrong on importing somebody's module into a MetabenchError: the last line of
-    ``file`` that was run, the reason, and what there is to import of metabench."""
+    """Turn what goes wrong on importing somebody's module into a MetabenchError, of a ``file`` into
+    a WrongPath: the last line of it that was run, the reason, and what there is to import of
+    metabench."""
     try:
         yield
-    except (MetabenchError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         raise
+    except MetabenchError as error:
+        if not file or isinstance(error, UnknownName | SettingError | SuiteError):
+            raise
+        raise WrongPath(str(error)) from error
     except BaseException as error:  # sys.exit is no way to be imported either
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f", line {frame.lineno}" for frame in frames if frame.filename == file]
@@ -354,7 +365,8 @@ def _imported(what: str, file: str = "") -> Iterator[None]:
         if isinstance(error, ImportError) and (error.name or "").startswith("metabench"):
             public = ", ".join(dir(sys.modules["metabench"]))
             said += f"; plug-ins can import from metabench: {public}"
-        raise MetabenchError(f"{what}{''.join(lines[-1:])}: {said}") from error
+        kind = WrongPath if file else MetabenchError
+        raise kind(f"{what}{''.join(lines[-1:])}: {said}") from error
 
 
 def load_plugins() -> None:

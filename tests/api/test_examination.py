@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from metabench.api import examination
 from metabench.api.examination import PAIR, examine, probe_torch
-from metabench.cli import printing
 from metabench.cli.main import app
+from metabench.cli.printing.inventory import print_findings
 from metabench.core import optional_packages
 from metabench.core.findings import Finding
 from metabench.datasets import catalogue, locate
@@ -248,7 +248,7 @@ def test_the_command_prints_it_all_and_fails_where_it_should(
 
 def test_equal_commands_are_told_once() -> None:
     out = Console(width=100, file=(buffer := io.StringIO()))
-    printing.print_findings(
+    print_findings(
         out,
         [
             Finding("s", "a", "missing", repair=("do this",)),

@@ -267,11 +267,11 @@ def test_the_tasks_best_value_is_the_best(plugins_forgotten: None, tmp_path: Pat
 
 def test_a_new_method_is_tuned_where_it_is_ranked(plugins_forgotten: None, tmp_path: Path) -> None:
     """README: "tuned, among tuned ones". A method without a space plays as shipped alone."""
-    from metabench.api import ranking
+    from metabench.api.arena.contest import contest as entered
     from metabench.suites import arena
 
     path = new("method", "fresh", tmp_path)
-    contest = ranking.contest(str(path), budget="first", quick=True, store=tmp_path / "runs")
+    contest = entered(str(path), budget="first", quick=True, store=tmp_path / "runs")
     assert contest.tuned
     assert list(contest.entrant.space) == ["method.inner_lr", "method.outer_lr"]
     (alike,) = [m for m in arena.load("arena-1").methods if m.id == "one_step"]

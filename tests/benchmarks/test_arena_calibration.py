@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metabench.api import arena as arenas
+from metabench.api.arena import tournament
 from metabench.suites import arena as suites
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no package that is installed
@@ -82,7 +82,7 @@ def test_problems_become_a_table(tmp_path, capsys) -> None:
     asked = [str(path), "--budget", "calibration", "--store", store, "--out", str(tmp_path / "out")]
     assert calibration.main(asked) == 1
     assert "3 trials are not done" in capsys.readouterr().err
-    arenas.run(path, budget="calibration", store=store)
+    tournament.run(path, budget="calibration", store=store)
     assert calibration.main(asked) == 0
     (row,) = json.loads((tmp_path / "out" / "calibration.json").read_text())
     assert row["problem"] == "near" and row["method"] == "unrolled" and row["goal"] == "min"
@@ -99,9 +99,9 @@ def test_problems_become_a_table(tmp_path, capsys) -> None:
 def test_who_is_best_is_said_by_the_trials_where_no_final_is_there(tmp_path) -> None:
     path, store = tmp_path / "small.toml", str(tmp_path / "runs")
     path.write_text(FILE)
-    plan = arenas.plan(path, budget="calibration", store=store)
-    arenas.play(plan.trials, arenas.open_store(store), 1, None, None)
-    plan = arenas.plan(path, budget="calibration", store=store)
+    plan = tournament.plan(path, budget="calibration", store=store)
+    tournament.play(plan.trials, tournament.open_store(store), 1, None, None)
+    plan = tournament.plan(path, budget="calibration", store=store)
     assert plan.finals and calibration.leaders(plan) == {"near": ("unlearned", "unrolled")}
 
 

@@ -13,7 +13,7 @@ import pytest
 from command_lines import VERBS, parsed
 from typer.testing import CliRunner, Result
 
-from metabench.api import arena as arenas
+from metabench.api.arena import tournament
 from metabench.api.scaffold import next_commands
 from metabench.cli.main import app
 from metabench.cluster import submission as folders
@@ -172,9 +172,11 @@ def test_an_arena_is_submitted_in_two_steps_each_naming_the_next(site: Path) -> 
     (submit,) = [c for c in named(said) if c.startswith("metabench submit")]
 
     def play() -> None:
-        phase, planned = arenas.due(arenas.plan(site / "small.toml", budget="smoke", store=kept))
+        phase, planned = tournament.due(
+            tournament.plan(site / "small.toml", budget="smoke", store=kept)
+        )
         assert phase in ("trials", "finals")
-        arenas.play(planned, kept, 1, None, None)
+        tournament.play(planned, kept, 1, None, None)
 
     play()
     said = metabench(*shlex.split(submit)[1:]).output

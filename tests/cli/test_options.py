@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metabench.api.calibration import calibrate_arena
+from metabench.cli.command import typed, with_options
 from metabench.cli.main import app
-from metabench.cli.options import Choice, Jobs, Launch, typed, with_options
-from metabench.core.errors import UnknownName
+from metabench.cli.options import Choice, Jobs, Launch, seed_list
+from metabench.core.errors import SettingError, UnknownName
 
 NAMES = [f.name for f in fields(Choice)]
 LAUNCH = [f.name for f in fields(Launch)]
@@ -129,3 +130,14 @@ def test_an_arena_is_measured_on_the_problems_of_a_budget(place: Path) -> None:
     with pytest.raises(UnknownName, match="'fewer'; near: few"):
         calibrate_arena("small.toml", budget="fewer")
     assert run("calibrate small.toml --budget fewer").exit_code == 2
+
+
+def test_seed_lists() -> None:
+    assert seed_list(None) is None
+    assert seed_list("0") == [0]
+    assert seed_list("0, 2,5-7,6") == [0, 2, 5, 6, 7]
+    with pytest.raises(SettingError, match="more than 10,000"):
+        seed_list("0-99999999999")
+    for text in ("", "a", "1-", "-1", "3-1", "1,,2", "1.5", "٣", "1-٣", "9" * 5000):
+        with pytest.raises(SettingError, match="seeds"):
+            seed_list(text)

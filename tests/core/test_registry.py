@@ -9,7 +9,7 @@ import pytest
 
 from metabench.api import examination
 from metabench.core import registry
-from metabench.core.errors import MetabenchError, UnknownName
+from metabench.core.errors import MetabenchError, UnknownName, WrongPath
 from metabench.core.registry import Registry, load_plugin, methods, solvers, tasks
 
 PLUGIN = '''"""Two lines,
@@ -112,7 +112,7 @@ def test_plugins_that_cannot_be(plugins_forgotten: None, tmp_path: Path) -> None
 def test_a_plugin_that_fails_is_forgotten(plugins_forgotten: None, tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text("1 / 0")
-    with pytest.raises(MetabenchError, match="line 1: ZeroDivisionError") as error:
+    with pytest.raises(WrongPath, match="line 1: ZeroDivisionError") as error:
         load_plugin(path)
     assert isinstance(error.value.__cause__, ZeroDivisionError)
     assert "metabench_plugin_broken" not in sys.modules
@@ -149,7 +149,7 @@ def test_a_name_can_be_taken_once(plugins_forgotten: None, tmp_path: Path) -> No
     solvers.get("sgd")
     path = tmp_path / "thief.py"
     path.write_text(PLUGIN.format(name="sgd"))
-    with pytest.raises(MetabenchError, match="two solvers are called 'sgd'"):
+    with pytest.raises(WrongPath, match="two solvers are called 'sgd'"):
         load_plugin(path)
 
 

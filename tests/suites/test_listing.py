@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabench.cli import printing
 from metabench.cli.main import app
+from metabench.cli.printing.inventory import print_suites
 from metabench.core import toml
 from metabench.core.catalogue import suite_folder, suite_heads, suite_names
 from metabench.core.registry import tasks
@@ -100,7 +100,7 @@ def test_where_a_table_does_not_fit_a_suite_has_two_lines() -> None:
     ]
     console = Console(width=50, force_terminal=False)
     with console.capture() as told:
-        printing.print_suites(console, suites)
+        print_suites(console, suites)
     assert told.get().splitlines()[2:7] == [
         "one: A title of some length",
         "    paper: Finn et al. 2017; data: mnist; laptop:",

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from metabench import api
-from metabench.cli import printing
+from metabench.cli.printing.cells import print_plan
 from metabench.core.cell import make_cell
 from metabench.store.published import RECORDS, Published
 from metabench.store.record import Record
@@ -107,7 +107,7 @@ def test_it_is_used_where_the_store_has_nothing_and_said_so(
     assert before.estimated_seconds is None
     console = Console(width=80, force_terminal=False)
     with console.capture() as told:
-        printing.print_plan(console, "title", [before, replace(before, published_seconds=None)])
+        print_plan(console, "title", [before, replace(before, published_seconds=None)])
     words = " ".join(told.get().split())
     assert "published: 1 min 30 s" in words and "1 of unknown cost" in words
     told_of = "1 of them about 1 min 30 s, one after another, on the machine of the published run"

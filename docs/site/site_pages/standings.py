@@ -37,7 +37,7 @@ def of_file(arena: str, file: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
     ``arena`` is a name or the path of a file.
     """
-    from metabench.api import arena as verbs
+    from metabench.api.arena import tournament
     from metabench.suites import arena as arenas
 
     known = arenas.load(arena)
@@ -46,11 +46,11 @@ def of_file(arena: str, file: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
     found = []
     with tempfile.TemporaryDirectory() as empty:
         scores = ArenaScores(file, known, budget)
-        plan = verbs.plan(known, budget=budget, store=empty, scores=scores)
+        plan = tournament.plan(known, budget=budget, store=empty, scores=scores)
         played = {p.column for p in plan.finals if p.record is not None}
         for track in sorted({p.track for p in known.problems if p.id in played}):
             for tuned in (True, False):
-                places = verbs.standings(plan, track=track, tuned=tuned)
+                places = tournament.standings(plan, track=track, tuned=tuned)
                 for place, s in enumerate(places, 1):
                     entry = entries[s.row.removesuffix(arenas.AS_SHIPPED)]
                     found.append((entry.method, (

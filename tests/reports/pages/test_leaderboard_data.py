@@ -9,7 +9,7 @@ from pathlib import Path
 import arenas_by_formula as arenas
 import pytest
 
-from metabench.api import arena as verbs
+from metabench.api.arena import tournament
 from metabench.core.capabilities import CAPABILITIES
 from metabench.core.cell import canonical
 from metabench.core.costs import equivalents
@@ -19,20 +19,20 @@ from metabench.store.store import Store
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[verbs.Plan, Store]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[tournament.Plan, Store]:
     folder = tmp_path_factory.mktemp("arena")
     path, store = folder / "small.toml", Store(folder / "runs")
     path.write_text(arenas.text())
     return arenas.play(path, store), store
 
 
-def data_of(plan: verbs.Plan, store: Store) -> dict:
+def data_of(plan: tournament.Plan, store: Store) -> dict:
     curves = {p.record.key: store.curve(p.record) for p in plan.finals if p.record}
     return page_data(plan.arena, "smoke", plan.trials, plan.finals, plan.chosen, curves)
 
 
 @pytest.fixture(scope="module")
-def data(played: tuple[verbs.Plan, Store]) -> dict:
+def data(played: tuple[tournament.Plan, Store]) -> dict:
     return data_of(*played)
 
 

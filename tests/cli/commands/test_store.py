@@ -1,0 +1,67 @@
+"""``store import``: what its exit code says."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from metabench.cli.main import app
+from metabench.core.cell import Cell
+from metabench.store.published import RECORDS, publish
+from metabench.store.record import Record
+from metabench.store.store import Store
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A file of three records."""
+    kept = Store(tmp_path / "runs")
+    for seed in range(3):
+        cell = Cell("ridge", "bilevel", "sgd", seed)
+        kept.write(Record(cell.key, cell, "done", cost={"inner_gradients": 5.0}))
+    return publish(kept.records(), kept, tmp_path / RECORDS)
+
+
+def imported(file: Path, *more: str) -> Result:
+    words = ["store", "import", str(file), "--into", str(file.parent / "other"), *more]
+    return CliRunner().invoke(app, words)
+
+
+def test_a_sound_file(published: Path) -> None:
+    for told in ("3 copied\n", "3 the same in both\n"):
+        done = imported(published)
+        assert (done.exit_code, done.stdout, done.stderr) == (0, told, "")
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["", "dry run"])
+def test_a_file_of_which_nothing_can_be_read_is_wrong_input(
+    published: Path, more: list[str]
+) -> None:
+    published.write_bytes(published.read_bytes()[:40])
+    done = imported(published, *more)
+    assert done.exit_code == 2 and done.stdout == "1 bad files\n"
+    assert done.stderr.startswith(f"{published}: line 1: the file is damaged from here on: ")
+    assert Store(published.parent / "other").records() == []
+
+
+def test_of_a_file_with_a_damaged_line_the_others_are_copied(published: Path) -> None:
+    first, *others = gzip.decompress(published.read_bytes()).splitlines(keepends=True)
+    published.write_bytes(gzip.compress(first.replace(b"ridge", b"rigde") + b"".join(others)))
+    done = imported(published)
+    assert done.exit_code == 2 and done.stdout == "2 copied, 1 bad files\n"
+    told = f"{published}: line 1: is not what was published: its sha256 differs\n"
+    assert done.stderr == told
+    assert len(Store(published.parent / "other").records()) == 2
+
+
+def test_a_conflict_is_no_wrong_input(published: Path) -> None:
+    other = Store(published.parent / "other")
+    for record in Store(published.parent / "runs").records()[:1]:
+        other.write(replace(record, cost={"inner_gradients": 6.0}))
+    done = imported(published)
+    assert done.exit_code == 1 and done.stdout == "2 copied, 1 in conflict\n"
+    assert "different cost" in done.stderr
