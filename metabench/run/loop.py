@@ -32,6 +32,7 @@ from metabench.core.errors import (
     Unpriced,
 )
 from metabench.core.limits import RUNAWAY
+from metabench.core.readouts import by_steps, ending
 from metabench.run import checkpoint, determinism, learning_curve, looks
 from metabench.run.checkpoint import Boundary, Checkpoint, detached, stamp
 from metabench.run.evaluation import Metrics, Retrained, Stopwatch, at_once, evaluate
@@ -339,10 +340,8 @@ class Loop:
         assert best is not None
         self.check_kept()
         self.ctx.step = self.boundary.best_step
-        ways = [("", self.method)]
-        test, train = self.method.test_steps, self.method.inner_steps
-        if test is not None and test != train:
-            ways.append((f"@{train}_steps", replace(self.method, test_steps=None)))
+        ways = [("", self.method), *by_steps(self.method, self.budget).items()]
+        further = {ending(steps) for steps in self.budget.test_after}
         if anew := Retrained.of(self.budget):
             ways.append((RETRAINED, anew))
         for split in self.problem.evaluations:
@@ -351,11 +350,14 @@ class Loop:
                     try:
                         found = self.evaluate(method, best, split)
                     except Diverged as error:
-                        if suffix != RETRAINED:
+                        # At the lam found the readout's step size may be too long, or its steps
+                        # too many: that says nothing of the run, whose own theta has been tested.
+                        if suffix == RETRAINED:
+                            self.ctx.notes["retraining"] = f"on {split!r}: {error}"
+                        elif suffix in further:
+                            self.ctx.notes[split + suffix] = str(error)
+                        else:
                             raise
-                        # At the lam found the readout's step size may be too long: that says
-                        # nothing of the run, whose own theta has been tested.
-                        self.ctx.notes["retraining"] = f"on {split!r}: {error}"
                         continue
                     metrics = {**self.boundary.metrics, split + suffix: found}
                     for name, value in found.items():
