@@ -71,7 +71,7 @@ class Budget:
     """The step size of that training."""
     retrain_solver: str | None = None
     """Its inner solver; None: plain gradient descent ("sgd")."""
-    test_after: tuple[Count, ...] = settings.later(())
+    test_after: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Evaluate the state that is tested after each of these numbers of inner steps, too, on the
     same test episodes and not counted; the metrics stand under "test@5_steps". Which state that is
     does not depend on it: validation takes the method's own ``test_steps``."""
@@ -92,9 +92,9 @@ class Budget:
     )
 
     def __post_init__(self) -> None:
-        if len({*self.test_after}) < len(self.test_after):
-            twice = next(n for n in self.test_after if self.test_after.count(n) > 1)
-            raise ValueError(f"test_after has {twice} twice")
+        after = self.test_after or ()
+        if twice := [n for n in after if after.count(n) > 1]:
+            raise ValueError(f"test_after has {twice[0]} twice")
         if (self.retrain_steps is None) != (self.retrain_lr is None):
             raise ValueError("retrain_steps and retrain_lr go together")
         if self.retrain_solver is not None:

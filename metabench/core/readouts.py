@@ -23,7 +23,7 @@ def by_steps(method: Any, budget: Any) -> dict[str, Any]:
     found = {}
     if method.test_steps is not None and method.test_steps != method.inner_steps:
         found[ending(method.inner_steps)] = replace(method, test_steps=None)
-    for steps in budget.test_after:
+    for steps in budget.test_after or ():
         found.setdefault(ending(steps), replace(method, test_steps=steps))
     return found
 

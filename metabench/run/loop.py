@@ -341,7 +341,7 @@ class Loop:
         self.check_kept()
         self.ctx.step = self.boundary.best_step
         ways = [("", self.method), *by_steps(self.method, self.budget).items()]
-        further = {ending(steps) for steps in self.budget.test_after}
+        further = {ending(steps) for steps in self.budget.test_after or ()}
         if anew := Retrained.of(self.budget):
             ways.append((RETRAINED, anew))
         for split in self.problem.evaluations:
