@@ -41,6 +41,7 @@ DOCS = ROOT.parent / "docs" / "budgets.md"
 
 FAMILIES = {
     "few-shot images": ("omniglot", "few-shot-", "maml-", "quickstart", "sinusoid"),
+    "implicit representations": ("inr",),
     "loss learning": ("loss-learning",),
     "retraining": ("spg-",),
     "augmentation": ("augmentation",),

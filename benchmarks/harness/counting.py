@@ -23,6 +23,7 @@ from metabench.contract.method import Context, State
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Budget, Cell, instances
 from metabench.core.errors import DataMissing
+from metabench.core.readouts import by_steps
 from metabench.datasets import locate
 from metabench.hypergradients.tensor_memory import Footprint, tensors
 from metabench.run.evaluation import evaluate
@@ -209,10 +210,7 @@ def _run(cell: Cell) -> Counted:
 
     evaluations = {}
     looks = 1 + math.ceil(steps / budget.eval_every)
-    ways = [("", method)]
-    test, train = method.test_steps, method.inner_steps
-    if test is not None and test != train:
-        ways.append((f"@{train}_steps", replace(method, test_steps=None)))
+    ways = [("", method), *by_steps(method, budget).items()]
     planned = [("valid", "valid", method, looks * budget.valid_episodes)]
     for split in problem.evaluations:
         planned += [(split + end, split, way, budget.test_episodes) for end, way in ways]

@@ -17,6 +17,7 @@ from metabench.core.capabilities import lacks_examples
 from metabench.core.costs import PRICED, cost_of
 from metabench.core.declaration import Declaration, declare
 from metabench.core.errors import SettingError, UnknownName
+from metabench.core.readouts import check_test_after
 from metabench.core.registry import methods, solvers, tasks
 
 CONTRACT = 1
@@ -70,6 +71,10 @@ class Budget:
     """The step size of that training."""
     retrain_solver: str | None = None
     """Its inner solver; None: plain gradient descent ("sgd")."""
+    test_after: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """Evaluate the state that is tested after each of these numbers of inner steps, too, on the
+    same test episodes and not counted; the metrics stand under "test@5_steps". Which state that is
+    does not depend on it: validation takes the method's own ``test_steps``."""
     measure_memory: Literal[True] | None = None
     """Repeat the first outer step at the end, uncounted, for the cost ``peak_tensor_bytes``: the
     most bytes of tensors that it holds at once (:mod:`metabench.hypergradients.tensor_memory`)."""
@@ -87,6 +92,9 @@ class Budget:
     )
 
     def __post_init__(self) -> None:
+        after = self.test_after or ()
+        if twice := [n for n in after if after.count(n) > 1]:
+            raise ValueError(f"test_after has {twice[0]} twice")
         if (self.retrain_steps is None) != (self.retrain_lr is None):
             raise ValueError("retrain_steps and retrain_lr go together")
         if self.retrain_solver is not None:
@@ -234,7 +242,7 @@ class Resolved:
     @cached_property
     def declaration(self) -> Declaration:
         """What they declare."""
-        return self.said or declare(*self.parts[:3])
+        return self.said or declare(*self.parts)
 
 
 def of_cell(cell: Cell) -> Resolved:
@@ -266,6 +274,7 @@ def resolve(
         raise SettingError(f"budget: set at least one of {', '.join(Budget.LIMITS)}")
     _check_select(*parts)
     _check_retraining(parts[0], parts[-1])
+    check_test_after(parts[0], parts[1], parts[-1])
     for_task, for_method, for_solver, limits = map(settings.values, parts)
     limits = {k: v for k, v in limits.items() if v is not None}
     return Resolved(task, method, solver, for_task, for_method, for_solver, limits, parts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metabench.core.capabilities import why_not
+from metabench.core.readouts import by_steps
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Declaration:
     """Those of the task, then the method's and the solver's."""
     metrics: tuple[str, ...] | None
     evaluations: tuple[str, ...] | None
+    readouts: tuple[str, ...]
+    """What names of evaluations end in that the harness adds (:mod:`metabench.core.readouts`)."""
     protocol: str
     outer_on_validation: bool
     lacks_selection: str | None
@@ -33,8 +36,8 @@ class Declaration:
     whenever that matters."""
 
 
-def declare(task: Any, method: Any, solver: Any) -> Declaration:
-    """What they declare."""
+def declare(task: Any, method: Any, solver: Any, budget: Any) -> Declaration:
+    """What they declare; of the budget only the readouts are."""
     return Declaration(
         why_not(task, method, solver),
         tuple(task.data),
@@ -42,6 +45,7 @@ def declare(task: Any, method: Any, solver: Any) -> Declaration:
         (*task.packages, *method.packages, *solver.packages),
         None if task.metrics is None else tuple(task.metrics),
         None if task.evaluations is None else tuple(task.evaluations),
+        tuple(by_steps(method, budget)),
         task.protocol,
         task.outer_on_validation,
         task.lacks_selection,

@@ -22,6 +22,7 @@ from metabench.core import settings
 from metabench.core.cell import Budget
 from metabench.core.errors import Diverged
 from metabench.core.limits import LARGEST
+from metabench.core.readouts import by_steps
 from metabench.core.registry import solvers
 from metabench.store.record import Estimate
 
@@ -195,13 +196,22 @@ class Retrained:
 
 def pictures(ctx: Context, method: Any, state: State) -> dict[str, np.ndarray[Any, Any]]:
     """What the problem shows of its first test episode, adapted, in bytes [h, w]; not counted as
-    cost."""
+    cost. Where the budget has ``test_after``, what is another then stands beside it
+    ("fitted@5_steps"), unless it has run away."""
     if type(ctx.problem).pictures is Problem.pictures:
         return {}
     episode = ctx.problem.episode(ctx.problem.evaluations[0], 0)
+
+    def adapted(way: Any) -> Params:
+        theta = way.adapt(ctx, state, episode)
+        return ctx.problem.pictures(state.lam, theta, episode)
+
     with ctx.uncounted():
-        theta = method.adapt(ctx, state, episode)
-        shown = ctx.problem.pictures(state.lam, theta, episode)
+        shown = adapted(method)
+        for end, way in by_steps(method, ctx.budget).items() if ctx.budget.test_after else ():
+            for name, value in adapted(way).items():
+                if bool(value.isfinite().all()) and not torch.equal(value, shown[name]):
+                    shown = {**shown, name + end: value}
     bytes_of = {k: v.detach().cpu().clamp(0, 1).mul(255).round() for k, v in shown.items()}
     return {k: v.to(torch.uint8).numpy() for k, v in bytes_of.items()}
 

@@ -14,6 +14,7 @@ from metabench.contract.method import State
 from metabench.core.costs import CUT_LOOK, CUT_STEP, Counts
 from metabench.core.errors import BudgetSpent, Diverged, SettingError, UnknownName, Unpriced
 from metabench.core.limits import RUNAWAY
+from metabench.core.readouts import by_steps, ending
 from metabench.run import determinism, engines, learning_curve
 from metabench.run.attempt import Attempt
 from metabench.run.checkpoint import Boundary, detached
@@ -207,10 +208,8 @@ class Loop(Attempt):
         assert best is not None
         self.selection.check_kept()
         self.ctx.step = self.boundary.best_step
-        ways = [("", self.method)]
-        test, train = self.method.test_steps, self.method.inner_steps
-        if test is not None and test != train:
-            ways.append((f"@{train}_steps", replace(self.method, test_steps=None)))
+        ways = [("", self.method), *by_steps(self.method, self.budget).items()]
+        further = {ending(steps) for steps in self.budget.test_after or ()}
         if anew := Retrained.of(self.budget):
             ways.append((RETRAINED, anew))
         for split in self.problem.evaluations:
@@ -219,11 +218,14 @@ class Loop(Attempt):
                     try:
                         found = self.evaluate(method, best, split)
                     except Diverged as error:
-                        if suffix != RETRAINED:
+                        # At the lam found the readout's step size may be too long, or its steps
+                        # too many: that says nothing of the run, whose own theta has been tested.
+                        if suffix == RETRAINED:
+                            self.ctx.notes["retraining"] = f"on {split!r}: {error}"
+                        elif suffix in further:
+                            self.ctx.notes[split + suffix] = str(error)
+                        else:
                             raise
-                        # At the lam found the readout's step size may be too long: that says
-                        # nothing of the run, whose own theta has been tested.
-                        self.ctx.notes["retraining"] = f"on {split!r}: {error}"
                         continue
                     metrics = {**self.boundary.metrics, split + suffix: found}
                     for name, value in found.items():

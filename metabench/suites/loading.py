@@ -7,7 +7,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
     data                   names of the data sets that the laptop budget reads, for lists to name
     metric                 metric of the table, a key of Problem.metrics
     goal                   "max" or "min"
-    evaluation             named evaluation of the table ("test")
+    evaluation             named evaluation of the table ("test"); "test@5_steps" of a budget that
+                           has test_after = [5]: the same states after 5 inner steps
     percent                true: numbers are shown times 100
     logs                   true: numbers span powers of ten, so methods are compared by logarithms
     gap                    true: the metric is itself a signed difference of two splits: no bold, no

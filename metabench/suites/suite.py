@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from pydantic import Field, with_config
 from metabench.core.cell import Cell, Parts, Resolved, of_cell
 from metabench.core.declaration import Declaration
 from metabench.core.errors import SettingError, UnknownName
+from metabench.store.record import RETRAINED
 from metabench.suites.overrides import Override, check_overrides
 from metabench.suites.resolving import Place, resolve
 from metabench.suites.schema import (
@@ -140,12 +141,28 @@ class Suite:
             for kind, wanted, known in (
                 ("metric", self.metric, said.metrics),
                 ("metric", self.floor, said.metrics),
-                # "@5_steps" is added by the harness, "valid" is there always.
+                # "valid" is there always.
                 ("evaluation", self.evaluation.partition("@")[0], said.evaluations),
             ):
                 if wanted and known is not None and wanted not in {*known, "valid"}:
                     where = f"suite {self.name}, row {row}, column {column}"
                     raise UnknownName(f"{kind} of task {name} called", wanted, known, where)
+        self._check_readout([*meant.values()])
+
+    def _check_readout(self, cells: Sequence[SuiteCell]) -> None:
+        """Raise UnknownName where the suite's evaluation is one that the harness adds to those of
+        the task ("test@5_steps"), and no cell has it: a row without it has a hole."""
+        split, at, _ = self.evaluation.partition("@")
+        if not at or not cells:
+            return
+        ends = [end for item in cells for end in item.declaration.readouts]
+        ends += [RETRAINED for item in cells if "retrain_steps" in item.cell.budget]
+        known = [split, *(split + end for end in dict.fromkeys(ends))]
+        if self.evaluation not in known:
+            raise UnknownName(
+                "evaluation called", self.evaluation, known, f"suite {self.name}; the numbers of "
+                "inner steps are those of the methods and of test_after in a budget",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -190,9 +190,31 @@ def test_what_no_task_measures_is_refused() -> None:
         assert says in str(error.value) and "suite small, row reverse, column one" in str(
             error.value
         )
-    for name in ("test", "test@4_steps", "valid"):
+    for name in ("test", "valid"):
         suite = from_dict({**DATA, "evaluation": name}, HERE)
         suite.check_measured(suite.cells("smoke"))
+
+
+def test_an_evaluation_that_no_cell_has_is_refused() -> None:
+    """What a name ends in is the harness's: steps of training, steps asked for, a readout."""
+    budget = {**DATA["budgets"]["smoke"], "test_after": [1, 7]}
+    data = {**DATA, "budgets": {**DATA["budgets"], "smoke": budget}}
+    for name in ("test@1_steps", "test@7_steps", "test"):
+        suite = from_dict({**data, "evaluation": name}, HERE)
+        suite.check_measured(suite.cells("smoke"))
+    for name, says in (
+        ("test@8_steps", "no evaluation called 'test@8_steps'; near: test@7_steps"),
+        ("test@retrained", "known: test, test@1_steps, test@7_steps; suite small"),
+        ("tests@1_steps", "no evaluation of task quadratic called 'tests'; near: test"),
+    ):
+        suite = from_dict({**data, "evaluation": name}, HERE)
+        with pytest.raises(UnknownName) as error:
+            suite.check_measured(suite.cells("smoke"))
+        assert says in str(error.value)
+    anew = {**budget, "retrain_steps": 5, "retrain_lr": 0.1}
+    data["budgets"]["smoke"] = anew
+    suite = from_dict({**data, "evaluation": "test@retrained"}, HERE)
+    suite.check_measured(suite.cells("smoke"))
 
 
 def test_what_a_search_reports_can_be_a_metric() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from optional import needs
@@ -10,6 +13,9 @@ from oracles import F64, context
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import methods, tasks
 from metabench.run.evaluation import evaluate
+from metabench.run.runner import run_cell
+from metabench.store.store import Store
+from metabench.suites import loading as suites
 from metabench.tasks.inr import INR, INRProblem
 
 CPU = torch.device("cpu")
@@ -76,3 +82,25 @@ def test_a_learned_start_draws_digits_better_in_two_steps():
             state, _ = method.step(ctx, state)
         found[name] = evaluate(ctx, method, state, "test", 20)["psnr"].mean
     assert found["maml"] > found["fixed"] + 3
+
+
+def test_the_suite_measures_and_shows_one_state_after_several_steps(tmp_path: Path) -> None:
+    needs("skimage")
+    store = Store(tmp_path)
+    suite = suites.load("inr")
+    cells = [c for c in suite.cells("smoke") if c.column == "photographs"]
+    assert [c.row for c in cells] == [row.id for row in suite.rows]
+    for one in cells:
+        record = run_cell(one.cell, store)
+        assert record.status == "done", record.reason
+        for name in ("inr", "inr-one-step", "inr-five-steps"):
+            companion = suites.load(name)
+            assert [c.cell for c in companion.cells("smoke")] == [
+                c.cell for c in suite.cells("smoke")
+            ]
+            assert companion.metric in record.metrics[companion.evaluation]
+        shown = store.pictures(record)
+        assert {"image", "start", "fitted", "fitted@5_steps"} <= {*shown}
+        assert not any(name.startswith(("image@", "start@")) for name in shown)
+        far = {k: np.abs(v.astype(int) - shown["image"]).sum() for k, v in shown.items()}
+        assert far["fitted@5_steps"] < far["fitted"] < far["start"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from metabench.analysis.results import Results
@@ -44,7 +45,7 @@ def _budget_in_words(results: Results, limits: dict[str, Any], unlike: Departure
     words = [
         *_limits_in_words(limits),
         f"validation on {counted(limits['valid_episodes'], 'episode')} every {_look(limits)}",
-        f"{counted(limits['test_episodes'], f'{tested_split(results)} episode')}",
+        f"{counted(limits['test_episodes'], f'{tested_split(results)} episode')}{_after(results)}",
         f"tested: {_tested(results)}",
         f"planned seeds: {listed(map(str, seeds))}",
         *settings_of_budget(results, unlike),
@@ -59,6 +60,12 @@ def tested_split(results: Results) -> str:
     evaluation (test@5_steps) is no part of it."""
     split = results.suite.evaluation.partition("@")[0]
     return "validation" if split == "valid" else split
+
+
+def _after(results: Results) -> str:
+    """After how many inner steps, where the evaluation's name says so."""
+    found = re.fullmatch(r"[^@]*@(\d+)_steps", results.suite.evaluation)
+    return f", each after {counted(int(found[1]), 'inner step')}" if found else ""
 
 
 def _tested(results: Results) -> str:

@@ -141,7 +141,13 @@ def test_rows_with_another_budget_are_all_rows_or_all_but_a_few(helpers):
 
 @pytest.mark.parametrize(
     ("evaluation", "words"),
-    [("test", "600 test"), ("valid", "600 validation"), ("test@5_steps", "600 test")],
+    [
+        ("test", "600 test episodes"),
+        ("valid", "600 validation episodes"),
+        ("test@1_steps", "600 test episodes, each after 1 inner step"),
+        ("test@5_steps", "600 test episodes, each after 5 inner steps"),
+        ("test@retrained", "600 test episodes"),
+    ],
 )
 def test_episodes_are_of_a_split(helpers, evaluation, words):
-    assert f"; {words} episodes; " in told(helpers, [{"id": "maml"}], evaluation=evaluation)[0]
+    assert f"; {words}; " in told(helpers, [{"id": "maml"}], evaluation=evaluation)[0]
