@@ -11,6 +11,8 @@ from metabench.contract.method import inner_loop
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.registry import methods, tasks
+from metabench.run.runner import run_cell
+from metabench.suites import loading
 from metabench.tasks.distillation import Distillation, DistillationProblem
 
 CPU = torch.device("cpu")
@@ -197,3 +199,15 @@ def test_learned_images_beat_means_of_classes():
 def test_methods_that_start_at_lam_are_refused_with_the_reason():
     said = why_not(tasks.get("distillation")(), methods.get("maml")())
     assert said == "lam is what theta is trained on, not where it starts"
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_suite_runs_and_the_images_of_logistic_regression_are_best():
+    cells = [c for c in loading.load("distillation").cells("smoke") if c.skip is None]
+    context(cells[0].parts[0])  # skips where the images are missing
+    found = {(c.row, c.column): run_cell(c.cell, device="cpu", workers=1) for c in cells}
+    assert {at: r.reason for at, r in found.items() if r.status != "done"} == {}
+    scores = {at: r.metrics["test"]["accuracy"].mean for at, r in found.items()}
+    one_step = {row: score for (row, column), score in scores.items() if column == "softmax"}
+    assert set(one_step) == {"reverse", "real", "mean", "exact"}
+    assert max(one_step, key=lambda row: one_step[row]) == "exact"
