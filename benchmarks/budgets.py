@@ -55,6 +55,7 @@ FAMILIES = {
     "marginal likelihood": ("marglik-",),
     "optimiser constants": ("cehpo-",),
     "retrieval": ("autorag-",),
+    "dataset distillation": ("distillation",),
     "every task": ("crossing",),
 }
 """Family to how the names of its suites begin."""

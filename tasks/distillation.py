@@ -51,8 +51,10 @@ class Distillation(OfImages):
     """Synthetic batches, which inner steps go through again and again."""
     rates: Annotated[int, Field(ge=0)] = 0
     """Inner steps whose size is learned, as a factor of ``inner_lr``; later ones have the last."""
-    first: Literal["noise", "real", "mean"] = "noise"
-    """The first lam: standard normal pixels, a real image each, or the mean of its class."""
+    first: Literal["noise", "real", "mean", "logistic"] = "noise"
+    """The first lam: standard normal pixels, a real image each, the mean of its class, or the
+    images that make logistic regression on the training part: the answer for network "linear"
+    and one step of size 1."""
     l2: Annotated[float, Field(ge=0)] = 0.0
     """The inner loss has l2 / 2 times the squared norm of theta added (none in the paper)."""
     shrink: Count = 1
@@ -83,6 +85,8 @@ class Distillation(OfImages):
         super().__post_init__()
         if self.network == "linear" and self.start == "random":
             raise ValueError("network linear starts from weights of zero: set start to fixed")
+        if self.first == "logistic" and self.network != "linear":
+            raise ValueError(f"first logistic is for network linear, not for {self.network}")
         if self.batch > self.n_train:
             raise ValueError(f"a batch of {self.batch} from {self.n_train} training images")
 
@@ -140,6 +144,10 @@ class DistillationProblem(Problem):
         if task.first == "noise":
             x = torch.randn(task.batches, n, *of, generator=gen, dtype=torch.float64)
             x = x.to(self.device, self.dtype)
+        elif task.first == "logistic":
+            w = logistic_regression(real["x"].flatten(1).double(), real["y"])
+            made = (CLASSES * (w - w.mean(0))).reshape(CLASSES, *of).to(self.dtype)
+            x = made[self.labels].repeat(task.batches, 1, 1, 1, 1)
         else:
             x = real["x"].new_zeros(task.batches, n, *of)
             for at, label in enumerate(self.labels.tolist()):
@@ -219,3 +227,22 @@ class DistillationProblem(Problem):
             low, high = grey.min(), grey.max()
             out[f"class {label}"] = (grey - low) / (high - low).clamp(min=1e-12)
         return out
+
+
+def logistic_regression(x: Tensor, y: Tensor, decay: float = 1e-6, steps: int = 120) -> Tensor:
+    """W [10, features], without bias, of least mean cross-entropy on rows x [n, features] and
+    labels y [n], plus decay / 2 times its squared norm: after ``steps`` of L-BFGS from zero."""
+    w = x.new_zeros(CLASSES, x.shape[1]).requires_grad_()
+    rule = torch.optim.LBFGS(
+        [w], max_iter=steps, tolerance_grad=1e-9, tolerance_change=0, history_size=20,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        rule.zero_grad()
+        value = F.cross_entropy(F.linear(x, w), y) + 0.5 * decay * w.square().sum()
+        value.backward()
+        return value
+
+    rule.step(closure)
+    return w.detach()
