@@ -326,7 +326,7 @@ def test_the_page_shows_what_is_printed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("METABENCH_STORE", raising=False)
-    page = (Path(__file__).parents[2] / "docs" / "arena.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "arena.md").read_text(encoding="utf-8")
     printed, compared = "", 0
     for block in blocks(page):
         if block.name:
