@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,12 @@ from metabench.core.errors import SettingError
 def ending(steps: int | None) -> str:
     """What the name of an evaluation ends in where theta had so many inner steps."""
     return f"@{steps}_steps"
+
+
+def steps_of(evaluation: str) -> int | None:
+    """After how many inner steps an evaluation of this name is; None where it does not say."""
+    found = re.fullmatch(r"[^@]*@(\d+)_steps", evaluation)
+    return int(found[1]) if found else None
 
 
 def by_steps(method: Any, budget: Any) -> dict[str, Any]:
@@ -37,7 +44,7 @@ def check_test_after(task: Any, method: Any, budget: Any) -> None:
     why = None
     if "test_steps" not in settings.fields(type(method)):
         why = f"method {name}, which has no test_steps"
-    elif not task.offers & {"episodes"}:
+    elif "episodes" not in task.offers:
         why = (
             f"task {task.registered_name}, whose theta is carried from step to step and is tested "
             "as it is"

@@ -110,7 +110,7 @@ def pairs_caption(track: TrackResults) -> list[str]:
             )
     return [
         "The probability that the method of the row has a higher test score than that of the "
-        f"column, on the same seed of a problem drawn at random; ties count half, and a run "
+        "column, on the same seed of a problem drawn at random; ties count half, and a run "
         f"without numbers loses. Below it: its 95 % interval by {how}",
         "It cannot say by how much one is better: a gain of a hair on every seed counts as 1. An "
         "interval of 1.00–1.00 says that all runs agree, not that the next one will."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from metabench.analysis.results import Results
 from metabench.core.cell import Budget
+from metabench.core.readouts import steps_of
 from metabench.core.settings import fields
 from metabench.core.text import counted, listed
 from metabench.reports.footnotes.places import places_in_words
@@ -64,8 +64,8 @@ def tested_split(results: Results) -> str:
 
 def _after(results: Results) -> str:
     """After how many inner steps, where the evaluation's name says so."""
-    found = re.fullmatch(r"[^@]*@(\d+)_steps", results.suite.evaluation)
-    return f", each after {counted(int(found[1]), 'inner step')}" if found else ""
+    steps = steps_of(results.suite.evaluation)
+    return "" if steps is None else f", each after {counted(steps, 'inner step')}"
 
 
 def _tested(results: Results) -> str:
