@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
@@ -28,6 +28,7 @@ from metabench.core.registry import task
 from .data import scikit_image
 from .data.images import enough, load, resized
 from .families.denoising import psnr
+from .families.learned_start import LearnedStart, LearnedStartProblem
 
 Count = Annotated[int, Field(ge=1)]
 ZOOM = 4
@@ -38,7 +39,7 @@ HELD = 2
 
 @task("inr")
 @dataclass(frozen=True)
-class INR(Task):
+class INR(LearnedStart):
     """Implicit neural representations (Sitzmann 2020): lam = the start of a SIREN of one image."""
 
     dataset: Literal["mnist", "fashion_mnist", "cifar10", "photographs"] = "mnist"
@@ -65,14 +66,6 @@ class INR(Task):
     metric: ClassVar[str] = "psnr"
     goal: ClassVar[Literal["max", "min"]] = "max"
     metrics: ClassVar[tuple[str, ...]] = ("psnr", "mse", "loss", "psnr_constant")
-    evaluations: ClassVar[tuple[str, ...]] = ("test",)
-    lacks: ClassVar[dict[str, str]] = {
-        **dict.fromkeys(
-            ("small_lam", "search_space"),
-            "lam is the weights of a network: neither few scalars nor bounds to search in",
-        ),
-        "lam_in_inner_loss": "lam is where theta starts: the inner loss does not have it",
-    }
 
     def __post_init__(self) -> None:
         if self.dataset == "cifar10" and self.source == "auto":
@@ -90,12 +83,6 @@ class INR(Task):
     def packages(self) -> tuple[str, ...]:
         """scikit-image for photographs."""
         return (scikit_image.PACKAGE,) if self.dataset == "photographs" else ()
-
-    @property
-    def offers(self) -> frozenset[str]:
-        """A start to learn, a network with a head, and episodes."""
-        own = {"lam_is_initialisation", "head", "module", "episodes", "prediction"}
-        return GRADIENTS | own
 
     def images(self, gen: torch.Generator) -> dict[str, Tensor]:
         """Split to grey images [n, height, width] in 0..1. Raises DataMissing."""
@@ -125,19 +112,19 @@ class INR(Task):
         return INRProblem(self, seeds, device, self.images(generator(seeds.data, "inr")))
 
 
-class INRProblem(Problem):
+class INRProblem(LearnedStartProblem):
     """Batches: ``image`` [1, size, size], grey values in 0..1. ``places`` [size * size, 2]: those
     of its pixels in -1..1, row by row. lam and theta: weights and biases of ``layer0`` ... and
     ``head``."""
 
-    head = ("head.weight", "head.bias")
+    task: INR
     module: nn.Sequential
 
     def __init__(
         self, task: INR, seeds: Seeds, device: torch.device, images: dict[str, Tensor]
     ) -> None:
         """``images``: split to grey images [n, height, width], of ``size`` pixels or more."""
-        self.task, self.seeds, self.images = task, seeds, images
+        self.seeds, self.images = seeds, images
         self.kind = {"dtype": getattr(torch, task.dtype), "device": device}
         self.episodes_per_step = task.meta_batch
         side = torch.linspace(-1, 1, task.size, dtype=torch.float64)
@@ -148,31 +135,24 @@ class INRProblem(Problem):
             layers[f"sine{i}"] = Sine(task.omega)
         layers["head"] = nn.Linear(task.width, 1, **self.kind)
         self.module = nn.Sequential(layers)
-        self.start = self.first_weights(generator(seeds.init, "inr"))
-        self.module.load_state_dict(self.start)
+        start = self.first_weights(task, generator(seeds.init, "inr"))
+        self.module.load_state_dict(start)
+        self.starts(task, start)
 
-    def first_weights(self, gen: torch.Generator) -> Params:
+    def first_weights(self, task: INR, gen: torch.Generator) -> Params:
         """Uniform within 1 / inputs in the first layer, within sqrt(6 / inputs) / omega after it,
         so that omega (W x + b) has variance 1; biases within 1 / sqrt(inputs), as torch's."""
         out, inputs = {}, 2
         for name, value in self.module.named_parameters():
             if name.endswith("weight"):
                 inputs = value.shape[1]
-                wide = math.sqrt(6 / inputs) / self.task.omega
+                wide = math.sqrt(6 / inputs) / task.omega
                 bound = 1 / inputs if name == "layer0.weight" else wide
             else:
                 bound = inputs**-0.5
             drawn = torch.rand(value.shape, generator=gen, dtype=torch.float64)
             out[name] = (bound * (2 * drawn - 1)).to(**self.kind)
         return out
-
-    def init_outer(self) -> Params:
-        """Every weight."""
-        return {k: v.clone() for k, v in self.start.items()}
-
-    def init_inner(self, lam: Params, episode: Episode) -> Params:
-        """lam itself."""
-        return {k: lam[k] for k in self.start}
 
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Grey values [1, size, size]."""
@@ -182,19 +162,9 @@ class INRProblem(Problem):
             x = (self.task.omega * x).sin()
         return F.linear(x, theta["head.weight"], theta["head.bias"]).reshape(batch["image"].shape)
 
-    def loss_of_prediction(
-        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
-    ) -> Tensor:
-        """Mean squared error."""
-        return (prediction - batch["image"]).square().mean()
-
-    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+    def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Mean squared error over all pixels."""
-        return self.loss_of_prediction(lam, theta, self.predict(lam, theta, batch), batch)
-
-    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """The same."""
-        return self.inner_loss(lam, theta, batch)
+        return (prediction - batch["image"]).square().mean()
 
     def episode(self, split: str, index: int) -> Episode:
         """An image: in training any, else the one of this number, or of photographs any part."""

@@ -18,10 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
+from .families.learned_start import LearnedStart, LearnedStartProblem
 from .models.classifier import first_weights
 
 Count = Annotated[int, Field(ge=1)]
@@ -34,7 +35,7 @@ SMALL = 0.01
 
 @task("sinusoid")
 @dataclass(frozen=True)
-class Sinusoid(Task):
+class Sinusoid(LearnedStart):
     """Few-shot regression on sines (Finn 2017): lam = all initial weights."""
 
     shots: Count = 10
@@ -56,35 +57,22 @@ class Sinusoid(Task):
     metric: ClassVar[str] = "mse"
     goal: ClassVar[Literal["max", "min"]] = "min"
     metrics: ClassVar[tuple[str, ...]] = ("mse", "loss", "best_unadapted")
-    evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ()
-    lacks: ClassVar[dict[str, str]] = {
-        "small_lam": "lam is the weights of a network: neither few scalars nor bounds to search in",
-        "search_space": "lam is the weights of a network: neither few scalars nor bounds to search "
-        "in",
-        "lam_in_inner_loss": "lam is where theta starts: the inner loss does not have it",
-    }  # fmt: skip
-
-    @property
-    def offers(self) -> frozenset[str]:
-        """A start to learn, a network with a head, and episodes without end."""
-        own = {"lam_is_initialisation", "head", "module", "episodes", "prediction"}
-        return GRADIENTS | own
 
     def build(self, seeds: Seeds, device: torch.device) -> SinusoidProblem:
         """Nothing to load."""
         return SinusoidProblem(self, seeds, device)
 
 
-class SinusoidProblem(Problem):
+class SinusoidProblem(LearnedStartProblem):
     """Batches: ``x`` and ``y`` [n, 1]. lam and theta: weights and biases of ``layer0``, ``layer1``
     and ``head``."""
 
-    head = ("head.weight", "head.bias")
+    task: Sinusoid
     module: nn.Sequential
 
     def __init__(self, task: Sinusoid, seeds: Seeds, device: torch.device) -> None:
-        self.task, self.seeds = task, seeds
+        self.seeds = seeds
         self.kind = {"dtype": getattr(torch, task.dtype), "device": device}
         self.episodes_per_step = task.meta_batch
         n = task.width
@@ -95,24 +83,17 @@ class SinusoidProblem(Problem):
         )  # fmt: skip
         self.module = nn.Sequential(layers)
         gen = generator(seeds.init, "sinusoid")
-        self.start = first_weights(self.module, gen)
+        start = first_weights(self.module, gen)
         if task.weights == "small":
-            for name, value in self.start.items():
+            for name, value in start.items():
                 small = torch.zeros(value.shape, dtype=torch.float64)
                 if name.endswith("weight"):
                     nn.init.trunc_normal_(
                         small, std=SMALL, a=-2 * SMALL, b=2 * SMALL, generator=gen
                     )
-                self.start[name] = small.to(**self.kind)
-        self.module.load_state_dict(self.start)
-
-    def init_outer(self) -> Params:
-        """Every weight."""
-        return {k: v.clone() for k, v in self.start.items()}
-
-    def init_inner(self, lam: Params, episode: Episode) -> Params:
-        """lam itself."""
-        return {k: lam[k] for k in self.start}
+                start[name] = small.to(**self.kind)
+        self.module.load_state_dict(start)
+        self.starts(task, start)
 
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """[n, 1]."""
@@ -121,19 +102,9 @@ class SinusoidProblem(Problem):
             x = F.linear(x, theta[f"{name}.weight"], theta[f"{name}.bias"]).relu()
         return F.linear(x, theta["head.weight"], theta["head.bias"])
 
-    def loss_of_prediction(
-        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
-    ) -> Tensor:
-        """Mean squared error."""
-        return (prediction - batch["y"]).square().mean()
-
-    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+    def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Mean squared error on the points given."""
-        return self.loss_of_prediction(lam, theta, self.predict(lam, theta, batch), batch)
-
-    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Mean squared error on other points of the same sine."""
-        return self.inner_loss(lam, theta, batch)
+        return (prediction - batch["y"]).square().mean()
 
     def episode(self, split: str, index: int) -> Episode:
         """A sine of its own. Evaluation episodes are judged on equally spaced points."""

@@ -143,6 +143,7 @@ TASKS = {
         {**DRAWN, "dtype": "float64"},
         {**DRAWN, "dataset": "photographs", "depth": 1},
         {**DRAWN, "dataset": "cifar10", "source": "metabench", "omega": 10.0},
+        {**DRAWN, "formulation": "prior", "dtype": "float64"},
     ],
     "influence_balancing": [{}, {"positive": 2, "negative": 3, "carried": True}],
     "schedule_quadratic": [{}, {"surface": "valley", "steps": 20}],
@@ -153,6 +154,7 @@ TASKS = {
     "sinusoid": [
         {"meta_batch": 2, "width": 5, "dtype": "float64"},
         {"meta_batch": 2, "width": 5, "shots": 5, "test_queries": 7},
+        {"meta_batch": 2, "width": 5, "formulation": "prior", "dtype": "float64"},
     ],
     "exact_decay": [
         {"n_train": 30, "n_valid": 30},
