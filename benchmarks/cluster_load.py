@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from metabench.analysis import results
-from metabench.cluster import draft as drafting
-from metabench.cluster import job_states
 from metabench.cluster import submission as folder
-from metabench.cluster import submit as submitting
 from metabench.cluster.cell_states import standings
 from metabench.cluster.profile import load
-from metabench.cluster.slurm import Slurm
+from metabench.cluster.slurm import job_states
+from metabench.cluster.slurm.commands import Slurm
+from metabench.cluster.submitting import draft as drafting
+from metabench.cluster.submitting import submit as submitting
 from metabench.cluster_profiles.local_cluster import Cluster, Options, running
 from metabench.core.errors import MetabenchError
 from metabench.reports.tables import grids

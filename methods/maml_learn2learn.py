@@ -18,7 +18,7 @@ from metabench.contract import autodiff
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Context, Hypergradient, Positive, State, Steps
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.core.optional_packages import quietly
+from metabench.core.environment.optional_packages import quietly
 from metabench.core.registry import method
 
 

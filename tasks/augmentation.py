@@ -36,7 +36,7 @@ from metabench.problems.learned_augmentation import (
 )
 
 from .data.images import CLASSES, Images, OfImages, shrunk
-from .families.drawn_images import DrawnImages, cut
+from .families.images.drawn_images import DrawnImages, cut
 from .models.classifier import Classifier, Kind
 
 Count = Annotated[int, Field(ge=1)]

@@ -20,8 +20,8 @@ from metabench.core.registry import task
 from metabench.datasets import locate
 
 from .data import arrays
-from .families.class_images import Classes
-from .families.photographs import Photographs
+from .families.episodes.photographs import Photographs
+from .families.images.class_images import Classes
 
 SPLITS = {"train": 64, "valid": 16, "test": 20}
 IMAGES, SIZE = 30, 64

@@ -25,7 +25,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.registry import task, tasks
 from metabench.hypergradients import reference
 
-from .families.few_shot import FewShotProblem
+from .families.episodes.few_shot import FewShotProblem
 
 Count = Annotated[int, Field(ge=1)]
 

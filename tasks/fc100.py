@@ -12,7 +12,7 @@ from typing import ClassVar
 from metabench.core.registry import task
 
 from .data.cifar100 import FC100 as CLASSES
-from .families.cifar100_few_shot import Cifar100
+from .families.episodes.cifar100_few_shot import Cifar100
 
 
 @task("fc100")

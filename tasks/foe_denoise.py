@@ -28,7 +28,13 @@ from metabench.contract.problem import Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
-from .families.denoising import BEND_CHANGE, Denoising, DenoisingProblem, slopes, smooth_absolute
+from .families.images.denoising import (
+    BEND_CHANGE,
+    Denoising,
+    DenoisingProblem,
+    slopes,
+    smooth_absolute,
+)
 
 GRID = 64
 """Frequencies a side at which a bound of the filters' response is taken."""

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract.seeds import generator
-from metabench.core import drawing
+from metabench.core.environment import drawing
 from metabench.core.registry import task
 
 from .data import derived
-from .families.class_images import Classes
-from .families.few_shot import FewShot
+from .families.episodes.few_shot import FewShot
+from .families.images.class_images import Classes
 
 SCRIPTS = {
     "train": ("LATIN", "GREEK", "CYRILLIC", "CANADIAN", "ARABIC", "OLD", "NKO", "OGHAM"),

@@ -27,8 +27,8 @@ from metabench.core.registry import task
 
 from .data import scikit_image
 from .data.images import enough, load, resized
-from .families.denoising import psnr
-from .families.learned_start import LearnedStart, LearnedStartProblem
+from .families.episodes.learned_start import LearnedStart, LearnedStartProblem
+from .families.images.denoising import psnr
 
 Count = Annotated[int, Field(ge=1)]
 ZOOM = 4

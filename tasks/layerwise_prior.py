@@ -2,7 +2,7 @@
 
 The problem of Immer et al.: Stochastic Marginal Likelihood Gradients using Neural Tangent Kernels,
 ICML 2023, arXiv 2306.03968, at the size of a small MLP on MNIST (theirs: Fixup residual networks on
-CIFAR). See :mod:`metabench.tasks.families.bayesian_images`.
+CIFAR). See :mod:`metabench.tasks.families.images.bayesian_images`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import task
 
-from .families.bayesian_images import BayesianImages, BayesianImagesProblem
+from .families.images.bayesian_images import BayesianImages, BayesianImagesProblem
 
 
 @task("layerwise_prior")

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 from metabench.core.registry import task
 
 from .data import miniimagenet as mini
-from .families.class_images import Classes
-from .families.photographs import Photographs
+from .families.episodes.photographs import Photographs
+from .families.images.class_images import Classes
 
 
 @task("miniimagenet")

@@ -23,7 +23,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
 from .data.left_over import lacks_kept
-from .families.bayesian_images import NO_VALIDATION
+from .families.images.bayesian_images import NO_VALIDATION
 
 Count = Annotated[int, Field(ge=1)]
 

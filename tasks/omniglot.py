@@ -27,8 +27,8 @@ from metabench.datasets import locate
 from .data import arrays as _arrays
 from .data import omniglot_lists as lists
 from .data import pictures
-from .families.class_images import Classes, GivenEpisode
-from .families.few_shot import FewShot
+from .families.episodes.few_shot import FewShot
+from .families.images.class_images import Classes, GivenEpisode
 
 CHARACTERS, DRAWERS, SIZE = 1623, 20, 28
 _LOOK = "look with: metabench data verify omniglot"

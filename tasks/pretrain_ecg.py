@@ -1,9 +1,9 @@
 """Contrastive pre-training on ECGs with a learned warp, judged on few labels and unseen patients.
 
 After Raghu et al.: Meta-learning to Improve Pre-training, NeurIPS 2021, arXiv 2111.01754, section 5
-(see :mod:`metabench.tasks.families.warped_views`). Differs: beats of MIT-BIH (two leads, AAMI
-classes N, S, V, F, patients of DS1 and DS2) for ten seconds of PTB-XL (twelve leads, five
-diagnoses), which are the task ``pretrain_ptbxl``.
+(see :mod:`metabench.tasks.families.pretraining.warped_views`). Differs: beats of MIT-BIH (two
+leads, AAMI classes N, S, V, F, patients of DS1 and DS2) for ten seconds of PTB-XL (twelve leads,
+five diagnoses), which are the task ``pretrain_ptbxl``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from metabench.core.registry import task
 
 from .data import ecg
 from .data.left_over import kept, lacks_kept
-from .families.two_stage import three_roles
-from .families.warped_views import WarpedViews, WarpedViewsProblem
+from .families.pretraining.two_stage import three_roles
+from .families.pretraining.warped_views import WarpedViews, WarpedViewsProblem
 from .models.encoders import ResNet
 
 LEADS = 2

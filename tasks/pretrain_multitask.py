@@ -27,8 +27,13 @@ from metabench.core.registry import task
 from .data import cifar100 as cifar
 from .data.images import shrunk
 from .data.left_over import kept, lacks_kept
-from .families.task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
-from .families.two_stage import ENCODER, Count, Share, three_roles
+from .families.pretraining.task_weights import (
+    WeighedTasks,
+    WeighedTasksProblem,
+    split_tasks,
+    task_weights,
+)
+from .families.pretraining.two_stage import ENCODER, Count, Share, three_roles
 from .models.encoders import ResNet, first_values
 
 WAYS = 5

@@ -28,8 +28,15 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data import ppi
-from .families.task_weights import LIMIT, task_weights
-from .families.two_stage import ENCODER, Count, Rule, TwoStage, TwoStageProblem, three_roles
+from .families.pretraining.task_weights import LIMIT, task_weights
+from .families.pretraining.two_stage import (
+    ENCODER,
+    Count,
+    Rule,
+    TwoStage,
+    TwoStageProblem,
+    three_roles,
+)
 from .models.encoders import first_values
 from .models.gin import GIN
 

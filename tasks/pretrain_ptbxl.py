@@ -3,8 +3,8 @@
 Raghu et al.: Meta-learning to Improve Pre-training, NeurIPS 2021, arXiv 2111.01754, section 5, with
 its data; the network's widths and the crop are those of its code (aniruddhraghu/meta-pretraining,
 simclr). Differs: group norm for batch norm; the warp's curve and white noise of one size (see
-:mod:`metabench.tasks.families.warped_views`); on test examples the head is trained on the
-validation examples too.
+:mod:`metabench.tasks.families.pretraining.warped_views`); on test examples the head is trained on
+the validation examples too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from metabench.core.errors import SettingError
 from metabench.core.registry import task
 
 from .data import ptbxl
-from .families.two_stage import Count, Rule, three_roles
-from .families.warped_views import WarpedViews, WarpedViewsProblem
+from .families.pretraining.two_stage import Count, Rule, three_roles
+from .families.pretraining.warped_views import WarpedViews, WarpedViewsProblem
 from .models.encoders import ResNet
 
 

@@ -24,8 +24,13 @@ from metabench.contract.problem import Batch, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
-from .families.task_weights import WeighedTasks, WeighedTasksProblem, split_tasks, task_weights
-from .families.two_stage import ENCODER, Count, Share, three_roles
+from .families.pretraining.task_weights import (
+    WeighedTasks,
+    WeighedTasksProblem,
+    split_tasks,
+    task_weights,
+)
+from .families.pretraining.two_stage import ENCODER, Count, Share, three_roles
 from .models.encoders import MLP, first_values
 
 

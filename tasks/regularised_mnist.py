@@ -29,7 +29,7 @@ from metabench.core.registry import task
 
 from .data.images import CLASSES, Images, load, training_images
 from .data.left_over import lacks_kept
-from .families.drawn_images import DrawnImages, cut
+from .families.images.drawn_images import DrawnImages, cut
 
 Count = Annotated[int, Field(ge=1)]
 SIZE = 28

@@ -37,7 +37,7 @@ from metabench.core.registry import task
 from .data import cifar100
 from .data.images import Images, load, shrunk, training_images
 from .data.left_over import lacks_kept
-from .families.drawn_images import cut
+from .families.images.drawn_images import cut
 from .models import temporary_modules as spg
 
 Count = Annotated[int, Field(ge=1)]

@@ -23,7 +23,7 @@ from metabench.core.registry import task
 from metabench.problems.augment import rotated
 
 from .data.images import Images
-from .families.bayesian_images import BayesianImages, BayesianImagesProblem, Count
+from .families.images.bayesian_images import BayesianImages, BayesianImagesProblem, Count
 
 HALF = 180.0
 """lam's rotation is in half turns."""

@@ -22,7 +22,7 @@ from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
 from metabench.core.registry import task
 
-from .families.learned_start import LearnedStart, LearnedStartProblem
+from .families.episodes.learned_start import LearnedStart, LearnedStartProblem
 from .models.classifier import first_weights
 
 Count = Annotated[int, Field(ge=1)]

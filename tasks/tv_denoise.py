@@ -23,7 +23,13 @@ from metabench.contract.problem import Hyper, Params
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import task
 
-from .families.denoising import BEND_CHANGE, Denoising, DenoisingProblem, slopes, smooth_absolute
+from .families.images.denoising import (
+    BEND_CHANGE,
+    Denoising,
+    DenoisingProblem,
+    slopes,
+    smooth_absolute,
+)
 
 FIRST = -5.0
 """Of both outer variables."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from metabench.analysis import arena as analysis
+from metabench.analysis.arena import scores as analysis
 from metabench.core.cell import Cell
 from metabench.core.costs import COUNT_NAMES, PRICED
 from metabench.store.record import RETRAINED, Curve, Estimate, Record
-from metabench.suites.arena import AS_SHIPPED, Arena
+from metabench.suites.arena.definition import AS_SHIPPED, Arena
 from metabench.suites.planning import Planned
 from metabench.suites.suite import SuiteCell
 

@@ -13,7 +13,7 @@ from metabench.core.costs import COUNT_NAMES
 from metabench.core.registry import tasks
 from metabench.store.record import Curve, Estimate, Record
 from metabench.store.store import Store
-from metabench.suites.arena import ArenaProblem
+from metabench.suites.arena.definition import ArenaProblem
 from metabench.suites.planning import NEVER_RUN, Planned
 
 PRICES = (

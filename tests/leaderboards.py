@@ -12,13 +12,13 @@ import arenas_by_formula as arenas
 import pytest
 from browsers import Browser
 
-from metabench.analysis.arena_track import Line, collect
+from metabench.analysis.arena.track import Line, collect
 from metabench.api.arena import tournament
 from metabench.api.arena.leaderboard import leaderboard, publish_records
 from metabench.store.store import Store
-from metabench.suites.arena import AS_SHIPPED
-from metabench.suites.arena_publishing import write
-from metabench.suites.arena_scores import FILE
+from metabench.suites.arena.definition import AS_SHIPPED
+from metabench.suites.arena.publishing import write
+from metabench.suites.arena.scores import FILE
 
 A = ("dim2", "dim5", "ridge6")
 """The problems of track A."""

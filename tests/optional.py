@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from metabench.core import optional_packages
+from metabench.core.environment import optional_packages
 
 
 def needs(name: str) -> Any:

@@ -146,7 +146,9 @@ def test_every_room_has_a_rank() -> None:
 def test_the_walk_sees_imports() -> None:
     assert "metabench.hypergradients.unrolled" in own("metabench.methods.maml")
     assert ("torch", "") in set(imports("metabench.tasks.ridge"))
-    assert "metabench.tasks.families.few_shot" in own("metabench.tasks.omniglot")  # relative
+    assert "metabench.tasks.families.episodes.few_shot" in own(
+        "metabench.tasks.omniglot"
+    )  # relative
     assert "metabench.reports.figures.plots" in own("metabench.api.rendering")  # inside a function
     assert "metabench.run.events" in own("metabench.api.running")  # for type checkers
     assert len(KNOWN) > 150

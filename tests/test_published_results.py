@@ -18,9 +18,9 @@ from metabench.reports.arena.tables import STANDINGS, csv_of, standings_lines
 from metabench.reports.figures.small import LARGEST
 from metabench.reports.tables import grids
 from metabench.store.published import HOSTS, RECORDS, Published, render, without_paths
-from metabench.suites import arena_scores
 from metabench.suites import loading as suites
-from metabench.suites.arena_scores import ArenaScores
+from metabench.suites.arena import scores as arena_scores
+from metabench.suites.arena.scores import ArenaScores
 
 ROOT = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(path.parent for path in ROOT.glob(f"*/*/{RECORDS}"))

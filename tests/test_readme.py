@@ -21,7 +21,7 @@ from metabench.core.capabilities import why_not
 from metabench.core.registry import methods, solvers, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import readme_blocks, readme_figure
+from benchmarks.from_results import readme_blocks, readme_figure
 from benchmarks.harness.records import committed
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def test_its_blocks_are_what_the_records_say() -> None:
     page = README
     for name, text in readme_blocks.blocks(ROOT / "results").items():
         page = readme_blocks.placed(page, name, text)
-    assert page == README, "python -m benchmarks.readme_blocks --write"
+    assert page == README, "python -m benchmarks.from_results.readme_blocks --write"
 
 
 def test_the_matrix_has_every_method_and_every_task_once() -> None:
@@ -167,7 +167,9 @@ def test_the_first_figure_is_of_the_committed_records() -> None:
     found = readme_figure.lines(committed(readme_figure.RECORDS).values())
     with Image.open(readme_figure.PICTURE) as picture:
         shown = json.loads(picture.info["Description"])
-    assert shown == json.loads(json.dumps(found)), "python -m benchmarks.readme_figure --write"
+    assert shown == json.loads(json.dumps(found)), (
+        "python -m benchmarks.from_results.readme_figure --write"
+    )
     assert readme_figure.PICTURE.stat().st_size < 100_000
     assert [len(points) for points in found.values()] == [6, 5, 5, 1]
     name = readme_figure.PICTURE.relative_to(ROOT).as_posix()

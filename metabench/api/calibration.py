@@ -12,8 +12,8 @@ from metabench.core.errors import DataMissing, NotApplicable
 from metabench.store import prices as kept
 from metabench.store.prices import Prices
 from metabench.store.store import Store
-from metabench.suites import arena as arenas
-from metabench.suites.arena import Arena
+from metabench.suites.arena import definition as arenas
+from metabench.suites.arena.definition import Arena
 from metabench.suites.suite import Suite
 
 

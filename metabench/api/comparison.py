@@ -14,7 +14,8 @@ from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.store.files import ending
 from metabench.store.published import RECORDS, Published
 from metabench.store.store import Store
-from metabench.suites import arena_scores, planning
+from metabench.suites import planning
+from metabench.suites.arena import scores as arena_scores
 from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:

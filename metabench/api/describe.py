@@ -28,9 +28,9 @@ from metabench.core.errors import MetabenchError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, tasks, trackers
 from metabench.core.settings import UNSET, fields, typed
 from metabench.datasets.catalogue import DATASETS
-from metabench.suites import arena as arenas
 from metabench.suites import loading as suites
-from metabench.suites.arena import Arena
+from metabench.suites.arena import definition as arenas
+from metabench.suites.arena.definition import Arena
 from metabench.suites.schema import LABELS, Column, Row
 from metabench.suites.suite import Suite
 

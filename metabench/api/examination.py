@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from metabench.core import optional_packages
+from metabench.core.environment import optional_packages
+from metabench.core.environment.findings import Finding, Verdict
 from metabench.core.errors import MetabenchError
-from metabench.core.findings import Finding, Verdict
 from metabench.core.registry import REGISTRIES, load_plugin
 from metabench.core.text import size_text
 from metabench.store.store import Store

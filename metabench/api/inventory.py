@@ -11,7 +11,7 @@ from metabench.core.errors import UnknownName
 from metabench.store.store import Store
 
 if TYPE_CHECKING:
-    from metabench.core.findings import Finding
+    from metabench.core.environment.findings import Finding
     from metabench.datasets import locate, verify
 
 

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 from metabench.api.arguments import DEFAULT_BUDGET, load, open_store
 from metabench.api.output import made, write
 from metabench.api.rendering import results
-from metabench.cluster import hints
+from metabench.cluster.submitting import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store import prices, published
 from metabench.store.files import ending, write_atomic
 from metabench.store.store import Store
-from metabench.suites import arena_publishing, arena_scores
-from metabench.suites.arena import Arena
+from metabench.suites.arena import publishing as arena_publishing
+from metabench.suites.arena import scores as arena_scores
+from metabench.suites.arena.definition import Arena
 from metabench.suites.planning import NEVER_RUN, Planned
 from metabench.suites.suite import Suite
 
 if TYPE_CHECKING:
-    from metabench.analysis.arena_track import TrackResults
+    from metabench.analysis.arena.track import TrackResults
     from metabench.analysis.results import Results
 
 FIGURE = "figure.png"
@@ -92,7 +93,7 @@ def publish_arena(
     store: str | Path | Store | None = None,
 ) -> Publication:
     """Write ``scores.jsonl.gz`` of an arena's trials and finals into the folder ``out``
-    (:mod:`metabench.suites.arena_scores`): what ``metabench rank`` compares with, and what ships
+    (:mod:`metabench.suites.arena.scores`): what ``metabench rank`` compares with, and what ships
     with a built-in arena. Where no final is missing also where all stand: ``table.md``,
     ``table.csv``, and ``figure.png``, the scores of the first track. Where one is, ``missing`` says
     how to take whole records to another machine.

@@ -180,9 +180,10 @@ def submit(
 
     Raises Refusal (nothing was queued, each reason on a line) and SlurmError, both MetabenchError.
     """
-    from metabench.cluster import hints, profile
-    from metabench.cluster import submit as module
-    from metabench.cluster.draft import TAKEN
+    from metabench.cluster import profile
+    from metabench.cluster.submitting import hints
+    from metabench.cluster.submitting import submit as module
+    from metabench.cluster.submitting.draft import TAKEN
 
     cells, own = profile.split_set(set)
     site = profile.load(cluster, own)

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from metabench.store.files import BadFile
     from metabench.store.store import Store
-    from metabench.suites.arena import Arena
+    from metabench.suites.arena.definition import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
 
@@ -221,7 +221,7 @@ class Choice:
         choose."""
         from metabench.core.catalogue import arena_names, is_arena
         from metabench.core.errors import SuiteError
-        from metabench.suites import arena
+        from metabench.suites.arena import definition as arena
 
         name = self.suite
         if name is None or not (name in arena_names() or is_arena(Path(name))):

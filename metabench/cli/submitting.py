@@ -16,11 +16,11 @@ from metabench.core.text import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from metabench.cluster.draft import Draft
-    from metabench.cluster.hints import Words
     from metabench.cluster.profile import Profile
     from metabench.cluster.submission import Submission
-    from metabench.suites.arena import Arena
+    from metabench.cluster.submitting.draft import Draft
+    from metabench.cluster.submitting.hints import Words
+    from metabench.suites.arena.definition import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite, SuiteCell
 
@@ -41,7 +41,7 @@ def profiled(name: str, choice: Choice) -> tuple[Choice, Profile]:
 
 def words(cluster: str, choice: Choice, suite: Suite | Arena) -> Words:
     """What was typed to submit a suite; ``choice`` as it was before :func:`profiled`."""
-    from metabench.cluster import hints
+    from metabench.cluster.submitting import hints
 
     if choice.suite is None:
         named = hints.options(task=choice.task, method=choice.method)
@@ -58,7 +58,7 @@ def words(cluster: str, choice: Choice, suite: Suite | Arena) -> Words:
 
 def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> Submission:
     """Queue the jobs and print their numbers; raises Refusal."""
-    from metabench.cluster import submit as module
+    from metabench.cluster.submitting import submit as module
 
     submission = module.enqueue(made, slurm, planned)
     jobs = ", ".join(a.job for a in submission.arrays)
@@ -74,9 +74,9 @@ def queue(out: Console, made: Draft, slurm: Any, planned: Sequence[Planned]) -> 
 def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Planned]) -> int:
     """Submit a suite's cells and wait for their records; the exit code. Interrupted, the jobs go on
     and the same command waits again."""
-    from metabench.cluster import job_states
-    from metabench.cluster import submit as module
-    from metabench.cluster.draft import TAKEN
+    from metabench.cluster.slurm import job_states
+    from metabench.cluster.submitting import submit as module
+    from metabench.cluster.submitting.draft import TAKEN
     from metabench.core.cell import place_names
     from metabench.run.events import CellWords
     from metabench.store import identity

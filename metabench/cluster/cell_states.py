@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metabench.cluster import job_logs
 from metabench.cluster import submission as folders
-from metabench.cluster.job_states import UNKNOWN, Answer, Job, ended_states
+from metabench.cluster.slurm import job_logs
+from metabench.cluster.slurm.job_states import UNKNOWN, Answer, Job, ended_states
 from metabench.cluster.submission import NodeStatus, Submission
 from metabench.core.text import duration
 from metabench.suites.planning import Planned, State

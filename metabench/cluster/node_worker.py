@@ -20,12 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
 from metabench.cluster.cell_queue import LOOK_AGAIN_SECONDS, CellQueue, say
 from metabench.cluster.submission import Member, NodeStatus, Running
+from metabench.cluster.submitting import snapshot
+from metabench.core.environment.hardware import cores, gpus
 from metabench.core.errors import MetabenchError, StoreError
-from metabench.core.hardware import cores, gpus
 from metabench.core.text import counted
 from metabench.run.events import Event, Finished, Interrupted, Progress, Retried, Started, describe
 from metabench.run.workers import rank_processes

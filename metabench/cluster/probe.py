@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster import snapshot
 from metabench.cluster import submission as folders
-from metabench.cluster.batch import script
 from metabench.cluster.profile import SHORTEST, Profile
-from metabench.cluster.refusals import place_refusals
-from metabench.cluster.slurm import Slurm, SlurmError, beyond
-from metabench.cluster.trust import closed_to_others
-from metabench.core.findings import Finding
+from metabench.cluster.slurm.batch import script
+from metabench.cluster.slurm.commands import Slurm, SlurmError, beyond
+from metabench.cluster.submitting import snapshot
+from metabench.cluster.submitting.refusals import place_refusals
+from metabench.cluster.submitting.trust import closed_to_others
+from metabench.core.environment.findings import Finding
 from metabench.core.text import counted
 from metabench.datasets import locate
 from metabench.store.store import Store

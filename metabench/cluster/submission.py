@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster import hints
 from metabench.cluster.profile import Profile
-from metabench.cluster.snapshot import write_json
+from metabench.cluster.submitting import hints
+from metabench.cluster.submitting.snapshot import write_json
 from metabench.core import settings
 from metabench.core.catalogue import suite_names
 from metabench.core.cell import Cell

@@ -42,8 +42,8 @@ from metabench.contract.context import Context
 from metabench.contract.method import State
 from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import count_numbers
-from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
+from metabench.core.environment import optional_packages
 from metabench.core.errors import Distrusted
 from metabench.core.registry import methods
 from metabench.core.text import type_of

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from metabench.core import optional_packages
-from metabench.core.hardware import asked_threads, cores
-from metabench.core.provenance import git
+from metabench.core.environment import optional_packages
+from metabench.core.environment.hardware import asked_threads, cores
+from metabench.core.environment.provenance import git
 
 SLURM = {
     "SLURM_JOB_ID": "job",

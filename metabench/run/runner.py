@@ -15,8 +15,8 @@ from metabench.contract.problem import Params
 from metabench.contract.process_group import ProcessGroup
 from metabench.core.capabilities import check_applicable
 from metabench.core.cell import Cell, instances
+from metabench.core.environment.hardware import cores
 from metabench.core.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
-from metabench.core.hardware import cores
 from metabench.run import determinism, learning_curve
 from metabench.run.checkpoint import stamp
 from metabench.run.evaluation import pictures

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metabench.core import optional_packages
 from metabench.core.cell import Cell, canonical
+from metabench.core.environment import optional_packages
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.core.registry import trackers
 from metabench.core.text import one_line

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RECORDS = "records.jsonl.gz"
 SCORES = "arena scores"
-"""The form of a file that has no whole records: :mod:`metabench.suites.arena_scores`."""
+"""The form of a file that has no whole records: :mod:`metabench.suites.arena.scores`."""
 HOSTS = frozenset({"host", "node", "rank_hosts"})
 """Entries of an environment that name a machine, and often its owner."""
 

@@ -126,7 +126,7 @@ class Record:
 
 @dataclass(frozen=True)
 class ScoresOnly(Record):
-    """What an arena ships of a run (:mod:`metabench.suites.arena_scores`): enough to rank by. The
+    """What an arena ships of a run (:mod:`metabench.suites.arena.scores`): enough to rank by. The
     rest is left out, so that no store takes it and nobody publishes it as a record."""
 
     def whole(self) -> Record:

@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from metabench.core import optional_packages
 from metabench.core.capabilities import why_not
 from metabench.core.cell import Cell, of_cell
 from metabench.core.declaration import Declaration
+from metabench.core.environment import optional_packages
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, solvers
 from metabench.core.settings import several, values

@@ -1,8 +1,8 @@
 """What the published runs took, cell by cell, for plans on machines that have run nothing yet.
 
-``published_costs.json`` is written by ``python -m benchmarks.published_costs`` from the committed
-records of the suites at laptop budget. Cells are found by their task, method, solver and settings;
-another budget scales what they took by the work planned.
+``published_costs.json`` is written by ``python -m benchmarks.from_results.published_costs`` from
+the committed records of the suites at laptop budget. Cells are found by their task, method, solver
+and settings; another budget scales what they took by the work planned.
 """
 
 from __future__ import annotations

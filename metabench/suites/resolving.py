@@ -21,9 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metabench.core import cell, provenance
+from metabench.core import cell
 from metabench.core.cell import Resolved, canonical
 from metabench.core.declaration import Declaration
+from metabench.core.environment import provenance
 from metabench.core.errors import MetabenchError, SettingError, StoreError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 from metabench.datasets import locate

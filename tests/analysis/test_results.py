@@ -5,7 +5,7 @@ import pytest
 
 from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.results import collect, read_curves
-from metabench.core import optional_packages
+from metabench.core.environment import optional_packages
 from metabench.core.errors import StoreError, UnknownName
 from metabench.core.registry import tasks
 from metabench.reports.tables.grids import table

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from metabench.api.calibration import calibrate_arena
 from metabench.cli.main import app
 from metabench.core.costs import PRICED
-from metabench.suites.arena import ArenaProblem
+from metabench.suites.arena.definition import ArenaProblem
 
 FILE = contests.SMALLEST.replace("dim = 2", "a = 3.0").replace('id = "two"', 'id = "steep"')
 

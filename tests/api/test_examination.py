@@ -15,8 +15,8 @@ from metabench.api import examination
 from metabench.api.examination import PAIR, examine, probe_torch
 from metabench.cli.main import app
 from metabench.cli.printing.inventory import print_findings
-from metabench.core import optional_packages
-from metabench.core.findings import Finding
+from metabench.core.environment import optional_packages
+from metabench.core.environment.findings import Finding
 from metabench.datasets import catalogue, locate
 from metabench.store.store import Store
 

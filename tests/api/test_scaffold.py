@@ -268,7 +268,7 @@ def test_the_tasks_best_value_is_the_best(plugins_forgotten: None, tmp_path: Pat
 def test_a_new_method_is_tuned_where_it_is_ranked(plugins_forgotten: None, tmp_path: Path) -> None:
     """README: "tuned, among tuned ones". A method without a space plays as shipped alone."""
     from metabench.api.arena.contest import contest as entered
-    from metabench.suites import arena
+    from metabench.suites.arena import definition as arena
 
     path = new("method", "fresh", tmp_path)
     contest = entered(str(path), budget="first", quick=True, store=tmp_path / "runs")

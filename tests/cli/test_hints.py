@@ -17,11 +17,11 @@ from metabench.api.arena import tournament
 from metabench.api.scaffold import next_commands
 from metabench.cli.main import app
 from metabench.cluster import submission as folders
-from metabench.cluster import submit
-from metabench.cluster.draft import Draft
-from metabench.cluster.job_states import Answer
-from metabench.cluster.slurm import Partition, Slurm
+from metabench.cluster.slurm.commands import Partition, Slurm
+from metabench.cluster.slurm.job_states import Answer
 from metabench.cluster.submission import Submission
+from metabench.cluster.submitting import submit
+from metabench.cluster.submitting.draft import Draft
 from metabench.core.text import counted
 from metabench.store.store import Store
 
@@ -99,13 +99,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: Non
     )
     monkeypatch.setattr(Slurm, "max_array", lambda _: 1001)
     monkeypatch.setattr(submit, "look", lambda *_, **__: Answer(1e12, {}))
-    monkeypatch.setattr("metabench.cluster.job_states.look", lambda *_, **__: Answer(1e12, {}))
+    monkeypatch.setattr(
+        "metabench.cluster.slurm.job_states.look", lambda *_, **__: Answer(1e12, {})
+    )
 
     def queued(made: Draft, *_: object) -> Submission:
         return submit._write_folder(made)
 
     monkeypatch.setattr(submit, "enqueue", queued)
-    monkeypatch.setattr("metabench.cluster.snapshot.take", lambda _: "sha")
+    monkeypatch.setattr("metabench.cluster.submitting.snapshot.take", lambda _: "sha")
     return tmp_path
 
 

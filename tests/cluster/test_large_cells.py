@@ -11,13 +11,13 @@ import pytest
 from cluster.faults.oracle import judge
 from cluster.faults.stage import Stage
 
-from metabench.cluster import draft as drafting
 from metabench.cluster import submission as folder
 from metabench.cluster.profile import Profile
-from metabench.cluster.slurm import Partition, beyond
+from metabench.cluster.slurm.commands import Partition, beyond
 from metabench.cluster.submission import Group, Member
-from metabench.core import provenance
+from metabench.cluster.submitting import draft as drafting
 from metabench.core.cell import Cell, make_cell
+from metabench.core.environment import provenance
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
 from metabench.suites.planning import Planned

@@ -13,14 +13,15 @@ from typing import Any, cast
 
 import pytest
 
-from metabench.cluster import draft as drafting
-from metabench.cluster import node_worker, refusals, snapshot, submit
+from metabench.cluster import node_worker
 from metabench.cluster import submission as folders
 from metabench.cluster.cell_states import logs, standings
-from metabench.cluster.job_states import Answer, Job
 from metabench.cluster.profile import Profile
-from metabench.cluster.slurm import Partition, Slurm, SlurmError
+from metabench.cluster.slurm.commands import Partition, Slurm, SlurmError
+from metabench.cluster.slurm.job_states import Answer, Job
 from metabench.cluster.submission import Group, Member, read_group
+from metabench.cluster.submitting import draft as drafting
+from metabench.cluster.submitting import refusals, snapshot, submit
 from metabench.cluster_profiles import local_cluster
 from metabench.core.cell import Cell
 from metabench.core.errors import MetabenchError, StoreError
@@ -250,8 +251,8 @@ def test_a_lease_from_elsewhere_is_doubted_until_it_beats(
 
 def test_setbacks_of_earlier_submissions_are_counted(tmp_path: Path) -> None:
     from metabench.cluster import submission
-    from metabench.cluster.packing import Setbacks
-    from metabench.cluster.snapshot import write_json
+    from metabench.cluster.submitting.packing import Setbacks
+    from metabench.cluster.submitting.snapshot import write_json
     from metabench.store.record import Record
 
     store = Store(tmp_path)

@@ -16,8 +16,8 @@ from metabench.cluster import profile
 from metabench.cluster import submission as folder
 from metabench.cluster.cell_states import standings
 from metabench.cluster.probe import examine
-from metabench.cluster.refusals import Refusal
-from metabench.cluster.slurm import Slurm, beyond
+from metabench.cluster.slurm.commands import Slurm, beyond
+from metabench.cluster.submitting.refusals import Refusal
 
 
 @pytest.mark.slow

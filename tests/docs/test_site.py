@@ -44,7 +44,10 @@ SHOWN = (
         ("docs/arena.md", "arena.md"),
         ("docs/quadratic.ipynb", "quadratic.md"),
         ("methods/ift.py", "methods/ift.md"),
-        ("tasks/families/two_stage.py", "source/tasks/families/two_stage.py.md"),
+        (
+            "tasks/families/pretraining/two_stage.py",
+            "source/tasks/families/pretraining/two_stage.py.md",
+        ),
         ("results", "results/index.md"),
         ("results/README.md", "results/index.md"),
         ("results/omniglot/laptop", "results/omniglot/laptop.md"),

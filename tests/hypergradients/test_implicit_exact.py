@@ -21,7 +21,7 @@ from oracles import (
 
 from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Episode, Problem
-from metabench.core import optional_packages
+from metabench.core.environment import optional_packages
 from metabench.core.registry import methods, solvers, tasks
 
 Quadratic, Ridge = tasks.get("quadratic"), tasks.get("ridge")

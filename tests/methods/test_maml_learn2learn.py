@@ -7,7 +7,8 @@ from oracles import context, given, hypergradient
 from metabench.conformance.kit import check_method
 from metabench.conformance.test_problems import Sample, SampleProblem
 from metabench.contract.seeds import Seeds
-from metabench.core import optional_packages, registry
+from metabench.core import registry
+from metabench.core.environment import optional_packages
 
 LACK = optional_packages.why_not("learn2learn")
 pytestmark = pytest.mark.skipif(

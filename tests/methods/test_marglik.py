@@ -13,7 +13,7 @@ from metabench.core.errors import DataMissing, SettingError
 from metabench.core.registry import tasks
 from metabench.hypergradients.evidence import log_evidence
 from metabench.methods.marglik import MargLik
-from metabench.tasks.families.bayesian_images import BayesianImages
+from metabench.tasks.families.images.bayesian_images import BayesianImages
 
 
 def run(method, ctx, steps):

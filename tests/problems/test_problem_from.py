@@ -272,7 +272,7 @@ def test_a_plugin_file_makes_it_for_every_command(tmp_path: Path) -> None:
 
 
 def test_jobs_of_a_cluster_are_refused_what_no_file_makes() -> None:
-    from metabench.cluster.refusals import unknown_to_nodes
+    from metabench.cluster.submitting.refusals import unknown_to_nodes
 
     task = problem_from(**BASE, name="mine")
     planned = api.plan(api.suite_of_pairs([task], ["fixed"]), budget="smoke")

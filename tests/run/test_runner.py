@@ -22,9 +22,10 @@ from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Context, State
 from metabench.contract.problem import Batch, Episode, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
-from metabench.core import provenance, registry
+from metabench.core import registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES, CUT_STEP, PRICED
+from metabench.core.environment import provenance
 from metabench.core.errors import (
     Diverged,
     Held,

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from metabench import Tracker, api
 from metabench.cli.main import app
-from metabench.core import optional_packages, registry
+from metabench.core import registry
 from metabench.core.cell import make_cell
+from metabench.core.environment import optional_packages
 from metabench.core.errors import MetabenchError, SettingError, Stopped, UnknownName
 from metabench.run.events import Event, Finished, Measured, Started, Untracked
 from metabench.run.runner import run_cell

@@ -14,8 +14,9 @@ import pytest
 
 from metabench import api
 from metabench.contract.problem import Task
-from metabench.core import optional_packages, registry
+from metabench.core import registry
 from metabench.core.cell import CONTRACT, Cell, instances, make_cell
+from metabench.core.environment import optional_packages
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.store.record import Record
 from metabench.store.store import CHECKPOINT, Store
@@ -360,7 +361,8 @@ def test_every_extra_is_for_something_that_asks_for_it() -> None:
 
 def test_looking_for_a_package_does_not_import_it() -> None:
     code = (
-        "import sys; from metabench.core import optional_packages as p; assert p.here('torch')\n"
+        "import sys; from metabench.core.environment import optional_packages as p\n"
+        "assert p.here('torch')\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

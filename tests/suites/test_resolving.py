@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metabench.cluster.snapshot import job_environment
-from metabench.core import cell, provenance
+from metabench.cluster.submitting.snapshot import job_environment
+from metabench.core import cell
 from metabench.core.catalogue import suite_names
+from metabench.core.environment import provenance
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import solvers, tasks
 from metabench.suites import resolving

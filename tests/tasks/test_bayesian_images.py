@@ -12,7 +12,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
 from metabench.core.registry import methods
 from metabench.problems.augment import Strengths, affine, rotated, warped
-from metabench.tasks.families.bayesian_images import BayesianImagesProblem
+from metabench.tasks.families.images.bayesian_images import BayesianImagesProblem
 from metabench.tasks.layerwise_prior import LayerwisePrior
 from metabench.tasks.rotation_range import RotationRange, RotationRangeProblem
 

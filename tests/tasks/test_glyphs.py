@@ -13,7 +13,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 
 glyphs = importlib.import_module("metabench.tasks.glyphs")
-fewshot = importlib.import_module("metabench.tasks.families.few_shot")
+fewshot = importlib.import_module("metabench.tasks.families.episodes.few_shot")
 CPU = torch.device("cpu")
 
 

@@ -14,7 +14,7 @@ from metabench.core.registry import tasks
 from metabench.datasets import locate
 
 omniglot = importlib.import_module("metabench.tasks.omniglot")
-fewshot = importlib.import_module("metabench.tasks.families.few_shot")
+fewshot = importlib.import_module("metabench.tasks.families.episodes.few_shot")
 lists = omniglot.lists
 PARTS = ("train", "valid", "test")
 

@@ -16,11 +16,11 @@ from metabench.core.capabilities import why_not
 from metabench.core.errors import DataMissing, MetabenchError, SettingError
 from metabench.core.registry import methods, tasks
 
-finetune = importlib.import_module("metabench.tasks.families.two_stage")
+finetune = importlib.import_module("metabench.tasks.families.pretraining.two_stage")
 curves = importlib.import_module("metabench.tasks.families.auroc")
 encoders = importlib.import_module("metabench.tasks.models.encoders")
 ecg = importlib.import_module("metabench.tasks.data.ecg")
-views = importlib.import_module("metabench.tasks.families.warped_views")
+views = importlib.import_module("metabench.tasks.families.pretraining.warped_views")
 
 TINY = {
     "n_tasks": 4, "inputs": 4, "hidden": 5, "features": 3, "n_pretrain": 30, "n_tune": 8,

@@ -17,7 +17,7 @@ from metabench.core.registry import methods, tasks
 from metabench.datasets import fetch, locate, verify
 
 ptbxl = importlib.import_module("metabench.tasks.data.ptbxl")
-finetune = importlib.import_module("metabench.tasks.families.two_stage")
+finetune = importlib.import_module("metabench.tasks.families.pretraining.two_stage")
 curves = importlib.import_module("metabench.tasks.families.auroc")
 
 RECORDS = 60

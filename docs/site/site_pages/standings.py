@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from metabench.core.catalogue import arena_names
-from metabench.suites.arena_scores import FILE, ArenaScores
+from metabench.suites.arena.scores import FILE, ArenaScores
 
 from .notation import table
 from .places import ROOT
@@ -38,7 +38,7 @@ def of_file(arena: str, file: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
     ``arena`` is a name or the path of a file.
     """
     from metabench.api.arena import tournament
-    from metabench.suites import arena as arenas
+    from metabench.suites.arena import definition as arenas
 
     known = arenas.load(arena)
     entries = {m.id: m for m in known.methods}

@@ -14,16 +14,16 @@ from pathlib import Path
 from metabench.api.arena import tournament
 from metabench.api.arena.played import Played, played
 from metabench.api.arguments import open_store
-from metabench.cluster import hints
+from metabench.cluster.submitting import hints
 from metabench.core.settings import place
 from metabench.store.published import Published
 from metabench.store.record import Record
 from metabench.store.store import Store
-from metabench.suites import arena_scores
-from metabench.suites import entrant as entrants
-from metabench.suites.arena import Arena, ArenaMethod
-from metabench.suites.arena_scores import ArenaScores
-from metabench.suites.entrant import Source
+from metabench.suites.arena import entrant as entrants
+from metabench.suites.arena import scores as arena_scores
+from metabench.suites.arena.definition import Arena, ArenaMethod
+from metabench.suites.arena.entrant import Source
+from metabench.suites.arena.scores import ArenaScores
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ def contest(
     or records, or a store, beside those of the store; of a built-in arena None means those that
     ship with it.
 
-    Raises what :mod:`metabench.suites.entrant` and :func:`metabench.suites.arena.load` raise, and
-    StoreError for a file of records that cannot be read.
+    Raises what :mod:`metabench.suites.arena.entrant` and
+    :func:`metabench.suites.arena.definition.load` raise, and StoreError for a file of records that
+    cannot be read.
     """
     source = entrants.find(file_or_name, method)
     name = tournament.default_arena() if arena is None else arena

@@ -73,7 +73,7 @@ def plan(contest: Contest) -> Plan:
 
     Raises NotApplicable where the method applies to no problem.
     """
-    from metabench.analysis import arena as analysis
+    from metabench.analysis.arena import scores as analysis
 
     own, store, budget = contest.own, contest.store, contest.budget
     records = store.records()

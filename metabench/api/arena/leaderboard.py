@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from metabench.api.arena import tournament
 from metabench.api.arguments import open_store
-from metabench.cluster import hints
+from metabench.cluster.submitting import hints
 from metabench.core.errors import MetabenchError
 from metabench.core.settings import place
 from metabench.store import published
-from metabench.suites.arena import Arena
+from metabench.suites.arena.definition import Arena
 
 if TYPE_CHECKING:
     from metabench.store.store import Store

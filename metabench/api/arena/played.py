@@ -11,12 +11,12 @@ from metabench.core.capabilities import causes
 from metabench.store.record import Record
 from metabench.store.store import Store
 from metabench.suites import planning as plans
-from metabench.suites.arena import AS_SHIPPED, Arena, ArenaMethod, Chosen
+from metabench.suites.arena.definition import AS_SHIPPED, Arena, ArenaMethod, Chosen
 from metabench.suites.planning import NEVER_RUN, Planned
 from metabench.suites.suite import SuiteCell
 
 if TYPE_CHECKING:
-    from metabench.analysis.arena import Trial
+    from metabench.analysis.arena.scores import Trial
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Played:
 
     def failed_on(self, names: Sequence[str]) -> dict[str, list[str]]:
         """The same for one of which every final on these problems has failed."""
-        from metabench.analysis.arena import failed_throughout
+        from metabench.analysis.arena.scores import failed_throughout
 
         rows = failed_throughout(self.finals, names)
         return {n: ["every final failed"] for n in names if self.method.id in rows}
@@ -53,7 +53,7 @@ def played(
 ) -> Played:
     """What these records have of a method under a budget, ``tuned`` or as shipped alone; ``store``
     says of what has no record why it has none."""
-    from metabench.analysis import arena as analysis
+    from metabench.analysis.arena import scores as analysis
 
     own, records = replace(arena, methods=[method]), list(records)
     lacks: dict[str, list[str]] = {}

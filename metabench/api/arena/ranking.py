@@ -14,10 +14,10 @@ from metabench.core.errors import MetabenchError, SettingError, WrongPath
 from metabench.core.settings import place
 from metabench.core.text import counted
 from metabench.store import published
-from metabench.suites.arena import AS_SHIPPED
+from metabench.suites.arena.definition import AS_SHIPPED
 
 if TYPE_CHECKING:
-    from metabench.analysis.entrant import Place
+    from metabench.analysis.arena.entrant import Place
 
 
 def check_baselines(contest: Contest) -> None:
@@ -52,8 +52,8 @@ def places(contest: Contest) -> list[Place]:
     Raises MetabenchError where cells of the method are missing, where all of its finals have
     failed, or as :func:`check_baselines`.
     """
-    from metabench.analysis import arena as analysis
-    from metabench.analysis import entrant as comparing
+    from metabench.analysis.arena import entrant as comparing
+    from metabench.analysis.arena import scores as analysis
 
     check_baselines(contest)
     planned = plan(contest)

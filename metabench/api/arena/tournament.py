@@ -14,16 +14,16 @@ from metabench.core.catalogue import arena_names, published_folder
 from metabench.core.errors import MetabenchError, StoreError, SuiteError
 from metabench.core.text import counted
 from metabench.store.store import Store
-from metabench.suites import arena as arenas
-from metabench.suites import arena_scores
 from metabench.suites import planning as plans
-from metabench.suites.arena import Arena, Chosen
-from metabench.suites.arena_scores import ArenaScores
+from metabench.suites.arena import definition as arenas
+from metabench.suites.arena import scores as arena_scores
+from metabench.suites.arena.definition import Arena, Chosen
+from metabench.suites.arena.scores import ArenaScores
 from metabench.suites.planning import NEVER_RUN, Planned
 
 if TYPE_CHECKING:
-    from metabench.analysis.arena import Standing, Trials
-    from metabench.analysis.arena_track import TrackResults
+    from metabench.analysis.arena.scores import Standing, Trials
+    from metabench.analysis.arena.track import TrackResults
     from metabench.reports.tables.renderers import Grid
     from metabench.run.events import Listener
     from metabench.run.workers.local_launcher import Summary
@@ -119,7 +119,7 @@ def plan(
 
     Raises StoreError as :func:`shipped`.
     """
-    from metabench.analysis import arena as analysis
+    from metabench.analysis.arena import scores as analysis
 
     arena, store = load(arena), open_store(store)
     came = None if anew else scores or shipped(arena, budget)
@@ -219,8 +219,8 @@ def standings(plan: Plan, *, track: str, tuned: bool = True) -> list[Standing]:
 
     Raises MetabenchError where finals are missing, or where nobody plays in the track.
     """
-    from metabench.analysis import arena as analysis
-    from metabench.analysis.arena_track import playing
+    from metabench.analysis.arena import scores as analysis
+    from metabench.analysis.arena.track import playing
 
     problems = [p.id for p in plan.arena.problems if p.track == track]
     scores = analysis.finals_scores(plan.arena, plan.finals, metrics(plan.arena))
@@ -241,7 +241,7 @@ def tracks(plan: Plan, *, store: str | Path | Store | None = None) -> list[Track
 
     Raises MetabenchError where finals are missing, StoreError for a curve that cannot be read.
     """
-    from metabench.analysis import arena_track
+    from metabench.analysis.arena import track as arena_track
 
     of, known = partial(curve, plan, open_store(store)), metrics(plan.arena)
     played = {

@@ -29,10 +29,11 @@ def cancel(
     cluster: MaybeCluster = None,
 ) -> None:
     """Cancel the jobs of a suite; what they had in hand keeps its checkpoint."""
-    from metabench.cluster import job_states, slurm
     from metabench.cluster import submission as folder
-    from metabench.cluster import submit as module
     from metabench.cluster.profile import load
+    from metabench.cluster.slurm import commands as slurm
+    from metabench.cluster.slurm import job_states
+    from metabench.cluster.submitting import submit as module
     from metabench.core.errors import SuiteError, UnknownName
     from metabench.store.store import Store
 

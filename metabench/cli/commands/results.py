@@ -27,7 +27,7 @@ from metabench.cli.submitting import profiled, run_on_cluster
 from metabench.core.text import counted
 
 if TYPE_CHECKING:
-    from metabench.suites.arena import Arena
+    from metabench.suites.arena.definition import Arena
     from metabench.suites.suite import Suite
 
 
@@ -92,7 +92,7 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
     """Where all stand in every track of an arena, tuned and as shipped. Raises SettingError for a
     format that it has not, MetabenchError where finals have not been run."""
     from metabench.api.arena import tournament
-    from metabench.cluster import hints
+    from metabench.cluster.submitting import hints
     from metabench.core.errors import MetabenchError, SettingError
     from metabench.reports.tables import grids
 

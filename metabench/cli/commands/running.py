@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from metabench.api import Status
     from metabench.store.store import Store
-    from metabench.suites.arena import Arena
+    from metabench.suites.arena.definition import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
 
@@ -109,9 +109,10 @@ def _statuses(choice: Choice) -> Iterator[tuple[Suite | Arena, Status]]:
 def _with_cluster(planned: list[Planned], store: Store, out: Console) -> list[Planned]:
     """The plan with what clusters say of submitted cells; how old the answer is, and what could not
     be known, is printed."""
-    from metabench.cluster import cell_states, job_states
+    from metabench.cluster import cell_states
     from metabench.cluster import submission as folder
-    from metabench.cluster.slurm import Slurm
+    from metabench.cluster.slurm import job_states
+    from metabench.cluster.slurm.commands import Slurm
 
     for text in folder.unreadable(store):
         out.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -16,8 +16,8 @@ from metabench.cli.printing.cluster import print_draft
 from metabench.cli.submitting import profiled, queue, words
 
 if TYPE_CHECKING:
-    from metabench.cluster.hints import Words
-    from metabench.suites.arena import Arena
+    from metabench.cluster.submitting.hints import Words
+    from metabench.suites.arena.definition import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
 
@@ -43,7 +43,7 @@ def submit(
 ) -> None:
     """Queue a suite's missing cells on a cluster and return; --set slurm.NAME=VALUE too. Of an
     arena the trials, and once all are done the finals."""
-    from metabench.cluster.draft import TAKEN
+    from metabench.cluster.submitting.draft import TAKEN
 
     raise typer.Exit(_submit(cluster, _meant(choice, file), TAKEN, dry_run))
 
@@ -70,17 +70,17 @@ def retry(
     dry_run: DryRun = False,
 ) -> None:
     """Queue again what was lost, with --failed also what failed; more memory or time each time."""
-    from metabench.cluster.draft import TAKEN
+    from metabench.cluster.submitting.draft import TAKEN
 
     states = TAKEN | ({"failed", "diverged"} if failed else frozenset())
     raise typer.Exit(_submit(cluster, choice, states, dry_run))
 
 
 def _submit(cluster: str, typed: Choice, states: frozenset[str], dry_run: bool) -> int:
-    from metabench.cluster import refusals
     from metabench.cluster import submission as folder
-    from metabench.cluster import submit as module
-    from metabench.cluster.slurm import SlurmError
+    from metabench.cluster.slurm.commands import SlurmError
+    from metabench.cluster.submitting import refusals
+    from metabench.cluster.submitting import submit as module
 
     out, err = terminal.console(), terminal.console(stderr=True)
     choice, profile = profiled(cluster, typed)
@@ -152,7 +152,7 @@ def _planned(
 
 def _then(choice: Choice, planned: Sequence[Planned], phase: str, typed: Words) -> str:
     """What comes after the trials or the finals of an arena, and the command for it."""
-    from metabench.cluster import hints
+    from metabench.cluster.submitting import hints
     from metabench.suites.planning import NEVER_RUN
 
     root = choice.open_store().root

@@ -12,7 +12,7 @@ from metabench.api.arena.tournament import TO_PLAY
 from metabench.cli.printing import terminal
 from metabench.cli.printing.cells import cells_of, print_due, print_refusals, print_repairs
 from metabench.core.text import counted, duration
-from metabench.suites.arena import AS_SHIPPED
+from metabench.suites.arena.definition import AS_SHIPPED
 from metabench.suites.planning import NEVER_RUN
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from metabench.api.arena.tournament import Plan
     from metabench.reports.arena.endings import Ending
     from metabench.store.store import Store
-    from metabench.suites.arena import ArenaBudget
+    from metabench.suites.arena.definition import ArenaBudget
     from metabench.suites.planning import Planned
 
 
@@ -96,7 +96,7 @@ def _print_finals_to_come(out: Console, trials: Sequence[Planned], seeds: int, j
 def print_endings(out: Console, endings: Iterable[Ending], store: Store) -> None:
     """How runs of an arena ended where its tables do not say it, each exception with the command
     that shows one of them whole."""
-    from metabench.cluster import hints
+    from metabench.cluster.submitting import hints
 
     for ending in endings:
         if ending.failed is None:

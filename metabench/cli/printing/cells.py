@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from metabench.api import Status
     from metabench.store.files import BadFile
-    from metabench.suites.arena import Arena
+    from metabench.suites.arena.definition import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
 

@@ -10,7 +10,7 @@ from metabench.core.text import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from metabench.cluster.draft import Draft
+    from metabench.cluster.submitting.draft import Draft
     from metabench.suites.planning import Planned
 
 

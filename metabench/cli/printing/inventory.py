@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metabench.api.describe import Description
-    from metabench.core.findings import Finding
+    from metabench.core.environment.findings import Finding
     from metabench.core.registry import Entry
     from metabench.suites.listing import ListedSuite
 

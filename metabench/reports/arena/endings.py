@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from metabench.core.cell import Cell
 from metabench.core.text import counted, listed, shortened
-from metabench.suites.arena import AS_SHIPPED
+from metabench.suites.arena.definition import AS_SHIPPED
 from metabench.suites.planning import Planned
 
 

@@ -8,12 +8,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metabench.analysis.arena_track import TrackResults
+from metabench.analysis.arena.track import TrackResults
 from metabench.core.errors import NotDrawn
 from metabench.reports.arena import costs, pairs, scores, tables
 from metabench.reports.figures.style import styled
 from metabench.reports.tables.renderers import Grid, markdown, markdown_escape, text
-from metabench.suites.arena import TRACKS
+from metabench.suites.arena.definition import TRACKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from metabench.analysis.arena_pairs import Duel
-from metabench.analysis.arena_track import TrackResults
+from metabench.analysis.arena.pairs import Duel
+from metabench.analysis.arena.track import TrackResults
 from metabench.analysis.rankings import FEWEST
 from metabench.core.errors import NotDrawn
 from metabench.core.text import counted

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis import arena as scoring
 from metabench.analysis import stats
-from metabench.analysis.arena_track import TrackResults
+from metabench.analysis.arena import scores as scoring
+from metabench.analysis.arena.track import TrackResults
 from metabench.analysis.rankings import FEWEST
 from metabench.core.errors import NotDrawn
 from metabench.core.text import counted, listed
@@ -22,7 +22,7 @@ from metabench.reports.arena.strips import (
 from metabench.reports.arena.tables import without
 from metabench.reports.figures.critical_difference import diagram
 from metabench.reports.figures.style import finish
-from metabench.suites.arena import AS_SHIPPED
+from metabench.suites.arena.definition import AS_SHIPPED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.arena_track import TrackResults
+from metabench.analysis.arena.track import TrackResults
 from metabench.reports.figures.style import (
     GREY,
     LEGEND,

@@ -10,15 +10,15 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 
-from metabench.analysis import arena as scoring
 from metabench.analysis import stats
-from metabench.analysis.arena_costs import cost_ratios, median_cost, reached
-from metabench.analysis.arena_track import Line, TrackResults
+from metabench.analysis.arena import scores as scoring
+from metabench.analysis.arena.costs import cost_ratios, median_cost, reached
+from metabench.analysis.arena.track import Line, TrackResults
 from metabench.analysis.rankings import FEWEST
 from metabench.core.text import human, listed
 from metabench.reports.tables.csv_export import field
 from metabench.reports.tables.renderers import Footnote, Grid, Item
-from metabench.suites.arena import AS_SHIPPED, TRACKS
+from metabench.suites.arena.definition import AS_SHIPPED, TRACKS
 
 NONE = "—"
 ANEW = "retrained"

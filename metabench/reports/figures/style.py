@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.results import Results
-from metabench.core import drawing
+from metabench.core.environment import drawing
 from metabench.core.text import printable
 
 if TYPE_CHECKING:

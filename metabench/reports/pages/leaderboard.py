@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from metabench.core import optional_packages
 from metabench.core.cell import canonical
+from metabench.core.environment import optional_packages
 from metabench.core.errors import MetabenchError
 from metabench.core.text import printable
 

@@ -18,7 +18,14 @@ from metabench.core.errors import MetabenchError
 from metabench.core.registry import tasks
 from metabench.store.published import private
 from metabench.store.record import SCHEMA, Curve, Record
-from metabench.suites.arena import AS_SHIPPED, TRACKS, Arena, ArenaMethod, ArenaProblem, Chosen
+from metabench.suites.arena.definition import (
+    AS_SHIPPED,
+    TRACKS,
+    Arena,
+    ArenaMethod,
+    ArenaProblem,
+    Chosen,
+)
 from metabench.suites.planning import NEVER_RUN, Planned
 
 DIGITS = 6

@@ -7,11 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from metabench.analysis.entrant import Against, Over, Place, Verdict
+from metabench.analysis.arena.entrant import Against, Over, Place, Verdict
 from metabench.analysis.rankings import FEWEST
 from metabench.core.settings import typed
 from metabench.core.text import counted, listed
-from metabench.suites.arena import TRACKS, Arena, ArenaMethod, Range
+from metabench.suites.arena.definition import TRACKS, Arena, ArenaMethod, Range
 
 WORDS: Mapping[Verdict, str] = {
     "better": "shown better than",

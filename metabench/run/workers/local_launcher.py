@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from metabench.core.cell import Cell
+from metabench.core.environment.hardware import asked_threads, cores, gpus
 from metabench.core.errors import StoreError
-from metabench.core.hardware import asked_threads, cores, gpus
 from metabench.run.events import (
     Elsewhere,
     Event,

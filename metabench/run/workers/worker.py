@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metabench.core.cell import Cell
+from metabench.core.environment.hardware import asked_threads, cores
 from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
-from metabench.core.hardware import asked_threads, cores
 from metabench.core.registry import load_plugins
 from metabench.run.events import Event, Listener
 from metabench.run.workers.process import FROM_TERMINAL, limit_memory

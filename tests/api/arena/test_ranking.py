@@ -228,7 +228,7 @@ def test_scores_that_ship_with_a_built_in_arena_are_found(
     home = tmp_path / "results"
     where = "metabench.api.arena.tournament.published_folder"
     monkeypatch.setattr(where, lambda *names: home.joinpath(*names))
-    monkeypatch.setattr("metabench.suites.arena.suite_folder", lambda: folder)
+    monkeypatch.setattr("metabench.suites.arena.definition.suite_folder", lambda: folder)
     store, out = small[0].parent / "baselines", home / "arena-10" / "smoke"
     shipped = publish_arena("arena-10", budget="smoke", store=store, out=out).files[0]
     contest = enter(contests.plugin(tmp_path, "mine"), arena=None, baselines=None)

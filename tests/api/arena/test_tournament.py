@@ -168,7 +168,7 @@ def built_in(played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     folder.mkdir()
     (folder / "arena-7.toml").write_text(path.read_text())
     monkeypatch.setattr(catalogue, "suite_folder", lambda: folder)
-    monkeypatch.setattr("metabench.suites.arena.suite_folder", lambda: folder)
+    monkeypatch.setattr("metabench.suites.arena.definition.suite_folder", lambda: folder)
     monkeypatch.setattr(tournament, "published_folder", lambda *names: home.joinpath(*names))
     publish_arena("arena-7", budget="smoke", store=store, out=home / "arena-7" / "smoke")
     return "arena-7"

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 from metabench.cli.main import app
 from metabench.contract.seeds import seed_for
 from metabench.store.published import Published
-from metabench.suites import arena as arenas
-from metabench.suites.arena_scores import ArenaScores
+from metabench.suites.arena import definition as arenas
+from metabench.suites.arena.scores import ArenaScores
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ def test_a_dry_run_says_what_would_be_refused_and_a_refused_suite_does_not_stop_
     type_, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metabench.cli.commands import submission
-    from metabench.cluster import draft as drafting
-    from metabench.cluster import refusals, submit
+    from metabench.cluster.submitting import draft as drafting
+    from metabench.cluster.submitting import refusals, submit
 
     monkeypatch.setattr(refusals, "refusals", lambda made, *_: [f"no {made.suite}"])
     done = type_("submit", *WORDS, "--dry-run")
@@ -90,7 +90,7 @@ def test_wrong_words_are_told_the_right_ones(  # type: ignore[no-untyped-def]
 def test_plugins_travel_with_what_is_to_be_typed_again(  # type: ignore[no-untyped-def]
     type_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_forgotten: None
 ) -> None:
-    from metabench.cluster import submit
+    from metabench.cluster.submitting import submit
 
     file = tmp_path / "mine.py"
     file.write_text("")

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from metabench.cluster import job_states
+from metabench.cluster.slurm import job_states
 from metabench.cluster_profiles.local_cluster import Cluster, ClusterError
 from metabench.core.errors import MetabenchError
 from metabench.core.registry import load_plugin

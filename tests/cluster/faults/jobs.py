@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from metabench.cluster import slurm
 from metabench.cluster import submission as folder
-from metabench.cluster import submit as submitting
 from metabench.cluster.cell_states import standings
+from metabench.cluster.slurm import commands as slurm
+from metabench.cluster.submitting import submit as submitting
 from metabench.contract.seeds import seed_for
 
 from .registry import fault, kill, parent

@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from metabench.cluster import draft as drafting
-from metabench.cluster import job_states, profile, refusals, slurm
+from metabench.cluster import profile
 from metabench.cluster import submission as folder
-from metabench.cluster import submit as submitting
+from metabench.cluster.slurm import commands as slurm
+from metabench.cluster.slurm import job_states
 from metabench.cluster.submission import Attempt, Submission
+from metabench.cluster.submitting import draft as drafting
+from metabench.cluster.submitting import refusals
+from metabench.cluster.submitting import submit as submitting
 from metabench.cluster_profiles.local_cluster import Cluster
 from metabench.contract.seeds import seed_for
 from metabench.core.cell import Cell

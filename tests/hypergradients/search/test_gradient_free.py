@@ -9,7 +9,7 @@ from oracles import F64, context
 from metabench.contract.declared import InnerRule
 from metabench.contract.method import State
 from metabench.contract.problem import Hyper
-from metabench.core import optional_packages
+from metabench.core.environment import optional_packages
 from metabench.core.registry import methods, tasks
 from metabench.hypergradients.search.gradient_free import (
     ARMS,

@@ -13,8 +13,8 @@ from oracles import F64, context, given
 from metabench.contract.method import Context
 from metabench.contract.problem import Episode, Hyper, Problem
 from metabench.contract.seeds import Seeds, generator
-from metabench.core import optional_packages
 from metabench.core.cell import Budget, make_cell
+from metabench.core.environment import optional_packages
 from metabench.core.errors import SettingError, Stopped
 from metabench.core.registry import methods
 from metabench.hypergradients.search.gradient_free import ARMS, place, point_of

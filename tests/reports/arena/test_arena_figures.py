@@ -9,7 +9,7 @@ import matplotlib.text
 import pytest
 from arenas import arena, played
 
-from metabench.analysis.arena_track import TrackResults, collect
+from metabench.analysis.arena.track import TrackResults, collect
 from metabench.core.errors import NotDrawn
 from metabench.reports.arena import costs, figures, pairs, scores, strips, tables
 from metabench.reports.figures.style import styled

@@ -7,8 +7,8 @@ from dataclasses import replace
 import arenas
 import pytest
 
-from metabench.analysis import arena as scoring
-from metabench.analysis import arena_track
+from metabench.analysis.arena import scores as scoring
+from metabench.analysis.arena import track as arena_track
 from metabench.core.errors import MetabenchError
 from metabench.reports.arena.endings import endings, has_failed
 from metabench.reports.arena.tables import standings_grid

@@ -12,7 +12,7 @@ import re
 import pytest
 from optional import needs
 
-from metabench.core import optional_packages
+from metabench.core.environment import optional_packages
 from metabench.core.errors import MetabenchError
 from metabench.reports.pages import leaderboard
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metabench.analysis.entrant import Place
+from metabench.analysis.arena.entrant import Place
 from metabench.reports.tables import entrant
 
 

@@ -1,0 +1,1 @@
+"""What an arena says of methods: scores, costs, pairs, ranks of a track; nothing is drawn here."""

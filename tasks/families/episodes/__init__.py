@@ -1,0 +1,1 @@
+"""Tasks of many small inner problems: few-shot classification, and learned starts."""

@@ -1,0 +1,445 @@
+"""Few-shot classification, written once: episodes from class-major images, four formulations.
+
+Finn, Abbeel, Levine, ICML 2017 (lam = initial weights); Franceschi et al., ICML 2018 (lam = conv
+body, theta = a linear head per episode, from zeros); Rajeswaran, Finn, Kakade, Levine, NeurIPS
+2019 (lam = the centre of a Gaussian prior on all weights, which start there too); Zintgraf,
+Shiarlis, Kurin, Hofmann, Whiteson, ICML 2019 (theta = a few context parameters, from zeros, that
+scale and shift the maps of one block; lam = all weights). A data set is a small file that
+subclasses :class:`FewShot` and gives its images.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
+from metabench.contract.seeds import Seeds, generator
+from metabench.core import settings
+from metabench.core.errors import SettingError, UnknownName
+from metabench.core.text import counted
+
+from ...models.networks import ConvNet, Network
+from ..images.class_images import Classes, GivenEpisode, Minibatches, nearest_neighbour
+
+Count = Annotated[int, Field(ge=1)]
+UNIT_EPS = 1e-10
+"""Of a squared length: shorter features than its root, 1e-5, are not brought to 1."""
+
+
+@dataclass(frozen=True)
+class FewShot(Task):
+    """Settings that every few-shot task shares."""
+
+    ways: Annotated[int, Field(ge=2)] = 5
+    shots: Count = 1
+    queries: Count = 5
+    """Query images a class."""
+    meta_batch: Count = 16
+    """Episodes an outer step."""
+    formulation: Literal["init", "representation", "prior", "context"] = "init"
+    """lam = all initial weights; or lam = the body, with a head from zeros for each episode; or lam
+    = the centre of a Gaussian prior on all weights, which is part of the inner loss; or lam = all
+    weights, with context parameters from zeros for each episode."""
+    filters: Count = 64
+    downsample: Literal["stride", "pool"] = "stride"
+    train_shots: Count | None = None
+    """Support images a class in training (Reptile uses more); None: as ``shots``."""
+    inner_batch: Count | None = None
+    """Images of an inner step in training; None, and always at evaluation: the support set."""
+    dtype: Literal["float32", "float64"] = "float32"
+    test_queries: Count | None = settings.later(None)
+    """Query images a class at evaluation, in validation and test; None: ``queries``. Batch norm
+    takes the statistics of the whole query set, so their number is part of the protocol."""
+    test_inner_batch: Count | None = settings.later(None)
+    """Images of an inner step at evaluation; None: the support set."""
+    reduction: Literal["mean", "flatten"] | None = settings.later(None)
+    """How maps become features: averaged over space, or all of them. None: averaged where lam is
+    the initial weights or a prior's centre and maps are downsampled by strides, else all."""
+    prior_precision: Annotated[float, Field(gt=0)] = settings.later(2.0)
+    """mu: the formulation "prior" adds mu/2 |theta - lam|^2 to the mean cross-entropy of the
+    support set. 2 is that of iMAML's example."""
+    train_ways: Annotated[int, Field(ge=2)] | None = settings.later(None)
+    """Classes of a training episode, where the head is no part of lam (formulation
+    "representation"); None: as ``ways``. ProtoNets are trained with more than they are tested."""
+
+    metric: ClassVar[str] = "accuracy"
+    goal: ClassVar[Literal["max", "min"]] = "max"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "nearest_neighbour")
+    data: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def images_per_class(self) -> int:
+        """Images of every class of the data set; a class attribute where settings do not matter."""
+        raise NotImplementedError
+
+    context: Count = settings.later(100)
+    """Context parameters of the formulation "context", which needs the four blocks."""
+    context_block: Annotated[int, Field(ge=1, le=4)] = settings.later(3)
+    """The block whose maps they scale and shift, after its batch norm."""
+    unit_features: bool = settings.later(False)
+    """Features z are scaled to length 1, as z / sqrt(|z|^2 + 1e-10), in the formulation
+    "representation": a linear head is then one of cosines, as in Baseline++."""
+
+    def __post_init__(self) -> None:
+        if self.unit_features and self.formulation != "representation":
+            raise SettingError(
+                'unit_features = true needs formulation = "representation": with '
+                f'"{self.formulation}" no head stands apart from lam'
+            )
+        if self.train_ways is not None and self.formulation != "representation":
+            raise SettingError(
+                f'train_ways = {self.train_ways} needs formulation = "representation": with '
+                f'"{self.formulation}" lam has a head of {self.ways} ways'
+            )
+        for split in ("train", "test"):
+            shots, queries = self.images_of(split)
+            if shots + queries > self.images_per_class:
+                given = split == "train" and self.train_shots is not None
+                which = "train_shots" if given else "shots"
+                given = split == "test" and self.test_queries is not None
+                queried = "test_queries" if given else "queries"
+                raise SettingError(
+                    f"{which} = {shots} and {queried} = {queries} need "
+                    f"{shots + queries} images a class; there are {self.images_per_class}"
+                )
+
+    def images_of(self, split: str) -> tuple[int, int]:
+        """Support and query images a class in a split: training may differ from evaluation."""
+        if split == "train":
+            return self.train_shots or self.shots, self.queries
+        return self.shots, self.test_queries or self.queries
+
+    def ways_of(self, split: str) -> int:
+        """Classes of an episode of a split."""
+        return self.train_ways or self.ways if split == "train" else self.ways
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Depends on where lam enters."""
+        own = {"base_classes", "episodes"}
+        if self.train_ways is None:
+            own.add("module")
+        if self.formulation == "init":
+            return GRADIENTS | own | {"lam_is_initialisation", "head"}
+        if self.formulation == "representation" and self.whole_support:
+            own |= {"embedding", "unit_embedding"} if self.unit_features else {"embedding"}
+        if self.formulation == "context":
+            own.add("context")
+        return GRADIENTS | own | {"lam_in_inner_loss"}
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        """Why some needs are not met, in words."""
+        weights = "lam is the weights of a network: neither few scalars nor bounds to search in"
+        own = {"small_lam": weights, "search_space": weights}
+        if self.train_ways is not None:
+            own["module"] = "heads of training and of test differ in size (train_ways)"
+        if self.formulation != "representation":
+            own["embedding"] = (
+                f"lam has a head here (formulation = {self.formulation!r}); with 'representation' "
+                "it makes features alone"
+            )
+        elif not self.whole_support:
+            own["embedding"] = "an inner batch may lack classes (inner_batch, test_inner_batch)"
+        own["unit_embedding"] = own.get(
+            "embedding", "features have any length here; with unit_features = true they have 1"
+        )
+        if self.formulation == "init":
+            own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
+        elif self.formulation == "prior":
+            why = "lam is the centre of a prior here (formulation = 'prior')"
+            own["lam_is_initialisation"] = f"{why}: theta's minimiser moves with it, not its start"
+            own["head"] = f"{why}, on all weights alike"
+        elif self.formulation == "context":
+            why = "theta is context parameters here (formulation = 'context')"
+            own["lam_is_initialisation"] = f"{why}, which start at zero"
+            own["head"] = f"{why}, and no head"
+        else:
+            why = "lam is a representation here (formulation = 'representation')"
+            own["lam_is_initialisation"] = f"{why}, not the initial value of theta"
+            own["head"] = f"{why}: theta is all head"
+        return own
+
+    @property
+    def whole_support(self) -> bool:
+        """Whether every inner batch is a whole support set."""
+        return self.inner_batch is None and self.test_inner_batch is None
+
+    @property
+    def protocol(self) -> str:
+        """How episodes of the test are made, which batch norm makes part of the result."""
+        _, queries = self.images_of("test")
+        return f"tested with {counted(queries, 'query image')} a class"
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """The test split; a data set may add episodes that its authors fixed (:meth:`given`)."""
+        return ("test",)
+
+    @abstractmethod
+    def classes(self, split: str) -> Classes:
+        """The images of "train", "valid" or "test". Raises DataMissing."""
+
+    def given(self) -> dict[str, list[GivenEpisode]]:
+        """Further evaluations by name, their episodes fixed by the data set's authors."""
+        return {}
+
+    def network_for(self, channels: int, size: int) -> Network:
+        """The network, for images [n, channels, size, size]."""
+        return ConvNet(
+            channels,
+            size,
+            self.ways,
+            filters=self.filters,
+            downsample=self.downsample,
+            reduce=self.reduce,
+            dtype=getattr(torch, self.dtype),
+        )
+
+    @property
+    def reduce(self) -> Literal["mean", "flatten"] | None:
+        """How maps become features; None: as the way of downsampling has it."""
+        if self.reduction is not None:
+            return self.reduction
+        return "flatten" if self.formulation == "representation" else "mean"
+
+    def build(self, seeds: Seeds, device: torch.device) -> FewShotProblem:
+        """Load the images of every split. Raises SettingError where a split has too few classes."""
+        splits = {split: self.classes(split) for split in ("train", "valid", "test")}
+        for split, classes in splits.items():
+            ways = self.ways_of(split)
+            if len(classes) < ways:
+                given = "train_ways" if ways != self.ways else "ways"
+                raise SettingError(
+                    f"{given} = {ways}, but the {split} split has {len(classes)} classes"
+                )
+        return FewShotProblem(self, splits, seeds, device)
+
+
+class FewShotProblem(Problem):
+    """Episodes of a few-shot task.
+
+    Batches: ``x`` float [n, channels, size, size] in [0, 1], ``y`` long [n] in [0, ways), class by
+    class; in a prepared episode ``features`` [n, f] stands for ``x``. With ``train_ways`` an outer
+    batch has ``classes`` too, arange(ways) of its episode: vmap keeps shapes only. lam and theta
+    are named as the parameters of ``module``.
+    """
+
+    def __init__(
+        self, task: FewShot, splits: dict[str, Classes], seeds: Seeds, device: torch.device
+    ) -> None:
+        self.task, self.splits, self.seeds, self.device = task, splits, seeds, device
+        self.dtype: torch.dtype = getattr(torch, task.dtype)
+        self.episodes_per_step = task.meta_batch
+        self.base_classes = len(splits["train"])
+        channels, size = splits["train"].images.shape[2], splits["train"].images.shape[-1]
+        self.net = task.network_for(channels, size).to(device)
+        self.batched_on_cpu = isinstance(self.net, ConvNet) and self.net.stacks_well(
+            task.ways_of("train") * sum(task.images_of("train"))
+        )
+        self.adapted_at_once = 1
+        if isinstance(self.net, ConvNet):
+            images = task.test_inner_batch or task.ways_of("test") * task.images_of("test")[0]
+            self.adapted_at_once = self.net.adapted_at_once(images)
+        self.capturable = True
+        self.given = task.given()
+        self.evaluations = ("test", *self.given)
+        self.module = self.net
+        self.head = ("head.weight", "head.bias")
+        self.starts_at_lam = task.formulation == "prior"
+        self.whole = task.formulation in ("init", "prior")
+        """Whether theta is all weights."""
+        self.modulated = f"norm{task.context_block}"
+
+    def init_outer(self) -> Params:
+        """Every weight, or those of the body; with a context also ``film.weight`` [2 c, context]
+        and ``film.bias`` [2 c] for the c maps of a block."""
+        weights = self.net.init_params(generator(self.seeds.init, "weights"))
+        weights = {k: v.to(self.device, self.dtype) for k, v in weights.items()}
+        if self.task.formulation == "context":
+            n = 2 * len(weights[f"{self.modulated}.weight"])
+            film = torch.empty(n, self.task.context, dtype=torch.float32)
+            self.net.draw(film, generator(self.seeds.init, "film"))
+            film = film.to(self.device, self.dtype)
+            return {**weights, "film.weight": film, "film.bias": film.new_zeros(n)}
+        if self.whole:
+            return weights
+        return {k: v for k, v in weights.items() if k not in self.head}
+
+    def init_inner(self, lam: Params, episode: Episode) -> Params:
+        """lam itself; or zeros, a head of weight [ways, features] and bias [ways] or a ``context``
+        [context]."""
+        if self.whole:
+            return {k: lam[k] for k in self.net.names}
+        some = next(iter(lam.values()))
+        if self.task.formulation == "context":
+            return {"context": some.new_zeros(self.task.context)}
+        ways = len(episode.outer["classes"]) if "classes" in episode.outer else self.task.ways
+        return {
+            "head.weight": some.new_zeros(ways, self.net.feature_size),
+            "head.bias": some.new_zeros(ways),
+        }
+
+    def embed(self, lam: Params, batch: Batch) -> Tensor:
+        """What the body makes of images [n, f]; of length 1 with ``unit_features``."""
+        z = self.net.features(lam, batch["x"])
+        if not self.task.unit_features:
+            return z
+        # Differentiable twice at z = 0 as well, where a norm is not.
+        return z * (z.square().sum(1, keepdim=True) + UNIT_EPS).rsqrt()
+
+    def weights(self, lam: Params, theta: Params) -> Params:
+        """All weights of the network. A context scales the maps of a block by 1 + gamma and shifts
+        them by beta, (gamma, beta) = film.weight context + film.bias, after batch norm: which is
+        another scale and shift of that norm."""
+        if self.whole:
+            return theta
+        if self.task.formulation != "context":
+            return {**lam, **theta}
+        scale, shift = (f"{self.modulated}.{part}" for part in ("weight", "bias"))
+        film = F.linear(theta["context"], lam["film.weight"], lam["film.bias"])
+        gamma, beta = film.chunk(2)
+        changed = {scale: (1 + gamma) * lam[scale], shift: (1 + gamma) * lam[shift] + beta}
+        return {**lam, **changed}
+
+    def logits(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """[n, ways]."""
+        weights = self.weights(lam, theta)
+        if "features" in batch or self.task.unit_features:
+            z = batch["features"] if "features" in batch else self.embed(lam, batch)
+            return F.linear(z, weights["head.weight"], weights["head.bias"])
+        return self.net.apply_params(weights, batch["x"])
+
+    def fit(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy."""
+        if "features" in batch or self.task.unit_features:
+            return F.cross_entropy(self.logits(lam, theta, batch), batch["y"])
+        return self.net.loss(self.weights(lam, theta), batch["x"], batch["y"])
+
+    def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy on the support set; with a prior also mu/2 |theta - lam|^2."""
+        fit = self.fit(lam, theta, batch)
+        if self.task.formulation != "prior":
+            return fit
+        gaps = torch.stack([(v - lam[k]).square().sum() for k, v in theta.items()])
+        return fit + 0.5 * self.task.prior_precision * gaps.sum()
+
+    def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Mean cross-entropy on the query set."""
+        return self.fit(lam, theta, batch)
+
+    def prepare(self, lam: Params, episode: Episode, only: Sequence[str] | None = None) -> Episode:
+        """Features for images where inner steps move the head alone: they stay what they are."""
+        ready = self.prepare_inner(lam, episode, only)
+        if ready is episode:
+            return episode
+        return replace(ready, outer=self.featured(lam, episode.outer))
+
+    def prepare_inner(
+        self, lam: Params, episode: Episode, only: Sequence[str] | None = None
+    ) -> Episode:
+        """The same of the support set alone."""
+        whole = self.whole or self.task.formulation == "context"
+        moves_body = whole and (only is None or set(only) - {*self.head})
+        if moves_body or callable(episode.inner):
+            return episode
+        return replace(episode, inner=self.featured(lam, episode.inner))
+
+    def featured(self, lam: Params, batch: Batch) -> Batch:
+        """A batch with features in the place of images."""
+        kept = {k: v for k, v in batch.items() if k != "x"}
+        return {"features": self.embed(lam, batch), **kept}
+
+    def count(self, split: str) -> int | None:
+        """As many as were given; sampled ones never end."""
+        return len(self.given[split]) if split in self.given else None
+
+    def episode(self, split: str, index: int) -> Episode:
+        """``ways`` (or ``train_ways``) classes, each with the images of :meth:`FewShot.images_of`.
+
+        Raises UnknownName for a split that is not there, IndexError past the end of one.
+        """
+        return self.episodes(split, [index])[0]
+
+    def episodes(self, split: str, indices: Sequence[int]) -> list[Episode]:
+        """:meth:`episode` of each, drawn one by one, and made of images all at once."""
+        if split in self.given:
+            return [self.given_episode(self.given[split][i], i) for i in indices]
+        if split not in self.splits:
+            raise UnknownName("split", split, [*self.splits, *self.given])
+        task, source = self.task, self.splits[split]
+        shots, queries = task.images_of(split)
+        ways, stream = task.ways_of(split), self.stream(split)
+        chosen, keys = [], []
+        for index in indices:
+            gen = generator(stream, split, index)
+            chosen.append(torch.randperm(len(source), generator=gen)[:ways])
+            shape = ways, source.images.shape[1]
+            keys.append(torch.rand(shape, generator=gen, dtype=torch.float32))
+        order = torch.cat(keys).argsort(dim=1)[:, : shots + queries]
+        images = source.pick(torch.cat(chosen), order).to(self.device)
+        images = images.unflatten(0, (len(indices), ways))
+        labels = torch.arange(ways, device=self.device)
+        # Taken apart as bytes: copies of floats would be four times as large.
+        parts = [
+            (self.scaled(part.flatten(1, 2)), labels.repeat_interleave(part.shape[2]))
+            for part in (images[:, :, :shots], images[:, :, shots:])
+        ]
+        size = task.inner_batch if split == "train" else task.test_inner_batch
+        found = []
+        for place, index in enumerate(indices):
+            support, query = ({"x": part[place], "y": y} for part, y in parts)
+            if task.train_ways is not None:
+                query["classes"] = labels
+            if size is None:
+                found.append(Episode(support, query, index))
+                continue
+            address = (stream, index) if split == "train" else (stream, split, index)
+            found.append(Episode(Minibatches(support, size, address), query, index))
+        return found
+
+    def stream(self, split: str) -> int:
+        """The seed that episodes of a split are drawn by."""
+        return self.seeds.batches if split == "train" else self.seeds.evaluation
+
+    def given_episode(self, fixed: GivenEpisode, index: int) -> Episode:
+        """One that the data set's authors fixed."""
+        return Episode(
+            self.batch(fixed.support, fixed.support_labels),
+            self.batch(fixed.query, fixed.query_labels),
+            index,
+        )
+
+    def base_batch(self, step: int, size: int) -> Batch:
+        """Images drawn with replacement from all training classes, rotated ones too."""
+        gen, source = generator(self.seeds.batches, "base", step), self.splits["train"]
+        classes = torch.randint(len(source), (size,), generator=gen)
+        drawings = torch.randint(source.images.shape[1], (size, 1), generator=gen)
+        return self.batch(source.pick(classes, drawings).flatten(0, 1), classes)
+
+    def batch(self, images: Tensor, labels: Tensor) -> Batch:
+        """uint8 images [n, channels, size, size] and labels [n] as a batch."""
+        return {"x": self.scaled(images), "y": labels.to(self.device)}
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Images with ink or light in [0, 1], on the device."""
+        return images.to(self.device).to(self.dtype).div_(255)
+
+    def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
+        """accuracy and loss on the query set; nearest_neighbour: accuracy of the closest pixels."""
+        with torch.no_grad():
+            logits = self.logits(lam, theta, episode.outer)
+            y = episode.outer["y"]
+            return {
+                "accuracy": float((logits.argmax(1) == y).double().mean()),
+                "loss": float(F.cross_entropy(logits, y)),
+                "nearest_neighbour": nearest_neighbour(episode),
+            }

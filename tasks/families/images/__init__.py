@@ -1,0 +1,1 @@
+"""Tasks of images that several data sets or laws share."""
