@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # Before torch: as many workers as core
     os.environ["OMP_NUM_THREADS"] = "1"
 
 from metabench.core import registry
+from metabench.core.errors import DataMissing
 
 pytest_plugins = ["synthetic", "browsers", "leaderboards"]
 
@@ -33,6 +34,18 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _skipped_without_data() -> Iterator[None]:
+    try:
+        return (yield)
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+
+
+# A test of real data, or a fixture of one, skips where the data is not there, and says which.
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_skipped_without_data)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skipped_without_data)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 from optional import needs
 
 from metabench.contract.seeds import Seeds
-from metabench.core.errors import DataMissing
 from metabench.core.registry import tasks
 from metabench.datasets import locate
 
@@ -160,13 +159,10 @@ def test_a_tiny_row_of_sgld(tmp_path):
 
 @pytest.mark.slow
 def test_a_tiny_slack_of_the_evidence(tmp_path):
-    try:
-        locate.find("mnist")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    locate.find("mnist")
     done = run(
         "--examples", "30", "--sizes", "5", "30", "--points", "3", "--repeats", "1",
-        "--width", "3", "--out", str(tmp_path), module="evidence_slack",
+        "--width", "3", "--out", str(tmp_path), module="studies.evidence_slack",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "slack.json").read_text())["slack"]
@@ -180,7 +176,7 @@ def test_a_tiny_slack_of_the_evidence(tmp_path):
 def test_branches_are_drawn(tmp_path):
     done = run(
         "--rates", "5", "--length", "50", "--steps", "300", "--out", str(tmp_path),
-        module="branching",
+        module="studies.branching",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "branches.json").read_text())
@@ -262,10 +258,7 @@ def test_costs_beyond_a_limit_are_holes_with_their_reason(tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_seconds_of_a_suite_of_self_edits(tmp_path):
     needs("transformers")
-    try:
-        locate.find("squad"), locate.find("tinylm_260k")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    locate.find("squad"), locate.find("tinylm_260k")
     out = tmp_path / "parts.json"
     done = run("seal-knowledge", "--budget", "smoke", "--json", str(out), module="self_edit_parts")
     assert done.returncode == 0, done.stderr
@@ -281,7 +274,7 @@ def test_seconds_of_a_suite_of_self_edits(tmp_path):
 @pytest.mark.slow
 def test_learned_weights_beside_a_gaussian_process(tmp_path):
     needs("sklearn")
-    done = run("--quick", "--seeds", "1", "--out", str(tmp_path), module="hypernet_curves")
+    done = run("--quick", "--seeds", "1", "--out", str(tmp_path), module="studies.hypernet_curves")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "curves.json").read_text())
     assert found["interpolation_error"] < 1e-4
@@ -291,11 +284,8 @@ def test_learned_weights_beside_a_gaussian_process(tmp_path):
 
 @pytest.mark.slow
 def test_step_sizes_of_solvers_by_example(tmp_path):
-    try:
-        locate.find("uci_regression")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
-    done = run("--quick", "--out", str(tmp_path), module="prospect_rates")
+    locate.find("uci_regression")
+    done = run("--quick", "--out", str(tmp_path), module="studies.prospect_rates")
     assert done.returncode == 0, done.stderr
     runs = json.loads((tmp_path / "rates.json").read_text())["runs"].values()
     assert len(runs) == 10 and not any(r["diverged"] for r in runs)

@@ -14,7 +14,6 @@ import pytest
 import torch
 from optional import needs
 
-from metabench.core.errors import DataMissing
 from metabench.datasets import locate
 from metabench.run.events import Progress, Started
 
@@ -178,10 +177,7 @@ def test_the_peers_network_is_metabenchs():
 
 @pytest.mark.slow
 def test_the_papers_run_goes_on_where_the_last_lease_ended(tmp_path):
-    try:
-        locate.find("omniglot")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    locate.find("omniglot")
 
     class Short(Bench):
         left = omniglot.LEFT_OVER + 0.01

@@ -9,7 +9,7 @@ from oracles import F64, differences
 from scipy import optimize
 
 from metabench.contract.seeds import Seeds
-from metabench.core.errors import DataMissing, SettingError
+from metabench.core.errors import SettingError
 from metabench.core.registry import tasks
 from metabench.datasets import locate
 from metabench.hypergradients import reference
@@ -166,10 +166,7 @@ def test_what_is_offered():
 def test_the_grid_of_the_code_on_real_digits():
     """The code notes 1.836 as the best log decay of its first 10 images, from 1,000 steps of Adam
     at each; the exact minimisers' best is near, and its loss lower than where nothing is held."""
-    try:
-        locate.find("mnist")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    locate.find("mnist")
     task = tasks.get("digit_regression")(split="as published")
     problem = task.build(Seeds.of(0), torch.device("cpu"))
     assert problem.best_decay == pytest.approx(1.836, abs=0.3)

@@ -13,7 +13,7 @@ from metabench.conformance.kit import method_checks
 from metabench.contract import autodiff
 from metabench.core.capabilities import why_not
 from metabench.core.cell import make_cell
-from metabench.core.errors import DataMissing, SettingError
+from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
 
 cleaning = importlib.import_module("metabench.tasks.hyper_cleaning")
@@ -301,10 +301,7 @@ def test_the_real_data(dataset, monkeypatch, real_data):
     monkeypatch.setenv("METABENCH_DATA", real_data)
     source = "metabench"
     size = {"n_train": 1000, "n_valid": 1000, "n_test": 1000}
-    try:
-        problem = context(Task(dataset=dataset, source=source, **size)).problem
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    problem = context(Task(dataset=dataset, source=source, **size)).problem
     x = problem.parts["train"]["x"]
     assert x.shape == (1000, 784 if dataset == "mnist" else 3072)
     assert float(x.max()) == 1.0

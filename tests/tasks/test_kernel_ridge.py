@@ -9,8 +9,7 @@ from oracles import F64, given
 
 from metabench.conformance.kit import build
 from metabench.contract.seeds import Seeds
-from metabench.core.errors import DataMissing, SettingError
-from metabench.datasets import locate
+from metabench.core.errors import SettingError
 from metabench.hypergradients.inexact.inner_solve import to_accuracy
 from metabench.methods.hoag import HOAG
 from metabench.tasks.kernel_ridge import KernelRidge, KernelRidgeProblem
@@ -92,8 +91,4 @@ def test_parts_are_apart_and_sizes_are_held_to_the_table():
     assert [len(problem.parts[s]["y"]) for s in ("train", "valid", "test")] == [30, 20, 20]
     assert problem.parts["test"]["d2"].shape == (20, 30)
     with pytest.raises(SettingError, match=r"yacht has 308 rows; n_train .* is 700"):
-        try:
-            locate.find("uci_regression")
-        except DataMissing as missing:
-            pytest.skip(str(missing))
         build("task", "kernel_ridge", dataset="yacht").build(Seeds.of(0), CPU)

@@ -259,10 +259,7 @@ def test_tables_are_read_and_checked(a_table_of_our_own):
 
 @pytest.mark.parametrize("name", tables.SIZES)
 def test_the_real_tables(name):
-    try:
-        x, y = tables.load(name)
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    x, y = tables.load(name)
     assert x.shape == tables.SIZES[name] and bool(torch.isfinite(x).all() & torch.isfinite(y).all())
     problem = Task(dataset=name, n_train=40).build(Seeds.of(0), CPU)
     assert len(problem.parts["test"]["y"]) == 100

@@ -11,7 +11,6 @@ from oracles import F64, context, differences, given
 from torch.nn import functional as F
 
 from metabench.contract.seeds import Seeds
-from metabench.core.errors import DataMissing
 from metabench.datasets import locate
 from metabench.hypergradients.inexact.inner_solve import to_accuracy
 from metabench.methods.hoag import HOAG
@@ -32,10 +31,7 @@ def few(**settings):
 
 @pytest.fixture
 def real():
-    try:
-        locate.find("newsgroups20")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    locate.find("newsgroups20")
 
 
 def test_parts_are_apart_and_the_published_ones_share_the_later_posts():

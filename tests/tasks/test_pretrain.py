@@ -749,12 +749,9 @@ def test_a_network_of_strengths_cannot_be_searched():
 
 def test_the_real_data(monkeypatch):
     monkeypatch.setenv("METABENCH_DATA", REAL_DATA)
-    try:
-        problem = tasks.get("pretrain_ecg")().build(Seeds.of(0), torch.device("cpu"))
-        images = tasks.get("pretrain_multitask")(source="metabench", n_test=20)
-        many = images.build(Seeds.of(0), torch.device("cpu"))
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    problem = tasks.get("pretrain_ecg")().build(Seeds.of(0), torch.device("cpu"))
+    images = tasks.get("pretrain_multitask")(source="metabench", n_test=20)
+    many = images.build(Seeds.of(0), torch.device("cpu"))
     every, test = problem.roles["test"]
     assert torch.bincount(every["y"]).tolist() == [75] * 4
     for n, whole in zip(torch.bincount(test["y"]).tolist(), (44259, 1837, 3221, 388), strict=True):

@@ -51,10 +51,7 @@ def test_passages_of_each_part_and_no_article_is_in_training_and_test():
 def test_the_real_passages_are_as_many_as_the_paper_has(monkeypatch, tmp_path):
     monkeypatch.setenv("METABENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("METABENCH_DATA", REAL)
-    try:
-        found = lm.passages()
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    found = lm.passages()
     assert {k: len(v) for k, v in found.items()} == {"train": 150, "valid": 49, "test": 200}
     assert sum(len(p.questions) for p in found["test"]) == 974
 

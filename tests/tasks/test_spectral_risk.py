@@ -15,7 +15,7 @@ from metabench.contract import autodiff
 from metabench.contract.by_examples.solver import finite_sum
 from metabench.contract.seeds import Seeds
 from metabench.core.capabilities import why_not
-from metabench.core.errors import DataMissing, SettingError
+from metabench.core.errors import SettingError
 from metabench.core.registry import methods, solvers
 from metabench.datasets import locate
 from metabench.tasks.data import uci_tables
@@ -37,10 +37,7 @@ def solved(problem, lam):
 
 
 def real(**settings):
-    try:
-        locate.find("uci_regression")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+    locate.find("uci_regression")
     return build("task", "spectral_risk", **settings).build(Seeds.of(0), CPU)
 
 
