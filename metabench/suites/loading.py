@@ -120,6 +120,12 @@ def load(name: str | Path) -> Suite:
         if isinstance(columns, list) and any(isinstance(c, str) for c in columns):
             from_dict(given, base)
             given = _narrowed(given, data.pop("columns"), path)
+        metric, other = given.get("metric"), data.get("metric", given.get("metric"))
+        if other != metric and given.get("claims") and "claims" not in data:
+            raise SuiteError(
+                f"{path}: the claims of {name} are of its metric {metric!r}; this suite's is "
+                f"{other!r}: give it [[claims]] of its own, or claims = []"
+            )
         data = {**given, **data}
     return from_dict(data, path)
 

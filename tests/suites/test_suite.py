@@ -518,6 +518,15 @@ def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> No
     other.write_text('extends = "small"\ncolumns = ["four"]\n')
     narrow = suites.load(other)
     assert [(c.source, c.columns) for c in narrow.claims] == [("all", []), ("both", ["four"])]
+    inherited = 'extends = "small"\nmetric = "residual"\npaper = []\n'
+    other.write_text(inherited)
+    message = (
+        r"claims of small are of its metric 'loss'; this suite's is 'residual': .*claims = \[\]"
+    )
+    with pytest.raises(SuiteError, match=message):
+        suites.load(other)
+    other.write_text(inherited + "claims = []\n")
+    assert suites.load(other).claims == []
     (tmp_path / "small.toml").write_text(TEXT)
     other.write_text(f'extends = "small"\ncolumns = ["{first}x"]\n')
     with pytest.raises(SuiteError, match=f"no column '{first}x'; near: {first}"):

@@ -17,7 +17,9 @@ def claim_footnotes(results: Results) -> list[Footnote]:
     kinds = {t.verdict for t in found}
     meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
     if any(c.within for c in results.suite.claims):
-        meanings += "; of a claim to be near: inside, across, outside the part that it names"
+        meanings += (
+            "; of a claim to be within a part: that interval is inside, reaches beyond, is outside"
+        )
     if any(t.bound != "exact" for t in found):
         meanings += (
             "; at least, at most: a run that does not reach the level counts with what it has "

@@ -10,11 +10,13 @@ from metabench.reports.tables.renderers import Footnote, Grid, Item
 
 def gap_grid(results: Results) -> Grid | None:
     """Validation minus test by method and column: the columns where some run has both numbers and
-    they differ, and the rows that learn on validation examples there. None where that is none."""
+    they differ, and the rows that learn on validation examples there. None where that is none, and
+    where no method learns outside."""
     known, places = gaps(results), fitted(results)
     columns = [c for c in results.columns if any(at[1] == c.id for at in known)]
     shown = [r for r in results.rows if any((r.id, c.id) in places for c in columns)]
-    if not columns:
+    ids = {row.id for row in shown}
+    if not columns or not any(run.row in ids and learns(run) for run in results.runs):
         return None
     scale, least = (100.0, 1) if results.suite.percent else (1.0, None)
     rows = []
