@@ -1,1 +1,2 @@
-"""Task families: one module a task, file name = registered name; shared parts in ``_*.py``."""
+"""Tasks: one module a task, file name = registered name; what they share is in ``data``, ``models``
+and ``families``."""

@@ -6,7 +6,7 @@ Salehi, Mukherjee, Roberts, Ehrhardt, SIAM J. Math. Data Sci. 7(3), 2025, arXiv 
     R(lam, x) = 1/2 e^a sum sqrt(d^2 + e^{2b}) over differences d of neighbours, across and down,
 
 lam = (a, b) = (log_weight, log_smoothing), first (-5, -5). What all images share:
-:mod:`tasks.families.denoising`.
+:mod:`metabench.tasks.families.images.denoising`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A finite sum of quadratics with lam in every term: what SABA is compared on (card of SOBA)."""
+"""A finite sum of quadratics with lam in every term: what SABA is compared on."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ class Problem(ABC):
 
     def base_batch(self, step: int, size: int) -> Batch:
         """``size`` training examples of any classes (capability ``base_classes``), for
-        :meth:`features`; ``y`` int64 [size] in [0, ``base_classes``). A pure function of the seeds,
+        :meth:`embed`; ``y`` int64 [size] in [0, ``base_classes``). A pure function of the seeds,
         the step and the size."""
         raise NotImplementedError
 

@@ -81,7 +81,7 @@ def test_commands_that_only_read_are_found() -> None:
     assert len(THERE) >= 15
 
 
-PROGRAM = re.compile(r"python -m (benchmarks\.\w+)")
+PROGRAM = re.compile(r"python -m (benchmarks(?:\.\w+)+)")
 PROGRAMS = sorted({n for page in PAGES for n in PROGRAM.findall(page.read_text(encoding="utf-8"))})
 
 

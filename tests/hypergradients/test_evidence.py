@@ -1,4 +1,4 @@
-"""The log evidence against card 11's exact case, dense algebra, and its bounds."""
+"""The log evidence against an exact case, dense algebra, and its bounds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMS = ("ntk", "ggn", "block", "kfac", "diagonal")
 
 
 class Linear(Problem):
-    """The card's Bayesian linear regression: noise variance 1/2, precision e^lam, first 2."""
+    """Bayesian linear regression in closed form: noise variance 1/2, precision e^lam, first 2."""
 
     example_count = 3
     x = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=F64)
@@ -142,7 +142,7 @@ def volume(rows, form="ntk"):
     return float(log_det(rows, form))
 
 
-def test_the_cards_ratios_8_10_and_12():
+def test_the_ratios_8_10_and_12():
     problem = Linear()
     lam = problem.init_outer()
     theta = problem.solved(lam)
@@ -165,7 +165,7 @@ def test_the_mean_over_the_three_pairs_is_ln_10():
     assert sum(pairs) / 3 == pytest.approx(math.log(10), abs=1e-12)
 
 
-def test_the_cards_log_evidence_and_its_bound():
+def test_the_log_evidence_by_hand_and_its_bound():
     problem = Linear()
     lam = problem.init_outer()
     theta, at = problem.solved(lam), problem.evidence(lam)
@@ -311,7 +311,7 @@ def test_the_chain_of_bounds(seed, shift, regression):
 
 def test_one_output_is_not_always_below_the_diagonal_of_all():
     """Where all outputs share one weight, the diagonal of all is exact and one output is not: the
-    card's chain (one output <= diagonal) is what is mostly seen and no theorem."""
+    order of the two (one output <= diagonal) is what is mostly seen and no theorem."""
     same = {"w": torch.ones(4, 1, dtype=F64)}
     alone = sum(volume({"w": v[None]}) for v in same["w"])
     assert volume(same) == pytest.approx(volume(same, "diagonal")) == pytest.approx(math.log(5))

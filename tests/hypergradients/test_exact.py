@@ -140,7 +140,7 @@ def test_inner_solvers_against_finite_differences(task, solver):
         close(g, found["forward"], 1e-10)
 
 
-# Card 01.
+# Ridge regression, unrolled.
 
 
 def test_ridge_unrolled_is_the_derivative_of_its_closed_form():
@@ -213,7 +213,7 @@ def test_a_learned_step_size_stays_at_or_above_zero():
     assert method.adapt(ctx, state, ctx.problem.episode("test", 0))["w"] == 1.0
 
 
-# Card 02.
+# MAML on linear regression.
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])

@@ -1,4 +1,4 @@
-"""UCB, Thompson sampling and Hier-UCB: the card's cases, accounts of arms, what is left open."""
+"""UCB, Thompson sampling and Hier-UCB: cases by hand, accounts of arms, what is left open."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def at(lam):
     return tuple(int(v) for v in lam.values())
 
 
-def test_the_cards_indices():
+def test_indices_by_hand():
     pulls = torch.tensor([4.0, 1.0], dtype=F64)
     reward = torch.tensor([0.5, 0.4], dtype=F64) * pulls
     found = indices(pulls, reward, 1.0).tolist()

@@ -1,4 +1,4 @@
-"""Cross-entropy search: the card's cases to the digit, collapse in closed form, known optima."""
+"""Cross-entropy search: cases by hand to the digit, collapse in closed form, known optima."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(method, ctx, steps):
     return state, logs
 
 
-def test_the_cards_round():
+def test_a_round_by_hand():
     """J = (beta - 2)^2 on {0, 1, 2, 3, 10}, three elites; sigma is smoothed, not its square."""
     x = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0], dtype=F64)
     r = weights(((x - 2) ** 2).tolist(), rho=0.6)

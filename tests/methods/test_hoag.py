@@ -1,4 +1,4 @@
-"""HOAG against the closed forms of its card, step by step, and against exact hypergradients."""
+"""HOAG against closed forms, step by step, and against exact hypergradients."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(method, ctx, steps):
     return state, logs
 
 
-def test_the_cards_first_step():
+def test_the_first_step_in_closed_form():
     """At lam = 1: x = 0.53788284274, q = -0.12428244511, p = 0.18171549535, and with L = 1 the next
     lam is 0.81828450465."""
     state, (log,) = run(HOAG(schedule="exact", smooth=1.0), given(Scalar(), *OFFERS), 1)

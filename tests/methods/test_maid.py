@@ -1,4 +1,4 @@
-"""MAID against its card: the exact small case, sure descent by the exact f, its accuracies."""
+"""MAID: the exact small case, sure descent by the exact f, its accuracies."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(method, ctx, steps):
     return states, logs
 
 
-def test_the_cards_small_case():
+def test_a_small_case_by_hand():
     """theta = 3, xt = 3.05, eps = 0.05: z = 2.05, U = 2.205, D = 1.9975, f = 2 between them; the
     bound is eps, and |z - grad f| attains it."""
     problem = Scalar()

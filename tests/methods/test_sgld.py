@@ -171,7 +171,7 @@ def test_several_chains_are_the_mean_over_single_ones(estimator):
     close(together, torch.stack(alone).mean(0))
 
 
-# On average: the laws of the card's closed forms, with chains enough to see a 1 % error.
+# On average: laws in closed form, with chains enough to see a 1 % error.
 
 
 def test_the_expected_hypergradient_of_a_gaussian_inner_problem():

@@ -27,7 +27,7 @@ RADII = [
 
 
 def transition(lr, size, phase):
-    """R of the card for A = [[0, 1], [-1, 0]]."""
+    """R for A = [[0, 1], [-1, 0]]."""
     a, b = size * math.cos(math.pi * phase), size * math.sin(math.pi * phase)
     eye, game = torch.eye(2, dtype=F64), torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=F64)
     return torch.cat([

@@ -1,4 +1,4 @@
-"""Muon and Newton-Schulz: the card's numbers in float64, torch's Muon, and derivatives."""
+"""Muon and Newton-Schulz: known numbers in float64, torch's Muon, and derivatives."""
 
 import pytest
 import torch

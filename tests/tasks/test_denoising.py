@@ -240,7 +240,7 @@ def test_hypergradients_are_differences_of_the_exact_loss(name):
 
 @pytest.mark.slow
 def test_the_known_counts_and_losses_of_twelve_photographs():
-    """Card 10's truth, by another program: images of 64x64, noise of seed 0 at (-2, -4.5).
+    """As another program has it: images of 64x64, noise of seed 0 at (-2, -4.5).
 
     Which photographs and how they were made small is not said there: so 2 % for the best loss.
     """

@@ -87,7 +87,7 @@ def test_bounds_train_on_what_is_right():
 
 
 def test_a_taylor_loss_at_its_start_has_the_path_of_squared_error():
-    """Card's check: coefficients that reproduce the squared error give its very path."""
+    """Coefficients that reproduce the squared error give its very path."""
     paths = []
     for set_ in ({"form": "taylor", "bound": None}, {"form": "power", "smoothing": 0.0}):
         problem = made(network="mlp", width=5, **set_)

@@ -98,7 +98,7 @@ def test_a_decay_a_class_needs_classes():
 
 
 TRUTH = {-2.0: 2569.9, -2.5: 2531.9, -3.0: 2543.9, -4.0: 2729.5}
-"""The outer loss at inner minimisers, found by another program (card 09's last section)."""
+"""The outer loss at inner minimisers, found by another program."""
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def few():
     return rag_table.corpus(12, 30)
 
 
-def test_the_cards_rewards():
+def test_rewards_by_hand():
     right = torch.tensor([True, False])
     found = reward(0.5, right, torch.tensor([500.0, 500.0], dtype=F64), 2205.0)
     assert found.tolist() == pytest.approx([0.3866213152, -0.6133786848], rel=0, abs=1e-10)

@@ -14,7 +14,7 @@ TASK = tasks.get("schedule_quadratic")
 TENTH = math.log(0.1)
 
 
-def test_a_schedule_without_slope_is_the_case_of_the_card():
+def test_a_schedule_without_slope_in_closed_form():
     """h = 2, seven steps of 0.1 from -1: F = (0.8^7)^2, of which w_T^2 / 2 is half."""
     ctx = context(TASK(first_log_rate=TENTH))
     g = hypergradient(ctx, "bilevel", inner_steps=7, inner_lr=1.0)["log_rate"]

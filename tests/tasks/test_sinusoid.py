@@ -1,4 +1,4 @@
-"""sinusoid: the floors of the card by mathematics, and second order beats first order."""
+"""sinusoid: the floors by mathematics, and second order beats first order."""
 
 from __future__ import annotations
 

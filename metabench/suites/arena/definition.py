@@ -15,8 +15,9 @@ Grammar of a file with ``kind = "arena"``::
                            smoothness (L, the largest eigenvalue of the inner Hessian at the start),
                            retrain = { steps, lr, solver } (a second readout: theta trained anew at
                            the lam found, the same way for all), valid_episodes, test_episodes,
-                           quick (true on at most four: those of
-                           ``metabench rank --quick``)
+                           select ("best_selection", the default: states and trials are chosen on
+                           examples that the outer loss does not see; or "best_valid"),
+                           quick (true on at most four: those of ``metabench rank --quick``)
     [[methods]]            id, label, method, solver, tracks, problems (ids; left out: all of its
                            tracks), set.{task,method,solver,budget}.*,
                            space."GROUP.NAME" = { low, high, log, whole, per_smoothness } or

@@ -175,7 +175,7 @@ def test_a_linear_solve_starts_at_zero_or_at_the_last_solution():
 
 
 def test_real_fista_is_ten_times_as_fast_as_plain_descent():
-    """Card 10: 303 gradients against 3,587 at condition 200, where the authors' momentum is 0."""
+    """About 303 gradients against 3,587 at condition 200, where the authors' momentum is 0."""
     counts = {}
     for rule in ("fista", "gd"):
         ctx = context(LeastSquares(rows=40, dim=20, condition=math.sqrt(200)))

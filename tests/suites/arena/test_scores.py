@@ -260,8 +260,8 @@ def test_scores_never_pass_as_whole_records(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_large_arena_stays_small(tmp_path: Path) -> None:
-    """As ``laptop`` of arena-1: 14,040 trials and 7,020 finals, here a part of them with numbers
-    of which no digit can be spared."""
+    """With 14,040 trials and 7,020 finals, about as many as arena-1 has; here a part of them, with
+    numbers of which no digit can be spared."""
     names = [f"p{i}" for i in range(3)]
     known = arenas.arena(names, ["a", "b"], trials=20, seeds=10, anew=names)
     draw = random.Random(0)

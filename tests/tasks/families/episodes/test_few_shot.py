@@ -1,4 +1,4 @@
-"""Episodes and both formulations, on the embedded glyphs."""
+"""Episodes under the formulations "init" and "representation", on the embedded glyphs."""
 
 from __future__ import annotations
 
