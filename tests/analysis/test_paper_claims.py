@@ -121,6 +121,13 @@ def test_a_table_tells_each_claim_in_a_sentence(helpers):
     assert texts[3].startswith(f"Claim (A 2020): {label['fixed']} no worse than {label['maml']}")
     shown = [n.text for n in main_grid(known).footnotes]
     assert [t for t in shown if t in texts] == texts
+    for source, head in {
+        "this project's question: who is first": "This project's question (who is first): ",
+        "this project's control": "This project's control: ",
+        "B 2021: this project's": "Claim (B 2021: this project's): ",
+    }.items():
+        told = claim_footnotes(results(helpers, values, [claim(source=source)]))
+        assert told[1].text.startswith(head + label["maml"])
 
 
 def test_a_claim_on_fewer_seeds_than_planned_says_so(helpers):

@@ -7,6 +7,9 @@ from metabench.analysis.results import Results
 from metabench.core.text import counted, listed, with_pm
 from metabench.reports.tables.renderers import Footnote
 
+OURS = "this project's "
+"""What a source begins with that is no paper."""
+
 
 def claim_footnotes(results: Results) -> list[Footnote]:
     """A sentence that says how the papers' claims are tested, then one for each claim and row; none
@@ -18,7 +21,7 @@ def claim_footnotes(results: Results) -> list[Footnote]:
     meanings = "; ".join(f"{v}: {means}" for v, means in VERDICTS.items() if v in kinds)
     if any(c.within for c in results.suite.claims):
         meanings += (
-            "; of a claim to be within a part: that interval is inside, reaches beyond, is outside"
+            "; of a claim to be near: the interval lies inside, reaches beyond, lies outside"
         )
     if any(t.bound != "exact" for t in found):
         meanings += (
@@ -49,8 +52,16 @@ def claim_footnotes(results: Results) -> list[Footnote]:
             for verdict in VERDICTS
             if (some := [t for t in these if t.verdict == verdict])
         )
-        out.append(Footnote(f"Claim ({claim.source}): {said}: {told}."))
+        out.append(Footnote(f"{_owner(claim.source)}: {said}: {told}."))
     return out
+
+
+def _owner(source: str) -> str:
+    """Claim (the paper: ...), or what this project asks or expects (...)."""
+    whose, _, what = source.partition(": ")
+    if not whose.startswith(OURS):
+        return f"Claim ({source})"
+    return f"{whose[0].upper()}{whose[1:]} ({what})" if what else f"{whose[0].upper()}{whose[1:]}"
 
 
 def _places(results: Results, some: list[Tested]) -> str:
