@@ -81,7 +81,7 @@ class DeltaSTN(SelfTuning):
             (noise.new_zeros(()),),
             (noise.new_ones(()),),
         )
-        return at.ctx.loss_of_prediction(lam, respond(phi, noise), f + change, batch)
+        return at.ctx.loss_of_prediction(lam, respond(phi, noise), f + change, batch, hvps=1)
 
     def train(self, at: Moment, phi: Params, solver_state: Any, t: int) -> tuple[Params, Any]:
         """A step of each: the value's, then the response's."""

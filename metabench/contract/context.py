@@ -178,10 +178,11 @@ class Context:
         return self.problem.inner_loss(lam, theta, batch)
 
     def loss_of_prediction(
-        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
+        self, lam: Params, theta: Params, prediction: Tensor, batch: Batch, *, hvps: int = 0
     ) -> Tensor:
-        """G of a prediction, as :meth:`inner_loss`."""
-        self.meter.add(inner_gradients=1)
+        """G of a prediction, as :meth:`inner_loss`; ``hvps`` products with the predictions'
+        Jacobian in theta were taken to make it."""
+        self.meter.add(inner_gradients=1, hvps=hvps)
         return self.problem.loss_of_prediction(lam, theta, prediction, batch)
 
     def embed(self, lam: Params, batch: Batch) -> Tensor:

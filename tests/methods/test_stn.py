@@ -371,7 +371,10 @@ def test_counts_of_a_step():
         ctx = context("quadratic")
         method = cls(inner_steps=2, samples=samples)
         method.step(ctx, method.init(ctx))
-        assert ctx.meter.counts == Counts(inner_gradients=inner, outer_gradients=samples)
+        products = 2 * samples if cls is DeltaSTN else 0  # with the predictions' Jacobian
+        assert ctx.meter.counts == Counts(
+            inner_gradients=inner, outer_gradients=samples, hvps=products
+        )
     ctx = given(Dropped(), *NEEDS, "per_example_lam")
     STN(samples=3).step(ctx, STN(samples=3).init(ctx))
     assert ctx.meter.counts == Counts(inner_gradients=2, outer_gradients=1)
