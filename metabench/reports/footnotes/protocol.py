@@ -22,9 +22,8 @@ def protocol_footnotes(results: Results) -> list[Footnote]:
         label = column.label or column.id
         most = max(rows, key=lambda said: len(rows[said]), default="")
         for said, labels in rows.items():
-            ways.setdefault(said, []).append(
-                label if said == most else f"{label}: {listed(labels)}"
-            )
+            those = "all other rows" if said == most else listed(labels)
+            ways.setdefault(said, []).append(label if len(rows) == 1 else f"{label}: {those}")
         if len(rows) > 1:
             mixed.append(label)
     out = [

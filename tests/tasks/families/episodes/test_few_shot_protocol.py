@@ -63,6 +63,6 @@ def test_a_table_says_how_each_row_is_tested(helpers):
     (same,) = protocol_footnotes(suite())
     assert same.text == "Tested with 3 query images a class (K)."
     first, second, mixed = protocol_footnotes(suite(test_queries=1))
-    assert first.text == "Tested with 3 query images a class (K)."
+    assert first.text == "Tested with 3 query images a class (K: all other rows)."
     assert second.text == "Tested with 1 query image a class (K: B)."
     assert "Rows tested in different ways (K)" in mixed.text
