@@ -25,7 +25,7 @@ from metabench.store.files import write_atomic
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 README = ROOT / "README.md"
-ARENA = "arena-1/first"
+ARENA = "arena-1/laptop"
 TRACKS = {"A": "lam in the inner loss", "C": "few bounded scalars"}
 SHOWN = {"rank": ("mean_rank", 1), "score": ("score", 2), "retrained": ("score_retrained", 2)}
 """Columns of an arena's table: the field of its file, and digits."""

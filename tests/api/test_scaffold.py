@@ -271,7 +271,7 @@ def test_a_new_method_is_tuned_where_it_is_ranked(plugins_forgotten: None, tmp_p
     from metabench.suites.arena import definition as arena
 
     path = new("method", "fresh", tmp_path)
-    contest = entered(str(path), budget="first", quick=True, store=tmp_path / "runs")
+    contest = entered(str(path), budget="laptop", quick=True, store=tmp_path / "runs")
     assert contest.tuned
     assert list(contest.entrant.space) == ["method.inner_lr", "method.outer_lr"]
     (alike,) = [m for m in arena.load("arena-1").methods if m.id == "one_step"]

@@ -33,7 +33,7 @@ SAMPLES = {
     "plugin": "--plugin mine.py",
     "file": "mine.py",
     "typed": "arena-1",
-    "budget": "first",
+    "budget": "laptop",
 }
 """What stands in a message for what is filled in when it is told."""
 
