@@ -1,8 +1,10 @@
 """What the verbs are given.
 
 ``suite`` is the name of a built-in suite, the path of a suite file, or a :class:`Suite`; ``set`` is
-{"method.inner_lr": 0.01} or ["method.inner_lr=0.01"]; ``store`` is a folder. Names and values are
-checked before anything runs: UnknownName, SettingError, SuiteError (:mod:`metabench.errors`).
+{"method.inner_lr": 0.01} or ["method.inner_lr=0.01"], where the name of a row or column in the
+place of the group means that one alone, and a method's or task's that is the name of none means all
+rows or columns of it; ``store`` is a folder. Names and values are checked before anything runs:
+UnknownName, SettingError, SuiteError (:mod:`metabench.errors`).
 """
 
 from __future__ import annotations
