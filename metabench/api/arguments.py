@@ -9,7 +9,7 @@ UnknownName, SettingError, SuiteError (:mod:`metabench.errors`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ def load(suite: str | Path | Suite) -> Suite:
     if not isinstance(suite, str | Path | Suite):
         raise SuiteError(f"suite cannot be {suite!r}: give a name, the path of a file, or a Suite")
     return suite if isinstance(suite, Suite) else suites.load(suite)
+
+
+def once(given: Any) -> Any:
+    """What a verb reads more than once: an iterator, which ends with its first use, as a list; all
+    else as it is."""
+    return [*given] if isinstance(given, Iterator) else given
 
 
 def open_store(store: str | Path | Store | None) -> Store:
