@@ -511,7 +511,9 @@ def test_the_record_says_what_it_ran_on(store: Store) -> None:
 def test_git_state_is_of_the_checkout_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "core" / "provenance.py"))
+    monkeypatch.setattr(
+        provenance, "__file__", str(tmp_path / "core" / "environment" / "provenance.py")
+    )
     assert provenance.git() == {}
     note = {"sha256": "of a snapshot", "commit": "abc", "dirty": False}
     (tmp_path / provenance.NOTE).write_text(json.dumps(note))
