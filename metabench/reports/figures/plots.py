@@ -197,7 +197,7 @@ def _with_sum(curve: Curve) -> Curve:
     parts = [curve[name] for n in DERIVATIVES if (name := f"cost/{n}") in curve]
     if not parts:
         return curve
-    sums = [sum(n or 0 for n in at) for at in zip(*parts, strict=True)]
+    sums: list[float | None] = [sum(n or 0 for n in at) for at in zip(*parts, strict=True)]
     return curve | {f"cost/{DERIVATIVES_SUM}": sums}
 
 
