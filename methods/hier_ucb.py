@@ -15,7 +15,8 @@ default; it finds 1.5 and 0.5 best overall. A reward is minus the loss.
 The text leaves open, and settings choose: the first configuration (``begin``); whether values that
 stayed in place take R in too (``credit``; a sentence says that "arms pulled earlier" do); how
 combinations are ranked, most of which are never run (``score``). Values and hyperparameters are
-tried first in their own order.
+tried first in their own order. A trial whose training ran away has the worst reward of the others
+so far: an infinite one would end all trials of its hyperparameter, good values among them.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ from metabench.hypergradients.search.gradient_free import Judged, Search, kinds
 CURRENT, LOW_PULLS, LOW_REWARD = "current", "low_pulls", "low_reward"
 """In the memory beside ``PULLS`` and ``REWARD`` of the hyperparameters: the number of each one's
 value, and of each one's values pulls and sums of rewards, float64."""
+LOST, LOW_LOST, WORST = "lost", "low_lost", "worst"
+"""How many of these pulls have run away, whose rewards are not in the sums, and the least reward of
+all others (infinite before the first)."""
 
 
 @method("hier_ucb")
@@ -97,12 +101,14 @@ class HierUCB(Bandit):
         zeros = [torch.zeros(len(one), dtype=torch.float64) for one in axes]
         pulls, reward = account(state, len(axes))
         fresh = {PULLS: pulls, REWARD: reward, LOW_PULLS: zeros, LOW_REWARD: zeros}
-        return axes, {**state.memory, CURRENT: first, **fresh}
+        lost = {LOST: torch.zeros_like(pulls), LOW_LOST: zeros, WORST: math.inf}
+        return axes, {**state.memory, CURRENT: first, **fresh, **lost}
 
     def move(self, memory: dict[str, Any]) -> tuple[int, int]:
         """The hyperparameter to move, and the number of its new value."""
-        m = pick(memory[PULLS], memory[REWARD], self.alpha_high)
-        return m, pick(memory[LOW_PULLS][m], memory[LOW_REWARD][m], self.alpha_low)
+        high, low = rewards(memory)
+        m = pick(memory[PULLS], high, self.alpha_high)
+        return m, pick(memory[LOW_PULLS][m], low[m], self.alpha_low)
 
     def ask(self, ctx: Context, state: State, kinds: Sequence[int]) -> Sequence[float]:
         """The current configuration, moved."""
@@ -115,10 +121,10 @@ class HierUCB(Bandit):
         """Both levels take the reward in."""
         _, memory = self.levels(ctx, state)
         m, v = self.move(memory)
-        now, reward = (
-            [v if i == m else old for i, old in enumerate(memory[CURRENT])],
-            -found[0].loss,
-        )
+        now = [v if i == m else old for i, old in enumerate(memory[CURRENT])]
+        loss = found[0].loss
+        ran_away = not loss < math.inf
+        reward = 0.0 if ran_away else -loss
 
         def taken(arms: list[Tensor], more: float) -> list[Tensor]:
             return [
@@ -133,13 +139,20 @@ class HierUCB(Bandit):
             REWARD: added(memory[REWARD], m, reward),
             LOW_PULLS: taken(memory[LOW_PULLS], 1.0),
             LOW_REWARD: taken(memory[LOW_REWARD], reward),
+            LOST: added(memory[LOST], m, float(ran_away)),
+            LOW_LOST: taken(memory[LOW_LOST], float(ran_away)),
+            WORST: memory[WORST] if ran_away else min(memory[WORST], reward),
         }
 
     def entered(
         self, ctx: Context, state: State, found: Sequence[Judged]
     ) -> tuple[State, dict[str, float]]:
-        """With the account of combinations, where that ranks them."""
-        return (Search if self.score == "arm" else Bandit).entered(self, ctx, state, found)
+        """With the account of combinations, where that ranks them; no cumulative loss once a trial
+        has run away."""
+        if self.score == "arm":
+            return Search.entered(self, ctx, state, found)
+        state, log = Bandit.entered(self, ctx, state, found)
+        return state, {} if bool(state.memory[LOST].any()) else log
 
     def recommend(self, ctx: Context, state: State, found: Sequence[Judged]) -> State:
         """The combination that is ranked first."""
@@ -166,11 +179,21 @@ class HierUCB(Bandit):
         return [self.lam(ctx, point) for point in points]
 
 
+def rewards(memory: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+    """Sums of rewards of hyperparameters, and of the values of each, with the worst reward so far
+    for each pull that has run away; 0 while all have."""
+    worst = memory[WORST] if memory[WORST] < math.inf else 0.0
+    low = zip(memory[LOW_REWARD], memory[LOW_LOST], strict=True)
+    high = memory[REWARD] + worst * memory[LOST]
+    return high, [reward + worst * lost for reward, lost in low]
+
+
 def means(state: State) -> list[Tensor]:
-    """The mean reward of each value of each hyperparameter; -inf of one never tried, and 0 of all
-    where none was."""
-    out = []
-    for pulls, reward in zip(state.memory[LOW_PULLS], state.memory[LOW_REWARD], strict=True):
-        tried = torch.where(pulls > 0, reward / pulls.clamp(min=1), -math.inf)
+    """The mean reward of each value of each hyperparameter; -inf of one whose every trial has run
+    away or that had none, and 0 of all where none had."""
+    memory, out = state.memory, []
+    sums = rewards(memory)[1]
+    for pulls, lost, reward in zip(memory[LOW_PULLS], memory[LOW_LOST], sums, strict=True):
+        tried = torch.where(pulls > lost, reward / pulls.clamp(min=1), -math.inf)
         out.append(tried if bool((pulls > 0).any()) else torch.zeros_like(reward))
     return out

@@ -1,13 +1,15 @@
 """What the verbs are given.
 
 ``suite`` is the name of a built-in suite, the path of a suite file, or a :class:`Suite`; ``set`` is
-{"method.inner_lr": 0.01} or ["method.inner_lr=0.01"]; ``store`` is a folder. Names and values are
-checked before anything runs: UnknownName, SettingError, SuiteError (:mod:`metabench.errors`).
+{"method.inner_lr": 0.01} or ["method.inner_lr=0.01"], where the name of a row or column in the
+place of the group means that one alone, and a method's or task's that is the name of none means all
+rows or columns of it; ``store`` is a folder. Names and values are checked before anything runs:
+UnknownName, SettingError, SuiteError (:mod:`metabench.errors`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,12 @@ def load(suite: str | Path | Suite) -> Suite:
     if not isinstance(suite, str | Path | Suite):
         raise SuiteError(f"suite cannot be {suite!r}: give a name, the path of a file, or a Suite")
     return suite if isinstance(suite, Suite) else suites.load(suite)
+
+
+def once(given: Any) -> Any:
+    """What a verb reads more than once: an iterator, which ends with its first use, as a list; all
+    else as it is."""
+    return [*given] if isinstance(given, Iterator) else given
 
 
 def open_store(store: str | Path | Store | None) -> Store:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metabench.api.arguments import DEFAULT_BUDGET, load, open_store
+from metabench.api.arguments import DEFAULT_BUDGET, load, once, open_store
 from metabench.core.errors import DataMissing, NotApplicable
 from metabench.store import prices as kept
 from metabench.store.prices import Prices
@@ -91,6 +91,7 @@ def calibrate_arena(
     from metabench.core.registry import tasks
     from metabench.run.costs.prices import measure, smoothness
 
+    seeds = once(seeds)
     known = arena if isinstance(arena, Arena) else arenas.load(Path(arena))
     played = None if budget is None else {problem.id for _, problem in known.pairs(budget)}
     found = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, open_store
+from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, once, open_store
 from metabench.core.catalogue import suite_names
 from metabench.core.errors import MetabenchError, SettingError, UnknownName
 from metabench.store.files import ending
@@ -91,7 +91,7 @@ def compare(
     from metabench.analysis.side_by_side import side_by_side
 
     _check_used(a, b, {"budget": budget is not None, "set": bool(set), "seeds": seeds is not None})
-    opened = open_store(store)
+    opened, set, seeds = open_store(store), once(set), once(seeds)
     one, suite = _side(a, budget or DEFAULT_BUDGET, set, seeds, opened)
     two, other = _side(b, budget or DEFAULT_BUDGET, set, seeds, opened)
     for side in (one, two):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, open_store
+from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, once, open_store
 from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.api.running import run
 from metabench.core.errors import SettingError
@@ -42,6 +42,7 @@ def results(
     from metabench.analysis.results import collect
 
     suite, store = load(suite), open_store(store)
+    set, seeds = once(set), once(seeds)
     cells = plans.choose(suite, budget, set=set, seeds=seeds)
     overrides = read_overrides(set)
     return collect(
@@ -100,6 +101,7 @@ def plot_results(
     """As :func:`plot`, of what :func:`results` found in a store."""
     from metabench.reports.figures.plots import kinds_of, shows_cost
 
+    kind = once(kind)
     kinds = kinds_of(found.suite) if kind is None else kind
     if cost is not None and kinds and not shows_cost(kinds):
         raise SettingError(
@@ -211,6 +213,7 @@ def reproduce(
     Raises MetabenchError before anything runs where ``out`` cannot be made.
     """
     made(place("out", out))
+    set, seeds = once(set), once(seeds)
     run(
         suite,
         budget=budget,

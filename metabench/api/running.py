@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, open_store
+from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, once, open_store
 from metabench.api.tracking import tracked
 from metabench.core.errors import SettingError
 from metabench.core.registry import REGISTRIES
@@ -185,6 +185,7 @@ def submit(
     from metabench.cluster.submitting import submit as module
     from metabench.cluster.submitting.draft import TAKEN
 
+    set, seeds, only = once(set), once(seeds), once(only)
     cells, own = profile.split_set(set)
     site = profile.load(cluster, own)
     words = None

@@ -144,7 +144,7 @@ class Choice:
             metavar="GROUP.NAME=VALUE",
             help="A setting: GROUP is task, method, "
             "solver, budget, or the name of a row or column (ROW.solver.NAME=... for another "
-            "group). Repeatable.",
+            "group); a method's or task's name that is not one's means all of it. Repeatable.",
         ),
     ] = None
     seeds: Annotated[

@@ -87,7 +87,7 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
     choice, profile = profiled(cluster, typed)
     store, retyped = choice.open_store(), words(cluster, typed, suite)
     items = [p for p in planned if p.state not in NEVER_RUN]
-    rounds, shown, known = 0, "", ""
+    rounds, before, shown, known = 0, 0, "", ""
     while True:
         identity.check(store.root, known)
         made, slurm = module.prepare(
@@ -96,7 +96,10 @@ def run_on_cluster(cluster: str, typed: Choice, suite: Suite, planned: list[Plan
         if made.cells and rounds < ROUNDS:
             print_draft(err, made, planned)
             queue(err, made, slurm, planned)
-            rounds += 1
+            # Cells that had no job yet are not tried again, as long as some come to an end.
+            todo = made.cells + made.later
+            rounds += not (made.later and todo < before)
+            before = todo
             known = identity.identity(store.root)
         elif not made.left_out:
             break

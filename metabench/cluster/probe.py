@@ -28,6 +28,8 @@ from metabench.datasets import locate
 from metabench.store.store import Store
 
 WAIT_SECONDS = 120.0
+PAUSE_SECONDS, LAST_SECONDS = 0.3, 1.0
+"""Between two looks for the answer, and for that of a job that has ended to become visible."""
 LARGEST_SKEW = 5.0
 """Seconds between two clocks above which leases are worth a word."""
 TOKEN, ANSWER = "token", "answer.json"
@@ -91,11 +93,15 @@ def examine(profile: Profile, store: Store, *, wait: float = WAIT_SECONDS) -> li
     except SlurmError as error:
         text = f"{error}: jobs that squeue has forgotten are unknown"
         found("accounting", "note", text)
-    held = [line for line in slurm.run("squeue", "--me", "-h", "-o", "%A|%r").splitlines()
-            if "held" in line.lower()]  # fmt: skip
-    for line in held:
+    try:
+        waiting = slurm.run("squeue", "--me", "-h", "-o", "%A|%r").splitlines()
+    except SlurmError as error:
+        found("squeue", "note", f"{error}: whether jobs are held is unknown")
+        waiting = []
+    for line in waiting:
         job, _, reason = line.partition("|")
-        found(f"job {job}", "note", f"held: {reason}", f"scontrol release {job}")
+        if "held" in line.lower():
+            found(f"job {job}", "note", f"held: {reason}", f"scontrol release {job}")
     for reason in place_refusals(store.root, profile):
         found("store", "broken", reason, bad=True)
     if not any(f.bad for f in out):
@@ -126,19 +132,23 @@ def _ask_node(
     except SlurmError as error:
         yield Finding(section, "job", "broken", f"sbatch refused it: {error}", (), True)
         return
-    deadline = time.monotonic() + wait
-    while not (folder / ANSWER).exists() and time.monotonic() < deadline:
-        time.sleep(0.3)
-        state = slurm.run("squeue", "-h", "--states=all", "-j", job, "-o", "%T|%r").strip()
-        if state.partition("|")[0] in ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"):
-            time.sleep(1.0)
-            break
-    if not (folder / ANSWER).exists():
-        state = slurm.run("squeue", "-h", "--states=all", "-j", job, "-o", "%T, %r").strip()
+    deadline, state, answered = time.monotonic() + wait, "", False
+    try:
+        while not (folder / ANSWER).exists() and time.monotonic() < deadline:
+            time.sleep(PAUSE_SECONDS)
+            state = _state(slurm, job)
+            if state.partition(",")[0] in ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"):
+                time.sleep(LAST_SECONDS)
+                break
+        answered = (folder / ANSWER).exists()
+        state = state if answered else _state(slurm, job)
+    finally:
+        if not answered:
+            with contextlib.suppress(SlurmError):
+                slurm.run("scancel", job)
+    if not answered:
         logs = sorted(folder.glob("*_log.err"))
         last = logs[0].read_text(errors="replace").strip().splitlines()[-1:] if logs else []
-        with contextlib.suppress(SlurmError):
-            slurm.run("scancel", job)
         text = f"job {job} gave no answer within {wait:.0f} s ({state}) {' '.join(last)}".strip()
         yield Finding(section, "job", "broken", text, (f"less {folder}/*_log.err",), True)
         return
@@ -146,6 +156,14 @@ def _ask_node(
     took = time.time() - before
     yield Finding(section, "job", "ok", f"{job} on {seen['node'] or seen['host']}, {took:.1f} s")
     yield from _judge(seen, profile, token, before, time.time(), section, store)
+
+
+def _state(slurm: Slurm, job: str) -> str:
+    """The state of a job and why it waits; where Slurm does not say, why not."""
+    try:
+        return slurm.run("squeue", "-h", "--states=all", "-j", job, "-o", "%T, %r").strip()
+    except SlurmError as error:
+        return str(error)
 
 
 def _judge(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -308,10 +309,11 @@ def _check_retraining(task: Any, budget: Budget) -> None:
 
 
 def _whole(seed: Any) -> int:
-    try:
-        return operator.index(seed)
-    except TypeError:
-        raise SettingError(f"seed cannot be {seed!r}: write a whole number") from None
+    # True is 1 to Python, but another seed in a key.
+    if not isinstance(seed, bool):
+        with suppress(TypeError):
+            return operator.index(seed)
+    raise SettingError(f"seed cannot be {seed!r}: write a whole number")
 
 
 def instances(cell: Cell) -> Parts:

@@ -122,4 +122,11 @@ class Given:
     def likelihood(self) -> bool:
         """Whether the inner loss is minus the log of a likelihood and of a Gaussian prior."""
         alone = self.has(Decays) and not self.has(Weights, Own, Strengths)
-        return alone and self.judge.noise is not None and self.found.by_itself
+        known = self.judge.noise is not None and not self.many_classes
+        return alone and known and self.found.by_itself
+
+    @property
+    def many_classes(self) -> bool:
+        """Whether an example has classes [...] by logits [classes, ...], not one class: the loss is
+        the mean over them."""
+        return self.judge.noise == "classes" and self.splits["train"].y.dim() > 1

@@ -10,6 +10,7 @@ al., ICML 2017, and Shen, Chen, ICML 2023. Augmentations: MacKay et al., ICLR 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, get_args
@@ -172,7 +173,8 @@ class Own(Learnable):
 
 def adjusted(part: Learnable, first: Mapping[str, Any], bounds: Mapping[str, Any]) -> None:
     """Put the user's first values and bounds into a part; a name stands for all that begin with it
-    and a point. Raises SettingError where a first value is outside of its bounds."""
+    and a point; an end that is infinite is no bound. Raises SettingError where a first value is not
+    finite or outside of its bounds."""
     for name, like in part.first.items():
         given = _of(first, name)
         if given is not None and not isinstance(part, Own):
@@ -185,6 +187,8 @@ def adjusted(part: Learnable, first: Mapping[str, Any], bounds: Mapping[str, Any
     )
     for h in part.hypers:
         value = part.first[h.name]
+        if not bool(value.isfinite().all()):
+            raise SettingError(f"first: {h.name} cannot be {_of(first, h.name)!r}: not finite")
         low, high = (
             (-torch.inf if h.low is None else h.low),
             (torch.inf if h.high is None else h.high),
@@ -205,9 +209,12 @@ def _bounded(h: Hyper, given: Any) -> Hyper:
         low, high = map(float, given)
     except (TypeError, ValueError):
         raise SettingError(f"bounds of {h.name} cannot be {given!r}: give (low, high)") from None
+    if math.isnan(low) or math.isnan(high):
+        raise SettingError(f"bounds of {h.name} cannot be {given!r}: NaN is no bound")
     if not low < high:
         raise SettingError(f"bounds of {h.name} cannot be {given!r}: low is below high")
-    return replace(h, low=low, high=high)
+    low_, high_ = (x if math.isfinite(x) else None for x in (low, high))
+    return replace(h, low=low_, high=high_)
 
 
 def names_of(parts: list[Learnable]) -> set[str]:

@@ -89,13 +89,14 @@ def problem_from(
       lists of inner problems ((x, y), (x, y)), or functions of a torch.Generator that draw one, or
       one data set each.
 
-    ``first``, ``bounds``: first values and (low, high) of parts of lam by name; bounds of all make
-    a search space. ``loss``: predictions and y to the loss of each example [n]; None: cross-entropy
-    for classes, else the squared error. ``metric``: "loss", "accuracy", or a function of
-    predictions and y with its ``goal``. ``batch_size``, ``outer_batch_size``: examples of an inner
-    step and of an outer one (None: all); ``carried``: one training along the run (the default) or a
-    fresh one in every outer step; ``meta_batch``: inner problems of an outer step. These four are
-    settings of the task, too. ``head``: the submodule that is the last layer, for methods that ask.
+    ``first``, ``bounds``: first values and (low, high) of parts of lam by name, infinite where
+    there is none; bounds of all make a search space. ``loss``: predictions and y to the loss of
+    each example [n]; None: cross-entropy for classes, else the squared error. ``metric``: "loss",
+    "accuracy", or a function of predictions and y with its ``goal``. ``batch_size``,
+    ``outer_batch_size``: examples of an inner step and of an outer one (None: all); ``carried``:
+    one training along the run (the default) or a fresh one in every outer step; ``meta_batch``:
+    inner problems of an outer step. These four are settings of the task, too. ``head``: the
+    submodule that is the last layer, for methods that ask.
 
     The task's setting ``fingerprint`` is a sha256 of all of it, in the key of every cell. Raises
     SettingError, with the nearest way that works, for what cannot be a problem; UnknownName for a

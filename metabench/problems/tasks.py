@@ -155,13 +155,16 @@ class Supervised(OwnProblem):
             "evidence": "the inner loss is a likelihood with a Gaussian prior only where the "
             "loss is a default one and nothing but decays is learned",
         }
+        if given.many_classes:
+            own["evidence"] = "an example has several classes, whose mean loss is no likelihood"
         if given.has(Weights):
             own["search_space"] = "lam has a weight for every training example, without bounds"
         if not self.same_problem:
             own["full_batch"] = "batches, or augmentations, are drawn anew at every step"
         if not given.found.by_itself:
             why = "the model's prediction of an example depends on the others of its batch"
-            own |= dict.fromkeys(("example_losses", "per_example_lam", "strongly_convex"), why)
+            needs = ("example_losses", "per_example_lam", "strongly_convex", "evidence")
+            own |= dict.fromkeys(needs, why)
         elif given.is_random and not given.found.gated:
             own["per_example_lam"] = "the model has operations besides linear and convolution ones"
         for part in given.learned:

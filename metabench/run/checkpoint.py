@@ -50,7 +50,7 @@ class Boundary:
     selection: Metrics = field(default_factory=dict)
     """Of ``best`` too, where the budget chooses it by that split."""
     idle: int = 0
-    """Steps in a row without any cost that the budget limits."""
+    """Steps in a row that brought no limit of the budget nearer."""
     metrics: dict[str, Metrics] = field(default_factory=dict)
     """Final evaluations done so far."""
 

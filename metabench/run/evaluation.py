@@ -197,7 +197,8 @@ class Retrained:
 def pictures(ctx: Context, method: Any, state: State) -> dict[str, np.ndarray[Any, Any]]:
     """What the problem shows of its first test episode, adapted, in bytes [h, w]; not counted as
     cost. Where the budget has ``test_after``, what is another then stands beside it
-    ("fitted@5_steps"), unless it has run away."""
+    ("fitted@5_steps"), unless it has run away. Where the adaptation has run away there are none,
+    and a note says so: the run has been tested by then."""
     if type(ctx.problem).pictures is Problem.pictures:
         return {}
     episode = ctx.problem.episode(ctx.problem.evaluations[0], 0)
@@ -207,9 +208,17 @@ def pictures(ctx: Context, method: Any, state: State) -> dict[str, np.ndarray[An
         return ctx.problem.pictures(state.lam, theta, episode)
 
     with ctx.uncounted():
-        shown = adapted(method)
+        try:
+            shown = adapted(method)
+        except Diverged as error:
+            ctx.notes["pictures"] = str(error)
+            return {}
         for end, way in by_steps(method, ctx.budget).items() if ctx.budget.test_after else ():
-            for name, value in adapted(way).items():
+            try:
+                then = adapted(way)
+            except Diverged:  # as its evaluation, whose note says so
+                continue
+            for name, value in then.items():
                 if bool(value.isfinite().all()) and not torch.equal(value, shown[name]):
                     shown = {**shown, name + end: value}
     bytes_of = {k: v.detach().cpu().clamp(0, 1).mul(255).round() for k, v in shown.items()}

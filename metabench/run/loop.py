@@ -28,7 +28,7 @@ from metabench.run.selection import Selection
 from metabench.store.record import RETRAINED
 
 IDLE_STEPS = 1000
-"""Steps without any cost that the budget limits, after which a run is ended."""
+"""Steps in a row that bring no limit of the budget nearer, after which a run is ended."""
 
 
 class Loop(Attempt):
@@ -148,8 +148,8 @@ class Loop(Attempt):
         counts = self.ctx.meter.counts.as_dict()
         self.ctx.step = at.step + 1
         after = replace(at, state=state, step=at.step + 1, counts=counts, logs=logs)
-        idle = at.idle + 1 if self.spent(after) <= self.spent(at) else 0
-        self.at = replace(after, idle=idle)
+        advanced = budgets.advanced(self.budget, at, after)
+        self.at = replace(after, idle=0 if advanced else at.idle + 1)
 
     def validate(self) -> None:
         """A row of the learning curve: evaluate on "valid", and on "selection" where the budget

@@ -90,7 +90,7 @@ def _merge_prices(sources: Iterable[Store | Published], target: Store) -> None:
     known = target.prices()
     new = {k: p for source in sources for k, p in source.prices().items() if k not in known}
     if new:
-        prices.keep(target.root / prices.FILE, new.values())
+        prices.keep(target.root / prices.FILE, new.values(), older=True)
 
 
 class _Merging:

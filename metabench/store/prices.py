@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from metabench.core.costs import equivalents
 from metabench.core.errors import StoreError
 from metabench.store import files
 from metabench.store.files import write_atomic
+from metabench.store.lease import locked
 
 FILE = "prices.json"
+_DRAFT = re.compile(rf"\.{re.escape(FILE)}\.[0-9a-f]+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,25 @@ def write(path: Path, prices: Iterable[Prices]) -> None:
     write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
-def keep(path: Path, prices: Iterable[Prices]) -> None:
-    """Put these into the file, in the place of older ones of the same problems."""
+def keep(path: Path, prices: Iterable[Prices], *, older: bool = False) -> None:
+    """Put these into the file, in the place of others of the same problems; those are kept where
+    these are ``older``. One process at a time: none loses what another has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, {**read(path), **{p.key: p for p in prices}}.values())
+    new = {p.key: p for p in prices}
+    with locked(path.parent):
+        known = read(path)
+        write(path, ({**new, **known} if older else {**known, **new}).values())
+
+
+def is_draft(entry: Path) -> bool:
+    """Whether an entry is what :func:`write` is killed over, or is writing now."""
+    return _DRAFT.fullmatch(entry.name) is not None and files.odd(entry) is None
+
+
+def tidy(root: Path) -> None:
+    """Remove what a killed process has left of the file under ``root``. Raises StoreError."""
+    if any(map(is_draft, files.entries(root))):
+        with locked(root):
+            for entry in files.entries(root):
+                if is_draft(entry):
+                    files.remove(entry)

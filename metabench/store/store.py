@@ -107,6 +107,8 @@ class Store:
         out: list[BadFile] = []
         if keys is None:
             folders, foreign = self._folders()
+            with contextlib.suppress(StoreError):  # another user's, perhaps
+                prices.tidy(self.root)
             for stray in foreign:
                 out.append(stray if stray.path.parent == self.root else self.quarantine(stray))
         else:
@@ -295,7 +297,7 @@ class Store:
         except Unreadable as error:
             raise StoreError(str(error)) from None
         for entry in top:
-            if entry.name in (QUARANTINE, CLUSTER, prices.FILE):
+            if entry.name in (QUARANTINE, CLUSTER, prices.FILE) or prices.is_draft(entry):
                 continue
             if not (_PREFIX.fullmatch(entry.name) and files.is_folder(entry)):
                 bad.append(BadFile(entry, "does not belong in a store"))

@@ -76,8 +76,10 @@ def scaled(work: Work, cell: Cell) -> float | None:
         return None
     training: float = work.cost.get("seconds", 0.0) * share
     training = min(training, cell.budget.get("seconds", training))
-    episodes = _evaluated(cell.budget, work.steps * share)
-    ratio = episodes / max(1.0, _evaluated(work.budget, work.steps))
+    episodes = _evaluated(cell.budget, work, share)
+    if episodes is None:
+        return None
+    ratio = episodes / max(1.0, _evaluated(work.budget, work, 1.0) or 0.0)
     return training + work.cost.get("evaluation_seconds", 0.0) * ratio
 
 
@@ -94,8 +96,18 @@ def _share(work: Work, budget: Mapping[str, Any]) -> float | None:
     return min(ratios) if ratios else None
 
 
-def _evaluated(budget: Mapping[str, Any], steps: float) -> float:
-    """Episodes evaluated on the way and at the end."""
+def _evaluated(budget: Mapping[str, Any], work: Work, share: float) -> float | None:
+    """Episodes evaluated on the way and at the end of so many times that work; None where they go
+    by cost, and one of its counts has no price."""
     every = budget.get("eval_every_cost")
-    rounds = (steps / budget["eval_every"] if every is None else budget["cost"] / every) + 1
-    return float(rounds * budget["valid_episodes"] + budget["test_episodes"])
+    if every is None:
+        rounds = work.steps * share / budget["eval_every"]
+    else:
+        cost = budget.get("cost")
+        if cost is None:
+            taken = equivalents(work.cost, budget["prices"])
+            if taken is None:
+                return None
+            cost = taken * share
+        rounds = cost / every
+    return float((rounds + 1) * budget["valid_episodes"] + budget["test_episodes"])

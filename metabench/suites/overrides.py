@@ -16,7 +16,8 @@ from metabench.suites.schema import GROUPS, Column, Groups, Row
 @dataclass(frozen=True)
 class Override:
     """``--set GROUP.NAME=VALUE``; GROUP is task, method, solver, budget, or the name of a row, a
-    method, a column or a task that it is meant for alone (``ROW.solver.NAME``: another group)."""
+    method, a column or a task that it is meant for alone (``ROW.solver.NAME``: another group). As
+    with ``--only``, the name of a row that is also its method's means the row alone."""
 
     scope: str
     name: str
@@ -34,11 +35,15 @@ class Override:
         return {group: {self.setting: self.value}}
 
     group: str = ""
-    only: str = ""
+    rows: frozenset[str] | None = None
+    """Ids of the rows that it is meant for; None: all."""
+    columns: frozenset[str] | None = None
 
     def concerns(self, row: Row, column: Column) -> bool:
         """Whether the override is meant for this row and column."""
-        return not self.only or self.only in (row.id, row.method, column.id, column.task)
+        return (self.rows is None or row.id in self.rows) and (
+            self.columns is None or column.id in self.columns
+        )
 
 
 def parse_override(text: str) -> Override:
@@ -72,9 +77,9 @@ def check_overrides(
 ) -> None:
     """Find the group that each override is meant for; raises UnknownName where there is none."""
     for override in overrides:
-        group, only = _meant_for(override, rows, columns)
-        object.__setattr__(override, "group", group)
-        object.__setattr__(override, "only", only)
+        found = zip(("group", "rows", "columns"), _meant_for(override, rows, columns), strict=True)
+        for name, value in found:
+            object.__setattr__(override, name, value)
         for row in rows:
             for column in columns:
                 if override.concerns(row, column):
@@ -83,19 +88,27 @@ def check_overrides(
 
 def _meant_for(
     override: Override, rows: Sequence[Row], columns: Sequence[Column]
-) -> tuple[str, str]:
-    """The group, and the row, method, column or task that the override is limited to."""
-    if override.scope in GROUPS:
-        return override.scope, ""
+) -> tuple[str, frozenset[str] | None, frozenset[str] | None]:
+    """The group, and the rows and the columns that the override is limited to."""
+    scope = override.scope
+    if scope in GROUPS:
+        return scope, None, None
     group, dot, _ = override.name.partition(".")
     if dot and group not in GROUPS:
         raise UnknownName("group of settings", group, GROUPS)
-    if override.scope in {r.id for r in rows} | {r.method for r in rows}:
-        return group if dot else "method", override.scope
-    if override.scope in {c.id for c in columns} | {c.task for c in columns}:
-        return group if dot else "task", override.scope
+    if named := _named(scope, {r.id: r.method for r in rows}):
+        return group if dot else "method", named, None
+    if named := _named(scope, {c.id: c.task for c in columns}):
+        return group if dot else "task", None, named
     known = {*GROUPS} | {r.id for r in rows} | {c.id for c in columns}
-    raise UnknownName("group of settings", override.scope, known)
+    raise UnknownName("group of settings", scope, known)
+
+
+def _named(scope: str, parts: Mapping[str, str]) -> frozenset[str]:
+    """The row (column) of this id, else all of this method (task)."""
+    if scope in parts:
+        return frozenset({scope})
+    return frozenset(at for at, part in parts.items() if part == scope)
 
 
 def _check_override(override: Override, row: Row, column: Column) -> None:
@@ -117,5 +130,6 @@ def _check_override(override: Override, row: Row, column: Column) -> None:
         what, cls = f"solver {solver} (row {row.id})", solvers.get(solver)
         one = f"row, write ROW.solver.{name}=..."
     if name not in fields(cls):
-        hint = f"to set it for one {one}" if one and not override.only else ""
+        everywhere = override.rows is None and override.columns is None
+        hint = f"to set it for one {one}" if one and everywhere else ""
         raise UnknownName(f"setting of {what} called", name, fields(cls), hint)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from metabench import api
+from metabench.api import rendering
+from metabench.cluster.submitting import submit
 from metabench.core.errors import MetabenchError, SettingError
 
 
@@ -63,3 +65,57 @@ def test_what_chooses_cells_needs_a_suite(tmp_path: Path) -> None:
         with pytest.raises(SettingError, match="set, seeds and only choose cells of a suite"):
             api.status(store=tmp_path, **given)
     assert api.status(store=tmp_path).records == []
+
+
+def given(**changes: Any) -> dict[str, Any]:
+    """Arguments that end with their first use."""
+    few: dict[str, Any] = {"set": ["budget.outer_steps=2"], "seeds": [5, 6], **changes}
+    return {name: iter(values) for name, values in few.items()}
+
+
+def test_what_ends_with_its_first_use_is_read_once(tmp_path: Path) -> None:
+    suite, store = api.suite_of_pairs(["quadratic"], ["bilevel", "fixed"]), tmp_path / "runs"
+    api.run(suite, budget="smoke", store=store, **given())
+    found = api.results(suite, budget="smoke", store=store, **given())
+    assert found.states == {"done": 4}
+    assert found.seeds == (5, 6) and [o.value for o in found.overrides] == [2]
+    compared = api.compare(suite, suite, budget="smoke", store=store, **given())
+    assert compared.identical and {line.seeds for line in compared.found.lines} == {(5, 6)}
+    (png, _) = api.plot(
+        suite, budget="smoke", store=store, out=tmp_path, cost="seconds", **given(kind=["frontier"])
+    )
+    assert png.name == "frontier-seconds.png"
+
+
+def test_reproduce_and_submit_read_it_once_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, list[Any]] = {}
+
+    def seen(suite: Any, **words: Any) -> None:
+        for name in ("set", "seeds"):
+            told.setdefault(name, []).append([*words[name]])
+
+    monkeypatch.setattr(rendering, "run", seen)
+    monkeypatch.setattr(rendering, "render", seen)
+    api.reproduce("closed-form", out=tmp_path, **given())
+    assert told == {"set": [["budget.outer_steps=2"]] * 2, "seeds": [[5, 6]] * 2}
+
+    def stopped(suite: str, budget: str, planned: Any, *rest: Any, words: Any) -> None:
+        assert {(p.row, p.cell.seed) for p in planned} == {("reverse", 5), ("reverse", 6)}
+        assert {p.cell.budget["outer_steps"] for p in planned} == {2}
+        told["words"] = words.cells
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "prepare", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        api.submit(
+            "closed-form",
+            cluster=Path("slurm/cpu.toml"),
+            budget="smoke",
+            store=tmp_path,
+            **given(only=["reverse"]),
+        )
+    assert told["words"] == [
+        "--set", "budget.outer_steps=2", "--seeds", "5,6", "--only", "reverse",
+    ]  # fmt: skip

@@ -1,4 +1,5 @@
 import tomllib
+from dataclasses import replace
 
 import contests
 import pytest
@@ -7,7 +8,7 @@ from typer.testing import CliRunner
 from metabench.api.calibration import calibrate_arena
 from metabench.cli.main import app
 from metabench.core.costs import PRICED
-from metabench.suites.arena.definition import ArenaProblem
+from metabench.suites.arena.definition import ArenaProblem, load
 
 FILE = contests.SMALLEST.replace("dim = 2", "a = 3.0").replace('id = "two"', 'id = "steep"')
 
@@ -25,6 +26,13 @@ def test_every_problem_of_an_arena_is_measured(file):
     assert told == [found]
     assert found.problem == "steep" and found.smoothness == pytest.approx(3.0)
     assert set(found.prices.of) == set(PRICED)
+
+
+def test_seeds_that_end_with_their_first_use_are_those_of_every_problem(file):
+    (problem,) = load(file).problems
+    arena = replace(load(file), problems=[problem, replace(problem, id="again")])
+    first, second = calibrate_arena(arena, seeds=iter([0]))
+    assert (first.smoothness, second.smoothness) == pytest.approx((3.0, 3.0))
 
 
 def test_what_is_printed_can_be_put_into_the_file(file):

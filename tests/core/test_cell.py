@@ -237,6 +237,12 @@ def test_a_reason_says_nothing_twice() -> None:
     )
 
 
+@pytest.mark.parametrize("seed", [True, False, 1.0, "1", None])
+def test_a_seed_that_is_no_whole_number_is_refused(seed: object) -> None:
+    with pytest.raises(SettingError, match=f"seed cannot be {seed!r}: write a whole number"):
+        make_cell("quadratic", "bilevel", seed=seed, set={"budget": {"outer_steps": 1}})
+
+
 @given(st.integers(0, 2**40), st.sampled_from(seeds.STREAMS))
 def test_streams_are_apart_and_fit_63_bits(seed: int, stream: str) -> None:
     value = seed_for(seed, stream)

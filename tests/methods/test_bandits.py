@@ -19,7 +19,15 @@ from metabench.core.registry import tasks
 from metabench.hypergradients.search import arms
 from metabench.hypergradients.search.arms import PULLS, REWARD, indices, pick
 from metabench.hypergradients.search.gradient_free import ARMS, REGRET
-from metabench.methods.hier_ucb import CURRENT, LOW_PULLS, LOW_REWARD, HierUCB
+from metabench.methods.hier_ucb import (
+    CURRENT,
+    LOST,
+    LOW_PULLS,
+    LOW_REWARD,
+    WORST,
+    HierUCB,
+    rewards,
+)
 from metabench.methods.thompson import Thompson
 from metabench.methods.ucb import UCB
 
@@ -72,10 +80,10 @@ def test_indices_by_hand():
 
 
 counts = st.integers(1, 50)
-rewards = st.floats(-1, 1)
+reward = st.floats(-1, 1)
 
 
-@forall(st.lists(st.tuples(counts, rewards), min_size=2, max_size=8), st.floats(0, 2), rewards)
+@forall(st.lists(st.tuples(counts, reward), min_size=2, max_size=8), st.floats(0, 2), reward)
 def test_a_constant_added_to_every_reward_changes_no_index_but_by_itself(arms, alpha, more):
     pulls = torch.tensor([n for n, _ in arms], dtype=F64)
     mean = torch.tensor([q for _, q in arms], dtype=F64)
@@ -207,6 +215,35 @@ def test_an_arm_that_runs_away_is_never_the_answer():
         ctx.step = 0
         state, _ = run(method(inner_steps=0), ctx, 12)
         assert at(state.lam) == (2,), method
+
+
+@pytest.mark.parametrize("score", ["sum", "arm"])
+@pytest.mark.parametrize("credit", ["pulled", "all"])
+def test_a_trial_that_ran_away_ends_no_trials_of_its_hyperparameter(score, credit):
+    """The first value of the first hyperparameter runs away, whatever the second one is."""
+    ctx = table(lambda a, b: -math.inf if a == 0 else -3 + 0.1 * a + 0.4 * b, 3, 2)
+    method = HierUCB(inner_steps=0, score=score, credit=credit)
+    state, log = run(method, ctx, 60)
+    asked = ctx.problem.asked
+    assert {a for a, _ in asked[-30:]} >= {1, 2} and float(state.memory[PULLS].min()) > 5
+    assert at(state.lam) == (2, 1) == at(method.ranking(ctx, state)[0])
+    assert "cumulative_loss" not in log
+    lost = sum(a == 0 for a, _ in asked)
+    assert float(state.memory[LOST].sum()) == lost > 0 and state.memory[WORST] == -2.9
+    assert float(state.memory[REWARD].sum()) == pytest.approx(
+        sum(-3 + 0.1 * a + 0.4 * b for a, b in asked if a)
+    )
+    assert float(rewards(state.memory)[0].sum()) == pytest.approx(
+        float(state.memory[REWARD].sum()) - 2.9 * lost
+    )
+
+
+def test_what_has_only_run_away_is_no_better_than_what_has_not():
+    ctx = table(lambda a: (-math.inf, 0.2)[a], 2)
+    state, _ = run(HierUCB(inner_steps=0), ctx, 8)
+    assert at(state.lam) == (1,)
+    nothing, log = run(HierUCB(inner_steps=0), table(lambda a: -math.inf, 2), 4)
+    assert log == {} and float(rewards(nothing.memory)[0].abs().sum()) == 0
 
 
 def test_grids_too_large_are_sampled_and_idle_parts_are_no_arms(monkeypatch):

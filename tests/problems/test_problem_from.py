@@ -448,6 +448,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a bound of nothing": ({"bounds": {"logit": (0, 1)}}, "no part of lam called 'logit'"),
     "a bound that is none": ({"bounds": {"log_decay": 3}}, r"bounds of log_decay.* cannot be 3"),
     "bounds the wrong way": ({"bounds": {"log_decay": (1, 0)}}, "low is below high"),
+    "a bound that is no number": (
+        {"bounds": {"log_decay": (float("nan"), 1.0)}},
+        r"bounds of log_decay.* cannot be \(nan, 1.0\): NaN is no bound",
+    ),
+    "a first value that is not finite": (
+        {"first": {"log_decay": float("inf")}, "bounds": {"log_decay": (0, float("inf"))}},
+        r"first: log_decay.* cannot be inf: not finite",
+    ),
     "a first value outside": (
         {"first": {"log_decay": 9.0}},
         r"first: log_decay\.0\.weight starts at 9 to 9, outside of its bounds, -12 to 2",
@@ -511,6 +519,20 @@ def test_what_is_no_start_is_refused_in_words(what: str) -> None:
     other, message = WRONG_START[what]
     with pytest.raises(SettingError, match=message):
         problem_from(**{**START, **other})
+
+
+def test_an_infinite_end_is_no_bound_and_nothing_to_search_in() -> None:
+    inf = float("inf")
+    task = problem_from(linear(), *TABLE, decays="one", bounds={"log_decay": (-9, inf)})
+    problem = testing.context(task).problem
+    (hyper,) = problem.hypers
+    assert (hyper.low, hyper.high) == (-9.0, None)
+    far = problem.project({"log_decay": torch.tensor(-99.0)})["log_decay"]
+    assert far == -9 and problem.project({"log_decay": 1e9 * torch.ones(())})["log_decay"] == 1e9
+    assert "search_space" not in task.offers and "bounds" in task.lacks["search_space"]
+    free = problem_from(linear(), *TABLE, decays="one", bounds={"log_decay": (-inf, inf)})
+    (hyper,) = testing.context(free).problem.hypers
+    assert (hyper.low, hyper.high) == (None, None)
 
 
 def test_data_of_other_types_take_the_models() -> None:

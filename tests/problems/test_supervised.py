@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from metabench import problem_from, testing
 from metabench.contract import autodiff
-from metabench.errors import SettingError
+from metabench.core.capabilities import check_applicable
+from metabench.errors import NotApplicable, SettingError
 
 pytestmark = pytest.mark.usefixtures("plugins_forgotten")
 
@@ -160,6 +161,19 @@ def test_evidence_of_numbers_has_the_variance_of_their_mean(outputs: int) -> Non
     dict(testing.task_checks(task, methods=[]))["evidence"]()
 
 
+@pytest.mark.parametrize("places", [1, 2])
+def test_several_classes_of_an_example_offer_no_evidence(places: int) -> None:
+    """The mean over them is no likelihood, and (3) has one class an example."""
+    y = (drawn(12, places, seed=1) > 0).long()
+    layers = nn.Sequential(nn.Linear(4, 3 * places), nn.Unflatten(1, (3, places))).double()
+    task = problem_from(layers, (drawn(12, 4), y), (drawn(12, 4), y))
+    assert "evidence" not in task.offers and "example_losses" in task.offers
+    assert "several classes" in task.lacks["evidence"]
+    with pytest.raises(NotApplicable, match="several classes"):
+        make = testing.build("method", "marglik")
+        check_applicable(task, make, testing.build("solver", make.default_solver))
+
+
 def test_what_is_given_is_copied() -> None:
     (x, y), valid, layer = numbers(20), numbers(15, 1), linear(bias=False)
     task = problem_from(layer, (x, y), valid)
@@ -213,7 +227,8 @@ def test_batch_norm_of_the_batch_is_taken_and_offers_no_single_examples() -> Non
     model = nn.Sequential(nn.Linear(4, 5), norm, nn.ReLU(), nn.Linear(5, 2)).double()
     task = problem_from(model, *own_problems.BINARY)
     assert not task.offers & {"example_losses", "evidence", "per_example_lam"}
-    assert "others of its batch" in task.lacks["example_losses"]
+    for need in ("example_losses", "evidence"):
+        assert "others of its batch" in task.lacks[need]
 
 
 def test_batch_norm_with_statistics_as_they_are_is_a_constant() -> None:

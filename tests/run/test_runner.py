@@ -329,6 +329,22 @@ def test_the_first_limit_reached_ends_the_run(limits: dict, steps: int) -> None:
     assert record.notes.get(CUT_STEP) == (cut if "outer_steps" in limits else None)
 
 
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        ({"seconds": 1e6}, 12),  # ended by the script: nothing else is near
+        ({"hvps": 1}, 3),
+    ],
+)
+def test_a_step_is_idle_only_if_no_limit_comes_nearer(
+    limits: dict, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "IDLE_STEPS", 3)
+    record = run_cell(scripted("error", 12, outer_steps=None, eval_every=500, **limits))
+    assert record.steps == steps
+    assert record.status == ("failed" if steps == 12 else "done")
+
+
 @pytest.mark.parametrize("how", [{}, {"workers": 3}, {"engine": "vmap"}])
 def test_a_step_beyond_the_budget_is_as_if_it_had_not_begun(how: dict, tmp_path: Path) -> None:
     def run(**limits: int | None) -> Any:
@@ -495,7 +511,9 @@ def test_the_record_says_what_it_ran_on(store: Store) -> None:
 def test_git_state_is_of_the_checkout_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "core" / "provenance.py"))
+    monkeypatch.setattr(
+        provenance, "__file__", str(tmp_path / "core" / "environment" / "provenance.py")
+    )
     assert provenance.git() == {}
     note = {"sha256": "of a snapshot", "commit": "abc", "dirty": False}
     (tmp_path / provenance.NOTE).write_text(json.dumps(note))

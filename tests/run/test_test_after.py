@@ -4,10 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from metabench import testing
+from metabench.contract.method import Context, State
+from metabench.contract.problem import Episode, Params, Problem
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES
-from metabench.core.errors import SettingError
+from metabench.core.errors import Diverged, SettingError
+from metabench.methods.fixed import Fixed
 from metabench.run.runner import run_cell
 from metabench.store.record import Record
 from metabench.store.store import Store
@@ -81,6 +86,37 @@ def test_steps_that_run_away_leave_the_run_what_it_is(tmp_path: Path) -> None:
     record = played(tmp_path, cell("fixed", wild, test_after=[400]))
     assert record.metrics == played(tmp_path, cell("fixed", wild)).metrics
     assert record.notes["test@400_steps"].startswith("mse on episode 0 of 'test' is ")
+
+
+def test_pictures_of_what_ran_away_leave_the_run_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adaptation that raises, in the evaluation as for the picture; and one for the picture."""
+    adapt, shown, hidden = Fixed.adapt, [], []
+
+    def adapted(self: Fixed, ctx: Context, state: State, episode: Episode) -> Params:
+        if self.test_steps == 9:
+            raise Diverged("these steps are too long")
+        return adapt(self, ctx, state, episode)
+
+    def pictures(self: Problem, lam: Params, theta: Params, episode: Episode) -> Params:
+        shown.append(theta)
+        if hidden:
+            raise Diverged("nothing to see")
+        return {"fit": torch.full((2, 2), 0.1 * len(shown))}
+
+    problem = type(testing.context(testing.build("task", "sinusoid")).problem)
+    monkeypatch.setattr(Fixed, "adapt", adapted)
+    monkeypatch.setattr(problem, "pictures", pictures, raising=False)
+    one = cell("fixed", test_after=[4, 9])
+    record = played(tmp_path, one)
+    assert {*Store(tmp_path / one.key).pictures(record)} == {"fit", "fit@4_steps"}
+    assert record.notes["test@9_steps"] == "these steps are too long"
+    hidden.append(True)
+    blind = played(tmp_path, other := cell("fixed"))
+    assert blind.metrics["test"] == record.metrics["test"]
+    assert blind.notes["pictures"] == "nothing to see"
+    assert Store(tmp_path / other.key).pictures(blind) == {}
 
 
 @pytest.mark.parametrize(

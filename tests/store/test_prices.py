@@ -1,10 +1,12 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from metabench.core.cell import make_cell
 from metabench.core.errors import StoreError
-from metabench.store import prices
+from metabench.store import files, prices
 from metabench.store.merge import merge
 from metabench.store.prices import Prices
 from metabench.store.store import Store
@@ -42,6 +44,37 @@ def test_a_file_is_read_as_it_was_written_and_grows(tmp_path):
     found = prices.read(path)
     assert len(found) == 2
     assert found[newer.key] == newer
+
+
+def test_several_at_once_lose_nothing(tmp_path, monkeypatch):
+    path, read = tmp_path / prices.FILE, prices.read
+
+    def slowly(path):
+        found = read(path)
+        time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr(prices, "read", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        of = [priced(rows=n) for n in range(4)]
+        assert [*pool.map(lambda p: prices.keep(path, [p]), of)] == [None] * 4
+    assert read(path) == {p.key: p for p in of}
+
+
+def test_what_a_killed_process_left_is_no_problem_and_tidied_up(tmp_path):
+    store = Store(tmp_path)
+    prices.keep(tmp_path / prices.FILE, [priced()])
+    left = files.draft(tmp_path / prices.FILE, b"{")
+    others = [tmp_path / name for name in (".prices.json.tmp", ".mine.json.0af.tmp")]
+    for path in others:
+        path.write_text("mine")
+    folder = tmp_path / ".prices.json.0af.tmp"
+    folder.mkdir()
+    foreign = sorted([*others, folder])
+    assert [b.path for b in store.problems()] == foreign
+    assert [b.path for b in store.repair()] == foreign
+    assert not left.exists() and all(path.exists() for path in foreign)
+    assert store.prices() == {priced().key: priced()}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"a": {"task": "ridge"}}'])

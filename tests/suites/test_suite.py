@@ -137,6 +137,15 @@ def test_overrides_can_be_for_one_row_method_column_or_task() -> None:
     assert cell_of("none", "one", "smoke", "budget.outer_steps=9").budget["outer_steps"] == 9
 
 
+def test_the_name_of_a_row_or_column_means_it_alone_though_it_is_its_methods_or_tasks() -> None:
+    suite = from_dict(changed(rows__0__id="bilevel", columns__0__id="quadratic", paper=None), HERE)
+    for scope, group, name in (("bilevel", "method", "inner_lr"), ("quadratic", "task", "a")):
+        cells = suite.cells("smoke", [parse_override(f"{scope}.{name}=0.123")])
+        set_ = [c for c in cells if getattr(c.cell, f"{group}_settings")[name] == 0.123]
+        assert set_ == [c for c in cells if scope in (c.row, c.column)]
+        assert 0 < len(set_) < len(cells)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -97,7 +97,6 @@ def contest(
     made = entrants.entrant(whole, source.name, space)
     narrow = entrants.narrowed(whole, budget, quick)
     kept = open_store(store)
-    known = {r.key: r for r in kept.records()}
     file: Path | None = None
     given: Store | Published | ArenaScores | None
     if baselines is not None:
@@ -106,13 +105,14 @@ def contest(
     elif (given := tournament.shipped(whole, budget)) is not None:
         file = given.root
     bad: list[str] = []
+    records: list[Record] = []
     if given is not None:
         bad = [str(b) for b in given.problems()]
         bad += given.outdated() if isinstance(given, ArenaScores) else []
         records = given.records()
         if not records and not bad:
             bad.append(f"{file}: there is no record in it")
-        known |= {r.key: r for r in records}
+    known = tournament.joined(records, kept)
     typed = hints.absolute(name if isinstance(name, Path) else str(name))
     return Contest(narrow, made, source, budget, kept, known, file, bad, quick, typed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,9 +123,7 @@ def plan(
 
     arena, store = load(arena), open_store(store)
     came = None if anew else scores or shipped(arena, budget)
-    known = {r.key: r for r in came.records()} if came is not None else {}
-    known |= {r.key: r for r in store.records() if r.status == "done" or r.key not in known}
-    records = [*known.values()]
+    records = [*joined(came.records() if came is not None else (), store).values()]
     trials = plans.plan(arena.trials(budget), store, records)
     possible = [p for p in trials if p.state not in NEVER_RUN]
     if any(p.record is None for p in possible):
@@ -134,6 +132,13 @@ def plan(
     chosen = analysis.choose(of_trials)
     finals = plans.plan(arena.finals(budget, chosen), store, records)
     return Plan(arena, trials, finals, of_trials, chosen, came)
+
+
+def joined(came: Iterable[Record], store: Store) -> dict[str, Record]:
+    """Key to record of those that came with an arena or as its baselines, and of the store's own: a
+    finished one of the store is the one that counts."""
+    known = {r.key: r for r in came}
+    return known | {r.key: r for r in store.records() if r.status == "done" or r.key not in known}
 
 
 def curve(plan: Plan, store: Store, record: Record) -> Curve:

@@ -46,6 +46,12 @@ def print_draft(out: Console, made: Draft, planned: Sequence[Planned]) -> None:
             + (f", {counted(made.profile.gpus, 'GPU')}" if made.profile.gpus else "")
             + (f", {made.profile.gres}" if made.profile.gres else "")
         )
+    if made.later:
+        line(
+            f"  {counted(made.later, 'cell')} left for another submission: each kind of job that "
+            f"cells need is a job at least, and {made.profile.most_jobs} are the most (most_jobs "
+            "of the profile)"
+        )
     for text in made.at_most:
         line(f"  {text}")
     seconds, known = made.estimate

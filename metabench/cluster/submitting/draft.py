@@ -42,6 +42,9 @@ class Draft:
     """State to number of the cells that are not to be run."""
     at_most: list[str] = field(default_factory=list)
     """What to tell of cells that ran out of something and can get no more of it."""
+    later: int = 0
+    """Cells that stay open, for another submission: more kinds of jobs would be needed than one
+    user may have jobs (``most_jobs``)."""
     words: Words | None = None
 
     @property
@@ -139,6 +142,7 @@ def draft(
         left_out,
         others,
         packing.at_most(members, profile, peaks, suffered),
+        len(members) - sum(len(b.members) for b in found),
         words,
     )
 

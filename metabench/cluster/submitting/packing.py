@@ -122,7 +122,8 @@ def bundles(
     peak_gb: Mapping[tuple[str, str], float],
     setbacks: Mapping[str, Setbacks],
 ) -> list[Bundle]:
-    """Cells by needs, the longest first, each bundle with its number of jobs."""
+    """Cells by needs, the longest first, each bundle with its number of jobs: no more bundles and
+    jobs than a user may have, so that cells may be left for another submission."""
     grouped: dict[Needs, list[Member]] = {}
     for member in members:
         cell = member.cell
@@ -153,11 +154,16 @@ def _elements(members: Sequence[Member], profile: Profile) -> int:
 
 def _within(found: list[Bundle], most: int) -> list[Bundle]:
     """Fewer jobs for each, where they would be more than a user may have; workers pull, so fewer
-    of them do the same work."""
+    of them do the same work. Of more bundles than that the first ones, whose cells take longest."""
+    found = found[:most]
     total = sum(b.workers for b in found)
     if total <= most:
         return found
-    return [Bundle(b.needs, b.members, max(1, b.workers * most // total)) for b in found]
+    workers = [max(1, b.workers * most // total) for b in found]
+    # Small bundles were given one more than is theirs; the largest pay for it.
+    while sum(workers) > most:
+        workers[workers.index(max(workers))] -= 1
+    return [replace(b, workers=n) for b, n in zip(found, workers, strict=True)]
 
 
 def parts(found: Sequence[Bundle], max_array: int, parallel: int) -> list[Part]:

@@ -127,7 +127,8 @@ class Bandit(Search):
 
 @dataclass(frozen=True)
 class FlatBandit(Bandit):
-    """Every combination is an arm of its own. A subclass gives :meth:`choose`."""
+    """Every combination is an arm of its own; one whose training ran away has lost for good, as its
+    sum is -inf. A subclass gives :meth:`choose`."""
 
     def choose(self, ctx: Context, pulls: Tensor, reward: Tensor) -> int:
         """The arm to pull, by how often each was pulled and the sum of its rewards [n]."""

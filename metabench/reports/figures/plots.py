@@ -7,17 +7,16 @@ Only finished runs are drawn. Footnotes say what the shades are and what is miss
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.curves import Line, Part, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
-from metabench.core.cell import Budget
+from metabench.core.costs import Counts
 from metabench.core.errors import NotDrawn
-from metabench.core.settings import several
-from metabench.reports.figures.cost_frontier import costs_known, frontier
+from metabench.core.settings import fields, several
+from metabench.reports.figures.cost_frontier import WORDS, costs_known, frontier
 from metabench.reports.figures.critical_difference import ranking
 from metabench.reports.figures.profiles import profile_figure
 from metabench.reports.figures.style import (
@@ -31,7 +30,7 @@ from metabench.reports.figures.style import (
 )
 from metabench.reports.figures.tracks import Drawn, panel
 from metabench.store.record import Curve
-from metabench.suites.schema import PLOTS, Column
+from metabench.suites.schema import COSTS, DERIVATIVES, PLOTS, Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +41,10 @@ if TYPE_CHECKING:
 KINDS = PLOTS
 USUAL = tuple(kind for kind in KINDS if kind != "frontier")
 """What is drawn of a suite that does not say."""
+COSTLY = frozenset({"cost", "frontier"})
+"""The kinds that have an axis of cost."""
+DERIVATIVES_SUM = "derivatives"
+"""The cost that is the sum of ``DERIVATIVES``."""
 DEFAULT_COST = "inner_gradients"
 MOST_PARTS = 10
 """How many lines of a trajectory are drawn: those that move most."""
@@ -67,19 +70,44 @@ class Figures:
         check_names("kind of plot", several("kind", kinds), KINDS)
         out: dict[str, Figure] = {}
         for kind in kinds:
-            at = kind, cost if kind in ("cost", "frontier") else ""
+            at = kind, cost if kind in COSTLY else ""
             if at not in self._made:
                 with styled():
                     self._made[at] = self._figures(kind, cost)
             out |= self._made[at]
         return out
 
+    def own(self, kind: str) -> dict[str, Figure]:
+        """Of one kind, a figure for each of the suite's own costs that shows something. Raises
+        NotDrawn where none does."""
+        out: dict[str, Figure] = {}
+        why: NotDrawn | None = None
+        for cost in self.results.suite.costs or [DEFAULT_COST]:
+            try:
+                if kind in COSTLY and cost not in self.costs(kind):
+                    raise NotDrawn(f"no {kind} of {self.results.suite.name}: no run has {cost!r}")
+                out |= self.of([kind], cost)
+            except NotDrawn as error:
+                why = why or error
+        if why is not None and not out:
+            raise why
+        return out
+
+    def costs(self, kind: str) -> list[str]:
+        """What the axis of cost of such a figure can show: the costs of its runs; every one where
+        none has finished."""
+        if kind == "frontier":
+            return costs_known(self.results) or list(COSTS)
+        found = _summed(name for curve in self.curves.values() for name in curve)
+        return sorted(found or {*fields(Counts), DERIVATIVES_SUM, "seconds"})
+
     def _figures(self, kind: str, cost: str) -> dict[str, Figure]:
         results, curves = self.results, self.curves
         if kind == "learning":
             return {kind: _learning(results, curves)}
+        if kind in COSTLY:
+            check_names("cost called", [cost], self.costs(kind))
         if kind == "cost":
-            _check_cost(cost, curves)
             return {f"cost-{cost}": _against_cost(results, curves, cost)}
         if kind == "trajectories":
             drawn = {c.id: _trajectories(results, curves, c) for c in results.columns}
@@ -87,7 +115,6 @@ class Figures:
         if kind == "ranking":
             return {kind: ranking(results)}
         if kind == "frontier":
-            check_names("cost called", [cost], costs_known(results) or [cost])
             return {f"{kind}-{cost}": frontier(results, cost)}
         return {kind: profile_figure(results)}
 
@@ -103,8 +130,8 @@ def draw(
     """Write every figure of these kinds as PNG and PDF into ``out_dir``; returns the paths.
 
     ``kinds`` None: the suite's own. ``cost`` is the cost axis: a count, or "seconds"; None: the
-    suite's own, a figure for each, or inner gradients. Raises UnknownName for an unknown kind
-    or a cost that nothing has. ``known``: figures of these results, where some
+    suite's own, a figure for each that some run has, or inner gradients. Raises UnknownName for an
+    unknown kind or a ``cost`` that nothing has. ``known``: figures of these results, where some
     have been made.
     """
     folder = Path(out_dir)
@@ -130,17 +157,16 @@ def figures(
     """File name without suffix to figure; as :func:`draw`.
 
     Raises NotDrawn where one of ``kinds`` has nothing to show; of the suite's own kinds such a one
-    is left out.
+    is left out, and so is each of its own costs that no run has.
     """
     known = Figures(results, store) if known is None else known
     out: dict[str, Figure] = {}
-    for each in [cost] if cost else results.suite.costs or [DEFAULT_COST]:
-        if kinds is not None:
-            out |= known.of(kinds, each)
-            continue
-        for kind in kinds_of(results.suite):
-            with suppress(NotDrawn):
-                out |= known.of([kind], each)
+    for kind in kinds_of(results.suite) if kinds is None else several("kind", kinds):
+        try:
+            out |= known.of([kind], cost) if cost else known.own(kind)
+        except NotDrawn:
+            if kinds is not None:
+                raise
     return out
 
 
@@ -151,23 +177,28 @@ def kinds_of(suite: Suite) -> Sequence[str]:
 
 def shows_cost(kinds: Iterable[str]) -> bool:
     """Whether a figure of these kinds has an axis of cost."""
-    return not {*kinds}.isdisjoint(("cost", "frontier"))
+    return not COSTLY.isdisjoint(kinds)
 
 
 def costs_of(curves: dict[str, Curve]) -> list[str]:
     """Names of the costs that some curve counts and that are not zero throughout."""
-    found = {
-        name.removeprefix("cost/")
-        for curve in curves.values()
-        for name, values in curve.items()
-        if name.startswith("cost/") and any(values)
-    }
-    return sorted(found)
+    columns = (n for curve in curves.values() for n, values in curve.items() if any(values))
+    return sorted(_summed(columns))
 
 
-def _check_cost(cost: str, curves: dict[str, Curve]) -> None:
-    known = {n.removeprefix("cost/") for c in curves.values() for n in c if n.startswith("cost/")}
-    check_names("cost called", [cost], known or set(Budget.LIMITS) - {"outer_steps", "cost"})
+def _summed(columns: Iterable[str]) -> set[str]:
+    """The names of costs among those of a curve's columns, with that of their sum."""
+    found = {name.removeprefix("cost/") for name in columns if name.startswith("cost/")}
+    return found if found.isdisjoint(DERIVATIVES) else found | {DERIVATIVES_SUM}
+
+
+def _with_sum(curve: Curve) -> Curve:
+    """A curve with the column of all derivatives together."""
+    parts = [curve[name] for n in DERIVATIVES if (name := f"cost/{n}") in curve]
+    if not parts:
+        return curve
+    sums: list[float | None] = [sum(n or 0 for n in at) for at in zip(*parts, strict=True)]
+    return curve | {f"cost/{DERIVATIVES_SUM}": sums}
 
 
 def _slug(name: str) -> str:
@@ -222,9 +253,10 @@ def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
 def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:
     """The validation metric against the cost so far."""
     name = f"cost/{cost}"
+    if cost == DERIVATIVES_SUM:
+        curves = {key: _with_sum(curve) for key, curve in curves.items()}
     logarithmic = _far_apart(results, curves, name)
-    words = "training seconds" if cost == "seconds" else cost.replace("_", " ")
-    words = words.replace("hvps", "Hessian products")
+    words = "training seconds" if cost == "seconds" else WORDS.get(cost, cost.replace("_", " "))
     return _tracks(results, curves, name, words, "at no such cost (last value)", logarithmic)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from metabench.analysis.results import Records, Results
 from metabench.core.errors import NotDrawn
-from metabench.reports.figures.plots import DEFAULT_COST, Figures, kinds_of
+from metabench.reports.figures.plots import Figures, kinds_of
 from metabench.reports.figures.style import COLOURS, styled
 
 if TYPE_CHECKING:
@@ -27,9 +27,8 @@ PALETTE = 48
 def small_figure(results: Results, store: Records) -> bytes | None:
     """The first figure of the suite's first kind as PNG; None where there is none, or where it is
     larger than ``LARGEST``."""
-    cost = (results.suite.costs or [DEFAULT_COST])[0]
     try:
-        drawn = Figures(results, store).of(kinds_of(results.suite)[:1], cost)
+        drawn = Figures(results, store).own(kinds_of(results.suite)[0])
     except NotDrawn:
         return None
     first = next(iter(drawn.values()), None)

@@ -17,6 +17,16 @@ def spent(budget: Budget, at: Boundary, seconds: float) -> float:
     return max(budget.spent(used), default=0.0)
 
 
+def advanced(budget: Budget, before: Boundary, after: Boundary) -> bool:
+    """Whether a step has brought any limit of the budget nearer, be it not the nearest one; that of
+    seconds comes nearer by itself."""
+    if budget.seconds is not None:
+        return True
+    used = ({**at.counts, "outer_steps": at.step} for at in (before, after))
+    then, now = map(budget.spent, used)
+    return any(b > a for a, b in zip(then, now, strict=True))
+
+
 def is_due(budget: Budget, at: Boundary) -> bool:
     """Whether an evaluation is planned at this step."""
     every = budget.eval_every_cost

@@ -91,6 +91,13 @@ class Range:
             raise ValueError(f"low = {self.low} is to be below high = {self.high}")
         if self.log and given and given[0] <= 0:
             raise ValueError(f"a logarithmic range cannot begin at {self.low}")
+        said = [n for n in ("log", "whole", "per_smoothness") if getattr(self, n)]
+        if self.choices and said:
+            raise ValueError(f"choices are taken as they are: {said[0]} is for low and high")
+        if self.whole and self.per_smoothness:
+            raise ValueError("a whole number divided by L is none: whole or per_smoothness")
+        if self.whole and (odd := [x for x in given if x != int(x)]):
+            raise ValueError(f"whole numbers are drawn between whole numbers, not {odd[0]}")
 
     def at(self, u: float, smoothness: float) -> Any:
         """The value at ``u`` in [0, 1) on a problem with this L."""

@@ -211,6 +211,18 @@ def test_a_store_of_baselines_does_as_well(enter, small: tuple[Path, Path], tmp_
     ranking.check_baselines(by_store)
 
 
+def test_a_finished_record_of_the_store_counts_before_that_of_a_file(
+    enter, small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    first, second, *_ = Published(small[1]).records()
+    store = Store(tmp_path / "runs")
+    store.write(replace(first, attempts=7, files={}))
+    store.write(replace(second, status="failed", metrics={}, files={}))
+    known = enter(contests.plugin(tmp_path, "mine")).baselines
+    assert (known[first.key].attempts, known[second.key].status) == (7, "done")
+    assert enter(tmp_path / "mine_file.py", baselines=None).baselines[second.key].status == "failed"
+
+
 def test_scores_that_ship_with_a_built_in_arena_are_found(
     enter, small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,43 @@ def test_cells_are_bundled_by_needs_and_packed_by_cost() -> None:
     assert {b.needs.memory_gb for b in grown} == {8, 16}
 
 
+def test_no_more_jobs_than_most_jobs_whatever_cells_need() -> None:
+    """Needs that differ by memory: a bundle of its own for each."""
+    few = replace(PROFILE, most_jobs=3)
+    one = [member(i) for i in range(5)]
+    grown = {m.cell.key: Setbacks(memory=i) for i, m in enumerate(one)}
+    most = replace(few, most_memory_gb=1000.0)
+    found = bundles(one, most, {}, grown)
+    assert [b.needs.memory_gb for b in found] == [128, 64, 32], "the largest first"
+    assert [b.workers for b in found] == [1, 1, 1]
+    # Small bundles have a job each, which the large one pays for.
+    many = [*one[1:3], *(member(i) for i in range(10, 110))]
+    assert [b.workers for b in bundles(many, replace(most, most_jobs=50), {}, grown)] == [1, 1, 48]
+
+
+def test_cells_beyond_most_jobs_are_told_of_and_stay_open(tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from metabench.cli.printing.cluster import print_draft
+    from metabench.cluster.submitting import draft as drafting
+    from metabench.store.store import Store
+    from metabench.suites.planning import Planned
+
+    planned = [
+        Planned("r", "c", member(i).cell, "open", estimated_seconds=seconds)
+        for i, seconds in enumerate((60.0, 3600.0, None))
+    ]
+    made = drafting.draft(planned, replace(PROFILE, most_jobs=2), Store(tmp_path), "s", "smoke")
+    assert [m.cell.seed for b in made.bundles for m in b.members] == [2, 1]
+    assert (made.cells, made.later) == (2, 1) and sum(p.size for p in made.parts) == 2
+    out = io.StringIO()
+    print_draft(Console(file=out), made, planned)
+    assert "1 cell left for another submission" in out.getvalue()
+    assert drafting.draft(planned, PROFILE, Store(tmp_path), "s", "smoke").later == 0
+
+
 @given(
     sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=6),
     most=st.integers(1, 1001),

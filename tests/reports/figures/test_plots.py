@@ -1,10 +1,12 @@
 import math
+import tomllib
 from dataclasses import replace
 
 import pytest
 
 from metabench.analysis.rankings import normalised
 from metabench.analysis.results import collect
+from metabench.core.catalogue import suite_folder, suite_names
 from metabench.core.errors import NotDrawn, UnknownName
 from metabench.reports.figures import plots
 from metabench.reports.figures.style import finish
@@ -110,6 +112,51 @@ def test_the_cost_axis_can_be_chosen(full):
     assert axis.get_xscale() == "log"
     with pytest.raises(UnknownName, match="near: inner_gradients"):
         plots.figures(*full, kinds=["cost"], cost="inner_gradient")
+
+
+def asking(results, plots, costs):
+    """Results of a suite that asks for these figures itself."""
+    return replace(results, suite=replace(results.suite, plots=plots, costs=costs))
+
+
+ASKED = sorted(
+    {
+        (tuple(head.get("plots", ())), tuple(head["costs"]))
+        for name in suite_names()
+        if "costs" in (head := tomllib.loads((suite_folder() / f"{name}.toml").read_text("utf-8")))
+    }
+)
+
+
+@pytest.mark.parametrize(("kinds", "costs"), ASKED)
+def test_what_a_built_in_suite_asks_for_is_drawn(few, kinds, costs):
+    results, store = few
+    made = plots.figures(asking(results, [*kinds], [*costs]), store)
+    taken = {*costs} - {"function_evaluations"} if "cost" in kinds else set()
+    assert {f"cost-{cost}" for cost in taken} <= made.keys()
+
+
+def test_a_cost_of_the_suite_that_no_run_has_is_left_out(few):
+    results, store = few
+    of_suite = asking(results, ["cost", "frontier"], ["peak_tensor_bytes", "derivatives"])
+    assert list(plots.figures(of_suite, store)) == ["cost-derivatives", "frontier-derivatives"]
+    assert list(plots.figures(of_suite, store, ["frontier"])) == ["frontier-derivatives"]
+    with pytest.raises(UnknownName, match="no cost called 'peak_tensor_bytes'"):
+        plots.figures(of_suite, store, ["frontier"], cost="peak_tensor_bytes")
+    nothing = asking(results, ["cost"], ["peak_tensor_bytes"])
+    assert plots.figures(nothing, store) == {}
+    with pytest.raises(NotDrawn, match="no run has 'peak_tensor_bytes'"):
+        plots.figures(nothing, store, ["cost"])
+
+
+def test_the_derivatives_of_a_curve_are_summed(few):
+    results, store = few
+    (axis, *_) = plots.figures(results, store, ["cost"], "derivatives")["cost-derivatives"].axes
+    assert axis.get_xlabel() == "gradients and products in all"
+    curves = [store.curve(record) for record in results.table_cells["maml", "5w1s"].done]
+    names = ("inner_gradients", "outer_gradients", "hvps", "mixed_products")
+    last = sum(curves[0][f"cost/{n}"][-1] for n in names)
+    assert last in {x for found in axis.lines for x in found.get_xdata()}
 
 
 def test_steps_are_logarithmic_where_one_row_takes_many_times_as_many(full):

@@ -216,6 +216,7 @@ def test_scores_run_from_no_learning_to_the_bound(tmp_path: Path) -> None:
             "method implicit: space.method.inverse cannot "
             "be 3: give a table, which may have low, high, log, whole, per_smoothness, choices",
         ),
+        ("high = 20", "high = 20.5", "whole numbers are drawn between whole numbers, not 20.5"),
         (
             "set.method =",
             "set.metod =",
@@ -293,6 +294,22 @@ def test_whole_numbers_are_whole_and_all_can_be_drawn(low, more, log, u) -> None
     x = range_.at(u, 7.0)
     assert isinstance(x, int) and low <= x <= low + more
     assert (range_.at(0.0, 1.0), range_.at(1 - 1e-12, 1.0)) == (low, low + more)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"choices": [1, 2], "log": True}, "choices are taken as they are: log is for low and"),
+        ({"choices": [1, 2], "whole": True}, "whole is for low and high"),
+        ({"choices": [0.1], "per_smoothness": True}, "per_smoothness is for low and high"),
+        ({"low": 1, "high": 9, "whole": True, "per_smoothness": True}, "divided by L is none"),
+        ({"low": 2.5, "high": 9, "whole": True, "log": True}, "whole numbers, not 2.5"),
+        ({"low": 1, "high": 9.5, "whole": True}, "whole numbers, not 9.5"),
+    ],
+)
+def test_what_a_range_would_not_look_at_is_refused(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Range(**given)
 
 
 @pytest.mark.parametrize("name", catalogue.arena_names())
