@@ -58,7 +58,7 @@ def test_what_it_says_of_ranks_that_are_not_told_apart() -> None:
     assert worse == {"A": 5, "C": 5}
     words = " ".join(README.split())
     assert "None of the five of a track is shown to be better than another" in words
-    assert "worse than all five of A, and than the first two of C" in words
+    assert "No outer learning is shown to be worse than all five of both" in words
 
 
 @pytest.mark.parametrize(
