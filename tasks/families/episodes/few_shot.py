@@ -28,6 +28,7 @@ from metabench.core.text import counted
 
 from ...models.networks import ConvNet, Network
 from ..images.class_images import Classes, GivenEpisode, Minibatches, nearest_neighbour
+from .learned_start import LACKS, LACKS_OF_A_PRIOR, LACKS_OF_A_START, prior_loss
 
 Count = Annotated[int, Field(ge=1)]
 UNIT_EPS = 1e-10
@@ -138,8 +139,7 @@ class FewShot(Task):
     @property
     def lacks(self) -> dict[str, str]:
         """Why some needs are not met, in words."""
-        weights = "lam is the weights of a network: neither few scalars nor bounds to search in"
-        own = {"small_lam": weights, "search_space": weights}
+        own = dict(LACKS)
         if self.train_ways is not None:
             own["module"] = "heads of training and of test differ in size (train_ways)"
         if self.formulation != "representation":
@@ -153,11 +153,9 @@ class FewShot(Task):
             "embedding", "features have any length here; with unit_features = true they have 1"
         )
         if self.formulation == "init":
-            own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
+            own |= LACKS_OF_A_START
         elif self.formulation == "prior":
-            why = "lam is the centre of a prior here (formulation = 'prior')"
-            own["lam_is_initialisation"] = f"{why}: theta's minimiser moves with it, not its start"
-            own["head"] = f"{why}, on all weights alike"
+            own |= LACKS_OF_A_PRIOR
         elif self.formulation == "context":
             why = "theta is context parameters here (formulation = 'context')"
             own["lam_is_initialisation"] = f"{why}, which start at zero"
@@ -329,8 +327,7 @@ class FewShotProblem(Problem):
         fit = self.fit(lam, theta, batch)
         if self.task.formulation != "prior":
             return fit
-        gaps = torch.stack([(v - lam[k]).square().sum() for k, v in theta.items()])
-        return fit + 0.5 * self.task.prior_precision * gaps.sum()
+        return fit + prior_loss(self.task.prior_precision, lam, theta)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on the query set."""

@@ -20,6 +20,26 @@ from torch import Tensor
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
 from metabench.core import settings
 
+LACKS = dict.fromkeys(
+    ("small_lam", "search_space"),
+    "lam is the weights of a network: neither few scalars nor bounds to search in",
+)
+LACKS_OF_A_START = {
+    "lam_in_inner_loss": "lam is where theta starts: the inner loss does not have it"
+}
+_CENTRE = "lam is the centre of a prior here (formulation = 'prior')"
+LACKS_OF_A_PRIOR = {
+    "lam_is_initialisation": f"{_CENTRE}: theta's minimiser moves with it, not its start",
+    "head": f"{_CENTRE}, on all weights alike",
+}
+"""Why some needs are not met where lam is a network's weights, their start, or a prior's centre."""
+
+
+def prior_loss(precision: float, lam: Params, theta: Params) -> Tensor:
+    """mu/2 |theta - lam|^2 over all tensors of theta."""
+    gaps = torch.stack([(v - lam[k]).square().sum() for k, v in theta.items()])
+    return 0.5 * precision * gaps.sum()
+
 
 @dataclass(frozen=True)
 class LearnedStart(Task):
@@ -44,15 +64,7 @@ class LearnedStart(Task):
     @property
     def lacks(self) -> dict[str, str]:
         """Why some needs are not met, in words."""
-        weights = "lam is the weights of a network: neither few scalars nor bounds to search in"
-        own = {"small_lam": weights, "search_space": weights}
-        if self.formulation == "init":
-            own["lam_in_inner_loss"] = "lam is where theta starts: the inner loss does not have it"
-        else:
-            why = "lam is the centre of a prior here (formulation = 'prior')"
-            own["lam_is_initialisation"] = f"{why}: theta's minimiser moves with it, not its start"
-            own["head"] = f"{why}, on all weights alike"
-        return own
+        return LACKS | (LACKS_OF_A_START if self.formulation == "init" else LACKS_OF_A_PRIOR)
 
 
 class LearnedStartProblem(Problem):
@@ -89,8 +101,7 @@ class LearnedStartProblem(Problem):
         error = self.error(prediction, batch)
         if self.task.formulation != "prior":
             return error
-        gaps = torch.stack([(v - lam[k]).square().sum() for k, v in theta.items()])
-        return error + 0.5 * self.task.prior_precision * gaps.sum()
+        return error + prior_loss(self.task.prior_precision, lam, theta)
 
     def inner_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """:meth:`loss_of_prediction` of the batch's."""
