@@ -161,7 +161,7 @@ def kit_tasks(method: Any) -> list[Any]:
         known.append(ridge(features=4, carried=True))
     if "search_space" in method.needs:
         known.append(retrieval(table="synthetic", questions=20))
-    few_shot = {"embedding": "representation", "context": "context"}
+    few_shot = {"embedding": "representation", "context": "context", "batch_norms": "init"}
     for need in few_shot.keys() & method.needs:
         small = {"ways": 3, "shots": 2, "queries": 2, "filters": 2, "meta_batch": 3}
         own = {**small, "formulation": few_shot[need], "dtype": "float64"}

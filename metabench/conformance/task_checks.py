@@ -171,13 +171,15 @@ def check_project(task: Any) -> None:
 
 
 def check_parts(task: Any) -> None:
-    """A head and a module that are offered carry the names and shapes of theta and lam."""
+    """A head, batch norms and a module that are offered carry the names and shapes of theta and
+    lam."""
     problem = build(task)
     lam, theta, _ = start(problem)
-    if "head" in task.offers:
-        assert problem.head, "it offers a head and names no part of it"
-        unknown = [k for k in problem.head if k not in theta]
-        assert not unknown, f"head names {unknown}, which theta does not have"
+    for what, names in (("head", problem.head), ("batch_norms", problem.batch_norms)):
+        if what in task.offers:
+            assert names, f"it offers {what!r} and names no part of theta for it"
+            unknown = [k for k in names if k not in theta]
+            assert not unknown, f"{what} names {unknown}, which theta does not have"
     if "module" in task.offers:
         assert problem.module is not None, "it offers a module and has none"
         known = {**lam, **theta}

@@ -252,6 +252,7 @@ class Limited(Wrapped):
     def __getattr__(self, name: str) -> Any:
         guarded = {
             "head": {"head"},
+            "batch_norms": {"batch_norms"},
             "embedding": {"embed"},
             "base_classes": {"base_classes"},
             "base_batch": {"base_classes"},

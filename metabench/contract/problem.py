@@ -114,6 +114,9 @@ class Problem(ABC):
     head: tuple[str, ...] = ()
     """Names in theta of the last layer's parameters (capability ``head``)."""
 
+    batch_norms: tuple[str, ...] = ()
+    """Names in theta of the scales and shifts of batch norms (capability ``batch_norms``)."""
+
     module: nn.Module | None = None
     """The network (capability ``module``); its parameters are named as in theta (or in lam and
     theta together)."""

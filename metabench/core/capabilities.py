@@ -15,6 +15,7 @@ CAPABILITIES = {
     "own_step": "inner steps of its own, without gradients (Problem.own_step)",
     "lam_is_initialisation": "a lam that is the initial value of theta",
     "head": "a last layer that is named apart from the body (Problem.head)",
+    "batch_norms": "batch norms whose scales and shifts are in theta (Problem.batch_norms)",
     "episodes": "many inner problems, each solved from its own start",
     "carried": "one training along the run, whose theta is carried from outer step to outer step",
     "small_lam": "a lam of few scalars",

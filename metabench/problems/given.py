@@ -52,6 +52,7 @@ class Given:
     inners: dict[str, Inners] | None = None
     learned: tuple[Learnable, ...] = ()
     head: tuple[str, ...] = ()
+    batch_norms: tuple[str, ...] = ()
     marks: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the user's functions, by what each is for."""
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
@@ -233,6 +233,13 @@ def is_affine(module: nn.Module) -> bool:
         plain = all(type(part) in (nn.Flatten, nn.Identity, nn.Unflatten) for part in before)
         return plain and type(last) is nn.Linear
     return type(module) is nn.Linear
+
+
+def norms_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of the scales and shifts of its batch norms that are trained."""
+    parts = [(k, part) for k, part in module.named_modules() if isinstance(part, _BatchNorm)]
+    each = [part.named_parameters(prefix) for prefix, part in parts]
+    return tuple(k for some in each for k, v in some if v.requires_grad)
 
 
 def head_of(module: nn.Module, named: str | None) -> tuple[str, ...]:

@@ -218,14 +218,15 @@ def _initialisation(
     """Checked: inner problems, or one data set each."""
     if "selection" in data:
         raise SettingError("selection: learn='initialisation' chooses its state on valid")
-    net, parts = Network(module, torch.device("cpu")), network.head_of(module, head)
+    net = Network(module, torch.device("cpu"))
+    parts, norms = network.head_of(module, head), network.norms_of(module)
     several = {k: inners(v, dtype, k) for k, v in data.items()}
     if all(v is None for v in several.values()):
         splits = {k: pair(v, dtype, k) for k, v in data.items()}
         same_kind(splits)
         judge, splits = _judged(net, splits, judging)
         found = _found(net, splits["train"], judge, [])
-        return Given(model, judge, found, dtype, splits, head=parts)
+        return Given(model, judge, found, dtype, splits, head=parts, batch_norms=norms)
     odd = [k for k, v in several.items() if v is None]
     if odd:
         raise SettingError(
@@ -240,7 +241,7 @@ def _initialisation(
     judge, _ = _judged(net, {"train": support, "query": query}, judging)
     every = {k: _shaped(net, v, judge, k) for k, v in every.items()}
     found = _found(net, support, judge, [])
-    return Given(model, judge, found, dtype, {}, every, head=parts)
+    return Given(model, judge, found, dtype, {}, every, head=parts, batch_norms=norms)
 
 
 def _judged(

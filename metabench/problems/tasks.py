@@ -207,6 +207,8 @@ class Initialisation(OwnProblem):
     def offers(self) -> frozenset[str]:
         """Episodes that start at lam."""
         own = self.shared | {"lam_is_initialisation", "episodes"}
+        if self.given.batch_norms:
+            own.add("batch_norms")
         if self.given.inners is None and self.batch_size is None:
             own.add("full_batch")
         return frozenset(own)

@@ -533,6 +533,7 @@ BROKEN_TASKS = {
         hypers=(replace(BODY_BIAS, only_if=("kind", ("a",))),),
     ),
     "head": broken_task(r"parts: head names \['top'\]", head=("top",)),
+    "norms": broken_task("parts: it offers 'batch_norms' and", SAMPLE.offers | {"batch_norms"}),
     "module": broken_task(
         "parts: it offers a module", module=property(lambda s: None, lambda s, v: None)
     ),

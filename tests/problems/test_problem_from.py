@@ -562,3 +562,15 @@ def test_the_head_is_the_last_layer_of_a_sequence_or_the_one_that_is_named() -> 
     assert named.given.head == ("0.weight", "0.bias")
     custom = problem_from(Custom(lambda s, x: s.layer(x)), *BINARY)
     assert "head" not in custom.offers and "which layer is the last" in custom.lacks["head"]
+
+
+def test_batch_norms_whose_start_is_learned_are_named() -> None:
+    norm = nn.BatchNorm1d(3, track_running_stats=False)
+    model = nn.Sequential(linear(3), norm, nn.BatchNorm1d(3, affine=False).eval(), nn.Linear(3, 2))
+    task = problem_from(model.double(), *BINARY, learn="initialisation")
+    assert "batch_norms" in task.offers
+    assert testing.context(task).problem.batch_norms == ("1.weight", "1.bias")
+    norm.bias.requires_grad_(False)
+    frozen = problem_from(model, *BINARY, learn="initialisation")
+    assert testing.context(frozen).problem.batch_norms == ("1.weight",)
+    assert "batch_norms" not in problem_from(mlp, *BINARY, learn="initialisation").offers

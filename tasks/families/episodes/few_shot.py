@@ -25,6 +25,7 @@ from metabench.contract.seeds import Seeds, generator
 from metabench.core import settings
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.text import counted
+from metabench.problems.network import norms_of
 
 from ...models.networks import ConvNet, Network
 from ..images.class_images import Classes, GivenEpisode, Minibatches, nearest_neighbour
@@ -129,7 +130,7 @@ class FewShot(Task):
         if self.train_ways is None:
             own.add("module")
         if self.formulation == "init":
-            return GRADIENTS | own | {"lam_is_initialisation", "head"}
+            return GRADIENTS | own | {"lam_is_initialisation", "head", "batch_norms"}
         if self.formulation == "representation" and self.whole_support:
             own |= {"embedding", "unit_embedding"} if self.unit_features else {"embedding"}
         if self.formulation == "context":
@@ -255,6 +256,7 @@ class FewShotProblem(Problem):
         self.starts_at_lam = task.formulation == "prior"
         self.whole = task.formulation in ("init", "prior")
         """Whether theta is all weights."""
+        self.batch_norms = norms_of(self.net) if self.whole else ()
         self.modulated = f"norm{task.context_block}"
 
     def init_outer(self) -> Params:
