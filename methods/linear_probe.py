@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from metabench.contract import autodiff
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.guards import check_hypergradient
-from metabench.contract.method import Context, State, Steps, outer_rate, split
+from metabench.contract.method import Context, State, Steps, split
 from metabench.contract.problem import Episode, Params
 from metabench.contract.seeds import generator
 from metabench.contract.solver import Solver, why_no_noise
@@ -127,7 +127,7 @@ class LinearProbe(GradientMethod):
         size = check_hypergradient(g, ctx.step)
         if self.clip is not None:
             g = {k: v.clamp(-self.clip, self.clip) for k, v in g.items()}
-        lr = outer_rate(self.outer_lr, self.outer_decay, ctx, self.outer_decay_rate)
+        lr = self.outer_rate(ctx)
         moved, outer = self.outer_rule().update(state.outer, g, state.memory["outer"], lr)
         lam, head = split(moved)
         new = State(ctx.problem.project(lam), None, {**state.memory, "outer": outer}, head)

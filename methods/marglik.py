@@ -23,7 +23,7 @@ from torch import Tensor
 from metabench.contract import autodiff
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.guards import check_hypergradient
-from metabench.contract.method import Context, Positive, State, Steps, inner_loop, outer_rate
+from metabench.contract.method import Context, Positive, State, Steps, inner_loop
 from metabench.contract.problem import Batch, Params
 from metabench.contract.seeds import generator
 from metabench.core.errors import SettingError
@@ -97,7 +97,7 @@ class MargLik(GradientMethod):
         if ctx.problem.carried:
             memory["inner"] = autodiff.detach_tree(inner)
         if ctx.step >= self.burn_in:
-            lr = outer_rate(self.outer_lr, self.outer_decay, ctx, self.outer_decay_rate)
+            lr = self.outer_rate(ctx)
             for i in range(self.lam_steps):
                 value, g = self.ascent(ctx, lam, theta, i)
                 log = {"outer_loss": value}

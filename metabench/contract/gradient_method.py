@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
@@ -44,14 +45,16 @@ class GradientMethod(InnerTraining):
 
     outer_lr: Positive = 1e-3
     outer_solver: SolverName = "adam"
-    outer_decay: Literal["none", "linear", "inverse", "sqrt"] = "none"
+    outer_decay: Literal["none", "linear", "inverse", "sqrt", "cosine"] = "none"
     """"linear": the outer step size falls to 0 over the budget (unless that is time only);
     "inverse": at outer step i it is divided by 1 + i * ``outer_decay_rate``; "sqrt": by the square
-    root of i + 1."""
+    root of i + 1; "cosine": by half a cosine it falls to ``outer_lr_min`` over the budget."""
     clip: Positive | None = None
     """Clip every entry of the mean hypergradient to [-clip, clip]."""
     outer_decay_rate: Positive = settings.later(1e-5)
     """Of the inverse decay."""
+    outer_lr_min: Annotated[float, Field(ge=0)] = settings.later(0.0)
+    """Where the cosine decay ends."""
     outer_eps: Positive | None = settings.later(None)
     """The constant eps of an outer Adam; None: its default."""
 
@@ -107,6 +110,11 @@ class GradientMethod(InnerTraining):
         state = State(lam, self.first_theta(ctx, lam), learned=self.first_learned(ctx, lam))
         return replace(state, memory={"outer": self.outer_rule().init(state.outer)})
 
+    def outer_rate(self, ctx: Context) -> float:
+        """The outer step size now."""
+        constants = {"rate": self.outer_decay_rate, "end": self.outer_lr_min}
+        return outer_rate(self.outer_lr, self.outer_decay, ctx, **constants)
+
     def outer_rule(self) -> Solver:
         """What moves lam."""
         return outer_solver(self.outer_solver, eps=self.outer_eps)
@@ -131,7 +139,7 @@ class GradientMethod(InnerTraining):
 
     def step(self, ctx: Context, state: State) -> tuple[State, dict[str, float]]:
         """Average, guard, update, project."""
-        lr = outer_rate(self.outer_lr, self.outer_decay, ctx, self.outer_decay_rate)
+        lr = self.outer_rate(ctx)
         episodes = ctx.training_episodes()
         self.choose_memory_mode(ctx, state, episodes[0])
         if ctx.replays(self) and len(episodes) > 1:

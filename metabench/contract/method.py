@@ -295,8 +295,11 @@ class InnerTraining(Method):
         return autodiff.detach(theta)
 
 
-def outer_rate(lr: float, decay: str, ctx: Context, rate: float = 0.0) -> float:
-    """The outer step size now; "linear" cannot follow a budget of time alone, and notes that."""
+def outer_rate(
+    lr: float, decay: str, ctx: Context, rate: float = 0.0, *, end: float = 0.0
+) -> float:
+    """The outer step size now; "linear" and "cosine" cannot follow a budget of time alone, and note
+    that. ``rate`` is that of "inverse", ``end`` the last step size of "cosine"."""
     if decay == "inverse":
         return lr / (1.0 + rate * ctx.step)
     if decay == "sqrt":
@@ -307,4 +310,6 @@ def outer_rate(lr: float, decay: str, ctx: Context, rate: float = 0.0) -> float:
     if progress is None:
         ctx.notes["outer_decay"] = "none: only time limits the run"
         return lr
+    if decay == "cosine":
+        return end + (lr - end) * (1.0 + math.cos(math.pi * progress)) / 2
     return lr * (1.0 - progress)

@@ -1,6 +1,7 @@
 """The shared outer loop: inner steps, step sizes, guards, search; what methods do with them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -220,8 +221,33 @@ def test_outer_rate_follows_the_budget():
     assert outer_rate(0.8, "linear", ctx) == pytest.approx(0.2) and ctx.notes == {}
     ctx = context("quadratic", budget=Budget(seconds=5.0))
     assert ctx.progress is None
-    assert outer_rate(0.8, "linear", ctx) == 0.8
+    assert outer_rate(0.8, "linear", ctx) == outer_rate(0.8, "cosine", ctx, end=0.1) == 0.8
     assert ctx.notes == {"outer_decay": "none: only time limits the run"}
+
+
+def test_a_cosine_is_that_of_torch():
+    rule = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(rule, T_max=6, eta_min=1e-5)
+    ctx = context("quadratic", budget=Budget(outer_steps=6))
+    method = methods.get("maml")(outer_lr=1e-3, outer_decay="cosine", outer_lr_min=1e-5)
+    for ctx.step in range(7):
+        assert method.outer_rate(ctx) == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        rule.step()
+        schedule.step()
+    assert replace(method, outer_lr_min=0.0).outer_rate(ctx) == pytest.approx(0.0, abs=1e-18)
+
+
+def test_a_step_goes_by_the_rate_of_its_decay():
+    own = {"outer_solver": "sgd", "outer_lr": 0.5, "outer_decay": "cosine", "outer_lr_min": 0.1}
+    sizes = []
+    for step in (0, 2, 4):
+        ctx = context("quadratic", budget=Budget(outer_steps=4), step=step)
+        method = methods.get("bilevel")(**own)
+        before = method.init(ctx)
+        after, log = method.step(ctx, before)
+        moved = torch.linalg.vector_norm(after.lam["lam"] - before.lam["lam"])
+        sizes.append(float(moved) / log["hypergradient_norm"])
+    assert sizes == pytest.approx([0.5, 0.3, 0.1], rel=1e-9)
 
 
 def test_settings_that_cannot_be():
