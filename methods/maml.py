@@ -2,14 +2,19 @@
 
 Finn, Abbeel, Levine, ICML 2017, arXiv 1703.03400 (second and first order). Options: ANIL (Raghu et
 al. 2020, arXiv 1909.09157: inner steps move the head only), Meta-SGD (Li et al. 2017, arXiv
-1707.09835: one learned step size a weight), and two of MAML++ (Antoniou, Edwards, Storkey, ICLR
+1707.09835: one learned step size a weight), and those of MAML++ (Antoniou, Edwards, Storkey, ICLR
 2019, arXiv 1810.09502):
 
-- one learned step size for each parameter tensor and inner step; later steps at evaluation have the
-  last step's;
+- one learned step size for each parameter tensor and inner step;
+- a scale and a shift of every batch norm for each inner step, learned outside and left alone by
+  inner steps; the outer loss after a step has that step's. Later steps at evaluation have the last
+  step's, of both. Running statistics a step are left out: the authors' code writes and never reads
+  them, for its batch norm always takes the batch's own;
 - the outer loss sum_t v_t F(theta_t) over the S inner steps. In epoch e of E, v_t = (1 - e/E) / S
   but for the last, which has the rest; from epoch E on the last step counts alone. The authors'
-  floor of 0.03 / S is left out: with their E of 10 or 15 it is never reached.
+  floor of 0.03 / S is left out: with their E of 10 or 15 it is never reached;
+- first order in the first epochs, second order in the others. The cosine of the outer step size is
+  an ``outer_decay``.
 """
 
 from __future__ import annotations
@@ -32,12 +37,15 @@ from metabench.contract.method import (
     split,
 )
 from metabench.contract.problem import GRADIENTS, Episode, Params
-from metabench.contract.solver import Rate
+from metabench.contract.solver import Rate, SolverState
 from metabench.core import settings
 from metabench.core.registry import method
 from metabench.hypergradients import unrolled
 
 RATE = "rate."  # prefix of learned step sizes
+NORM = "norm."  # prefix of the batch norms' parameters in the inner steps after the first
+BY_STEP = ("layer_step_rates", "step_norms")
+"""Settings that have something learned for each inner step."""
 
 
 @method("maml")
@@ -73,62 +81,115 @@ class MAML(unrolled.Unrolling):
     multi_step_epochs: Annotated[int, Field(ge=0)] = settings.later(0)
     """E, the epochs in which losses after earlier inner steps count too, less and less (MAML++)."""
     epoch_steps: Annotated[int, Field(ge=1)] = settings.later(500)
-    """Outer steps of such an epoch."""
+    """Outer steps of an epoch."""
+    step_norms: bool = settings.later(False)
+    """Learn scales and shifts of batch norm for each inner step, which moves none (MAML++)."""
+    first_order_epochs: Annotated[int, Field(ge=0)] = settings.later(0)
+    """Epochs in first order, before those in second order (MAML++)."""
 
     def __post_init__(self) -> None:
-        if not (self.layer_step_rates or self.multi_step_epochs):
+        if self.first_order_epochs and self.order == "first":
+            raise ValueError('first_order_epochs come before others: order = "second"')
+        given = [n for n in (*BY_STEP, "multi_step_epochs") if getattr(self, n)]
+        if not given:
             return
         if self.layer_step_rates and self.meta_sgd:
             raise ValueError("step sizes are learned by weight or by layer and step, not both")
+        if self.step_norms and self.anil:
+            raise ValueError("step_norms changes the body in inner steps, and anil does not")
         if not self.inner_steps:
-            raise ValueError("layer_step_rates and multi_step_epochs need an inner step at least")
+            raise ValueError(f"{given[0]} needs an inner step at least")
         if self.memory in ("states", "checkpoints"):
             raise ValueError(
-                f'memory = "{self.memory}" is not there for layer_step_rates and '
-                'multi_step_epochs, which keep the whole graph: memory = "graph"'
+                f'memory = "{self.memory}" is not there for {given[0]}, which keeps the whole '
+                'graph: memory = "graph"'
             )
 
     @property
     def exact_with(self) -> dict[str, Any] | None:
         """Second order, where the last step's loss is all of the outer loss."""
-        return None if self.multi_step_epochs else {"order": "second"}
+        return None if self.multi_step_epochs or self.first_order_epochs else {"order": "second"}
 
     @property
     def capturable(self) -> bool:
-        """Every outer step does the same, but where losses are weighted by epoch."""
-        return not (self.layer_step_rates or self.multi_step_epochs)
+        """Every outer step does the same, but where it depends on the epoch."""
+        return not (self.by_step or self.multi_step_epochs or self.first_order_epochs)
 
     @property
     def needs(self) -> frozenset[str]:
-        """lam = initial weights; second derivatives unless first order; ANIL a named head."""
+        """lam = initial weights; second derivatives unless first order; a named head for ANIL, or
+        batch norms."""
         own = {"outer_gradient", "lam_is_initialisation"}
         if self.order == "second":
             own |= GRADIENTS
+        if self.step_norms:
+            own.add("batch_norms")
         return frozenset(own | ({"head"} if self.anil else set()))
 
+    @property
+    def by_step(self) -> bool:
+        """Whether inner steps differ in what is learned for them."""
+        return any(getattr(self, name) for name in BY_STEP)
+
+    def second_order(self, ctx: Context) -> bool:
+        """Whether this outer step differentiates inner gradients."""
+        first = ctx.step < self.first_order_epochs * self.epoch_steps
+        return self.order == "second" and not first
+
     def first_learned(self, ctx: Context, lam: Params) -> Params:
-        """For Meta-SGD a step size for each weight that is moved; or [S] for each tensor."""
-        if not (self.meta_sgd or self.layer_step_rates):
+        """Step sizes: for Meta-SGD one for each weight that is moved, or [S] for each tensor; and
+        with ``step_norms`` [S - 1, *shape] for each parameter of a batch norm: lam has the first
+        step's."""
+        if not (self.meta_sgd or self.by_step):
             return {}
-        theta = ctx.problem.init_inner(lam, ctx.problem.episode("train", 0))
-        moving = {k: theta[k] for k in self.only(ctx) or theta}
+        theta, n = ctx.problem.init_inner(lam, ctx.problem.episode("train", 0)), self.inner_steps
+        moving = {k: theta[k] for k in self.moving(ctx, theta)}
+        learned = {}
         if self.meta_sgd:
-            return {RATE + k: torch.full_like(v, self.inner_lr) for k, v in moving.items()}
-        shape = (self.inner_steps,)
-        return {RATE + k: v.new_full(shape, self.inner_lr) for k, v in moving.items()}
+            learned = {RATE + k: torch.full_like(v, self.inner_lr) for k, v in moving.items()}
+        elif self.layer_step_rates:
+            learned = {RATE + k: v.new_full((n,), self.inner_lr) for k, v in moving.items()}
+        if self.step_norms and n > 1:
+            for k in ctx.problem.batch_norms:
+                learned[NORM + k] = theta[k].expand(n - 1, *theta[k].shape).clone()
+        return learned
+
+    def moving(self, ctx: Context, theta: Params) -> tuple[str, ...]:
+        """The names of theta that inner steps move."""
+        still = ctx.problem.batch_norms if self.step_norms else ()
+        return tuple(k for k in self.only(ctx) or theta if k not in still)
 
     def rate(self, learned: Params) -> Rate:
         """One number, or the learned ones by weight."""
-        if not self.meta_sgd:
-            return self.inner_lr
-        return {k.removeprefix(RATE): v for k, v in learned.items()}
+        return under(RATE, learned) if self.meta_sgd else self.inner_lr
 
     def rate_at(self, learned: Params, t: int) -> Rate:
-        """Of inner step ``t``: the last step's from S on."""
+        """Of inner step ``t``, below S."""
         if not self.layer_step_rates:
             return self.rate(learned)
-        t = min(t, self.inner_steps - 1)
-        return {k.removeprefix(RATE): v[t] for k, v in learned.items()}
+        return {k: v[t] for k, v in under(RATE, learned).items()}
+
+    def stepped(
+        self,
+        ctx: Context,
+        lam: Params,
+        learned: Params,
+        at: tuple[Params, SolverState | None],
+        ready: Episode,
+        t: int,
+        **how: Any,
+    ) -> tuple[Params, SolverState]:
+        """theta and solver state after inner step ``t``, with step sizes and batch norms of its
+        own: the last step's from S on."""
+        theta, solver_state = at
+        own = min(t, self.inner_steps - 1)
+        if own:
+            theta = theta | {k: v[own - 1] for k, v in under(NORM, learned).items()}
+        only = self.moving(ctx, theta) if self.step_norms else self.only(ctx)
+        return inner_loop(
+            ctx, lam, theta, ready, steps=1, start=t, lr=self.rate_at(learned, own),
+            solver_state=solver_state, only=only, **how,
+        )  # fmt: skip
 
     def loss_weights(self, step: int) -> list[float]:
         """v_1 to v_S at an outer step."""
@@ -144,14 +205,14 @@ class MAML(unrolled.Unrolling):
 
     def differentiated_steps(self) -> int:
         """None in first order; none to choose a memory for where the whole graph is kept."""
-        second = self.order == "second" and not self.layer_step_rates
+        second = self.order == "second" and not self.by_step
         return self.inner_steps if second else 0
 
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
         """[prod_t (I - alpha H_t)] grad L_Q(phi_T); first order drops the product."""
-        if self.layer_step_rates or ctx.step < self.multi_step_epochs * self.epoch_steps:
+        if self.by_step or ctx.step < self.multi_step_epochs * self.epoch_steps:
             return self.step_by_step(ctx, lam, theta, episode)
         return unrolled.reverse(
             ctx,
@@ -160,7 +221,7 @@ class MAML(unrolled.Unrolling):
             episode,
             steps=self.inner_steps,
             rate=self.rate,
-            first_order=self.order == "first",
+            first_order=not self.second_order(ctx),
             only=self.only(ctx),
             mode=self.memory,
             memory_budget=self.memory_budget_gb * 1e9,
@@ -169,40 +230,38 @@ class MAML(unrolled.Unrolling):
     def step_by_step(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode
     ) -> Hypergradient:
-        """The gradient of sum_t v_t F(theta_t), each step with step sizes of its own."""
-        second, only = self.order == "second", self.only(ctx)
+        """The gradient of sum_t v_t F(theta_t), each step with what is learned for it."""
+        second = self.second_order(ctx)
         ctx.notes["unroll"] = "graph" if second else "first order"
-        products = {
-            "hvps": int(second),
-            "mixed_products": int(second and "lam_in_inner_loss" in ctx.offers),
-        }
+        mixed = self.step_norms or "lam_in_inner_loss" in ctx.offers
+        products = {"hvps": int(second), "mixed_products": int(second and mixed)}
 
         def f(outer: Params) -> tuple[Tensor, Params]:
             own, learned = split(outer)
-            ready = ctx.problem.prepare(own, episode, only)
-            at = ctx.problem.init_inner(own, ready) if theta is None else theta
-            solver_state, losses = None, []
+            ready = ctx.problem.prepare(own, episode, self.only(ctx))
+            start = ctx.problem.init_inner(own, ready) if theta is None else theta
+            at: tuple[Params, SolverState | None] = (start, None)
+            losses = []
             for t, weight in enumerate(self.loss_weights(ctx.step)):
-                at, solver_state = inner_loop(
-                    ctx, own, at, ready, steps=1, start=t, lr=self.rate_at(learned, t),
-                    solver_state=solver_state, create_graph=second, only=only, **products,
-                )  # fmt: skip
+                at = self.stepped(ctx, own, learned, at, ready, t, create_graph=second, **products)
                 if weight:
-                    losses.append(weight * ctx.outer_loss(own, at, ready.outer))
-            return torch.stack(losses).sum(), at
+                    losses.append(weight * ctx.outer_loss(own, at[0], ready.outer))
+            return torch.stack(losses).sum(), at[0]
 
         return Hypergradient(*autodiff.grad_and_rest(f, lam))
 
     def adapt(self, ctx: Context, state: State, episode: Episode) -> Params:
-        """``test_steps`` inner steps, each with its own step sizes."""
-        if not self.layer_step_rates:
+        """``test_steps`` inner steps, each with what is learned for it."""
+        if not self.by_step:
             return super().adapt(ctx, state, episode)
-        lam, only = autodiff.detach(state.lam), self.only(ctx)
-        ready = ctx.problem.prepare_inner(lam, episode, only)
-        theta, solver_state = ctx.problem.init_inner(lam, episode), None
+        lam = autodiff.detach(state.lam)
+        ready = ctx.problem.prepare_inner(lam, episode, self.only(ctx))
+        at: tuple[Params, SolverState | None] = (ctx.problem.init_inner(lam, episode), None)
         for t in range(self.inner_steps if self.test_steps is None else self.test_steps):
-            theta, solver_state = inner_loop(
-                ctx, lam, theta, ready, steps=1, start=t, lr=self.rate_at(state.learned, t),
-                solver_state=solver_state, only=only,
-            )  # fmt: skip
-        return autodiff.detach(theta)
+            at = self.stepped(ctx, lam, state.learned, at, ready, t)
+        return autodiff.detach(at[0])
+
+
+def under(prefix: str, learned: Params) -> Params:
+    """What is learned under a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in learned.items() if k.startswith(prefix)}

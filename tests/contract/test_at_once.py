@@ -116,7 +116,8 @@ def test_evaluation_is_replayed_and_the_same(row):
 
 def test_methods_that_change_from_step_to_step_are_not_captured():
     ctx, method = context("maml", graphs=Graphs(rerun))
-    assert not ctx.replays(replace(method, multi_step_epochs=1))
+    for own in ({"multi_step_epochs": 1}, {"first_order_epochs": 1}, {"step_norms": True}):
+        assert not ctx.replays(replace(method, **own))
     assert not ctx.replays(methods.get("reptile")())
     assert not ctx.replays(methods.get("ift")(tolerance=1e-3))
     other = tasks.get("quadratic")().build(Seeds.of(0), torch.device("cpu"))
