@@ -32,11 +32,8 @@ class InitialisationProblem(Problem):
         an outer step."""
         self.given, self.seeds, self.device, self.batch_size = given, seeds, device, batch_size
         self.network, self.judge = given.network(seeds, device), given.judge
-        self.head, self.batch_norms, self.module = (
-            given.head,
-            given.batch_norms,
-            self.network.module,
-        )
+        self.head, self.module = given.head, self.network.module
+        self.batch_norms = given.batch_norms
         self.evaluations = given.evaluations
         self.episodes_per_step = 1 if given.inners is None else meta_batch
 
