@@ -318,3 +318,29 @@ def test_a_row_runs_the_engine_of_a_real_run(few_shot, monkeypatch, name, engine
     task = tasks.get("glyphs")(**settings, downsample=row.net)
     problem = task.build(Seeds.of(0), torch.device("cpu"))
     assert problem.batched_on_cpu == (engine == "vmap")
+
+
+def first_hour(tmp_path, *rows):
+    given = ("--rows", *rows, "--repeats", "1", "--installed", "--note", "in a test")
+    done = run(*given, "--out", str(tmp_path), module="first_hour")
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads((tmp_path / "first_hour.json").read_text())
+    assert [r["row"]["name"] for r in found["rows"]] == ["torch", *rows]
+    assert found["installation"] is None
+    text = (tmp_path / "first_hour.txt").read_text()
+    assert "in a test" in text and "imports of torch" in text
+    return found["rows"]
+
+
+def test_commands_of_the_first_hour(tmp_path):
+    for row in first_hour(tmp_path, "list"):
+        assert row["wall"] == row["beyond"] and len(row["wall"]) == len(row["cpu"]) == 1
+        assert row["wall"][0] > 0 and row["cpu"][0] > 0
+    nothing = run("--rows", "nothing", module="first_hour")
+    assert nothing.returncode == 2 and "invalid choice" in nothing.stderr
+
+
+@pytest.mark.slow
+def test_the_first_hour_takes_the_seconds_of_cells_off(tmp_path):
+    _, smoke = first_hour(tmp_path, "smoke")
+    assert 0 < smoke["beyond"][0] < smoke["wall"][0]
