@@ -14,8 +14,9 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from metabench.contract.problem import Problem, Task
+from metabench.contract.problem import Problem
 from metabench.contract.seeds import Seeds
+from metabench.contract.task import Task
 from metabench.core.errors import SettingError
 from metabench.problems.given import FEW, Given
 from metabench.problems.initialisation import InitialisationProblem

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Task
+from metabench.contract.task import Task
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.datasets import catalogue, locate
 

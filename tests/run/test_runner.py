@@ -20,8 +20,9 @@ from torch import Tensor
 
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Context, State
-from metabench.contract.problem import Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core import registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES, CUT_STEP, PRICED

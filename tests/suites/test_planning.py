@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from metabench import api
-from metabench.contract.problem import Task
+from metabench.contract.task import Task
 from metabench.core import registry
 from metabench.core.cell import CONTRACT, Cell, instances, make_cell
 from metabench.core.environment import optional_packages
