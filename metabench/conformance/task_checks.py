@@ -38,9 +38,9 @@ from metabench.conformance.split_checks import (
     content,
 )
 from metabench.contract import autodiff
+from metabench.contract.by_examples.per_example_weights import Gated
 from metabench.contract.context import Context
 from metabench.contract.method import State
-from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import count_numbers
 from metabench.core.capabilities import why_not
 from metabench.core.environment import optional_packages

@@ -81,8 +81,8 @@ class Problem(ABC):
     Under the capability ``per_example_lam`` every tensor of a batch has the examples first, both
     losses are means over them, and a lam whose tensors have the n examples of the batch in front,
     [n, *shape], gives each its own. theta may then hold gated tensors
-    (:class:`metabench.contract.per_example_weights.Gated`): its tensors go into linear and
-    convolution operations only.
+    (:class:`metabench.contract.by_examples.per_example_weights.Gated`): its tensors go into linear
+    and convolution operations only.
     """
 
     carried: bool = False

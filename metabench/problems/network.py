@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
 from metabench.contract import autodiff
-from metabench.contract.per_example_weights import Gated
+from metabench.contract.by_examples.per_example_weights import Gated
 from metabench.contract.problem import Params
 from metabench.core.errors import SettingError
 from metabench.core.text import type_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metabench.contract.context import Context
-from metabench.contract.process_group import ProcessGroup
+from metabench.contract.parallel.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Cell
 from metabench.core.costs import COUNT_NAMES, Counts, Meter

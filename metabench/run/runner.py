@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from metabench.contract.parallel.process_group import ProcessGroup
 from metabench.contract.problem import Params
-from metabench.contract.process_group import ProcessGroup
 from metabench.core.capabilities import check_applicable
 from metabench.core.cell import Cell, instances
 from metabench.core.environment.hardware import cores

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from metabench.contract.method import Context
-from metabench.contract.process_group import ProcessGroup
+from metabench.contract.parallel.process_group import ProcessGroup
 from metabench.core.costs import Meter
 from metabench.hypergradients.tensor_memory import Footprint
 from metabench.run import determinism

@@ -13,7 +13,7 @@ import pytest
 import torch
 from optional import needs
 
-from metabench.contract.process_group import ProcessGroup, _packed, _Raised, _unpacked
+from metabench.contract.parallel.process_group import ProcessGroup, _packed, _Raised, _unpacked
 from metabench.core import registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import Meter
