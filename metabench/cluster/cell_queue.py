@@ -11,8 +11,8 @@ from metabench.cluster import submission as folders
 from metabench.cluster.submission import Group, Member
 from metabench.core.cell import place_names
 from metabench.core.errors import StoreError
+from metabench.run.attempts.failure import write_failure
 from metabench.run.events import CellWords
-from metabench.run.failure import write_failure
 from metabench.store import lease
 from metabench.store.record import Record, Status
 from metabench.store.store import LEASE, Store

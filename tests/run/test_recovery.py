@@ -23,7 +23,8 @@ import torch
 from metabench.core.cell import make_cell
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
-from metabench.run import checkpoint, determinism
+from metabench.run import determinism
+from metabench.run.attempts import checkpoint
 
 torch.set_num_threads(1)
 determinism.facts()

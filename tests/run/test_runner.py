@@ -35,7 +35,8 @@ from metabench.core.errors import (
     UnknownName,
 )
 from metabench.hypergradients import unrolled
-from metabench.run import attempt, checkpoint, determinism, learning_curve, loop
+from metabench.run import determinism, learning_curve, loop
+from metabench.run.attempts import attempt, checkpoint
 from metabench.run.evaluation import estimate
 from metabench.run.events import (
     Event,

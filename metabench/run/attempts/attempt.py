@@ -14,8 +14,9 @@ from metabench.contract.seeds import Seeds
 from metabench.core.cell import Cell
 from metabench.core.costs import COUNT_NAMES, Counts, Meter
 from metabench.core.errors import Held, SettingError, Stopped, StoreError, TimedOut
-from metabench.run import checkpoint, determinism
-from metabench.run.checkpoint import Boundary, Checkpoint, stamp
+from metabench.run import determinism
+from metabench.run.attempts import checkpoint
+from metabench.run.attempts.checkpoint import Boundary, Checkpoint, stamp
 from metabench.run.evaluation import Stopwatch
 from metabench.run.events import Progress, Quarantined
 from metabench.run.options import Parts, RunOptions
