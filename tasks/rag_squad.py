@@ -37,7 +37,7 @@ from metabench.core.registry import task
 
 from .families import rag_table
 from .families.rag_table import COMPRESSION, PASSAGES, RETRIEVERS
-from .models import retrieval
+from .models.language import retrieval
 from .models.language.pretrained import SMALL, load, missing, needed_data, needed_packages
 
 Count = Annotated[int, Field(ge=1)]

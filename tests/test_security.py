@@ -13,7 +13,7 @@ FILES = [
 ]
 PICKLES = {
     "metabench/contract/parallel/process_group.py": "ranks of one cell, which share a key",
-    "tasks/data/pickles.py": "refuses all but arrays",
+    "tasks/data/formats/pickles.py": "refuses all but arrays",
 }
 """The files that may unpickle, and why."""
 SAFE = {

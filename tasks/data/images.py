@@ -20,7 +20,7 @@ from metabench.contract.task import Task
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.datasets import catalogue, locate
 
-from . import arrays, pickles
+from .formats import arrays, pickles
 from .left_over import lacks_kept
 
 Images = dict[str, tuple[Tensor, Tensor]]
