@@ -14,8 +14,9 @@ from metabench.core.errors import StoreError
 from metabench.run.attempts.failure import write_failure
 from metabench.run.events import CellWords
 from metabench.store import lease
+from metabench.store.cell_folder import LEASE
 from metabench.store.record import Record, Status
-from metabench.store.store import LEASE, Store
+from metabench.store.store import Store
 
 LOOK_AGAIN_SECONDS = 2.0
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from metabench.core.cell import Cell, make_cell
+from metabench.store.cell_folder import CHECKPOINT, CURVE, LAM, RECORD
 from metabench.store.record import curve_outcome
-from metabench.store.store import CHECKPOINT, CURVE, LAM, RECORD, Store
+from metabench.store.store import Store
 
 # One process imports torch and forks the runs, so that kills are cheap and fall on real work.
 FORKS = """

@@ -47,8 +47,9 @@ from metabench.run.events import (
     Started,
 )
 from metabench.run.runner import run_cell
+from metabench.store.cell_folder import CHECKPOINT, RECORD
 from metabench.store.record import curve_outcome
-from metabench.store.store import CHECKPOINT, QUARANTINE, RECORD, Store
+from metabench.store.store import QUARANTINE, Store
 
 OFFERS = frozenset({"outer_gradient", "second_order", "lam_in_inner_loss", "episodes"})
 

@@ -20,9 +20,10 @@ from metabench.run.attempts.checkpoint import Boundary, Checkpoint, stamp
 from metabench.run.evaluation import Stopwatch
 from metabench.run.events import Progress, Quarantined
 from metabench.run.options import Parts, RunOptions
+from metabench.store.cell_folder import CHECKPOINT
 from metabench.store.files import BadFile
 from metabench.store.lease import Lease
-from metabench.store.store import CHECKPOINT, Store
+from metabench.store.store import Store
 
 PROGRESS_SECONDS = 0.2
 

@@ -22,8 +22,9 @@ from metabench.run.events import Event, Retried
 from metabench.run.runner import run_cell
 from metabench.run.workers.local_launcher import launch
 from metabench.run.workers.rank_processes import RankProcesses, over
+from metabench.store.cell_folder import CHECKPOINT, LEASE
 from metabench.store.record import Record, curve_outcome
-from metabench.store.store import CHECKPOINT, LEASE, Store
+from metabench.store.store import Store
 
 # A method that goes wrong on one rank, where a file of its own folder says so.
 PLUGIN = '''
