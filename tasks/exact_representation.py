@@ -26,7 +26,7 @@ from metabench.contract.task import Task
 from metabench.core.registry import task, tasks
 from metabench.hypergradients import reference
 
-from .families.episodes.few_shot import FewShotProblem
+from .families.episodes.few_shot_problem import FewShotProblem
 
 Count = Annotated[int, Field(ge=1)]
 
