@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import ClassVar
 import torch
 from metabench.core.errors import Diverged
-from metabench.contract.problem import Episode, Problem, Task
+from metabench.contract.problem import Episode, Problem
+from metabench.contract.task import Task
 from metabench.contract.seeds import generator
 from metabench.core.registry import methods, tasks
 
