@@ -55,13 +55,13 @@ if TYPE_CHECKING:
     from metabench.contract.problem import Hyper as Hyper
     from metabench.contract.problem import Params as Params
     from metabench.contract.problem import Problem as Problem
-    from metabench.contract.problem import Task as Task
     from metabench.contract.seeds import Seeds as Seeds
     from metabench.contract.seeds import generator as generator
     from metabench.contract.solver import Rate as Rate
     from metabench.contract.solver import Solver as Solver
     from metabench.contract.solver import SolverState as SolverState
     from metabench.contract.solver import scaled as scaled
+    from metabench.contract.task import Task as Task
     from metabench.core.capabilities import CAPABILITIES as CAPABILITIES
     from metabench.core.registry import method as method
     from metabench.core.registry import solver as solver
@@ -101,10 +101,10 @@ _HOMES = {
         "Hyper",
         "Params",
         "Problem",
-        "Task",
     ),
     "contract.seeds": ("Seeds", "generator"),
     "contract.solver": ("Rate", "Solver", "SolverState", "scaled"),
+    "contract.task": ("Task",),
     "core.capabilities": ("CAPABILITIES",),
     "core.registry": ("method", "solver", "task", "tracker"),
     "core.settings": ("later",),

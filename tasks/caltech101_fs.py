@@ -19,7 +19,7 @@ from metabench.core.errors import MetabenchError
 from metabench.core.registry import task
 from metabench.datasets import locate
 
-from .data import arrays
+from .data.formats import arrays
 from .families.episodes.photographs import Photographs
 from .families.images.class_images import Classes
 

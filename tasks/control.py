@@ -21,8 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.declared import OwnStep
-from metabench.contract.problem import Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 from .families.own_learning import (

@@ -20,12 +20,13 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params
 from metabench.contract.seeds import Seeds
+from metabench.contract.task import Task
 from metabench.core.registry import task, tasks
 from metabench.hypergradients import reference
 
-from .families.episodes.few_shot import FewShotProblem
+from .families.episodes.few_shot_problem import FewShotProblem
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -19,8 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.declared import Moduli
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
 

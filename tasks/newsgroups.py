@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract.declared import Moduli
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 from .data import newsgroups

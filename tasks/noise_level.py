@@ -18,8 +18,9 @@ from torch import Tensor
 
 from metabench.contract.declared import Evidence
 from metabench.contract.method import Positive
-from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 from .data.left_over import lacks_kept

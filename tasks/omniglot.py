@@ -24,9 +24,9 @@ from metabench.core.errors import MetabenchError
 from metabench.core.registry import task
 from metabench.datasets import locate
 
-from .data import arrays as _arrays
 from .data import omniglot_lists as lists
-from .data import pictures
+from .data.formats import arrays as _arrays
+from .data.formats import pictures
 from .families.episodes.few_shot import FewShot
 from .families.images.class_images import Classes, GivenEpisode
 

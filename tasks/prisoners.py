@@ -26,8 +26,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 from .families.no_data import NoData

@@ -21,8 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.declared import Moduli
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core import settings
 from metabench.core.registry import task
 

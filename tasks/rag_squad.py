@@ -30,13 +30,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 from .families import rag_table
 from .families.rag_table import COMPRESSION, PASSAGES, RETRIEVERS
-from .models import retrieval
+from .models.language import retrieval
 from .models.language.pretrained import SMALL, load, missing, needed_data, needed_packages
 
 Count = Annotated[int, Field(ge=1)]

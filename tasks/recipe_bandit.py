@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 Count = Annotated[int, Field(ge=1)]

@@ -22,8 +22,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
 

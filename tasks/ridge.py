@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.declared import Evidence, Moduli
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 LOWEST, HIGHEST = -8.0, 4.0

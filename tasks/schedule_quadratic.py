@@ -20,8 +20,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 BOUNDS = (-8.0, 2.0)

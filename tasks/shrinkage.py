@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.declared import Moduli
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params
 from metabench.contract.seeds import Seeds
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 from .families.no_data import NoData

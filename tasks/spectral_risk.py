@@ -28,16 +28,9 @@ from torch import Tensor
 
 from metabench.contract.by_examples.losses import Examples, SquaredErrors
 from metabench.contract.by_examples.spectral import Array, Kind, Spectrum, isotonic, spectrum
-from metabench.contract.problem import (
-    GRADIENTS,
-    Batch,
-    Episode,
-    Hyper,
-    Params,
-    Problem,
-    Task,
-)
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 from .data import uci_tables

@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.declared import InnerRule
-from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 NO_GRADIENTS = dict.fromkeys(

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract import autodiff
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import task
 
 LOW, HIGH = -8.0, 4.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metabench import problem_from
 
@@ -56,6 +57,29 @@ def linear(out: int = 1, bias: bool = True) -> nn.Linear:
 def cnn() -> nn.Module:
     """One convolution."""
     layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    return layers.double()
+
+
+class Dropping(nn.Module):
+    """One hidden layer behind dropout of its inputs by a module, before one by a function."""
+
+    def __init__(self, out: int = 2) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.2)
+        self.first, self.last = nn.Linear(FEATURES, 5).double(), nn.Linear(5, out).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predictions [n, out]."""
+        hidden = torch.tanh(self.first(self.drop(x)))
+        found: Tensor = self.last(F.dropout(hidden, 0.4, self.training))
+        return found
+
+
+def dropping_cnn() -> nn.Module:
+    """One convolution, whose channels are dropped whole."""
+    layers = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout2d(0.3), nn.Flatten(), nn.Linear(64, 3)
+    )
     return layers.double()
 
 
@@ -112,6 +136,18 @@ KINDS: dict[str, Callable[[], Any]] = {
         first={"log_temperature": 0.1},
         bounds={"log_temperature": (-2, 2)},
         test=classes(9, 2),
+    ),
+    "dropout": lambda: problem_from(
+        Dropping,
+        *BINARY,
+        learn=["example_weights", "weight_decays"],
+        test=classes(9, 2),
+        batch_size=6,
+        carried=False,
+    ),
+    "dropout of channels": lambda: problem_from(dropping_cnn, *PICTURES, learn="augmentation"),
+    "start with dropout": lambda: problem_from(
+        lambda: Dropping(1), regression, regression, test=regression, learn="initialisation"
     ),
     "start of drawn": lambda: problem_from(
         lambda: mlp(1), regression, regression, test=regression, learn="initialisation"

@@ -221,7 +221,7 @@ def test_rooms_that_need_no_torch_import_without_it() -> None:
 def test_workers_and_launchers_start_without_torch() -> None:
     names = (
         "events",
-        "failure",
+        "attempts.failure",
         "tracking",
         "workers.worker",
         "workers.process",

@@ -61,6 +61,6 @@ def test_what_a_page_names_is_there(page: Path) -> None:
 
 
 def test_names_that_are_not_there_are_found() -> None:
-    assert is_there("metabench.contract.problem.Task.metrics")
+    assert is_there("metabench.contract.task.Task.metrics")
     assert is_there("metabench.store.merge.Merged.copied")
     assert not is_there("metabench.problem") and not is_there("metabench.api.crossing")

@@ -12,8 +12,8 @@ FILES = [
     p for room in ("metabench", "tasks", "methods", "slurm") for p in (ROOT / room).rglob("*.py")
 ]
 PICKLES = {
-    "metabench/contract/process_group.py": "ranks of one cell, which share a key",
-    "tasks/data/pickles.py": "refuses all but arrays",
+    "metabench/contract/parallel/process_group.py": "ranks of one cell, which share a key",
+    "tasks/data/formats/pickles.py": "refuses all but arrays",
 }
 """The files that may unpickle, and why."""
 SAFE = {

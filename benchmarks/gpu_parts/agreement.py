@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_parts.bench import Bench, apart
-from metabench.contract.at_once import Graphs, cuda_graph, rerun
 from metabench.contract.context import Context
 from metabench.contract.method import State
+from metabench.contract.parallel.at_once import Graphs, cuda_graph, rerun
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import methods, solvers, tasks
 from metabench.run import determinism

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from benchmarks.gpu_parts.bench import Bench, apart
-from metabench.contract.at_once import Graphs, cuda_graph, rerun
 from metabench.contract.context import Context
+from metabench.contract.parallel.at_once import Graphs, cuda_graph, rerun
 from metabench.contract.problem import Episode, Params
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import DataMissing

@@ -11,11 +11,12 @@ from metabench.cluster import submission as folders
 from metabench.cluster.submission import Group, Member
 from metabench.core.cell import place_names
 from metabench.core.errors import StoreError
+from metabench.run.attempts.failure import write_failure
 from metabench.run.events import CellWords
-from metabench.run.failure import write_failure
 from metabench.store import lease
+from metabench.store.cell_folder import LEASE
 from metabench.store.record import Record, Status
-from metabench.store.store import LEASE, Store
+from metabench.store.store import Store
 
 LOOK_AGAIN_SECONDS = 2.0
 

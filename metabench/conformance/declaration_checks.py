@@ -9,7 +9,8 @@ from typing import Any
 
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Method
-from metabench.contract.problem import Problem, Task
+from metabench.contract.problem import Problem
+from metabench.contract.task import Task
 from metabench.core import settings
 from metabench.core.capabilities import CAPABILITIES
 from metabench.core.text import type_of

@@ -26,8 +26,8 @@ import torch
 from metabench.conformance import declaration_checks as declarations
 from metabench.conformance.harness import Harness, NotTested
 from metabench.conformance.method_checks import CHECKS as METHOD_CHECKS
+from metabench.conformance.run_checks import applicable_methods, check_methods
 from metabench.conformance.task_checks import CHECKS as TASK_CHECKS
-from metabench.conformance.task_checks import applicable_methods, check_methods
 from metabench.conformance.test_problems import Sample
 from metabench.contract.context import Context
 from metabench.contract.seeds import Seeds

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metabench.contract.by_examples.per_example_weights import Gated
 from metabench.contract.context import Context, full_batches
 from metabench.contract.declared import Evidence
-from metabench.contract.per_example_weights import Gated
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.costs import Meter
 from metabench.core.errors import MetabenchError
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.at_once import Graphs, Stack, beside
 from metabench.contract.declared import Evidence
 from metabench.contract.inner_gradient import inner_value_and_gradient
+from metabench.contract.parallel.at_once import Graphs, Stack, beside
+from metabench.contract.parallel.process_group import ProcessGroup
+from metabench.contract.parallel.threads import spread
 from metabench.contract.problem import Batch, Episode, Params, Problem
-from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Rate, Solver
-from metabench.contract.threads import spread
 from metabench.core.cell import Budget
 from metabench.core.costs import Counts, Meter
 from metabench.core.registry import solvers

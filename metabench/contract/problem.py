@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from metabench.contract.by_examples.losses import Examples
 from metabench.contract.by_examples.spectral import Spectrum
 from metabench.contract.declared import Evidence, InnerRule, Moduli, OwnStep
-from metabench.contract.seeds import Seeds
 
 Params = dict[str, Tensor]
 """Named tensors: lam (outer variable) or theta (inner variable)."""
@@ -82,8 +81,8 @@ class Problem(ABC):
     Under the capability ``per_example_lam`` every tensor of a batch has the examples first, both
     losses are means over them, and a lam whose tensors have the n examples of the batch in front,
     [n, *shape], gives each its own. theta may then hold gated tensors
-    (:class:`metabench.contract.per_example_weights.Gated`): its tensors go into linear and
-    convolution operations only.
+    (:class:`metabench.contract.by_examples.per_example_weights.Gated`): its tensors go into linear
+    and convolution operations only.
     """
 
     carried: bool = False
@@ -170,7 +169,7 @@ class Problem(ABC):
     @abstractmethod
     def episode(self, split: str, index: int) -> Episode:
         """Episode ``index`` (from 0) of a split: "train", "valid", one of ``evaluations``, or
-        "selection" where the task has it (:attr:`Task.lacks_selection`).
+        "selection" where the task has it (:attr:`metabench.contract.task.Task.lacks_selection`).
 
         A pure function of the seeds, the split and the index. Outer step i uses the training
         episodes i * episodes_per_step and the following.
@@ -363,84 +362,6 @@ class Problem(ABC):
             if hyper is not None and (hyper.low is not None or hyper.high is not None):
                 out[name] = value.clamp(hyper.low, hyper.high)
         return out
-
-
-class Task(ABC):
-    """What is registered: a frozen dataclass of settings that can build its problem.
-
-    A subclass gives ``metric``, ``goal``, ``data``, ``offers`` and :meth:`build`. What follows them
-    has defaults, and is replaced by a ClassVar, a property or (``source``) a setting.
-    """
-
-    registered_name: ClassVar[str]
-    metric: ClassVar[str]
-    """The metric that selection and tables use, a key of ``Problem.metrics``."""
-    goal: ClassVar[Literal["max", "min"]]
-    outer_on_validation: ClassVar[bool] = False
-    """Whether the outer level learns on the examples of the split "valid": the best state on it is
-    then chosen by what was fitted to it. False for few-shot tasks, whose outer loss sees training
-    classes, for formulas, which have no examples, and where none were cut off, so that "valid" is
-    the training part."""
-
-    @property
-    @abstractmethod
-    def data(self) -> tuple[str, ...]:
-        """Data sets (names in :mod:`metabench.datasets.catalogue`) that must be on the machine."""
-
-    @property
-    @abstractmethod
-    def offers(self) -> frozenset[str]:
-        """The capabilities (keys of ``CAPABILITIES``) that the problem has under these settings."""
-
-    @abstractmethod
-    def build(self, seeds: Seeds, device: torch.device) -> Problem:
-        """Load the data and fix the seeds. Raises DataMissing."""
-
-    @property
-    def lacks(self) -> Mapping[str, str]:
-        """Why a capability is not offered, in the task's own words."""
-        return {}
-
-    @property
-    def lacks_selection(self) -> str | None:
-        """Why there is no split "selection", of examples that neither loss learns on and no final
-        evaluation sees, under these settings; None: there is one, and a budget may choose the
-        state by it (``select = "best_selection"``)."""
-        if self.outer_on_validation:
-            return "it keeps no examples for it"
-        return "its outer level does not learn on the split 'valid', which serves"
-
-    @property
-    def metrics(self) -> tuple[str, ...] | None:
-        """The keys of ``Problem.metrics`` under these settings, and of a search's report where
-        regret is known; None: not said. A suite that asks for another is refused at once."""
-        return None
-
-    @property
-    def evaluations(self) -> tuple[str, ...] | None:
-        """``Problem.evaluations`` under these settings, as :attr:`metrics`."""
-        return None
-
-    @property
-    def protocol(self) -> str:
-        """What a reader of a table has to know of how a run is tested, in a few words; "" where
-        there is nothing. Rows of a column may differ in it, and the table then says so."""
-        return ""
-
-    @property
-    def source(self) -> str:
-        """Name of the layout that the data is read from."""
-        return "auto"
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """Names that must be importable."""
-        return ()
-
-    @property
-    def missing(self) -> tuple[str, str] | None:
-        """What else is not on this machine, and the command that brings it."""
-        return None
 
 
 def differentiated_loss(

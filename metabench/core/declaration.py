@@ -13,7 +13,7 @@ from metabench.core.readouts import by_steps
 class Declaration:
     """What a task, a method and a solver say of themselves under their settings. It depends on code
     and settings alone, whatever machine looks; the fields are those of
-    :class:`metabench.contract.problem.Task` unless another is named."""
+    :class:`metabench.contract.task.Task` unless another is named."""
 
     why_not: str | None
     """Why the theory does not allow them together
@@ -57,4 +57,4 @@ def declare(task: Any, method: Any, solver: Any, budget: Any) -> Declaration:
 def has_own(task: type, name: str) -> bool:
     """Whether a class of tasks replaces what ``metabench.Task`` has under a name."""
     there = next(c for c in task.__mro__ if name in vars(c))
-    return (there.__module__, there.__qualname__) != ("metabench.contract.problem", "Task")
+    return (there.__module__, there.__qualname__) != ("metabench.contract.task", "Task")

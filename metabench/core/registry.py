@@ -235,7 +235,7 @@ def _module_doc(path: Path) -> str:
 
 
 _CONTRACT = "metabench.contract"
-tasks = Registry("task", "metabench.tasks", "metabench.tasks", f"{_CONTRACT}.problem.Task")
+tasks = Registry("task", "metabench.tasks", "metabench.tasks", f"{_CONTRACT}.task.Task")
 methods = Registry("method", "metabench.methods", "metabench.methods", f"{_CONTRACT}.method.Method")
 solvers = Registry("solver", "metabench.solvers", "metabench.solvers", f"{_CONTRACT}.solver.Solver")
 trackers = Registry(

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metabench.contract import autodiff
+from metabench.contract.by_examples.per_example_weights import Gated
 from metabench.contract.method import Context, Positive, State
-from metabench.contract.per_example_weights import Gated
 from metabench.contract.problem import Params
 from metabench.core import settings
 from metabench.hypergradients.best_response import (

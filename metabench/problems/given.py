@@ -35,6 +35,8 @@ class Found:
     """Predictions are affine in the parameters."""
     frozen: bool
     """It has parameters that are not trained."""
+    drops: bool
+    """It has dropout."""
     once: str
     """Why the inner loss has no second derivatives, in torch's words; "" where it has."""
 
@@ -80,7 +82,7 @@ class Given:
 
     def network(self, seeds: Seeds, device: torch.device) -> Network:
         """The model on a device; where a function makes it, with first weights of the seed."""
-        return Network(network.made(self.model, seeds.init), device)
+        return Network(network.made(self.model, seeds.init), device, self.found.drops)
 
     @property
     def evaluations(self) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ class Given:
     @property
     def is_random(self) -> bool:
         """Whether every inner step draws random numbers."""
-        return any(isinstance(part, Strengths) for part in self.learned)
+        return self.found.drops or self.has(Strengths)
 
     @property
     def numbers(self) -> int:
@@ -124,7 +126,7 @@ class Given:
         """Whether the inner loss is minus the log of a likelihood and of a Gaussian prior."""
         alone = self.has(Decays) and not self.has(Weights, Own, Strengths)
         known = self.judge.noise is not None and not self.many_classes
-        return alone and known and self.found.by_itself
+        return alone and known and self.found.by_itself and not self.found.drops
 
     @property
     def many_classes(self) -> bool:

@@ -2,6 +2,7 @@
 
 Finn, Abbeel, Levine: Model-Agnostic Meta-Learning, ICML 2017. Inner problems come from a list, from
 a function of a generator, or are one data set, from whose training every outer step starts anew.
+Dropout of the model drops in what an inner problem trains on; what judges it sees the whole model.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.problems import dropout
 from metabench.problems.data import Inner
 from metabench.problems.given import Given
 
 
 class InitialisationProblem(Problem):
-    """Batches: ``x`` [n, ...] and ``y`` [n, ...]. lam and theta: the parameters that the model
-    trains, by their names."""
+    """Batches: ``x`` [n, ...] and ``y`` [n, ...], inner ones with the numbers of dropout. lam and
+    theta: the parameters that the model trains, by their names."""
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class InitialisationProblem(Problem):
 
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Of a batch [n, ...]."""
-        return self.network(theta, batch["x"])
+        return self.network(theta, batch["x"], dropout.dropout_of(batch))
 
     def loss_of_prediction(
         self, lam: Params, theta: Params, prediction: Tensor, batch: Batch
@@ -60,17 +62,19 @@ class InitialisationProblem(Problem):
         return self.loss_of_prediction(lam, theta, self.predict(lam, theta, batch), batch)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
-        """Mean loss on what judges it."""
-        return self.inner_loss(lam, theta, batch)
+        """Mean loss on what judges it, without dropout."""
+        return self.judge.loss(self.network(theta, batch["x"]), batch["y"]).mean()
 
     def episode(self, split: str, index: int) -> Episode:
         """An inner problem. Raises IndexError past the end of a split that is evaluated."""
         found = self.inner_problem(split, index)
         support, query = ({k: v.to(self.device) for k, v in part.batch.items()} for part in found)
-        size = self.batch_size
-        if size is None or size >= len(support["y"]):
+        n, drops = len(support["y"]), self.network.drops
+        size = n if self.batch_size is None else min(n, self.batch_size)
+        if size == n and not drops:
             return Episode(support, query, index)
-        return Episode(Steps(support, size, (self.seeds.batches, split, index)), query, index)
+        address = (self.seeds.batches, split, index)
+        return Episode(Steps(support, size, address, drops), query, index)
 
     def inner_problem(self, split: str, index: int) -> Inner:
         """Number ``index`` of a split, on the CPU."""
@@ -87,8 +91,8 @@ class InitialisationProblem(Problem):
         one, unless its batches differ."""
         if self.given.inners is not None:
             return self.given.inners[split].count
-        differ = self.batch_size is not None and split == "train"
-        return None if differ else 1
+        differ = self.batch_size is not None or self.network.drops
+        return None if differ and split == "train" else 1
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
         """Of what judges the inner problem."""
@@ -97,14 +101,20 @@ class InitialisationProblem(Problem):
 
 
 class Steps:
-    """The batch of each inner step: different examples of a support set, drawn by its number."""
+    """The batch of each inner step, drawn by its number: different examples of a support set, and
+    what dropout takes."""
 
-    def __init__(self, support: Batch, size: int, address: tuple[int | str, ...]) -> None:
-        self.support, self.size, self.address = support, size, address
+    def __init__(
+        self, support: Batch, size: int, address: tuple[int | str, ...], drops: bool
+    ) -> None:
+        self.support, self.size, self.address, self.drops = support, size, address, drops
 
     def __call__(self, step: int) -> Batch:
         """``size`` examples."""
         y = self.support["y"]
         gen = generator(*self.address, step)
         at = torch.randperm(len(y), generator=gen)[: self.size].to(y.device)
-        return {k: v[at] for k, v in self.support.items()}
+        batch = {k: v[at] for k, v in self.support.items()}
+        if self.drops:
+            batch[dropout.NUMBER] = dropout.numbers(self.size, gen).to(y.device)
+        return batch

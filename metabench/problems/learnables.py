@@ -170,6 +170,23 @@ class Own(Learnable):
         """Of each example [n]."""
         return self.function({k: lam[k] for k in self.first}, model, x, y)
 
+    def tried(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """Of each of a few examples [n], at the first lam. Raises SettingError where the function
+        cannot."""
+        try:
+            made = self.losses(dict(self.first), model, x, y)
+        except Exception as error:
+            raise SettingError(
+                f"learn: the function raises {type(error).__name__} at the first lam: {error}"
+            ) from error
+        if not isinstance(made, Tensor) or made.shape != (len(y),):
+            shown = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise SettingError(
+                f"learn: of {len(y)} examples the function gives {shown}, not the loss of each, "
+                f"[{len(y)}]"
+            )
+        return made
+
 
 def adjusted(part: Learnable, first: Mapping[str, Any], bounds: Mapping[str, Any]) -> None:
     """Put the user's first values and bounds into a part; a name stands for all that begin with it

@@ -5,20 +5,20 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
 from metabench.contract import autodiff
-from metabench.contract.per_example_weights import Gated
+from metabench.contract.by_examples.per_example_weights import Gated
 from metabench.contract.problem import Params
 from metabench.core.errors import SettingError
 from metabench.core.text import type_of
+from metabench.problems.dropout import Dropout
 
 SOME = 3
 """Examples that a module is tried on."""
@@ -29,25 +29,36 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Network:
     """f(theta, x) [n, ...] of a copy of a module; theta has the parameters that it trains.
 
-    Frozen parameters and buffers stay what they are. Every thread has a shell of its own around
-    them: calling a module with other parameters changes it while it runs.
+    Frozen parameters and buffers stay what they are. Every thread has shells of its own around
+    them: calling a module with other parameters changes it while it runs. ``drops``: it has
+    dropout (:func:`check_pure`), and is in ``eval`` mode wherever nothing is dropped.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.module = copied(module).to(device)
+    def __init__(self, module: nn.Module, device: torch.device, drops: bool = False) -> None:
+        self.module, self.drops = copied(module).to(device), drops
         moving = self.module.named_parameters()
         self.start = {k: v.detach().clone() for k, v in moving if v.requires_grad}
         self._still = copied(self.module).requires_grad_(False)
         self._shells = threading.local()
 
-    def __call__(self, theta: Params, x: Tensor) -> Tensor:
-        """Predictions of inputs ``x`` [n, ...]; theta may have more names."""
-        mine: nn.Module | None = getattr(self._shells, "module", None)
+    def __call__(self, theta: Params, x: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """Predictions of inputs ``x`` [n, ...]; theta may have more names. ``dropout`` drops, in
+        training; None: nothing does."""
+        judging = self.drops and dropout is None
+        name = "judging" if judging else "training"
+        mine: nn.Module | None = getattr(self._shells, name, None)
         if mine is None:
-            mine = self._shells.module = _shell(self._still)
+            mine = _shell(self._still)
+            setattr(self._shells, name, mine.eval() if judging else mine)
         used = {k: theta[k] for k in self.start}
-        out: Tensor = functional_call(mine, used, (x,))
+        with dropout or nullcontext():
+            out: Tensor = functional_call(mine, used, (x,))
         return out
+
+    def trial(self, few: Tensor, at: slice = slice(None)) -> Dropout | None:
+        """What drops half in a trial on some of a few inputs; None where there is no dropout."""
+        number = torch.arange(len(few), device=few.device)
+        return Dropout(number[at], rate=0.5) if self.drops else None
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -123,27 +134,51 @@ def _impure(part: nn.Module) -> str:
             "track_running_stats=False (the statistics of each batch), take nn.GroupNorm, or call "
             ".eval() on it (statistics as they are)"
         )
-    rate = part.p if isinstance(part, _DropoutNd) else 0.0
-    if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
-        rate = float(part.dropout)
-    if rate > 0:
+    if isinstance(part, nn.RNNBase) and part.dropout > 0:
         return (
-            f"draws what it drops (p = {rate:g}) from torch's global generator, which no seed of a "
-            "run decides: set it to 0, call .eval() on it, or learn 'weight_decays' in its place"
+            f"draws what it drops (p = {part.dropout:g}) inside of one operation of torch, from "
+            "its global generator, which no seed of a run decides: set it to 0, with nn.Dropout "
+            f"between several {type(part).__name__} of one layer, or call .eval() on it"
         )
     return ""
 
 
 def check_pure(network: Network, x: Tensor) -> Tensor:
-    """Predictions of a few inputs. Raises SettingError where the module gives others for other
-    states of torch's generator, or changes a buffer."""
-    theta, few = network.start, x[:SOME]
+    """Predictions of a few inputs without dropout; whether there is some becomes ``network.drops``.
+    Raises SettingError where the module gives others for other states of torch's generator, or
+    changes a buffer."""
+    few = x[:SOME]
     held = {k: v.clone() for k, v in network.module.named_buffers()}
+    number = torch.arange(len(few), device=few.device)
+    first = Dropout(number)
+    out = _predicted_twice(network, few, (first, Dropout(number)), (
+        "with the same dropout: leave out what else is random (.eval() where it looks at "
+        "self.training)"
+    ))  # fmt: skip
+    network.drops = first.calls > 0
+    if network.drops:
+        out = _predicted_twice(network, few, (None, None), (
+            "in .eval() mode: write F.dropout(x, p, self.training), which drops in training alone"
+        ))  # fmt: skip
+    after = dict(network._still.named_buffers())
+    moved = [k for k, v in held.items() if not torch.equal(v, after[k])]
+    if moved:
+        raise SettingError(
+            f"model: calling it changes its buffer {moved[0]!r}, which is neither lam nor theta: "
+            "make it a function of parameters and inputs (.eval() where it looks at self.training)"
+        )
+    return out
+
+
+def _predicted_twice(
+    network: Network, few: Tensor, dropouts: tuple[Dropout | None, ...], when: str
+) -> Tensor:
+    """Predictions, compared under two states of torch's generator."""
     found = []
-    for seed in (1, 2):
+    for seed, dropout in enumerate(dropouts):
         with seeded(seed), torch.no_grad():
             try:
-                found.append(network(theta, few))
+                found.append(network(network.start, few, dropout))
             except Exception as error:
                 raise SettingError(
                     f"model: it cannot take x {list(few.shape)} {few.dtype}: "
@@ -157,17 +192,7 @@ def check_pure(network: Network, x: Tensor) -> Tensor:
             f"the examples first, [{len(few)}, ...]"
         )
     if not torch.equal(out, again):
-        raise SettingError(
-            "model: it predicts something else when it is called again, as with F.dropout: what is "
-            "random has to be left out (.eval() where it looks at self.training)"
-        )
-    after = dict(network._still.named_buffers())
-    moved = [k for k, v in held.items() if not torch.equal(v, after[k])]
-    if moved:
-        raise SettingError(
-            f"model: calling it changes its buffer {moved[0]!r}, which is neither lam nor theta: "
-            "make it a function of parameters and inputs (.eval() where it looks at self.training)"
-        )
+        raise SettingError(f"model: it predicts something else when it is called again, {when}")
     return out
 
 
@@ -175,12 +200,17 @@ def by_itself(network: Network, x: Tensor) -> bool:
     """Whether the prediction of an example does not depend on the others of its batch."""
     few = x[:SOME]
     with torch.no_grad():
-        whole = network(network.start, few)
+        whole = network(network.start, few, network.trial(few))
         try:
-            alone = torch.cat([network(network.start, one[None]) for one in few])
+            alone = [network(network.start, few[at], network.trial(few, at)) for at in each(few)]
         except Exception:  # batch norm refuses a single example
             return False
-    return near(alone, whole)
+    return near(torch.cat(alone), whole)
+
+
+def each(few: Tensor) -> list[slice]:
+    """Where every one of a few inputs stands."""
+    return [slice(i, i + 1) for i in range(len(few))]
 
 
 def takes_gated(network: Network, x: Tensor) -> bool:
@@ -194,11 +224,13 @@ def takes_gated(network: Network, x: Tensor) -> bool:
         theta[k] = Gated(v, torch.full_like(v, 0.1 * (i + 1)), gate.view(len(few), len(v)))
     with torch.no_grad():
         try:
-            found = network(dict(theta), few)
+            found = network(dict(theta), few, network.trial(few))
         except Exception:  # an operation that has no rule for them
             return False
-        each = [{k: v.of(i) for k, v in theta.items()} for i in range(len(few))]
-        expected = [network(one, few[i : i + 1]) for i, one in enumerate(each)]
+        expected = [
+            network({k: v.of(i) for k, v in theta.items()}, few[at], network.trial(few, at))
+            for i, at in enumerate(each(few))
+        ]
     return near(found, torch.cat(expected))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_type_hints
 
 import torch
@@ -322,35 +323,30 @@ def _learned(
 
 def _found(net: Network, train: Pair, judge: judged.Judge, learned: Sequence[Learnable]) -> Found:
     """What the module, and a function of the user's, turn out to be on a few examples."""
-    few = Pair(train.x[: network.SOME], train.y[: network.SOME])
+    x, y = (part[: network.SOME] for part in train)
     own = next((part for part in learned if isinstance(part, Own)), None)
 
-    def losses(theta: Params, at: Pair = few) -> Tensor:
+    def losses(theta: Params, at: slice = slice(None)) -> Tensor:
+        predict = partial(net, dropout=net.trial(x, at))
         if own is None:
-            return judge.loss(net(theta, at.x), at.y)
-        try:
-            made = own.losses(dict(own.first), Model(net, theta), at.x, at.y)
-        except Exception as error:
-            raise SettingError(
-                f"learn: the function raises {type(error).__name__} at the first lam: {error}"
-            ) from error
-        if not isinstance(made, Tensor) or made.shape != (len(at.y),):
-            shown = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise SettingError(
-                f"learn: of {len(at.y)} examples the function gives {shown}, not the loss of each, "
-                f"[{len(at.y)}]"
-            )
-        return made
+            return judge.loss(predict(theta, x[at]), y[at])
+        return own.tried(Model(predict, theta), x[at], y[at])
 
     whole = losses(net.start).detach()
     alone = network.by_itself(net, train.x)
-    if alone and own is not None:
-        each = [losses(net.start, Pair(x[None], y[None])) for x, y in zip(*few, strict=True)]
-        alone = network.near(torch.cat(each).detach(), whole)
+    if own is not None:
+        if not torch.equal(losses(net.start).detach(), whole):
+            raise SettingError(
+                "learn: the function gives other losses when it is called again: it may draw "
+                "nothing; dropout is for the model"
+            )
+        each = [losses(net.start, at).detach() for at in network.each(x)] if alone else []
+        alone = alone and network.near(torch.cat(each), whole)
     return Found(
         by_itself=alone,
         gated=network.takes_gated(net, train.x),
         affine=network.is_affine(net.module),
+        drops=net.drops,
         frozen=any(not p.requires_grad for p in net.module.parameters()),
         once=network.why_not_twice(lambda t: losses(t).mean(), net.start),
     )

@@ -4,12 +4,14 @@
     theta*(lam) a minimiser of  mean_i w_i l_i(theta) + 1/2 sum_j c_j theta_j^2  on training ones
 
 with what lam is in it as :mod:`metabench.problems.learnables` says. In training images are
-augmented; validation and test see them as they are.
+augmented and the model's dropout drops; validation and test see images as they are and the whole
+model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,14 +19,15 @@ from torch import Tensor
 from metabench.contract.declared import Evidence
 from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.problems import dropout
 from metabench.problems.given import Given
 from metabench.problems.learnables import Model, Own
 
 
 class SupervisedProblem(Problem):
     """``parts``: split to ``x`` [n, ...] and ``y`` [n, ...]; the training part has ``index`` int64
-    [n] too. Inner batches have the numbers that augmentation takes besides. theta: the parameters
-    that the model trains, by their names. lam: as the parts of it say."""
+    [n] too. Inner batches have the numbers that augmentation and dropout take besides. theta: the
+    parameters that the model trains, by their names. lam: as the parts of it say."""
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class SupervisedProblem(Problem):
 
     def predict(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Of a training batch, augmented [n, ...]."""
-        return self.network(theta, self.inputs(lam, batch))
+        return self.network(theta, self.inputs(lam, batch), dropout.dropout_of(batch))
 
     def weighted(self, lam: Params, batch: Batch, losses: Tensor) -> Tensor:
         """What stands in the mean for losses [n]."""
@@ -90,7 +93,7 @@ class SupervisedProblem(Problem):
     def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """w_i l_i of each training example [n]; of a function of the user's in the place of l."""
         if self.own is not None:
-            model = Model(self.network, theta)
+            model = Model(partial(self.network, dropout=dropout.dropout_of(batch)), theta)
             losses = self.own.losses(lam, model, self.inputs(lam, batch), batch["y"])
         else:
             losses = self.judge.loss(self.predict(lam, theta, batch), batch["y"])
@@ -138,9 +141,12 @@ class SupervisedProblem(Problem):
         return batch | self.numbers(batch["x"], generator)
 
     def numbers(self, x: Tensor, gen: torch.Generator) -> Batch:
-        """What the parts of lam take of random numbers for inputs ``x`` [n, ...]."""
+        """What the parts of lam, and dropout, take of random numbers for inputs ``x`` [n, ...]."""
         drawn = {k: v for part in self.learned for k, v in part.numbers(x, gen).items()}
-        return {k: v.to(self.device, self.dtype) for k, v in drawn.items()}
+        drawn = {k: v.to(self.device, self.dtype) for k, v in drawn.items()}
+        if self.network.drops:
+            drawn[dropout.NUMBER] = dropout.numbers(len(x), gen).to(self.device)
+        return drawn
 
     def evidence(self, lam: Params) -> Evidence:
         """Precisions n c. The mean over C squares is a normal likelihood of variance C / 2."""

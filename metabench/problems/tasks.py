@@ -14,12 +14,13 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from metabench.contract.problem import Problem, Task
+from metabench.contract.problem import Problem
 from metabench.contract.seeds import Seeds
+from metabench.contract.task import Task
 from metabench.core.errors import SettingError
 from metabench.problems.given import FEW, Given
 from metabench.problems.initialisation import InitialisationProblem
-from metabench.problems.learnables import Weights
+from metabench.problems.learnables import Strengths, Weights
 from metabench.problems.supervised import SupervisedProblem
 
 Count = Annotated[int, Field(ge=1)]
@@ -66,7 +67,7 @@ class OwnProblem(Task):
         found = self.given.found
         own = {"outer_gradient", "prediction"}
         own |= set() if found.once else {"second_order"}
-        own |= set() if found.frozen else {"module"}
+        own |= set() if found.frozen or found.drops else {"module"}
         return own | ({"head"} if self.given.head else set())
 
     @property
@@ -77,6 +78,8 @@ class OwnProblem(Task):
             own["second_order"] = f"the inner loss has one derivative only: {self.given.found.once}"
         if self.given.found.frozen:
             own["module"] = "the model has frozen parameters, which are neither lam nor theta"
+        elif self.given.found.drops:
+            own["module"] = "the model has dropout, which called by itself no seed of a run decides"
         if not self.given.head:
             own["head"] = "nobody says which layer is the last: head='NAME OF A SUBMODULE'"
         return own
@@ -138,7 +141,7 @@ class Supervised(OwnProblem):
     @property
     def differs_by_example(self) -> bool:
         """Whether every example can see a lam of its own: a lam that is nothing but strengths."""
-        alone = self.given.is_random and len(self.given.learned) == 1
+        alone = self.given.has(Strengths) and len(self.given.learned) == 1
         return alone and self.given.found.gated and self.given.found.by_itself
 
     @property
@@ -157,15 +160,17 @@ class Supervised(OwnProblem):
         }
         if given.many_classes:
             own["evidence"] = "an example has several classes, whose mean loss is no likelihood"
+        elif given.found.drops:
+            own["evidence"] = "dropout makes another inner loss of every step: no one likelihood"
         if given.has(Weights):
             own["search_space"] = "lam has a weight for every training example, without bounds"
         if not self.same_problem:
-            own["full_batch"] = "batches, or augmentations, are drawn anew at every step"
+            own["full_batch"] = "batches, augmentations or dropout are drawn anew at every step"
         if not given.found.by_itself:
             why = "the model's prediction of an example depends on the others of its batch"
             needs = ("example_losses", "per_example_lam", "strongly_convex", "evidence")
             own |= dict.fromkeys(needs, why)
-        elif given.is_random and not given.found.gated:
+        elif given.has(Strengths) and not given.found.gated:
             own["per_example_lam"] = "the model has operations besides linear and convolution ones"
         for part in given.learned:
             own |= part.lacks
@@ -209,7 +214,7 @@ class Initialisation(OwnProblem):
         own = self.shared | {"lam_is_initialisation", "episodes"}
         if self.given.batch_norms:
             own.add("batch_norms")
-        if self.given.inners is None and self.batch_size is None:
+        if self.given.inners is None and self.batch_size is None and not self.given.is_random:
             own.add("full_batch")
         return frozenset(own)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from metabench.contract.at_once import Graphs, cuda_graph
 from metabench.contract.context import Context
+from metabench.contract.parallel.at_once import Graphs, cuda_graph
+from metabench.contract.parallel.process_group import ProcessGroup
 from metabench.contract.problem import Problem
-from metabench.contract.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Cell
 from metabench.core.errors import SettingError

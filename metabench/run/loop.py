@@ -16,14 +16,14 @@ from metabench.core.errors import BudgetSpent, Diverged, SettingError, UnknownNa
 from metabench.core.limits import RUNAWAY
 from metabench.core.readouts import by_steps, ending
 from metabench.run import determinism, engines, learning_curve
-from metabench.run.attempt import Attempt
-from metabench.run.checkpoint import Boundary, detached
+from metabench.run.attempts.attempt import Attempt
+from metabench.run.attempts.checkpoint import Boundary, detached
+from metabench.run.attempts.guards import Untouched, check_numbers, check_state, check_step
 from metabench.run.costs import budgets, looks
 from metabench.run.costs.first_step import peak_bytes
 from metabench.run.costs.warm_up import warm_up
 from metabench.run.evaluation import Metrics, Retrained, at_once, evaluate
 from metabench.run.events import Measured, Started
-from metabench.run.guards import Untouched, check_numbers, check_state, check_step
 from metabench.run.selection import Selection
 from metabench.store.record import RETRAINED
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from metabench.contract.parallel.process_group import ProcessGroup
 from metabench.contract.problem import Params
-from metabench.contract.process_group import ProcessGroup
 from metabench.core.capabilities import check_applicable
 from metabench.core.cell import Cell, instances
 from metabench.core.environment.hardware import cores
 from metabench.core.errors import Diverged, Held, RankLost, Stopped, StoreError, TimedOut
 from metabench.run import determinism, learning_curve
-from metabench.run.checkpoint import stamp
+from metabench.run.attempts.checkpoint import stamp
 from metabench.run.evaluation import pictures
 from metabench.run.events import Event, Finished, Interrupted, Listener, Quarantined, ignore
 from metabench.run.loop import Loop

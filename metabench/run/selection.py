@@ -7,9 +7,9 @@ from typing import Any
 
 from metabench.contract.method import State
 from metabench.core.cell import Budget
-from metabench.run.checkpoint import Boundary
+from metabench.run.attempts.checkpoint import Boundary
+from metabench.run.attempts.guards import Untouched
 from metabench.run.evaluation import Metrics
-from metabench.run.guards import Untouched
 
 Found = dict[str, Metrics]
 """What an evaluation on the way has found, by split."""

@@ -17,16 +17,17 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import canonical
 from metabench.core.errors import Held, StoreError, WrongPath
-from metabench.store import files, prices
+from metabench.store import cell_folder, files, prices
 from metabench.store import lease as leases
-from metabench.store.encoding import npz, parse, render, unpacked
+from metabench.store.cell_folder import CHECKPOINT, CURVE, LAM, LEASE, PICTURES, RECORD
+from metabench.store.encoding import npz, render, unpacked
 from metabench.store.files import BadFile, Unreadable
 from metabench.store.record import Curve, Record
 
@@ -35,12 +36,7 @@ if TYPE_CHECKING:
 
     from metabench.store.encoding import Arrays
 
-RECORD, CURVE, LAM, CHECKPOINT = "record.json", "curve.json.gz", "lam.npz", "checkpoint.pt"
-PICTURES = "pictures.npz"
-# Stores written by earlier versions have this name and that of the quarantine: both stay.
-LEASE = "claim.json"
-KNOWN = frozenset({RECORD, CURVE, LAM, PICTURES, CHECKPOINT, LEASE})
-QUARANTINE = "set-aside"
+QUARANTINE = "set-aside"  # stores written by earlier versions have this name: it stays
 CLUSTER = "cluster"
 """Where submissions to a cluster keep what they need (:mod:`metabench.cluster.submission`)."""
 LARGEST_LAM = 2_000_000
@@ -48,7 +44,6 @@ LARGEST_LAM = 2_000_000
 
 _PREFIX = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{64}")
-_TEMPORARY = re.compile(r"\..+\.tmp")
 
 
 class Store:
@@ -71,7 +66,7 @@ class Store:
 
     def look(self, key: str) -> tuple[Record | None, list[BadFile]]:
         """:meth:`get`, and every file in the cell's folder that cannot be trusted."""
-        return _read(self.folder(key))
+        return cell_folder.read(self.folder(key))
 
     def scan(self) -> tuple[list[Record], list[BadFile]]:
         """Every record that can be trusted, sorted by key, and every file that cannot, sorted by
@@ -79,7 +74,7 @@ class Store:
         folders, bad = self._folders()
         records = []
         for folder in folders:
-            record, damaged = _read(folder)
+            record, damaged = cell_folder.read(folder)
             bad += damaged
             if record is not None:
                 records.append(record)
@@ -114,7 +109,7 @@ class Store:
         else:
             folders = [self.folder(key) for key in keys]
         for folder in folders:
-            bad = _read(folder)[1]
+            bad = cell_folder.read(folder)[1]
             if bad or self._untidy(folder):
                 out += self._repaired(folder, bad)
         return out
@@ -142,14 +137,14 @@ class Store:
         """
         folder = lease.path.parent
         with lease.sure():
-            record, bad = _read(folder)
+            record, bad = cell_folder.read(folder)
             out = [self.quarantine(b) for b in bad]
             if record is not None:
-                _settle(folder, record.files)
+                cell_folder.settle(folder, record.files)
                 if record.status == "done":
                     files.remove(folder / CHECKPOINT)
             for entry in _listed(folder):
-                if _TEMPORARY.fullmatch(entry.name):
+                if cell_folder.is_temporary(entry.name):
                     files.remove(entry)
             return out
 
@@ -158,7 +153,7 @@ class Store:
         if LEASE in names:
             return self.holder(folder.name) is None
         finished = RECORD in names and CHECKPOINT in names
-        return finished or any(_TEMPORARY.fullmatch(name) for name in names)
+        return finished or any(cell_folder.is_temporary(name) for name in names)
 
     def quarantine(self, bad: BadFile) -> BadFile:
         """Move one file or folder to the quarantine, under a name of its own. What is closed to
@@ -193,7 +188,7 @@ class Store:
 
     def closed(self, key: str) -> BadFile | None:
         """What this user may not read of a cell, as long as there is no record that they can."""
-        record, bad = _read(self.folder(key))
+        record, bad = cell_folder.read(self.folder(key))
         return None if record else next((b for b in bad if b.closed), None)
 
     def holder(self, key: str) -> leases.Holder | None:
@@ -237,10 +232,10 @@ class Store:
             for name, data in contents.items():
                 drafts[name] = files.draft(folder / name, data)
             with lease.sure() if lease is not None else leases.locked(folder):
-                known = _read(folder)[0] if lease is not None else None
+                known = cell_folder.read(folder)[0] if lease is not None else None
                 if known is not None and known.status == "done":
                     raise Held(f"{record.cell}: it has a finished record, which stays")
-                _replace(folder, record.files, drafts)
+                cell_folder.replace_record(folder, record.files, drafts)
         except OSError as error:
             raise StoreError(f"cannot replace {folder}: {error.strerror or error}") from error
         finally:
@@ -276,7 +271,7 @@ class Store:
             return None
         path = self.folder(record.key) / name
         try:
-            data = _companion(path.parent, name, record.files[name])
+            data = cell_folder.companion(path.parent, name, record.files[name])
         except Unreadable as error:
             raise StoreError(str(error)) from None
         if data is None:
@@ -315,96 +310,6 @@ class Store:
                 else:
                     folders.append(inner)
         return folders, bad
-
-
-def _read(folder: Path) -> tuple[Record | None, list[BadFile]]:
-    """The record in a cell's folder, where it and its files can be trusted, and what cannot be."""
-    path = folder / RECORD
-    while True:
-        before = files.stamp(path)
-        try:
-            data = files.read(path)
-            record, bad = (None, []) if data is None else _verified(path, data)
-            if not bad or (files.read(path) == data and files.stamp(path) == before):
-                break
-        except Unreadable as error:
-            record, bad = None, [error.bad]
-            break
-        # The record was replaced while its files were read: look again.
-    try:
-        found = {b.path: b for b in map(_out_of_place, files.entries(folder)) if b is not None}
-    except Unreadable as error:
-        return record, [*(b for b in bad if not b.closed), error.bad]
-    return record, list((found | {b.path: b for b in bad}).values())
-
-
-def _out_of_place(entry: Path) -> BadFile | None:
-    """What is wrong with an entry of a cell's folder, whatever its record says."""
-    if entry.name == LEASE:
-        return leases.damage(entry)
-    if entry.name in KNOWN or _TEMPORARY.fullmatch(entry.name):
-        return files.odd(entry)
-    return BadFile(entry, "does not belong in the folder of a cell")
-
-
-def _verified(path: Path, data: bytes) -> tuple[Record | None, list[BadFile]]:
-    try:
-        record = parse(data)
-    except ValueError as error:
-        return None, [BadFile(path, str(error))]
-    if record.key != path.parent.name:
-        return None, [BadFile(path, f"belongs to another cell, {record.key[:16]}")]
-    bad = []
-    for name, digest in record.files.items():
-        try:
-            held = _companion(path.parent, name, digest)
-        except Unreadable as error:
-            bad.append(error.bad)
-            if not error.bad.closed:
-                bad.append(BadFile(path, f"names {name}, which {error.bad.what}"))
-            continue
-        if held is None:
-            bad.append(BadFile(path, f"names {name}, which is missing"))
-        elif hashlib.sha256(held).hexdigest() != digest:
-            bad.append(BadFile(path.parent / name, "is not what was written: its sha256 differs"))
-            bad.append(BadFile(path, f"names {name}, which is damaged"))
-    unique = {b.path: b for b in bad}
-    return (None if bad else record), list(unique.values())
-
-
-def _replace(folder: Path, digests: Mapping[str, str], drafts: Mapping[str, Path]) -> None:
-    """Put a record in the place of another. One rename replaces it together with its files: until
-    it has happened the old ones are in their places, and the new ones wait for it beside them."""
-    for name, digest in digests.items():
-        os.replace(drafts[name], folder / _waiting(name, digest))
-    os.replace(drafts[RECORD], folder / RECORD)
-    _settle(folder, digests)
-    for name in {CURVE, LAM, PICTURES} - digests.keys():
-        files.remove(folder / name)
-    files.sync(folder)
-
-
-def _settle(folder: Path, digests: Mapping[str, str]) -> None:
-    """Put the files of the record that is there into their places, where they still wait."""
-    for name, digest in digests.items():
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(folder / _waiting(name, digest), folder / name)
-
-
-def _waiting(name: str, digest: str) -> str:
-    return f".{name}.{digest[:16]}.tmp"
-
-
-def _companion(folder: Path, name: str, digest: str) -> bytes | None:
-    """The file that a record names; where it is missing or another, what has its name.
-
-    Raises Unreadable.
-    """
-    # In this order: once it has left the first place it is in the second.
-    waiting = files.read(folder / _waiting(name, digest))
-    if waiting is not None and hashlib.sha256(waiting).hexdigest() == digest:
-        return waiting
-    return files.read(folder / name)
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -19,9 +19,10 @@ from metabench.core.environment import optional_packages
 from metabench.core.errors import DataMissing, SettingError, SuiteError, UnknownName
 from metabench.core.registry import REGISTRIES, methods, solvers
 from metabench.core.settings import several, values
+from metabench.store.cell_folder import CHECKPOINT
 from metabench.store.files import BadFile
 from metabench.store.record import Record
-from metabench.store.store import CHECKPOINT, Store
+from metabench.store.store import Store
 from metabench.suites import published_costs
 from metabench.suites.durations import Estimates
 from metabench.suites.overrides import read_overrides

@@ -133,7 +133,7 @@ class Suite:
 
     def check_measured(self, cells: Iterable[SuiteCell]) -> None:
         """Raise UnknownName where a task says what it measures
-        (:class:`metabench.contract.problem.Task`) and the suite's metric, floor or evaluation is
+        (:class:`metabench.contract.task.Task`) and the suite's metric, floor or evaluation is
         not among that."""
         meant = {(c.row, c.column): c for c in cells if c.skip is None}
         for (row, column), item in meant.items():

@@ -18,7 +18,7 @@ from torch import Tensor
 from metabench.core.errors import MetabenchError
 from metabench.datasets import locate
 
-from . import arrays, pickles
+from .formats import arrays, pickles
 
 Source = Literal["torchvision", "metabench"]
 

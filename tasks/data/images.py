@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metabench.contract.problem import Task
+from metabench.contract.task import Task
 from metabench.core.errors import MetabenchError, SettingError
 from metabench.datasets import catalogue, locate
 
-from . import arrays, pickles
+from .formats import arrays, pickles
 from .left_over import lacks_kept
 
 Images = dict[str, tuple[Tensor, Tensor]]

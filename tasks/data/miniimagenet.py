@@ -38,7 +38,7 @@ from torch import Tensor
 from metabench.core.errors import MetabenchError
 from metabench.datasets import catalogue, locate
 
-from . import pickles, pictures
+from .formats import pickles, pictures
 
 CLASSES = {"train": 64, "valid": 16, "test": 20}
 PER_CLASS, SIZE = 600, 84

@@ -12,7 +12,7 @@ import scipy.sparse
 from metabench.core.errors import MetabenchError
 from metabench.datasets import locate
 
-from . import arrays
+from .formats import arrays
 
 NAMES = ("data", "indices", "indptr", "labels", "split", "vocab")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metabench.core.errors import MetabenchError
 
-from . import pictures
+from .formats import pictures
 
 PACKAGE = "skimage"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from metabench.core.errors import MetabenchError, UnknownName
 from metabench.datasets import locate
 
-from . import arrays
+from .formats import arrays
 
 SIZES = {
     "yacht": (308, 6),

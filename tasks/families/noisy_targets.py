@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 
 from ..models import losses
 

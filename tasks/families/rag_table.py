@@ -30,7 +30,7 @@ from metabench.core.errors import SettingError
 from metabench.datasets import locate
 
 from ..data import derived
-from ..models import retrieval
+from ..models.language import retrieval
 from ..models.language.pretrained import LanguageModel, Passage, development
 
 PASSAGES = (1, 3, 5, 7, 9)

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract import autodiff
-from metabench.contract.problem import Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.errors import SettingError
 
 from ..models.language.causal import Adapter

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from metabench import api
 from metabench.cli.main import app
+from metabench.store.cell_folder import RECORD
 from metabench.store.published import RECORDS, publish
-from metabench.store.store import RECORD, Store
+from metabench.store.store import Store
 
 SUITE = """
 title = "Small"

@@ -13,7 +13,8 @@ from cluster.faults.oracle import compared, left_over
 
 from metabench.core.cell import make_cell
 from metabench.run.runner import run_cell
-from metabench.store.store import CHECKPOINT, LEASE, Store
+from metabench.store.cell_folder import CHECKPOINT, LEASE
+from metabench.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 BUDGET = {"outer_steps": 2, "eval_every": 2, "valid_episodes": 1, "test_episodes": 1}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import F64, context
 
-from metabench.contract.per_example_weights import Gated
+from metabench.contract.by_examples.per_example_weights import Gated
 from metabench.contract.problem import Hyper
 from metabench.core.capabilities import check_applicable, why_not
 from metabench.core.errors import NotApplicable

@@ -335,15 +335,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"module '1' \(BatchNorm1d\) writes running statistics.*track_running_stats=False.*"
         r"nn\.GroupNorm.*\.eval\(\)",
     ),
-    "dropout": (
-        {"model": nn.Sequential(linear(2), nn.Dropout(0.3))},
-        r"module '1' \(Dropout\) draws what it drops \(p = 0\.3\).*\.eval\(\)",
-    ),
     "a recurrent dropout": (
         {"model": nn.LSTM(4, 2, num_layers=2, dropout=0.1).double()},
-        r"module '' \(LSTM\) draws what it drops",
+        r"module '' \(LSTM\) draws what it drops \(p = 0\.1\).*\.eval\(\)",
     ),
-    "hidden dropout": ({"model": Custom(once)}, "predicts something else when it is called again"),
+    "dropout in evaluation": (
+        {"model": Custom(once)},
+        r"something else when it is called again, in \.eval\(\) mode: .*self\.training\)",
+    ),
+    "noise": (
+        {"model": Custom(lambda s, x: s.layer(x + torch.randn_like(x)))},
+        "something else when it is called again, with the same dropout: leave out what else",
+    ),
     "a buffer that moves": ({"model": Custom(counted)}, "changes its buffer 'calls'"),
     "a prediction of none": ({"model": Custom(lambda s, x: x.sum())}, r"it makes \[\]; give one"),
     "a tuple": ({"model": Custom(lambda s, x: (x, x))}, "it makes tuple; give one"),
@@ -436,6 +439,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a function that fails": (
         {"learn": softer, "first": {"temperature": 1.0}},
         "the function raises KeyError at the first lam: 'log_temperature'",
+    ),
+    "a function that draws": (
+        {
+            "learn": lambda lam, model, x, y: F.dropout(model(x), lam["a"].item())[:, 0],
+            "first": {"a": 0.5},
+        },
+        "gives other losses when it is called again: it may draw nothing; dropout is for the model",
     ),
     "a function of a mean": (
         {"learn": lambda lam, model, x, y: model(x).mean(), "first": {"a": 1.0}},

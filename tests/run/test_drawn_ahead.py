@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from metabench.contract.at_once import rerun
 from metabench.contract.context import Context
+from metabench.contract.parallel.at_once import rerun
 from metabench.contract.problem import Episode
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import make_cell

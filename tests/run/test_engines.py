@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metabench.contract.process_group import ProcessGroup
+from metabench.contract.parallel.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import instances, make_cell
 from metabench.core.errors import SettingError

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from metabench.core.cell import Cell, make_cell
+from metabench.store.cell_folder import CHECKPOINT, CURVE, LAM, RECORD
 from metabench.store.record import curve_outcome
-from metabench.store.store import CHECKPOINT, CURVE, LAM, RECORD, Store
+from metabench.store.store import Store
 
 # One process imports torch and forks the runs, so that kills are cheap and fall on real work.
 FORKS = """
@@ -23,7 +24,8 @@ import torch
 from metabench.core.cell import make_cell
 from metabench.run.runner import run_cell
 from metabench.store.store import Store
-from metabench.run import checkpoint, determinism
+from metabench.run import determinism
+from metabench.run.attempts import checkpoint
 
 torch.set_num_threads(1)
 determinism.facts()

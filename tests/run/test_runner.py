@@ -20,8 +20,9 @@ from torch import Tensor
 
 from metabench.contract.gradient_method import GradientMethod
 from metabench.contract.method import Context, State
-from metabench.contract.problem import Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core import registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import COUNT_NAMES, CUT_STEP, PRICED
@@ -34,7 +35,8 @@ from metabench.core.errors import (
     UnknownName,
 )
 from metabench.hypergradients import unrolled
-from metabench.run import attempt, checkpoint, determinism, learning_curve, loop
+from metabench.run import determinism, learning_curve, loop
+from metabench.run.attempts import attempt, checkpoint
 from metabench.run.evaluation import estimate
 from metabench.run.events import (
     Event,
@@ -45,8 +47,9 @@ from metabench.run.events import (
     Started,
 )
 from metabench.run.runner import run_cell
+from metabench.store.cell_folder import CHECKPOINT, RECORD
 from metabench.store.record import curve_outcome
-from metabench.store.store import CHECKPOINT, QUARANTINE, RECORD, Store
+from metabench.store.store import QUARANTINE, Store
 
 OFFERS = frozenset({"outer_gradient", "second_order", "lam_in_inner_loss", "episodes"})
 

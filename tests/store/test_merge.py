@@ -9,10 +9,11 @@ import pytest
 
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
+from metabench.store.cell_folder import RECORD
 from metabench.store.lease import Lease
 from metabench.store.merge import merge
 from metabench.store.record import Estimate, Record
-from metabench.store.store import RECORD, Store
+from metabench.store.store import Store
 
 
 def record(seed: int, status: str = "done", accuracy: float = 0.5, host: str = "a") -> Record:

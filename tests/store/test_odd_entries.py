@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from metabench.core.cell import Cell
 from metabench.core.errors import StoreError
 from metabench.store import lease as leases
+from metabench.store.cell_folder import CHECKPOINT, CURVE, LAM, LEASE, RECORD
 from metabench.store.merge import merge
 from metabench.store.record import Estimate, Record
-from metabench.store.store import CHECKPOINT, CURVE, LAM, LEASE, RECORD, Store
+from metabench.store.store import Store
 
 CURVE_OF = {"step": [0, 1], "valid/mse": [0.1, None]}
 

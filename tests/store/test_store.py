@@ -21,20 +21,11 @@ from hypothesis import strategies as st
 from metabench.core.cell import Cell
 from metabench.core.errors import Held, StoreError
 from metabench.store import lease as leases
+from metabench.store.cell_folder import CHECKPOINT, CURVE, LAM, LEASE, PICTURES, RECORD
 from metabench.store.encoding import hash_arrays
 from metabench.store.files import write_atomic
 from metabench.store.record import Estimate, Record
-from metabench.store.store import (
-    CHECKPOINT,
-    CURVE,
-    LAM,
-    LARGEST_LAM,
-    LEASE,
-    PICTURES,
-    QUARANTINE,
-    RECORD,
-    Store,
-)
+from metabench.store.store import LARGEST_LAM, QUARANTINE, Store
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text("abcdefgh/.[]0_ é", min_size=1, max_size=12)

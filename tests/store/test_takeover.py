@@ -17,10 +17,11 @@ from metabench.core.cell import Cell
 from metabench.core.errors import Held
 from metabench.store import files
 from metabench.store import lease as leases
+from metabench.store.cell_folder import CHECKPOINT, CURVE, LAM, LEASE, RECORD
 from metabench.store.files import write_atomic
 from metabench.store.lease import Lease
 from metabench.store.record import Estimate, Record
-from metabench.store.store import CHECKPOINT, CURVE, LAM, LEASE, RECORD, Store
+from metabench.store.store import Store
 
 CELL = Cell("ridge", "bilevel", "sgd", 1, budget={"outer_steps": 3})
 CURVE_OF = {"step": [0, 1], "valid/mse": [0.1, None]}

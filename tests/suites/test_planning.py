@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import pytest
 
 from metabench import api
-from metabench.contract.problem import Task
+from metabench.contract.task import Task
 from metabench.core import registry
 from metabench.core.cell import CONTRACT, Cell, instances, make_cell
 from metabench.core.environment import optional_packages
 from metabench.core.errors import SettingError, SuiteError, UnknownName
+from metabench.store.cell_folder import CHECKPOINT
 from metabench.store.record import Record
-from metabench.store.store import CHECKPOINT, Store
+from metabench.store.store import Store
 from metabench.suites import planning
 from metabench.suites.loading import from_dict
 from metabench.suites.planning import Planned, choose, suite_of_pairs
@@ -378,10 +379,10 @@ def test_a_changed_contract_is_another_cell(suite: Suite, store: Store) -> None:
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often a record's file is read, by its cell, and settings are checked ("checked")."""
     from metabench.core import settings
-    from metabench.store import store as module
+    from metabench.store import cell_folder as module
 
     found: Counter[str] = Counter()
-    read, build = module._read, settings.build
+    read, build = module.read, settings.build
 
     def counted_read(folder: Path) -> Any:
         found[folder.name] += 1
@@ -391,7 +392,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         found["checked"] += 1
         return build(*args)
 
-    monkeypatch.setattr(module, "_read", counted_read)
+    monkeypatch.setattr(module, "read", counted_read)
     monkeypatch.setattr(settings, "build", counted_build)
     return found
 

@@ -13,7 +13,7 @@ from metabench.contract.seeds import Seeds
 from metabench.core.registry import tasks
 
 glyphs = importlib.import_module("metabench.tasks.glyphs")
-fewshot = importlib.import_module("metabench.tasks.families.episodes.few_shot")
+class_images = importlib.import_module("metabench.tasks.families.images.class_images")
 CPU = torch.device("cpu")
 
 
@@ -99,5 +99,5 @@ def test_no_two_classes_look_alike():
 @pytest.mark.parametrize(("shots", "low", "high"), [(1, 0.28, 0.45), (5, 0.42, 0.60)])
 def test_pixels_alone_are_above_chance_and_far_from_perfect(shots, low, high):
     problem = build(shots=shots)
-    scores = [fewshot.nearest_neighbour(problem.episode("test", i)) for i in range(200)]
+    scores = [class_images.nearest_neighbour(problem.episode("test", i)) for i in range(200)]
     assert low < sum(scores) / len(scores) < high

@@ -14,7 +14,7 @@ from metabench.core.registry import tasks
 from metabench.datasets import locate
 
 omniglot = importlib.import_module("metabench.tasks.omniglot")
-fewshot = importlib.import_module("metabench.tasks.families.episodes.few_shot")
+class_images = importlib.import_module("metabench.tasks.families.images.class_images")
 lists = omniglot.lists
 PARTS = ("train", "valid", "test")
 
@@ -199,7 +199,7 @@ def test_the_runs_are_an_evaluation_of_their_own(folder):
         for batch in (episode.batch(0), episode.outer):
             assert batch["x"].shape == (20, 1, 28, 28)
             assert batch["y"].tolist() == list(range(20))
-        scores.append(fewshot.nearest_neighbour(episode))
+        scores.append(class_images.nearest_neighbour(episode))
     # Koch, Zemel, Salakhutdinov 2015 have 21.7 % for pixels at full size; guessing has 5 %.
     assert np.mean(scores) == pytest.approx(0.217, abs=0.05)
     with pytest.raises(IndexError):
@@ -223,7 +223,7 @@ def test_vinyals_trains_on_characters_of_the_runs():
 def test_the_pixel_nearest_neighbour_floor(folder):
     """45.6 % was measured apart from this code, its protocol unknown in detail."""
     problem = build()
-    scores = [fewshot.nearest_neighbour(problem.episode("test", i)) for i in range(600)]
+    scores = [class_images.nearest_neighbour(problem.episode("test", i)) for i in range(600)]
     half = 1.96 * np.std(scores) / len(scores) ** 0.5
     assert half < 0.012
     assert np.mean(scores) == pytest.approx(0.456, abs=half + 0.02)

@@ -21,7 +21,7 @@ from metabench.methods.random import Random
 from metabench.methods.ucb import UCB
 from metabench.tasks.families import rag_table
 from metabench.tasks.families.rag_table import COMPRESSION, CONFIGURATIONS, PASSAGES, RETRIEVERS
-from metabench.tasks.models import retrieval
+from metabench.tasks.models.language import retrieval
 from metabench.tasks.models.language.pretrained import load
 from metabench.tasks.rag_squad import RagSquad, Reader, correct, recall, reward
 

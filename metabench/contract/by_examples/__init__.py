@@ -1,1 +1,2 @@
-"""Losses of single examples: in closed form, their spectral risks, solvers that step by them."""
+"""Single examples: their losses in closed form, spectral risks of these, solvers that step by them,
+and weights that differ from example to example."""

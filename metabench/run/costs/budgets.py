@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from metabench.core.cell import Budget
 from metabench.core.costs import COUNT_NAMES, Meter
-from metabench.run.checkpoint import Boundary
+from metabench.run.attempts.checkpoint import Boundary
 
 
 def spent(budget: Budget, at: Boundary, seconds: float) -> float:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from metabench.contract.method import Context
-from metabench.contract.process_group import ProcessGroup
+from metabench.contract.parallel.process_group import ProcessGroup
 from metabench.core.costs import Meter
 from metabench.hypergradients.tensor_memory import Footprint
 from metabench.run import determinism
-from metabench.run.checkpoint import detached
+from metabench.run.attempts.checkpoint import detached
 
 
 def peak_bytes(ctx: Context, method: Any, threads: int, *, again: bool) -> int:

@@ -12,7 +12,7 @@ from metabench.contract.method import Context
 from metabench.core.costs import Meter
 from metabench.core.errors import BudgetSpent
 from metabench.run import determinism
-from metabench.run.checkpoint import detached
+from metabench.run.attempts.checkpoint import detached
 from metabench.run.evaluation import Stopwatch
 
 MOST_SECONDS = 2.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from metabench.core.cell import Cell
 from metabench.core.environment.hardware import asked_threads, cores, gpus
 from metabench.core.errors import StoreError
+from metabench.run.attempts.failure import failed_record, write_failure
 from metabench.run.events import (
     Elsewhere,
     Event,
@@ -25,7 +26,6 @@ from metabench.run.events import (
     Stopping,
     ignore,
 )
-from metabench.run.failure import failed_record, write_failure
 from metabench.run.workers.pool import POLL_SECONDS, Died, NotStarted, Pool, Worker
 from metabench.run.workers.process import FROM_TERMINAL
 from metabench.run.workers.worker import Ended, WorkerOptions, run_one

@@ -33,7 +33,7 @@ from metabench.store.files import write_atomic
 if TYPE_CHECKING:
     import torch
 
-    from metabench.contract.process_group import ProcessGroup
+    from metabench.contract.parallel.process_group import ProcessGroup
 
 PATIENCE = 1800.0
 """Seconds that ranks wait for each other within a step: shares differ, and an episode may be long.
@@ -105,7 +105,7 @@ class RankProcesses:
         come, Stopped where ``stop`` says so before they are all there."""
         import torch.distributed as dist
 
-        from metabench.contract.process_group import ProcessGroup, joined
+        from metabench.contract.parallel.process_group import ProcessGroup, joined
 
         world = self.others + 1
         try:
@@ -274,7 +274,7 @@ def _answer(call: Call, leave: Callable[[], object]) -> None:
     import torch
     import torch.distributed as dist
 
-    from metabench.contract.process_group import ProcessGroup, joined
+    from metabench.contract.parallel.process_group import ProcessGroup, joined
     from metabench.run.runner import follow
 
     with contextlib.suppress(Exception):  # what goes wrong, rank 0 has heard or sees

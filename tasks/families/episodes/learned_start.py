@@ -17,7 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
+from metabench.contract.task import Task
 from metabench.core import settings
 
 LACKS = dict.fromkeys(

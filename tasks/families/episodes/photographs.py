@@ -14,7 +14,8 @@ import torch
 from metabench.core.errors import SettingError
 
 from ...models.networks import Network, ResNet12
-from .few_shot import Count, FewShot
+from .few_shot import FewShot
+from .few_shot_settings import Count
 
 
 @dataclass(frozen=True)

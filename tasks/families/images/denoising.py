@@ -23,8 +23,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metabench.contract.method import Positive
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 
 from ...data import scikit_image
 

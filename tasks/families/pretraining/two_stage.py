@@ -28,8 +28,9 @@ from torch.nn import functional as F
 
 from metabench.contract import autodiff
 from metabench.contract.method import Positive
-from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem, Task
+from metabench.contract.problem import GRADIENTS, Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
+from metabench.contract.task import Task
 from metabench.core.registry import solvers
 
 from ..auroc import macro_auroc, multilabel_auroc

@@ -1,1 +1,1 @@
-"""Language models as pure functions of tensors."""
+"""Language models as pure functions of tensors, what grades them, and what finds passages."""

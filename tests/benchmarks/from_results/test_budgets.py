@@ -25,7 +25,7 @@ from metabench.store.published import RECORDS
 from metabench.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from benchmarks.from_results import budgets
+from benchmarks.from_results import budget_tables, budgets, laptop_budget, paper_budget
 from benchmarks.harness import counting, language, records
 
 CPU = torch.device("cpu")
@@ -214,28 +214,28 @@ def test_the_sizes_of_the_papers_models_come_to_their_names():
 @pytest.fixture(scope="module")
 def plan():
     """Every different cost of all suites."""
-    return budgets.planned()
+    return paper_budget.planned()
 
 
 def test_every_suite_has_a_family_and_every_cost_its_place(plan):
-    assert all(budgets.family(name) for name in suite_names())
+    assert all(budget_tables.family(name) for name in suite_names())
     with pytest.raises(KeyError, match="no family"):
-        budgets.family("other")
+        budget_tables.family("other")
     assert len({same.id for same in plan}) == len(plan)
     assert {same.suite for same in plan} >= {"seal-knowledge", "maml-miniimagenet", "pretrain-ppi"}
     assert not {"crossing", "pbgd-hypercleaning-f1"} & {same.suite for same in plan}
 
 
 def test_a_suite_that_shows_anothers_cells_has_its_records():
-    left = budgets.unmeasured({"augmentation", "pretrain-synthetic"})
+    left = laptop_budget.unmeasured({"augmentation", "pretrain-synthetic"})
     assert not {"augmentation", "augmentation-law", "pretrain-synthetic-weights"} & set(left)
     assert {"loss-learning", "seal-knowledge-likelihood"} <= set(left)
 
 
 def test_what_cannot_change_a_cost_is_no_different_cost():
     one, other = (cell(method={"inner_lr": lr}) for lr in (0.1, 0.2))
-    assert budgets.cost_key(one) == budgets.cost_key(other)
-    assert budgets.cost_key(one) != budgets.cost_key(cell(method={"inner_steps": 6}))
+    assert paper_budget.cost_key(one) == paper_budget.cost_key(other)
+    assert paper_budget.cost_key(one) != paper_budget.cost_key(cell(method={"inner_steps": 6}))
 
 
 @pytest.fixture(scope="module")
@@ -286,14 +286,14 @@ def test_the_laptop_table(results, tmp_path, capsys):
 def test_failed_cells_are_no_costs(results):
     records = list(results[1].records())
     failed = [dataclasses.replace(r, status="failed") for r in records]
-    found = budgets.spent([*records, *failed])
-    assert found == budgets.spent(records)
-    assert budgets.spent(failed)["median_seconds"] is None
+    found = laptop_budget.spent([*records, *failed])
+    assert found == laptop_budget.spent(records)
+    assert laptop_budget.spent(failed)["median_seconds"] is None
 
 
 def test_the_paper_table_goes_on_and_is_priced_anew(plan, tmp_path, monkeypatch, capsys):
     some = [s for s in plan if s.suite == "closed-form" and s.columns == ("ridge",)]
-    monkeypatch.setattr(budgets, "planned", lambda: some[:2])
+    monkeypatch.setattr(paper_budget, "planned", lambda: some[:2])
     out = ["--out", str(tmp_path)]
     assert budgets.main(["paper", "--minutes", "0", *out]) == 0
     assert "Not counted yet" in (tmp_path / "paper.md").read_text()
@@ -301,7 +301,7 @@ def test_the_paper_table_goes_on_and_is_priced_anew(plan, tmp_path, monkeypatch,
     first = json.loads((tmp_path / "paper.json").read_text())
     text = (tmp_path / "paper.md").read_text()
     assert "ESTIMATE" in text and "Not counted yet" not in text and "10 microseconds" in text
-    monkeypatch.setattr(budgets, "count", lambda cell: pytest.fail("counted twice"))
+    monkeypatch.setattr(paper_budget, "count", lambda cell: pytest.fail("counted twice"))
     budgets.main(["paper", "--op-us", "20", "--card", "another", *out])
     second = json.loads((tmp_path / "paper.json").read_text())
     assert first["counts"] == second["counts"]
@@ -312,7 +312,7 @@ def test_the_paper_table_goes_on_and_is_priced_anew(plan, tmp_path, monkeypatch,
 
 def test_a_cell_that_cannot_be_counted_is_told(plan, tmp_path, monkeypatch, capsys):
     some = [s for s in plan if s.suite == "closed-form"][:1]
-    monkeypatch.setattr(budgets, "planned", lambda: some)
+    monkeypatch.setattr(paper_budget, "planned", lambda: some)
 
     def broken(cell):
         raise RuntimeError("no such thing")

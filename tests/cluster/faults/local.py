@@ -27,7 +27,8 @@ from metabench.core.errors import MetabenchError
 from metabench.run.events import Event, Finished
 from metabench.run.workers.local_launcher import launch
 from metabench.run.workers.process import held_back
-from metabench.store.store import CHECKPOINT, LEASE, Store
+from metabench.store.cell_folder import CHECKPOINT, LEASE
+from metabench.store.store import Store
 
 from .oracle import compared, left_over
 from .stage import PAUSE, PLUGIN

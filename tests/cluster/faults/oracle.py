@@ -9,8 +9,9 @@ from typing import Any
 
 from metabench.cluster import submission as folder
 from metabench.core.cell import Cell
+from metabench.store.cell_folder import CHECKPOINT, LEASE
 from metabench.store.record import curve_outcome
-from metabench.store.store import CHECKPOINT, LEASE, Store
+from metabench.store.store import Store
 
 from .stage import FOLDER, PAUSE, SLOW, Stage
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from metabench.cluster import submission as folder
 from metabench.core.errors import MetabenchError
-from metabench.store.store import LEASE, Store
+from metabench.store.cell_folder import LEASE
+from metabench.store.store import Store
 
 from .oracle import judge, undisturbed
 from .registry import fault, kill

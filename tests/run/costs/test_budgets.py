@@ -5,7 +5,7 @@ import torch
 
 from metabench.contract.method import State
 from metabench.core.cell import Budget
-from metabench.run.checkpoint import Boundary
+from metabench.run.attempts.checkpoint import Boundary
 from metabench.run.costs import budgets
 
 NEAR = {"inner_gradients": 0, "hvps": 9}

@@ -35,9 +35,10 @@ from metabench.run.events import (
 from metabench.run.workers import local_launcher as module
 from metabench.run.workers.local_launcher import Summary, launch
 from metabench.run.workers.worker import WorkerOptions
+from metabench.store.cell_folder import LEASE, RECORD
 from metabench.store.files import BadFile
 from metabench.store.record import Record
-from metabench.store.store import LEASE, RECORD, Store
+from metabench.store.store import Store
 
 Start = Callable[..., subprocess.Popen[str]]
 

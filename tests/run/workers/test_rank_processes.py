@@ -13,7 +13,7 @@ import pytest
 import torch
 from optional import needs
 
-from metabench.contract.process_group import ProcessGroup, _packed, _Raised, _unpacked
+from metabench.contract.parallel.process_group import ProcessGroup, _packed, _Raised, _unpacked
 from metabench.core import registry
 from metabench.core.cell import Cell, make_cell
 from metabench.core.costs import Meter
@@ -22,8 +22,9 @@ from metabench.run.events import Event, Retried
 from metabench.run.runner import run_cell
 from metabench.run.workers.local_launcher import launch
 from metabench.run.workers.rank_processes import RankProcesses, over
+from metabench.store.cell_folder import CHECKPOINT, LEASE
 from metabench.store.record import Record, curve_outcome
-from metabench.store.store import CHECKPOINT, LEASE, Store
+from metabench.store.store import Store
 
 # A method that goes wrong on one rank, where a file of its own folder says so.
 PLUGIN = '''
@@ -34,7 +35,8 @@ from pathlib import Path
 from typing import ClassVar
 import torch
 from metabench.core.errors import Diverged
-from metabench.contract.problem import Episode, Problem, Task
+from metabench.contract.problem import Episode, Problem
+from metabench.contract.task import Task
 from metabench.contract.seeds import generator
 from metabench.core.registry import methods, tasks
 

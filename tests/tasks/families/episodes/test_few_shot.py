@@ -19,7 +19,8 @@ from metabench.core.cell import Budget
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import methods, solvers, tasks
 
-fewshot = importlib.import_module("metabench.tasks.families.episodes.few_shot")
+class_images = importlib.import_module("metabench.tasks.families.images.class_images")
+few_shot_problem = importlib.import_module("metabench.tasks.families.episodes.few_shot_problem")
 Classes = importlib.import_module("metabench.tasks.families.images.class_images").Classes
 CPU = torch.device("cpu")
 SMALL = {"filters": 4, "meta_batch": 3, "dtype": "float64"}
@@ -144,9 +145,11 @@ def test_an_episode_has_different_classes_and_drawings():
 
 def test_every_class_and_every_drawing_is_drawn_about_equally_often():
     images = torch.arange(12 * 6, dtype=torch.uint8).view(12, 6, 1, 1, 1).expand(12, 6, 1, 28, 28)
-    classes = fewshot.Classes(images)
+    classes = class_images.Classes(images)
     task = tasks.get("glyphs")(shots=1, queries=2, filters=4)
-    problem = fewshot.FewShotProblem(task, dict.fromkeys(("train",), classes), Seeds.of(0), CPU)
+    problem = few_shot_problem.FewShotProblem(
+        task, dict.fromkeys(("train",), classes), Seeds.of(0), CPU
+    )
     seen = torch.zeros(72)
     for index in range(1200):
         episode = problem.episode("train", index)
@@ -267,7 +270,7 @@ def test_nearest_neighbour_by_hand():
     episode = Episode(
         {"x": x, "y": torch.tensor([0, 1])}, {"x": query, "y": torch.tensor([0, 1, 1])}
     )
-    assert fewshot.nearest_neighbour(episode) == pytest.approx(2 / 3)
+    assert class_images.nearest_neighbour(episode) == pytest.approx(2 / 3)
 
 
 def test_metrics_are_those_of_the_queries():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from metabench.core.errors import MetabenchError
 
-pickles = importlib.import_module("metabench.tasks.data.pickles")
+pickles = importlib.import_module("metabench.tasks.data.formats.pickles")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -8,7 +8,7 @@ import torch
 from metabench.contract.method import State
 from metabench.core import registry
 from metabench.core.cell import make_cell
-from metabench.run.guards import ChangedInPlace, Untouched
+from metabench.run.attempts.guards import ChangedInPlace, Untouched
 from metabench.run.runner import run_cell
 
 Bilevel = registry.methods.get("bilevel")

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from metabench.contract.context import Context
-from metabench.contract.process_group import ProcessGroup
+from metabench.contract.parallel.process_group import ProcessGroup
 from metabench.contract.seeds import Seeds
 from metabench.core.cell import Cell
 from metabench.core.costs import COUNT_NAMES, Counts, Meter
 from metabench.core.errors import Held, SettingError, Stopped, StoreError, TimedOut
-from metabench.run import checkpoint, determinism
-from metabench.run.checkpoint import Boundary, Checkpoint, stamp
+from metabench.run import determinism
+from metabench.run.attempts import checkpoint
+from metabench.run.attempts.checkpoint import Boundary, Checkpoint, stamp
 from metabench.run.evaluation import Stopwatch
 from metabench.run.events import Progress, Quarantined
 from metabench.run.options import Parts, RunOptions
+from metabench.store.cell_folder import CHECKPOINT
 from metabench.store.files import BadFile
 from metabench.store.lease import Lease
-from metabench.store.store import CHECKPOINT, Store
+from metabench.store.store import Store
 
 PROGRESS_SECONDS = 0.2
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from metabench.core.errors import MetabenchError
 
-pictures = importlib.import_module("metabench.tasks.data.pictures")
+pictures = importlib.import_module("metabench.tasks.data.formats.pictures")
 omniglot = importlib.import_module("metabench.tasks.omniglot")
 mini = importlib.import_module("metabench.tasks.data.miniimagenet")
 GREY = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)

@@ -5,7 +5,7 @@ import torch
 from oracles import F64
 from torch.nn import functional as F
 
-from metabench.contract.per_example_weights import Gated
+from metabench.contract.by_examples.per_example_weights import Gated
 from metabench.core.errors import MetabenchError
 from metabench.hypergradients.unrolled import load_forward_mode
 

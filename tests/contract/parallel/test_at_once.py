@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metabench.contract import at_once, autodiff
-from metabench.contract.at_once import Graphs, rerun
+from metabench.contract import autodiff
 from metabench.contract.context import Context
+from metabench.contract.parallel import at_once
+from metabench.contract.parallel.at_once import Graphs, rerun
 from metabench.contract.seeds import Seeds
 from metabench.core.registry import methods, solvers, tasks
 from metabench.hypergradients.tensor_memory import tensors

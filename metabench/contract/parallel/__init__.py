@@ -1,0 +1,1 @@
+"""Episodes of an outer step at once: by vmap, on threads, in several processes."""
