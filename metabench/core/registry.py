@@ -21,6 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from metabench.core.environment import imports
 from metabench.core.errors import (
     MetabenchError,
     SettingError,
@@ -142,7 +143,8 @@ class Registry:
         if name in self._classes:
             return self._classes[name]
         if name in self._files():
-            importlib.import_module(f"{self.package}.{name}")
+            with imports.without_collections():
+                importlib.import_module(f"{self.package}.{name}")
             if name not in self._classes:
                 raise MetabenchError(
                     f"{self.package}.{name} does not register a {self.kind} called {name!r}"
