@@ -21,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from metabench.core.environment import imports
+from metabench.core.environment import garbage
 from metabench.core.errors import (
     MetabenchError,
     SettingError,
@@ -143,7 +143,7 @@ class Registry:
         if name in self._classes:
             return self._classes[name]
         if name in self._files():
-            with imports.without_collections():
+            with garbage.uncollected():
                 importlib.import_module(f"{self.package}.{name}")
             if name not in self._classes:
                 raise MetabenchError(

@@ -1,11 +1,11 @@
-"""Imports without a search for garbage leave that search as it was."""
+"""Garbage is looked for less often for a while, and then as before."""
 
 import gc
 
 import pytest
 
 from metabench.core import registry
-from metabench.core.environment.imports import without_collections
+from metabench.core.environment.garbage import seldom_collected, uncollected
 
 
 @pytest.mark.parametrize("was", [True, False])
@@ -13,14 +13,22 @@ def test_the_search_for_garbage_is_as_it_was(was: bool) -> None:
     before = gc.isenabled()
     try:
         (gc.enable if was else gc.disable)()
-        with pytest.raises(ImportError), without_collections():
-            with without_collections():
+        with pytest.raises(ImportError), uncollected():
+            with uncollected():
                 assert not gc.isenabled()
             assert not gc.isenabled()
             raise ImportError
         assert gc.isenabled() == was
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def test_seldom_is_for_a_while_alone() -> None:
+    before = gc.get_threshold()
+    with pytest.raises(OSError), seldom_collected():
+        assert gc.get_threshold()[0] == 20_000 and gc.isenabled()
+        raise OSError
+    assert gc.get_threshold() == before
 
 
 def test_a_module_of_the_registry_is_imported_so(monkeypatch: pytest.MonkeyPatch) -> None:
