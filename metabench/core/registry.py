@@ -105,7 +105,11 @@ class Registry:
     def is_built_in(self, name: str) -> bool:
         """Whether a name is of a file of metabench, which goes before all others; imports
         nothing."""
-        return not name.startswith("_") and (self._folder() / f"{name}.py").is_file()
+        return not name.startswith("_") and self.file(name).is_file()
+
+    def file(self, name: str) -> Path:
+        """The file of a name of metabench's own."""
+        return self._folder() / f"{name}.py"
 
     def entries(self) -> list[Entry]:
         """Name, origin and one-line summary of each, sorted by name; imports no built-in."""
