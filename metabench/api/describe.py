@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import inspect
 import itertools
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -29,10 +31,13 @@ from metabench.core.registry import REGISTRIES, methods, tasks, trackers
 from metabench.core.settings import UNSET, fields, typed
 from metabench.datasets.catalogue import DATASETS
 from metabench.suites import loading as suites
+from metabench.suites import recalling
 from metabench.suites.arena import definition as arenas
 from metabench.suites.arena.definition import Arena
 from metabench.suites.schema import LABELS, Column, Row
 from metabench.suites.suite import Suite
+
+UNLOADED = "cannot be loaded"
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,41 @@ def _elsewhere(name: str) -> str:
 
 
 def of_class(kind: str, name: str) -> Description:
-    """A task, a method or a solver, under its default settings."""
+    """A task, a method or a solver, under its default settings. Where all names are metabench's
+    own, what is said of all of them is recalled (:mod:`metabench.suites.recalling`): classes take
+    torch to import."""
+    names = [(k, n) for k, registry in REGISTRIES.items() for n in registry.names()]
+    if recalling.slow() and all(REGISTRIES[k].is_built_in(n) for k, n in names):
+        # All at once: most of the time is torch's, and who looks at one looks at another.
+        with contextlib.suppress(Exception):  # of one that is not meant, as likely as not
+            return recalling.told(
+                {"described": names}, lambda: [_asked(*each) for each in names], _plain, _read
+            )[names.index((kind, name))]
+    return _asked(kind, name)
+
+
+def _plain(found: Sequence[Description]) -> list[dict[str, Any]] | None:
+    """Without files, which are elsewhere in another checkout; None where a module cannot be loaded,
+    as it may be next time."""
+    if any(UNLOADED in cell for d in found for _, rows in d.tables for row in rows for cell in row):
+        return None
+    return [{**asdict(d), "source": ""} for d in found]
+
+
+def _read(data: Sequence[Mapping[str, Any]]) -> list[Description]:
+    found = []
+    for each in data:
+        given: dict[str, Any] = {**each, "settings": [Setting(**s) for s in each["settings"]]}
+        made = Description(**{name: _tuples(value) for name, value in given.items()})
+        found.append(replace(made, source=str(REGISTRIES[made.kind].file(made.name))))
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _asked(kind: str, name: str) -> Description:
     cls = REGISTRIES[kind].get(name)
     made = cls()
     module = sys.modules[cls.__module__]
@@ -142,7 +181,7 @@ def _why_not(task: str, method: str) -> str | None:
     except MetabenchError as error:
         return str(error)
     except Exception as error:
-        return f"cannot be loaded: {type(error).__name__}: {error}"
+        return f"{UNLOADED}: {type(error).__name__}: {error}"
 
 
 def _crossed(kind: str, pairs: Iterable[tuple[str, str | None]]) -> tuple[tuple[str, ...], ...]:
@@ -296,21 +335,26 @@ def attribute_docs(cls: type) -> dict[str, str]:
     """The strings that follow annotated attributes in the source of a class and its bases."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        try:
-            tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            continue  # built in, or made without a file: there is no source to read
-        body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
-        for node, after in itertools.pairwise(body):
-            if (
-                isinstance(node, ast.AnnAssign)
-                and isinstance(node.target, ast.Name)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-                and isinstance(after.value.value, str)
-            ):
-                docs[node.target.id] = " ".join(after.value.value.split())
+        docs |= _own_docs(base)
     return docs
+
+
+@functools.cache
+def _own_docs(cls: type) -> dict[str, str]:
+    try:
+        tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return {}  # built in, or made without a file: there is no source to read
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
+    return {
+        node.target.id: " ".join(after.value.value.split())
+        for node, after in itertools.pairwise(body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }
 
 
 def type_words(hint: Any) -> str:

@@ -21,6 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from metabench.core.environment import garbage
 from metabench.core.errors import (
     MetabenchError,
     SettingError,
@@ -104,7 +105,11 @@ class Registry:
     def is_built_in(self, name: str) -> bool:
         """Whether a name is of a file of metabench, which goes before all others; imports
         nothing."""
-        return not name.startswith("_") and (self._folder() / f"{name}.py").is_file()
+        return not name.startswith("_") and self.file(name).is_file()
+
+    def file(self, name: str) -> Path:
+        """The file of a name of metabench's own."""
+        return self._folder() / f"{name}.py"
 
     def entries(self) -> list[Entry]:
         """Name, origin and one-line summary of each, sorted by name; imports no built-in."""
@@ -142,7 +147,8 @@ class Registry:
         if name in self._classes:
             return self._classes[name]
         if name in self._files():
-            importlib.import_module(f"{self.package}.{name}")
+            with garbage.uncollected():
+                importlib.import_module(f"{self.package}.{name}")
             if name not in self._classes:
                 raise MetabenchError(
                     f"{self.package}.{name} does not register a {self.kind} called {name!r}"

@@ -40,7 +40,8 @@ def facts() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python, metabench, and the packages that can change numbers."""
-    out = {"python": platform.python_version(), "torch": torch.__version__}
+    # torch's own is of a class of torch: who is sent a record would have to import it.
+    out = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for name in ("metabench", "numpy", "scipy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             out[name] = metadata.version(name)

@@ -72,14 +72,22 @@ def read_overrides(set: Iterable[str] | Mapping[str, Any]) -> list[Override]:
     return out
 
 
-def check_overrides(
-    overrides: Sequence[Override], rows: Sequence[Row], columns: Sequence[Column]
+def place_overrides(
+    overrides: Iterable[Override], rows: Sequence[Row], columns: Sequence[Column]
 ) -> None:
-    """Find the group that each override is meant for; raises UnknownName where there is none."""
+    """Find the group that each override is meant for; raises UnknownName where there is none. That
+    takes no class of a task or method, which would take torch."""
     for override in overrides:
         found = zip(("group", "rows", "columns"), _meant_for(override, rows, columns), strict=True)
         for name, value in found:
             object.__setattr__(override, name, value)
+
+
+def check_overrides(
+    overrides: Iterable[Override], rows: Sequence[Row], columns: Sequence[Column]
+) -> None:
+    """Raise UnknownName where an override that has its place names a setting that there is not."""
+    for override in overrides:
         for row in rows:
             for column in columns:
                 if override.concerns(row, column):

@@ -13,7 +13,7 @@ from metabench.core.cell import Cell, Parts, Resolved, of_cell
 from metabench.core.declaration import Declaration
 from metabench.core.errors import SettingError, UnknownName
 from metabench.store.record import RETRAINED
-from metabench.suites.overrides import Override, check_overrides
+from metabench.suites.overrides import Override, check_overrides, place_overrides
 from metabench.suites.resolving import Place, resolve
 from metabench.suites.schema import (
     Column,
@@ -95,10 +95,17 @@ class Suite:
         seeds = list(dict.fromkeys(self.budget(budget).seeds if seeds is None else seeds))
         if not seeds:
             raise SettingError(f"suite {self.name}: name at least one seed")
+        overrides = list(overrides)
         places = self.places(budget, overrides)
+        try:
+            resolved = resolve([*places.values()])
+        except (UnknownName, SettingError):
+            # Says where the setting of an override belongs. Before, it would ask the classes.
+            check_overrides(overrides, self.rows, self.columns)
+            raise
         skipped = {row.id: dict.fromkeys(row.skip, row.skip_reason) for row in self.rows}
         out = []
-        for (row, column), found in zip(places, resolve([*places.values()]), strict=True):
+        for (row, column), found in zip(places, resolved, strict=True):
             skip = skipped[row].get(column)
             out += [SuiteCell(row, column, c, skip, found) for c in found.cells(seeds)]
         return out
@@ -107,11 +114,10 @@ class Suite:
         self, budget: str, overrides: Iterable[Override] = ()
     ) -> dict[tuple[str, str], Place]:
         """(row, column) to what the suite says there under a budget, later settings over earlier
-        ones, in table order. Raises UnknownName for a budget or an override that it does not know.
-        """
+        x"""
         chosen = self.budget(budget)
         overrides = list(overrides)
-        check_overrides(overrides, self.rows, self.columns)
+        place_overrides(overrides, self.rows, self.columns)
         places = {}
         for row, column in ((row, column) for row in self.rows for column in self.columns):
             groups: list[Groups] = [

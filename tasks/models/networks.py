@@ -21,12 +21,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from metabench.contract.problem import Params
 
@@ -45,6 +44,15 @@ FEWEST_AT_ONCE = 4
 """Fewer at once are hardly faster than one after another: vmap has a cost of its own."""
 
 
+def unfilled(kind: type[nn.Module], *given: Any, dtype: torch.dtype, **named: Any) -> nn.Module:
+    """A layer whose parameters have no values yet, so that nothing is drawn for them; as
+    ``torch.nn.utils.skip_init``, which imports sympy where it allocates them."""
+    layer = kind(*given, **named, dtype=dtype, device="meta")
+    for name, parameter in [*layer.named_parameters()]:
+        layer.register_parameter(name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+    return layer
+
+
 class Network(nn.Module):
     """A body and a linear head: a module, and pure functions of named parameters.
 
@@ -58,7 +66,7 @@ class Network(nn.Module):
     def close(self, features: int, classes: int, dtype: torch.dtype) -> None:
         """Add the head, and fill in the values of seed 0."""
         self.feature_size = features
-        self.add_module("head", skip_init(nn.Linear, features, classes, dtype=dtype))
+        self.add_module("head", unfilled(nn.Linear, features, classes, dtype=dtype))
         self.names = [name for name, _ in self.named_parameters()]
         self.load_state_dict(self.init_params(torch.Generator().manual_seed(0)))
 
@@ -134,9 +142,9 @@ class ConvNet(Network):
             inputs = channels_in if i == 1 else filters
             self.add_module(
                 f"conv{i}",
-                skip_init(nn.Conv2d, inputs, filters, 3, self.stride, 1, bias=False, dtype=dtype),
+                unfilled(nn.Conv2d, inputs, filters, 3, self.stride, 1, bias=False, dtype=dtype),
             )
-            norm = skip_init(nn.BatchNorm2d, filters, EPS, track_running_stats=False, dtype=dtype)
+            norm = unfilled(nn.BatchNorm2d, filters, EPS, track_running_stats=False, dtype=dtype)
             self.add_module(f"norm{i}", norm)
             size = math.ceil(size / 2) if downsample == "stride" else size // 2
             if i == 1:
@@ -238,27 +246,22 @@ def _residual(inputs: int, width: int, dtype: torch.dtype) -> nn.Module:
     """The parameters of a block."""
     block = nn.Module()
     for j in (1, 2, 3):
-        conv = skip_init(
+        conv = unfilled(
             nn.Conv2d, inputs if j == 1 else width, width, 3, padding=1, bias=False, dtype=dtype
         )
         block.add_module(f"conv{j}", conv)
         block.add_module(f"norm{j}", _norm(width, dtype))
-    skip = skip_init(nn.Conv2d, inputs, width, 1, bias=False, dtype=dtype)
+    skip = unfilled(nn.Conv2d, inputs, width, 1, bias=False, dtype=dtype)
     block.add_module("skip", skip)
     block.add_module("skip_norm", _norm(width, dtype))
     return block
 
 
 def _norm(width: int, dtype: torch.dtype) -> nn.Module:
-    norm: nn.Module = skip_init(nn.BatchNorm2d, width, EPS, track_running_stats=False, dtype=dtype)
-    return norm
+    return unfilled(nn.BatchNorm2d, width, EPS, track_running_stats=False, dtype=dtype)
 
 
-# Written out: to build a block while this module is imported would take a second of sympy.
-_LAYERS = [("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"), ("skip", "skip_norm")]
-_BLOCK = [
-    name for conv, norm in _LAYERS for name in (f"{conv}.weight", f"{norm}.weight", f"{norm}.bias")
-]
+_BLOCK = [name for name, _ in _residual(1, 1, torch.float32).named_parameters()]
 """Names of the parameters of a block."""
 
 

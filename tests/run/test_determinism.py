@@ -1,6 +1,8 @@
 """Settings of the process that change numbers: set around a cell, and left as they were."""
 
 import ast
+import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from metabench.core import registry
 from metabench.core.cell import make_cell
 from metabench.run.determinism import fixed, seed_globals
+from metabench.run.events import Finished
 from metabench.run.runner import run_cell
 
 CPU = torch.device("cpu")
@@ -126,3 +129,18 @@ def test_every_draw_names_its_type():
             if ast.unparse(node.func.value) == "torch" and node.func.attr in DRAWS and not named:
                 unnamed.append(f"{path.relative_to(root)}:{node.lineno}: {ast.unparse(node)}")
     assert not unnamed, "their type is torch's default one, which libraries change"
+
+
+def test_who_is_sent_a_record_need_not_import_torch() -> None:
+    """A launcher takes what its workers send; a class of torch in it would cost two seconds."""
+    cell = make_cell("quadratic", "fixed", set={"budget": {"outer_steps": 1, "eval_every": 1}})
+    sent = pickle.dumps(Finished(run_cell(cell)))
+    code = (
+        "import pickle, sys\n"
+        "record = pickle.loads(sys.stdin.buffer.read()).record\n"
+        "print('torch' in sys.modules, record.environment['versions']['torch'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=sent, capture_output=True, check=True, timeout=60
+    )
+    assert done.stdout.decode().split() == ["False", torch.__version__]

@@ -22,7 +22,7 @@ from metabench.core.catalogue import suite_names
 from metabench.core.environment import provenance
 from metabench.core.errors import SettingError, UnknownName
 from metabench.core.registry import solvers, tasks
-from metabench.suites import resolving
+from metabench.suites import recalling, resolving
 from metabench.suites.listing import COSTS
 from metabench.suites.loading import load
 from metabench.suites.resolving import Place, resolve
@@ -41,7 +41,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     newest = max(path.stat().st_mtime for _, path in provenance.paths())
     began = SimpleNamespace(_imported_at=newest + 60)
     fresh = SimpleNamespace(modules={"metabench": began}, version=sys.version)
-    monkeypatch.setattr(resolving, "sys", fresh)
+    monkeypatch.setattr(recalling, "sys", fresh)
     return tmp_path / "resolved"
 
 
@@ -77,7 +77,7 @@ def test_the_classes_are_asked_once(kept: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_process_that_has_torch_asks_and_keeps_nothing(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vars(resolving)["sys"].modules["torch"] = SimpleNamespace()
+    vars(recalling)["sys"].modules["torch"] = SimpleNamespace()
     asked = Asked(monkeypatch)
     for calls in (2, 4):
         resolve(PLACES)
@@ -88,7 +88,7 @@ def test_a_process_that_has_torch_asks_and_keeps_nothing(
 def test_it_keeps_what_is_for_later_once_and_is_not_answered_itself(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modules = vars(resolving)["sys"].modules
+    modules = vars(recalling)["sys"].modules
     modules["torch"] = SimpleNamespace()
     asked = Asked(monkeypatch)
     first = resolve(PLACES, for_later=True)
@@ -109,31 +109,34 @@ def test_one_byte_of_any_file_of_metabench_asks_anew(data: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METABENCH_CACHE", "cache")
         patch.setattr(provenance, "files", lambda: CODE)
-        before = resolving._file(PLACES)
+        before = recalling.kept_at(resolving.question(PLACES))
         patch.setattr(provenance, "files", lambda: {**CODE, name: bytes(changed)})
-        assert before is not None and resolving._file(PLACES) != before
+        assert before is not None and recalling.kept_at(resolving.question(PLACES)) != before
 
 
 @pytest.mark.parametrize("what", ["torch", "python", "solver"])
 def test_another_surrounding_asks_anew(
     what: str, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = resolving._file(PLACES)
+    before = recalling.kept_at(resolving.question(PLACES))
     if what == "torch":
-        monkeypatch.setattr(resolving, "version", lambda name: f"another {name}")
+        monkeypatch.setattr(recalling, "version", lambda name: f"another {name}")
     elif what == "python":
-        monkeypatch.setattr(vars(resolving)["sys"], "version", "another")
+        monkeypatch.setattr(vars(recalling)["sys"], "version", "another")
     else:
         names = [*solvers.names(), "somebody's"]
         monkeypatch.setattr(solvers, "names", lambda: names)
-    assert before is not None and resolving._file(PLACES) not in (None, before)
+    assert before is not None and recalling.kept_at(resolving.question(PLACES)) not in (
+        None,
+        before,
+    )
 
 
 def test_code_that_was_edited_while_the_process_ran_leaves_nothing(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = max(path.stat().st_mtime for _, path in provenance.paths())
-    monkeypatch.setattr(vars(resolving)["sys"].modules["metabench"], "_imported_at", newest)
+    monkeypatch.setattr(vars(recalling)["sys"].modules["metabench"], "_imported_at", newest)
     resolve(PLACES)
     assert not kept.exists()
 
@@ -189,7 +192,7 @@ def test_several_at_once_leave_one_whole_file(kept: Path) -> None:
 
 
 def test_the_oldest_files_are_forgotten(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolving, "MOST_FILES", 2)
+    monkeypatch.setattr(recalling, "MOST_FILES", 2)
     names: list[str] = []
     for steps in range(1, 5):
         resolve([PLACES[0]._replace(set={"budget": {"outer_steps": steps}})])
@@ -324,3 +327,36 @@ def test_an_edit_is_seen_by_the_next_process(tmp_path: Path) -> None:
     edit("suite_files/quickstart.toml", "queries = 5", "queries = 4")
     assert told() == ["4", "sgd", "True"]
     assert told() == ["4", "sgd", "False"]
+
+
+def test_a_plan_with_a_users_setting_imports_torch_once(tmp_path: Path) -> None:
+    """As long as the setting is the same; a setting that there is not is named as before."""
+    code = (
+        "import sys, metabench\n"
+        "metabench._imported_at += 60\n"  # however new the code is
+        "from metabench import api\n"
+        "try:\n"
+        "    cells = api.plan('quickstart', budget='smoke', store='none', set=[{given!r}])\n"
+        "    print({{p.cell.method_settings.get('inner_lr') for p in cells if p.row == 'maml'}})\n"
+        "except Exception as error:\n"
+        "    print(error)\n"
+        "print('torch' in sys.modules)"
+    )
+
+    def told(given: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(given=given)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env={**os.environ, "METABENCH_CACHE": str(tmp_path), "METABENCH_PLUGINS": ""},
+            timeout=100,
+        )
+        return done.stdout.splitlines()
+
+    assert told("maml.inner_lr=0.125") == ["{0.125}", "True"]
+    assert told("maml.inner_lr=0.125") == ["{0.125}", "False"]
+    (wrong, torch) = told("method.iner_lr=0.125")
+    assert "near: inner_lr" in wrong and "write ROW.iner_lr=..." in wrong
+    assert torch == "True"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from metabench.analysis.arena.track import TrackResults
 from metabench.core.errors import NotDrawn
 from metabench.reports.arena import costs, pairs, scores, tables
-from metabench.reports.figures.style import styled
+from metabench.reports.figures.style import save, styled
 from metabench.reports.tables.renderers import Grid, markdown, markdown_escape, text
 from metabench.suites.arena.definition import TRACKS
 
@@ -72,13 +72,9 @@ def write(tracks: Sequence[TrackResults], folder: Path) -> list[Path]:
         drawn, not_drawn = figures(track)
         with styled():
             for name, figure in drawn.items():
-                for suffix, metadata in (
-                    ("png", {"Software": None}),
-                    ("pdf", {"CreationDate": None}),
-                ):
-                    path = folder / f"{track.track}-{name}.{suffix}"
-                    figure.savefig(path, metadata=metadata)
-                    out.append(path)
+                for suffix in ("png", "pdf"):
+                    out.append(folder / f"{track.track}-{name}.{suffix}")
+                    save(figure, out[-1])
         grids = _grids(track)
         page.append(_section(track, grids, drawn, not_drawn))
         plain_text += [text(grid, WIDTH) for grid in grids]

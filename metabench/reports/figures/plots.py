@@ -26,6 +26,7 @@ from metabench.reports.figures.style import (
     label_left,
     panels,
     plain,
+    save,
     styled,
 )
 from metabench.reports.figures.tracks import Drawn, panel
@@ -140,10 +141,9 @@ def draw(
     made = figures(results, store, kinds, cost, known)
     with styled():
         for name, figure in made.items():
-            for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-                path = folder / f"{name}.{suffix}"
-                figure.savefig(path, metadata=metadata)
-                out.append(path)
+            for suffix in ("png", "pdf"):
+                out.append(folder / f"{name}.{suffix}")
+                save(figure, out[-1])
     return out
 
 

@@ -52,7 +52,7 @@ def measure(task: Any, device: torch.device | None = None, *, seed: int = 0) -> 
         inner,
         str(determinism.facts()["machine"].get("processor", "")),
         threads,
-        torch.__version__,
+        str(torch.__version__),
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metabench.core.cell import Cell
+from metabench.core.environment import garbage
 from metabench.core.environment.hardware import asked_threads, cores
 from metabench.core.errors import Held, MetabenchError, NotApplicable, RankLost, Stopped
 from metabench.core.registry import load_plugins
@@ -92,7 +93,8 @@ def run_one(
 ) -> Ended:
     """Run a cell and say how it ended; raises KeyboardInterrupt, and what else is no Exception, but
     for the sys.exit of a task or method."""
-    from metabench.run.runner import run_cell
+    with garbage.uncollected():
+        from metabench.run.runner import run_cell
     from metabench.store import identity
     from metabench.store.store import Store
 
@@ -167,6 +169,9 @@ def main(connection: Connection, options: WorkerOptions) -> None:
             send(NotReady(str(error) if known else f"{type(error).__name__}: {error}"))
             return
         send(Ready())
+        with garbage.uncollected():
+            import metabench.run.runner  # noqa: F401, to be kept
+        garbage.keep()
         while not stop.is_set() and (cell := cells.get()) is not None:
             if options.output is not None:
                 with contextlib.suppress(OSError):  # a full disk costs what is printed, no more

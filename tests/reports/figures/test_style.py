@@ -1,3 +1,5 @@
+import re
+import zlib
 from itertools import pairwise
 
 import pytest
@@ -10,6 +12,7 @@ from metabench.reports.figures.style import (
     finish,
     look_of,
     panels,
+    save,
     styled,
 )
 
@@ -105,3 +108,33 @@ def test_an_axis_names_its_split_once(helpers, metric, split, label):
     suite = helpers.make_suite(metric=metric)
     results = collect(suite, "smoke", helpers.Fake(), why_not=helpers.allowed)
     assert axis_label(results, split) == label
+
+
+def test_a_file_is_one_drawing(tmp_path, monkeypatch):
+    with styled():
+        figure, (axis,) = panels(["one"])
+        axis.plot([1, 2], [3, 4])
+        finish(figure, ["a note"])
+        drawn = []
+        real = type(figure).draw
+        monkeypatch.setattr(type(figure), "draw", lambda *given: drawn.append(1) or real(*given))
+        save(figure, tmp_path / "one.png")
+        save(figure, tmp_path / "one.pdf")
+    assert len(drawn) == 2
+
+
+def test_fonts_in_a_pdf_are_whole_but_for_how_letters_go_together(tmp_path):
+    with styled():
+        save(empty("Title", "Words."), tmp_path / "one.pdf")
+    found = []
+    for stream in re.findall(
+        rb"stream\r?\n(.*?)\r?\nendstream", (tmp_path / "one.pdf").read_bytes(), re.S
+    ):
+        try:
+            found.append(zlib.decompress(stream))
+        except zlib.error:
+            continue
+    fonts = [data for data in found if b"glyf" in data[:400]]
+    assert len(fonts) == 2  # upright and bold
+    for data in fonts:
+        assert b"hmtx" in data[:400] and b"GSUB" not in data and b"GPOS" not in data

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -233,6 +236,30 @@ def test_resnet12_as_in_its_paper():
         ResNet12(3, 15, 5)
 
 
-def test_the_names_of_a_block_are_written_as_a_block_has_them():
-    block = networks._residual(1, 1, torch.float32)
-    assert [name for name, _ in block.named_parameters()] == networks._BLOCK
+def test_to_build_a_network_draws_nothing_and_imports_no_sympy():
+    code = (
+        "import sys, torch\n"
+        "from metabench.tasks.models.networks import ConvNet, ResNet12\n"
+        "before = torch.get_rng_state()\n"
+        "ConvNet(1, 28, 5), ResNet12(3, 32, 5)\n"
+        "print(torch.equal(before, torch.get_rng_state()), 'sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_layer_without_values_has_the_parameters_of_the_layer(dtype):
+    for kind, given, named in (
+        (nn.Linear, (3, 4), {}),
+        (nn.Conv2d, (2, 5, 3, 2, 1), {"bias": False}),
+        (nn.BatchNorm2d, (6, 1e-5), {"track_running_stats": False}),
+    ):
+        made = networks.unfilled(kind, *given, **named, dtype=dtype)
+        meant = kind(*given, **named, dtype=dtype)
+        assert type(made) is kind and made.extra_repr() == meant.extra_repr()
+        found, wanted = (
+            {n: (p.shape, p.dtype, p.device, p.requires_grad) for n, p in m.named_parameters()}
+            for m in (made, meant)
+        )
+        assert found == wanted and not [*made.named_buffers()]
