@@ -25,6 +25,8 @@ ANEW = "retrained"
 AFTER_SCORES = ("target", "cost", "over-fit", "lost")
 AS_ABOVE = ("Columns as of the tuned.",)
 RULESETS = {True: "tuned", False: "as shipped"}
+FAR = 1000.0
+"""From here on a score is no more than a sign that something ran away."""
 
 STANDINGS = (
     "track", "ruleset", "row", "label", "problems", "mean_rank", "score", "score_low", "score_high",
@@ -78,8 +80,8 @@ def retrained_grid(track: TrackResults) -> Grid | None:
             [
                 Item(track.label(s.row)),
                 Item(f"{s.rank:.2f}"),
-                Item(f"{s.score + 0.0:.2f}"),
-                Item(f"{s.low + 0.0:.2f}–{s.high + 0.0:.2f}"),
+                Item(_score(s.score)),
+                Item(f"{_score(s.low)}–{_score(s.high)}"),
                 Item(f"{own[s.row]:.2f}"),
             ]
             for s in found
@@ -104,12 +106,12 @@ def _finals_items(track: TrackResults, line: Line) -> list[Item]:
     return [
         Item(track.label(s.row.removesuffix(AS_SHIPPED))),
         Item(f"{s.rank:.2f}"),
-        Item(f"{s.score + 0.0:.2f}"),
-        Item(f"{s.low + 0.0:.2f}–{s.high + 0.0:.2f}"),
-        *([Item(NONE if line.retrained is None else f"{line.retrained + 0.0:.2f}")] * _anew(track)),
+        Item(_score(s.score)),
+        Item(f"{_score(s.low)}–{_score(s.high)}"),
+        *([Item(NONE if line.retrained is None else _score(line.retrained))] * _anew(track)),
         Item(f"{line.targets}/{len(track.problems)}"),
         Item(NONE if line.ratio is None else f"{line.ratio:.2f}"),
-        Item(NONE if line.gap is None else f"{line.gap + 0.0:.2f}"),
+        Item(NONE if line.gap is None else _score(line.gap)),
         Item(str(s.failures)),
     ]
 
@@ -117,10 +119,10 @@ def _finals_items(track: TrackResults, line: Line) -> list[Item]:
 def _trials_items(line: Line) -> list[Item]:
     s = line.standing
     return [
-        Item(NONE if line.one is None else f"{line.one + 0.0:.2f}"),
+        Item(NONE if line.one is None else _score(line.one)),
         Item(NONE if s.near is None else f"{100 * s.near:.0f} %"),
         Item(f"{100 * line.failed:.0f} %"),
-        Item(NONE if s.regret is None else f"{s.regret:.2f}"),
+        Item(NONE if s.regret is None else _score(s.regret)),
     ]
 
 
@@ -169,7 +171,7 @@ def _grid(track: TrackResults) -> str:
 def _zero(track: TrackResults) -> str:
     """What no outer learning has in the second readout, whose own training it is."""
     return "".join(
-        f" Compare with {track.label(line.standing.row)}, which has {line.retrained + 0.0:.2f} "
+        f" Compare with {track.label(line.standing.row)}, which has {_score(line.retrained)} "
         "there, not with 0."
         for line in track.lines()
         if line.standing.row in track.unlearned and line.retrained is not None
@@ -219,8 +221,13 @@ def problems_grid(track: TrackResults) -> Grid:
 
 def _with_half(scores: Sequence[float]) -> str:
     half = stats.half_width(scores)
-    mean = f"{stats.mean(scores) + 0.0:.2f}"
-    return mean if half is None else f"{mean} ± {half:.2f}"
+    mean = _score(stats.mean(scores))
+    return mean if half is None else f"{mean} ± {_score(half)}"
+
+
+def _score(value: float) -> str:
+    """Two places; of a run that went far below no learning, one figure and the power of ten."""
+    return f"{value + 0.0:.2f}" if abs(value) < FAR else f"{value:.0e}"
 
 
 def csv_of(names: Sequence[str], lines: Iterator[dict[str, object]]) -> str:

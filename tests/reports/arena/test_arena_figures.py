@@ -258,3 +258,14 @@ def test_files_are_whole_and_their_numbers_those_of_the_track(
 def test_dots_of_a_line_are_spread_about_it() -> None:
     assert strips.spread(1) == [0.0] and math.isclose(sum(strips.spread(5)), 0.0)
     assert max(strips.spread(9)) <= strips.SPREAD / 2
+
+
+def test_a_score_far_below_no_learning_is_a_power_of_ten(monkeypatch) -> None:
+    """One step that runs away has a loss of any size, which no column is as wide as."""
+    found = track(2)
+    of = found.scores["beta"]
+    away = {**found.scores, "beta": {**of, "p0": [-2.726e27, *of["p0"][1:]]}}
+    monkeypatch.setitem(vars(found), "scores", away)
+    lines = text(tables.problems_grid(found)).splitlines()
+    beta = next(line.split() for line in lines if line.startswith("Beta"))
+    assert beta[1].startswith("-") and "e+2" in beta[1] and len(beta[1]) == len("-3e+27")
