@@ -7,7 +7,8 @@ other images: of the test part with ``n_valid`` None, as published, else of the 
 
 With ``pair``, ``decays`` = "pixel" and ``batch`` it is the logistic problem of benchmarks of
 stochastic methods (Dagreou, Ablin, Vaiter, Moreau, NeurIPS 2022, arXiv 2201.13409, on ijcnn1): two
-classes, a log decay a feature, batches of 64 for either loss.
+classes, a log decay a feature, batches of 64 for either loss. With ``exact`` a metric is what
+that benchmark plots: the squared norm of the hypergradient at the exact inner minimum.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.contract import autodiff
 from metabench.contract.declared import Moduli
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem, Task
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import settings
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
+from metabench.hypergradients import reference
 
 from .data.images import CLASSES, Images, enough, load, resized, training_images
 from .data.left_over import lacks_kept, with_selection
@@ -59,11 +62,13 @@ class Multinomial(Task):
     batch: Annotated[int, Field(ge=1)] | None = settings.later(None)
     """Training images of an inner step, and in training validation images of an outer one; None:
     all."""
+    exact: bool = settings.later(False)
+    """The metric ``hypergradient_square``, too: |d/dlam F(lam, theta*(lam))|^2 over all training
+    and all validation images, theta* by Newton's method. For up to about a thousand weights."""
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
     outer_on_validation: ClassVar[bool] = True
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "log_decay")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ("mnist",)
     lacks: ClassVar[dict[str, str]] = {
@@ -80,10 +85,18 @@ class Multinomial(Task):
             )
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """With ``exact`` one more."""
+        more = ("hypergradient_square",) if self.exact else ()
+        return ("loss", "accuracy", "log_decay", *more)
+
+    @property
     def offers(self) -> frozenset[str]:
         """A strongly convex problem with derivatives and bounds; with batches not the same one at
         every step."""
-        own = {"lam_in_inner_loss", "search_space"} | (set() if self.carried else {"episodes"})
+        own = {"lam_in_inner_loss", "search_space", "example_losses"}
+        if not self.carried:
+            own.add("episodes")
         if self.batch is None:
             own |= {"best_response", "full_batch", "strongly_convex"}
         return GRADIENTS | own
@@ -113,6 +126,7 @@ class MultinomialProblem(Problem):
     ) -> None:
         """``images``: "train" and "test" to images [n, 1, height, width] and labels [n]."""
         self.task, self.seeds, self.carried = task, seeds, task.carried
+        self.example_count = task.n_train
         sizes = {"train": task.n_train, "valid": task.n_valid or 0, "test": task.n_test}
         gen = generator(seeds.data, "multinomial")
         self.parts: dict[str, Batch] = {}
@@ -133,6 +147,8 @@ class MultinomialProblem(Problem):
         if task.n_valid is None:
             self.parts["valid"] = self.parts["test"]
         self.shape = (CLASSES if task.pair is None else 2, task.size**2)
+        size, judges = task.batch, len(self.parts["valid"]["y"])
+        self.outer_blocks = 0 if size is None or judges % size else judges // size
         by_lam = self.shape if task.decays == "weight" else self.shape[1:]
         self.hypers = (
             Hyper("log_decay", by_lam, -12.0, 6.0, meaning="log of each weight's decay"),
@@ -154,6 +170,24 @@ class MultinomialProblem(Problem):
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy."""
         return F.cross_entropy(F.linear(batch["x"], theta["w"]), batch["y"])
+
+    @property
+    def examples_per_batch(self) -> int:
+        """Training images of an inner batch."""
+        return self.task.batch or self.example_count
+
+    def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Training images."""
+        return {k: v[indices] for k, v in self.parts["train"].items()}
+
+    def outer_block(self, b: int) -> Batch:
+        """Validation images, ``batch`` at a time."""
+        size = self.examples_per_batch
+        return {k: v[b * size : (b + 1) * size] for k, v in self.parts["valid"].items()}
+
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Cross-entropy of each image."""
+        return F.cross_entropy(F.linear(batch["x"], theta["w"]), batch["y"], reduction="none")
 
     def inner_hessian(
         self, lam: Params, theta: Params, batch: Batch
@@ -215,10 +249,28 @@ class MultinomialProblem(Problem):
         return None if split == "train" and self.task.batch is not None else 1
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Loss, accuracy, and the mean of the log decays."""
+        """Loss, accuracy, the mean of the log decays, and :meth:`hypergradient_square`."""
         logits, y = F.linear(episode.outer["x"], theta["w"]), episode.outer["y"]
-        return {
+        found = {
             "loss": float(F.cross_entropy(logits, y)),
             "accuracy": float((logits.argmax(1) == y).double().mean()),
             "log_decay": float(lam["log_decay"].mean()),
         }
+        if self.task.exact:
+            found["hypergradient_square"] = self.hypergradient_square(lam)
+        return found
+
+    def hypergradient_square(self, lam: Params) -> float:
+        """|d/dlam F(lam, theta*(lam))|^2 of all training and all validation images."""
+        x, penalty = self.parts["train"]["x"], self.diagonal_penalty(lam)["w"].detach()
+        diagonal = penalty.expand(self.shape).flatten()
+        weights = x.new_full((len(x),), 1 / len(x))
+
+        def hessian(flat: Tensor) -> Tensor:
+            p = F.linear(x, flat.view(self.shape)).softmax(1)
+            return softmax.dense_hessian(x, p, weights) + torch.diag(diagonal)
+
+        whole = Episode(self.parts["train"], self.parts["valid"], 0)
+        zero = self.init_inner(lam, whole)
+        known = reference.exact(self, lam, zero, whole, hessian=hessian)
+        return float(autodiff.dot(known.grad, known.grad))
