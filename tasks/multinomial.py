@@ -39,6 +39,9 @@ from .models import decay, softmax
 Count = Annotated[int, Field(ge=10)]
 Digit = Annotated[int, Field(ge=0, lt=CLASSES)]
 
+LOWEST, HIGHEST = -12.0, 6.0
+"""Bounds of a log decay."""
+
 
 @task("multinomial")
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Multinomial(Task):
     """Cut from the training images; None, as published: the test images are what the outer loss
     sees too."""
     n_test: Count = 10_000
-    first_log_decay: Annotated[float, Field(ge=-12, le=6)] = -3.0
+    first_log_decay: Annotated[float, Field(ge=LOWEST, le=HIGHEST)] = -3.0
     carried: bool = True
     source: Literal["auto", "metabench", "torchvision"] = "auto"
     pair: tuple[Digit, Digit] | None = settings.later(None)
@@ -64,7 +67,11 @@ class Multinomial(Task):
     all."""
     exact: bool = settings.later(False)
     """The metric ``hypergradient_square``, too: |d/dlam F(lam, theta*(lam))|^2 over all training
-    and all validation images, theta* by Newton's method. For up to about a thousand weights."""
+    and all validation images, theta* by Newton's method; at a bound what a step of it moves lam by.
+    For up to about a thousand weights."""
+    highest_log_decay: Annotated[float, Field(gt=LOWEST, le=HIGHEST)] = settings.later(HIGHEST)
+    """Bound of every log decay. Plain inner steps need decays below 2 over their size, and
+    stochastic steps of lam, whose gradient grows as e^lam, go to the bound at once."""
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
@@ -78,6 +85,11 @@ class Multinomial(Task):
     def __post_init__(self) -> None:
         if self.pair is not None and self.pair[0] == self.pair[1]:
             raise SettingError(f"pair is {self.pair[0]} twice: two digits are told apart")
+        if self.first_log_decay > self.highest_log_decay:
+            raise SettingError(
+                f"first_log_decay = {self.first_log_decay} is above highest_log_decay = "
+                f"{self.highest_log_decay}"
+            )
         if self.batch is not None and self.batch > min(self.n_train, self.n_valid or self.n_test):
             raise SettingError(
                 f"a batch of {self.batch} from {self.n_train} training images and "
@@ -150,8 +162,9 @@ class MultinomialProblem(Problem):
         size, judges = task.batch, len(self.parts["valid"]["y"])
         self.outer_blocks = 0 if size is None or judges % size else judges // size
         by_lam = self.shape if task.decays == "weight" else self.shape[1:]
+        high = task.highest_log_decay
         self.hypers = (
-            Hyper("log_decay", by_lam, -12.0, 6.0, meaning="log of each weight's decay"),
+            Hyper("log_decay", by_lam, LOWEST, high, meaning="log of each weight's decay"),
         )
 
     def init_outer(self) -> Params:
@@ -261,7 +274,8 @@ class MultinomialProblem(Problem):
         return found
 
     def hypergradient_square(self, lam: Params) -> float:
-        """|d/dlam F(lam, theta*(lam))|^2 of all training and all validation images."""
+        """|d/dlam F(lam, theta*(lam))|^2 of all training and all validation images; where a step
+        against it leaves the bounds, |lam - the point projected back|^2."""
         x, penalty = self.parts["train"]["x"], self.diagonal_penalty(lam)["w"].detach()
         diagonal = penalty.expand(self.shape).flatten()
         weights = x.new_full((len(x),), 1 / len(x))
@@ -273,4 +287,5 @@ class MultinomialProblem(Problem):
         whole = Episode(self.parts["train"], self.parts["valid"], 0)
         zero = self.init_inner(lam, whole)
         known = reference.exact(self, lam, zero, whole, hessian=hessian)
-        return float(autodiff.dot(known.grad, known.grad))
+        moved = self.project(autodiff.axpy(-1.0, known.grad, lam))
+        return float((lam["log_decay"] - moved["log_decay"]).square().sum())

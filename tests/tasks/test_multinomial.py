@@ -155,6 +155,19 @@ def test_hypergradient_square_is_that_of_the_outer_loss_at_the_minimum(more):
     assert (judged(step) - judged(-step)) / (2 * step) == pytest.approx(square, rel=1e-5)
 
 
+def test_at_a_bound_the_hypergradient_is_what_lam_can_move_by():
+    free, bounded = (made(exact=True, batch=5, highest_log_decay=high) for high in (6.0, -2.9))
+    lam = {"log_decay": torch.full((10, 9), -2.9, dtype=F64)}
+    whole = Episode(free.parts["train"], free.parts["valid"])
+    g = reference.exact(free, lam, free.init_inner(lam, whole), whole).grad["log_decay"]
+    assert 10 < int((g < 0).sum()) < 80
+    assert free.hypergradient_square(lam) == pytest.approx(float(g.square().sum()), rel=1e-10)
+    inside = float(g.clamp(min=0).square().sum())
+    assert bounded.hypergradient_square(lam) == pytest.approx(inside, rel=1e-10)
+    with pytest.raises(SettingError, match=r"first_log_decay = -3\.0 is above highest_log_decay"):
+        made(highest_log_decay=-4.0)
+
+
 def test_outer_blocks_are_the_validation_images_in_order():
     problem = made(batch=5)
     found = [problem.outer_block(b)["x"] for b in range(problem.outer_blocks)]
