@@ -114,8 +114,11 @@ class HyperCleaning(OfImages):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Derivatives, a network with a head, and episodes where theta starts anew."""
-        own = {"lam_in_inner_loss", "head", "module", "example_losses"}
+        """Derivatives, a network with a head, episodes where theta starts anew, and with batches
+        examples by number."""
+        own = {"lam_in_inner_loss", "head", "module"}
+        if self.batch is not None:
+            own.add("example_losses")
         if self.batch is None and self.outer_batch is None and not self.fresh:
             own.add("best_response")
         return GRADIENTS | (own if self.carried else own | {"episodes"})

@@ -104,13 +104,15 @@ class Multinomial(Task):
 
     @property
     def offers(self) -> frozenset[str]:
-        """A strongly convex problem with derivatives and bounds; with batches not the same one at
-        every step."""
-        own = {"lam_in_inner_loss", "search_space", "example_losses"}
+        """A strongly convex problem with derivatives and bounds; with batches, of images that can
+        be taken by number, not the same one at every step."""
+        own = {"lam_in_inner_loss", "search_space"}
         if not self.carried:
             own.add("episodes")
         if self.batch is None:
             own |= {"best_response", "full_batch", "strongly_convex"}
+        else:
+            own.add("example_losses")
         return GRADIENTS | own
 
     @property
