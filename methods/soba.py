@@ -17,9 +17,10 @@ h <- (1 - m) h + m [(d2 G / dlam dtheta) v + grad_lam F], with h at zero first. 
 
 SABA (Dagréou et al. 2022 too) is ``reduction`` = "saga" with constant steps: what the three
 directions take of G comes from a block of examples and is corrected by SAGA, each piece by itself
-(:mod:`metabench.hypergradients.single_loop.saga`). Differs from the reference code: F is taken on
-its whole batch in each step, where SAGA is exact (nothing names the examples of an outer batch); a
-diagonal penalty of G is taken exactly in each step, and is not part of the blocks; blocks are drawn
+(:mod:`metabench.hypergradients.single_loop.saga`). So is F where the problem draws outer batches
+and has them by number (:attr:`Problem.outer_blocks`). Differs from the reference code: elsewhere F
+is taken as the episode has it, and SAGA is exact only if that is on all examples; a diagonal
+penalty of G is taken exactly in each step, and is not part of the blocks; blocks are drawn
 uniformly, while the sampler there deals the last block of each pass twice.
 """
 
@@ -119,10 +120,11 @@ class SOBA(GradientMethod):
         if self.reduction == "saga" and tables is None:
             tables = saga.first_tables(ctx, lam, theta, v, self.block, self.first_tables == "full")
         for t in range(self.inner_steps):
-            outer = stochastic.outer(ctx, lam, theta, episode)
             if tables is None:
+                outer = stochastic.outer(ctx, lam, theta, episode)
                 at = stochastic.adjoint(ctx, lam, theta, v, episode, t)
             else:
+                outer, tables = saga.outer(ctx, lam, theta, episode, t, tables)
                 at, tables = saga.adjoint(ctx, lam, theta, v, t, self.block, tables)
             theta, inner = ctx.solver.update(theta, at.slope, inner, rho)
             v = autodiff.axpy(-rho, autodiff.axpy(1.0, outer.theta, at.curved), v)

@@ -8,8 +8,10 @@ mean CE on a validation part with right labels. All three parts are cut from the
 A redrawn ("polluted") label comes uniformly from all ten classes, as in the authors' code: one in
 ten of them is the right one by chance. "clean" below means nominally so, never redrawn; the share
 of right labels among the redrawn is the metric ``polluted_but_right``, and ``f1_right`` counts
-examples with right labels as clean. Differs from the paper's code: test accuracy is that of the
-state that the validation part selects, not the best along the run.
+examples with right labels as clean. With ``exact`` a metric is what the benchmark of single-loop
+methods plots (Dagreou, Ablin, Vaiter, Moreau, NeurIPS 2022, arXiv 2201.13409): the squared norm of
+the hypergradient at the exact inner minimum. Differs from the paper's code: test accuracy is that
+of the state that the validation part selects, not the best along the run.
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metabench.contract import autodiff
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import settings
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
+from metabench.hypergradients import reference
 
 from .data.images import CLASSES, OfImages, shrunk
 from .data.left_over import with_selection
+from .models import softmax
 from .models.classifier import first_weights, layered
 
 SURE = 40.0
@@ -68,6 +73,12 @@ class HyperCleaning(OfImages):
     fresh: bool = settings.later(False)
     """Every training episode starts from a random network of its own, as in the authors' code of
     RHG (``carried`` must be False); evaluation from the same one."""
+    outer_batch: Count | None = settings.later(None)
+    """Validation examples of an outer step, drawn with replacement; None: all."""
+    exact: bool = settings.later(False)
+    """The metric ``hypergradient_square``, too: |d/dlam F(lam, theta*(lam))|^2 over all training
+    and all validation examples, theta* by Newton's method. For a linear network of up to about a
+    thousand float64 weights, with ``l2``."""
 
     metric: ClassVar[str] = "accuracy"
     goal: ClassVar[Literal["max", "min"]] = "max"
@@ -86,6 +97,13 @@ class HyperCleaning(OfImages):
         super().__post_init__()
         if self.batch is not None and self.batch > self.n_train:
             raise ValueError(f"a batch of {self.batch} from {self.n_train} training examples")
+        if self.outer_batch is not None and self.outer_batch > self.n_valid:
+            raise ValueError(f"outer_batch = {self.outer_batch} of {self.n_valid} examples")
+        if self.exact and (self.network, self.dtype, self.l2 > 0) != ("linear", "float64", True):
+            raise ValueError(
+                "exact needs a strictly convex inner loss in float64: network linear, l2 above 0 "
+                "and dtype float64"
+            )
         if self.fresh and self.carried:
             raise ValueError("fresh starts a new network every time: set carried to false")
 
@@ -96,9 +114,12 @@ class HyperCleaning(OfImages):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Derivatives, a network with a head, and episodes where theta starts anew."""
+        """Derivatives, a network with a head, episodes where theta starts anew, and with batches
+        examples by number."""
         own = {"lam_in_inner_loss", "head", "module"}
-        if self.batch is None and not self.fresh:
+        if self.batch is not None:
+            own.add("example_losses")
+        if self.batch is None and self.outer_batch is None and not self.fresh:
             own.add("best_response")
         return GRADIENTS | (own if self.carried else own | {"episodes"})
 
@@ -121,6 +142,8 @@ class HyperCleaningProblem(Problem):
         """``given``: images [n, channels, height, width] and labels [n] to cut the parts from."""
         self.task, self.seeds, self.carried, self.device = task, seeds, task.carried, device
         dtype = getattr(torch, task.dtype)
+        self.example_count, size = task.n_train, task.outer_batch
+        self.outer_blocks = 0 if size is None or task.n_valid % size else task.n_valid // size
         images, labels = given
         sizes = {"train": task.n_train, "valid": task.n_valid, "test": task.n_test}
         if task.taken > len(images):
@@ -177,18 +200,42 @@ class HyperCleaningProblem(Problem):
         if "index" in batch:
             logit = logit[batch["index"]]
         value = (logit.sigmoid() * loss).mean()
-        if self.task.l2:
-            norm = torch.stack([theta[k].square().sum() for k in self.start]).sum()
-            value = value + 0.5 * self.task.l2 * norm
-        return value
+        return value + self.penalty(theta) if self.task.l2 else value
+
+    def penalty(self, theta: Params) -> Tensor:
+        """l2 / 2 |theta|^2."""
+        norm = torch.stack([theta[k].square().sum() for k in self.start]).sum()
+        return 0.5 * self.task.l2 * norm
+
+    @property
+    def examples_per_batch(self) -> int:
+        """Training examples of an inner batch."""
+        return self.task.batch or self.example_count
+
+    def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Training examples and their places."""
+        x, y = (self.parts["train"][k][indices] for k in ("x", "y"))
+        return {"x": x, "y": y, "index": indices}
+
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """sigmoid(x_i) CE_i and the penalty of all of theta."""
+        logit = lam["logit"][batch["index"]] if "index" in batch else lam["logit"]
+        loss = cross_entropy(self.logits(theta, batch["x"]), batch["y"])
+        weighted = logit.sigmoid() * loss
+        return weighted + self.penalty(theta) if self.task.l2 else weighted
+
+    def outer_block(self, b: int) -> Batch:
+        """Validation examples, ``outer_batch`` at a time."""
+        size = self.task.outer_batch or self.task.n_valid
+        return {k: v[b * size : (b + 1) * size] for k, v in self.parts["valid"].items()}
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on right labels."""
         return cross_entropy(self.logits(theta, batch["x"]), batch["y"]).mean()
 
     def episode(self, split: str, index: int) -> Episode:
-        """Inner batches from the training part; the outer one from the validation part, or the test
-        part for "test"."""
+        """Inner batches from the training part; the outer one from the validation part (some of it
+        in training, where it is drawn), or the test part for "test"."""
         inner: Batch | Callable[[int], Batch] = self.parts["train"]
         if (size := self.task.batch) is not None:
             train, address = self.parts["train"], (self.seeds.batches, split, index)
@@ -199,6 +246,10 @@ class HyperCleaningProblem(Problem):
                 return {"x": train["x"][chosen], "y": train["y"][chosen], "index": chosen}
 
         outer = self.parts["valid" if split == "train" else split]
+        if (judges := self.task.outer_batch) is not None and split == "train":
+            gen = generator(self.seeds.batches, split, index, "outer")
+            rows = torch.randint(self.task.n_valid, (judges,), generator=gen).to(self.device)
+            outer = {k: v[rows] for k, v in outer.items()}
         if self.task.fresh and split == "train":
             first = first_weights(self.module, generator(self.seeds.init, "hyper_cleaning", index))
             outer = outer | {f"start.{k}": v for k, v in first.items()}
@@ -206,11 +257,13 @@ class HyperCleaningProblem(Problem):
 
     def count(self, split: str) -> int | None:
         """One; training episodes never end where their batches or their first weights differ."""
-        differ = self.task.batch is not None or self.task.fresh
+        task = self.task
+        differ = task.batch is not None or task.outer_batch is not None or task.fresh
         return None if split == "train" and differ else 1
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Loss and accuracy on the split, and how well lam tells clean examples.
+        """Loss and accuracy on the split, how well lam tells clean examples, and
+        :meth:`hypergradient_square` with ``exact``.
 
         An example counts as found clean where its logit is 0 or above.
         """
@@ -219,6 +272,7 @@ class HyperCleaningProblem(Problem):
         found = lam["logit"] >= 0
         precision, recall, f1 = detection(found, self.clean)
         redrawn = ~self.clean
+        more = {"hypergradient_square": self.hypergradient_square(lam)} if self.task.exact else {}
         return {
             "accuracy": float((logits.argmax(1) == batch["y"]).double().mean()),
             "loss": float(cross_entropy(logits, batch["y"]).mean()),
@@ -229,7 +283,28 @@ class HyperCleaningProblem(Problem):
             "polluted_but_right": float(self.right[redrawn].double().mean())
             if bool(redrawn.any())
             else 0.0,
+            **more,
         }
+
+    def hypergradient_square(self, lam: Params) -> float:
+        """|d/dlam F(lam, theta*(lam))|^2 of all training and all validation examples."""
+        train = self.parts["train"]
+        x, weights = train["x"], lam["logit"].detach().sigmoid() / self.example_count
+        padded = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        # theta is the weights row by row, then the biases; with them in ``padded`` each row of
+        # weights is followed by its bias.
+        place = torch.arange(CLASSES * padded.shape[1]).view(CLASSES, -1)
+        order = torch.cat([place[:, :-1].flatten(), place[:, -1]])
+
+        def hessian(flat: Tensor) -> Tensor:
+            theta = autodiff.unflatten(flat, self.start)
+            p = self.logits(theta, x).softmax(1)
+            h = softmax.dense_hessian(padded, p, weights)[order][:, order]
+            return h + self.task.l2 * torch.eye(len(h), dtype=h.dtype, device=h.device)
+
+        whole = Episode(train, self.parts["valid"], 0)
+        known = reference.exact(self, lam, self.start, whole, hessian=hessian)
+        return float(autodiff.dot(known.grad, known.grad))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ other images: of the test part with ``n_valid`` None, as published, else of the 
 
 With ``pair``, ``decays`` = "pixel" and ``batch`` it is the logistic problem of benchmarks of
 stochastic methods (Dagreou, Ablin, Vaiter, Moreau, NeurIPS 2022, arXiv 2201.13409, on ijcnn1): two
-classes, a log decay a feature, batches of 64 for either loss.
+classes, a log decay a feature, batches of 64 for either loss. With ``exact`` a metric is what
+that benchmark plots: the squared norm of the hypergradient at the exact inner minimum.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from metabench.contract import autodiff
 from metabench.contract.declared import Moduli
 from metabench.contract.problem import GRADIENTS, Batch, Episode, Hyper, Params, Problem
 from metabench.contract.seeds import Seeds, generator
@@ -29,6 +31,7 @@ from metabench.contract.task import Task
 from metabench.core import settings
 from metabench.core.errors import SettingError
 from metabench.core.registry import task
+from metabench.hypergradients import reference
 
 from .data.images import CLASSES, Images, enough, load, resized, training_images
 from .data.left_over import lacks_kept, with_selection
@@ -36,6 +39,9 @@ from .models import decay, softmax
 
 Count = Annotated[int, Field(ge=10)]
 Digit = Annotated[int, Field(ge=0, lt=CLASSES)]
+
+LOWEST, HIGHEST = -12.0, 6.0
+"""Bounds of a log decay."""
 
 
 @task("multinomial")
@@ -50,7 +56,7 @@ class Multinomial(Task):
     """Cut from the training images; None, as published: the test images are what the outer loss
     sees too."""
     n_test: Count = 10_000
-    first_log_decay: Annotated[float, Field(ge=-12, le=6)] = -3.0
+    first_log_decay: Annotated[float, Field(ge=LOWEST, le=HIGHEST)] = -3.0
     carried: bool = True
     source: Literal["auto", "metabench", "torchvision"] = "auto"
     pair: tuple[Digit, Digit] | None = settings.later(None)
@@ -60,11 +66,17 @@ class Multinomial(Task):
     batch: Annotated[int, Field(ge=1)] | None = settings.later(None)
     """Training images of an inner step, and in training validation images of an outer one; None:
     all."""
+    exact: bool = settings.later(False)
+    """The metric ``hypergradient_square``, too: |d/dlam F(lam, theta*(lam))|^2 over all training
+    and all validation images, theta* by Newton's method; at a bound what a step of it moves lam by.
+    For up to about a thousand weights."""
+    highest_log_decay: Annotated[float, Field(gt=LOWEST, le=HIGHEST)] = settings.later(HIGHEST)
+    """Bound of every log decay. Plain inner steps need decays below 2 over their size, and
+    stochastic steps of lam, whose gradient grows as e^lam, go to the bound at once."""
 
     metric: ClassVar[str] = "loss"
     goal: ClassVar[Literal["max", "min"]] = "min"
     outer_on_validation: ClassVar[bool] = True
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "log_decay")
     evaluations: ClassVar[tuple[str, ...]] = ("test",)
     data: ClassVar[tuple[str, ...]] = ("mnist",)
     lacks: ClassVar[dict[str, str]] = {
@@ -74,6 +86,11 @@ class Multinomial(Task):
     def __post_init__(self) -> None:
         if self.pair is not None and self.pair[0] == self.pair[1]:
             raise SettingError(f"pair is {self.pair[0]} twice: two digits are told apart")
+        if self.first_log_decay > self.highest_log_decay:
+            raise SettingError(
+                f"first_log_decay = {self.first_log_decay} is above highest_log_decay = "
+                f"{self.highest_log_decay}"
+            )
         if self.batch is not None and self.batch > min(self.n_train, self.n_valid or self.n_test):
             raise SettingError(
                 f"a batch of {self.batch} from {self.n_train} training images and "
@@ -81,12 +98,22 @@ class Multinomial(Task):
             )
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """With ``exact`` one more."""
+        more = ("hypergradient_square",) if self.exact else ()
+        return ("loss", "accuracy", "log_decay", *more)
+
+    @property
     def offers(self) -> frozenset[str]:
-        """A strongly convex problem with derivatives and bounds; with batches not the same one at
-        every step."""
-        own = {"lam_in_inner_loss", "search_space"} | (set() if self.carried else {"episodes"})
+        """A strongly convex problem with derivatives and bounds; with batches, of images that can
+        be taken by number, not the same one at every step."""
+        own = {"lam_in_inner_loss", "search_space"}
+        if not self.carried:
+            own.add("episodes")
         if self.batch is None:
             own |= {"best_response", "full_batch", "strongly_convex"}
+        else:
+            own.add("example_losses")
         return GRADIENTS | own
 
     @property
@@ -114,6 +141,7 @@ class MultinomialProblem(Problem):
     ) -> None:
         """``images``: "train" and "test" to images [n, 1, height, width] and labels [n]."""
         self.task, self.seeds, self.carried = task, seeds, task.carried
+        self.example_count = task.n_train
         sizes = {"train": task.n_train, "valid": task.n_valid or 0, "test": task.n_test}
         gen = generator(seeds.data, "multinomial")
         self.parts: dict[str, Batch] = {}
@@ -134,9 +162,12 @@ class MultinomialProblem(Problem):
         if task.n_valid is None:
             self.parts["valid"] = self.parts["test"]
         self.shape = (CLASSES if task.pair is None else 2, task.size**2)
+        size, judges = task.batch, len(self.parts["valid"]["y"])
+        self.outer_blocks = 0 if size is None or judges % size else judges // size
         by_lam = self.shape if task.decays == "weight" else self.shape[1:]
+        high = task.highest_log_decay
         self.hypers = (
-            Hyper("log_decay", by_lam, -12.0, 6.0, meaning="log of each weight's decay"),
+            Hyper("log_decay", by_lam, LOWEST, high, meaning="log of each weight's decay"),
         )
 
     def init_outer(self) -> Params:
@@ -155,6 +186,24 @@ class MultinomialProblem(Problem):
     def unpenalised_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy."""
         return F.cross_entropy(F.linear(batch["x"], theta["w"]), batch["y"])
+
+    @property
+    def examples_per_batch(self) -> int:
+        """Training images of an inner batch."""
+        return self.task.batch or self.example_count
+
+    def take(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Training images."""
+        return {k: v[indices] for k, v in self.parts["train"].items()}
+
+    def outer_block(self, b: int) -> Batch:
+        """Validation images, ``batch`` at a time."""
+        size = self.examples_per_batch
+        return {k: v[b * size : (b + 1) * size] for k, v in self.parts["valid"].items()}
+
+    def example_losses(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
+        """Cross-entropy of each image."""
+        return F.cross_entropy(F.linear(batch["x"], theta["w"]), batch["y"], reduction="none")
 
     def inner_hessian(
         self, lam: Params, theta: Params, batch: Batch
@@ -216,10 +265,30 @@ class MultinomialProblem(Problem):
         return None if split == "train" and self.task.batch is not None else 1
 
     def metrics(self, lam: Params, theta: Params, episode: Episode) -> dict[str, float]:
-        """Loss, accuracy, and the mean of the log decays."""
+        """Loss, accuracy, the mean of the log decays, and :meth:`hypergradient_square`."""
         logits, y = F.linear(episode.outer["x"], theta["w"]), episode.outer["y"]
-        return {
+        found = {
             "loss": float(F.cross_entropy(logits, y)),
             "accuracy": float((logits.argmax(1) == y).double().mean()),
             "log_decay": float(lam["log_decay"].mean()),
         }
+        if self.task.exact:
+            found["hypergradient_square"] = self.hypergradient_square(lam)
+        return found
+
+    def hypergradient_square(self, lam: Params) -> float:
+        """|d/dlam F(lam, theta*(lam))|^2 of all training and all validation images; where a step
+        against it leaves the bounds, |lam - the point projected back|^2."""
+        x, penalty = self.parts["train"]["x"], self.diagonal_penalty(lam)["w"].detach()
+        diagonal = penalty.expand(self.shape).flatten()
+        weights = x.new_full((len(x),), 1 / len(x))
+
+        def hessian(flat: Tensor) -> Tensor:
+            p = F.linear(x, flat.view(self.shape)).softmax(1)
+            return softmax.dense_hessian(x, p, weights) + torch.diag(diagonal)
+
+        whole = Episode(self.parts["train"], self.parts["valid"], 0)
+        zero = self.init_inner(lam, whole)
+        known = reference.exact(self, lam, zero, whole, hessian=hessian)
+        moved = self.project(autodiff.axpy(-1.0, known.grad, lam))
+        return float((lam["log_decay"] - moved["log_decay"]).square().sum())

@@ -16,6 +16,8 @@ class FiniteSum(Problem):
 
     ``batch``: examples of a training episode's inner batch, drawn uniformly among the blocks; None:
     all of them. ``penalty``: c = e^lam_0 on all of w is a part of G that is no example's.
+    ``judges``: F is the mean of so many terms, each with a c of its own, one drawn for each episode
+    of training; 0: one term.
     """
 
     carried = True
@@ -30,6 +32,7 @@ class FiniteSum(Problem):
         least: float = 0.1,
         batch: int | None = None,
         penalty: bool = False,
+        judges: int = 0,
     ) -> None:
         gen = generator("finite sum", seed)
 
@@ -46,6 +49,8 @@ class FiniteSum(Problem):
             "b": s * normal(m) + normal(examples, m),
         }
         self.c, self.w0, self.lam0 = normal(m), normal(m), normal(n)
+        self.outer_blocks, apart = judges, normal(judges, m)
+        self.each_c = self.c + apart - (apart.mean(0) if judges else 0.0)
 
     @property
     def examples_per_batch(self) -> int:
@@ -82,6 +87,9 @@ class FiniteSum(Problem):
 
     def episode(self, split: str, index: int) -> Episode:
         outer, size = {"c": self.c}, self.batch
+        if self.outer_blocks and split == "train":
+            gen = generator("finite sum", self.seed, "judge", index)
+            outer = self.outer_block(int(torch.randint(self.outer_blocks, (), generator=gen)))
         if size is None:
             return Episode(self.take(torch.arange(self.example_count)), outer, index)
 
@@ -91,6 +99,9 @@ class FiniteSum(Problem):
             return self.take(torch.arange(b * size, (b + 1) * size))
 
         return Episode(drawn, outer, index)
+
+    def outer_block(self, b: int) -> Batch:
+        return {"c": self.each_c[b]}
 
     def exact(self, lam: Params) -> Tensor:
         """The hypergradient [n] at the exact minimiser, without a penalty."""

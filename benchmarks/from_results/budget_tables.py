@@ -23,7 +23,7 @@ FAMILIES = {
     "games": ("games", "ridge-rider"),
     "orthogonal updates": ("muon-",),
     "control": ("tagi-",),
-    "convex problems": ("hoag-", "hypernet-", "maid-", "prospect-"),
+    "convex problems": ("hoag-", "hypernet-", "maid-", "prospect-", "single-loop"),
     "marginal likelihood": ("marglik-",),
     "optimiser constants": ("cehpo-",),
     "retrieval": ("autorag-",),

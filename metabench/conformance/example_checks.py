@@ -71,6 +71,28 @@ def check_example_losses(task: Any) -> None:
     )
 
 
+def check_outer_blocks(task: Any) -> None:
+    """Outer batches by number are as large as drawn ones; the mean of their losses, and of the
+    gradients, is that of all validation examples."""
+    problem = build(task)
+    if not problem.outer_blocks:
+        raise NotTested("its outer batches have no numbers")
+    lam, theta, episode = start(problem)
+    theta = theta_moved(theta)
+    blocks = [problem.outer_block(b) for b in range(problem.outer_blocks)]
+    for k, v in episode.outer.items():
+        shapes = {tuple(block[k].shape) for block in blocks}
+        assert shapes == {tuple(v.shape)}, f"blocks of {k} are {shapes}, drawn ones {v.shape}"
+    everyone = problem.episode("valid", 0).outer
+    _close(
+        lambda t: torch.stack([problem.outer_loss(lam, t, block) for block in blocks]).mean(),
+        lambda t: problem.outer_loss(lam, t, everyone),
+        theta,
+        "the mean of the losses of outer batches",
+        of="outer",
+    )
+
+
 def check_closed_forms(task: Any) -> None:
     """Losses and gradients of examples in closed form are those of differentiation."""
     problem = build(task)
@@ -146,9 +168,10 @@ def _close(
     theta: Params,
     what: str,
     values: bool = True,
+    of: str = "inner",
 ) -> None:
     (value, g), (known, right) = (autodiff.grad(f, theta) for f in (found, expected))
     gap = relative_gap(g, right)
     if values:
         gap = max(gap, relative_gap({"value": value}, {"value": known}))
-    assert gap <= tolerance(theta), f"{what} and the inner loss are {gap:.1e} apart"
+    assert gap <= tolerance(theta), f"{what} and the {of} loss are {gap:.1e} apart"

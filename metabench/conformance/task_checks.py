@@ -23,6 +23,7 @@ from metabench.conformance.example_checks import (
     check_closed_forms,
     check_evidence,
     check_example_losses,
+    check_outer_blocks,
     check_solvers_by_example,
 )
 from metabench.conformance.harness import NotTested, snapshot, tolerance, unchanged
@@ -325,6 +326,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_per_example,
     check_example_losses,
     check_closed_forms,
+    check_outer_blocks,
     check_solvers_by_example,
     check_evidence,
     check_metrics,

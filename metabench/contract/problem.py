@@ -282,6 +282,16 @@ class Problem(ABC):
         """
         raise NotImplementedError
 
+    outer_blocks: int = 0
+    """Into how many batches the validation examples fall where a training episode's outer loss is
+    that of a few drawn ones: as many in each as are drawn. 0: it is that of all, or they cannot be
+    taken by number. Optional."""
+
+    def outer_block(self, b: int) -> Batch:
+        """Outer batch ``b`` of the ``outer_blocks``, as :meth:`outer_loss` takes it. The mean of
+        their losses is that of the split "valid"."""
+        raise NotImplementedError
+
     def spectrum(self, lam: Params) -> Spectrum | None:
         """The spectral risk of the examples' losses that G is, without its diagonal penalty
         (capability ``spectral_risk``); None: their mean."""

@@ -33,11 +33,19 @@ class Known(NamedTuple):
     theta: Params
 
 
-def exact(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Known:
+def exact(
+    problem: Problem,
+    lam: Params,
+    theta: Params,
+    episode: Episode,
+    *,
+    hessian: Callable[[Tensor], Tensor] | None = None,
+) -> Known:
     """The hypergradient at the inner minimum that Newton's method finds from ``theta``.
 
-    For inner problems of up to about a thousand float64 numbers, with one inner batch. Raises
-    ValueError for another type, Diverged where there is no strict minimum.
+    For inner problems of up to about a thousand float64 numbers, with one inner batch. ``hessian``:
+    flat theta [m] to that of G [m, m] where it is known in closed form; None: by differentiation.
+    Raises ValueError for another type, Diverged where there is no strict minimum.
     """
     wrong = [k for k, v in {**lam, **theta}.items() if v.dtype != torch.float64]
     if wrong:
@@ -48,9 +56,10 @@ def exact(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Kno
     def at(flat: Tensor) -> Tensor:
         return problem.inner_loss(lam, autodiff.unflatten(flat, theta), fixed)
 
-    best = minimiser(at, autodiff.flatten(theta))
+    curvature = _hessian(at) if hessian is None else hessian
+    best = minimiser(at, autodiff.flatten(theta), curvature)
     end = autodiff.unflatten(best, theta)
-    factor, info = torch.linalg.cholesky_ex(_hessian(at)(best))
+    factor, info = torch.linalg.cholesky_ex(curvature(best))
     if int(info):
         raise Diverged("the inner problem has no strict minimum where Newton's method ended")
 
@@ -68,13 +77,18 @@ def exact(problem: Problem, lam: Params, theta: Params, episode: Episode) -> Kno
     return Known(autodiff.axpy(-1.0, torch.func.grad(along)(lam), direct), end)
 
 
-def minimiser(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def minimiser(
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    hessian: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """A local minimiser [n] of ``f`` near ``x`` [n], its gradient below ``TOLERANCE``.
 
     Newton's method with the absolute eigenvalues of an indefinite Hessian and halved steps. Raises
     Diverged where it does not arrive.
     """
-    slope, hessian = torch.func.grad(f), _hessian(f)
+    slope = torch.func.grad(f)
+    hessian = _hessian(f) if hessian is None else hessian
     g = slope(x)
     for _ in range(MOST_STEPS):
         if float(g.norm()) <= TOLERANCE:

@@ -1,4 +1,4 @@
-"""Softmax regression: the product with the Hessian of its mean cross-entropy, in closed form.
+"""Softmax regression: the Hessian of its cross-entropy in closed form, as a product and dense.
 
 With p = softmax(x W' + b) and a direction v of (W, b), z = x v_W' + v_b:
 
@@ -53,3 +53,19 @@ class SoftmaxHessian:
             if b is not None:
                 out[self.bias] = out[self.bias] + s.sum(0)
         return {k: u / n for k, u in out.items()}
+
+
+def dense_hessian(x: Tensor, p: Tensor, weights: Tensor) -> Tensor:
+    """Of sum_i weights_i CE_i in W, flattened from [classes, d]: [classes d, classes d].
+
+    ``x`` [n, d], ``p`` [n, classes] the probabilities at W, ``weights`` [n]. A column of ones in
+    ``x`` gives the derivatives in a bias.
+    """
+    d, classes = x.shape[1], p.shape[1]
+    out = x.new_empty(classes, d, classes, d)
+    for a in range(classes):
+        for b in range(a + 1):
+            s = weights * p[:, a] * ((1.0 if a == b else 0.0) - p[:, b])
+            out[a, :, b] = (x * s[:, None]).t() @ x
+            out[b, :, a] = out[a, :, b]
+    return out.reshape(classes * d, classes * d)

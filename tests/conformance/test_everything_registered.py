@@ -90,6 +90,14 @@ TASKS = {
             "decays": "pixel",
             "batch": 8,
         },
+        {
+            "n_train": 30,
+            "n_valid": 20,
+            "n_test": 20,
+            "size": 3,
+            "batch": 10,
+            "exact": True,
+        },
     ],
     "glyphs": [
         FEW_SHOT,
@@ -103,6 +111,14 @@ TASKS = {
     "hyper_cleaning": [
         CLEANING,
         {**CLEANING, "network": "mlp", "batch": 20, "dtype": "float64"},
+        {
+            **CLEANING,
+            "batch": 10,
+            "outer_batch": 10,
+            "l2": 0.1,
+            "exact": True,
+            "dtype": "float64",
+        },
         {**CLEANING, "carried": False},
     ],
     "tv_denoise": [DENOISING, {**DENOISING, "dtype": "float32", "noise": 0.3}],

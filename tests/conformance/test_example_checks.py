@@ -13,11 +13,13 @@ from metabench.conformance.example_checks import (
     check_closed_forms,
     check_evidence,
     check_example_losses,
+    check_outer_blocks,
     check_solvers_by_example,
 )
 from metabench.conformance.harness import NotTested
 from metabench.contract.by_examples.losses import SquaredErrors
 from metabench.contract.declared import Evidence
+from metabench.contract.problem import Episode
 from metabench.core.registry import solvers, tasks
 from metabench.tasks.ridge import Ridge
 from metabench.tasks.spectral_risk import SpectralRisk, SpectralRiskProblem
@@ -36,8 +38,8 @@ class Changed(Ridge):
         return problem
 
 
-def changed(**given):
-    return type("Changed", (Changed,), {"given": given})()
+def changed(rows=Ridge.rows, **given):
+    return type("Changed", (Changed,), {"given": given})(rows=rows)
 
 
 def sums(problem):
@@ -153,6 +155,39 @@ def test_a_mean_that_says_it_is_a_risk():
     risk = spectral().build(None, torch.device("cpu")).spectrum({})
     with pytest.raises(AssertionError, match="what it offers says the opposite"):
         check_example_losses(changed(spectrum=lambda p: lambda lam: risk))
+
+
+def two_judges(of_problem):
+    """Ridge regression whose outer loss in training is that of 5 of 10 examples."""
+    episode = of_problem.episode
+
+    def drawn(split, index):
+        found = episode(split, index)
+        few = {k: v[:5] for k, v in found.outer.items()}
+        return found if split != "train" else Episode(found.inner, few, index)
+
+    return drawn
+
+
+def test_outer_blocks():
+    def blocks(size):
+        def found(problem):
+            whole = problem.episode("valid", 0).outer
+            return lambda b: {k: v[b * size : b * size + 5] for k, v in whole.items()}
+
+        return found
+
+    def outer_loss(problem):
+        return lambda lam, theta, batch: (batch["x"] @ theta["w"] - batch["y"]).square().mean()
+
+    given = {"outer_blocks": 2, "episode": two_judges, "outer_loss": outer_loss}
+    check_outer_blocks(changed(**given, outer_block=blocks(5), rows=10))
+    with pytest.raises(AssertionError, match="the mean of the losses of outer batches and the ou"):
+        check_outer_blocks(changed(**given, outer_block=blocks(0), rows=10))
+    with pytest.raises(AssertionError, match="blocks of"):
+        check_outer_blocks(changed(**given, outer_block=blocks(6), rows=10))
+    with pytest.raises(NotTested, match="no numbers"):
+        check_outer_blocks(changed())
 
 
 def remembers(self, loss, w, tables, lr, draws):

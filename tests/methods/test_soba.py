@@ -159,6 +159,14 @@ def test_saba_converges_where_soba_stops_at_its_noise(seed):
     assert max(falls) < 0.1, f"100 steps leave {falls}: SABA's rate is linear"
 
 
+def test_saba_corrects_drawn_outer_batches_too():
+    """Measured after 400 steps, from 13: SABA 1e-15, SOBA 0.15."""
+    soba, _, plain = finite_sum(SOBA(**STEPS), 400, batch=8, judges=8, **SMALL)
+    saba, _, blocks = finite_sum(SOBA(**STEPS, **SABA), 400, batch=8, judges=8, **SMALL)
+    assert plain == blocks and plain.outer_gradients == 400
+    assert soba[0] == saba[0] and saba[-1] < 1e-12 and soba[-1] > 1e-2
+
+
 def test_saba_counts_blocks_as_parts_of_the_inner_batch():
     *_, counts = finite_sum(SOBA(**SABA, first_tables="full"), 10, **SMALL)
     assert (counts.inner_gradients, counts.hvps, counts.mixed_products) == (2, 2, 2)

@@ -11,10 +11,12 @@ from oracles import F64, context, hypergradient
 from metabench.conformance.harness import Harness
 from metabench.conformance.kit import method_checks
 from metabench.contract import autodiff
+from metabench.contract.problem import Episode
 from metabench.core.capabilities import why_not
 from metabench.core.cell import make_cell
 from metabench.core.errors import SettingError
 from metabench.core.registry import methods, tasks
+from metabench.hypergradients import reference
 
 cleaning = importlib.import_module("metabench.tasks.hyper_cleaning")
 images = importlib.import_module("metabench.tasks.data.images")
@@ -314,3 +316,33 @@ def real_data():
 
 
 REAL_DATA = __import__("os").environ.get("METABENCH_DATA", "")
+
+
+def test_hypergradient_square_is_that_of_the_outer_loss_at_the_minimum():
+    """By differentiation alone, where weights differ; 49 pixels and a bias for each of ten."""
+    ctx = tiny(exact=True, l2=0.1, batch=8, outer_batch=10)
+    problem = ctx.problem
+    lam = {"logit": torch.linspace(-2, 2, 40, dtype=F64)}
+    whole = Episode(problem.parts["train"], problem.parts["valid"])
+    known = reference.exact(problem, lam, problem.start, whole)
+    square = float(known.grad["logit"].square().sum())
+    found = problem.metrics(lam, problem.start, problem.episode("test", 0))
+    assert found["hypergradient_square"] == pytest.approx(square, rel=1e-9) and square > 0
+    assert "hypergradient_square" not in tiny().problem.metrics(lam, problem.start, whole)
+    with pytest.raises(ValueError, match="l2 above 0"):
+        Task(**TINY, exact=True, dtype="float64")
+
+
+def test_outer_batches_are_drawn_in_training_and_have_numbers():
+    problem = tiny(outer_batch=10).problem
+    one, again, other = (problem.episode("train", i).outer["x"] for i in (0, 0, 1))
+    valid = problem.parts["valid"]["x"]
+    assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (10, 49)
+    assert bool((one[:, None] == valid[None]).all(2).any(1).all())
+    assert problem.episode("valid", 0).outer is problem.parts["valid"]
+    assert problem.count("train") is None and "best_response" not in problem.task.offers
+    blocks = [problem.outer_block(b)["x"] for b in range(problem.outer_blocks)]
+    assert torch.equal(torch.cat(blocks), valid)
+    assert tiny(outer_batch=7).problem.outer_blocks == tiny().problem.outer_blocks == 0
+    with pytest.raises(ValueError, match="outer_batch = 31 of 30"):
+        Task(**TINY, outer_batch=31)

@@ -6,8 +6,10 @@ from optional import needs
 from oracles import F64, differences, given
 from torch.nn import functional as F
 
+from metabench.contract.problem import Episode
 from metabench.contract.seeds import Seeds
 from metabench.core.errors import SettingError
+from metabench.hypergradients import reference
 from metabench.hypergradients.inexact.inner_solve import to_accuracy
 from metabench.tasks.data.images import resized
 from metabench.tasks.multinomial import Multinomial, MultinomialProblem
@@ -127,3 +129,47 @@ def test_batches_are_addressed_and_rows_of_their_parts():
     assert not task.offers & {"full_batch", "best_response", "strongly_convex"}
     with pytest.raises(SettingError, match="a batch of 30 from 40 training images and 20"):
         made(batch=30)
+
+
+@pytest.mark.parametrize("more", [{}, PAIR], ids=["a decay a weight", "a decay a pixel"])
+def test_hypergradient_square_is_that_of_the_outer_loss_at_the_minimum(more):
+    """By differentiation alone, and along the gradient by differences of whole solves."""
+    problem = made(exact=True, batch=5, **more)
+    assert problem.task.metrics[-1] == "hypergradient_square"
+    first = problem.init_outer()["log_decay"]
+    lam = {"log_decay": first + torch.linspace(-1, 1, first.numel(), dtype=F64).view_as(first)}
+    whole = Episode(problem.parts["train"], problem.parts["valid"])
+    known = reference.exact(problem, lam, problem.init_inner(lam, whole), whole)
+    square = float(known.grad["log_decay"].square().sum())
+    anywhere = {"w": torch.ones(problem.shape, dtype=F64)}
+    for split in ("valid", "test"):
+        found = problem.metrics(lam, anywhere, problem.episode(split, 0))["hypergradient_square"]
+        assert found == pytest.approx(square, rel=1e-10)
+
+    def judged(t):
+        moved = {"log_decay": lam["log_decay"] + t * known.grad["log_decay"]}
+        end = reference.exact(problem, moved, known.theta, whole).theta
+        return float(problem.outer_loss(moved, end, problem.parts["valid"]))
+
+    step = 1e-3 / square**0.5
+    assert (judged(step) - judged(-step)) / (2 * step) == pytest.approx(square, rel=1e-5)
+
+
+def test_at_a_bound_the_hypergradient_is_what_lam_can_move_by():
+    free, bounded = (made(exact=True, batch=5, highest_log_decay=high) for high in (6.0, -2.9))
+    lam = {"log_decay": torch.full((10, 9), -2.9, dtype=F64)}
+    whole = Episode(free.parts["train"], free.parts["valid"])
+    g = reference.exact(free, lam, free.init_inner(lam, whole), whole).grad["log_decay"]
+    assert 10 < int((g < 0).sum()) < 80
+    assert free.hypergradient_square(lam) == pytest.approx(float(g.square().sum()), rel=1e-10)
+    inside = float(g.clamp(min=0).square().sum())
+    assert bounded.hypergradient_square(lam) == pytest.approx(inside, rel=1e-10)
+    with pytest.raises(SettingError, match=r"first_log_decay = -3\.0 is above highest_log_decay"):
+        made(highest_log_decay=-4.0)
+
+
+def test_outer_blocks_are_the_validation_images_in_order():
+    problem = made(batch=5)
+    found = [problem.outer_block(b)["x"] for b in range(problem.outer_blocks)]
+    assert torch.equal(torch.cat(found), problem.parts["valid"]["x"]) and len(found) == 4
+    assert made(batch=6).outer_blocks == made().outer_blocks == 0, "20 are no multiple of 6"

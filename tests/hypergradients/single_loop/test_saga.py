@@ -79,6 +79,61 @@ def test_the_mean_over_blocks_is_the_whole(penalty, full):
     assert apart > 1e-3, "every block says the same: nothing is tested"
 
 
+def judged():
+    """A context whose outer loss is the mean of three terms, and a point."""
+    problem = FiniteSum(examples=EXAMPLES, m=4, n=2, judges=3)
+    at = problem.init_outer(), {"w": problem.w0}, {"w": torch.linspace(-1, 1, 4, dtype=F64)}
+    return given(problem, "carried", "example_losses"), at
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_mean_over_outer_batches_is_the_whole(full):
+    """Whatever the tables hold; with all known at the point, each batch says the whole."""
+    ctx, (lam, theta, v) = judged()
+    whole = stochastic.outer(ctx, lam, theta, ctx.problem.episode("valid", 0))
+    for known in (elsewhere((lam, theta, v)), (lam, theta, v)):
+        tables, found = saga.first_tables(ctx, *known, SIZE, full=full), {}
+        while len(found) < 3:
+            before = ctx.meter.counts.outer_gradients
+            direction, after = saga.outer(ctx, lam, theta, None, 0, tables)
+            assert ctx.meter.counts.outer_gradients == before + 1
+            held = zip(after["outer"]["stored"], tables["outer"]["stored"], strict=True)
+            found[next(i for i, (a, b) in enumerate(held) if a is not b)] = direction
+            ctx.step += 1
+            assert ctx.step < 200, f"batches {sorted(found)} alone are drawn"
+        each = zip(*(direction[1:] for direction in found.values()), strict=True)
+        close([autodiff.mean(parts) for parts in each], whole[1:])
+        apart = max(float((d.theta["w"] - whole.theta["w"]).abs().max()) for d in found.values())
+        # F is quadratic with one Hessian: what two points differ by is the same for every term.
+        assert apart < 1e-13 if full else apart > 1e-2
+
+
+def test_outer_tables_follow_the_point():
+    """new - stored[b] + mean(stored) by hand, over many steps; the inner tables stay."""
+    ctx, (lam, theta, v) = judged()
+    tables = saga.first_tables(ctx, lam, theta, v, SIZE, full=False)
+    stored = torch.zeros(3, 4, dtype=F64)
+    for ctx.step in range(20):
+        theta = {"w": theta["w"] * 0.9}
+        direction, after = saga.outer(ctx, lam, theta, None, 0, tables)
+        held = zip(after["outer"]["stored"], tables["outer"]["stored"], strict=True)
+        b = next(i for i, (x, y) in enumerate(held) if x is not y)
+        new = theta["w"] - ctx.problem.each_c[b]
+        expected = new - stored[b] + stored.mean(0)
+        torch.testing.assert_close(direction.theta["w"], expected, rtol=0, atol=1e-13)
+        stored[b], tables = new, after
+    assert tables["seen"] == 0
+
+
+def test_without_numbers_the_outer_batch_is_the_episodes():
+    ctx, (lam, theta, v) = setting()
+    tables = saga.first_tables(ctx, lam, theta, v, SIZE, full=True)
+    episode = ctx.problem.episode("train", 0)
+    found, after = saga.outer(ctx, lam, theta, episode, 0, tables)
+    close(found[1:], stochastic.outer(ctx, lam, theta, episode)[1:], atol=0)
+    assert after is tables
+
+
 def test_the_step_by_hand():
     """new - stored[b] + mean(stored), and the mean is that of what is stored, also after many."""
     ctx, at = setting()

@@ -1,4 +1,4 @@
-"""The closed-form Hessian product against dense second derivatives."""
+"""The closed-form Hessian, as a product and dense, against dense second derivatives."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from oracles import F64
 from torch.nn import functional as F
 
 from metabench.tasks.models import softmax
-from metabench.tasks.models.softmax import SoftmaxHessian
+from metabench.tasks.models.softmax import SoftmaxHessian, dense_hessian
 
 
 @pytest.mark.parametrize("block", [2**20, 5 * 4 * 8, 1])
@@ -37,3 +37,18 @@ def test_product_is_the_dense_one(monkeypatch, block, bias):
         expected = hessian @ v
         got = torch.cat([u.reshape(-1) for u in found.values()])
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_dense_hessian_of_weighted_losses():
+    """With a column of ones for the bias."""
+    gen = torch.Generator().manual_seed(0)
+    x, y = torch.randn(13, 4, generator=gen, dtype=F64), torch.arange(13) % 3
+    x[:, -1] = 1.0
+    w, weights = (torch.rand(*n, generator=gen, dtype=F64) for n in ((3, 4), (13,)))
+
+    def loss(flat):
+        return (weights * F.cross_entropy(x @ flat.view(3, 4).T, y, reduction="none")).sum()
+
+    found = dense_hessian(x, (x @ w.T).softmax(1), weights)
+    expected = torch.autograd.functional.hessian(loss, w.flatten())
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
