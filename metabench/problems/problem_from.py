@@ -37,6 +37,8 @@ from metabench.problems.tasks import Initialisation, OwnProblem, Supervised
 INITIALISATION = "initialisation"
 LEARNED = ("weight_decays", "example_weights", "augmentation", INITIALISATION)
 """What can be learned, by name."""
+CALLS = 20
+"""How often a function of the user's is called again to see whether it draws."""
 FORM = 1
 """Part of every fingerprint; raised when a change alters what a problem made here means."""
 
@@ -319,10 +321,6 @@ def _learned(
     for part in parts:
         adjusted(part, several["first"], several["bounds"])
     return parts
-
-
-CALLS = 20
-"""How often a function of the user's is called again to see whether it draws."""
 
 
 def _found(net: Network, train: Pair, judge: judged.Judge, learned: Sequence[Learnable]) -> Found:
