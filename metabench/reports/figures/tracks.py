@@ -1,7 +1,8 @@
 """A panel of validation metrics against steps or costs: a line and a band for each row.
 
 The axis is logarithmic where positive values span powers of ten; bands are intervals of logarithms
-there. Few or very scattered seeds are thin lines of their own instead of a band.
+there. Few or very scattered seeds are thin lines of their own instead of a band; where these would
+bury the means, the last point has its interval as a bar.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ FEWEST = 3
 """Seeds that a band is drawn of."""
 WIDEST = 0.25
 """A band that is on average so much of the panel's height is not drawn."""
+MOST_SEEDS = 40
+"""Thin lines of single seeds in a panel: more would bury the means."""
+ASIDE = 2.5
+"""Points from one row's bar at the last x to the next row's."""
+ROOM = 0.015
+"""Of a panel's width, beside the lines, for each such bar."""
 FEWEST_POINTS = 3
 """Of a curve: a start and one look at a run are two numbers, which a table tells as well."""
 CLOSE = 0.01
@@ -62,6 +69,7 @@ class Drawn:
     bands: set[str] = field(default_factory=set)
     """Of which kinds bands are: "interval", "logarithms"."""
     thin: bool = False
+    bars: bool = False
     floored: bool = False
     logarithmic: bool = False
     points: int = 0
@@ -100,6 +108,13 @@ class Drawn:
             parts.append(f"shade: 95 % t-interval {what}")
         if self.thin:
             parts.append("thin lines: single seeds, where they are fewer than three or far apart")
+        if self.bars:
+            parts.append(
+                "bars at the end: that interval of the last point, where seeds are far apart and "
+                "too many to draw"
+                if self.bands
+                else "bars at the end: 95 % t-interval of the last point; seeds are far apart"
+            )
         return "; ".join(parts) + "."
 
     def _where(self, panels: list[str]) -> str:
@@ -155,6 +170,10 @@ def panel(
 
     ends = {v for t in tracks for v in (*t.mean.low[_from(t) :], *t.mean.high[_from(t) :])}
     drawn.varied = drawn.varied or len(ends) > 1
+    loose = [t for t in tracks if not t.level and _scattered(t, height)]
+    crowded = sum(t.mean.seeds for t in loose) > MOST_SEEDS
+    if crowded:
+        axis.margins(x=0.05 + ROOM * len(loose))
     for track in tracks:
         drawn.seeds = max(drawn.seeds, track.mean.seeds)
         drawn.points = max(drawn.points, 0 if track.level else len(track.mean.x))
@@ -162,7 +181,9 @@ def panel(
             drawn.levels.append(track.label)
             handle = _level(axis, track, scale)
         else:
-            handle = _moving(results, axis, track, height, drawn, (y, x))
+            place = loose.index(track) + 1 if track in loose else 0
+            spread = "band" if not place else "bar" if crowded else "seeds"
+            handle = _moving(results, axis, track, spread, place, drawn, (y, x))
         drawn.handles.setdefault(track.label, handle)
     _note_coincident(tracks, height, drawn, name)
 
@@ -207,11 +228,13 @@ def _moving(
     results: Results,
     axis: Axes,
     track: Track,
-    height: Callable[[Sequence[float]], Any],
+    spread: str,
+    place: int,
     drawn: Drawn,
     columns: tuple[str, str],
 ) -> Any:
-    """A mean from its first point, and its band or its seeds; one point has a stroke."""
+    """A mean from its first point, and its "band", its "seeds" or the "bar" of its last point, at
+    this ``place`` beside others'; one point has a stroke."""
     scale, look, first = scale_of(results), look_of(track.number), track.first
     found, kind = track.mean, "logarithms" if axis.get_yscale() == "log" else "interval"
     xs, ys = found.x[first:], [v * scale for v in found.y[first:]]
@@ -220,20 +243,44 @@ def _moving(
     lows, highs = found.low[first:], found.high[first:]
     if found.seeds < 2:
         return handle
-    wide = float(np.mean(height(highs) - height(lows))) > WIDEST
-    if found.seeds < FEWEST or wide:
+    if spread == "seeds":
         drawn.thin = True
         _seeds(axis, track, scale, columns)
         return handle
-    drawn.bands.add(kind)
     below, above = ([v * scale for v in values] for values in (lows, highs))
     if results.suite.percent:
         below, above = [max(0.0, v) for v in below], [min(100.0, v) for v in above]
+    if spread == "bar":
+        drawn.bars = True
+        _end_bar(axis, look["color"], place, xs[-1], below[-1], above[-1])
+        return handle
+    drawn.bands.add(kind)
     if len(xs) > 1:
         axis.fill_between(xs, below, above, color=look["color"], alpha=0.15, lw=0)
     else:
         axis.vlines(xs, below, above, color=look["color"], alpha=0.4, lw=1.2)
     return handle
+
+
+def _scattered(track: Track, height: Callable[[Sequence[float]], Any]) -> bool:
+    """Whether a row has seeds too few or too far apart for a band."""
+    lows, highs = (values[track.first :] for values in (track.mean.low, track.mean.high))
+    if track.mean.seeds < 2:
+        return False
+    return track.mean.seeds < FEWEST or float(np.mean(height(highs) - height(lows))) > WIDEST
+
+
+def _end_bar(axis: Axes, colour: str, place: int, x: float, low: float, high: float) -> None:
+    """A stroke from ``low`` to ``high``, beside those of other rows that end at the same ``x``."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = axis.get_figure()
+    assert figure is not None
+    aside = ScaledTranslation(ASIDE * place / 72, 0, figure.dpi_scale_trans)
+    axis.plot([x, x], [low, high], color=colour, lw=1.2, transform=axis.transData + aside)
+    # Only what is drawn in plain data coordinates widens an axis by itself.
+    axis.update_datalim([(x, low), (x, high)])
+    axis.autoscale_view()
 
 
 def _seeds(axis: Axes, track: Track, scale: float, columns: tuple[str, str]) -> None:

@@ -70,6 +70,30 @@ def test_seeds_far_apart_are_thin_lines_and_no_band(helpers):
     assert "single seeds" in text and "shade" not in text
 
 
+def test_seeds_too_many_and_far_apart_have_a_bar_at_the_end(helpers, monkeypatch):
+    """Of 9 seeds where 8 may be drawn: the means, and the t-interval of each last point."""
+    monkeypatch.setattr(tracks, "MOST_SEEDS", 8)
+    axis, text = drawn(helpers, lambda i, s, k: 1.0 + i + 10.0 * s + 0.1 * k)
+    bars = [found for found in axis.lines if found.get_linestyle() == "-" and not _moves(found)]
+    assert len(axis.lines) == 6 and len(bars) == 3 and not axis.collections
+    half = 4.302652729911275 * 10.0 / math.sqrt(3)
+    for bar, mean in zip(bars, (found for found in axis.lines if _moves(found)), strict=True):
+        middle = mean.get_ydata()[-1]
+        assert bar.get_ydata() == pytest.approx([middle - half, middle + half])
+        assert set(bar.get_xdata()) == {mean.get_xdata()[-1]}
+    # Beside each other, within the panel.
+    axis.figure.canvas.draw()
+    places = [float(bar.get_window_extent().x0) for bar in bars]
+    assert places == sorted(set(places)) and places[-1] < axis.get_window_extent().x1
+    bottom, top = axis.get_ylim()
+    assert all(bottom < y < top for bar in bars for y in bar.get_ydata())
+    assert "bars at the end: 95 % t-interval of the last point" in text and "thin" not in text
+
+
+def _moves(found):
+    return len(set(found.get_xdata())) > 1
+
+
 def test_curves_that_are_all_one_value_are_not_drawn(helpers):
     with pytest.raises(NotDrawn, match="against outer steps: all values are equal"):
         drawn(helpers, lambda i, s, k: 0.0)
