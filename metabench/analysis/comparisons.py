@@ -13,7 +13,7 @@ mark in the table are the same test, and cannot contradict each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
@@ -75,6 +75,17 @@ class Comparisons:
         """How much better ``row`` is than ``other``; None where they have no common seed."""
         found = self.pairs.get((other, row))
         return self.pairs.get((row, other)) if found is None else found.reversed
+
+    def never_better(self, rows: Collection[str]) -> Comparisons:
+        """The same with no pair shown in which one of ``rows`` is the better one: what is known of
+        these flatters them."""
+        pairs = {
+            (a, b): replace(pair, p=1.0)
+            if pair.shown and (a if pair.gain > 0 else b) in rows
+            else pair
+            for (a, b), pair in self.pairs.items()
+        }
+        return replace(self, pairs=pairs)
 
     @property
     def tests(self) -> int:

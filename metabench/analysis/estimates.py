@@ -6,7 +6,8 @@ test episodes of that one run, which holds neither.
 
 Bold is the best mean of a column alone; where all are equal none is. A dagger is a row that some
 other is shown to be better than (:mod:`metabench.analysis.comparisons`). A number without either
-has not been told apart.
+has not been told apart. Of a row with lost runs the mean is that of the survivors, which flatters
+it: it is never bold, and never shown to be better than another.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     if not found:
         return {}
     sign = 1 if results.suite.goal == "max" else -1
-    best = max(found, key=lambda row: sign * found[row].mean)
+    incomplete = lost(results, column)
+    # Of survivors alone no mean is the best, unless there is nothing else.
+    whole = [row for row in found if row not in incomplete] or [*found]
+    best = max(whole, key=lambda row: sign * found[row].mean)
     tested = comparisons(results, column)
     worse = tested.worse
     tied = [row for row, made in found.items() if _same(made.mean, found[best].mean)]
@@ -84,7 +88,7 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
         pair = None if row == best else tested.of(best, row)
         out[row] = replace(
             made,
-            best=row in tied and not nothing,
+            best=row in tied and row not in incomplete and not nothing,
             p=pair.p if pair else None,
             worse=row in worse,
         )
@@ -95,8 +99,15 @@ def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=ROUND_OFF)
 
 
+def lost(results: Results, column: str) -> set[str]:
+    """The rows of a column with runs that ended without a number, and others that have one."""
+    cells = {row.id: results.table_cells[row.id, column] for row in results.rows}
+    return {row for row, cell in cells.items() if cell.lost and cell.done}
+
+
 def comparisons(results: Results, column: str) -> Comparisons:
-    """Every pair of rows of a column, tested by the table's metric."""
+    """Every pair of rows of a column, tested by the table's metric; no row with lost runs is shown
+    to be better."""
     values = {
         row.id: {
             seed: e.mean
@@ -104,7 +115,8 @@ def comparisons(results: Results, column: str) -> Comparisons:
         }
         for row in results.rows
     }
-    return compare(values, results.suite.goal, logs=results.suite.logs)
+    tested = compare(values, results.suite.goal, logs=results.suite.logs)
+    return tested.never_better(lost(results, column))
 
 
 def floor(results: Results, column: str) -> tuple[Entry | None, list[str]]:

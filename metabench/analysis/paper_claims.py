@@ -10,12 +10,12 @@ apart two rows can be, and no mark answers that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from metabench.analysis import stats
 from metabench.analysis.comparisons import FEWEST, Comparisons, Pair, compare
-from metabench.analysis.estimates import comparisons
+from metabench.analysis.estimates import comparisons, lost
 from metabench.analysis.results import Results
 from metabench.suites.schema import PaperClaim
 
@@ -94,7 +94,7 @@ def _tested(
 def reach_comparisons(results: Results, column: str) -> Comparisons:
     """Every pair of rows of a column, tested by the cost to reach the level. A run that does not
     reach it counts as reaching it at its end, less than its true cost, so that a row with such runs
-    is never shown to be better."""
+    is never shown to be better; nor is one with lost runs."""
     values = {
         row.id: {s: found.cost for s, found in results.reached.get((row.id, column), {}).items()}
         for row in results.rows
@@ -104,12 +104,7 @@ def reach_comparisons(results: Results, column: str) -> Comparisons:
         for row in results.rows
         if any(not found.reached for found in results.reached.get((row.id, column), {}).values())
     }
-    family = compare(values, "min")
-    pairs = {
-        (a, b): replace(pair, p=1.0) if pair.shown and (a if pair.gain > 0 else b) in cut else pair
-        for (a, b), pair in family.pairs.items()
-    }
-    return replace(family, pairs=pairs)
+    return compare(values, "min").never_better(cut | lost(results, column))
 
 
 def _sizes(results: Results, claim: PaperClaim, column: str) -> list[float]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from metabench.analysis import stats
+from metabench.analysis.estimates import lost
 from metabench.analysis.results import Results
 from metabench.core.text import counted, listed
 from metabench.suites.schema import Column
@@ -66,7 +67,13 @@ def ranked(results: Results) -> Ranked:
     missing = [name for name in problems if name not in names]
     if names and missing:
         footnotes.append(f"Without {counted(len(missing), 'problem')} that some row lacks.")
-    blocks = [_ranks(means, kept, problems[name], results.suite.goal) for name in names]
+    blocks = [_ranks(results, means, kept, problems[name]) for name in names]
+    flattered = [
+        row for row in kept if any(row in lost(results, c) for n in names for c in problems[n])
+    ]
+    if flattered:
+        labels = listed([results.row_label(row) for row in flattered])
+        footnotes.append(f"A problem with lost runs ranks after those without ({labels}).")
     return judged(kept, numbers, names, blocks, footnotes)
 
 
@@ -124,13 +131,21 @@ def _means(results: Results, row: str) -> dict[str, float]:
 
 
 def _ranks(
+    results: Results,
     means: Mapping[str, Mapping[str, float]],
     rows: Sequence[str],
     columns: Sequence[str],
-    goal: stats.Goal,
 ) -> tuple[float, ...]:
-    """Of each row in one problem: the mean over its columns."""
-    by_column = [stats.ranks([means[row][column] for row in rows], goal) for column in columns]
+    """Of each row in one problem: the mean over its columns. In a column rows with lost runs come
+    after the others."""
+    by_column = []
+    for column in columns:
+        last = lost(results, column)
+        of: dict[str, float] = {}
+        for group in ([r for r in rows if r not in last], [r for r in rows if r in last]):
+            ranks = stats.ranks([means[row][column] for row in group], results.suite.goal)
+            of |= {row: len(of) + rank for row, rank in zip(group, ranks, strict=True)}
+        by_column.append([of[row] for row in rows])
     return tuple(stats.mean(of) for of in zip(*by_column, strict=True))
 
 

@@ -63,6 +63,10 @@ class Records(Kept, Protocol):
         ...
 
 
+LOST = frozenset({"failed", "diverged", "timeout"})
+"""States of runs that were to give a number and gave none."""
+
+
 @dataclass(frozen=True)
 class TableCell:
     """One place in the table: a row and a column, with a run for every seed that is planned."""
@@ -76,6 +80,11 @@ class TableCell:
     def done(self) -> list[Record]:
         """Records of finished cells, in the order of the suite's seeds."""
         return [r.record for r in self.runs if r.state == "done" and r.record is not None]
+
+    @property
+    def lost(self) -> int:
+        """How many runs ended without a number."""
+        return sum(run.state in LOST for run in self.runs)
 
     @property
     def states(self) -> dict[str, int]:

@@ -64,6 +64,42 @@ def test_of_equal_numbers_none_is_the_best(helpers):
     assert best({"maml": 0.1, "anil": -0.2}, gap=True, goal="min") == set()
 
 
+LEVEL = {"maml": 0.9, "anil": 0.5, "fixed": 0.1}
+
+
+def with_lost(helpers, lost):
+    """Three rows with five seeds, far apart; ``lost``: rows whose first seed ran away."""
+    suite, store = helpers.make_suite(), helpers.Fake()
+    for place in suite.cells("paper"):
+        if place.row in LEVEL:
+            seed = place.cell.seed
+            value = LEVEL[place.row] + 0.001 * seed ** [*LEVEL].index(place.row)
+            store.add(place, metrics={"test": {"accuracy": Estimate(value, 10, 0.0, 0.0)}})
+            if place.row in lost and seed == 0:
+                store.add(place, **helpers.failure("diverged"))
+    return collect(suite, "paper", store, why_not=helpers.allowed)
+
+
+def test_a_row_with_lost_runs_is_neither_best_nor_shown_to_be_better(helpers):
+    """Its survivors are far above the others, and say nothing of the run that ran away."""
+    whole = estimates.column_entries(with_lost(helpers, ()), "5w1s")
+    assert [row for row, e in whole.items() if e.best] == ["maml"]
+    assert {row for row, e in whole.items() if e.worse} == {"anil", "fixed"}
+    assert "Lost runs" not in grids.table(with_lost(helpers, ()))
+    results = with_lost(helpers, ("maml",))
+    found = estimates.column_entries(results, "5w1s")
+    assert found["maml"].mean == pytest.approx(0.9, abs=0.05)
+    assert [row for row, e in found.items() if e.best] == ["anil"]
+    assert {row for row, e in found.items() if e.worse} == {"fixed"}
+    told = " ".join(grids.table(results).split())
+    assert "Lost runs: MAML (1 of 5 in 5-way 1-shot and 1 of 5 in 5-way 5-shot)." in told
+    # It can still be shown to be worse, and where all have lost runs none is the best.
+    found = estimates.column_entries(with_lost(helpers, ("fixed",)), "5w1s")
+    assert {row for row, e in found.items() if e.worse} == {"anil", "fixed"}
+    found = estimates.column_entries(with_lost(helpers, tuple(LEVEL)), "5w1s")
+    assert not any(e.best or e.worse for e in found.values())
+
+
 def test_an_unfinished_row_is_not_tested(holed):
     found = estimates.column_entries(holed[0], "5w1s")["anil"]
     assert (found.seeds, found.p, found.worse, found.best) == ((0, 2), None, False, False)

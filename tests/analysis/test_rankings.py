@@ -44,6 +44,17 @@ def test_a_block_is_a_problem(helpers):
     assert "6 problems" in found.footnotes[0]
 
 
+def test_a_row_with_lost_runs_ranks_after_those_without(helpers):
+    """In the problem where it lost one, by whatever its survivors have."""
+    found = results(helpers, order)
+    for run in found.table_cells["maml", "c2"].runs[:1]:
+        object.__setattr__(run, "state", "diverged")
+    ranks = dict(zip(ROWS, zip(*ranked(found).ranks, strict=True), strict=True))
+    assert ranks["maml"] == (1, 1, 6, 1, 1, 1)
+    assert ranks["fomaml"] == (2, 2, 1, 2, 2, 2) and ranks["fixed"] == (6, 6, 5, 6, 6, 6)
+    assert "A problem with lost runs ranks after those without (MAML)." in ranked(found).footnotes
+
+
 def test_columns_of_one_problem_are_one_block(helpers):
     def value(row, problem, seed):
         return order(row, problem, seed) if problem else -order(row, problem, seed)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 from metabench.analysis.comparisons import ALPHA, FEWEST, Comparisons
-from metabench.analysis.estimates import Entry, comparisons
+from metabench.analysis.estimates import Entry, comparisons, lost
 from metabench.analysis.results import Hole, Results, TableCell
 from metabench.core.costs import CUT_STEP
 from metabench.core.limits import RUNAWAY
@@ -67,6 +67,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
         *uncounted_footnotes(results),
         *cost_footnotes(results),
         *interval_footnotes(results, entries),
+        *lost_footnotes(results),
         *mark_footnotes(results, entries),
         *claim_footnotes(results),
         *_floor_footnotes(results, entries, floors),
@@ -192,6 +193,28 @@ def interval_footnotes(results: Results, entries: Entries) -> list[Footnote]:
     if any(e.over == "nothing" for e in found):
         out.append(Footnote(f"A number without ± is one seed on one {split} episode."))
     return out
+
+
+def lost_footnotes(results: Results) -> list[Footnote]:
+    """The rows whose means are those of the survivors, and what follows."""
+    told = []
+    for row in results.rows:
+        at = [c for c in results.columns if row.id in lost(results, c.id)]
+        if at:
+            cells = [results.table_cells[row.id, c.id] for c in at]
+            counts = [
+                f"{cell.lost} of {len(cell.runs)} in {c.label or c.id}"
+                for c, cell in zip(at, cells, strict=True)
+            ]
+            told.append(f"{row.label or row.id} ({listed(counts)})")
+    if not told:
+        return []
+    return [
+        Footnote(
+            f"Lost runs: {listed(told)}. The mean is that of the others, which flatters the row: "
+            "there it is never bold, and never shown to be better than another."
+        )
+    ]
 
 
 def mark_footnotes(results: Results, entries: Entries) -> list[Footnote]:
