@@ -2,7 +2,8 @@
 
 A count says how often something was done; methods that use different things are compared by what
 those take on the problem at hand. Each is timed alone, in turn with the others so that a busy
-moment of the machine falls on all of them, and the median over rounds is what it costs.
+moment of the machine falls on all of them, and the median over rounds is what it costs. On a CPU
+with one thread that is CPU time, which other processes do not stretch.
 """
 
 from __future__ import annotations
@@ -139,15 +140,17 @@ def operations(problem: Problem, *, second_order: bool = True) -> dict[str, Call
 
 
 def _timed(pieces: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Median seconds of each piece once."""
+    """Median seconds of each piece once; call with the number of threads set."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
 
     def taken(piece: Callable[[], object], n: int) -> float:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(n):
             piece()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - start) / n
+        return (clock() - start) / n
 
     repeats = {}
     for name, piece in pieces.items():

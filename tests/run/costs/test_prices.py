@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from metabench.core.costs import PRICED
 from metabench.core.errors import NotApplicable
 from metabench.core.registry import tasks
 from metabench.core.settings import build
-from metabench.run.costs.prices import measure, operations, smoothness
+from metabench.run.costs.prices import _timed, measure, operations, smoothness
 
 
 def made(name, **settings):
@@ -41,6 +43,19 @@ def test_what_is_timed_is_what_is_counted():
     (product,) = pieces["hvps"]()
     assert torch.linalg.matrix_rank(hessian[name][name]) == 3
     assert product.abs().sum() > 0
+
+
+def test_one_thread_is_timed_by_its_own_work_and_not_by_the_clock():
+    """Waiting, as for a core that others use, is no work; several threads have no clock but the
+    wall's."""
+    threads, pieces = torch.get_num_threads(), {"waits": lambda: time.sleep(0.02)}
+    try:
+        torch.set_num_threads(1)
+        assert _timed(pieces, torch.device("cpu"))["waits"] < 0.01
+        torch.set_num_threads(2)
+        assert _timed(pieces, torch.device("cpu"))["waits"] >= 0.02
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_task_without_gradients_has_no_prices():
