@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from metabench.analysis import stats
 
-ALPHA = 0.05
+ALPHA = stats.ALPHA
 POWER = 0.8
 FEWEST = 3
 """Common seeds from which on a pair is tested: two leave one degree of freedom."""
