@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from metabench.analysis import stats
-from metabench.analysis.comparisons import ROUND_OFF, Comparisons, compare
+from metabench.analysis.comparisons import ROUND_OFF, Comparisons, compare, resolved
 from metabench.analysis.results import Results
 from metabench.store.prices import of_cell
 from metabench.store.record import Estimate, Record
@@ -73,10 +73,11 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     if not found:
         return {}
     sign = 1 if results.suite.goal == "max" else -1
-    best = max(found, key=lambda row: sign * found[row].mean)
+    means = {row: resolved(made.mean, results.suite.resolution) for row, made in found.items()}
+    best = max(found, key=lambda row: sign * means[row])
     tested = comparisons(results, column)
     worse = tested.worse
-    tied = [row for row, made in found.items() if _same(made.mean, found[best].mean)]
+    tied = [row for row in found if _same(means[row], means[best])]
     # Of equal numbers none is the best, and of a signed difference neither end is.
     nothing = results.suite.gap or len(tied) == len(found) > 1
     out = {}
@@ -104,7 +105,8 @@ def comparisons(results: Results, column: str) -> Comparisons:
         }
         for row in results.rows
     }
-    return compare(values, results.suite.goal, logs=results.suite.logs)
+    suite = results.suite
+    return compare(values, suite.goal, logs=suite.logs, resolution=suite.resolution)
 
 
 def floor(results: Results, column: str) -> tuple[Entry | None, list[str]]:
