@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from metabench.analysis import stats
 
-ALPHA = 0.05
+ALPHA = stats.ALPHA
 POWER = 0.8
 FEWEST = 3
 """Common seeds from which on a pair is tested: two leave one degree of freedom."""
@@ -110,8 +110,16 @@ class Comparisons:
         return Detectable(min(sizes), median(sizes), max(sizes))
 
 
-def compare(values: Values, goal: stats.Goal = "max", *, logs: bool = False) -> Comparisons:
-    """Every pair of rows tested; with ``logs`` on logarithms, where all numbers are positive."""
+def compare(
+    values: Values, goal: stats.Goal = "max", *, logs: bool = False, resolution: float = 0.0
+) -> Comparisons:
+    """Every pair of rows tested; with ``logs`` on logarithms, where all numbers are positive;
+    numbers below ``resolution``, unless it is 0, count as that."""
+    if resolution:
+        values = {
+            row: {seed: resolved(v, resolution) for seed, v in of.items()}
+            for row, of in values.items()
+        }
     logs = logs and all(v > 0 for row in values.values() for v in row.values())
     if logs:
         values = {r: {s: math.log(v) for s, v in row.items()} for r, row in values.items()}
@@ -128,6 +136,11 @@ def compare(values: Values, goal: stats.Goal = "max", *, logs: bool = False) -> 
     for at, p in zip(raw, stats.holm([*raw.values()]), strict=True):
         pairs[at] = replace(pairs[at], p=p)
     return Comparisons(pairs, logs)
+
+
+def resolved(value: float, resolution: float) -> float:
+    """A number as it is compared: what is below the resolution counts as that; 0: none is."""
+    return max(value, resolution) if resolution else value
 
 
 def paired(

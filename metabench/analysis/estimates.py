@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from metabench.analysis import stats
-from metabench.analysis.comparisons import ROUND_OFF, Comparisons, compare
+from metabench.analysis.comparisons import ROUND_OFF, Comparisons, compare, resolved
 from metabench.analysis.results import Results
 from metabench.store.prices import of_cell
 from metabench.store.record import Estimate, Record
@@ -74,13 +74,14 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     if not found:
         return {}
     sign = 1 if results.suite.goal == "max" else -1
+    means = {row: resolved(made.mean, results.suite.resolution) for row, made in found.items()}
     incomplete = lost(results, column)
     # Of survivors alone no mean is the best, unless there is nothing else.
     whole = [row for row in found if row not in incomplete] or [*found]
-    best = max(whole, key=lambda row: sign * found[row].mean)
+    best = max(whole, key=lambda row: sign * means[row])
     tested = comparisons(results, column)
     worse = tested.worse
-    tied = [row for row, made in found.items() if _same(made.mean, found[best].mean)]
+    tied = [row for row in found if _same(means[row], means[best])]
     # Of equal numbers none is the best, and of a signed difference neither end is.
     nothing = results.suite.gap or len(tied) == len(found) > 1
     out = {}
@@ -115,7 +116,8 @@ def comparisons(results: Results, column: str) -> Comparisons:
         }
         for row in results.rows
     }
-    tested = compare(values, results.suite.goal, logs=results.suite.logs)
+    suite = results.suite
+    tested = compare(values, suite.goal, logs=suite.logs, resolution=suite.resolution)
     return tested.never_better(lost(results, column))
 
 

@@ -104,7 +104,7 @@ def judged(
             f"Too few problems: a critical difference of {found.critical:.2f} is no less than the "
             f"largest possible one, {len(rows) - 1}; the order is a description only."
         )
-    if found.p >= 0.05:
+    if not found.rejected:
         more.append("The Friedman test finds no difference among the methods at 5 %.")
     return _with(out, found, (said, *more))
 

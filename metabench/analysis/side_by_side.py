@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metabench.analysis import stats
-from metabench.analysis.comparisons import ALPHA, POWER, Pair, paired
+from metabench.analysis.comparisons import ALPHA, POWER, Pair, paired, resolved
 from metabench.core.cell import Cell, canonical
 from metabench.store.record import Curve, Record, curve_outcome
 
@@ -29,7 +29,8 @@ HOW = ("device", "engine", "adapted_at_once", "threads", "ranks")
 class View:
     """The number that runs are compared by: a metric of an evaluation, and which is better.
 
-    ``percent``: it is shown times 100; ``logs``: logarithms are compared, where all are positive.
+    ``percent``: it is shown times 100; ``logs``: logarithms are compared, where all are positive;
+    numbers below ``resolution`` are equal.
     """
 
     evaluation: str
@@ -37,6 +38,7 @@ class View:
     goal: stats.Goal
     percent: bool = False
     logs: bool = False
+    resolution: float = 0.0
 
     def of(self, record: Record) -> float | None:
         """The number of a run; None where it has none."""
@@ -286,6 +288,7 @@ def _line(
     if both:
         ours, theirs = [x for x, _ in both], [y for _, y in both]
         a, b = stats.mean(ours), stats.mean(theirs)
+        ours, theirs = ([resolved(v, seen.resolution) for v in of] for of in (ours, theirs))
         if logs:
             ours, theirs = [*map(math.log, ours)], [*map(math.log, theirs)]
         pair, p = paired(theirs, ours, logs=logs)

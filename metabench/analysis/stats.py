@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[np.float64]]
 
 Goal = Literal["max", "min"]
+ALPHA = 0.05
+"""The level of every test."""
 
 
 def mean(values: Sequence[float]) -> float:
@@ -142,25 +144,36 @@ def holm(p: Sequence[float]) -> list[float]:
 class Ranking:
     """Mean ranks of methods over blocks, 1 the best, and what differences of them mean.
 
-    ``p``: of the Friedman test that all are alike. ``critical``: two mean ranks further apart than
-    this differ at 5 % (Nemenyi).
+    ``p``: of the Friedman test that all are alike, whose ``statistic`` is chi-squared with one
+    degree of freedom less than there are methods. ``critical``: where that test rejects, two mean
+    ranks further apart than this differ at 5 % for all pairs together (Nemenyi).
     """
 
     ranks: tuple[float, ...]
     blocks: int
     p: float
     critical: float
+    statistic: float
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the Friedman test finds a difference; where it does not, no pair has one."""
+        return self.p < ALPHA
+
+    def better(self, i: int) -> list[int]:
+        """The methods that method ``i`` is shown to be worse than."""
+        return [
+            j
+            for j in range(len(self.ranks))
+            if self.rejected and self.ranks[i] - self.ranks[j] > self.critical
+        ]
 
     def cliques(self) -> list[tuple[int, ...]]:
         """Largest groups of methods (indices, best first) that no test tells apart."""
         order = sorted(range(len(self.ranks)), key=lambda i: self.ranks[i])
         groups: list[tuple[int, ...]] = []
         for start in range(len(order)):
-            group = tuple(
-                i
-                for i in order[start:]
-                if self.ranks[i] - self.ranks[order[start]] <= self.critical
-            )
+            group = tuple(i for i in order[start:] if order[start] not in self.better(i))
             if len(group) > 1 and not any(set(group) <= set(g) for g in groups):
                 groups.append(group)
         return groups
@@ -207,6 +220,7 @@ def ranking(scores: Sequence[Sequence[float]], goal: Goal = "max") -> Ranking:
         n,
         float(chi2.sf(statistic, k - 1)) if scale else 1.0,
         critical_difference(k, n),
+        statistic if scale else 0.0,
     )
 
 
@@ -215,7 +229,7 @@ def critical_difference(methods: int, blocks: int) -> float:
     apart (Demsar 2006, section 3.2.2)."""
     from scipy.stats import studentized_range
 
-    q = float(studentized_range.ppf(0.95, methods, math.inf)) / math.sqrt(2)
+    q = float(studentized_range.ppf(1 - ALPHA, methods, math.inf)) / math.sqrt(2)
     return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
 
 

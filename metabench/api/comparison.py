@@ -234,7 +234,14 @@ def _view(suite: Suite | None, metric: str | None) -> Callable[[Run, Run], View]
 
     def view(a: Run, b: Run) -> View:
         if suite is not None and metric in (None, f"{suite.evaluation}/{suite.metric}"):
-            return View(suite.evaluation, suite.metric, suite.goal, suite.percent, suite.logs)
+            return View(
+                suite.evaluation,
+                suite.metric,
+                suite.goal,
+                suite.percent,
+                suite.logs,
+                suite.resolution,
+            )
         task = tasks.get(a.cell.task)
         own, goal = task.metric, task.goal  # type: ignore[attr-defined]
         if metric is None:

@@ -11,6 +11,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            has test_after = [5]: the same states after 5 inner steps
     percent                true: numbers are shown times 100
     logs                   true: numbers span powers of ten, so methods are compared by logarithms
+    resolution             values of the metric that are smaller are round-off, and equal in tests,
+                           marks and claims; the description says why; optional
     gap                    true: the metric is itself a signed difference of two splits: no bold, no
                            curves, and no table of validation minus test
     floor                  a metric that needs no learning, shown as a row of its own; optional

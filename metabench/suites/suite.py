@@ -44,6 +44,9 @@ class Suite:
     evaluation: str = "test"
     percent: bool = False
     logs: bool = False
+    resolution: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Values of the metric that are smaller are round-off: they are equal where rows are compared,
+    and shown as they are."""
     gap: bool = False
     """Whether the metric is itself a difference of two splits: it has no value on one of them, and
     neither end of it is the best."""

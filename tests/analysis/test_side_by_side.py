@@ -165,3 +165,9 @@ def test_logarithms_are_compared_where_all_numbers_are_positive() -> None:
     assert line.logs and line.pair.gain == pytest.approx(-math.log(10))
     (line,) = compare(a, [run(0.0, 0), *b[1:]], view).lines
     assert not line.logs
+
+
+def test_numbers_below_the_resolution_are_equal() -> None:
+    view = replace(VIEW, resolution=0.2)
+    (line,) = compare([run(0.1, s) for s in range(3)], [run(0.05, s) for s in range(3)], view).lines
+    assert (line.a, line.b) == pytest.approx((0.1, 0.05)) and line.pair.gain == 0.0

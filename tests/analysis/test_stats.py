@@ -145,16 +145,26 @@ def test_ranking_of_demsar_2006():
 
 
 def test_cliques_are_the_largest_groups_within_the_critical_difference():
-    found = stats.Ranking((1.0, 4.0, 2.5, 2.0), 10, 0.01, 1.6)
+    found = stats.Ranking((1.0, 4.0, 2.5, 2.0), 10, 0.01, 1.6, 11.3)
     assert found.cliques() == [(0, 3, 2), (2, 1)]
-    assert stats.Ranking((1.0, 3.0, 5.0), 10, 0.01, 1.0).cliques() == []
+    assert [found.better(i) for i in range(4)] == [[], [0, 3], [], []]
+    assert stats.Ranking((1.0, 3.0, 5.0), 10, 0.01, 1.0, 9.2).cliques() == []
+
+
+def test_where_the_friedman_test_finds_nothing_no_pair_differs():
+    """However far apart two mean ranks lie: a diagram and a mark are not to contradict the p."""
+    found = stats.Ranking((1.0, 4.0, 2.5, 2.0), 10, 0.06, 1.6, 7.4)
+    assert not found.rejected and not any(found.better(i) for i in range(4))
+    assert found.cliques() == [(0, 3, 2, 1)]
 
 
 def test_ranking_is_scipys_friedman():
     from scipy.stats import friedmanchisquare
 
     columns = list(zip(*DEMSAR, strict=True))
-    assert stats.ranking(DEMSAR).p == pytest.approx(float(friedmanchisquare(*columns).pvalue))
+    found, theirs = stats.ranking(DEMSAR), friedmanchisquare(*columns)
+    assert found.p == pytest.approx(float(theirs.pvalue))
+    assert found.statistic == pytest.approx(float(theirs.statistic))
 
 
 def test_critical_difference_is_scikit_posthocs():
@@ -198,7 +208,7 @@ def test_ranking_turns_with_the_goal_and_shares_ties():
 
 def test_ranking_of_equals():
     found = stats.ranking([(1.0, 1.0, 1.0)] * 4)
-    assert found.p == 1.0
+    assert (found.p, found.statistic) == (1.0, 0.0)
     assert found.cliques() == [(0, 1, 2)]
 
 

@@ -107,11 +107,20 @@ class TrackResults:
         """The rank of each row of a ruleset on a problem, in the order of ``methods``."""
         return scoring.ranks_on(problem, {row: self.runs[row] for row in self.rows(tuned)})
 
-    def ranked(self) -> Ranked:
-        """Ranks of the tuned methods, a block a problem."""
+    def ranked(self, tuned: bool = True) -> Ranked:
+        """Ranks of the rows of a ruleset and their tests, a block a problem."""
         names = [p.id for p in self.problems]
-        blocks = [tuple(self.ranks_on(name)) for name in names]
-        return judged(self.methods, self.numbers, names, blocks)
+        blocks = [tuple(self.ranks_on(name, tuned)) for name in names]
+        return judged(self.rows(tuned), self.numbers, names, blocks)
+
+    def ranked_anew(self) -> Ranked:
+        """The same of the tuned methods by a theta trained anew, on the problems that have this
+        readout."""
+        rows = self._rows_anew()
+        names = list(next(iter(rows.values()), {}))
+        blocks = [tuple(scoring.ranks_on(name, rows)) for name in names]
+        numbers = [n for m, n in zip(self.methods, self.numbers, strict=True) if m in rows]
+        return judged(list(rows), numbers, names, blocks)
 
     def lines(self, tuned: bool = True) -> list[Line]:
         """The table of standings, the best mean rank first."""
@@ -120,8 +129,11 @@ class TrackResults:
     def retrained_standings(self) -> list[Standing]:
         """Where the tuned methods stand by a theta trained anew at the lam that each has found, on
         the problems that have this readout; empty where none has."""
-        rows = {m: self.runs_anew[m] for m in self.methods if self.runs_anew.get(m)}
+        rows = self._rows_anew()
         return scoring.standings(rows, self.trials) if rows else []
+
+    def _rows_anew(self) -> dict[str, Mapping[str, Sequence[float | None]]]:
+        return {m: self.runs_anew[m] for m in self.methods if self.runs_anew.get(m)}
 
     @cached_property
     def _tuned(self) -> list[Line]:

@@ -34,6 +34,7 @@ class Kind:
 
 KINDS = {
     "scores": Kind("Scores", scores.scores_figure, scores.scores_caption),
+    "retrained": Kind("Theta trained anew", scores.retrained_figure, scores.retrained_caption),
     "ranks": Kind("Ranks", scores.ranks_figure, scores.ranks_caption),
     "critical-difference": Kind(
         "Critical differences", scores.difference_figure, scores.difference_caption

@@ -1,8 +1,8 @@
-"""Strips of an arena's scores, ranks, robustness and over-fitting."""
+"""Strips of an arena's scores, own and trained anew, ranks, robustness and over-fitting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis import stats
@@ -25,6 +25,7 @@ from metabench.reports.figures.style import finish
 from metabench.suites.arena.definition import AS_SHIPPED
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LOWEST = -0.5
@@ -45,11 +46,9 @@ def scores_figure(track: TrackResults) -> Figure:
         )
     handles = draw_strips(track, axis, strips)
     handles["interquartile mean, tuned"] = mark("centre")
-    shipped = {x.standing.row: x.standing.score for x in track.lines(tuned=False)}
-    for place, method in enumerate(order_of(track)):
-        at = max(LOWEST, shipped[f"{method}{AS_SHIPPED}"])
-        look: dict[str, Any] = {"mfc": "white", "mec": colour_of(track, method), "mew": 0.9}
-        axis.plot([at], [-place], "D", ms=4.2, zorder=1.9, **look)
+    shipped = track.lines(tuned=False)
+    at = {x.standing.row.removesuffix(AS_SHIPPED): x.standing.score for x in shipped}
+    _hollow(track, axis, at)
     handles["as shipped"] = mark("shipped")
     axis.set_xlabel("score (0 no learning, 1 the bound)")
     return finish(figure, scores_caption(track), handles)
@@ -67,6 +66,50 @@ def scores_caption(track: TrackResults) -> list[str]:
         "Targets and bounds are conventions of this arena; half a score is not half as good.",
         *without(track),
     ]
+
+
+def retrained_figure(track: TrackResults) -> Figure:
+    """Each tuned method's scores by a theta trained anew at its lam, and by the theta that it ends
+    with. Raises NotDrawn where no problem has that readout."""
+    anew = track.retrained_standings()
+    if not anew:
+        raise NotDrawn(f"no problem of track {track.track} has theta trained anew")
+    figure, (axis,) = strip_panels(track, ["What lam alone is worth"])
+    strips = {method: Strip([]) for method in track.methods}
+    for s in anew:
+        dots = [max(LOWEST, stats.mean(runs)) for runs in track.retrained[s.row].values()]
+        ends = max(LOWEST, s.low), max(LOWEST, s.high)
+        strips[s.row] = Strip(dots, max(LOWEST, s.score), ends)
+    handles = draw_strips(track, axis, strips)
+    handles["interquartile mean, theta trained anew"] = mark("centre")
+    own = {line.standing.row: line.standing.score for line in track.lines()}
+    _hollow(track, axis, own)
+    handles["the same of the theta that it ends with"] = mark("shipped")
+    axis.set_xlabel("score (0 no learning, 1 the bound)")
+    return finish(figure, retrained_caption(track), handles)
+
+
+def retrained_caption(track: TrackResults) -> list[str]:
+    """What the figure of thetas trained anew shows and cannot say."""
+    return [
+        "Test scores of a theta that is trained from its start at the lam found, in the same way "
+        "for all and not counted. Diamond: interquartile mean over problems and seeds, with the "
+        "95 % interval of a bootstrap within problems; hollow: that of the theta that a method "
+        "ends with. Far to the left of it, a method owes its score to how it trains theta, and not "
+        "to lam.",
+        "It cannot say whether two methods differ, nor what a method would find that is tuned for "
+        "this: trials were chosen by the theta that a method ends with. No outer learning need not "
+        f"be at 0. Means below {LOWEST:g} stand at the left end.",
+        *without(track),
+    ]
+
+
+def _hollow(track: TrackResults, axis: Axes, scores: Mapping[str, float]) -> None:
+    """A hollow diamond at the score of each method."""
+    for place, method in enumerate(order_of(track)):
+        look: dict[str, Any] = {"mfc": "white", "mec": colour_of(track, method), "mew": 0.9}
+        at = max(LOWEST, scores[method])
+        axis.plot([at], [-place], "D", ms=4.2, zorder=1.9, **look)
 
 
 def ranks_figure(track: TrackResults) -> Figure:

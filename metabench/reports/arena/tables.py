@@ -14,8 +14,8 @@ from metabench.analysis import stats
 from metabench.analysis.arena import scores as scoring
 from metabench.analysis.arena.costs import cost_ratios, median_cost, reached
 from metabench.analysis.arena.track import Line, TrackResults
-from metabench.analysis.rankings import FEWEST
 from metabench.core.text import human, listed
+from metabench.reports.arena import significance
 from metabench.reports.tables.csv_export import field
 from metabench.reports.tables.renderers import Footnote, Grid, Item
 from metabench.suites.arena.definition import AS_SHIPPED, TRACKS
@@ -31,9 +31,10 @@ FAR = 1000.0
 STANDINGS = (
     "track", "ruleset", "row", "label", "problems", "mean_rank", "score", "score_low", "score_high",
     "targets", "cost_ratio", "one_trial", "near_best", "trial_runs_lost", "regret_as_shipped",
-    "validation_minus_test", "finals_lost", "score_retrained",
+    "validation_minus_test", "finals_lost", "score_retrained", "rows_shown_better",
 )  # fmt: skip
-"""Columns of the CSV of standings: a line a row of the finals."""
+"""Columns of the CSV of standings: a line a row of the finals. ``rows_shown_better``: how many rows
+of its ruleset it is shown to be worse than; empty where ranks are not tested."""
 PROBLEMS = (
     "track", "ruleset", "row", "label", "problem", "trial", "seeds", "score", "score_pm", "rank",
     "reached", "cost_to_target", "cost_ratio", "trials", "near_best", "trial_runs_lost",
@@ -46,18 +47,27 @@ PAIRS = ("track", "a", "b", "problems", "wins", "wins_low", "wins_high", "interv
 
 def standings_grid(track: TrackResults, tuned: bool = True) -> Grid:
     """Where the rows of one ruleset stand; of the tuned also how their trials fared."""
-    found = track.lines(tuned)
+    found, order = track.lines(tuned), track.ranked(tuned)
+    worse = significance.shown_better(order) or {}
     n = len(track.problems)
     finals = ("rank", "score", "95 %", *([ANEW] if _anew(track) else []), *AFTER_SCORES)
     trials = ("1 trial", "near", "trials lost", "regret") if tuned else ()
-    lines = [[*_finals_items(track, x), *(_trials_items(x) if tuned else [])] for x in found]
+    lines = [
+        [
+            *_finals_items(track, x, bool(worse.get(x.standing.row))),
+            *(_trials_items(x) if tuned else []),
+        ]
+        for x in found
+    ]
+    tests = significance.said(order, lambda row: track.label(row.removesuffix(AS_SHIPPED)))
+    notes = [*(_footnotes(track) if tuned else AS_ABOVE), tests, *(without(track) if tuned else ())]
     return Grid(
         f"Track {track.track}, {TRACKS[track.track]}, {RULESETS[tuned]}: "
         f"{n} problem{'s' * (n != 1)}",
         [("", 1 + len(finals) + len(trials))],
         ["", *finals, *trials],
         lines,
-        [Footnote(said) for said in (_footnotes(track) if tuned else AS_ABOVE)],
+        [*map(Footnote, notes)],
         label=f"{track.arena}-{track.track}-{RULESETS[tuned].replace(' ', '-')}",
     )
 
@@ -70,6 +80,8 @@ def retrained_grid(track: TrackResults) -> Grid | None:
         return None
     own = {line.standing.row: line.standing.rank for line in track.lines()}
     heads = ("rank", "score", "95 %", "rank, own theta")
+    order = track.ranked_anew()
+    worse = significance.shown_better(order) or {}
     n = found[0].problems
     return Grid(
         f"Track {track.track}, {TRACKS[track.track]}, {RULESETS[True]}, theta trained anew: "
@@ -79,7 +91,7 @@ def retrained_grid(track: TrackResults) -> Grid | None:
         [
             [
                 Item(track.label(s.row)),
-                Item(f"{s.rank:.2f}"),
+                Item(f"{s.rank:.2f}", worse=bool(worse.get(s.row))),
                 Item(_score(s.score)),
                 Item(f"{_score(s.low)}–{_score(s.high)}"),
                 Item(f"{own[s.row]:.2f}"),
@@ -90,7 +102,8 @@ def retrained_grid(track: TrackResults) -> Grid | None:
             Footnote(
                 "What the lam found is worth by itself: theta is trained from its start, in the "
                 "same way for all. Trials were chosen by the theta that a method ends with."
-            )
+            ),
+            Footnote(significance.said(order, track.label)),
         ],
         label=f"{track.arena}-{track.track}-{ANEW}",
     )
@@ -101,11 +114,11 @@ def _anew(track: TrackResults) -> bool:
     return any(p.retrain for p in track.problems)
 
 
-def _finals_items(track: TrackResults, line: Line) -> list[Item]:
+def _finals_items(track: TrackResults, line: Line, worse: bool) -> list[Item]:
     s = line.standing
     return [
         Item(track.label(s.row.removesuffix(AS_SHIPPED))),
-        Item(f"{s.rank:.2f}"),
+        Item(f"{s.rank:.2f}", worse=worse),
         Item(_score(s.score)),
         Item(f"{_score(s.low)}–{_score(s.high)}"),
         *([Item(NONE if line.retrained is None else _score(line.retrained))] * _anew(track)),
@@ -151,9 +164,6 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
         f"settings with at least {scoring.NEAR:g} of the method's best tuning score. trials lost: "
         "runs without numbers. regret: what the settings as shipped lack to the best."
     )
-    if len(track.problems) < FEWEST:
-        yield f"Below {FEWEST} problems ranks describe these problems, and say nothing of others."
-    yield from without(track)
 
 
 def _fitted(track: TrackResults) -> str:
@@ -243,12 +253,13 @@ def csv_of(names: Sequence[str], lines: Iterator[dict[str, object]]) -> str:
 def standings_lines(track: TrackResults) -> Iterator[dict[str, object]]:
     """The lines of the CSV of standings, tuned and as shipped."""
     for tuned, ruleset in RULESETS.items():
+        better = significance.shown_better(track.ranked(tuned)) or {}
         for line in track.lines(tuned):
             s = line.standing
             values = (
                 track.track, ruleset, s.row, track.label(s.row), s.problems, s.rank, s.score, s.low,
                 s.high, line.targets, line.ratio, line.one, s.near, line.failed, s.regret,
-                line.gap, s.failures, line.retrained,
+                line.gap, s.failures, line.retrained, better.get(s.row),
             )  # fmt: skip
             yield dict(zip(STANDINGS, values, strict=True))
 

@@ -18,6 +18,7 @@ from metabench.reports.footnotes.claims import claim_footnotes
 from metabench.reports.footnotes.costs import cost_footnotes
 from metabench.reports.footnotes.detectable import detectable_footnotes
 from metabench.reports.footnotes.protocol import protocol_footnotes
+from metabench.reports.footnotes.resolution import resolution_footnotes
 from metabench.reports.footnotes.selection import selection_footnotes
 from metabench.reports.footnotes.uncounted import uncounted_footnotes
 from metabench.reports.tables.renderers import WORSE, Footnote
@@ -69,6 +70,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
         *interval_footnotes(results, entries),
         *lost_footnotes(results),
         *mark_footnotes(results, entries),
+        *resolution_footnotes(results, entries),
         *claim_footnotes(results),
         *_floor_footnotes(results, entries, floors),
         *reconstruction_footnotes(results),

@@ -39,7 +39,7 @@ def three() -> TrackResults:
 
 @pytest.fixture(scope="module")
 def seven() -> TrackResults:
-    return track(7, alone=["beta"])
+    return track(7, alone=["beta"], anew=[f"p{i}" for i in range(7)])
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,8 @@ def names(figure) -> str:
 
 def test_below_six_problems_nothing_is_inferred_and_it_is_said(three: TrackResults) -> None:
     drawn, not_drawn = figures.figures(three)
-    assert set(not_drawn) == {"critical-difference"}
+    assert set(not_drawn) == {"critical-difference", "retrained"}
+    assert not_drawn["retrained"] == "no problem of track A has theta trained anew"
     assert "there are 3 on 3" in not_drawn["critical-difference"]
     assert "nothing is tested below 6 problems" in names(drawn["pairs"])
     assert "With 3 problems nothing is tested" in names(drawn["ranks"])
@@ -106,10 +107,25 @@ def test_a_profile_has_the_shares_of_solved_problems(three: TrackResults) -> Non
     assert ends == pytest.approx({"alpha": 100, "gamma": 100, "beta": 0})
 
 
+def test_the_figure_of_thetas_trained_anew_has_both_readouts(seven: TrackResults) -> None:
+    """Filled at the score trained anew, hollow at the method's own, 0.25 to the right."""
+    with styled():
+        (axis,) = scores.retrained_figure(seven).axes
+    marks = {
+        (line.get_markerfacecolor() == "white", -line.get_ydata()[0]): line.get_xdata()[0]
+        for line in axis.lines
+        if line.get_marker() == "D"
+    }
+    for place, line in enumerate(seven.lines()):
+        assert marks[True, place] == pytest.approx(line.standing.score)
+        assert marks[False, place] == pytest.approx(line.standing.score - 0.25)
+
+
 def test_what_cannot_be_drawn_says_why() -> None:
     alone = track(2, ("beta",), alone=["beta"])
     drawn, not_drawn = figures.figures(alone)
-    assert set(not_drawn) == {"critical-difference", "pairs", "cost-profile", "trials"}
+    missing = {"critical-difference", "pairs", "cost-profile", "trials", "retrained"}
+    assert set(not_drawn) == missing
     assert "beta is alone" in not_drawn["pairs"]
     assert "all methods have one setting" in not_drawn["trials"]
     with pytest.raises(NotDrawn, match="on no problem do most seeds"):
@@ -183,11 +199,11 @@ def test_the_table_of_standings_has_every_column(seven: TrackResults) -> None:
     row = {line.split()[0]: line.split() for line in lines[4:7]}
     assert list(row) == ["Alpha", "Gamma", "Beta"]
     assert row["Alpha"][1:] == [
-        "1.00", "1.00", "1.00–1.00", "7/7", "1.00", "0.02", "0",
+        "1.00", "1.00", "1.00–1.00", "0.75", "7/7", "1.00", "0.02", "0",
         "0.67", "50", "%", "0", "%", "0.50",
     ]  # fmt: skip
-    assert row["Gamma"][4:6] == ["7/7", "1.25"] and row["Gamma"][11:13] == ["25", "%"]
-    assert row["Beta"][4:6] == ["0/7", "—"] and row["Beta"][8:] == ["—", "—", "0", "%", "—"]
+    assert row["Gamma"][5:7] == ["7/7", "1.25"] and row["Gamma"][12:14] == ["25", "%"]
+    assert row["Beta"][5:7] == ["0/7", "—"] and row["Beta"][9:] == ["—", "—", "0", "%", "—"]
     shipped = text(tables.standings_grid(seven, tuned=False))
     assert "as shipped: 7 problems" in shipped and "regret" not in shipped
 
