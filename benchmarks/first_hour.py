@@ -144,7 +144,7 @@ def measure(rows: list[Row], repeats: int, installed: bool) -> tuple[list[Measur
         published = sorted((clone / "results").glob("hoag-kernel-ridge/*/records.jsonl.gz"))
         subprocess.run(
             [str(bin_folder / "metabench"), "store", "import", *map(str, published),
-             "--into", str(records)],
+             "--store", str(records)],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         for turn in range(repeats + 1):
