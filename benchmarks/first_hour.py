@@ -6,12 +6,12 @@
 
 The last commit is cloned into a folder that is removed afterwards, and installed there into an
 environment of its own. Every row is a command in that clone, over an empty store where it runs
-cells, and is a process of its own from start to exit. The rows take turns, repeat by repeat. Wall
-seconds are what a user waits; CPU seconds are those of the process and of all that it started.
-``import torch`` is the floor of whatever computes; it is measured beside the rows, in the same
-turns, and ratios are to it. A row's cells have their seconds counted off for "beyond its cells":
-those of their records, divided over the jobs. Writes first_hour.json and first_hour.txt with
-``--out``.
+cells, and is a process of its own from start to exit. Bytecode is kept between them, as Python does
+where nobody forbids it. The rows take turns, repeat by repeat. Wall seconds are what a user waits;
+CPU seconds are those of the process and of all that it started. ``import torch`` is the floor of
+whatever computes; it is measured beside the rows, in the same turns, and ratios are to it. A row's
+cells have their seconds counted off for "beyond its cells": those of their records, divided over
+the jobs. Writes first_hour.json and first_hour.txt with ``--out``.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def timed(row: Row, clone: Path, bin_folder: Path, records: Path) -> tuple[float
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "METABENCH_STORE": str(store),
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         row.command, cwd=clone, env=environment, check=False,
@@ -143,7 +144,7 @@ def measure(rows: list[Row], repeats: int, installed: bool) -> tuple[list[Measur
         published = sorted((clone / "results").glob("hoag-kernel-ridge/*/records.jsonl.gz"))
         subprocess.run(
             [str(bin_folder / "metabench"), "store", "import", *map(str, published),
-             "--into", str(records)],
+             "--store", str(records)],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         for turn in range(repeats + 1):

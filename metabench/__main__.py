@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from metabench.core.environment import garbage
+
 
 class OutputEnded(SystemExit):
     """Nobody takes what is printed: the command ends, whatever it is at."""
@@ -34,13 +36,16 @@ class Output(io.FileIO):
 def main() -> None:
     """Run the command line. Ctrl-C is one line from here on: imports alone take a while."""
     try:
-        from metabench.cli.main import app
+        with garbage.uncollected():
+            from metabench.cli.main import app
+        garbage.keep()
 
         _streams()
         try:
             app(prog_name="metabench")
         finally:
             sys.stdout.flush()  # an error is told now; when Python itself ends, it would not be
+            garbage.keep()  # the end of a process is no time to look through all that it imported
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

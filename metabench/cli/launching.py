@@ -34,8 +34,8 @@ def in_sight(todo: Sequence[Planned], store: Store, launch: Launch, *, group: st
     from metabench.api.running import run_planned
     from metabench.cli.progress import view
     from metabench.core.cell import place_names
+    from metabench.core.environment.hardware import default_jobs
     from metabench.run.events import CellWords
-    from metabench.run.workers.local_launcher import default_jobs
     from metabench.store.store import Store
 
     total = len({p.cell.key for p in todo})

@@ -233,7 +233,13 @@ class Resolved:
     def cells(self, seeds: Iterable[int]) -> list[Cell]:
         """One for each seed. Raises SettingError for what is no whole number."""
         own = (self.task_settings, self.method_settings, self.solver_settings, self.budget)
-        return [Cell(self.task, self.method, self.solver, _whole(seed), *own) for seed in seeds]
+        cells = [Cell(self.task, self.method, self.solver, _whole(seed), *own) for seed in seeds]
+        if cells:
+            before, after = _around_the_seed(cells[0])
+            for cell in cells:
+                text = f"{before}{cell.seed}{after}"
+                vars(cell)["key"] = hashlib.sha256(text.encode()).hexdigest()
+        return cells
 
     @cached_property
     def parts(self) -> Parts:
@@ -244,6 +250,17 @@ class Resolved:
     def declaration(self) -> Declaration:
         """What they declare."""
         return self.said or declare(*self.parts)
+
+
+def _around_the_seed(cell: Cell) -> tuple[str, str]:
+    """What stands before and after the seed in the JSON that the key is the hash of: it is long,
+    and the same for all seeds."""
+    data = {f.name: getattr(cell, f.name) for f in fields(cell)}
+    before, after = (
+        canonical({k: v for k, v in data.items() if (k < "seed") == first and k != "seed"})
+        for first in (True, False)
+    )
+    return f'{before[:-1]},"seed":', f",{after[1:]}"
 
 
 def of_cell(cell: Cell) -> Resolved:

@@ -11,9 +11,9 @@ import zipfile
 from pathlib import Path
 
 from metabench.core.errors import MetabenchError
+from metabench.datasets import cache
 from metabench.datasets.catalogue import Archive, File, dataset
 from metabench.datasets.download import Progress, download, reach
-from metabench.datasets.locate import cache
 from metabench.datasets.verify import MARK, digest_of_all, fault, shortage
 
 
@@ -32,7 +32,7 @@ def fetch(name: str, *, to: Path | None = None, progress: Progress | None = None
                 f"metabench does not fetch {name}; by hand: {known.by_hand}; {known.offline}"
             )
         raise MetabenchError(f"{name} has no public address to fetch from; {known.offline}")
-    folder = (to or cache()) / layout.folder
+    folder = (to or cache.folder()) / layout.folder
     try:
         for file in layout.files:
             if file.urls and not (

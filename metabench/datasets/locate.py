@@ -1,8 +1,7 @@
 """Where data sets are on this machine.
 
 A data set is looked for under the folders that ``METABENCH_DATA`` names, then in the cache
-(``METABENCH_CACHE``, by default ``metabench`` in the user's cache folder). It can lie there in one
-of several layouts.
+(:mod:`metabench.datasets.cache`). It can lie there in one of several layouts.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from metabench.core.errors import DataMissing, MetabenchError, UnknownName
+from metabench.core.errors import DataMissing, UnknownName
+from metabench.datasets import cache
 from metabench.datasets.catalogue import DATASETS, DataSet, Layout, dataset, matching
 
 
@@ -22,24 +22,6 @@ class Found:
 
     layout: Layout
     path: Path
-
-
-def cache() -> Path:
-    """Where downloads go. Raises MetabenchError where that is in a home folder, and none is known:
-    a container may have neither HOME nor an entry for its user."""
-    place = _cache()
-    if place.parts[0].startswith("~"):
-        raise MetabenchError(
-            f"the cache would be {place}, and no home folder is known here; repair: set "
-            "METABENCH_CACHE (or HOME) to a folder that can be written"
-        )
-    return place
-
-
-def _cache() -> Path:
-    own = os.environ.get("METABENCH_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(own or f"{base}/metabench"))
 
 
 def folders(text: str) -> list[Path]:
@@ -52,7 +34,7 @@ def folders(text: str) -> list[Path]:
 
 def roots() -> list[Path]:
     """Folders to look in, in order."""
-    return [*folders(os.environ.get("METABENCH_DATA", "")), _cache()]
+    return [*folders(os.environ.get("METABENCH_DATA", "")), cache.named()]
 
 
 def _places(layout: Layout) -> list[Path]:

@@ -8,6 +8,7 @@ the holder's open file, so that it can never renew the lease of somebody else.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -47,7 +48,10 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
 
-_adapter = TypeAdapter(Holder)
+@functools.cache
+def _adapter() -> TypeAdapter[Holder]:
+    """Made where a lease is read."""
+    return TypeAdapter(Holder)
 
 
 class Lease:
@@ -213,7 +217,7 @@ def _read(path: Path) -> _Seen | None:
 
 def _holder(data: bytes) -> Holder | None:
     try:
-        return _adapter.validate_json(data, strict=True)
+        return _adapter().validate_json(data, strict=True)
     except ValueError:
         return None
 

@@ -6,6 +6,7 @@ to what :mod:`metabench.run.costs.prices` has measured.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -50,7 +51,10 @@ class Prices:
         return equivalents(counts, self.of)
 
 
-_file = TypeAdapter(dict[str, Prices])
+@functools.cache
+def _file() -> TypeAdapter[dict[str, Prices]]:
+    """Made where a file of prices is read."""
+    return TypeAdapter(dict[str, Prices])
 
 
 def problem_key(task: str, settings: Mapping[str, Any]) -> str:
@@ -68,7 +72,7 @@ def read(path: Path) -> dict[str, Prices]:
     is something else."""
     try:
         data = files.read(path)
-        return {} if data is None else _file.validate_json(data)
+        return {} if data is None else _file().validate_json(data)
     except (files.Unreadable, ValidationError) as error:
         why = str(error).partition("\n")[0]
         raise StoreError(f"{path} holds no prices: {why}; delete it and calibrate again") from None

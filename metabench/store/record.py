@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
@@ -136,7 +137,10 @@ class ScoresOnly(Record):
         )
 
 
-_adapter = TypeAdapter(Record)
+@functools.cache
+def _adapter() -> TypeAdapter[Record]:
+    """Made where a record is read: a plan of an empty store need not wait for it."""
+    return TypeAdapter(Record)
 
 
 def from_dict(data: dict[str, Any]) -> Record:
@@ -146,7 +150,7 @@ def from_dict(data: dict[str, Any]) -> Record:
     hash of the cell.
     """
     try:
-        record = _adapter.validate_python(data)
+        record = _adapter().validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

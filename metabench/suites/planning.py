@@ -6,7 +6,7 @@ only, or what they said before is recalled (:mod:`metabench.suites.resolving`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -119,17 +119,21 @@ WhyNot = Callable[[Any, Any, Any], str | None]
 
 
 def plan(
-    suite_cells: Iterable[SuiteCell], store: Store, records: Sequence[Record] | None = None
+    suite_cells: Iterable[SuiteCell],
+    store: Store,
+    records: Sequence[Record] | None = None,
+    due: Collection[State] = TO_RUN,
 ) -> list[Planned]:
     """How each cell stands and what it will take, in the order given.
 
-    ``records``: all of the store's, where the caller has read them.
+    ``records``: all of the store's, where the caller has read them; ``due``: the states of those
+    that are to be run.
     """
     records = store.records() if records is None else records
     estimates = Estimates(records)
     out = []
     for planned in states_of(suite_cells, store, records):
-        if planned.state in TO_RUN:
+        if planned.state in due:
             seconds, similar = estimates.of(planned.cell)
             planned = replace(planned, estimated_seconds=seconds, similar=similar)
             if seconds is None and (published := published_costs.table().of(planned.cell)):

@@ -23,7 +23,7 @@ from metabench.core.cell import canonical
 from metabench.core.environment import provenance
 from metabench.core.errors import MetabenchError, StoreError
 from metabench.core.registry import solvers
-from metabench.datasets import locate
+from metabench.datasets import cache
 from metabench.store import files
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def kept_at(question: Mapping[str, Any] | None) -> Path | None:
                 "packages": {name: version(name) for name in MADE_WITH},
             }
         )
-        folder = locate.cache() / "resolved"
+        folder = cache.folder() / "resolved"
     except (TypeError, ValueError, OSError, ImportError, MetabenchError):
         return None
     return folder / f"{hashlib.sha256(whole.encode()).hexdigest()}.json"

@@ -86,5 +86,10 @@ def _read(data: Sequence[Mapping[str, Any]]) -> list[Resolved]:
 
 
 def _parsed(said: Mapping[str, Any], **names_and_settings: Any) -> Resolved:
+    return Resolved(**names_and_settings, said=declared(said))
+
+
+def declared(said: Mapping[str, Any]) -> Declaration:
+    """A declaration from its fields as plain data."""
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-    return Resolved(**names_and_settings, said=Declaration(**plain))
+    return Declaration(**plain)

@@ -12,7 +12,7 @@ import numpy as np
 
 from metabench.core.cell import canonical
 from metabench.core.errors import MetabenchError, StoreError
-from metabench.datasets import locate
+from metabench.datasets import cache
 from metabench.store import files
 from metabench.store.encoding import hash_arrays, npz, unpacked
 
@@ -31,7 +31,7 @@ def kept(name: str, made_from: Mapping[str, Any], build: Callable[[], Arrays]) -
     """
     key = hashlib.sha256(canonical(dict(made_from)).encode()).hexdigest()[:16]
     try:
-        path = locate.cache() / "derived" / f"{name}-{key}.npz"
+        path = cache.folder() / "derived" / f"{name}-{key}.npz"
     except MetabenchError:  # there is no home folder
         return build()
     with suppress(files.Unreadable, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

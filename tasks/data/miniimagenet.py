@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 from metabench.core.errors import MetabenchError
-from metabench.datasets import catalogue, locate
+from metabench.datasets import cache, catalogue, locate
 
 from .formats import pickles, pictures
 
@@ -95,7 +95,7 @@ def _images(layout: str, folder: Path, part: str) -> np.ndarray:
     shape = (len(held.members), PER_CLASS, 3, SIZE, SIZE)
     if not held.stamp:
         return _fill(np.empty(shape, np.uint8), held)
-    kept = locate.cache() / "decoded" / f"miniimagenet-{part}-{held.stamp[:16]}.npy"
+    kept = cache.folder() / "decoded" / f"miniimagenet-{part}-{held.stamp[:16]}.npy"
     if not kept.is_file():
         _keep(kept, shape, held)
     images: np.ndarray = np.load(kept, mmap_mode="c")  # writable in memory: torch wants it so
@@ -256,7 +256,7 @@ def _parquet(folder: Path, part: str) -> Part:
         "parquet",
         data_files=[str(path) for path in files],
         split="train",  # what the builder calls all of them
-        cache_dir=str(locate.cache() / "datasets"),
+        cache_dir=str(cache.folder() / "datasets"),
         trust_remote_code=False,
     )
     return _rows(held, files)

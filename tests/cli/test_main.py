@@ -32,6 +32,23 @@ def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_plan_imports_nothing_that_runs_cells_or_makes_tables(folder: Path) -> None:
+    code = (
+        "import sys\nfrom metabench.cli.main import app\n"
+        "try: app(['plan', 'quickstart'], prog_name='metabench')\n"
+        "except SystemExit as e: assert not e.code\n"
+        "heavy = ['metabench.run.workers', 'metabench.reports.tables', 'metabench.analysis',"
+        " 'metabench.reports.footnotes.general', 'metabench.datasets.catalogue']\n"
+        "print(['torch' in sys.modules, *(m for m in heavy if m in sys.modules)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    # A process that asks the classes has torch, and what their modules import.
+    assert done.stdout.splitlines()[-1] in ("[False]", "[True]")
+
+
 def test_both_ways_to_start(folder: Path) -> None:
     script = Path(sys.executable).with_name("metabench")
     module = [sys.executable, "-m", "metabench"]

@@ -16,7 +16,7 @@ from metabench.contract import seeds
 from metabench.contract.seeds import seed_for
 from metabench.core import cell as cells
 from metabench.core.capabilities import causes, check_applicable, why_not
-from metabench.core.cell import canonical, instances, make_cell
+from metabench.core.cell import canonical, instances, make_cell, make_cells
 from metabench.core.costs import COUNT_NAMES, equivalents
 from metabench.core.errors import NotApplicable, SettingError, UnknownName, Unpriced
 
@@ -78,6 +78,12 @@ def test_the_key_is_the_hash_of_canonical_json() -> None:
     )
     assert done.stdout.strip() == made.key
     assert len(made.key) == 64
+
+
+@given(st.lists(st.integers(), max_size=4))
+def test_cells_made_together_have_the_keys_that_each_has_alone(seeds: list[int]) -> None:
+    made, _ = make_cells("quadratic", "bilevel", seeds, set=SHORT)
+    assert [cell.key for cell in made] == [replace(cell).key for cell in made]
 
 
 json_values = st.recursive(

@@ -8,7 +8,7 @@ from dataset_server import NAMES, put_arrays, put_pictures
 
 from metabench.cluster import profile
 from metabench.core.errors import DataMissing, MetabenchError, UnknownName
-from metabench.datasets import catalogue, fetch, locate, verify
+from metabench.datasets import cache, catalogue, fetch, locate, verify
 
 
 def test_an_empty_folder_is_no_data_set(toy, tmp_path, monkeypatch):
@@ -55,14 +55,6 @@ def test_roots_are_searched_in_order_the_better_layout_first(toy, tmp_path, monk
     assert locate.locate("toy").layout.name == "pictures"
     assert locate.find("toy") != put_arrays(cache).parent / "toy-py"
     assert locate.locate("toy").layout.name == "arrays"
-
-
-def test_the_cache_follows_the_users_folders(monkeypatch, tmp_path):
-    monkeypatch.delenv("METABENCH_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert locate.cache() == tmp_path / "xdg" / "metabench"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert locate.cache() == tmp_path / "home" / ".cache" / "metabench"
 
 
 def test_home_is_meant_by_a_tilde_though_no_shell_was_there(toy, tmp_path, monkeypatch):
@@ -141,4 +133,4 @@ def test_without_a_home_data_is_found_and_the_cache_asked_for(toy, tmp_path, mon
         fetch.fetch("toy")
     assert not (tmp_path / "~").exists()
     monkeypatch.setenv("METABENCH_CACHE", str(tmp_path / "cache"))
-    assert locate.cache() == tmp_path / "cache"
+    assert cache.folder() == tmp_path / "cache"

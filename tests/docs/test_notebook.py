@@ -11,6 +11,7 @@ from test_tutorials import DOCS, mismatch
 
 needs("nbclient")
 needs("ipykernel")
+needs("sklearn")
 notebook = pytest.importorskip("site_pages.notebook")
 
 FILE = DOCS / "quadratic.ipynb"

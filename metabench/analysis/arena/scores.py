@@ -14,6 +14,7 @@ score. One block is one problem: seeds of a problem are repetitions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,19 +98,21 @@ def trials_of(arena: Arena, planned: Sequence[Planned], metrics: Mapping[str, st
     }
 
 
-def means(trials: Sequence[Trial]) -> list[float]:
-    """The mean score of each trial of a method on a problem."""
-    return _means([t.scores for t in trials])
+def means(trials: Sequence[Trial], least: float = -math.inf) -> list[float]:
+    """The mean score of each trial of a method on a problem; a run below ``least`` counts as
+    ``least``."""
+    return _means([t.scores for t in trials], least)
 
 
-def test_means(trials: Sequence[Trial]) -> list[float]:
-    """The mean test score of each trial of a method on a problem, on the tuning seeds."""
-    return _means([t.tests for t in trials])
+def test_means(trials: Sequence[Trial], least: float = -math.inf) -> list[float]:
+    """The mean test score of each trial of a method on a problem, on the tuning seeds; a run below
+    ``least`` counts as ``least``."""
+    return _means([t.tests for t in trials], least)
 
 
-def _means(rows: Sequence[Sequence[float | None]]) -> list[float]:
+def _means(rows: Sequence[Sequence[float | None]], least: float = -math.inf) -> list[float]:
     worst = lost_score(rows)
-    return [stats.mean([worst if s is None else s for s in row]) for row in rows]
+    return [stats.mean([max(least, worst if s is None else s) for s in row]) for row in rows]
 
 
 def lost_score(rows: Iterable[Sequence[float | None]]) -> float:

@@ -15,6 +15,7 @@ from metabench.analysis.arena import scores as scoring
 from metabench.analysis.arena.costs import cost_ratios, cost_to_target, median_cost, median_ratio
 from metabench.analysis.arena.pairs import Duel, duels
 from metabench.analysis.arena.scores import Cells, Standing, Trials
+from metabench.analysis.arena.tuning import one_trial
 from metabench.analysis.rankings import Ranked, judged
 from metabench.core.errors import MetabenchError
 from metabench.store.record import RETRAINED, Curve, Record
@@ -165,7 +166,7 @@ class TrackResults:
             standing,
             sum(of[row] is not None for of in medians.values()),
             median_ratio(ratios),
-            stats.mean([stats.mean(scoring.test_means(t)) for t in tried]) if several else None,
+            one_trial(tried) if several else None,
             stats.mean([scoring.robustness(t).failed for t in tried]),
             stats.mean(gaps) if gaps else None,
             stats.iqm(anew) if anew else None,

@@ -4,6 +4,10 @@ Of k settings drawn without replacement from the n that were tried, the best by 
 taken. Its expectation is a sum over order statistics, exact, without any sampling (Dodge et al.:
 Show Your Work, 2019, there with replacement): the i-th best of n settings, counted from the worst
 and from 0, is the best of k in C(i, k - 1) of C(n, k) draws.
+
+Scores have no lower end: one run that ran away, at -1e12, would be all that an expectation says. So
+a run below ``LEAST`` counts as ``LEAST``: whoever tries that setting throws it away, however far it
+went. A median would do so, too, but would say nothing of the half of the settings below it.
 """
 
 from __future__ import annotations
@@ -14,9 +18,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.arena.scores import Trial, means, test_means
+from metabench.analysis.stats import mean
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+LEAST = -0.25
+"""What a run that scores less is worth: a quarter of the way to the bound is lost. The axis of the
+performance profile (:mod:`metabench.reports.figures.profiles`) ends there, too."""
 
 
 def expected_best(scores: Sequence[float], worth: Sequence[float] | None = None) -> list[float]:
@@ -49,13 +59,19 @@ class BestOf:
     ``tuning``: the score that trials are chosen by, which a choice among many makes too good.
     ``test``: the test score of the chosen states on the tuning seeds, and its 95 % band by a
     bootstrap of the trials of each problem: other settings drawn from the same space would have
-    given another curve.
+    given another curve. A run below ``LEAST`` counts as ``LEAST`` in all of them.
     """
 
     tuning: tuple[float, ...]
     test: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+
+def one_trial(problems: Sequence[Sequence[Trial]]) -> float:
+    """The test score that one of a method's settings on each problem is expected to have, the mean
+    over problems: :attr:`BestOf.test` at k = 1."""
+    return mean([mean(test_means(trials, LEAST)) for trials in problems])
 
 
 def best_of(problems: Sequence[Sequence[Trial]], *, samples: int = 1000, seed: int = 0) -> BestOf:
@@ -66,8 +82,8 @@ def best_of(problems: Sequence[Sequence[Trial]], *, samples: int = 1000, seed: i
     draws = np.random.default_rng(seed)
     tuning, test, drawn = [], [], []
     for trials in problems:
-        score, worth = means(trials), test_means(trials)
-        tuning.append(expected_best(score)[:most])
+        score, worth = means(trials), test_means(trials, LEAST)
+        tuning.append(expected_best(score, means(trials, LEAST))[:most])
         test.append(expected_best(score, worth)[:most])
         drawn.append(_resampled(score, worth, draws, samples)[:, :most])
     low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975], axis=0)

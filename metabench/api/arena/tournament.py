@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metabench.api.arguments import DEFAULT_BUDGET, open_store
 from metabench.api.running import run_planned
 from metabench.core.catalogue import arena_names, published_folder
+from metabench.core.environment import garbage
 from metabench.core.errors import MetabenchError, StoreError, SuiteError
 from metabench.core.text import counted
 from metabench.store.store import Store
@@ -18,6 +19,7 @@ from metabench.suites import planning as plans
 from metabench.suites.arena import definition as arenas
 from metabench.suites.arena import scores as arena_scores
 from metabench.suites.arena.definition import Arena, Chosen
+from metabench.suites.arena.recalled import recall
 from metabench.suites.arena.scores import ArenaScores
 from metabench.suites.planning import NEVER_RUN, Planned
 
@@ -106,6 +108,7 @@ def other_budgets(arena: Arena, budget: str, store: Store, *, anew: bool = False
     return told
 
 
+@garbage.uncollected()  # thousands of cells and records are made here, and all are kept
 def plan(
     arena: str | Path | Arena,
     *,
@@ -122,15 +125,16 @@ def plan(
     from metabench.analysis.arena import scores as analysis
 
     arena, store = load(arena), open_store(store)
+    recall(arena, budget)
     came = None if anew else scores or shipped(arena, budget)
     records = [*joined(came.records() if came is not None else (), store).values()]
-    trials = plans.plan(arena.trials(budget), store, records)
+    trials = plans.plan(arena.trials(budget), store, records, TO_PLAY)
     possible = [p for p in trials if p.state not in NEVER_RUN]
     if any(p.record is None for p in possible):
         return Plan(arena, trials, [], {}, {}, came)
     of_trials = analysis.trials_of(arena, possible, metrics(arena))
     chosen = analysis.choose(of_trials)
-    finals = plans.plan(arena.finals(budget, chosen), store, records)
+    finals = plans.plan(arena.finals(budget, chosen), store, records, TO_PLAY)
     return Plan(arena, trials, finals, of_trials, chosen, came)
 
 
@@ -151,10 +155,7 @@ def curve(plan: Plan, store: Store, record: Record) -> Curve:
 
 def metrics(arena: Arena) -> dict[str, str]:
     """Problem to the metric of its task."""
-    from metabench.core.registry import tasks
-
-    known: Any = {p.id: tasks.get(p.task) for p in arena.problems}
-    return {name: task.metric for name, task in known.items()}
+    return arena.metrics
 
 
 def run(

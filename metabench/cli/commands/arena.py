@@ -49,9 +49,9 @@ def arena(
     from metabench.api.arena import tournament
     from metabench.api.arguments import open_store
     from metabench.cli.printing.arena import print_endings, print_overview
+    from metabench.core.environment.hardware import default_jobs
     from metabench.reports.arena import endings
     from metabench.reports.tables.renderers import text
-    from metabench.run.workers.local_launcher import default_jobs
 
     if dry_run:
         refuse(["figures"], "a dry run draws nothing; leave out one of the two")

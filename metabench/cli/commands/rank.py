@@ -163,8 +163,8 @@ def _introduce(contest: Contest, found: Plan, dry_run: bool) -> None:
 
 
 def _print_plan(contest: Contest, found: Plan, launch: Launch) -> None:
+    from metabench.core.environment.hardware import default_jobs
     from metabench.core.text import duration
-    from metabench.run.workers.local_launcher import default_jobs
 
     out, jobs = terminal.console(), launch.jobs or default_jobs()
     if found.trials:

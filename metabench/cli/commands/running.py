@@ -34,7 +34,7 @@ def plan(
     jobs: Jobs = None,
 ) -> None:
     """Dry run: cells, finished and impossible ones, what is missing, what it will cost."""
-    from metabench.run.workers.local_launcher import default_jobs
+    from metabench.core.environment.hardware import default_jobs
 
     plans, bad = choice.scanned()
     tell_bad_files(bad)

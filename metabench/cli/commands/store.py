@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metabench.cli.command import Verb
-from metabench.cli.options import typed_path
+from metabench.cli.command import Verb, refuse
+from metabench.cli.options import StorePath, typed_path
 from metabench.cli.printing import terminal
 
 if TYPE_CHECKING:
@@ -44,15 +44,11 @@ def store_import(
         list[Path],
         typer.Argument(metavar="FILE...", help="Published records: results/*/*/records.jsonl.gz."),
     ],
+    store: StorePath = None,
     into: Annotated[
         Path | None,
         typer.Option(
-            "--into",
-            parser=typed_path("--into"),
-            metavar="DIR",
-            envvar="METABENCH_STORE",
-            show_default="results/runs",
-            help="The store to add to.",
+            "--into", parser=typed_path("--into"), hidden=True, help="--store, as it was."
         ),
     ] = None,
     dry_run: Annotated[
@@ -65,8 +61,10 @@ def store_import(
     from metabench.store.published import Published
     from metabench.store.store import Store
 
+    if into is not None:
+        refuse(["store"], "--into is its older name: give one of the two")
     published = [Published(file) for file in files]
-    merged = merge(published, Store(into), dry_run=dry_run)
+    merged = merge(published, Store(store if into is None else into), dry_run=dry_run)
     _tell_merged(merged, damaged=any(file.problems() for file in published))
 
 

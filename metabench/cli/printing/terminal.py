@@ -103,7 +103,7 @@ def grid_with_reasons(
 ) -> None:
     """A table whose last column is prose, which stands below it where the table is too wide: in a
     narrow last column it would be lines of two words each."""
-    from metabench.reports.footnotes.general import FootnoteMarks
+    from metabench.reports.footnotes.marks import FootnoteMarks
 
     footnotes = FootnoteMarks("123456789")
     if wide(header, rows) > out.width:

@@ -39,3 +39,11 @@ def gpus() -> list[str]:
     found = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
     gpus = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
     return [str(i) for i in range(len(gpus))]
+
+
+def default_jobs() -> int:
+    """Cells at a time where nobody says: one a GPU, or where there is none one a usable core.
+
+    Cells side by side use cores better than the episodes of one cell do.
+    """
+    return len(gpus()) or cores()

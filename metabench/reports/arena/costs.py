@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.analysis import stats
 from metabench.analysis.arena.costs import cost_profile, cost_ratios, reached
 from metabench.analysis.arena.track import TrackResults
-from metabench.analysis.arena.tuning import BestOf, best_of
+from metabench.analysis.arena.tuning import LEAST, BestOf, best_of
 from metabench.core.errors import NotDrawn
 from metabench.core.text import human
 from metabench.reports.arena.strips import (
@@ -160,7 +160,8 @@ def trials_figure(track: TrackResults) -> Figure:
             if other != method:
                 handles["the other methods"] = _line(axis, found[other].test, most, PALE)
         handles |= _own(axis, found[method], most, colour_of(track, method))
-        final = stats.mean([stats.mean(track.scores[method][p.id]) for p in track.problems])
+        runs = [[max(LEAST, s) for s in track.scores[method][p.id]] for p in track.problems]
+        final = stats.mean([stats.mean(of) for of in runs])
         axis.plot(
             [len(found[method].test)], [final], "D", ms=4.6, color=colour_of(track, method),
             mec="white", mew=0.5, clip_on=False,
@@ -211,7 +212,7 @@ def trials_caption() -> list[str]:
         "Of k settings drawn without replacement from those tried, the best by its tuning score is "
         "taken: its expected test score on the tuning seeds, exact over all draws; dotted, the "
         "tuning score itself, which choosing makes too good. Band: 95 %, by a bootstrap of the "
-        "trials of each problem.",
+        f"trials of each problem. A run below {LEAST:g} counts as {LEAST:g}.",
         "It cannot say what more trials than these would find: at the right end the band is that "
         "of the best known, and too narrow. The settings as shipped count as one of the draws. "
         "The finals may be lower: their seeds are others.",

@@ -52,22 +52,7 @@ def styled() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as its suffix says, PNG or PDF, the same bytes whenever that is."""
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
-    with _glyphs_alone():
-        figure.savefig(path, metadata=metadata)
-
-
-@contextmanager
-def _glyphs_alone() -> Iterator[None]:
-    """Inside, fonts in PDFs have no tables of how letters go together: matplotlib places each glyph
-    itself, and to cut these tables down takes two thirds of the time that a font takes."""
-    from fontTools.subset import Options
-
-    before = getattr(Options, "_drop_tables_default", [])
-    Options._drop_tables_default = [*before, "GSUB", "GPOS", "GDEF"]
-    try:
-        yield
-    finally:
-        Options._drop_tables_default = before
+    figure.savefig(path, metadata=metadata)
 
 
 def plain(text: str) -> str:

@@ -11,7 +11,8 @@ from metabench.analysis.arena.entrant import Against, Over, Place, Verdict
 from metabench.analysis.rankings import FEWEST
 from metabench.core.settings import typed
 from metabench.core.text import counted, listed
-from metabench.suites.arena.definition import TRACKS, Arena, ArenaMethod, Range
+from metabench.suites.arena.definition import TRACKS, Arena, ArenaMethod
+from metabench.suites.arena.space import Range
 
 WORDS: Mapping[Verdict, str] = {
     "better": "shown better than",

@@ -17,13 +17,13 @@ from metabench.reports.footnotes.costs import price_footnotes
 from metabench.reports.footnotes.general import (
     Entries,
     Floors,
-    FootnoteMarks,
     command_footnotes,
     general_footnotes,
     hole_footnotes,
     label_footnotes,
     reconstruction_footnotes,
 )
+from metabench.reports.footnotes.marks import FootnoteMarks
 from metabench.reports.footnotes.references import reference_footnotes
 from metabench.reports.footnotes.unverified import unverified_footnotes
 from metabench.reports.tables import csv_export, latex, renderers

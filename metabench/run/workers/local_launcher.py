@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from metabench.core.cell import Cell
-from metabench.core.environment.hardware import asked_threads, cores, gpus
+from metabench.core.environment.hardware import asked_threads, gpus
 from metabench.core.errors import StoreError
 from metabench.run.attempts.failure import failed_record, write_failure
 from metabench.run.events import (
@@ -98,14 +98,6 @@ class Summary:
             self.quarantined.append(event.bad)
         elif isinstance(event, Refused):
             self.refused[event.cell.key] = event.reason
-
-
-def default_jobs() -> int:
-    """Cells at a time where nobody says: one a GPU, or where there is none one a usable core.
-
-    Cells side by side use cores better than the episodes of one cell do.
-    """
-    return len(gpus()) or cores()
 
 
 def launch(

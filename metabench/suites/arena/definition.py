@@ -34,7 +34,6 @@ nothing was tuned on. All of it are cells like any others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -45,12 +44,14 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_conf
 
 from metabench.core import toml
 from metabench.core.catalogue import arena_names, suite_folder
-from metabench.core.cell import Resolved, resolve
+from metabench.core.cell import Cell, Resolved, resolve
 from metabench.core.costs import PRICED
 from metabench.core.errors import SettingError, SuiteError, UnknownName
+from metabench.core.registry import tasks
 from metabench.core.settings import strictly
 from metabench.core.text import listed
 from metabench.suites import mistakes
+from metabench.suites.arena.space import Range, drawn
 from metabench.suites.schema import Groups, Settings, strict
 from metabench.suites.suite import SuiteCell, merge
 
@@ -63,59 +64,6 @@ AS_SHIPPED = " as shipped"
 """After a method's id: its row in the finals with the settings of the file."""
 MOST_QUICK = 4
 """Problems that are quick: so many cells take a quarter of an hour."""
-SCRAMBLE = 0
-"""Seed of the Halton sequence."""
-DIGITS = 3
-"""Significant digits of a drawn setting."""
-
-
-@with_config(strict)
-@dataclass(frozen=True)
-class Range:
-    """What one setting is drawn from: numbers between two bounds, or choices."""
-
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
-    log: bool = False
-    whole: bool = False
-    """Whole numbers only."""
-    per_smoothness: bool = False
-    """Divided by the problem's L."""
-    choices: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        given = [x for x in (self.low, self.high) if x is not None]
-        if len(given) != (0 if self.choices else 2):
-            raise ValueError("a range has low and high, or choices")
-        if given and not given[0] < given[1]:
-            raise ValueError(f"low = {self.low} is to be below high = {self.high}")
-        if self.log and given and given[0] <= 0:
-            raise ValueError(f"a logarithmic range cannot begin at {self.low}")
-        said = [n for n in ("log", "whole", "per_smoothness") if getattr(self, n)]
-        if self.choices and said:
-            raise ValueError(f"choices are taken as they are: {said[0]} is for low and high")
-        if self.whole and self.per_smoothness:
-            raise ValueError("a whole number divided by L is none: whole or per_smoothness")
-        if self.whole and (odd := [x for x in given if x != int(x)]):
-            raise ValueError(f"whole numbers are drawn between whole numbers, not {odd[0]}")
-
-    def at(self, u: float, smoothness: float) -> Any:
-        """The value at ``u`` in [0, 1) on a problem with this L."""
-        if self.choices:
-            return self.choices[int(u * len(self.choices))]
-        assert self.low is not None and self.high is not None
-        if self.whole:
-            # Each whole number has an interval of its own, also on a logarithmic scale.
-            low, high = self.low, self.high + 1
-            x = math.exp(math.log(low) + u * math.log(high / low)) if self.log else (
-                low + u * (high - low)
-            )  # fmt: skip
-            return int(min(self.high, max(self.low, math.floor(x))))
-        if self.log:
-            x = math.exp(math.log(self.low) + u * math.log(self.high / self.low))
-        else:
-            x = self.low + u * (self.high - self.low)
-        return float(f"{x / (smoothness if self.per_smoothness else 1.0):.{DIGITS}g}")
 
 
 @with_config(strict)
@@ -207,13 +155,7 @@ class ArenaMethod:
     def drawn(self, trials: int) -> list[list[float]]:
         """Points of the unit cube for trials 1, 2, ..., by a scrambled Halton sequence; the same
         for any number of trials, and for any method with as many settings in its space."""
-        if not self.space:
-            return []
-        from scipy.stats import qmc
-
-        sampler = qmc.Halton(len(self.space), scramble=True, seed=SCRAMBLE)
-        points: list[list[float]] = sampler.random(trials).tolist()
-        return points
+        return drawn(len(self.space), trials)
 
     def settings(self, u: Sequence[float], problem: ArenaProblem) -> dict[str, Settings]:
         """The groups of settings at a point of the unit cube on a problem."""
@@ -241,6 +183,9 @@ class ArenaBudget:
 
 Chosen = Mapping[tuple[str, str], int]
 """Method and problem to the number of the trial that plays the finals; 0 is as shipped."""
+At = tuple[str, str, int, float, bool]
+"""Method, problem, trial, and what a run's settings have of the rules: ``stretch``,
+``charge_looks``."""
 
 
 @with_config(strict)
@@ -262,7 +207,19 @@ class Arena:
         return {m.id: m.drawn(most) if most else [] for m in self.methods}
 
     @cached_property
-    def _resolved(self) -> dict[tuple[Any, ...], Resolved]:
+    def resolved(self) -> dict[At, Resolved]:
+        """What settings resolve to: asked for by who reads scores and again by who plans, they are
+        checked once, or recalled (:mod:`metabench.suites.arena.recalled`)."""
+        return {}
+
+    @cached_property
+    def metrics(self) -> dict[str, str]:
+        """Problem to the metric that it is scored by."""
+        known: Any = {p.id: tasks.get(p.task) for p in self.problems}
+        return {name: task.metric for name, task in known.items()}
+
+    @cached_property
+    def _cells(self) -> dict[tuple[At, tuple[int, ...]], list[Cell]]:
         return {}
 
     def budget(self, name: str) -> ArenaBudget:
@@ -317,24 +274,32 @@ class Arena:
     ) -> list[SuiteCell]:
         """One trial of a method on a problem under these rules, a cell a seed; ``row`` is the
         method's id and ``suffix``. Raises SuiteError for a problem whose prices lack a count."""
+        at = method.id, problem.id, trial, rules.stretch, rules.charge_looks
+        found = self.resolved.get(at)
+        if found is None:
+            found = self.resolved[at] = self._resolve(method, problem, trial, rules)
+        same = at, tuple(seeds)
+        cells = self._cells.get(same)
+        if cells is None:
+            cells = self._cells[same] = found.cells(same[1])
+        row = f"{method.id}{suffix}"
+        return [SuiteCell(row, problem.id, cell, None, found) for cell in cells]
+
+    def _resolve(
+        self, method: ArenaMethod, problem: ArenaProblem, trial: int, rules: ArenaBudget
+    ) -> Resolved:
         self._check_prices(problem, ())
         own = method.settings(self._points[method.id][trial - 1], problem) if trial else {}
-        limits = {"budget": problem.limits(rules)}
-        groups = merge([problem.set, limits, method.set, own])
-        at = method.id, problem.id, trial, rules.stretch, rules.charge_looks
+        groups = merge([problem.set, {"budget": problem.limits(rules)}, method.set, own])
         try:
-            # Asked for by who reads scores and again by who plans: settings are checked once.
-            found = self._resolved[at] = self._resolved.get(at) or resolve(
-                problem.task, method.method, method.solver, groups
-            )
+            found = resolve(problem.task, method.method, method.solver, groups)
         except (UnknownName, SettingError) as error:
             error.add_note(
                 f"arena {self.name}, method {method.id}, problem {problem.id}, trial {trial}"
             )
             raise
         self._check_prices(problem, found.parts[0].offers)
-        row = f"{method.id}{suffix}"
-        return [SuiteCell(row, problem.id, cell, None, found) for cell in found.cells(seeds)]
+        return found
 
     def _check_prices(self, problem: ArenaProblem, offers: Collection[str]) -> None:
         if lacks := problem.unpriced(offers):

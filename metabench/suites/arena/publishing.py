@@ -21,7 +21,6 @@ from metabench.suites.arena.scores import (
     Runs,
     cells_of,
     hash_of,
-    metric_of,
     split_of,
 )
 
@@ -71,7 +70,7 @@ def write(
         trials, finals = ([records.get(cell.key) for cell in each] for each in cells)
         if not any(trials + finals):
             continue
-        metric, split = metric_of(problem), split_of(problem)
+        metric, split = arena.metrics[problem.id], split_of(problem)
         readouts = [*dict.fromkeys(("test", "valid", split, "test" + RETRAINED))]
         curves = [{} if r is None else curve(r) for r in finals]
         pair = Pair(

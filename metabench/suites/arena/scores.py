@@ -26,7 +26,6 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, with_conf
 
 from metabench.core.cell import CONTRACT, Cell, canonical
 from metabench.core.errors import StoreError, WrongPath
-from metabench.core.registry import tasks
 from metabench.core.settings import strictly
 from metabench.core.text import counted
 from metabench.store import lines
@@ -42,6 +41,7 @@ from metabench.store.record import (
     Status,
 )
 from metabench.suites.arena.definition import Arena, ArenaMethod, ArenaProblem
+from metabench.suites.arena.recalled import recall
 from metabench.suites.schema import strict
 
 FILE = "scores.jsonl.gz"
@@ -150,6 +150,7 @@ class ArenaScores:
 
     def __init__(self, path: str | Path, arena: Arena, budget: str) -> None:
         self.root, self.arena, self.budget = Path(path), arena, budget
+        recall(arena, budget)
         self._heads: list[Head] = []
         self._pairs = {(m.id, p.id): (m, p) for m, p in arena.pairs(budget)}
         self._records: dict[str, Record] = {}
@@ -204,7 +205,7 @@ class ArenaScores:
             return
         method, problem = self._pairs[at]
         trials, finals = cells_of(self.arena, self.budget, method, problem, pair.chosen)
-        if hash_of(metric_of(problem), trials + finals) != pair.cells:
+        if hash_of(self.arena.metrics[problem.id], trials + finals) != pair.cells:
             self._left(pair, "settings, problem or metric have changed since the file was written")
             return
         column, made = f"{split_of(problem)}/{pair.metric}", self.head.made
@@ -297,11 +298,6 @@ def hash_of(metric: str, cells: Iterable[Cell]) -> str:
     """What tells whether a line is of these cells, scored by this metric: 16 digits."""
     text = canonical([metric, [cell.key for cell in cells]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def metric_of(problem: ArenaProblem) -> str:
-    """What a problem is scored by."""
-    return str(getattr(tasks.get(problem.task), "metric"))  # noqa: B009
 
 
 def split_of(problem: ArenaProblem) -> str:

@@ -72,12 +72,30 @@ def test_a_run_without_numbers_is_worth_no_learning_or_the_worst() -> None:
     assert found.test == pytest.approx((0.2, 0.4))
 
 
+def test_how_far_a_run_ran_away_says_nothing() -> None:
+    """One of two seeds of the second setting, and the third: as a quarter of the way lost."""
+
+    def played(bad: float) -> list[Trial]:
+        return [
+            Trial(0, (0.5, 0.7), (0.4, 0.6)),
+            Trial(1, (bad, 0.1), (0.3, bad)),
+            Trial(2, (bad, bad), (bad, None)),
+        ]
+
+    found = tuning.best_of([played(-1e12)])
+    assert found == tuning.best_of([played(-0.25)])
+    assert found.test[0] == pytest.approx((0.5 + (0.3 - 0.25) / 2 - 0.25) / 3)
+    assert found.tuning[0] == pytest.approx((0.6 + (0.1 - 0.25) / 2 - 0.25) / 3)
+    assert tuning.one_trial([played(-1e12)]) == pytest.approx(found.test[0])
+    assert found.test[-1] == 0.5
+
+
 def test_choosing_by_noise_shows_in_tuning_scores_and_not_in_test_scores() -> None:
     """Settings that are all alike: the best of many looks better, and is not."""
     rng = np.random.default_rng(0)
-    problems = [trials(rng.normal(size=20), rng.normal(size=20)) for _ in range(60)]
+    problems = [trials(*rng.normal(0, 0.08, (2, 20))) for _ in range(60)]
     found = tuning.best_of(problems, samples=200)
-    assert found.tuning[-1] > 1.5 and abs(found.test[-1]) < 0.4
+    assert found.tuning[-1] > 0.12 and abs(found.test[-1]) < 0.03
     assert found.low[-1] < 0 < found.high[-1]
 
 

@@ -234,7 +234,7 @@ def test_an_arena_is_published_and_shown(rank: Any, small: tuple[Path, Path]) ->
     for r in kept:
         full = whole.get(r.key)
         assert full is not None and full.metrics["test"]["loss"] == r.metrics["test"]["loss"]
-    refused = CliRunner().invoke(app, ["store", "import", scores, "--into", "other"])
+    refused = CliRunner().invoke(app, ["store", "import", scores, "--store", "other"])
     assert refused.exit_code == 2 and not Path("other").exists()
     assert f"{scores} has the scores of arena 'small' and no whole records" in str(refused.output)
     assert "metabench arena small.toml --budget smoke --anew" in re.sub(r"\s+", " ", refused.output)

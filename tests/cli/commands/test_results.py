@@ -117,10 +117,12 @@ def test_published_records_give_the_same_table_elsewhere(folder: Path) -> None:
     assert sorted(typed.out.splitlines()) == [f"wrote results/small/smoke/{f}" for f in files]
 
     records = str(out / "records.jsonl.gz")
-    assert metabench("store", "import", records, "--into", "other", "--dry-run").out == "1 copied\n"
+    assert (
+        metabench("store", "import", records, "--store", "other", "--dry-run").out == "1 copied\n"
+    )
     assert not (folder / "other").exists()
-    assert metabench("store", "import", records, "--into", "other").out == "1 copied\n"
-    again = metabench("store", "import", records, "--into", "other")
+    assert metabench("store", "import", records, "--store", "other").out == "1 copied\n"
+    again = metabench("store", "import", records, "--store", "other")
     assert again.code == 0 and again.out == "1 the same in both\n"
     table = metabench("table", *words, "--store", "other", "-f", "markdown").out
     assert table == (out / "table.md").read_text()
@@ -130,10 +132,10 @@ def test_published_records_give_the_same_table_elsewhere(folder: Path) -> None:
         assert (folder / "p" / name).read_bytes() == (out / name).read_bytes(), name
 
     (out / "records.jsonl.gz").write_bytes(b"{}")
-    broken = metabench("store", "import", records, "--into", "other")
+    broken = metabench("store", "import", records, "--store", "other")
     assert broken.code == 2 and broken.out == "1 bad files\n"
     assert broken.err.startswith(f"{records}: line 1: the file is damaged")
-    gone = metabench("store", "import", "none.gz", "--into", "other")
+    gone = metabench("store", "import", "none.gz", "--store", "other")
     assert gone.code == 2 and gone.err == "error: none.gz: No such file or directory\n"
 
 

@@ -27,7 +27,7 @@ def published(tmp_path: Path) -> Path:
 
 
 def imported(file: Path, *more: str) -> Result:
-    words = ["store", "import", str(file), "--into", str(file.parent / "other"), *more]
+    words = ["store", "import", str(file), "--store", str(file.parent / "other"), *more]
     return CliRunner().invoke(app, words)
 
 
@@ -35,6 +35,18 @@ def test_a_sound_file(published: Path) -> None:
     for told in ("3 copied\n", "3 the same in both\n"):
         done = imported(published)
         assert (done.exit_code, done.stdout, done.stderr) == (0, told, "")
+
+
+def test_the_store_is_found_by_its_older_name_too(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METABENCH_STORE", str(tmp_path / "third"))
+    done = CliRunner().invoke(app, ["store", "import", str(published), "--into", "other"])
+    assert (done.exit_code, done.stdout) == (0, "3 copied\n")
+    assert len(Store("other").records()) == 3 and not (tmp_path / "third").exists()
+    both = imported(published, "--into", "other")
+    assert both.exit_code == 2 and "--store: --into is its older name" in both.stderr
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["", "dry run"])

@@ -1,5 +1,3 @@
-import re
-import zlib
 from itertools import pairwise
 
 import pytest
@@ -121,20 +119,3 @@ def test_a_file_is_one_drawing(tmp_path, monkeypatch):
         save(figure, tmp_path / "one.png")
         save(figure, tmp_path / "one.pdf")
     assert len(drawn) == 2
-
-
-def test_fonts_in_a_pdf_are_whole_but_for_how_letters_go_together(tmp_path):
-    with styled():
-        save(empty("Title", "Words."), tmp_path / "one.pdf")
-    found = []
-    for stream in re.findall(
-        rb"stream\r?\n(.*?)\r?\nendstream", (tmp_path / "one.pdf").read_bytes(), re.S
-    ):
-        try:
-            found.append(zlib.decompress(stream))
-        except zlib.error:
-            continue
-    fonts = [data for data in found if b"glyf" in data[:400]]
-    assert len(fonts) == 2  # upright and bold
-    for data in fonts:
-        assert b"hmtx" in data[:400] and b"GSUB" not in data and b"GPOS" not in data

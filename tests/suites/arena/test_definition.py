@@ -14,7 +14,7 @@ from metabench.core.costs import PRICED
 from metabench.core.errors import SettingError, SuiteError, UnknownName
 from metabench.core.registry import tasks
 from metabench.suites.arena import definition as arenas
-from metabench.suites.arena.definition import Range
+from metabench.suites.arena.space import Range
 
 FILE = """
 kind = "arena"
