@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from metabench.analysis.paper_claims import verdicts
 from metabench.analysis.results import collect
-from metabench.reports.footnotes.claims import claim_footnotes
+from metabench.core.catalogue import suite_names
+from metabench.reports.footnotes.claims import OURS, claim_footnotes
 from metabench.reports.tables.grids import main_grid
 from metabench.store.record import Estimate
+from metabench.suites.loading import load
 
 T2 = 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))
 """The 97.5 % quantile of Student's t with 2 degrees of freedom, in closed form."""
@@ -140,3 +142,11 @@ def test_a_claim_on_fewer_seeds_than_planned_says_so(helpers):
 def test_no_claims_or_no_numbers_no_words(full, helpers):
     assert claim_footnotes(full[0]) == []
     assert claim_footnotes(results(helpers, {"maml": [0.5, 0.6, 0.7]}, [claim()])) == []
+
+
+def test_what_this_project_asks_is_headed_so_in_every_suite() -> None:
+    """results/README.md promises it; such a source begins with "this project's"."""
+    for name in suite_names():
+        for claim in load(name).claims:
+            own = "this project" in claim.source or "derived" in claim.source
+            assert own == claim.source.startswith(OURS), f"{name}: {claim.source}"
