@@ -18,6 +18,7 @@ from metabench.core.errors import NotDrawn
 from metabench.core.settings import fields, several
 from metabench.reports.figures.cost_frontier import WORDS, costs_known, frontier
 from metabench.reports.figures.critical_difference import ranking
+from metabench.reports.figures.drawn import Drawn
 from metabench.reports.figures.profiles import profile_figure
 from metabench.reports.figures.style import (
     axis_label,
@@ -29,7 +30,7 @@ from metabench.reports.figures.style import (
     save,
     styled,
 )
-from metabench.reports.figures.tracks import Drawn, panel
+from metabench.reports.figures.tracks import draw_tracks
 from metabench.store.record import Curve
 from metabench.suites.schema import COSTS, DERIVATIVES, PLOTS, Column
 
@@ -220,8 +221,7 @@ def _tracks(
     figure, axes = panels([column.label or column.id for column in results.columns])
     first = (lambda found: sum(v <= 0 for v in found.x)) if logarithmic else (lambda _: 0)
     drawn = Drawn()
-    for column, axis in zip(results.columns, axes, strict=True):
-        panel(results, partial(_curves_of, results, curves), column, x, axis, first, drawn)
+    draw_tracks(results, partial(_curves_of, results, curves), x, axes, first, drawn)
     if not results.states.get("done"):
         return empty(xlabel.capitalize(), "No finished run has a learning curve yet.")
     if not drawn.handles:
@@ -233,6 +233,8 @@ def _tracks(
         axis.set_xlabel(xlabel)
         if logarithmic and axis.lines:
             axis.set_xscale("log")
+        elif x != "cost/seconds" and axis.lines:
+            axis.xaxis.get_major_locator().set_params(integer=True)
     label_left(axes, axis_label(results, "validation"))
     return finish(figure, drawn.footnotes(level), drawn.handles)
 
