@@ -128,7 +128,9 @@ def load(name: str | Path) -> Suite:
                 f"{path}: the claims of {name} are of its metric {metric!r}; this suite's is "
                 f"{other!r}: give it [[claims]] of its own, or claims = []"
             )
-        data = {**given, **data}
+        # Of other cells curves are others, too.
+        same_cells = data.keys().isdisjoint({"budgets", "columns", "rows"})
+        data = {**given, **data, "extended_metric": (metric or "") if same_cells else ""}
     return from_dict(data, path)
 
 

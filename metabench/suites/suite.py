@@ -64,6 +64,8 @@ class Suite:
     """Kinds of plots, of ``PLOTS``; empty: all but "frontier"."""
     costs: list[str] = field(default_factory=list)
     """Costs that plots show; empty: their own choice."""
+    extended_metric: str = ""
+    """The metric of the suite that this one extends, whose cells it has; empty: none, or others."""
     paper: list[Published] = field(default_factory=list)
     paper_rows: list[PaperRow] = field(default_factory=list)
     claims: list[PaperClaim] = field(default_factory=list)

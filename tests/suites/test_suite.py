@@ -515,6 +515,8 @@ def test_a_suite_can_show_another_metric_of_the_same_cells(tmp_path: Path) -> No
     other.write_text(f'extends = "small"\ncolumns = ["{first}"]\n')
     narrow = suites.load(other)
     assert [c.id for c in narrow.columns] == [first] and len(one.columns) > 1
+    # What the other suite's curves are of, where cells are the same.
+    assert [s.extended_metric for s in (one, two, narrow)] == ["", one.metric, one.metric]
     assert {c.cell.key for c in narrow.cells("laptop")} == {
         c.cell.key for c in one.cells("laptop") if c.column == first
     }

@@ -7,17 +7,19 @@ Only finished runs are drawn. Footnotes say what the shades are and what is miss
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.curves import Line, Part, spaced, trajectory
+from metabench.analysis.curves import Line, Part, line, spaced, trajectory
 from metabench.analysis.results import Records, Results, check_names, read_curves
 from metabench.core.costs import Counts
 from metabench.core.errors import NotDrawn
 from metabench.core.settings import fields, several
+from metabench.core.text import listed
 from metabench.reports.figures.cost_frontier import WORDS, costs_known, frontier
 from metabench.reports.figures.critical_difference import ranking
+from metabench.reports.figures.drawn import Drawn
 from metabench.reports.figures.profiles import profile_figure
 from metabench.reports.figures.style import (
     axis_label,
@@ -29,7 +31,7 @@ from metabench.reports.figures.style import (
     save,
     styled,
 )
-from metabench.reports.figures.tracks import Drawn, panel
+from metabench.reports.figures.tracks import draw_tracks
 from metabench.store.record import Curve
 from metabench.suites.schema import COSTS, DERIVATIVES, PLOTS, Column
 
@@ -49,6 +51,10 @@ DERIVATIVES_SUM = "derivatives"
 DEFAULT_COST = "inner_gradients"
 MOST_PARTS = 10
 """How many lines of a trajectory are drawn: those that move most."""
+LONGEST_NAME = 16
+"""Letters of a part of lam at the end of its line."""
+UNEQUAL = 5.0
+"""Outer steps that differ in cost by more than this are no axis to compare rows on."""
 UNEVEN = 30
 """A trajectory's axis is logarithmic where the largest line is so many times the smallest."""
 
@@ -102,6 +108,38 @@ class Figures:
         found = _summed(name for curve in self.curves.values() for name in curve)
         return sorted(found or {*fields(Counts), DERIVATIVES_SUM, "seconds"})
 
+    @cached_property
+    def by_cost(self) -> bool:
+        """Whether curves of a suite that asks for no plot are read against all derivatives: in some
+        column an outer step of one row takes more than ``UNEQUAL`` times those of another's, and
+        rows end nearer to each other in derivatives than in steps."""
+        columns = [] if self.results.suite.plots else self.results.columns
+        return any(self._by_cost(column.id) for column in columns)
+
+    def _by_cost(self, column: str) -> bool:
+        last = []
+        for row in self.results.rows:
+            known = _curves_of(self.results, self.curves, row.id, column)
+            found = line([*map(_with_sum, known)], f"cost/{DERIVATIVES_SUM}")
+            if found is not None and found.x[-1] > 0:
+                last.append((found.x[-1], found.y[-1]))
+        # A step of what needs no derivatives has another price, which is not known here.
+        if not last or min(cost for _, cost in last) <= 0:
+            return False
+        steps, costs, prices = (
+            max(values) / min(values)
+            for values in (*zip(*last, strict=True), [c / s for s, c in last])
+        )
+        return bool(prices > UNEQUAL and costs < steps)
+
+    def repeats(self) -> bool:
+        """Whether the suite extends another whose metric has the same curves."""
+        suite = self.results.suite
+        base, own = f"valid/{suite.extended_metric}", f"valid/{suite.metric}"
+        return bool(suite.extended_metric) and all(
+            curve.get(base) == curve.get(own) for curve in self.curves.values()
+        )
+
     def _figures(self, kind: str, cost: str) -> dict[str, Figure]:
         results, curves = self.results, self.curves
         if kind == "learning":
@@ -109,7 +147,8 @@ class Figures:
         if kind in COSTLY:
             check_names("cost called", [cost], self.costs(kind))
         if kind == "cost":
-            return {f"cost-{cost}": _against_cost(results, curves, cost)}
+            logarithmic = cost == DERIVATIVES_SUM and self.by_cost
+            return {f"cost-{cost}": _against_cost(results, curves, cost, logarithmic)}
         if kind == "trajectories":
             drawn = {c.id: _trajectories(results, curves, c) for c in results.columns}
             return {f"trajectories-{_slug(at)}": f for at, f in drawn.items() if f is not None}
@@ -220,8 +259,7 @@ def _tracks(
     figure, axes = panels([column.label or column.id for column in results.columns])
     first = (lambda found: sum(v <= 0 for v in found.x)) if logarithmic else (lambda _: 0)
     drawn = Drawn()
-    for column, axis in zip(results.columns, axes, strict=True):
-        panel(results, partial(_curves_of, results, curves), column, x, axis, first, drawn)
+    draw_tracks(results, partial(_curves_of, results, curves), x, axes, first, drawn)
     if not results.states.get("done"):
         return empty(xlabel.capitalize(), "No finished run has a learning curve yet.")
     if not drawn.handles:
@@ -233,6 +271,8 @@ def _tracks(
         axis.set_xlabel(xlabel)
         if logarithmic and axis.lines:
             axis.set_xscale("log")
+        elif x != "cost/seconds" and axis.lines:
+            axis.locator_params("x", integer=True)
     label_left(axes, axis_label(results, "validation"))
     return finish(figure, drawn.footnotes(level), drawn.handles)
 
@@ -250,12 +290,15 @@ def _learning(results: Results, curves: dict[str, Curve]) -> Figure:
     return _tracks(results, curves, "step", "outer steps", "no outer step taken", logarithmic)
 
 
-def _against_cost(results: Results, curves: dict[str, Curve], cost: str) -> Figure:
-    """The validation metric against the cost so far."""
+def _against_cost(
+    results: Results, curves: dict[str, Curve], cost: str, logarithmic: bool
+) -> Figure:
+    """The validation metric against the cost so far, on a ``logarithmic`` axis or one that is where
+    runs end far apart."""
     name = f"cost/{cost}"
     if cost == DERIVATIVES_SUM:
         curves = {key: _with_sum(curve) for key, curve in curves.items()}
-    logarithmic = _far_apart(results, curves, name)
+    logarithmic = logarithmic or _far_apart(results, curves, name)
     words = "training seconds" if cost == "seconds" else WORDS.get(cost, cost.replace("_", " "))
     return _tracks(results, curves, name, words, "at no such cost (last value)", logarithmic)
 
@@ -273,6 +316,7 @@ def _trajectories(results: Results, curves: dict[str, Curve], column: Column) ->
         return None
     large = any(part.large for parts in found.values() for part in parts)
     figure, axes = panels(list(found))
+    begins: dict[str, None] = {}
     colours = mpl.colormaps["viridis"]
     for axis, parts in zip(axes, found.values(), strict=True):
         kept = sorted(sorted(parts, key=lambda p: -p.moved)[:MOST_PARTS], key=parts.index)
@@ -282,10 +326,26 @@ def _trajectories(results: Results, curves: dict[str, Curve], column: Column) ->
             axis.plot(x, y, color=colour, lw=1.2)
             axis.fill_between(x, part.line.low, part.line.high, color=colour, alpha=0.12, lw=0)
         _scaled(axis, [p.line for p in kept])
-        _end_labels(axis, [(p.label, p.line) for p in kept], colours)
+        begin = _common([p.label for p in kept])
+        begins |= {begin.rstrip("._"): None} if begin else {}
+        _end_labels(axis, [(p.label.removeprefix(begin), p.line) for p in kept], colours)
         axis.set_xlabel("outer steps")
     label_left(axes, "change of size" if large else "lam")
-    return finish(figure, _trajectory_footnotes(column.label or column.id, found, large))
+    footnotes = _trajectory_footnotes(column.label or column.id, found, large)
+    if begins:
+        footnotes.append(f"Left out of names: {listed(begins)}.")
+    return finish(figure, footnotes)
+
+
+def _common(names: Sequence[str]) -> str:
+    """What the names that are too long to be shown begin with, up to a point or stroke."""
+    long = [name for name in names if len(name) > LONGEST_NAME]
+    if len(long) < 2:
+        return ""
+    shared = min(long)
+    while not all(name.startswith(shared) for name in long):
+        shared = shared[:-1]
+    return shared[: max(shared.rfind("."), shared.rfind("_")) + 1]
 
 
 def _trajectory_footnotes(task: str, found: dict[str, list[Part]], large: bool) -> list[str]:
@@ -323,7 +383,7 @@ def _end_labels(axis: Axes, lines: Sequence[tuple[str, Line]], colours: Any) -> 
     places = spaced(ends, 0.085 * (high - low), low, high)
     for i, ((label, found), end, place) in enumerate(zip(lines, ends, places, strict=True)):
         colour = colours(0.82 * i / max(1, len(lines) - 1))
-        short = label if len(label) <= 16 else "…" + label[-15:]
+        short = label if len(label) <= LONGEST_NAME else "…" + label[1 - LONGEST_NAME :]
         axis.annotate(
             plain(short),
             (right, found.y[-1]),

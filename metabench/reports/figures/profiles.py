@@ -7,7 +7,7 @@ bound of a column: values in other units are never pooled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metabench.analysis.rankings import normalised
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOW, HIGH = -0.25, 1.02
-"""The axis: what is worse by more than a quarter of the way stands at its left end."""
+"""The axis at its longest: what is worse by more than a quarter of the way stands at its left end.
+It is shorter where scores are."""
+ROOM = 0.05
+"""Beside the least and the greatest score, as part of what lies between them."""
 
 
 def profile_figure(results: Results) -> Figure:
@@ -32,7 +35,8 @@ def profile_figure(results: Results) -> Figure:
         why = "; ".join(scores.left_out) or "no run has finished yet"
         raise NotDrawn(f"no performance profile of {results.suite.name}: {why}")
     values = {v for groups in scores.by_row.values() for group in groups for v in group}
-    grid = [LOW, *sorted(v for v in values if LOW < v < HIGH), HIGH]
+    low, high = _ends(values)
+    grid = [low, *sorted(v for v in values if low < v < high), high]
     footnotes = [
         "Share of finished runs (columns weigh the same) whose score is at least the one on the "
         "axis: 0 what no learning has, 1 the bound. In the legend: the interquartile mean of all "
@@ -59,10 +63,17 @@ def profile_figure(results: Results) -> Figure:
         (handle,) = axis.plot(grid, [100 * s for s in share], **look)
         handles[f"{row.label or row.id}: {_robust_mean(groups)}"] = handle
     axis.set_ylim(-3, 103)
-    axis.set_xlim(LOW, HIGH)
+    axis.set_xlim(low, high)
     axis.set_xlabel("score (0 no learning, 1 the bound)")
     axis.set_ylabel("runs, %")
     return finish(figure, footnotes, handles)
+
+
+def _ends(scores: Collection[float]) -> tuple[float, float]:
+    """Where the axis begins and ends."""
+    low, high = (min(max(end(scores), LOW), HIGH) for end in (min, max))
+    room = ROOM * (high - low) or ROOM
+    return max(LOW, low - room), min(HIGH, high + room)
 
 
 def _robust_mean(groups: Sequence[Sequence[float]]) -> str:

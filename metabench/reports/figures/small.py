@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from metabench.analysis.results import Records, Results
 from metabench.core.errors import NotDrawn
-from metabench.reports.figures.plots import Figures, kinds_of
+from metabench.reports.figures.plots import DERIVATIVES_SUM, Figures, kinds_of
 from metabench.reports.figures.style import COLOURS, styled
 
 if TYPE_CHECKING:
@@ -25,10 +25,17 @@ PALETTE = 48
 
 
 def small_figure(results: Results, store: Records) -> bytes | None:
-    """The first figure of the suite's first kind as PNG; None where there is none, or where it is
-    larger than ``LARGEST``."""
+    """The first figure of the suite's first kind as PNG; None where there is none, where it is
+    larger than ``LARGEST``, and where it is that of the suite which this one extends.
+
+    A suite that asks for no kind has learning curves, or those against cost
+    (:attr:`~metabench.reports.figures.plots.Figures.by_cost`).
+    """
+    known, kind = Figures(results, store), kinds_of(results.suite)[0]
+    if kind in ("learning", "cost") and known.repeats():
+        return None
     try:
-        drawn = Figures(results, store).own(kinds_of(results.suite)[0])
+        drawn = known.of(["cost"], DERIVATIVES_SUM) if known.by_cost else known.own(kind)
     except NotDrawn:
         return None
     first = next(iter(drawn.values()), None)

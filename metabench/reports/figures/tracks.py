@@ -1,21 +1,25 @@
-"""A panel of validation metrics against steps or costs: a line and a band for each row.
+"""Panels of validation metrics against steps or costs: a line and a band for each row.
 
-The axis is logarithmic where positive values span powers of ten; bands are intervals of logarithms
+Axes are logarithmic where a linear one would hide most lines; bands are intervals of logarithms
 there. Few or very scattered seeds are thin lines of their own instead of a band; where these would
-bury the means, the last point has its interval as a bar.
+bury the means, the last point has its interval as a bar, in every panel of the figure.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from metabench.analysis.curves import Line, line
 from metabench.analysis.results import Results
-from metabench.core.text import counted, listed
+from metabench.core.text import counted
+from metabench.reports.figures.drawn import FEWEST_POINTS, Drawn
+from metabench.reports.figures.scales import ends, floor_of, logarithmic
 from metabench.reports.figures.style import GREY, look_of, scale_of
 from metabench.store.record import Curve
 from metabench.suites.schema import Column
@@ -23,20 +27,16 @@ from metabench.suites.schema import Column
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SPAN = 100.0
-"""An axis is logarithmic where the largest value is more than so many times the smallest."""
 FEWEST = 3
 """Seeds that a band is drawn of."""
 WIDEST = 0.25
 """A band that is on average so much of the panel's height is not drawn."""
 MOST_SEEDS = 40
-"""Thin lines of single seeds in a panel: more would bury the means."""
+"""Thin lines of single seeds in a panel: more would bury the means, and no panel has any then."""
 ASIDE = 2.5
 """Points from one row's bar at the last x to the next row's."""
 ROOM = 0.015
 """Of a panel's width, beside the lines, for each such bar."""
-FEWEST_POINTS = 3
-"""Of a curve: a start and one look at a run are two numbers, which a table tells as well."""
 CLOSE = 0.01
 """Two lines that stay so near, as part of the panel's height, are said to coincide."""
 
@@ -57,145 +57,155 @@ class Track(NamedTuple):
 
 
 @dataclass
-class Drawn:
-    """What has been drawn of validation metrics: handles by label, and what footnotes tell."""
+class Panel:
+    """A column's lines, and how they are drawn on its axis."""
 
-    handles: dict[str, Any] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    levels: list[str] = field(default_factory=list)
-    alike: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
-    panels: int = 0
-    seeds: int = 0
-    bands: set[str] = field(default_factory=set)
-    """Of which kinds bands are: "interval", "logarithms"."""
-    thin: bool = False
-    bars: bool = False
-    floored: bool = False
+    name: str
+    axis: Axes
+    tracks: list[Track]
+    scale: float
     logarithmic: bool = False
-    points: int = 0
-    """Of the longest line that moves along x."""
-    varied: bool = False
-    """Whether the values of some panel differ."""
+    floor: float | None = None
+    """What stands for 0 on a logarithmic axis, where some seed has that."""
 
-    def footnotes(self, level: str) -> list[str]:
-        """What lines and shades are, what coincides and what is missing; ``level`` explains the
-        level lines."""
-        out = [self._spread()] if self.seeds > 1 else ["One finished seed: other seeds may differ."]
-        if self.floored:
-            out.append("Values of 0 or less are drawn at the bottom of a logarithmic axis.")
-        if self.levels:
-            out.append(f"Dashed level lines: {listed(dict.fromkeys(self.levels))}, {level}.")
-        if self.alike:
-            together = [f"{listed(them)} ({self._where(at)})" for them, at in self.alike.items()]
-            out.append(f"Lines that coincide: {'; '.join(together)}.")
-        if self.missing:
-            out.append(f"Incomplete: {'; '.join(self.missing)}.")
-        return out
+    @property
+    def shown(self) -> list[list[float]]:
+        """The values that each line shows."""
+        return [[v * self.scale for v in t.mean.y[_from(t) :]] for t in self.tracks]
 
-    def nothing(self) -> str:
-        """Why these lines show nothing that a table does not tell; empty where they do."""
-        if self.points < FEWEST_POINTS:
-            return "no run is looked at more than once on its way"
-        return "" if self.varied else "all values are equal"
+    @cached_property
+    def whole(self) -> float:
+        """How high the means are, on the axis's own scale."""
+        values = [v for line in self.shown for v in line]
+        return float(np.ptp(self._across(values))) or 1.0
 
-    def _spread(self) -> str:
-        kinds = {"interval": "over seeds", "logarithms": "of logarithms on logarithmic axes"}
-        parts = ["Mean over finished seeds"]
-        if self.logarithmic:
-            parts[0] += ", geometric on logarithmic axes"
-        if self.bands:
-            what = ", ".join(text for kind, text in kinds.items() if kind in self.bands)
-            parts.append(f"shade: 95 % t-interval {what}")
-        if self.thin:
-            parts.append("thin lines: single seeds, where they are fewer than three or far apart")
-        if self.bars:
-            parts.append(
-                "bars at the end: that interval of the last point, where seeds are far apart and "
-                "too many to draw"
-                if self.bands
-                else "bars at the end: 95 % t-interval of the last point; seeds are far apart"
-            )
-        return "; ".join(parts) + "."
+    def height(self, values: Sequence[float]) -> Any:
+        """Heights as parts of the panel's."""
+        return self._across([v * self.scale for v in values]) / self.whole
 
-    def _where(self, panels: list[str]) -> str:
-        if len(panels) == self.panels:
-            return "in every panel" if self.panels > 1 else "all along"
-        return listed(panels) if len(panels) < 3 else f"in {len(panels)} of {self.panels} panels"
+    def _across(self, values: Sequence[float]) -> Any:
+        return np.log(values) if self.logarithmic else np.asarray(values)
+
+    @cached_property
+    def loose(self) -> list[Track]:
+        """Rows whose seeds are too few or too far apart for a band."""
+        return [t for t in self.tracks if not t.level and _scattered(t, self.height)]
 
 
-def panel(
+def draw_tracks(
     results: Results,
     curves: Callable[[str, str], list[Curve]],
-    column: Column,
     x: str,
-    axis: Axes,
+    axes: Sequence[Axes],
     start: Callable[[Line], int],
     drawn: Drawn,
 ) -> None:
-    """Draw the validation metric of every row against ``x``, each from the point ``start``; a row
-    that does not move along x becomes a level line. ``curves`` gives those of a row and column."""
-    y, name = f"valid/{results.suite.metric}", column.label or column.id
+    """Draw the validation metric of every row against ``x``, a column on each axis, each row from
+    the point ``start``; one that does not move along x becomes a level line. ``curves`` gives those
+    of a row and column."""
+    y = f"valid/{results.suite.metric}"
+    panels = [
+        Panel(
+            column.label or column.id,
+            axis,
+            _tracks_of(results, curves, column, (y, x), start, drawn),
+            scale_of(results),
+        )
+        for column, axis in zip(results.columns, axes, strict=True)
+    ]
+    if not results.suite.percent:
+        small = results.suite.goal == "min"
+        for panel, log in zip(panels, logarithmic([p.shown for p in panels], small), strict=True):
+            if log:
+                _to_logarithms(panel, (y, x), drawn)
+    seeds = (v for p in panels for t in p.tracks for c in t.curves for v in c.get(y, []))
+    # No interval reaches below 0 where no value of the metric does.
+    least = -math.inf if any(v is not None and v < 0 for v in seeds) else 0.0
+    bounds = least, 100.0 if results.suite.percent else math.inf
+    crowded = any(sum(t.mean.seeds for t in panel.loose) > MOST_SEEDS for panel in panels)
+    for panel in panels:
+        _draw(panel, (y, x), bounds, crowded, drawn)
+
+
+def _tracks_of(
+    results: Results,
+    curves: Callable[[str, str], list[Curve]],
+    column: Column,
+    columns: tuple[str, str],
+    start: Callable[[Line], int],
+    drawn: Drawn,
+) -> list[Track]:
     tracks = []
     for number, row in enumerate(results.rows):
         known = curves(row.id, column.id)
-        found = line(known, y, x)
+        found = line(known, *columns)
         if found is None:
             continue
         label = row.label or row.id
         tracks.append(Track(number, label, known, found, start(found)))
         runs = len(results.table_cells[row.id, column.id].runs)
         if found.seeds < runs:
+            name = column.label or column.id
             drawn.missing.append(f"{label} ({name}: {found.seeds} of {counted(runs, 'seed')})")
+    return tracks
+
+
+def _to_logarithms(panel: Panel, columns: tuple[str, str], drawn: Drawn) -> None:
+    values = [v for t in panel.tracks for c in t.curves for v in c.get(columns[0], [])]
+    least = min(v for v in values if v is not None)
+    panel.logarithmic, panel.floor = True, floor_of(panel.shown, least)
+    drawn.logarithmic, drawn.floored = True, drawn.floored or panel.floor is not None
+    floor = (panel.floor or 0.0) / panel.scale
+    panel.tracks = [_of_logarithms(t, *columns, floor) for t in panel.tracks]
+
+
+def _draw(
+    panel: Panel,
+    columns: tuple[str, str],
+    bounds: tuple[float, float],
+    crowded: bool,
+    drawn: Drawn,
+) -> None:
+    axis, tracks, loose = panel.axis, panel.tracks, panel.loose
     drawn.panels += 1
     if not tracks:
         axis.set(xticks=[], yticks=[])
         axis.text(0.5, 0.5, "no curves", transform=axis.transAxes, ha="center", color=GREY)
         return
-    scale = scale_of(results)
-    shown = [v * scale for track in tracks for v in track.mean.y[_from(track) :]]
-    limits = None if results.suite.percent else decades(shown)
-    if limits:
-        drawn.logarithmic = True
+    if panel.logarithmic:
         axis.set_yscale("log")
-        axis.set_ylim(*limits)
-        drawn.floored = drawn.floored or min(shown) <= 0
-        tracks = [_of_logarithms(track, y, x, limits[0] / scale) for track in tracks]
-        shown = [v * scale for track in tracks for v in track.mean.y[_from(track) :]]
-    # Heights are compared as parts of the panel, on its own scale.
-    across = np.log if limits else np.asarray
-    whole = float(np.ptp(across(np.asarray(shown)))) or 1.0
-
-    def height(values: Sequence[float]) -> Any:
-        return across(np.asarray(values) * scale) / whole
-
-    ends = {v for t in tracks for v in (*t.mean.low[_from(t) :], *t.mean.high[_from(t) :])}
-    drawn.varied = drawn.varied or len(ends) > 1
-    loose = [t for t in tracks if not t.level and _scattered(t, height)]
-    crowded = sum(t.mean.seeds for t in loose) > MOST_SEEDS
+        around = _around(panel, columns[0], crowded)
+        axis.set_ylim(*ends(panel.shown, around, panel.floor))
+    far = {v for t in tracks for v in (*t.mean.low[_from(t) :], *t.mean.high[_from(t) :])}
+    drawn.varied = drawn.varied or len(far) > 1
     if crowded:
         axis.margins(x=0.05 + ROOM * len(loose))
     for track in tracks:
         drawn.seeds = max(drawn.seeds, track.mean.seeds)
-        drawn.points = max(drawn.points, 0 if track.level else len(track.mean.x))
         if track.level:
             drawn.levels.append(track.label)
-            handle = _level(axis, track, scale)
+            handle = _level(axis, track, panel.scale)
         else:
+            drawn.lines += 1
+            drawn.courses += len(track.mean.x) >= FEWEST_POINTS
             place = loose.index(track) + 1 if track in loose else 0
             spread = "band" if not place else "bar" if crowded else "seeds"
-            handle = _moving(results, axis, track, spread, place, drawn, (y, x))
+            handle = _moving(panel, track, spread, place, bounds, drawn, columns)
         drawn.handles.setdefault(track.label, handle)
-    _note_coincident(tracks, height, drawn, name)
+    _note_coincident(tracks, panel.height, drawn, panel.name)
 
 
-def decades(values: Sequence[float]) -> tuple[float, float] | None:
-    """Limits of a logarithmic axis, where positive values span more than ``SPAN``, and none is
-    negative; None elsewhere."""
-    above = [v for v in values if v > 0]
-    if not above or min(values) < 0 or max(above) <= SPAN * min(above):
-        return None
-    room = max(2.0, (max(above) / min(above)) ** 0.05)
-    return min(above) / room, room * max(above)
+def _around(panel: Panel, y: str, crowded: bool) -> list[float]:
+    """Values of what is drawn around means: bands, single seeds, bars at the end."""
+    out: list[float] = []
+    for track in panel.tracks:
+        mean, scattered = track.mean, track in panel.loose
+        if scattered and not crowded:
+            out += [v for c in track.curves for v in c.get(y, [])[track.first :] if v is not None]
+        elif not track.level:
+            at = -1 if scattered else track.first
+            out += [*mean.low[at:], *mean.high[at:]]
+    return [v * panel.scale for v in out]
 
 
 def _from(track: Track) -> int:
@@ -225,31 +235,29 @@ def _level(axis: Axes, track: Track, scale: float) -> Any:
 
 
 def _moving(
-    results: Results,
-    axis: Axes,
+    panel: Panel,
     track: Track,
     spread: str,
     place: int,
+    bounds: tuple[float, float],
     drawn: Drawn,
     columns: tuple[str, str],
 ) -> Any:
     """A mean from its first point, and its "band", its "seeds" or the "bar" of its last point, at
-    this ``place`` beside others'; one point has a stroke."""
-    scale, look, first = scale_of(results), look_of(track.number), track.first
-    found, kind = track.mean, "logarithms" if axis.get_yscale() == "log" else "interval"
+    this ``place`` beside others'; one point has a stroke. No interval leaves the ``bounds``."""
+    axis, scale, look, first = panel.axis, panel.scale, look_of(track.number), track.first
+    found, kind = track.mean, "logarithms" if panel.logarithmic else "interval"
     xs, ys = found.x[first:], [v * scale for v in found.y[first:]]
     every = max(1, len(xs) // 6)
     (handle,) = axis.plot(xs, ys, **look, markevery=(track.number % every, every))
-    lows, highs = found.low[first:], found.high[first:]
     if found.seeds < 2:
         return handle
     if spread == "seeds":
         drawn.thin = True
         _seeds(axis, track, scale, columns)
         return handle
-    below, above = ([v * scale for v in values] for values in (lows, highs))
-    if results.suite.percent:
-        below, above = [max(0.0, v) for v in below], [min(100.0, v) for v in above]
+    below = [max(bounds[0], v * scale) for v in found.low[first:]]
+    above = [min(bounds[1], v * scale) for v in found.high[first:]]
     if spread == "bar":
         drawn.bars = True
         _end_bar(axis, look["color"], place, xs[-1], below[-1], above[-1])

@@ -257,6 +257,19 @@ def test_a_small_entry_of_lam_is_seen_beside_a_large_one(suite, helpers, size, s
     assert {"rate", "angle"} <= set(names(figure).split())
 
 
+def test_long_names_of_parts_lose_what_they_share(suite, helpers):
+    store = helpers.fill(suite, "laptop")
+    for curve in store.curves.values():
+        for name in [name for name in curve if name.startswith("lam/")]:
+            del curve[name]
+        for i, name in enumerate(("log_precision.layer0", "log_precision.last", "rate")):
+            curve[f"lam/{name}"] = [(i + 1) * 0.01 * k for k in range(len(curve["step"]))]
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    text = names(plots.figures(results, store, ["trajectories"])["trajectories-5w1s"])
+    assert {"layer0", "last", "rate"} <= set(text.split()) and "…" not in text
+    assert "Left out of names: log_precision." in text
+
+
 def test_names_are_no_mathematics_and_no_hidden_entries(helpers, tmp_path):
     rows = [
         {
@@ -287,6 +300,16 @@ def test_the_profile_names_the_interquartile_mean_of_every_method(full):
     label = next(row.label for row in results.rows if row.id == "maml")
     assert len(runs) == 6 and f"{label}: {sum(runs[1:-1]) / 4:.3g} [" in text
     assert "bootstrap stratified by column" in " ".join(text.split())
+
+
+def test_the_axis_of_a_profile_ends_where_scores_do(full):
+    results, store = full
+    axis = plots.figures(results, store, ["profile"])["profile"].axes[0]
+    groups = normalised(results).by_row.values()
+    scores = [v for columns in groups for runs in columns for v in runs if v > -0.25]
+    room = 0.05 * (max(scores) - min(scores))
+    limits = min(scores) - room, min(1.02, max(scores) + room)
+    assert axis.get_xlim() == pytest.approx(limits) and axis.get_xlim()[0] > -0.2
 
 
 def test_one_run_a_column_has_no_bootstrap_interval(suite, helpers):

@@ -34,21 +34,6 @@ def drawn(helpers, values, seeds=3, monkeypatch=None):
     return figure.axes[0], " ".join(figure._supxlabel.get_text().split())
 
 
-@pytest.mark.parametrize(
-    ("values", "limits"),
-    [
-        ([1.0, 1e-3], (5e-4, 2.0)),
-        ([1.0, 1e-3, 0.0], (5e-4, 2.0)),
-        ([1.0, 0.02], None),
-        ([1.0, 0.0], None),
-        ([1.0, -1e-9], None),
-        ([], None),
-    ],
-)
-def test_values_that_span_powers_of_ten_have_a_logarithmic_axis(values, limits):
-    assert tracks.decades(values) == (pytest.approx(limits) if limits else None)
-
-
 def test_a_band_on_a_logarithmic_axis_stays_above_the_bottom(helpers):
     """The t-interval of 1, 2 and 4 reaches below 0; that of their logarithms does not."""
     axis, text = drawn(helpers, lambda i, s, k: 2.0**s * 10.0 ** -(i + 1) * 10.0**-k)
@@ -79,7 +64,7 @@ def test_seeds_too_many_and_far_apart_have_a_bar_at_the_end(helpers, monkeypatch
     half = 4.302652729911275 * 10.0 / math.sqrt(3)
     for bar, mean in zip(bars, (found for found in axis.lines if _moves(found)), strict=True):
         middle = mean.get_ydata()[-1]
-        assert bar.get_ydata() == pytest.approx([middle - half, middle + half])
+        assert bar.get_ydata() == pytest.approx([max(0.0, middle - half), middle + half])
         assert set(bar.get_xdata()) == {mean.get_xdata()[-1]}
     # Beside each other, within the panel.
     axis.figure.canvas.draw()
@@ -106,8 +91,10 @@ def test_runs_that_are_looked_at_once_have_no_curve(helpers):
     """Two numbers, joined by a straight line, are no course of training."""
     with pytest.raises(NotDrawn, match="no run is looked at more than once on its way"):
         drawn(helpers, lambda i, s, k: i + 0.3 * k if k < 2 else None)
-    # A third point of one row is one.
-    assert drawn(helpers, lambda i, s, k: i + 0.3 * k if k < 2 + (i == 1) else None)
+    # A third point of two rows is one; that of one beside two strokes is not.
+    assert drawn(helpers, lambda i, s, k: i + 0.3 * k if k < 2 + (i < 2) else None)
+    with pytest.raises(NotDrawn, match="most runs are looked at no more than once"):
+        drawn(helpers, lambda i, s, k: i + 0.3 * k if k < 2 + (i == 1) else None)
 
 
 def test_a_difference_of_two_splits_has_no_curve_on_one(helpers, full):
@@ -145,3 +132,84 @@ def test_a_value_of_0_is_at_the_bottom_and_said(helpers):
     assert axis.get_yscale() == "log"
     assert np.isfinite([v for found in axis.lines for v in found.get_ydata()]).all()
     assert "0 or less are drawn at the bottom" in text
+
+
+def test_no_interval_of_a_metric_without_negative_values_reaches_below_0(helpers):
+    """Seeds at 0, 0 and 0.4 have a t-interval of 0.13 +- 0.57."""
+
+    def ends(lowest):
+        values = 9.0, 6.0, 4.0, lowest
+        axis, _ = drawn(
+            helpers, lambda i, s, k: 0.4 * (s == 2) if i else values[min(k, len(values) - 1)]
+        )
+        paths = [path for band in axis.collections for path in band.get_paths()]
+        return [path.vertices[:, 1].min() for path in paths]
+
+    assert min(ends(3.0)) == 0.0
+    # One negative value, and intervals may.
+    assert sum(end < -0.4 for end in ends(-3.0)) == 3
+
+
+def two_panels(helpers, values, goal):
+    """Learning curves of three rows on two columns; ``values(column, row, seed)`` at a step."""
+    rows = [
+        {"id": f"r{i}", "method": "bilevel", "set": {"method": {"inner_steps": 10 + i}}}
+        for i in range(3)
+    ]
+    columns = [
+        {"id": name, "task": "ridge", "set": {"task": {"rows": 40 + n}}}
+        for n, name in enumerate(("one", "two"))
+    ]
+    suite = helpers.make_suite(rows=rows, paper=[], paper_rows=[], columns=columns)
+    store = helpers.fill(suite, "laptop")
+    results = collect(suite, "laptop", store, why_not=helpers.allowed)
+    object.__setattr__(results.suite, "percent", False)
+    object.__setattr__(results.suite, "goal", goal)
+    for c, column in enumerate(results.columns):
+        for i, row in enumerate(results.rows):
+            for s, record in enumerate(results.table_cells[row.id, column.id].done):
+                curve = store.curve(record)
+                curve[f"valid/{results.suite.metric}"] = [
+                    values(c, i, s, k) for k in range(len(curve["step"]))
+                ]
+    return plots.figures(results, store, ["learning"])["learning"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "lowest", "scales"),
+    [
+        ("min", 1.0, ["log", "log"]),
+        # Small values of what is to be large are not what one looks for.
+        ("max", 1.0, ["linear", "linear"]),
+        # Negative values have no logarithm: each panel for itself.
+        ("min", -1.0, ["log", "linear"]),
+    ],
+)
+def test_panels_share_a_logarithmic_axis_where_one_row_hides_the_others(
+    helpers, goal, lowest, scales
+):
+    """In the first panel two of three rows lie at a twentieth of the third."""
+    figure = two_panels(
+        helpers,
+        lambda c, i, s, k: (20.0 if i == c == 0 else lowest if c else 1.0) + 0.1 * k + 0.01 * s,
+        goal,
+    )
+    assert [axis.get_yscale() for axis in figure.axes] == scales
+
+
+def test_one_crowded_panel_has_bars_in_all(helpers, monkeypatch):
+    """By itself the second panel, with one row far apart, would have thin lines."""
+    monkeypatch.setattr(tracks, "MOST_SEEDS", 8)
+    figure = two_panels(
+        helpers, lambda c, i, s, k: 9.0 * i + 0.1 * k + (30.0 * s if i == 0 or not c else 0), "max"
+    )
+    assert all(found.get_linewidth() > 1 for axis in figure.axes for found in axis.lines)
+    assert "bars at the end" in figure._supxlabel.get_text()
+    assert "thin" not in figure._supxlabel.get_text()
+
+
+def test_steps_are_whole_numbers(helpers):
+    figure = two_panels(helpers, lambda c, i, s, k: i + 0.1 * k, "max")
+    figure.canvas.draw()
+    for axis in figure.axes:
+        assert all(float(tick).is_integer() for tick in axis.get_xticks())
