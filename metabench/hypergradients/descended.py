@@ -31,9 +31,12 @@ def several(
     mode: Checkpointing,
     memory_budget: float,
 ) -> list[Hypergradient] | None:
-    """Of every episode, in order, without theta, which would take as much memory again; None where the problem has no such derivation, or not for such
-    steps: of another solver, with learned step sizes, of some parameters only, from a carried
-    theta, or so many that the whole graph is not kept."""
+    """Of every episode, in order, without theta, which would take as much memory again.
+
+    None where the problem has no such derivation, or not for such steps: of another solver, with
+    learned step sizes, of some parameters only, from a carried theta, or so many that the whole
+    graph is not kept.
+    """
     size, (lam, learned) = ctx.problem.descends_at_once, split(autodiff.detach(state.outer))
     if not size or learned or only is not None or state.theta is not None:
         return None
