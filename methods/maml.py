@@ -19,6 +19,7 @@ al. 2020, arXiv 1909.09157: inner steps move the head only), Meta-SGD (Li et al.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -40,7 +41,7 @@ from metabench.contract.problem import GRADIENTS, Episode, Params
 from metabench.contract.solver import Rate, SolverState
 from metabench.core import settings
 from metabench.core.registry import method
-from metabench.hypergradients import unrolled
+from metabench.hypergradients import descended, unrolled
 
 RATE = "rate."  # prefix of learned step sizes
 NORM = "norm."  # prefix of the batch norms' parameters in the inner steps after the first
@@ -207,6 +208,41 @@ class MAML(unrolled.Unrolling):
         """None in first order; none to choose a memory for where the whole graph is kept."""
         second = self.order == "second" and not self.by_step
         return self.inner_steps if second else 0
+
+    def hypergradients(
+        self, ctx: Context, state: State, episodes: Sequence[Episode]
+    ) -> list[Hypergradient]:
+        """Several at once by the problem's own derivation, where it has one for such steps."""
+        found = None
+        if not (self.by_step or ctx.step < self.multi_step_epochs * self.epoch_steps):
+            found = descended.several(
+                ctx,
+                state,
+                episodes,
+                steps=self.inner_steps,
+                rate=self.inner_lr,
+                second_order=self.second_order(ctx),
+                only=self.only(ctx),
+                mode=self.memory,
+                memory_budget=self.memory_budget_gb * 1e9,
+            )
+        return super().hypergradients(ctx, state, episodes) if found is None else found
+
+    def is_at_optimum(
+        self, ctx: Context, lam: Params, found: Sequence[Hypergradient], episodes: Sequence[Episode]
+    ) -> bool:
+        """As of others, adapting anew where the problem's own derivation has kept no theta."""
+
+        def whole(h: Hypergradient, e: Episode) -> Hypergradient:
+            if h.theta:
+                return h
+            start = ctx.problem.init_inner(lam, e)
+            steps = {"steps": self.inner_steps, "lr": self.inner_lr}
+            return h._replace(theta=inner_loop(ctx, lam, start, e, **steps)[0])
+
+        with ctx.uncounted():
+            found = [whole(h, e) for h, e in zip(found, episodes, strict=True)]
+        return super().is_at_optimum(ctx, lam, found, episodes)
 
     def hypergradient(
         self, ctx: Context, lam: Params, theta: Params | None, episode: Episode

@@ -146,7 +146,7 @@ class Metabench:
     """The code that a run uses: the context, method maml's own outer step, and the engine that
     "auto" takes for such episodes in float32 (the gate in float64 goes the same way)."""
 
-    other = False
+    by_hand = True
 
     def __init__(self, case, dtype):
         import torch
@@ -191,6 +191,11 @@ class Metabench:
                 return net.loss(theta, batch["x"], batch["y"])
 
             outer_loss = inner_loss
+            descends_at_once = net.descends_at_once(images) if self.by_hand else 0
+
+            def descended(self, lam, inner, outer, rate, second_order):
+                steps = [(b["x"], b["y"]) for b in inner]
+                return net.descended(lam, steps, (outer["x"], outer["y"]), rate, second_order)
 
             def episode(self, split, index):
                 return episodes[index % len(episodes)]
@@ -206,7 +211,7 @@ class Metabench:
             solver=registry.solvers.get("sgd")(),
             seeds=Seeds.of(0),
             offers=GRADIENTS | {"lam_is_initialisation", "episodes"},
-            engine="vmap" if at_once != self.other else "loop",
+            engine="vmap" if at_once else "loop",
             workers=case["threads"],
         )
         self.episodes, self.state = episodes, self.maml.init(self.ctx)
@@ -218,26 +223,89 @@ class Metabench:
     def gradient(self):
         from metabench.contract import autodiff
 
-        found = self.ctx.over_episodes(
-            lambda e: self.maml.hypergradient(self.ctx, self.state.lam, None, e), self.episodes
-        )
+        found = self.maml.hypergradients(self.ctx, self.state, self.episodes)
         g = autodiff.mean(h.grad for h in found)
         return [g[name] for name in self.names]
 
 
-class OtherEngine(Metabench):
-    """What the rule turns down: vmap where it says one after another, and the other way round."""
+class Autograd(Metabench):
+    """The same without the problem's own derivation of a step (:meth:`Problem.descended`): what
+    other methods than plain MAML have."""
 
-    other = True
+    by_hand = False
+
+
+class Convolutions:
+    """The convolutions of an outer step with a strided network and nothing else, each in the
+    fastest way found: the library's call, or a product with patches that are there already."""
+
+    def __init__(self, case, dtype):
+        support, query = (case["ways"] * case[part] for part in ("shots", "queries"))
+        # Forward, gradient in the weight, in the input; a Hessian product has each of them twice.
+        inner = 1 if case["first_order"] else 3
+        self.work, size, channels = [], case["size"], case["channels"]
+        for block in range(4):
+            for images, times in ((support, inner * case["steps"]), (query, 1)):
+                some = self.ways_of(images, size, channels, case["filters"], dtype)
+                # The images are data: no gradient in them, and no second term of a product.
+                needed = some if block else some[:2]
+                again = times if block or times == 1 else times - 1
+                for ways in needed:
+                    self.work += [min(ways, key=self.seconds)] * again
+            size, channels = -(-size // 2), case["filters"]
+        self.tasks = len(case["tasks"])
+
+    @staticmethod
+    def ways_of(n, size, channels, filters, dtype):
+        """Of each of the three convolutions the ways to compute it, for n images."""
+        import torch
+
+        out = -(-size // 2)
+        x = torch.randn(n, channels, size, size, dtype=dtype)
+        w = torch.randn(filters, channels, 3, 3, dtype=dtype)
+        g = torch.randn(n, filters, out, out, dtype=dtype)
+        x, w, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, w, g))
+        table = torch.randn(n * out * out, 9 * channels, dtype=dtype)
+        rows, gy = torch.randn(filters, 9 * channels), torch.randn(len(table), filters)
+        rows, gy = rows.to(dtype), gy.to(dtype)
+
+        def back(*mask):
+            return torch.ops.aten.convolution_backward(
+                g, x, w, None, [2, 2], [1, 1], [1, 1], False, [0, 0], 1, [*mask, False]
+            )
+
+        return (
+            (lambda: torch.nn.functional.conv2d(x, w, None, 2, 1), lambda: table @ rows.t()),
+            (lambda: back(False, True), lambda: gy.t() @ table),
+            (lambda: back(True, False), lambda: gy @ rows),
+        )
+
+    @staticmethod
+    def seconds(f, repeats=5):
+        """Of this process, the least of several calls."""
+        import time
+
+        found = []
+        for _ in range(repeats + 1):
+            start = time.process_time()
+            f()
+            found.append(time.process_time() - start)
+        return min(found[1:])
+
+    def step(self):
+        for _ in range(self.tasks):
+            for f in self.work:
+                f()
 
 
 IMPLEMENTATIONS = {
     "metabench": Metabench,
-    "other-engine": OtherEngine,
+    "autograd": Autograd,
     "learn2learn": Learn2learn,
     "higher": Higher,
     "torchopt": Torchopt,
     "reference": Reference,
+    "convolutions": Convolutions,
 }
 
 

@@ -46,6 +46,9 @@ class Benchmark:
     more: Callable[[dict], list[dict]] = lambda result: []
     modules: dict[str, str] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
+    floor: str = ""
+    """What of the worker's does only what any implementation must: timed with the others where a
+    row has ``has_floor``, and neither checked nor compared with a target."""
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -142,18 +145,23 @@ def measure(
                 "agrees": found["float64"] < EXACT, "wall": [], "cpu": [],
             }  # fmt: skip
             alive.append(name)
+        if bench.floor and row.has_floor and alive:
+            result["floor"] = {"what": bench.floor, "wall": [], "cpu": []}
+            alive.append(bench.floor)
         workers = [Worker(bench.worker, n, python[n], folder, row.threads) for n in alive]
         try:
             alive = list(workers)
             for turn in range(repeats + 1):
                 for worker in list(alive):
                     answer = worker.ask("step")
+                    of = result if worker.name == bench.floor else result["implementations"]
+                    key = "floor" if of is result else worker.name
                     if answer is None:
                         result["holes"][worker.name] = worker.last_words()
-                        del result["implementations"][worker.name]
+                        del of[key]
                         alive.remove(worker)
                         continue
-                    held = result["implementations"][worker.name]
+                    held = of[key]
                     held["peak_bytes"] = answer.get("peak_bytes")
                     if turn:  # the first turn warms up
                         held["wall"].append(answer["wall"])
@@ -166,7 +174,9 @@ def measure(
 
 def interpreters(bench: Benchmark, given: list[str]) -> dict[str, str]:
     """Implementation to the interpreter that has it; ``given``: paths, or ``peer=path`` for one."""
-    python = dict.fromkeys([*bench.peers, *bench.variants, "metabench"], sys.executable)
+    python = dict.fromkeys(
+        [*bench.peers, *bench.variants, bench.floor, "metabench"], sys.executable
+    )
     for text in given:
         name, _, path = text.rpartition("=")
         if name and name not in bench.peers:
@@ -224,6 +234,13 @@ def show(bench: Benchmark, result: dict, clock: str) -> None:
             f"   error {held['error_float64']:.0e} (float32 {held['error_float32']:.0e})"
             + ("" if held["agrees"] else "   DOES NOT AGREE: not counted")
         )
+    if "floor" in result:
+        least = median(result["floor"][clock])
+        says = [
+            f"{name} / floor {median(held[clock]) / least:.2f}x"
+            for name, held in result["implementations"].items()
+        ]
+        print(f"  floor: {bench.floor} alone {1e3 * least:.1f} ms; {', '.join(says)}")
     for name, why in result["holes"].items():
         print(f"  {name:16s}       -   {why}")
     for line in verdicts(bench, result, clock):

@@ -99,6 +99,9 @@ class Problem(ABC):
     """How many evaluation episodes a CPU adapts by one vmap: several where that is faster, and no
     more than there is memory for. None: as many as a step has with ``batched_on_cpu``, else one."""
 
+    descends_at_once: int = 0
+    """How many episodes :meth:`descended` takes at once; 0: there is no such function."""
+
     capturable: bool = False
     """Whether its functions do the same operations whatever lam, theta and a batch hold, and read
     no number of them on the host: a GPU can then replay an outer step from a captured graph."""
@@ -250,6 +253,14 @@ class Problem(ABC):
         """v -> H v for the Hessian H of :func:`differentiated_loss` in theta, in closed form; None:
         it is left to differentiation. Optional; must work under vmap where episodes do."""
         return None
+
+    def descended(
+        self, lam: Params, inner: Sequence[Batch], outer: Batch, rate: float, second_order: bool
+    ) -> tuple[Tensor, Params]:
+        """F after a step theta - rate * gradient on each inner batch, from ``init_inner(lam)``, and
+        its gradient in lam, derived by hand. All but lam has a dimension of episodes in front.
+        Optional: must be what differentiation gives, to second order or to first."""
+        raise NotImplementedError
 
     def moduli(self, lam: Params) -> Moduli | None:
         """Strong convexity and smoothness of G in theta (capability ``strongly_convex``), the same

@@ -26,6 +26,9 @@ class Solver(ABC):
     noisy: ClassVar[bool] = False
     """Whether a step takes noise: data like any other, drawn by :meth:`Context.noise`."""
 
+    plain: ClassVar[bool] = False
+    """Whether a step is theta - lr * gradient and nothing else."""
+
     by_examples: ClassVar[bool] = False
     """Whether it steps by single examples, which a task must have and a method must leave to it
     (:class:`metabench.contract.by_examples.solver.ExampleSolver`)."""

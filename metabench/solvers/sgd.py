@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from metabench.contract.problem import Params
 from metabench.contract.solver import Rate, Solver, SolverState, scaled
@@ -13,6 +14,8 @@ from metabench.core.registry import solver
 @dataclass(frozen=True)
 class SGD(Solver):
     """Plain gradient descent: theta - lr * gradient."""
+
+    plain: ClassVar[bool] = True
 
     def init(self, theta: Params) -> SolverState:
         """No state."""

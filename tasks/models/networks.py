@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 
 from metabench.contract.problem import Params
 
-from .convnet import fused
+from .convnet import descent, fused
 from .convnet.convolution import EPS, Form
 
 STACKED_BYTES = 1_600_000
@@ -39,6 +40,9 @@ filters: 1.2 times as fast for 10 images, 0.9 for 50 (results/speed/engines.txt)
 ADAPTED_BYTES = 8_000_000
 """So much in the first maps of all episodes that are adapted at once, without an outer graph; what
 is held at most comes to 10 to 22 times that (results/speed/evaluation.txt)."""
+DESCENT_BYTES = 2100000
+"""So much in the first maps of all episodes whose steps are differentiated by hand at once, two at
+least: more of them share the fixed cost of operations, and take more memory."""
 MOST_AT_ONCE = 32
 FEWEST_AT_ONCE = 4
 """Fewer at once are hardly faster than one after another: vmap has a cost of its own."""
@@ -167,6 +171,31 @@ class ConvNet(Network):
         size = images * self.first_map * next(self.parameters()).element_size()
         most = min(MOST_AT_ONCE, ADAPTED_BYTES // size)
         return most if most >= FEWEST_AT_ONCE else 1
+
+    def descends_at_once(self, images: int) -> int:
+        """How many episodes of so many images each :meth:`descended` takes at once; 0 where it is
+        not there: for pooled maps, or other numbers than float32 and float64 on a CPU."""
+        some = next(self.parameters())
+        known = some.device.type == "cpu" and some.dtype in (torch.float32, torch.float64)
+        if self.elementary or self.form.pool or not known:
+            return 0
+        return max(2, DESCENT_BYTES // (images * self.first_map * some.element_size()))
+
+    def descended(
+        self,
+        params: Params,
+        inner: Sequence[tuple[Tensor, Tensor]],
+        outer: tuple[Tensor, Tensor],
+        rate: float,
+        second_order: bool,
+    ) -> tuple[Tensor, Params]:
+        """Losses [E] on ``outer`` after plain gradient steps on ``inner``, and their gradients in
+        ``params``, [E, *shape], of E episodes' images and labels."""
+        with torch.no_grad():
+            value, grads = descent.meta_gradients(
+                [params[k] for k in self.names], inner, outer, rate, self.form, second_order
+            )
+        return value, dict(zip(self.names, grads, strict=True))
 
     def loss(self, params: Params, images: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy; the cheapest way to it, where second derivatives are wanted too."""

@@ -48,6 +48,10 @@ class FewShotProblem(Problem):
         if isinstance(self.net, ConvNet):
             images = task.test_inner_batch or task.ways_of("test") * task.images_of("test")[0]
             self.adapted_at_once = self.net.adapted_at_once(images)
+        if isinstance(self.net, ConvNet) and task.formulation == "init":
+            self.descends_at_once = self.net.descends_at_once(
+                task.ways_of("train") * sum(task.images_of("train"))
+            )
         self.capturable = True
         self.given = task.given()
         self.evaluations = ("test", *self.given)
@@ -130,6 +134,13 @@ class FewShotProblem(Problem):
         if self.task.formulation != "prior":
             return fit
         return fit + prior_loss(self.task.prior_precision, lam, theta)
+
+    def descended(
+        self, lam: Params, inner: Sequence[Batch], outer: Batch, rate: float, second_order: bool
+    ) -> tuple[Tensor, Params]:
+        """By the network."""
+        steps = [(b["x"], b["y"]) for b in inner]
+        return self.net.descended(lam, steps, (outer["x"], outer["y"]), rate, second_order)
 
     def outer_loss(self, lam: Params, theta: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy on the query set."""

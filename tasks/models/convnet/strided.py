@@ -2,8 +2,8 @@
 
 A block is a 3x3 convolution of stride 2 without bias, batch norm with the statistics of the batch,
 and ReLU. Every tensor has a first dimension of E networks, each with images and weights of its own:
-such maps are small, and one call for all of them costs little more than one for each. Convolutions
-are products with patch matrices, whose fixed cost is small too.
+such maps are small, and one call for all of them costs little more than one for each. Weights that
+are expanded over E are one for all networks. Convolutions are those of :mod:`sites`.
 
 Symbols: y output of the convolution, d = y - mean y, r = 1 / sqrt(mean d^2 + eps), s = r scale,
 u = s d + shift, z = max(u, 0), N rows (pixels of all images) in y. gz is the gradient in z, and so
@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import head
-from .convolution import EPS, Form, buffer, remembered
+from . import head, sites
+from .convolution import EPS, Form, remembered
 
 Kept = list[Tensor]
 """What a sweep keeps: tensors with a first dimension of E."""
@@ -43,9 +43,9 @@ class Weights(NamedTuple):
 class Block(NamedTuple):
     """What a block's forward pass keeps."""
 
-    table: Tensor
-    """Patches of the block's input, [E, N, 9c]; of the first block centred, with a column of ones
-    more."""
+    source: Tensor
+    """The block's input as :func:`sites.over` has it; of the first block its centred patches with a
+    column of ones more, [E, N, 9c + 1]."""
     z: Tensor
     r: Tensor
     """[E, 1, filters]"""
@@ -57,6 +57,7 @@ class Slopes(NamedTuple):
     """What a block's backward pass keeps."""
 
     gu: Tensor
+    """[E, N, filters]; of the first block, where nothing reads it again, [E, 0]."""
     gscale: Tensor
     gshift: Tensor
     gy: Tensor
@@ -66,7 +67,6 @@ class Slopes(NamedTuple):
 class Tangent(NamedTuple):
     """What the tangent of a block's forward pass keeps."""
 
-    dz: Tensor
     lift: Tensor
     """[E, 1, filters], tangent of s."""
     mu: Tensor
@@ -76,8 +76,8 @@ class Tangent(NamedTuple):
     am: Tensor | None = None
     """[E, 1, filters], mean of a; this and what follows not of the first block."""
     a: Tensor | None = None
-    table: Tensor | None = None
-    """Patches of the tangent of the block's input."""
+    source: Tensor | None = None
+    """The tangent of the block's input as :func:`sites.over` has it."""
 
 
 def forward(
@@ -117,11 +117,11 @@ def gradient(
     for i in range(len(w) - 1, -1, -1):
         if i:
             slope, gconv = _backward(blocks[i], w[i], gz)
-            gz = _input_grad(torch.bmm(slope.gy, w[i].conv), blocks[i].z, blocks[i - 1].z)
+            gz = sites.input_grad(blocks[i - 1].z, (slope.gy, w[i].conv))
         else:
             slope, gconv = _first_backward(blocks[0], w[0], gz)
         slopes[:0] = slope
-        out[:0] = [_unrows(gconv), slope.gscale[:, 0], slope.gshift[:, 0]]
+        out[:0] = [sites.unrows(gconv), slope.gscale[:, 0], slope.gshift[:, 0]]
     return out, slopes
 
 
@@ -138,10 +138,12 @@ def product(
     w, v, blocks = _weights(params), _weights(along), _blocks(kept, len(params))
     back = [Slopes(*slopes[i : i + 4]) for i in range(0, len(slopes), 4)]
     f, *rest = kept[4 * len(blocks) :]
-    tangents = [_first_tangent(blocks[0], back[0], w[0], v[0])]
+    dz, first = _first_tangent(blocks[0], back[0], w[0], v[0])
+    tangents = [first]
     for i in range(1, len(w)):
-        tangents.append(_tangent(blocks[i], back[i], tangents[-1].dz, w[i], v[i]))
-    df = _features(tangents[-1].dz, form)
+        dz, along_way = _tangent(blocks[i], back[i], dz, w[i], v[i])
+        tangents.append(along_way)
+    df = _features(dz, form)
     out: list[Tensor] = []
     dgz: Tensor | None = None
     dg = df
@@ -153,17 +155,17 @@ def product(
     for i in range(len(w) - 1, -1, -1):
         if i:
             grad, dgy = _backward_tangent(blocks[i], back[i], tangents[i], w[i], dgz)
-            columns = torch.bmm(dgy, w[i].conv).baddbmm_(back[i].gy, v[i].conv)
-            dgz = _input_grad(columns, blocks[i].z, blocks[i - 1].z)
+            pairs = (dgy, w[i].conv), (back[i].gy, v[i].conv)
+            dgz = sites.input_grad(blocks[i - 1].z, *pairs)
         else:
             grad = _first_backward_tangent(blocks[0], back[0], tangents[0], w[0], v[0], dgz)
-        out[:0] = [_unrows(grad.conv), grad.scale[:, 0], grad.shift[:, 0]]
+        out[:0] = [sites.unrows(grad.conv), grad.scale[:, 0], grad.shift[:, 0]]
     return dg, out
 
 
 def _weights(tensors: Sequence[Tensor]) -> list[Weights]:
     return [
-        Weights(_rows(tensors[i]), tensors[i + 1].unsqueeze(1), tensors[i + 2].unsqueeze(1))
+        Weights(sites.rows(tensors[i]), tensors[i + 1].unsqueeze(1), tensors[i + 2].unsqueeze(1))
         for i in range(0, len(tensors) // 3 * 3, 3)
     ]
 
@@ -172,61 +174,18 @@ def _blocks(kept: Kept, params: int) -> list[Block]:
     return [Block(*kept[4 * i : 4 * i + 4]) for i in range(params // 3)]
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """[E, filters, c, 3, 3] as [E, filters, 9c]; a view where the layout is channels-last and no
-    weight is shared: products with shared matrices take nearly twice the time."""
-    rows = weight.permute(0, 1, 3, 4, 2).reshape(*weight.shape[:2], -1)
-    return rows if rows.stride(0) else rows.contiguous()
-
-
-def _unrows(matrix: Tensor) -> Tensor:
-    """[E, filters, 9c] as [E, filters, c, 3, 3] in channels-last layout."""
-    return matrix.view(*matrix.shape[:2], 3, 3, -1).permute(0, 1, 4, 2, 3)
-
-
 def _flat(z: Tensor) -> Tensor:
     """[E, n, h, w, c] as [E, N, c]."""
     return z.flatten(1, 3)
 
 
-def _patches(x: Tensor, extra: int = 0) -> Tensor:
-    """The 3x3 neighbourhood of every output pixel, [E, N, 9c + extra], of maps [E, n, h, w, c].
-
-    The ``extra`` columns are left for the caller to fill.
-    """
-    e, n, h, w, c = x.shape
-    out = -(-h // 2), -(-w // 2)
-    padded = buffer("padded", (e * n, h + 2, w + 2, c), x)
-    padded[:, 1:-1, 1:-1] = x.flatten(0, 1)  # the border stays zero
-    image, row, pixel, _ = padded.stride()
-    found = x.new_empty(e, n * out[0] * out[1], 9 * c + extra)
-    view = padded.as_strided((e * n, *out, 3, 3 * c), (image, 2 * row, 2 * pixel, row, 1))
-    found[..., : 9 * c].view(e * n, *out, 3, 3 * c).copy_(view)
-    return found
-
-
-def _input_grad(columns: Tensor, z: Tensor, into: Tensor) -> Tensor:
-    """Gradients in patches [E, N, 9c] as the gradient in their maps, [E, N, c] of the map
-    ``into``; ``z`` is the block's own map."""
-    e, n, h, w, c = into.shape
-    rows, cols = z.shape[2:4]
-    parts = columns.view(e * n, rows, cols, 3, 3, c)
-    total = into.new_zeros(e * n, h + 2, w + 2, c)
-    for i in range(3):
-        for j in range(3):
-            place = total[:, i : i + 2 * rows - 1 : 2, j : j + 2 * cols - 1 : 2]
-            place += parts[:, :, :, i, j]
-    return total[:, 1:-1, 1:-1].reshape(e, -1, c)
-
-
 def _forward(x: Tensor, w: Weights) -> Block:
     """A block on maps x."""
-    table = _patches(x)
-    d = torch.bmm(table, w.conv.mT)
+    source, d = sites.over(x, w.conv)
     d.sub_(d.mean(1, keepdim=True))
     r = (d * d).mean(1, keepdim=True).add_(EPS).rsqrt_()
     z = torch.addcmul(w.shift, d, r * w.scale).relu_()
-    return Block(table, _as_map(z, x), r, d)
+    return Block(source, _as_map(z, x), r, d)
 
 
 def _as_map(z: Tensor, x: Tensor) -> Tensor:
@@ -244,13 +203,16 @@ def _backward(kept: Block, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor]:
     s = r * w.scale
     c = s * (-1 / d.shape[1])
     gy = torch.addcmul(c * gshift, d, c.mul_(r).mul_(gscale)).addcmul_(gu, s)
-    return Slopes(gu, gscale, gshift, gy), torch.bmm(gy.mT, kept.table)
+    return Slopes(gu, gscale, gshift, gy), sites.weight_grad(kept.source, gy)
 
 
-def _tangent(kept: Block, slopes: Slopes, dx: Tensor, w: Weights, v: Weights) -> Tangent:
-    """Tangent of :func:`_forward` along (dx, v)."""
-    d, r, table = kept.d, kept.r, _patches(dx)
-    a = torch.bmm(table, w.conv.mT).baddbmm_(kept.table, v.conv.mT)
+def _tangent(
+    kept: Block, slopes: Slopes, dx: Tensor, w: Weights, v: Weights
+) -> tuple[Tensor, Tangent]:
+    """Tangent of :func:`_forward` along (dx, v): of z, and what the way back needs."""
+    d, r = kept.d, kept.r
+    source, a = sites.over(dx, w.conv)
+    sites.conv(kept.source, v.conv, add=a)
     am = a.mean(1, keepdim=True)
     mu = (a * d).mean(1, keepdim=True).mul_(r)
     s = r * w.scale
@@ -258,14 +220,15 @@ def _tangent(kept: Block, slopes: Slopes, dx: Tensor, w: Weights, v: Weights) ->
     du = torch.addcmul(torch.addcmul(v.shift, s, am, value=-1), a, s).addcmul_(d, lift)
     gu_dq = (slopes.gu * a).sum(1, keepdim=True).addcmul_(am, slopes.gshift, value=-1)
     gu_dq.addcmul_(mu, slopes.gscale, value=-1).mul_(r)
-    return Tangent(_mask(du, kept.z).view(kept.z.shape), lift, mu, gu_dq, am, a, table)
+    dz = _mask(du, kept.z).view(kept.z.shape)
+    return dz, Tangent(lift, mu, gu_dq, am, a, source)
 
 
 def _backward_tangent(
     kept: Block, slopes: Slopes, along: Tangent, w: Weights, dgz: Tensor | None
 ) -> tuple[Weights, Tensor]:
     """Tangents of the parameters' gradients, and of gy; ``dgz`` is overwritten."""
-    assert along.am is not None and along.a is not None and along.table is not None
+    assert along.am is not None and along.a is not None and along.source is not None
     d, r, n = kept.d, kept.r, kept.d.shape[1]
     s, lift = r * w.scale, along.lift
     dgu = None if dgz is None else _mask(dgz, kept.z)
@@ -283,14 +246,14 @@ def _backward_tangent(
     dgy.addcmul_(slopes.gu, lift)
     if dgu is not None:
         dgy.addcmul_(dgu, s)
-    dconv = torch.bmm(slopes.gy.mT, along.table).baddbmm_(dgy.mT, kept.table)
+    dconv = sites.weight_grad(kept.source, dgy, add=sites.weight_grad(along.source, slopes.gy))
     return Weights(dconv, dgscale, dgshift), dgy
 
 
 def _source(images: Tensor) -> tuple[Tensor, Tensor]:
     """Centred patches of images [E, n, c, h, w] and a column of ones, [E, N, 9c + 1]; their
     covariance [E, 9c, 9c]."""
-    table = _patches(images.permute(0, 1, 3, 4, 2), extra=1)
+    table = sites.patches(images.permute(0, 1, 3, 4, 2), extra=1)
     table[..., -1] = 1.0
     # Plain sums over mostly equal values drift in float32: moments of strokes on black need more.
     exact = table.double()
@@ -311,22 +274,22 @@ def _first_forward(images: Tensor, w: Weights) -> Block:
 def _first_backward(kept: Block, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor]:
     """Slopes and the gradient in w.conv; ``gz`` is overwritten."""
     gu = _mask(gz, kept.z)
-    sums, gshift = _sums(kept.table, gu)
+    sums, gshift = _sums(kept.source, gu)
     gscale = kept.r * (w.conv * sums).sum(2).unsqueeze(1)
     s = kept.r * w.scale
     gconv = s.mT * sums - (s * kept.r * gscale).mT * torch.bmm(w.conv, kept.d)
-    return Slopes(gu, gscale, gshift, sums), gconv
+    return Slopes(gu.new_empty(len(gu), 0), gscale, gshift, sums), gconv
 
 
-def _first_tangent(kept: Block, slopes: Slopes, w: Weights, v: Weights) -> Tangent:
+def _first_tangent(kept: Block, slopes: Slopes, w: Weights, v: Weights) -> tuple[Tensor, Tangent]:
     r, sums = kept.r, slopes.gy
     s = r * w.scale
     mu = r * (v.conv * torch.bmm(w.conv, kept.d)).sum(2).unsqueeze(1)
     lift = torch.addcmul(v.scale, s, mu, value=-1).mul_(r)
     mix = (s.mT * v.conv).addcmul_(lift.mT, w.conv)
-    du = torch.bmm(kept.table, _columns(mix, v.shift))
+    du = torch.bmm(kept.source, _columns(mix, v.shift))
     gu_dq = r * ((v.conv * sums).sum(2).unsqueeze(1) - mu * slopes.gscale)
-    return Tangent(_mask(du, kept.z).view(kept.z.shape), lift, mu, gu_dq)
+    return _mask(du, kept.z).view(kept.z.shape), Tangent(lift, mu, gu_dq)
 
 
 def _first_backward_tangent(
@@ -337,7 +300,7 @@ def _first_backward_tangent(
     dgshift, dgscale = torch.zeros_like(along.mu), along.gu_dq
     dconv = lift.mT * sums
     if dgz is not None:
-        dsums, dgshift = _sums(kept.table, _mask(dgz, kept.z))
+        dsums, dgshift = _sums(kept.source, _mask(dgz, kept.z))
         dgscale = dgscale + r * (w.conv * dsums).sum(2).unsqueeze(1)
         dconv.addcmul_(s.mT, dsums)
     bend = s * r * slopes.gscale

@@ -9,14 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conv_nets import (
+    EXACT,
+    by_features,
+    draw,
+    meta_gradient,
+    relative_error,
+    weights_of,
+    whole_loss,
+)
 from torch import Tensor
-from torch.nn import functional as F
 
 from metabench.hypergradients.unrolled import load_forward_mode
 from metabench.tasks.models.convnet import convolution, first_block, fused, strided
 from metabench.tasks.models.networks import ConvNet
 
-EXACT = 1e-10
 POOLED, STRIDED = convolution.Form(pool=True), convolution.Form(mean=True)
 
 
@@ -26,52 +33,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def weights_of(net, signs):
-    """Initial values; "mixed" gives scales of both signs and an exact zero."""
-    params = net.init_params(torch.Generator().manual_seed(1))
-    if signs == "mixed":
-        for i, name in enumerate(params):
-            if name.startswith("norm"):
-                params[name] = draw(*params[name].shape, seed=i).to(params[name].dtype)
-                if name.endswith("weight"):
-                    params[name][0] = 0.0
-    return params
-
-
-def whole_loss(net, params, x, y):
-    return net.loss(params, x, y)
-
-
-def by_features(net, params, x, y):
-    return F.cross_entropy(net.apply_params(params, x), y)
-
-
-def meta_gradient(net, params, support, query, steps, loss=whole_loss, first_order=False, lr=0.4):
-    """MAML's outer loss and gradient, written out."""
-    lam = {k: v.detach().clone().requires_grad_() for k, v in params.items()}
-    theta = lam
-    for _ in range(steps):
-        grads = torch.autograd.grad(
-            loss(net, theta, *support), list(theta.values()), create_graph=not first_order
-        )
-        theta = {k: v - lr * g for (k, v), g in zip(theta.items(), grads, strict=True)}
-    value = loss(net, theta, *query)
-    return value.detach(), torch.autograd.grad(value, list(lam.values()))
-
-
-def relative_error(got, want):
-    """Largest error of a tensor, relative to its largest entry."""
-    scale = max(float(w.abs().max()) for w in want)
-    return max(
-        float((g - w).abs().max()) / max(float(w.abs().max()), 1e-6 * scale)
-        for g, w in zip(got, want, strict=True)
-    )
 
 
 @pytest.mark.parametrize("first_order", [False, True])

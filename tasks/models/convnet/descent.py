@@ -1,0 +1,50 @@
+"""MAML's gradient for strided networks by hand, without autograd: plain gradient steps and back.
+
+Back through a step theta' = theta - rate * gradient, a gradient v in theta' is v - rate * H v in
+theta: a recursion over the sweeps of :mod:`strided`, which take E episodes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import strided
+from .convolution import Form
+
+
+def meta_gradients(
+    params: Sequence[Tensor],
+    inner: Sequence[tuple[Tensor, Tensor]],
+    outer: tuple[Tensor, Tensor],
+    rate: float,
+    form: Form,
+    second_order: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Losses [E] on ``outer`` after a step on each of ``inner``; their gradients in ``params``,
+    [E, *shape].
+
+    ``inner`` and ``outer``: images [E, n, channels, h, w] and labels [E, n]. Without
+    ``second_order`` the gradients of steps are constants.
+    """
+    e = len(outer[0])
+    one = outer[0].new_ones(e)
+    theta = [p.expand(e, *p.shape) for p in params]
+    way = []
+    for images, labels in inner:
+        _, kept = strided.forward(images, labels, theta, form)
+        g, slopes = strided.gradient(kept, one, theta, form)
+        if second_order:
+            way.append((theta, kept, slopes))
+        theta = list(torch._foreach_add(theta, g, alpha=-rate))
+        del kept, slopes, g  # before the next sweep takes as much again
+    value, kept = strided.forward(*outer, theta, form)
+    v, _ = strided.gradient(kept, one, theta, form)
+    del kept, theta, _
+    while way:
+        at, kept, slopes = way.pop()
+        _, product = strided.product(kept, slopes, one, at, v, form)
+        torch._foreach_add_(v, product, alpha=-rate)
+    return value, v

@@ -1,0 +1,127 @@
+"""Convolutions of 3x3 and stride 2 on maps of E networks, [E, n, h, w, channels].
+
+Each network has weights of its own, [E, filters, 9c], rows ordered by (row, column, channel); those
+that are expanded over E are one for all. As in :mod:`convolution`, the patch matrix stands for a
+small map, the library's calls for a large one: these take networks one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import convolution
+from .convolution import buffer
+
+_aten = torch.ops.aten
+
+
+def rows(weight: Tensor) -> Tensor:
+    """[E, filters, c, 3, 3] as [E, filters, 9c]; a view where the layout is channels-last."""
+    return weight.permute(0, 1, 3, 4, 2).reshape(*weight.shape[:2], -1)
+
+
+def unrows(matrix: Tensor) -> Tensor:
+    """[E, filters, 9c] as [E, filters, c, 3, 3] in channels-last layout."""
+    return matrix.view(*matrix.shape[:2], 3, 3, -1).permute(0, 1, 4, 2, 3)
+
+
+def patches(x: Tensor, extra: int = 0) -> Tensor:
+    """The 3x3 neighbourhood of every output pixel, [E, N, 9c + extra].
+
+    The ``extra`` columns are left for the caller to fill.
+    """
+    e, n, h, w, c = x.shape
+    out = -(-h // 2), -(-w // 2)
+    padded = buffer("padded", (e * n, h + 2, w + 2, c), x)
+    padded[:, 1:-1, 1:-1] = x.flatten(0, 1)  # the border stays zero
+    image, row, pixel, _ = padded.stride()
+    found = x.new_empty(e, n * out[0] * out[1], 9 * c + extra)
+    view = padded.as_strided((e * n, *out, 3, 3 * c), (image, 2 * row, 2 * pixel, row, 1))
+    found[..., : 9 * c].view(e * n, *out, 3, 3 * c).copy_(view)
+    return found
+
+
+def over(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """What further convolutions over a map start from, and its convolution [E, N, filters].
+
+    The first is the map's patches, or where the library's calls are cheaper the map itself.
+    """
+    _, n, h, wide, _ = x.shape
+    if n * -(-h // 2) * -(-wide // 2) > convolution.UNROLL_ROWS:
+        return x, conv(x, w)
+    table = patches(x)
+    return table, torch.bmm(table, w.mT)
+
+
+def conv(source: Tensor, w: Tensor, add: Tensor | None = None) -> Tensor:
+    """[E, N, filters], added to ``add`` in place where given."""
+    if source.dim() == 3:
+        return _times(source, w.mT, add)
+    each = (
+        F.conv2d(x.permute(0, 3, 1, 2), k, None, 2, 1).permute(0, 2, 3, 1)
+        for x, k in zip(source, unrows(w), strict=True)
+    )
+    y = _beside(each, len(w)).view(len(source), -1, w.shape[1])
+    return y if add is None else add.add_(y)
+
+
+def weight_grad(source: Tensor, gy: Tensor, add: Tensor | None = None) -> Tensor:
+    """[E, filters, 9c], added to ``add`` in place where given."""
+    if source.dim() == 3:
+        return _times(gy.mT, source, add)
+    weight = gy.new_empty(1).expand(gy.shape[2], source.shape[4], 3, 3)
+    each = (convolution.rows(_library(x, g, weight, 1)) for x, g in zip(source, gy, strict=True))
+    total = _beside(each, len(gy))
+    return total if add is None else add.add_(total)
+
+
+def input_grad(x: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """[E, h * w of all images of the map x, c], new: sum over (gradient in y, weight)."""
+    gy, w = pairs[0]
+    if len(pairs) > 1:  # one convolution with the filters of all
+        gy, w = torch.cat([g for g, _ in pairs], 2), torch.cat([k for _, k in pairs], 1)
+    each = (
+        _library(one, g, k, 0).permute(0, 2, 3, 1)
+        for one, g, k in zip(x, gy, unrows(w), strict=True)
+    )
+    return _beside(each, len(x)).view(len(x), -1, x.shape[4])
+
+
+def _library(x: Tensor, gy: Tensor, weight: Tensor, which: int) -> Tensor:
+    """Of one network: the gradient in the map (0) or in the weight (1)."""
+    n, h, w, _ = x.shape
+    g: Tensor = _aten.convolution_backward(
+        gy.view(n, -(-h // 2), -(-w // 2), -1).permute(0, 3, 1, 2),
+        x.permute(0, 3, 1, 2),
+        weight,
+        None,
+        [2, 2],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [which == 0, which == 1, False],
+    )[which]
+    return g
+
+
+def _times(a: Tensor, b: Tensor, add: Tensor | None) -> Tensor:
+    """Products network by network, added to ``add`` in place where given."""
+    return torch.bmm(a, b) if add is None else add.baddbmm_(a, b)
+
+
+def _beside(each: Iterator[Tensor], networks: int) -> Tensor:
+    """Stacked; of several networks only one lies beside the result at a time."""
+    first = next(each)
+    if networks == 1:
+        return first.contiguous().unsqueeze(0)
+    out = first.new_empty(networks, *first.shape)
+    out[0] = first
+    for place, x in zip(out[1:], each, strict=True):
+        place.copy_(x)
+    return out

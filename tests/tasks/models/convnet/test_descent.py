@@ -1,0 +1,92 @@
+"""MAML's gradient on strided networks by hand against elementary operations under autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conv_nets import EXACT, draw, meta_gradient, relative_error, weights_of
+
+from metabench.tasks.models.convnet import convolution
+from metabench.tasks.models.networks import ConvNet
+
+EPISODES = 3
+
+
+@pytest.fixture
+def episodes():
+    """Of each episode, two support sets and a query set: images [E, n, c, h, w], labels [E, n]."""
+
+    def labels(n):
+        return (torch.arange(n) % 5).repeat(EPISODES, 1)
+
+    def made(channels, size):
+        return [
+            (
+                draw(EPISODES, n, channels, size, size, seed=s),
+                torch.arange(n).repeat(EPISODES, 1) % 5,
+            )
+            for n in (5, 10, 11)
+        ]
+
+    return made
+
+
+def nets_of(channels, size, blocks=3, **options):
+    return [
+        ConvNet(channels, size, 5, filters=6, blocks=blocks, elementary=e, dtype=torch.float64,
+                **options)
+        for e in (False, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("signs", ["ones", "mixed"])
+@pytest.mark.parametrize("unroll_rows", [0, 100, 10**9])
+@pytest.mark.parametrize("size, channels, reduce", [(28, 1, "mean"), (21, 3, "flatten")])
+def test_every_episode_has_the_librarys_meta_gradient(
+    episodes, size, channels, reduce, unroll_rows, signs, steps, first_order, monkeypatch
+):
+    monkeypatch.setattr(convolution, "UNROLL_ROWS", unroll_rows)
+    net, elementary = nets_of(channels, size, reduce=reduce)
+    params = weights_of(net, signs)
+    support, _, query = episodes(channels, size)
+    values, grads = net.descended(params, [support] * steps, query, 0.4, not first_order)
+    assert list(grads) == list(params)
+    for i in range(EPISODES):
+        one, other = [x[i] for x in support], [x[i] for x in query]
+        how = {"steps": steps, "first_order": first_order}
+        value, want = meta_gradient(elementary, params, one, other, **how)
+        assert float((values[i] - value).abs()) < EXACT
+        assert relative_error([g[i] for g in grads.values()], want) < EXACT
+
+
+def test_each_step_has_a_batch_of_its_own(episodes):
+    net, elementary = nets_of(1, 14)
+    params = weights_of(net, "mixed")
+    first, second, query = episodes(1, 14)
+    _, grads = net.descended(params, [first, second], query, 0.2, True)
+    lam = {k: v.requires_grad_() for k, v in params.items()}
+    theta = lam
+    for images, labels in (first, second):
+        value = elementary.loss(theta, images[1], labels[1])
+        g = torch.autograd.grad(value, list(theta.values()), create_graph=True)
+        theta = {k: v - 0.2 * x for (k, v), x in zip(theta.items(), g, strict=True)}
+    want = torch.autograd.grad(elementary.loss(theta, query[0][1], query[1][1]), [*lam.values()])
+    assert relative_error([g[1] for g in grads.values()], want) < EXACT
+
+
+def test_an_episode_does_not_depend_on_those_beside_it(episodes):
+    net, _ = nets_of(1, 28)
+    params = weights_of(net, "ones")
+    support, _, query = episodes(1, 28)
+    _, several = net.descended(params, [support], query, 0.4, True)
+    _, alone = net.descended(params, [[x[2:] for x in support]], [x[2:] for x in query], 0.4, True)
+    assert relative_error([g[2] for g in several.values()], [g[0] for g in alone.values()]) < 1e-13
+
+
+def test_where_it_is_there():
+    assert ConvNet(1, 28, 5, filters=64).descends_at_once(10) > 2
+    assert ConvNet(1, 28, 5, filters=64).descends_at_once(1000) == 2
+    for other in ({"downsample": "pool"}, {"elementary": True}, {"dtype": torch.bfloat16}):
+        assert ConvNet(1, 28, 5, filters=64, **other).descends_at_once(10) == 0
