@@ -122,7 +122,7 @@ def plan(
     suite_cells: Iterable[SuiteCell],
     store: Store,
     records: Sequence[Record] | None = None,
-    due: Collection[State] = TO_RUN,
+    due: Collection[str] = TO_RUN,
 ) -> list[Planned]:
     """How each cell stands and what it will take, in the order given.
 

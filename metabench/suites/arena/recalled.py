@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from metabench.core.cell import Resolved, canonical
+from metabench.core.declaration import Declaration
 from metabench.core.registry import methods, solvers, tasks
 from metabench.suites import recalling
 from metabench.suites.arena.definition import Arena, At
@@ -72,12 +73,20 @@ def _plain(known: _Known) -> dict[str, Any]:
 
 def _read(data: Mapping[str, Any]) -> _Known:
     shared: list[Any] = data["shared"]
-    said = {place: declared(shared[place]) for place in {trial[-1] for trial in data["trials"]}}
-    resolved = {
-        (method, problem, number, stretch, charged): Resolved(
-            *names, *(shared[place] for place in places), said=said[last]
+    said: dict[int, Declaration] = {}
+    resolved: dict[At, Resolved] = {}
+    for *at, task, method, solver, of_task, of_method, of_solver, budget, told in data["trials"]:
+        if told not in said:
+            said[told] = declared(shared[told])
+        method_id, problem, number, stretch, charged = at
+        resolved[method_id, problem, number, stretch, charged] = Resolved(
+            task,
+            method,
+            solver,
+            shared[of_task],
+            shared[of_method],
+            shared[of_solver],
+            shared[budget],
+            said=said[told],
         )
-        for method, problem, number, stretch, charged, *rest in data["trials"]
-        for names, places, last in [(rest[:3], rest[3:7], rest[7])]
-    }
     return _Known(resolved, data["metrics"])
