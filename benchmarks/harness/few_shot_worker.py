@@ -241,17 +241,15 @@ class Convolutions:
 
     def __init__(self, case, dtype):
         support, query = (case["ways"] * case[part] for part in ("shots", "queries"))
-        # Forward, gradient in the weight, in the input; a Hessian product has each of them twice.
-        inner = 1 if case["first_order"] else 3
         self.work, size, channels = [], case["size"], case["channels"]
         for block in range(4):
+            # A Hessian product has each of the three twice. The images are data: no gradient in
+            # them, and one term of a product.
+            inner = 1 if case["first_order"] else 3 if block else 2
             for images, times in ((support, inner * case["steps"]), (query, 1)):
                 some = self.ways_of(images, size, channels, case["filters"], dtype)
-                # The images are data: no gradient in them, and no second term of a product.
-                needed = some if block else some[:2]
-                again = times if block or times == 1 else times - 1
-                for ways in needed:
-                    self.work += [min(ways, key=self.seconds)] * again
+                for ways in some if block else some[:2]:
+                    self.work += [min(ways, key=self.seconds)] * times
             size, channels = -(-size // 2), case["filters"]
         self.tasks = len(case["tasks"])
 

@@ -100,7 +100,8 @@ class Problem(ABC):
     more than there is memory for. None: as many as a step has with ``batched_on_cpu``, else one."""
 
     descends_at_once: int = 0
-    """How many episodes :meth:`descended` takes at once; 0: there is no such function."""
+    """How many episodes :meth:`descended` is to take at once, in first order half as many; 0: there
+    is no such function."""
 
     capturable: bool = False
     """Whether its functions do the same operations whatever lam, theta and a batch hold, and read

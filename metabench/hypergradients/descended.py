@@ -66,4 +66,5 @@ def several(
             for i, value in enumerate(values)
         ]
 
-    return ctx.in_chunks(some, episodes, size)
+    # First order is short of time less than of memory: what it has to stay below is smaller too.
+    return ctx.in_chunks(some, episodes, size if second_order else max(1, size // 2))

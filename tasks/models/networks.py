@@ -7,9 +7,10 @@ running ones. Differs from the paper's code: no convolution bias, whose effect b
 away exactly, so that its gradient is zero; scale and shift both learned and adapted; eps 1e-5, not
 1e-3; one pixel of padding on each side, where "SAME" with stride 2 pads one side of an even map.
 
-Two ways to the same numbers: :mod:`metabench.tasks.models.convnet.fused` on a CPU (for strides
-under vmap too), and elementary operations that torch.func can transform, right in second order
-under vmap, for everything else.
+Ways to the same numbers: :mod:`metabench.tasks.models.convnet.fused` on a CPU (for strides under
+vmap too), there for MAML on strided networks :mod:`metabench.tasks.models.convnet.descent`, and
+elementary operations that torch.func can transform, right in second order under vmap, for
+everything else.
 
 ResNet-12 as in Lee, Maji, Ravichandran, Soatto: Meta-Learning with Differentiable Convex
 Optimization, CVPR 2019, after Mishra et al. 2018 and Oreshkin et al. 2018. Differs from theirs: no

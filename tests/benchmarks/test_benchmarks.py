@@ -41,7 +41,9 @@ def test_a_tiny_row_of_metabench_alone(tmp_path):
     own = row["implementations"]["metabench"]
     assert own["agrees"] and own["error_float64"] < 1e-10
     assert len(own["wall"]) == 1 and own["wall"][0] > 0
-    assert "metabench" in done.stdout
+    assert "metabench / floor" in done.stdout
+    assert row["floor"]["what"] == "convolutions"
+    assert len(row["floor"]["cpu"]) == 1 and row["floor"]["cpu"][0] > 0
 
 
 def test_evaluation_of_a_small_row(tmp_path):
