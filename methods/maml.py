@@ -237,8 +237,8 @@ class MAML(unrolled.Unrolling):
             if h.theta:
                 return h
             start = ctx.problem.init_inner(lam, e)
-            steps = {"steps": self.inner_steps, "lr": self.inner_lr}
-            return h._replace(theta=inner_loop(ctx, lam, start, e, **steps)[0])
+            theta, _ = inner_loop(ctx, lam, start, e, steps=self.inner_steps, lr=self.inner_lr)
+            return h._replace(theta=theta)
 
         with ctx.uncounted():
             found = [whole(h, e) for h, e in zip(found, episodes, strict=True)]
