@@ -138,7 +138,8 @@ class FewShotProblem(Problem):
     def descended(
         self, lam: Params, inner: Sequence[Batch], outer: Batch, rate: float, second_order: bool
     ) -> tuple[Tensor, Params]:
-        """By the network."""
+        """By the network, which is one that offers it wherever ``descends_at_once`` is not 0."""
+        assert isinstance(self.net, ConvNet)
         steps = [(b["x"], b["y"]) for b in inner]
         return self.net.descended(lam, steps, (outer["x"], outer["y"]), rate, second_order)
 
