@@ -73,7 +73,7 @@ def ranked(results: Results) -> Ranked:
     ]
     if flattered:
         labels = listed([results.row_label(row) for row in flattered])
-        footnotes.append(f"A problem with lost runs ranks after those without ({labels}).")
+        footnotes.append(f"Where runs of a row are lost, it ranks after rows without ({labels}).")
     return judged(kept, numbers, names, blocks, footnotes)
 
 

@@ -52,7 +52,10 @@ def test_a_row_with_lost_runs_ranks_after_those_without(helpers):
     ranks = dict(zip(ROWS, zip(*ranked(found).ranks, strict=True), strict=True))
     assert ranks["maml"] == (1, 1, 6, 1, 1, 1)
     assert ranks["fomaml"] == (2, 2, 1, 2, 2, 2) and ranks["fixed"] == (6, 6, 5, 6, 6, 6)
-    assert "A problem with lost runs ranks after those without (MAML)." in ranked(found).footnotes
+    assert (
+        "Where runs of a row are lost, it ranks after rows without (MAML)."
+        in ranked(found).footnotes
+    )
 
 
 def test_columns_of_one_problem_are_one_block(helpers):

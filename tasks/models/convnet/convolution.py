@@ -123,28 +123,32 @@ class Site:
         if self.table is not None:
             return gy.t() @ self.table if add is None else add.addmm_(gy.t(), self.table)
         shape = gy.new_empty(1).expand(gy.shape[1], self.x.shape[3], 3, 3)
-        g = rows(self._library(gy, shape, 1))
+        g = rows(library_gradient(self.x, gy, shape, 1))
         return g if add is None else add.add_(g)
 
     def input_grad(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
         """[n, h, w, c], new: sum over (gradient in y, weight)."""
-        found = [self._library(gy, unrows(w), 0).permute(0, 2, 3, 1) for gy, w in pairs]
+        found = [library_gradient(self.x, gy, unrows(w), 0).permute(0, 2, 3, 1) for gy, w in pairs]
         for g in found[1:]:
             found[0].add_(g)
         return found[0].contiguous()
 
-    def _library(self, gy: Tensor, weight: Tensor, which: int) -> Tensor:
-        g: Tensor = _aten.convolution_backward(
-            gy.view(*self.x.shape[:3], -1).permute(0, 3, 1, 2),
-            self.x.permute(0, 3, 1, 2),
-            weight,
-            None,
-            [1, 1],
-            [1, 1],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [which == 0, which == 1, False],
-        )[which]
-        return g
+
+def library_gradient(x: Tensor, gy: Tensor, weight: Tensor, which: int, stride: int = 1) -> Tensor:
+    """By the library's call: the gradient in the map ``x`` [n, h, w, c] (``which`` 0) or in the
+    weight [filters, c, 3, 3] (1), of the gradient in every output pixel."""
+    n, h, w, _ = x.shape
+    g: Tensor = _aten.convolution_backward(
+        gy.view(n, -(-h // stride), -(-w // stride), -1).permute(0, 3, 1, 2),
+        x.permute(0, 3, 1, 2),
+        weight,
+        None,
+        [stride, stride],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [which == 0, which == 1, False],
+    )[which]
+    return g

@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import convolution
-from .convolution import buffer
-
-_aten = torch.ops.aten
+from .convolution import buffer, library_gradient
 
 
 def rows(weight: Tensor) -> Tensor:
@@ -74,7 +72,10 @@ def weight_grad(source: Tensor, gy: Tensor, add: Tensor | None = None) -> Tensor
     if source.dim() == 3:
         return _times(gy.mT, source, add)
     weight = gy.new_empty(1).expand(gy.shape[2], source.shape[4], 3, 3)
-    each = (convolution.rows(_library(x, g, weight, 1)) for x, g in zip(source, gy, strict=True))
+    each = (
+        convolution.rows(library_gradient(x, g, weight, 1, 2))
+        for x, g in zip(source, gy, strict=True)
+    )
     total = _beside(each, len(gy))
     return total if add is None else add.add_(total)
 
@@ -85,29 +86,10 @@ def input_grad(x: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     if len(pairs) > 1:  # one convolution with the filters of all
         gy, w = torch.cat([g for g, _ in pairs], 2), torch.cat([k for _, k in pairs], 1)
     each = (
-        _library(one, g, k, 0).permute(0, 2, 3, 1)
+        library_gradient(one, g, k, 0, 2).permute(0, 2, 3, 1)
         for one, g, k in zip(x, gy, unrows(w), strict=True)
     )
     return _beside(each, len(x)).view(len(x), -1, x.shape[4])
-
-
-def _library(x: Tensor, gy: Tensor, weight: Tensor, which: int) -> Tensor:
-    """Of one network: the gradient in the map (0) or in the weight (1)."""
-    n, h, w, _ = x.shape
-    g: Tensor = _aten.convolution_backward(
-        gy.view(n, -(-h // 2), -(-w // 2), -1).permute(0, 3, 1, 2),
-        x.permute(0, 3, 1, 2),
-        weight,
-        None,
-        [2, 2],
-        [1, 1],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [which == 0, which == 1, False],
-    )[which]
-    return g
 
 
 def _times(a: Tensor, b: Tensor, add: Tensor | None) -> Tensor:
