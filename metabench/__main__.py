@@ -45,7 +45,7 @@ def main() -> None:
             app(prog_name="metabench")
         finally:
             sys.stdout.flush()  # an error is told now; when Python itself ends, it would not be
-            garbage.keep()  # the end of a process is no time to look through all that it imported
+            garbage.end()  # no time to look through all that was imported
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

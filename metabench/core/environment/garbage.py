@@ -38,3 +38,13 @@ def keep() -> None:
     """What there is now stays until the process ends: no later search, the last one included, looks
     at it. For processes of metabench's own: of a user's program something might become garbage."""
     gc.freeze()
+
+
+def end() -> None:
+    """The process is about to end: Python's last search is left out, as by ``keep``. But modules
+    built with nanobind (triton's, which torchvision imports) print whatever is alive after it as
+    leaked: where one is loaded, that search is made, and of everything."""
+    if any(kind.__module__ == "nanobind" for kind in type.__subclasses__(type)):
+        gc.unfreeze()
+    else:
+        keep()

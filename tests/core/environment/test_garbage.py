@@ -1,6 +1,8 @@
 """Garbage is looked for less often for a while, and then as before."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +44,19 @@ def test_a_module_of_the_registry_is_imported_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(registry.importlib, "import_module", importing)
     assert registry.methods.get("fixed") is object
     assert seen == [("metabench.methods.fixed", False)] and gc.isenabled()
+
+
+FROZEN = "from metabench.core.environment import garbage; garbage.keep(); garbage.end()"
+
+
+@pytest.mark.parametrize("imported", ["json", "triton._C.libtriton"])
+def test_a_module_that_counts_its_objects_finds_none_left(imported: str) -> None:
+    pytest.importorskip(imported.partition(".")[0])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {imported}, gc; {FROZEN}; print(gc.get_freeze_count())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert (int(done.stdout) == 0) == (imported != "json")
