@@ -44,6 +44,21 @@ def one_number(results: Results) -> list[str]:
     return [column.id for column in results.columns if column.id in known - differ]
 
 
+def why_none(results: Results) -> str:
+    """Why no row that learns outside can be judged by validation minus test; "" where one can,
+    where the metric is itself that difference, and where nothing of the kind is finished."""
+    learning = [run for run in results.runs if run.record is not None and learns(run)]
+    if not learning or results.suite.gap:
+        return ""
+    if not any(run.declaration.outer_on_validation for run in learning):
+        return "the outer level learns on no validation examples"
+    if results.suite.evaluation == VALID:
+        return "what is reported is of the validation examples, which the outer level learns on"
+    if one_number(results) and not gaps(results):
+        return "validation and test are one number in every run"
+    return ""
+
+
 def learns(run: Planned) -> bool:
     """Whether the outer level of a run takes any step."""
     return run.declaration.learns and run.cell.budget.get("outer_steps") != 0

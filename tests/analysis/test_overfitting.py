@@ -3,8 +3,9 @@ import io
 
 import pytest
 
-from metabench.analysis.overfitting import fitted, gaps, mean_gap, one_number
+from metabench.analysis.overfitting import fitted, gaps, mean_gap, one_number, why_none
 from metabench.analysis.results import collect
+from metabench.reports.tables import grids
 from metabench.reports.tables.csv_export import main_csv
 from metabench.reports.tables.overfitting import gap_grid
 from metabench.store.record import Estimate
@@ -45,6 +46,7 @@ def test_the_gap_is_over_seeds(helpers):
     assert mean == pytest.approx(0.2)
     assert pm == pytest.approx(4.30265273 * 0.1 / 3**0.5)
     assert ("anil", "5w1s") not in gaps(known)
+    assert why_none(known) == "" and "No table of the outer" not in grids.table(known)
 
 
 def test_the_table_is_in_the_tables_unit_and_has_a_place_for_every_row(helpers):
@@ -61,15 +63,19 @@ def test_a_task_whose_outer_level_sees_no_validation_example_has_no_gap(helpers)
     known = results(helpers, columns=columns, paper=[], paper_rows=[])
     assert fitted(known) == set()
     assert gap_grid(known) is None
+    assert why_none(known) == "the outer level learns on no validation examples"
+    assert f"No table of the outer level's over-fitting: {why_none(known)}." in grids.table(known)
 
 
 def test_a_table_of_the_validation_split_has_no_gap(helpers):
-    assert gap_grid(results(helpers, evaluation="valid", floor="")) is None
+    known = results(helpers, evaluation="valid", floor="")
+    assert gap_grid(known) is None
+    assert "of the validation examples" in why_none(known)
 
 
 def test_a_metric_that_is_itself_a_gap_has_none(helpers):
     known = results(helpers, gap=True)
-    assert gap_grid(known) is None
+    assert gap_grid(known) is None and why_none(known) == ""
     assert set(in_csv(known).values()) == {""}
 
 
@@ -80,6 +86,7 @@ def test_a_number_that_is_the_same_in_both_splits_by_construction_is_no_gap(help
     known = results(helpers, every)
     assert one_number(known) == [*helpers.COLUMNS]
     assert gap_grid(known) is None and gaps(known) == {}
+    assert why_none(known) == "validation and test are one number in every run"
     assert set(in_csv(known).values()) == {""}
 
 
@@ -113,3 +120,10 @@ def test_a_row_that_learns_nothing_is_what_the_others_are_held_against(helpers):
     rows = [{"id": "none", "method": "fixed"}, {"id": "ift", "method": "ift"}]
     grid = gap_grid(results(helpers, rows=rows, paper=[], paper_rows=[]))
     assert "A row that learns nothing shows how far" in told(grid)[0]
+
+
+def test_nothing_is_said_where_nothing_is_finished_or_nothing_learns(helpers):
+    suite = helpers.make_suite(columns=[{"id": "5w1s", "task": "quadratic"}], paper=[])
+    assert why_none(collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)) == ""
+    rows = [{"id": "none", "method": "fixed"}]
+    assert why_none(results(helpers, rows=rows, paper=[], paper_rows=[])) == ""

@@ -19,7 +19,7 @@ from metabench.reports.footnotes.costs import cost_footnotes
 from metabench.reports.footnotes.detectable import detectable_footnotes
 from metabench.reports.footnotes.protocol import protocol_footnotes
 from metabench.reports.footnotes.resolution import resolution_footnotes
-from metabench.reports.footnotes.selection import selection_footnotes
+from metabench.reports.footnotes.selection import gap_footnotes, selection_footnotes
 from metabench.reports.footnotes.uncounted import uncounted_footnotes
 from metabench.reports.tables.renderers import WORSE, Footnote
 from metabench.store.record import Record
@@ -39,6 +39,7 @@ def general_footnotes(results: Results, entries: Entries, floors: Floors) -> lis
         *protocol_footnotes(results),
         *chosen_footnotes(results),
         *selection_footnotes(results),
+        *gap_footnotes(results),
         *uncounted_footnotes(results),
         *cost_footnotes(results),
         *interval_footnotes(results, entries),

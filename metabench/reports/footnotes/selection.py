@@ -1,7 +1,9 @@
-"""The footnote of a table that says where states are chosen by what was fitted to them."""
+"""The footnotes of a table that say where states are chosen by what was fitted to them, and why
+nobody can be told how far lam was."""
 
 from __future__ import annotations
 
+from metabench.analysis.overfitting import why_none
 from metabench.analysis.results import Results
 from metabench.core.text import listed
 from metabench.reports.tables.renderers import Footnote
@@ -32,3 +34,9 @@ def selection_footnotes(results: Results) -> list[Footnote]:
         )
         for why, at in columns.items()
     ]
+
+
+def gap_footnotes(results: Results) -> list[Footnote]:
+    """Why no table of the outer level's over-fitting stands below this one, where there is none."""
+    why = why_none(results)
+    return [Footnote(f"No table of the outer level's over-fitting: {why}.")] if why else []
