@@ -97,7 +97,13 @@ def made(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
             "makes one"
         )
     with seeded(seed):
-        found = model()
+        try:
+            found = model()
+        except Exception as error:
+            raise SettingError(
+                f"model: the function that makes it raises {type(error).__name__}: {error} (it is "
+                "called without arguments, after torch.manual_seed of the run)"
+            ) from error
     if not isinstance(found, nn.Module):
         raise SettingError(f"model: the function makes {type_of(found)}, no nn.Module")
     return found
@@ -191,6 +197,8 @@ def _predicted_twice(
             f"model: of {len(few)} examples it makes {shown}; give one that makes a tensor with "
             f"the examples first, [{len(few)}, ...]"
         )
+    if not bool(out.isfinite().all()):
+        raise SettingError("model: at its first parameters it predicts what is not finite")
     if not torch.equal(out, again):
         raise SettingError(f"model: it predicts something else when it is called again, {when}")
     return out
