@@ -284,11 +284,12 @@ def _line(
     two = [seen.of(b.record) for _, b in found]
     both = [(x, y) for x, y in zip(one, two, strict=True) if x is not None and y is not None]
     pair = p = a = b = None
-    logs = seen.logs and all(x > 0 and y > 0 for x, y in both)
+    logs = False
     if both:
         ours, theirs = [x for x, _ in both], [y for _, y in both]
         a, b = stats.mean(ours), stats.mean(theirs)
         ours, theirs = ([resolved(v, seen.resolution) for v in of] for of in (ours, theirs))
+        logs = seen.logs and all(v > 0 for v in (*ours, *theirs))
         if logs:
             ours, theirs = [*map(math.log, ours)], [*map(math.log, theirs)]
         pair, p = paired(theirs, ours, logs=logs)

@@ -28,6 +28,15 @@ def results(helpers, better=None, **changes):
     return collect(suite, "laptop", store, why_not=helpers.allowed)
 
 
+def test_a_gap_of_fewer_seeds_than_planned_says_so(helpers):
+    suite, store = helpers.make_suite(), helpers.Fake()
+    for place in suite.cells("laptop"):
+        lost = (place.row, place.cell.seed) == ("maml", 2)
+        store.add(place, **(helpers.failure("diverged") if lost else {}))
+    grid = gap_grid(collect(suite, "laptop", store, why_not=helpers.allowed))
+    assert [row[1].text.endswith("(n=2 of 3)") for row in grid.rows][:2] == [True, False]
+
+
 def told(grid):
     return [note.text for note in grid.footnotes]
 

@@ -171,3 +171,7 @@ def test_numbers_below_the_resolution_are_equal() -> None:
     view = replace(VIEW, resolution=0.2)
     (line,) = compare([run(0.1, s) for s in range(3)], [run(0.05, s) for s in range(3)], view).lines
     assert (line.a, line.b) == pytest.approx((0.1, 0.05)) and line.pair.gain == 0.0
+    # Of 0 there is a logarithm then, as in the table of a suite.
+    b = [run(v, s) for s, v in enumerate((0.0, 2.0, 0.2))]
+    (line,) = compare([run(2.0, s) for s in range(3)], b, replace(view, logs=True)).lines
+    assert line.logs and line.pair.gain == pytest.approx(2 * math.log(0.1) / 3)
