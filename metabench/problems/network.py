@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -214,6 +215,25 @@ def by_itself(network: Network, x: Tensor) -> bool:
         except Exception:  # batch norm refuses a single example
             return False
     return near(torch.cat(alone), whole)
+
+
+def row_by_row(network: Network, x: Tensor) -> bool:
+    """Whether torch.func takes the derivatives of each example's prediction, all at once: recurrent
+    modules have no rule for that."""
+    few = x[:SOME]
+
+    def one(example: Tensor) -> Params:
+        out, back = torch.func.vjp(lambda theta: network(theta, example[None])[0], network.start)
+        (found,) = back(torch.ones_like(out))
+        return dict(found)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is slow so: nobody has asked for it yet
+        try:
+            torch.func.vmap(one)(few)
+        except Exception:
+            return False
+    return True
 
 
 def each(few: Tensor) -> list[slice]:

@@ -347,6 +347,7 @@ def _found(net: Network, train: Pair, judge: judged.Judge, learned: Sequence[Lea
         alone = alone and network.near(torch.cat(each), whole)
     return Found(
         by_itself=alone,
+        row_by_row=network.row_by_row(net, train.x),
         gated=network.takes_gated(net, train.x),
         affine=network.is_affine(net.module),
         drops=net.drops,

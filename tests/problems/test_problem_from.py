@@ -589,6 +589,13 @@ def test_an_own_loss_and_metric_are_taken() -> None:
     assert found == pytest.approx({"loss": float(gap.mean()), "metric": float(gap.max())})
 
 
+def test_a_recurrent_model_has_no_evidence_and_says_why() -> None:
+    """torch has no rule for it under vmap; all other derivatives it has."""
+    task = own_problems.KINDS["decays of a recurrent model"]()
+    assert "evidence" not in task.offers and "example_losses" in task.offers
+    assert "no derivatives of each example" in task.lacks["evidence"]
+
+
 def test_the_head_is_the_last_layer_of_a_sequence_or_the_one_that_is_named() -> None:
     assert problem_from(mlp, *BINARY).given.head == ("2.weight", "2.bias")
     named = problem_from(mlp, *BINARY, head="0")
