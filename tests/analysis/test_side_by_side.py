@@ -137,6 +137,20 @@ def test_what_one_side_has_alone_is_told_with_what_the_other_has_instead() -> No
     }
 
 
+@pytest.mark.parametrize("place", ["r/c", ""])
+def test_the_survivors_of_lost_runs_are_not_shown_to_be_better(place: str) -> None:
+    """As in a suite's table: B's fourth run ran away, and says so in no number."""
+    a = [run(0.50 + 0.010 * s, s, place) for s in range(4)]
+    b = [run(0.30 + 0.011 * s, s, place, steps=9) for s in range(4)]
+    assert [line.verdict for line in compare(a, b).lines] == ["B better"]
+    gone = replace(b[3], record=replace(b[3].record, status="diverged", metrics={}))
+    (line,) = compare(a, [*b[:3], gone]).lines
+    assert line.pair.p < 0.05 and line.verdict == "not shown: B lost runs"
+    # It can still be shown to be worse.
+    (line,) = compare(a, [*[run(0.9 + 0.011 * s, s, place, steps=9) for s in range(3)], gone]).lines
+    assert line.verdict == "A better"
+
+
 def test_settings_and_machines_that_differ_are_told() -> None:
     def made(torch: str, dirty: bool = False) -> dict[str, Any]:
         git = {"commit": "a" * 40, "dirty": dirty}
