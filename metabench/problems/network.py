@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import warnings
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
