@@ -60,6 +60,21 @@ def cnn() -> nn.Module:
     return layers.double()
 
 
+class Recurrent(nn.Module):
+    """Two steps of a GRU over halves of the features, then a linear layer."""
+
+    def __init__(self, out: int = 2) -> None:
+        super().__init__()
+        self.read = nn.GRU(FEATURES // 2, 3, batch_first=True).double()
+        self.last = nn.Linear(3, out).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predictions [n, out]."""
+        states, _ = self.read(x.unflatten(1, (2, -1)))
+        found: Tensor = self.last(states[:, -1])
+        return found
+
+
 class Dropping(nn.Module):
     """One hidden layer behind dropout of its inputs by a module, before one by a function."""
 
@@ -111,6 +126,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         mlp, *BINARY, test=classes(12, 2), decays="one", batch_size=5, outer_batch_size=7
     ),
     "decays": lambda: problem_from(mlp, *BINARY, test=classes(12, 2), carried=False),
+    "decays of a recurrent model": lambda: problem_from(Recurrent, *BINARY, test=classes(12, 2)),
     "decays of weights": lambda: problem_from(linear(), *TABLE, decays="weight", carried=False),
     "weights": lambda: problem_from(mlp, *BINARY, learn="example_weights", test=classes(9, 2)),
     "weights and decays": lambda: problem_from(

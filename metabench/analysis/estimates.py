@@ -6,8 +6,10 @@ test episodes of that one run, which holds neither.
 
 Bold is the best mean of a column alone; where all are equal none is. A dagger is a row that some
 other is shown to be better than (:mod:`metabench.analysis.comparisons`). A number without either
-has not been told apart. Of a row with lost runs the mean is that of the survivors, which flatters
-it: it is never bold, and never shown to be better than another.
+has not been told apart, and none has both: where the best mean is shown to be worse, as by its
+logarithms or over the seeds that both rows have, none is bold. Of a row with lost runs the mean is
+that of the survivors, which flatters it: it is never bold, and never shown to be better than
+another.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Entry:
     best: bool = False
     p: float | None = None
     worse: bool = False
+    contested: bool = False
+    """Whether the best mean of the column is shown to be worse all the same."""
 
 
 def entry(estimates: Mapping[int, Estimate]) -> Entry | None:
@@ -74,7 +78,7 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     if not found:
         return {}
     sign = 1 if results.suite.goal == "max" else -1
-    means = {row: resolved(made.mean, results.suite.resolution) for row, made in found.items()}
+    means = {row: as_compared(results, estimates[row]) for row in found}
     incomplete = lost(results, column)
     # Of survivors alone no mean is the best, unless there is nothing else.
     whole = [row for row in found if row not in incomplete] or [*found]
@@ -82,18 +86,25 @@ def column_entries(results: Results, column: str) -> dict[str, Entry]:
     tested = comparisons(results, column)
     worse = tested.worse
     tied = [row for row in found if _same(means[row], means[best])]
-    # Of equal numbers none is the best, and of a signed difference neither end is.
-    nothing = results.suite.gap or len(tied) == len(found) > 1
+    # Of equal numbers none is the best, nor is one alone; of a signed difference neither end is.
+    nothing = results.suite.gap or len(tied) == len(found)
     out = {}
     for row, made in found.items():
         pair = None if row == best else tested.of(best, row)
+        leads = row in tied and row not in incomplete and not nothing
         out[row] = replace(
             made,
-            best=row in tied and row not in incomplete and not nothing,
+            best=leads and row not in worse,
             p=pair.p if pair else None,
             worse=row in worse,
+            contested=leads and row in worse,
         )
     return out
+
+
+def as_compared(results: Results, estimates: Mapping[int, Estimate]) -> float:
+    """The mean of per-seed estimates, each counted as it is where rows are compared."""
+    return stats.mean([resolved(e.mean, results.suite.resolution) for e in estimates.values()])
 
 
 def _same(a: float, b: float) -> bool:

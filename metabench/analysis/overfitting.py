@@ -47,16 +47,18 @@ def one_number(results: Results) -> list[str]:
 def why_none(results: Results) -> str:
     """Why no row that learns outside can be judged by validation minus test; "" where one can,
     where the metric is itself that difference, and where nothing of the kind is finished."""
-    learning = [run for run in results.runs if run.record is not None and learns(run)]
+    learning = [run for run in results.runs if run.state == "done" and learns(run)]
     if not learning or results.suite.gap:
         return ""
     if not any(run.declaration.outer_on_validation for run in learning):
         return "the outer level learns on no validation examples"
     if results.suite.evaluation == VALID:
         return "what is reported is of the validation examples, which the outer level learns on"
-    if one_number(results) and not gaps(results):
+    if gaps(results):
+        return ""
+    if one_number(results):
         return "validation and test are one number in every run"
-    return ""
+    return "no finished run has the metric on both splits"
 
 
 def learns(run: Planned) -> bool:

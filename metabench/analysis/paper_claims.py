@@ -75,11 +75,14 @@ def _tested(
 ) -> Tested:
     failed, missed = _unreached(results, claim, better, column)
     same = results.same
-    pair = family.of(same.get(better, better), same.get(claim.than, claim.than))
+    row, other = same.get(better, better), same.get(claim.than, claim.than)
+    pair = family.of(row, other)
     if pair is None:
         return Tested(claim, better, column, None, None, 0, "not tested", failed, missed)
-    if claim.within is not None and (failed or missed):
-        verdict: Verdict = "not shown"  # bounds of costs do not say how near they are
+    incomplete = lost(results, column) & {row, other}
+    if claim.within is not None and (failed or missed or incomplete):
+        # Bounds of costs do not say how near they are, nor do the survivors of lost runs.
+        verdict: Verdict = "not shown"
     elif claim.within is not None:
         verdict = _nearness(claim.within, pair, _sizes(results, claim, column))
     elif pair.p is None:

@@ -87,7 +87,8 @@ class Line:
 
     ``pair``: B minus A (None where a metric is missing; of logarithms where ``logs``), with p by
     Holm; ``identical``: the seeds of which all bits are equal; ``settings``: name to the values of
-    A and of B, where they differ.
+    A and of B, where they differ; ``lost``: "A", "B", whose other runs ended without a number: its
+    survivors flatter it, and it is never shown to be better.
     """
 
     label: str
@@ -100,6 +101,7 @@ class Line:
     identical: tuple[int, ...]
     settings: Mapping[str, tuple[str, str]]
     logs: bool = False
+    lost: tuple[str, ...] = ()
 
     @property
     def all_identical(self) -> bool:
@@ -118,7 +120,8 @@ class Line:
             return f"not tested{some}"
         if not self.pair.shown:
             return f"not told apart{some}"
-        return f"{'B' if (self.pair.gain > 0) == (self.view.goal == 'max') else 'A'} better{some}"
+        better = "B" if (self.pair.gain > 0) == (self.view.goal == "max") else "A"
+        return f"not shown: {better} lost runs" if better in self.lost else f"{better} better{some}"
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,13 @@ def side_by_side(a: Side, b: Side, view: Callable[[Run, Run], View]) -> SideBySi
     for one, two in pairs:
         groups.setdefault((_group(one), _group(two)), []).append((one, two))
     labels = _labels([pairs[0] for pairs in groups.values()])
+    gone = [{_group(r) for r in side.runs if r.record.status != "done"} for side in (a, b)]
     lines: list[Line] = []
     raw: dict[int, float] = {}
-    for label, found in zip(labels, groups.values(), strict=True):
+    for label, (names, found) in zip(labels, groups.items(), strict=True):
         line, p = _line(label, sorted(found, key=lambda pair: pair[0].cell.seed), view)
+        lost = [s for s, name, of in zip("AB", names, gone, strict=True) if name in of]
+        line = replace(line, lost=tuple(lost))
         if p is not None:
             raw[len(lines)] = p
         lines.append(line)
@@ -284,11 +290,12 @@ def _line(
     two = [seen.of(b.record) for _, b in found]
     both = [(x, y) for x, y in zip(one, two, strict=True) if x is not None and y is not None]
     pair = p = a = b = None
-    logs = seen.logs and all(x > 0 and y > 0 for x, y in both)
+    logs = False
     if both:
         ours, theirs = [x for x, _ in both], [y for _, y in both]
         a, b = stats.mean(ours), stats.mean(theirs)
         ours, theirs = ([resolved(v, seen.resolution) for v in of] for of in (ours, theirs))
+        logs = seen.logs and all(v > 0 for v in (*ours, *theirs))
         if logs:
             ours, theirs = [*map(math.log, ours)], [*map(math.log, theirs)]
         pair, p = paired(theirs, ours, logs=logs)

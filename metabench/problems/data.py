@@ -105,6 +105,8 @@ def pair(given: Any, dtype: torch.dtype, what: str) -> Pair:
     if not len(x):
         raise SettingError(f"{what}: there is no example")
     for name, value in (("x", x), ("y", y)):
+        if value.layout != torch.strided:
+            raise SettingError(f"{what}: {name} is sparse; give it as {name}.to_dense()")
         if value.is_complex():
             raise SettingError(f"{what}: {name} is complex; give its real and imaginary parts")
         if not bool(torch.isfinite(value).all()):

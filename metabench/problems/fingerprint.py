@@ -15,6 +15,7 @@ import hashlib
 import sys
 import sysconfig
 import types
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class _Walk:
             return _sum(type(value).__name__, *self.items(value, where))
         if isinstance(value, set | frozenset):
             return _sum("set", *sorted(self.of(v, where) for v in value))
+        if isinstance(value, weakref.ReferenceType):  # recurrent modules have some of their weights
+            return _sum("reference", self.of(value(), where))
         if isinstance(value, list | tuple):
             each = (self.of(v, f"{where}[{i}]") for i, v in enumerate(value))
             return _sum(type(value).__name__, *each)

@@ -29,6 +29,8 @@ class Found:
 
     by_itself: bool
     """The prediction of an example does not depend on the others of its batch."""
+    row_by_row: bool
+    """torch.func can differentiate the prediction of each example for itself, all at once."""
     gated: bool
     """It can be called with weights that differ from example to example."""
     affine: bool
@@ -126,7 +128,8 @@ class Given:
         """Whether the inner loss is minus the log of a likelihood and of a Gaussian prior."""
         alone = self.has(Decays) and not self.has(Weights, Own, Strengths)
         known = self.judge.noise is not None and not self.many_classes
-        return alone and known and self.found.by_itself and not self.found.drops
+        found = self.found
+        return alone and known and found.by_itself and found.row_by_row and not found.drops
 
     @property
     def many_classes(self) -> bool:

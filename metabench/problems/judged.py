@@ -151,6 +151,8 @@ def _check_loss(loss: Any, prediction: Tensor, y: Tensor) -> None:
             f"loss: of {len(y)} examples it gives {shown}, not the loss of each, [{len(y)}]: write "
             "reduction='none', and a mean over the dimensions after the first"
         )
+    if not bool(found.isfinite().all()):
+        raise SettingError("loss: of the first predictions it gives what is not finite")
 
 
 def _check_metric(own: Callable[[Tensor, Tensor], Any], name: str, f: Tensor, y: Tensor) -> None:

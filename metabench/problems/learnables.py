@@ -163,7 +163,7 @@ class Own(Learnable):
                 "first={'name': value}"
             )
         self.function = function
-        self.first = {k: torch.as_tensor(v).detach().clone().to(like) for k, v in first.items()}
+        self.first = {k: _value(k, v, like) for k, v in first.items()}
         self.hypers = tuple(Hyper(k, tuple(v.shape)) for k, v in self.first.items())
 
     def losses(self, lam: Params, model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -185,6 +185,8 @@ class Own(Learnable):
                 f"learn: of {len(y)} examples the function gives {shown}, not the loss of each, "
                 f"[{len(y)}]"
             )
+        if not bool(made.isfinite().all()):
+            raise SettingError("learn: at the first lam the function gives what is not finite")
         return made
 
 
@@ -195,7 +197,7 @@ def adjusted(part: Learnable, first: Mapping[str, Any], bounds: Mapping[str, Any
     for name, like in part.first.items():
         given = _of(first, name)
         if given is not None and not isinstance(part, Own):
-            value = torch.as_tensor(given).to(like)
+            value = _value(name, given, like)
             if value.shape not in ((), like.shape):
                 raise SettingError(f"first: {name} is {list(like.shape)}, not {list(value.shape)}")
             part.first[name] = value.expand(like.shape).clone()
@@ -215,6 +217,14 @@ def adjusted(part: Learnable, first: Mapping[str, Any], bounds: Mapping[str, Any
                 f"first: {h.name} starts at {float(value.min()):g} to {float(value.max()):g}, "
                 f"outside of its bounds, {low:g} to {high:g}"
             )
+
+
+def _value(name: str, given: Any, like: Tensor) -> Tensor:
+    """A first value as a tensor of its own. Raises SettingError for what is no number."""
+    try:
+        return torch.as_tensor(given).detach().clone().to(like)
+    except (TypeError, ValueError, RuntimeError):
+        raise SettingError(f"first: {name} cannot be {given!r}: give numbers") from None
 
 
 def _of(given: Mapping[str, Any], name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -97,7 +98,13 @@ def made(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
             "makes one"
         )
     with seeded(seed):
-        found = model()
+        try:
+            found = model()
+        except Exception as error:
+            raise SettingError(
+                f"model: the function that makes it raises {type(error).__name__}: {error} (it is "
+                "called without arguments, after torch.manual_seed of the run)"
+            ) from error
     if not isinstance(found, nn.Module):
         raise SettingError(f"model: the function makes {type_of(found)}, no nn.Module")
     return found
@@ -191,6 +198,8 @@ def _predicted_twice(
             f"model: of {len(few)} examples it makes {shown}; give one that makes a tensor with "
             f"the examples first, [{len(few)}, ...]"
         )
+    if not bool(out.isfinite().all()):
+        raise SettingError("model: at its first parameters it predicts what is not finite")
     if not torch.equal(out, again):
         raise SettingError(f"model: it predicts something else when it is called again, {when}")
     return out
@@ -206,6 +215,27 @@ def by_itself(network: Network, x: Tensor) -> bool:
         except Exception:  # batch norm refuses a single example
             return False
     return near(torch.cat(alone), whole)
+
+
+def row_by_row(network: Network, x: Tensor) -> bool:
+    """Whether torch.func takes the derivatives of each example's prediction, all at once: recurrent
+    modules have no rule for that."""
+    few = x[:SOME]
+
+    def one(example: Tensor) -> Params:
+        def predicted(theta: Params) -> Tensor:
+            out: Tensor = network(theta, example[None])
+            return out.sum()
+
+        return torch.func.grad(predicted)(network.start)  # type: ignore[no-any-return]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is slow so: nobody has asked for it yet
+        try:
+            torch.func.vmap(one)(few)
+        except Exception:
+            return False
+    return True
 
 
 def each(few: Tensor) -> list[slice]:

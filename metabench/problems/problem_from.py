@@ -111,7 +111,7 @@ def problem_from(
     dtype = network.check_module(module)
     _check_function(model, module)
     data = {"train": train, "valid": valid, "test": test, "selection": selection}
-    data = {k: v for k, v in data.items() if v is not None}
+    data = {k: v for k, v in data.items() if v is not None or k in ("train", "valid")}
     several = {"first": dict(first or {}), "bounds": dict(bounds or {})}
     if asked == [INITIALISATION]:
         _refuse_given(several | {"carried": carried, "outer_batch_size": outer_batch_size},
@@ -347,6 +347,7 @@ def _found(net: Network, train: Pair, judge: judged.Judge, learned: Sequence[Lea
         alone = alone and network.near(torch.cat(each), whole)
     return Found(
         by_itself=alone,
+        row_by_row=network.row_by_row(net, train.x),
         gated=network.takes_gated(net, train.x),
         affine=network.is_affine(net.module),
         drops=net.drops,
@@ -365,7 +366,7 @@ def _known(
     """The task, registered: its class has what was given, its defaults are the options."""
     base: type[OwnProblem] = Supervised if given.learned else Initialisation
     called = f"own_{mark[:12]}" if name is None else name
-    if not called.isidentifier():
+    if not (isinstance(called, str) and called.isidentifier()):
         raise SettingError(f"name cannot be {called!r}: letters, digits and _ (a Python name)")
     hints = get_type_hints(base, include_extras=True)  # names of ours, not of the user's module
     defaults = {"fingerprint": mark, **options}

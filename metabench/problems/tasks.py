@@ -162,6 +162,8 @@ class Supervised(OwnProblem):
             own["evidence"] = "an example has several classes, whose mean loss is no likelihood"
         elif given.found.drops:
             own["evidence"] = "dropout makes another inner loss of every step: no one likelihood"
+        elif given.found.by_itself and not given.found.row_by_row:
+            own["evidence"] = "torch.func has no derivatives of each example for such a model"
         if given.has(Weights):
             own["search_space"] = "lam has a weight for every training example, without bounds"
         if not self.same_problem:

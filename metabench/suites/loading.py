@@ -183,6 +183,9 @@ def from_dict(data: dict[str, Any], path: Path) -> Suite:
     budgets = data.get("budgets")
     for name, budget in budgets.items() if isinstance(budgets, dict) else ():
         if isinstance(budget, dict):
+            if "limits" in budget:  # the dataclass has it; a file names each limit by itself
+                wrong = UnknownName("setting called", "limits", {"seeds", "set"} | limits)
+                raise SuiteError(f"{path}: budgets.{name}: {wrong}")
             rest = {k: v for k, v in budget.items() if k not in limits}
             own = {k: v for k, v in budget.items() if k in limits}
             data["budgets"] = {**data["budgets"], name: {**rest, "limits": own}}

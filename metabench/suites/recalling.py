@@ -58,7 +58,9 @@ def told(
     first = slow()
     path = kept_at(question) if question is not None and (first or for_later) else None
     if first and path is not None:
-        with contextlib.suppress(files.Unreadable, OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(
+            files.Unreadable, OSError, ValueError, KeyError, TypeError, RecursionError
+        ):
             if (data := files.read(path)) is not None:
                 content = json.loads(data)
                 if content["sha256"] == _seal(path, content["told"]):

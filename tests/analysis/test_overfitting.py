@@ -28,6 +28,15 @@ def results(helpers, better=None, **changes):
     return collect(suite, "laptop", store, why_not=helpers.allowed)
 
 
+def test_a_gap_of_fewer_seeds_than_planned_says_so(helpers):
+    suite, store = helpers.make_suite(), helpers.Fake()
+    for place in suite.cells("laptop"):
+        lost = (place.row, place.cell.seed) == ("maml", 2)
+        store.add(place, **(helpers.failure("diverged") if lost else {}))
+    grid = gap_grid(collect(suite, "laptop", store, why_not=helpers.allowed))
+    assert [row[1].text.endswith("(n=2 of 3)") for row in grid.rows][:2] == [True, False]
+
+
 def told(grid):
     return [note.text for note in grid.footnotes]
 
@@ -122,8 +131,20 @@ def test_a_row_that_learns_nothing_is_what_the_others_are_held_against(helpers):
     assert "A row that learns nothing shows how far" in told(grid)[0]
 
 
+def test_runs_without_the_metric_on_validation_examples_are_told(helpers):
+    suite, store = helpers.make_suite(), helpers.Fake()
+    for place in suite.cells("laptop"):
+        store.add(place, metrics={"test": {"accuracy": Estimate(0.5, 600, 0.1, 0.01)}})
+    known = collect(suite, "laptop", store, why_not=helpers.allowed)
+    assert gap_grid(known) is None and "on both splits" in why_none(known)
+
+
 def test_nothing_is_said_where_nothing_is_finished_or_nothing_learns(helpers):
     suite = helpers.make_suite(columns=[{"id": "5w1s", "task": "quadratic"}], paper=[])
-    assert why_none(collect(suite, "laptop", helpers.Fake(), why_not=helpers.allowed)) == ""
+    store = helpers.Fake()
+    assert why_none(collect(suite, "laptop", store, why_not=helpers.allowed)) == ""
+    for place in suite.cells("laptop"):
+        store.add(place, **helpers.failure("failed"))
+    assert why_none(collect(suite, "laptop", store, why_not=helpers.allowed)) == ""
     rows = [{"id": "none", "method": "fixed"}]
     assert why_none(results(helpers, rows=rows, paper=[], paper_rows=[])) == ""

@@ -82,6 +82,22 @@ def test_a_claim_to_be_near_holds_where_the_interval_is_inside(helpers, gains, v
         assert "MAML within 1 % of ANIL" in told[-1] and "of a claim to be near" in told[0]
 
 
+@pytest.mark.parametrize("lost", ["maml", "anil"])
+def test_survivors_of_lost_runs_are_not_shown_to_be_near(helpers, lost):
+    suite, store = helpers.make_suite(claims=[claim(within=0.1)]), helpers.Fake()
+    for place in suite.cells("paper"):
+        seed = place.cell.seed
+        mean = 0.6 + 0.001 * seed ** (place.row == "maml")
+        store.add(place, metrics={"test": {"accuracy": Estimate(mean, 600, 0.1, 0.01)}})
+    (found,) = verdicts(collect(suite, "paper", store, why_not=helpers.allowed))
+    assert found.verdict == "holds"
+    for place in suite.cells("paper"):
+        if (place.row, place.cell.seed) == (lost, 0):
+            store.add(place, **helpers.failure("diverged"))
+    (found,) = verdicts(collect(suite, "paper", store, why_not=helpers.allowed))
+    assert (found.verdict, found.seeds) == ("not shown", 4)
+
+
 def test_the_interval_is_that_of_differences_of_common_seeds(helpers):
     values = {"maml": [0.9, 0.6, 0.8], "anil": [0.85, 0.52, 0.69]}
     (found,) = verdicts(results(helpers, values, [claim()]))

@@ -137,6 +137,20 @@ def test_what_one_side_has_alone_is_told_with_what_the_other_has_instead() -> No
     }
 
 
+@pytest.mark.parametrize("place", ["r/c", ""])
+def test_the_survivors_of_lost_runs_are_not_shown_to_be_better(place: str) -> None:
+    """As in a suite's table: B's fourth run ran away, and says so in no number."""
+    a = [run(0.50 + 0.010 * s, s, place) for s in range(4)]
+    b = [run(0.30 + 0.011 * s, s, place, steps=9) for s in range(4)]
+    assert [line.verdict for line in compare(a, b).lines] == ["B better"]
+    gone = replace(b[3], record=replace(b[3].record, status="diverged", metrics={}))
+    (line,) = compare(a, [*b[:3], gone]).lines
+    assert line.pair.p < 0.05 and line.verdict == "not shown: B lost runs"
+    # It can still be shown to be worse.
+    (line,) = compare(a, [*[run(0.9 + 0.011 * s, s, place, steps=9) for s in range(3)], gone]).lines
+    assert line.verdict == "A better"
+
+
 def test_settings_and_machines_that_differ_are_told() -> None:
     def made(torch: str, dirty: bool = False) -> dict[str, Any]:
         git = {"commit": "a" * 40, "dirty": dirty}
@@ -171,3 +185,7 @@ def test_numbers_below_the_resolution_are_equal() -> None:
     view = replace(VIEW, resolution=0.2)
     (line,) = compare([run(0.1, s) for s in range(3)], [run(0.05, s) for s in range(3)], view).lines
     assert (line.a, line.b) == pytest.approx((0.1, 0.05)) and line.pair.gain == 0.0
+    # Of 0 there is a logarithm then, as in the table of a suite.
+    b = [run(v, s) for s, v in enumerate((0.0, 2.0, 0.2))]
+    (line,) = compare([run(2.0, s) for s in range(3)], b, replace(view, logs=True)).lines
+    assert line.logs and line.pair.gain == pytest.approx(2 * math.log(0.1) / 3)

@@ -16,6 +16,7 @@ FEW = {"bilevel": {}, "ift": {}, "maml": {}, "random": {"inner_steps": 5}}
 RUN_ON = {
     "decay": {"bilevel", "ift", "random", "soba", "stn", "sgld", "pbgd", "marglik", "es"},
     "decays": {"bilevel", "ift", "random", "marglik", "stocbio", "cehpo_online"},
+    "decays of a recurrent model": {"bilevel", "ift", "random", "soba", "pbgd", "es"},
     "decays of weights": {"hoag", "maid", "bilevel", "random", "ucb", "marglik"},
     "weights": {"bilevel", "ift", "pbgd", "soba", "f2sa", "bome"},
     "weights and decays": {"bilevel", "ift", "pbgd", "soba"},

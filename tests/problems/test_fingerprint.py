@@ -56,6 +56,17 @@ def test_plain_data_have_the_same_fingerprint_where_they_are_the_same(a: Any, b:
     assert (fingerprint(x=a) == fingerprint(x=b)) == (told(a) == told(b))
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_module_is_known_by_its_weights(kind: type[nn.Module]) -> None:
+    """It has weak references to them, too."""
+
+    def made(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return kind(4, 2)
+
+    assert fingerprint(x=made(0)) == fingerprint(x=made(0)) != fingerprint(x=made(1))
+
+
 def module(activation: nn.Module | None = None, **how: Any) -> nn.Module:
     """Always from the same weights."""
     with torch.random.fork_rng():

@@ -323,6 +323,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"model": lambda: linear(int(torch.randint(2, 3, (), generator=None)) + next(COUNT))},
         "two modules under one seed",
     ),
+    "a function of an argument": (
+        {"model": lambda seed: linear(2)},
+        r"model: the function that makes it raises TypeError: .*called without arguments",
+    ),
+    "a prediction that is not finite": (
+        {"model": Custom(lambda s, x: s.layer(x) * torch.nan)},
+        "model: at its first parameters it predicts what is not finite",
+    ),
+    "no data": ({"train": None}, "train cannot be a NoneType: give a pair of tensors"),
+    "sparse": ({"valid": (X.to_sparse(), Y)}, r"valid: x is sparse; give it as x\.to_dense\(\)"),
+    "a loss that is not finite": (
+        {"loss": lambda p, y: p[:, 0] * torch.inf},
+        "loss: of the first predictions it gives what is not finite",
+    ),
     "no parameter": ({"model": nn.Identity()}, "it has no parameter"),
     "all frozen": ({"model": linear(2).requires_grad_(False)}, "it has no parameter to train"),
     "two types": (
@@ -462,6 +476,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"bounds": {"log_decay": (float("nan"), 1.0)}},
         r"bounds of log_decay.* cannot be \(nan, 1.0\): NaN is no bound",
     ),
+    "losses that are not finite": (
+        {"learn": lambda lam, model, x, y: model(x)[:, 0] * lam["a"].log(), "first": {"a": -1.0}},
+        "at the first lam the function gives what is not finite",
+    ),
+    "a first value that is no number": (
+        {"first": {"log_decay": "small"}},
+        r"first: log_decay.* cannot be 'small': give numbers",
+    ),
+    "a name that is none": ({"name": 3}, "name cannot be 3: letters, digits and _"),
     "a first value that is not finite": (
         {"first": {"log_decay": float("inf")}, "bounds": {"log_decay": (0, float("inf"))}},
         r"first: log_decay.* cannot be inf: not finite",
@@ -564,6 +587,13 @@ def test_an_own_loss_and_metric_are_taken() -> None:
     x, y = TABLE[1]
     gap = (problem.network(problem.network.start, x) - y).abs()
     assert found == pytest.approx({"loss": float(gap.mean()), "metric": float(gap.max())})
+
+
+def test_a_recurrent_model_has_no_evidence_and_says_why() -> None:
+    """torch has no rule for it under vmap; all other derivatives it has."""
+    task = own_problems.KINDS["decays of a recurrent model"]()
+    assert "evidence" not in task.offers and "example_losses" in task.offers
+    assert "no derivatives of each example" in task.lacks["evidence"]
 
 
 def test_the_head_is_the_last_layer_of_a_sequence_or_the_one_that_is_named() -> None:

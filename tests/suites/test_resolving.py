@@ -139,7 +139,9 @@ def test_code_that_changes_meanwhile_leaves_nothing(
     assert not kept.exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "other settings", "nonsense", "empty", "another's"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "other settings", "nonsense", "deep", "empty", "another's"]
+)
 def test_what_is_damaged_is_asked_anew(
     damage: str, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +156,8 @@ def test_what_is_damaged_is_asked_anew(
         (other,) = (p for p in kept.iterdir() if p != path)
         path.write_bytes(other.read_bytes())
     else:
-        path.write_bytes({"cut": whole[:-9], "nonsense": b"[1]", "empty": b""}[damage])
+        of = {"cut": whole[:-9], "nonsense": b"[1]", "deep": b"[" * 200_000, "empty": b""}
+        path.write_bytes(of[damage])
     asked = Asked(monkeypatch)
     assert resolve(PLACES) == first and asked.calls == 2
     assert path.read_bytes() == whole

@@ -326,6 +326,7 @@ def test_merging_keeps_the_last_of_each(tables: list[dict[str, dict[str, int]]])
         ),
         ({"titel": "x", "title": None}, "near: title"),
         ({"budgets__smoke__outer_step": 1}, "near: outer_steps"),
+        ({"budgets__smoke__limits": {"hvps": 9}}, "budgets.smoke: no setting called 'limits'"),
         ({"rows__0__metod": "x"}, "near: method"),
         ({"columns__0__labl": "x"}, "near: label"),
         ({"paper__0__sorce": "x"}, "near: source"),

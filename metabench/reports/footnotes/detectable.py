@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from metabench.analysis.comparisons import POWER, Comparisons, Detectable
+from metabench.analysis.comparisons import POWER, Comparisons, Detectable, resolved
 from metabench.analysis.estimates import Entry
 from metabench.analysis.results import Results
 from metabench.core.text import rounded
@@ -32,7 +32,8 @@ def detectable_footnotes(
         if (sizes := family.detectable) is None:
             continue
         name = column.label or column.id
-        if not family.worse and sizes.median > _range(entries[column.id], family.logs):
+        means = [resolved(e.mean, results.suite.resolution) for e in entries[column.id].values()]
+        if not family.worse and sizes.median > _range(means, family.logs):
             hopeless.append(name)
         else:
             found[family.logs][name] = sizes
@@ -82,9 +83,8 @@ def _factor(size: float) -> str:
     return rounded(math.exp(size), 3)
 
 
-def _range(column: Mapping[str, Entry], logs: bool) -> float:
+def _range(means: Sequence[float], logs: bool) -> float:
     """From the smallest to the largest mean of a column; ``logs``: of their logarithms."""
-    means = [entry.mean for entry in column.values()]
     if logs:
         means = [math.log(mean) for mean in means]
     return max(means) - min(means)

@@ -200,7 +200,7 @@ def mark_footnotes(results: Results, entries: Entries) -> list[Footnote]:
     if not any(len(column) > 1 for column in entries.values()):
         return []
     out = []
-    if any(e.best for column in entries.values() if len(column) > 1 for e in column.values()):
+    if any(e.best for column in entries.values() for e in column.values()):
         said = "the best mean of ours in the column, and no more than that."
         out.append(Footnote(said, best=True))
     families = {column.id: comparisons(results, column.id) for column in results.columns}
@@ -219,9 +219,26 @@ def mark_footnotes(results: Results, entries: Entries) -> list[Footnote]:
             f"episodes), Holm's correction over all pairs of a column ({_span(tests)} tests). "
             "Without a mark: not told apart."
         ),
+        *_contested_footnotes(results, entries, families),
         *detectable_footnotes(results, entries, families),
         *_untested_footnotes(results, entries, families),
     ]
+
+
+def _contested_footnotes(
+    results: Results, entries: Entries, families: Mapping[str, Comparisons]
+) -> list[Footnote]:
+    """Where the best mean is shown to be worse, by which it is not marked."""
+    told = [
+        f"{results.row_label(row)} ({column.label or column.id}, "
+        f"{'by logarithms' if families[column.id].logs else 'over common seeds'})"
+        for column in results.columns
+        for row, e in entries[column.id].items()
+        if e.contested
+    ]
+    if not told:
+        return []
+    return [Footnote(f"The best mean, and yet shown to be worse, so not marked: {listed(told)}.")]
 
 
 def _untested_footnotes(

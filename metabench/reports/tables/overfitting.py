@@ -25,6 +25,9 @@ def gap_grid(results: Results) -> Grid | None:
         for column in columns:
             found = known.get((row.id, column.id))
             text = with_pm(*mean_gap(found), scale, least) if found else "—"
+            planned = len(results.table_cells[row.id, column.id].runs)
+            if found and len(found) < planned:
+                text += f" (n={len(found)} of {planned})"
             line.append(Item(text, place=(row.id, column.id)))
         rows.append(line)
     metric = results.suite.metric.replace("_", " ")

@@ -56,3 +56,17 @@ def test_above_it_nothing_changes(helpers):
     assert marks(entries) == ({"maml"}, {"anil", "fixed"})
     assert entries == drawn(helpers, SOME, 0.0)[1]
     assert resolution_footnotes(results, {"5w1s": entries}) == []
+
+
+def test_the_best_mean_is_of_what_runs_count_as(helpers):
+    """Below the resolution a run counts as it in marks as in tests: 0, 3 and 3.1 as 2, 3, 3.1."""
+    values = {"maml": (0.0, 3.0, 3.1), "anil": (2.1, 2.2, 2.3)}
+    assert marks(drawn(helpers, values, 2.0)[1])[0] == {"anil"}
+    assert marks(drawn(helpers, values, 0.0)[1])[0] == {"maml"}
+
+
+def test_a_number_that_has_no_logarithm_of_its_own_is_compared_and_told(helpers):
+    values = {"maml": (0.0, 0.0, 0.0), "anil": (1e-18, 1.0, 1e-17), "fixed": (0.1, 1e-9, 0.3)}
+    results, entries = drawn(helpers, values, 1e-16)
+    assert entries["maml"].mean == 0 and marks(entries)[0] == {"maml"}
+    assert "counts as 1e-16" in grids.table(results)
