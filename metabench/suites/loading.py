@@ -33,8 +33,8 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            table's unit (100 where a percentage is to be large)
     [[rows]]               id, label, method, solver (without: the method's own default),
                            chosen: how the settings were chosen, required: "published" (the
-                           paper's or its code's; reference says which), "default" (the method's),
-                           "own" (set by hand, no trial recorded), or trials, { tuned = "what was
+                           paper's or its code's; reference says which), "default" (the method's: the
+                           row sets none of them), "own" (set by hand, no trial recorded), or trials, { tuned = "what was
                            compared", trials = 4, seeds = [0] }, with a text for a number that
                            is not known; { laptop = "own", paper = "published" } where budgets
                            differ: each but smoke is named,
@@ -62,7 +62,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +73,7 @@ from metabench.core.catalogue import arena_names, suite_folder, suite_names
 from metabench.core.cell import Budget
 from metabench.core.errors import SuiteError, UnknownName
 from metabench.core.settings import fields, strictly
-from metabench.core.text import shortened
+from metabench.core.text import listed, shortened
 from metabench.suites import mistakes
 from metabench.suites.schema import (
     BUDGETS,
@@ -266,6 +266,21 @@ def _chosen(suite: Suite, rows: list[str], columns: list[str]) -> Iterator[str]:
         for how in row.chosen.values() if isinstance(row.chosen, dict) else [row.chosen]:
             if isinstance(how, Tuned):
                 yield from _numbers_as_text(row.id, how)
+        yield from _not_the_defaults(row, suite.budgets)
+
+
+def _not_the_defaults(row: Row, budgets: Collection[str]) -> Iterator[str]:
+    """A row that says of a budget "the method's defaults" and sets some of them."""
+    always = [row.set, *row.columns.values()]
+    for budget in budgets:
+        groups = [*always, row.budgets.get(budget, {}), *row.cells.get(budget, {}).values()]
+        own = sorted({name for group in groups for name in group.get("method", {})})
+        if own and budget != "smoke" and row.how(budget) == "default":
+            yield (
+                f"row {row.id}: chosen is 'default', and the row sets {listed(own)} of its method "
+                f'at budget {budget}: say chosen = "own"'
+            )
+            return
 
 
 def _numbers_as_text(row: str, how: Tuned) -> Iterator[str]:

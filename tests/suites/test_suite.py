@@ -589,6 +589,30 @@ def test_numbers_that_are_known_are_no_text(given: dict[str, Any], says: str) ->
 
 
 @pytest.mark.parametrize(
+    ("change", "right"),
+    [
+        ({"set": {"method": {"truncate": 5}}}, False),
+        ({"set": {"task": {"dim": 3}}}, True),
+        ({"columns": {"four": {"method": {"truncate": 5}}}}, False),
+        ({"budgets": {"laptop": {"method": {"truncate": 5}}}}, False),
+        ({"budgets": {"smoke": {"method": {"truncate": 5}}}}, True),
+    ],
+)
+def test_a_row_that_sets_its_method_is_not_of_the_methods_defaults(
+    change: dict[str, Any], right: bool
+) -> None:
+    row = {k: v for k, v in DATA["rows"][0].items() if k in ("id", "method")}
+    data = changed(rows__0={**row, "chosen": "default", **change})
+    if right:
+        from_dict(data, HERE)
+    else:
+        with pytest.raises(
+            SuiteError, match=r"row reverse: chosen is 'default', and the row sets truncate of"
+        ):
+            from_dict(data, HERE)
+
+
+@pytest.mark.parametrize(
     ("chosen", "says"),
     [
         (None, "row 'reverse': chosen is missing; say"),
