@@ -17,7 +17,7 @@ from metabench.store import files
 from metabench.store import lease as leases
 from metabench.store.encoding import parse
 from metabench.store.files import BadFile, Unreadable
-from metabench.store.record import Record
+from metabench.store.record import NewerRecord, Record
 
 RECORD, CURVE, LAM, CHECKPOINT = "record.json", "curve.json.gz", "lam.npz", "checkpoint.pt"
 PICTURES = "pictures.npz"
@@ -65,6 +65,8 @@ def _out_of_place(entry: Path) -> BadFile | None:
 def _verified(path: Path, data: bytes) -> tuple[Record | None, list[BadFile]]:
     try:
         record = parse(data)
+    except NewerRecord as error:
+        return None, [BadFile(path, str(error), closed=True, newer=True)]
     except ValueError as error:
         return None, [BadFile(path, str(error))]
     if record.key != path.parent.name:

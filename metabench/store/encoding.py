@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from metabench.core.cell import canonical
-from metabench.store.record import Record, from_dict
+from metabench.store.record import NewerRecord, Record, from_dict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,14 +26,19 @@ def render(record: Record) -> bytes:
 
 
 def parse(data: bytes) -> Record:
-    """What :func:`render` was given. Raises ValueError, with the reason, for anything else."""
+    """What :func:`render` was given. Raises NewerRecord for what a later version's was given,
+    ValueError, with the reason, for anything else."""
     try:
         content = json.loads(data)
         if not isinstance(content, dict):
             raise ValueError("not a record")
         seal = content.pop("sha256", None)
-        record = from_dict(content)
         found = hashlib.sha256(canonical(content).encode()).hexdigest()
+        record = from_dict(content)
+    except NewerRecord:
+        if seal == found:
+            raise
+        raise ValueError("is not what was written: its sha256 differs") from None
     except (ValueError, RecursionError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"cannot be read as a record: {first}") from None

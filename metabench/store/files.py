@@ -27,7 +27,9 @@ class BadFile:
     what: str
     moved_to: Path | None = None
     closed: bool = False
-    """This user has no permission to look: it may be all right, and is never moved."""
+    """This user, or this version, cannot read it: it may be all right, and is never moved."""
+    newer: bool = False
+    """A later version of metabench has written it."""
 
     def __str__(self) -> str:
         moved = f"; quarantined as {self.moved_to}" if self.moved_to else ""
@@ -36,6 +38,8 @@ class BadFile:
     @property
     def repair(self) -> str:
         """What to type where it is closed, or the outermost folder that it is in."""
+        if self.newer:
+            return "pip install --upgrade metabench"
         inside = (p for p in reversed(self.path.parents) if not os.access(p, os.X_OK))
         return f"chmod -R a+rX {shlex.quote(str(next(inside, self.path)))}  # as its owner"
 

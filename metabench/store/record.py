@@ -143,12 +143,21 @@ def _adapter() -> TypeAdapter[Record]:
     return TypeAdapter(Record)
 
 
+class NewerRecord(ValueError):
+    """A record that a later version of metabench has written."""
+
+
 def from_dict(data: dict[str, Any]) -> Record:
     """A record from JSON data.
 
-    Raises ValueError where a field is missing, of the wrong type, or where the key is not the
-    hash of the cell.
+    Raises NewerRecord for one of a later schema, ValueError where a field is missing, of the wrong
+    type, or where the key is not the hash of the cell.
     """
+    schema = data.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerRecord(
+            f"is of a newer metabench: record schema {schema}, this version reads {SCHEMA}"
+        )
     try:
         record = _adapter().validate_python(data)
     except ValidationError as error:

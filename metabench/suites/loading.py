@@ -33,11 +33,11 @@ Grammar (``results/suites/omniglot.toml`` is an example)::
                            table's unit (100 where a percentage is to be large)
     [[rows]]               id, label, method, solver (without: the method's own default),
                            chosen: how the settings were chosen, required: "published" (the
-                           paper's or its code's; reference says which), "default" (the method's: the
-                           row sets none of them), "own" (set by hand, no trial recorded), or trials, { tuned = "what was
-                           compared", trials = 4, seeds = [0] }, with a text for a number that
-                           is not known; { laptop = "own", paper = "published" } where budgets
-                           differ: each but smoke is named,
+                           paper's or its code's; reference says which), "default" (the method's:
+                           the row sets none), "own" (set by hand, no trial recorded), or trials,
+                           { tuned = "what was compared", trials = 4, seeds = [0] }, with a text
+                           for a number that is not known; where budgets differ:
+                           { laptop = "own", paper = "published" }, each but smoke is named,
                            series: the line of the plot "frontier" that the row is a point of,
                            set.{task,method,solver,budget}.*,
                            columns.COLUMN.*, budgets.BUDGET.* and both, cells.BUDGET.COLUMN.*,

@@ -1,6 +1,7 @@
 """The store: round trips, damage at any byte, full disks, leases that processes race for."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -18,13 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metabench.core.cell import Cell
+from metabench.core.cell import Cell, canonical
 from metabench.core.errors import Held, StoreError
 from metabench.store import lease as leases
 from metabench.store.cell_folder import CHECKPOINT, CURVE, LAM, LEASE, PICTURES, RECORD
 from metabench.store.encoding import hash_arrays
 from metabench.store.files import write_atomic
-from metabench.store.record import Estimate, Record
+from metabench.store.record import SCHEMA, Estimate, Record
 from metabench.store.store import LARGEST_LAM, QUARANTINE, Store
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -192,6 +193,36 @@ def test_what_is_no_record_is_never_fatal(store: Store, text: str) -> None:
     bad.write_bytes(text.encode("latin-1"))
     assert store.records() == [good]
     assert [b.path for b in store.repair()] == [bad]
+
+
+def of_a_later_version(store: Store, seed: int) -> Path:
+    """The record of a run, as a later schema would have it, fields that nobody here knows among
+    them."""
+    path = store.folder(store.write(record_of(seed), curve=CURVE_OF, lam=LAM_OF).key) / RECORD
+    data = json.loads(path.read_text()) | {"schema": SCHEMA + 1, "unheard_of": [1]}
+    del data["sha256"]
+    seal = hashlib.sha256(canonical(data).encode()).hexdigest()
+    path.write_text(json.dumps(data | {"sha256": seal}))
+    return path
+
+
+def test_a_record_of_a_later_version_stays_with_its_files(store: Store) -> None:
+    path = of_a_later_version(store, 1)
+    was = {p: p.read_bytes() for p in path.parent.iterdir()}
+    closed = store.closed(path.parent.name)
+    assert closed is not None and f"record schema {SCHEMA + 1}, this version" in str(closed)
+    assert closed.repair == "pip install --upgrade metabench"
+    assert store.records() == [] and [b.path for b in store.repair()] == [path]
+    with pytest.raises(StoreError, match="is of a newer metabench"):
+        store.lease(path.parent.name)
+    assert {p: p.read_bytes() for p in path.parent.iterdir()} == was
+
+
+def test_one_that_says_so_and_is_damaged_is_none_of_a_later_version(store: Store) -> None:
+    path = of_a_later_version(store, 1)
+    path.write_text(path.read_text().replace('"unheard_of": [1]', '"unheard_of": [2]'))
+    assert store.closed(path.parent.name) is None
+    assert [b.moved_to is None for b in store.repair()] == [False] and not path.exists()
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
