@@ -1,6 +1,7 @@
 // Scores, ranks and intervals, as metabench/analysis/arena.py and stats.py have them.
 
 const NEAR = 0.9;
+const LEAST = -0.25; // what a run that scores less is worth to a method's regret
 const SAMPLES = 2000;
 const RETRAINED = "test@retrained"; // metabench.store.record
 const COUNTS = [
@@ -90,10 +91,11 @@ function interval(groups) {
   return [quantile(found, 0.025), quantile(found, 0.975)];
 }
 
-/** The mean score of each trial; `trials` have `scores`, null where a run had no numbers. */
-function trialMeans(trials) {
+/** The mean score of each trial; `trials` have `scores`, null where a run had no numbers. A run
+ * below `least` counts as that. */
+function trialMeans(trials, least = -Infinity) {
   const worst = Math.min(0, ...trials.flatMap((t) => t.scores).filter((s) => s !== null));
-  return trials.map((t) => mean(t.scores.map((s) => (s === null ? worst : s))));
+  return trials.map((t) => mean(t.scores.map((s) => Math.max(least, s ?? worst))));
 }
 
 /** The share of trials that end near the best, and what the settings as shipped lack to it (null
@@ -104,7 +106,8 @@ function robustness(trials) {
   const best = Math.max(...scores);
   const near = scores.filter((s) => s >= (best > 0 ? NEAR * best : best)).length / scores.length;
   const shipped = trials.findIndex((t) => t.number === 0);
-  return { near, regret: shipped < 0 ? null : best - scores[shipped] };
+  const worth = trialMeans(trials, LEAST);
+  return { near, regret: shipped < 0 ? null : Math.max(...worth) - worth[shipped] };
 }
 
 /** Counts in inner gradients at a problem's prices; null where one that was taken has no price. */
