@@ -163,8 +163,8 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
         "Trials. 1 trial: the test score that one of the settings tried has on average. near: "
         f"settings with at least {scoring.NEAR:g} of the method's best tuning score. trials lost: "
         "runs without numbers. regret: what the settings as shipped lack to the best, in tuning "
-        f"scores. In 1 trial and regret a run below {scoring.LEAST:g} counts as {scoring.LEAST:g}: how far a bad "
-        "one runs away says nothing."
+        f"scores. In 1 trial and regret a run below {scoring.LEAST:g} counts as "
+        f"{scoring.LEAST:g}: how far a bad one runs away says nothing."
     )
 
 
