@@ -12,7 +12,7 @@ import arenas_by_formula as arenas
 import pytest
 from browsers import Browser
 
-from metabench.analysis.arena.track import Line, collect
+from metabench.analysis.arena.track import Line, TrackResults, collect
 from metabench.api.arena import tournament
 from metabench.api.arena.leaderboard import leaderboard, publish_records
 from metabench.store.store import Store
@@ -50,8 +50,8 @@ class Arena:
         known, chosen = self.plan.arena, self.plan.chosen
         return write(folder / FILE, known, "smoke", chosen, records, self.store.curve)
 
-    def lines(self, problems: Iterable[str], tuned: bool = True) -> list[Line]:
-        """Python's standings of those who have played all of these problems of one track."""
+    def track(self, problems: Iterable[str]) -> TrackResults:
+        """What Python knows of these problems of one track."""
         wanted = [*problems]
         narrow = replace(
             self.plan.arena, problems=[p for p in self.plan.arena.problems if p.id in wanted]
@@ -59,8 +59,11 @@ class Arena:
         (track,) = {p.track for p in narrow.problems}
         finals = [p for p in self.plan.finals if p.column in wanted]
         metrics = tournament.metrics(narrow)
-        found = collect(narrow, self.plan.scores, finals, metrics, track, self.store.curve)
-        return found.lines(tuned)
+        return collect(narrow, self.plan.scores, finals, metrics, track, self.store.curve)
+
+    def lines(self, problems: Iterable[str], tuned: bool = True) -> list[Line]:
+        """Python's standings of those who have played all of these problems of one track."""
+        return self.track(problems).lines(tuned)
 
 
 @pytest.fixture(scope="module")

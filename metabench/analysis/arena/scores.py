@@ -27,6 +27,10 @@ from metabench.suites.planning import NEVER_RUN, Planned
 
 NEAR = 0.9
 """A trial ends well that has this part of the best score of its method on the problem."""
+LEAST = -0.25
+"""What a run that scores less is worth where scores are averaged over settings: a quarter of the
+way to the bound is lost, however far it went. The axis of the performance profile
+(:mod:`metabench.reports.figures.profiles`) ends there, too."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,8 @@ def choose(trials: Trials) -> Chosen:
 @dataclass(frozen=True)
 class Robustness:
     """How a method's settings fare on a problem: the share that ends near its best, the share of
-    runs without numbers, and how far the settings as shipped are below the best."""
+    runs without numbers, and how far the settings as shipped are below the best, where a run below
+    ``LEAST`` counts as ``LEAST``."""
 
     near: float
     failed: float
@@ -153,7 +158,8 @@ def robustness(trials: Sequence[Trial]) -> Robustness:
     near = [s >= (NEAR * best if best > 0 else best) for s in score]
     runs = sum(len(t.scores) for t in trials)
     failed = sum(t.failures for t in trials) / runs
-    return Robustness(sum(near) / len(near), failed, best - score[0])
+    worth = means(trials, LEAST)
+    return Robustness(sum(near) / len(near), failed, max(worth) - worth[0])
 
 
 def iqm_of(scores: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:

@@ -6,8 +6,9 @@ Show Your Work, 2019, there with replacement): the i-th best of n settings, coun
 and from 0, is the best of k in C(i, k - 1) of C(n, k) draws.
 
 Scores have no lower end: one run that ran away, at -1e12, would be all that an expectation says. So
-a run below ``LEAST`` counts as ``LEAST``: whoever tries that setting throws it away, however far it
-went. A median would do so, too, but would say nothing of the half of the settings below it.
+a run below :data:`~metabench.analysis.arena.scores.LEAST` counts as that: whoever tries the setting
+throws it away, however far it went. A median would do so, too, but would say nothing of the half of
+the settings below it.
 """
 
 from __future__ import annotations
@@ -17,16 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metabench.analysis.arena.scores import Trial, means, test_means
+from metabench.analysis.arena.scores import LEAST, Trial, means, test_means
 from metabench.analysis.stats import mean
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-LEAST = -0.25
-"""What a run that scores less is worth: a quarter of the way to the bound is lost. The axis of the
-performance profile (:mod:`metabench.reports.figures.profiles`) ends there, too."""
 
 
 def expected_best(scores: Sequence[float], worth: Sequence[float] | None = None) -> list[float]:

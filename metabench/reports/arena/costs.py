@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from metabench.analysis import stats
 from metabench.analysis.arena.costs import cost_profile, cost_ratios, reached
+from metabench.analysis.arena.scores import LEAST
 from metabench.analysis.arena.track import TrackResults
-from metabench.analysis.arena.tuning import LEAST, BestOf, best_of
+from metabench.analysis.arena.tuning import BestOf, best_of
 from metabench.core.errors import NotDrawn
 from metabench.core.text import human
 from metabench.reports.arena.strips import (

@@ -202,7 +202,8 @@ def robustness_caption(track: TrackResults) -> list[str]:
     return [
         f"Of the settings a method tried on a problem: the share whose tuning score is at least "
         f"{scoring.NEAR:g} of its own best, the share of runs that ended without numbers, and the "
-        "tuning score that the settings as shipped lack to the best.",
+        f"tuning score that the settings as shipped lack to the best, where a run below "
+        f"{scoring.LEAST:g} counts as {scoring.LEAST:g}.",
         "It cannot compare how good methods are: a method that is bad everywhere is near its best "
         "everywhere. Shares depend on how wide a space the file gives, and the best of few trials "
         "is itself a matter of luck.",

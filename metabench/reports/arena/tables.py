@@ -14,7 +14,6 @@ from metabench.analysis import stats
 from metabench.analysis.arena import scores as scoring
 from metabench.analysis.arena.costs import cost_ratios, median_cost, reached
 from metabench.analysis.arena.track import Line, TrackResults
-from metabench.analysis.arena.tuning import LEAST
 from metabench.core.text import human, listed
 from metabench.reports.arena import significance
 from metabench.reports.tables.csv_export import field
@@ -161,10 +160,11 @@ def _footnotes(track: TrackResults) -> Iterator[str]:
             f"runs away scores 0 or as the worst.{_zero(track)}"
         )
     yield (
-        "Trials. 1 trial: the test score that one of the settings tried has on average, where a "
-        f"run below {LEAST:g} counts as {LEAST:g}. near: "
+        "Trials. 1 trial: the test score that one of the settings tried has on average. near: "
         f"settings with at least {scoring.NEAR:g} of the method's best tuning score. trials lost: "
-        "runs without numbers. regret: what the settings as shipped lack to the best."
+        "runs without numbers. regret: what the settings as shipped lack to the best, in tuning "
+        f"scores. In 1 trial and regret a run below {scoring.LEAST:g} counts as "
+        f"{scoring.LEAST:g}: how far a bad one runs away says nothing."
     )
 
 

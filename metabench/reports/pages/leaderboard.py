@@ -24,7 +24,10 @@ from metabench.core.errors import MetabenchError
 from metabench.core.text import printable
 
 FOLDER = Path(__file__).parent / "templates" / "leaderboard"
-SCRIPTS = ("text", "scores", "files", "entrants", "charts", "record", "tables", "main")
+SCRIPTS = (
+    *("text", "scores", "significance", "files", "entrants", "charts", "record", "tables"),
+    *("verdicts", "main"),
+)
 """The page's own code, in the order in which it runs."""
 NOTICES = (
     "Vega, Vega-Lite, Vega-Embed: Copyright (c) 2015, University of Washington Interactive Data "

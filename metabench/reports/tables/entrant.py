@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metabench.analysis.arena.entrant import Against, Over, Place, Verdict
+from metabench.analysis.arena.scores import LEAST
 from metabench.analysis.rankings import FEWEST
 from metabench.core.settings import typed
 from metabench.core.text import counted, listed
@@ -29,9 +30,10 @@ HEAD = ("row", "rank", "score", "95 % from to", "near", "regret", "lost")
 LEGEND = (
     "rank: the mean over problems, 1 the best. score: interquartile mean over problems and seeds, "
     "0 no learning, 1 the bound, with its 95 % interval. near: trials within a tenth of the "
-    "method's best. regret: what the settings as shipped lack to it. lost: runs without numbers, "
-    "which score 0 or as the worst; who lost every seed of a problem is last there. Cost is "
-    "counted, on whatever machine; seconds are not compared."
+    "method's best. regret: what the settings as shipped lack to it, where a run below "
+    f"{LEAST:g} counts as {LEAST:g}. lost: runs without numbers, which score 0 or as the worst; "
+    "who lost every seed of a problem is last there. Cost is counted, on whatever machine; seconds "
+    "are not compared."
 )
 WHERE: Mapping[Over, str] = {"seeds": "on these problems", "problems": "on problems like these"}
 OVER: Mapping[Over, str] = {

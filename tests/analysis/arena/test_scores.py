@@ -35,6 +35,20 @@ def test_robustness_counts_what_ends_near_the_best() -> None:
     assert found.near == 2 / 4 and found.failed == 1 / 8 and found.regret == pytest.approx(0.8)
 
 
+def test_how_far_a_run_ran_away_says_nothing_of_the_settings_as_shipped() -> None:
+    """The settings as shipped on one seed and on both; and all settings, where nothing is lacking
+    that could have been had."""
+
+    def regret(*each: tuple[float | None, ...]) -> float:
+        return scores.robustness(trials(*each)).regret
+
+    assert regret((0.1, -1e12), (0.6, 0.8)) == pytest.approx(0.7 - (0.1 - 0.25) / 2)
+    assert regret((-9.0, None), (0.6, 0.8)) == pytest.approx(0.7 + 0.25)
+    assert regret((-9.0, -1e12), (-3.0, -7.0)) == 0.0
+    # The best mean is that of a setting that never ran away; with -0.25 the other is above it.
+    assert regret((0.9, -1.0), (0.2, 0.2)) == 0.0
+
+
 def test_the_interquartile_mean_leaves_the_ends_out() -> None:
     value, low, high = scores.iqm_of({"p": [0.0, 0.4, 0.6, 9.0], "q": [0.5, 0.5, 0.5, 0.5]})
     assert value == pytest.approx(0.5) and low <= value <= high

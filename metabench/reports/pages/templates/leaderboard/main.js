@@ -106,6 +106,7 @@ function refresh() {
   const problems = wanted();
   const entries = everyone();
   model.rows = problems.length ? standings(entries, problems, state.ruleset, state.axis) : [];
+  model.tests = judge(model.rows);
   drawTables();
   const playing = model.rows.map((r) => r.entry);
   drawLegend(playing);
@@ -119,10 +120,9 @@ function drawTables() {
   const problems = wanted();
   const track = `Track ${state.track}, ${model.tracks[state.track]}, ${RULESETS[state.ruleset]}`;
   byId("standings-said").replaceChildren(
-    problems.length ? shown(`${track}: ${many(problems.length, "problem")}. `) : "Choose a problem.",
-    problems.length && problems.length < 6
-      ? "Below 6 problems ranks describe these problems, and say nothing of others." : "",
+    problems.length ? shown(`${track}: ${many(problems.length, "problem")}.`) : "Choose a problem.",
   );
+  drawVerdict(rows, problems, ofTrack(), model.tests);
   drawUnranked(unranked([...model.entries, ...model.absent, ...model.dropped], problems,
     state.ruleset), problems);
   const sort = (name) => (column) => {

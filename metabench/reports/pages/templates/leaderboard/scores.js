@@ -1,13 +1,23 @@
 // Scores, ranks and intervals, as metabench/analysis/arena.py and stats.py have them.
 
 const NEAR = 0.9;
+const LEAST = -0.25; // what a run that scores less is worth to a method's regret
 const SAMPLES = 2000;
 const RETRAINED = "test@retrained"; // metabench.store.record
 const COUNTS = [
   "inner_gradients", "outer_gradients", "hvps", "mixed_products", "function_evaluations",
 ];
 
-const sum = (values) => values.reduce((a, b) => a + b, 0);
+/** The sum, with what each addition rounds off (Neumaier), so that means of shares are Python's. */
+function sum(values) {
+  let [total, lost] = [0, 0];
+  for (const v of values) {
+    const next = total + v;
+    lost += Math.abs(total) >= Math.abs(v) ? total - next + v : v - next + total;
+    total = next;
+  }
+  return total + lost;
+}
 const mean = (values) => sum(values) / values.length;
 
 /** 0 without outer learning, 1 at the bound. */
@@ -90,10 +100,11 @@ function interval(groups) {
   return [quantile(found, 0.025), quantile(found, 0.975)];
 }
 
-/** The mean score of each trial; `trials` have `scores`, null where a run had no numbers. */
-function trialMeans(trials) {
+/** The mean score of each trial; `trials` have `scores`, null where a run had no numbers. A run
+ * below `least` counts as that. */
+function trialMeans(trials, least = -Infinity) {
   const worst = Math.min(0, ...trials.flatMap((t) => t.scores).filter((s) => s !== null));
-  return trials.map((t) => mean(t.scores.map((s) => (s === null ? worst : s))));
+  return trials.map((t) => mean(t.scores.map((s) => Math.max(least, s ?? worst))));
 }
 
 /** The share of trials that end near the best, and what the settings as shipped lack to it (null
@@ -104,7 +115,8 @@ function robustness(trials) {
   const best = Math.max(...scores);
   const near = scores.filter((s) => s >= (best > 0 ? NEAR * best : best)).length / scores.length;
   const shipped = trials.findIndex((t) => t.number === 0);
-  return { near, regret: shipped < 0 ? null : best - scores[shipped] };
+  const worth = trialMeans(trials, LEAST);
+  return { near, regret: shipped < 0 ? null : Math.max(...worth) - worth[shipped] };
 }
 
 /** Counts in inner gradients at a problem's prices; null where one that was taken has no price. */
@@ -154,7 +166,15 @@ function meanCurve(problem, records, axis) {
   return out;
 }
 
-/** A row of the standings for each entry that has played: ranked where it played all problems. */
+/** Whether every tuned final of an entry on these problems ended in an exception: where its method
+ * stands is not known then. */
+function failedThroughout(entry, problems) {
+  const finals = problems.flatMap((p) => entry.pairs.get(p.id)?.tuned ?? []);
+  return finals.length > 0 && finals.every((r) => r.status === "failed");
+}
+
+/** A row of the standings for each entry that has played: ranked where it played all problems, and
+ * did not fail throughout. `places`: its ranks, problem by problem; none where it is not ranked. */
 function standings(entries, problems, ruleset, axis) {
   const rows = [];
   for (const entry of entries) {
@@ -180,7 +200,9 @@ function standings(entries, problems, ruleset, axis) {
       entry, low, high,
       gone: raw.map((of) => of.every((s) => s === null)),
       missing: problems.filter((p) => !played.includes(p)),
+      failed: failedThroughout(entry, problems),
       means: groups.map(mean),
+      places: [],
       rank: null,
       score: iqm(groups.flat()),
       retrained: anew.length ? iqm(anew) : null,
@@ -191,16 +213,16 @@ function standings(entries, problems, ruleset, axis) {
       lost: raw.flat().filter((s) => s === null).length,
     });
   }
-  const ranked = rows.filter((r) => !r.missing.length);
+  const ranked = rows.filter((r) => !r.missing.length && !r.failed);
   problems.forEach((_, i) => {
     const kept = ranked.filter((r) => !r.gone[i]);
     const at = ranks(kept.map((r) => r.means[i]));
     // Who lost every run shares the last ranks: a crash is not to stand above a result.
     const last = (kept.length + 1 + ranked.length) / 2;
-    ranked.forEach((r) => {
-      const place = r.gone[i] ? last : at[kept.indexOf(r)];
-      r.rank = (r.rank ?? 0) + place / problems.length;
-    });
+    ranked.forEach((r) => r.places.push(r.gone[i] ? last : at[kept.indexOf(r)]));
+  });
+  ranked.forEach((r) => {
+    r.rank = mean(r.places);
   });
   return rows;
 }

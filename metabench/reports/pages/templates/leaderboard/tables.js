@@ -1,7 +1,7 @@
 // The two tables: standings, and scores by problem. Every column sorts.
 
 const COLUMNS = [
-  { id: "rank", of: (r) => r.rank, text: (r) => (r.rank === null ? "" : r.rank.toFixed(2)), low: true },
+  { id: "rank", of: (r) => r.rank, text: (r) => fixed2(r.rank), low: true },
   { id: "method", of: (r) => r.entry.label.toLowerCase(), low: true },
   { id: "score", of: (r) => r.score, text: (r) => fixed2(r.score) },
   { id: "interval", title: "95 % interval", of: (r) => r.low },
@@ -13,9 +13,11 @@ const COLUMNS = [
   { id: "lost", of: (r) => r.lost, text: (r) => (r.lost ? String(r.lost) : "0"), low: true },
 ];
 
+const FAILED = "every final of it failed";
+
 /** Rows in order of a value; what has none is last in both directions, what is not ranked too. */
 function sorted(rows, of, down) {
-  const last = (r) => (r.missing?.length ? 2 : 0) + (of(r) === null || of(r) === undefined ? 1 : 0);
+  const last = (r) => (r.rank === null ? 2 : 0) + (of(r) === null || of(r) === undefined ? 1 : 0);
   return [...rows].sort((a, b) => {
     const [x, y] = [of(a), of(b)];
     const way = x < y ? -1 : x > y ? 1 : 0;
@@ -86,27 +88,37 @@ function drawStandings(rows, columns, state, axis, sort, remove) {
       head(c, titles[c.id] ?? c.title ?? c.id, state, sort, hints[c.id])))),
     el("tbody", {}, sorted(rows, column.of, state.down).map((row) =>
       el("tr", { "data-entry": row.entry.id,
-        class: [row.entry.file ? "yours" : "", row.missing.length ? "unranked" : ""].join(" ") },
+        class: [row.entry.file ? "yours" : "", row.rank === null ? "unranked" : ""].join(" ") },
       columns.map((c) => {
         if (c.id === "method") return nameCell(row, remove);
         if (c.id === "interval") return bar(row, rows);
-        if (c.id === "rank" && row.missing.length) {
-          return el("td", { class: "soft", title: missed(row) }, "\u2013");
-        }
+        if (c.id === "rank") return rankCell(row, c);
         return el("td", { class: c.id }, c.text(row));
       })))));
 }
 
-const missed = (row) => `not ranked: has not played ${row.missing.map((p) => p.label).join(", ")}`;
+/** The mean rank, marked where other rows are shown to be better; a dash where there is none. */
+function rankCell(row, column) {
+  if (row.rank === null) {
+    const why = row.failed ? "every final failed"
+      : `has not played ${row.missing.map((p) => p.label).join(", ")}`;
+    return el("td", { class: "soft", title: `not ranked: ${why}` }, "\u2013");
+  }
+  if (!row.better.length) return el("td", { class: "rank" }, column.text(row));
+  return el("td", { class: "rank", title: shownWorse(row) }, column.text(row),
+    el("span", { class: "mark" }, WORSE));
+}
 
-/** Who of the entries has not played all problems, by cause: [{cause, who, where}], the cause that
+/** Who of the entries is not ranked, by cause: [{cause, who, where}], the cause that
  * keeps most away first. Entries of no track that is shown have none. */
 function unranked(entries, problems, ruleset) {
   const groups = new Map();
   for (const entry of entries) {
     const some = problems.some((p) => (entry.pairs.get(p.id)?.[ruleset] ?? []).length);
     for (const problem of problems) {
-      for (const cause of causesOf(entry, problem, ruleset, some)) {
+      const causes = failedThroughout(entry, problems) ? [FAILED]
+        : causesOf(entry, problem, ruleset, some);
+      for (const cause of causes) {
         if (!groups.has(cause)) groups.set(cause, { cause, who: new Set(), where: new Set() });
         groups.get(cause).who.add(entry);
         groups.get(cause).where.add(problem);
@@ -134,7 +146,10 @@ function drawUnranked(groups, problems) {
   const who = new Set(groups.flatMap((g) => [...g.who]));
   box.hidden = !who.size;
   box.querySelector("summary").textContent =
-    `Not ranked: ${many(who.size, "method")}, not played on every problem`;
+    `Not ranked: ${many(who.size, "method")}, ${[
+      groups.some((g) => g.cause !== FAILED) ? "not played on every problem" : "",
+      groups.some((g) => g.cause === FAILED) ? "every final failed" : "",
+    ].filter(Boolean).join(" or ")}`;
   box.querySelector("ul").replaceChildren(...groups.map(({ cause, who: names, where }) =>
     el("li", { title: [...where].map((p) => p.label).join("; ") },
       el("span", { class: "cause" }, cause),
@@ -153,7 +168,7 @@ function drawProblems(rows, problems, state, ruleset, axis, sort, open) {
   const column = columns.find((c) => c.id === state.by);
   // By name or as the standings stand, where no problem is chosen.
   const name = COLUMNS[1];
-  const ordered = column ? [...rows].map((r) => ({ ...r, missing: [] })) : rows;
+  const ordered = column ? rows.map((r) => ({ ...r, rank: 0 })) : rows;
   const of = column ? column.of : state.by === name.id ? name.of : (r) => r.rank;
   byId("by-problem").replaceChildren(
     el("caption", { class: "unseen" }, "Score by problem"),

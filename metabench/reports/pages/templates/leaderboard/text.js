@@ -41,8 +41,18 @@ function short(x, digits = 3) {
   return Number(x.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
-const fixed2 = (x) => (x === null ? "" : x.toFixed(2).replace("-0.00", "0.00").replace("-", "\u2212"));
-const percent = (x) => (x === null ? "" : `${Math.round(100 * x)} %`);
+/** Two decimals; halves to even, as Python has them. Only odd eighths are halves, and of these
+ * toFixed sends 1 and 5 of eight up. */
+function hundredths(x) {
+  const eighths = Math.abs(8 * x) % 4;
+  return (eighths === 1 ? x - Math.sign(x) * 1e-9 : x).toFixed(2);
+}
+
+/** A whole number of at least 0; halves to even. */
+const whole = (x) => (x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
+
+const fixed2 = (x) => (x === null ? "" : hundredths(x).replace("-0.00", "0.00").replace("-", "\u2212"));
+const percent = (x) => (x === null ? "" : `${whole(100 * x)} %`);
 const many = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 
 /** A setting's value as one would write it. */
