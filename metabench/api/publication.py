@@ -94,7 +94,8 @@ def publish_arena(
 ) -> Publication:
     """Write ``scores.jsonl.gz`` of an arena's trials and finals into the folder ``out``
     (:mod:`metabench.suites.arena.scores`): what ``metabench rank`` compares with, and what ships
-    with a built-in arena. Where no final is missing also where all stand: ``table.md``,
+    with a built-in arena; of one that ships, what the store has is written into what ships. Where
+    no final is missing also where all stand: ``table.md``,
     ``table.csv``, and ``figure.png``, the scores of the first track. Where one is, ``missing`` says
     how to take whole records to another machine.
 
@@ -103,9 +104,10 @@ def publish_arena(
     from metabench.api.arena import tournament
 
     known, store, out = tournament.load(arena), open_store(store), place("out", out)
-    plan = tournament.plan(known, budget=budget, store=store, anew=True)
+    plan = tournament.plan(known, budget=budget, store=store)
     planned = [p for p in (*plan.trials, *plan.finals) if p.state not in NEVER_RUN]
-    records = {p.record.key: p.record for p in planned if p.record is not None}
+    own = tournament.own(plan, planned)
+    records = {p.record.key: p.record for p in own if p.record is not None}
     typed = known.name if isinstance(arena, Arena) else hints.absolute(arena)
     if not records:
         run = hints.command(["arena", typed, "--budget", budget], store.root)
@@ -115,7 +117,9 @@ def publish_arena(
             f"{ending(store.problems())}"
         )
     file = made(out) / arena_scores.FILE
-    paths = [arena_publishing.write(file, known, budget, plan.chosen, records, store.curve)]
+    paths = [
+        arena_publishing.write(file, known, budget, plan.chosen, records, store.curve, plan.shipped)
+    ]
     left = len({p.cell.key for p in planned if p.record is None})
     missing = f"{counted(left, 'cell')} without a record" if left else ""
     if not plan.finals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from metabench.core.cell import CONTRACT, canonical
@@ -14,6 +14,7 @@ from metabench.store.record import RETRAINED, Curve, Record
 from metabench.suites.arena.definition import Arena, Chosen
 from metabench.suites.arena.scores import (
     SCHEMA,
+    ArenaScores,
     Course,
     Head,
     Made,
@@ -57,9 +58,11 @@ def write(
     chosen: Chosen,
     records: Mapping[str, Record],
     curve: Callable[[Record], Curve],
+    came: ArenaScores | None = None,
 ) -> Path:
     """Write the scores of these records (by key) to ``path``, without what names a person or a
-    machine. Equal records give equal bytes.
+    machine. Equal records give equal bytes. ``came``: scores that are there already; a line of
+    theirs stays as long as not every run of it is among the records.
 
     Raises StoreError where a record is not whole, a curve cannot be read, or the disk refuses.
     """
@@ -68,6 +71,10 @@ def write(
         number = chosen.get((method.id, problem.id))
         cells = cells_of(arena, budget, method, problem, number)
         trials, finals = ([records.get(cell.key) for cell in each] for each in cells)
+        there = came.pair(method.id, problem.id) if came is not None else None
+        if came is not None and there is not None and not all(trials + finals):
+            out.append(lines.sealed(asdict(made.moved(there, came.head.made))))
+            continue
         if not any(trials + finals):
             continue
         metric, split = arena.metrics[problem.id], split_of(problem)
@@ -101,14 +108,28 @@ class _Groups:
         if "machine" in environment:
             machine = environment["machine"]
             environment["machine"] = {k: v for k, v in machine.items() if k not in OWN}
-        at = self._places.setdefault(canonical(environment), len(self.found))
         day = record.ended[:10]
+        return self._one_more(Made(environment, 1, day, day))
+
+    def moved(self, pair: Pair, made: Sequence[Made]) -> Pair:
+        """A line of another file, whose runs were made with these, as a line of this one."""
+
+        def here(runs: Runs) -> Runs:
+            return replace(
+                runs, made=[None if i is None else self._one_more(made[i]) for i in runs.made]
+            )
+
+        return replace(pair, trials=here(pair.trials), finals=here(pair.finals))
+
+    def _one_more(self, of: Made) -> int:
+        """The place of what one more run was made with, on a day between these."""
+        at = self._places.setdefault(canonical(of.environment), len(self.found))
         if at == len(self.found):
-            self.found.append(Made(environment, 1, day, day))
+            self.found.append(replace(of, cells=1))
         else:
             was = self.found[at]
-            days = sorted(d for d in (was.first, was.last, day) if d) or [""]
-            self.found[at] = Made(environment, was.cells + 1, days[0], days[-1])
+            days = sorted(d for d in (was.first, was.last, of.first, of.last) if d) or [""]
+            self.found[at] = Made(of.environment, was.cells + 1, days[0], days[-1])
         return at
 
 

@@ -155,6 +155,7 @@ class ArenaScores:
         self._pairs = {(m.id, p.id): (m, p) for m, p in arena.pairs(budget)}
         self._records: dict[str, Record] = {}
         self._curves: dict[str, Curve] = {}
+        self._current: dict[tuple[str, str], Pair] = {}
         self._outdated: list[str] = []
         self._seen: set[tuple[str, str]] = set()
         self._taken = 0
@@ -182,6 +183,11 @@ class ArenaScores:
         """Of a final: steps, counts, and the scored metric on the split that chooses."""
         return self._curves.get(record.key, {})
 
+    def pair(self, method: str, problem: str) -> Pair | None:
+        """The line of a method on a problem; None where there is none, or of other cells than the
+        arena has now."""
+        return self._current.get((method, problem))
+
     def problems(self) -> list[BadFile]:
         """What cannot be trusted, each reason once with its lines."""
         return self._bad
@@ -208,6 +214,7 @@ class ArenaScores:
         if hash_of(self.arena.metrics[problem.id], trials + finals) != pair.cells:
             self._left(pair, "settings, problem or metric have changed since the file was written")
             return
+        self._current[at] = pair
         column, made = f"{split_of(problem)}/{pair.metric}", self.head.made
         found = _records("trials", trials, pair.trials, pair.metric, made, column)
         found += _records("finals", finals, pair.finals, pair.metric, made, column)

@@ -131,6 +131,35 @@ def test_there_and_back(some: tuple[Chosen, dict[str, Record], dict[str, Curve]]
     assert found.head.left_out == LEFT_OUT
 
 
+@settings(deadline=None, max_examples=60)
+@given(played(), st.data())
+def test_what_is_there_stays_but_for_lines_that_are_run_anew(
+    some: tuple[Chosen, dict[str, Record], dict[str, Curve]], data: st.DataObject
+) -> None:
+    chosen, records, curves = some
+    with tempfile.TemporaryDirectory() as folder:
+        path, then = Path(folder, "1"), Path(folder, "2")
+        write(path, TINY, "smoke", chosen, records, lambda r: curves[r.key])
+        was = ArenaScores(path, TINY, "smoke")
+        write(then, TINY, "smoke", chosen, {}, lambda r: {}, was)
+        assert gzip.decompress(then.read_bytes()) == gzip.decompress(path.read_bytes())
+        method, problem = data.draw(st.sampled_from([*TINY.pairs("smoke")]))
+        cells = cells_of(TINY, "smoke", method, problem, chosen.get((method.id, problem.id)))
+        anew = {c.key: data.draw(runs(c, [0.5])) for c in [*cells[0], *cells[1]]}
+        if data.draw(st.booleans()):  # one run is lacking: nothing of the line is taken
+            anew.pop(cells[0][0].key)
+        new = {key: record for key, (record, _) in anew.items()}
+        write(then, TINY, "smoke", chosen, new, lambda r: anew[r.key][1], was)
+        found = ArenaScores(then, TINY, "smoke")
+        whole = len(anew) == len(cells[0] + cells[1])
+        there = was.pair(method.id, problem.id) is not None
+        for key in {*records, *new}:
+            taken = key in new and (whole or not there)
+            assert found.get(key) == (
+                expected(new[key], key in {c.key for c in cells[1]}) if taken else was.get(key)
+            )
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return shipped(tmp_path / FILE)
