@@ -233,15 +233,14 @@ class MAML(unrolled.Unrolling):
     ) -> bool:
         """As of others, adapting anew where the problem's own derivation has kept no theta."""
 
-        def whole(h: Hypergradient, e: Episode) -> Hypergradient:
-            if h.theta:
-                return h
+        def whole(e: Episode) -> Hypergradient:
             start = ctx.problem.init_inner(lam, e)
             theta, _ = inner_loop(ctx, lam, start, e, steps=self.inner_steps, lr=self.inner_lr)
-            return h._replace(theta=theta)
+            return Hypergradient(found[0].value, {}, theta)
 
-        with ctx.uncounted():
-            found = [whole(h, e) for h, e in zip(found, episodes, strict=True)]
+        if not found[0].theta:
+            with ctx.uncounted():
+                found = [whole(e) for e in episodes]
         return super().is_at_optimum(ctx, lam, found, episodes)
 
     def hypergradient(

@@ -224,7 +224,7 @@ class Metabench:
         from metabench.contract import autodiff
 
         found = self.maml.hypergradients(self.ctx, self.state, self.episodes)
-        g = autodiff.mean(h.grad for h in found)
+        g = autodiff.mean([h.grad for h in found], [h.episodes for h in found])
         return [g[name] for name in self.names]
 
 

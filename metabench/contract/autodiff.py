@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -277,10 +277,13 @@ def clip_norm(x: Params, most: float, *, batch: int = 0) -> Params:
     }
 
 
-def mean(items: Iterable[Params]) -> Params:
-    """Entry by entry mean, summed in the order given."""
-    first, *others = items
-    total = dict(first)
-    for item in others:
-        total = {k: total[k] + item[k] for k in total}
-    return {k: v / (1 + len(others)) for k, v in total.items()}
+def mean(items: Iterable[Params], counts: Sequence[int] | None = None) -> Params:
+    """Entry by entry mean, summed in the order given; with ``counts`` each item is itself a mean,
+    of so many."""
+    items = list(items)
+    counts = [1] * len(items) if counts is None else counts
+    total: Params = {}
+    for item, n in zip(items, counts, strict=True):
+        some = item if n == 1 else {k: v * n for k, v in item.items()}
+        total = {k: total[k] + v for k, v in some.items()} if total else some
+    return {k: v / sum(counts) for k, v in total.items()}

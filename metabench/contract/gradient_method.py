@@ -122,7 +122,8 @@ class GradientMethod(InnerTraining):
     def hypergradients(
         self, ctx: Context, state: State, episodes: Sequence[Episode]
     ) -> list[Hypergradient]:
-        """:meth:`hypergradient_from` of every episode, which have nothing to do with each other."""
+        """:meth:`hypergradient_from` of every episode, which have nothing to do with each other;
+        where that is less work, means over several (:attr:`Hypergradient.episodes`)."""
         return ctx.over_episodes(
             lambda e: self.hypergradient_from(ctx, state, e), episodes, steps=self.inner_batches
         )
@@ -148,8 +149,10 @@ class GradientMethod(InnerTraining):
         check_episodes(name_of(self), found, state.outer, state.theta)
         diagnostics = worst([h.diagnostics for h in found])
         self.check_diagnostics(ctx, diagnostics)
-        g = autodiff.mean(h.grad for h in found)
-        value = sum(float(h.value) for h in found) / len(found)
+        counts = [h.episodes for h in found]
+        g = autodiff.mean([h.grad for h in found], counts)
+        value = sum(float(h.value if h.episodes == 1 else h.value.sum()) for h in found)
+        value /= sum(counts)
         size = check_hypergradient(
             g,
             ctx.step,

@@ -91,6 +91,9 @@ class Hypergradient(NamedTuple):
     ``diagnostics``: scalars by name that tell how far to trust it, larger is worse; the worst of a
     step's episodes goes to :meth:`GradientMethod.check_diagnostics` and to the learning curve.
     ``memory``: what the next step finds in ``State.memory``; of a step's episodes the last's.
+
+    It may stand for E episodes: value has the shape [E] then, grad is the mean of theirs, and
+    theta is empty.
     """
 
     value: Tensor
@@ -98,6 +101,11 @@ class Hypergradient(NamedTuple):
     theta: Params
     diagnostics: Params = {}  # noqa: RUF012
     memory: dict[str, Any] = {}  # noqa: RUF012
+
+    @property
+    def episodes(self) -> int:
+        """For how many it stands."""
+        return self.value.numel() if isinstance(self.value, Tensor) else 1
 
 
 class Method(ABC):

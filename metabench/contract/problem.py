@@ -100,8 +100,7 @@ class Problem(ABC):
     more than there is memory for. None: as many as a step has with ``batched_on_cpu``, else one."""
 
     descends_at_once: int = 0
-    """How many episodes :meth:`descended` is to take at once, in first order half as many; 0: there
-    is no such function."""
+    """How many episodes :meth:`descended` is to take at once; 0: there is no such function."""
 
     capturable: bool = False
     """Whether its functions do the same operations whatever lam, theta and a batch hold, and read
@@ -258,8 +257,9 @@ class Problem(ABC):
     def descended(
         self, lam: Params, inner: Sequence[Batch], outer: Batch, rate: float, second_order: bool
     ) -> tuple[Tensor, Params]:
-        """F after a step theta - rate * gradient on each inner batch, from ``init_inner(lam)``, and
-        its gradient in lam, derived by hand. All but lam has a dimension of episodes in front.
+        """Of several episodes, F [E] after a step theta - rate * gradient on each inner batch, from
+        ``init_inner(lam)``, and the sum of its gradients in lam, derived by hand. All tensors of
+        the batches have a dimension of episodes in front.
         Optional: must be what differentiation gives, to second order or to first."""
         raise NotImplementedError
 

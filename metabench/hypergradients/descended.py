@@ -1,8 +1,8 @@
 """Hypergradients of several episodes at once by a derivation of the problem's own.
 
 Of plain gradient descent from the initial theta, :meth:`Problem.descended` may know the outer loss
-and its gradient without autograd. Values are those of :func:`unrolled.reverse` with the whole
-graph.
+and its gradient without autograd. Values are those of :func:`unrolled.reverse` with the
+whole graph.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def several(
     mode: Checkpointing,
     memory_budget: float,
 ) -> list[Hypergradient] | None:
-    """Of every episode, in order, without theta, which would take as much memory again.
+    """Of as many as the problem takes at once, in order, their values and their mean gradient.
 
     None where the problem has no such derivation, or not for such steps: of another solver, with
     learned step sizes, of some parameters only, from a carried theta, or so many that the whole
@@ -61,10 +61,7 @@ def several(
         ctx.meter.add(inner_gradients=made, outer_gradients=len(chunk), hvps=products)
         inner = [beside([e.batch(t) for e in chunk]) for t in range(steps)]
         values, grads = go(inner, beside([e.outer for e in chunk]))
-        return [
-            Hypergradient(value, {k: v[i] for k, v in grads.items()}, {})
-            for i, value in enumerate(values)
-        ]
+        mean = {k: v / len(chunk) for k, v in grads.items()}
+        return [Hypergradient(values, mean, {})]
 
-    # First order is short of time less than of memory: what it has to stay below is smaller too.
-    return ctx.in_chunks(some, episodes, size if second_order else max(1, size // 2))
+    return ctx.in_chunks(some, episodes, size)

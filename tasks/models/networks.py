@@ -43,8 +43,9 @@ ADAPTED_BYTES = 8_000_000
 is held at most comes to 10 to 22 times that (results/speed/evaluation.txt)."""
 DESCENT_BYTES = 2100000
 """So much in the first maps of all episodes whose steps are differentiated by hand at once. Of 10
-images and 64 filters 4 take 0.85 to 0.9 of the time of one after another, and 20 MB more; of 50
-images 1 to 4 take the same."""
+images and 64 filters 4 take two thirds of the time of one after another, and 12 MB more."""
+DESCENT_PAIR_BYTES = 5100000
+"""Up to so much there are at least two: of 50 images they take 0.9 of the time, and 15 MB more."""
 MOST_AT_ONCE = 32
 FEWEST_AT_ONCE = 4
 """Fewer at once are hardly faster than one after another: vmap has a cost of its own."""
@@ -181,7 +182,8 @@ class ConvNet(Network):
         known = some.device.type == "cpu" and some.dtype in (torch.float32, torch.float64)
         if self.elementary or self.form.pool or not known:
             return 0
-        return max(1, DESCENT_BYTES // (images * self.first_map * some.element_size()))
+        size = images * self.first_map * some.element_size()
+        return max(1, DESCENT_BYTES // size, min(2, DESCENT_PAIR_BYTES // size))
 
     def descended(
         self,
@@ -191,8 +193,8 @@ class ConvNet(Network):
         rate: float,
         second_order: bool,
     ) -> tuple[Tensor, Params]:
-        """Losses [E] on ``outer`` after plain gradient steps on ``inner``, and their gradients in
-        ``params``, [E, *shape], of E episodes' images and labels."""
+        """Losses [E] on ``outer`` after plain gradient steps on ``inner``, of E episodes' images
+        and labels, and the sum of their gradients in ``params``."""
         with torch.no_grad():
             value, grads = descent.meta_gradients(
                 [params[k] for k in self.names], inner, outer, rate, self.form, second_order

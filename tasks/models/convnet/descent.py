@@ -24,14 +24,14 @@ def meta_gradients(
     second_order: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Losses [E] on ``outer`` after a step on each of ``inner``; their gradients in ``params``,
-    [E, *shape].
+    summed over the episodes.
 
     ``inner`` and ``outer``: images [E, n, channels, h, w] and labels [E, n]. Without
     ``second_order`` the gradients of steps are constants.
     """
     e = len(outer[0])
     one = outer[0].new_ones(e)
-    theta = [p.expand(e, *p.shape) for p in params]
+    theta = [p.expand(e, *p.shape) for p in strided.rows(params)]
     way = []
     for images, labels in inner:
         _, kept = strided.forward(images, labels, theta, form)
@@ -41,10 +41,12 @@ def meta_gradients(
         theta = list(torch._foreach_add(theta, g, alpha=-rate))
         del kept, slopes, g  # before the next sweep takes as much again
     value, kept = strided.forward(*outer, theta, form)
-    v, _ = strided.gradient(kept, one, theta, form)
+    v, _ = strided.gradient(kept, one, theta, form, total=not way)
     del kept, theta, _
     while way:
         at, kept, slopes = way.pop()
-        _, product = strided.product(kept, slopes, one, at, v, form)
+        first = not way
+        _, product = strided.product(kept, slopes, one, at, v, form, total=first)
+        v = [x.sum(0) for x in v] if first else v
         torch._foreach_add_(v, product, alpha=-rate)
-    return value, v
+    return value, [x.contiguous() for x in strided.unrows(v)]

@@ -73,7 +73,9 @@ class _Network(torch.autograd.Function):
             out, kept = pooled.forward(images, labels, params, form)
         else:
             labels = None if labels is None else labels[None]
-            several, kept = strided.forward(images[None], labels, _alone(params), form)
+            several, kept = strided.forward(
+                images[None], labels, strided.rows(_alone(params)), form
+            )
             out = several[0]
         ctx.form, ctx.count = form, len(params)
         ctx.save_for_backward(*params, *kept)
@@ -108,9 +110,9 @@ class _Gradient(torch.autograd.Function):
             if ctx.form.pool:
                 dg, out = pooled.product(kept, slopes, g, params, along, ctx.form)
             else:
-                each = g[None], _alone(params), _alone(along)
-                dg, out = strided.product(kept, slopes, *each, ctx.form)
-                dg, out = dg[0], [x[0] for x in out]
+                w, v = (strided.rows(_alone(x)) for x in (params, along))
+                dg, out = strided.product(kept, slopes, g[None], w, v, ctx.form)
+                dg, out = dg[0], [x[0] for x in strided.unrows(out)]
         if graph:
             dg, *out = _NotAgain.apply(1 + len(out), dg, *out, g, *params, *along)
         return None, None, dg, *out, *[None] * len(kept)
@@ -121,8 +123,8 @@ def _gradient(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     if form.pool:
         return pooled.gradient(list(kept), g, params, form)
-    grads, slopes = strided.gradient(list(kept), g[None], _alone(params), form)
-    return [x[0] for x in grads], slopes
+    grads, slopes = strided.gradient(list(kept), g[None], strided.rows(_alone(params)), form)
+    return [x[0] for x in strided.unrows(grads)], slopes
 
 
 class _NotAgain(torch.autograd.Function):

@@ -3,11 +3,16 @@
 Each network has weights of its own, [E, filters, 9c], rows ordered by (row, column, channel); those
 that are expanded over E are one for all. As in :mod:`convolution`, the patch matrix stands for a
 small map, the library's calls for a large one: these take networks one by one.
+
+Patches of a map are rows of pixels side by side, and the gradient in a pixel is the sum of rows of
+gradients in patches. Both are an embedding bag, which on a CPU takes half the time of strided
+copies, and with one product a fifth to two thirds of that of the library's gradient in the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,16 +24,16 @@ from .convolution import buffer, library_gradient
 
 def rows(weight: Tensor) -> Tensor:
     """[E, filters, c, 3, 3] as [E, filters, 9c]; a view where the layout is channels-last."""
-    return weight.permute(0, 1, 3, 4, 2).reshape(*weight.shape[:2], -1)
+    return weight.movedim(-3, -1).flatten(-3)
 
 
 def unrows(matrix: Tensor) -> Tensor:
     """[E, filters, 9c] as [E, filters, c, 3, 3] in channels-last layout."""
-    return matrix.view(*matrix.shape[:2], 3, 3, -1).permute(0, 1, 4, 2, 3)
+    return matrix.unflatten(-1, (3, 3, -1)).movedim(-1, -3)
 
 
 def patches(x: Tensor, extra: int = 0) -> Tensor:
-    """The 3x3 neighbourhood of every output pixel, [E, N, 9c + extra].
+    """The 3x3 neighbourhood of every output pixel, [E, N, 9c + extra], for maps of few channels.
 
     The ``extra`` columns are left for the caller to fill.
     """
@@ -51,7 +56,8 @@ def over(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     _, n, h, wide, _ = x.shape
     if n * -(-h // 2) * -(-wide // 2) > convolution.UNROLL_ROWS:
         return x, conv(x, w)
-    table = patches(x)
+    e, n, h, wide, c = x.shape
+    table = _sums(x.view(-1, c), *_pixels_of_taps(e, n, h, wide)).view(e, -1, 9 * c)
     return table, torch.bmm(table, w.mT)
 
 
@@ -67,8 +73,18 @@ def conv(source: Tensor, w: Tensor, add: Tensor | None = None) -> Tensor:
     return y if add is None else add.add_(y)
 
 
-def weight_grad(source: Tensor, gy: Tensor, add: Tensor | None = None) -> Tensor:
-    """[E, filters, 9c], added to ``add`` in place where given."""
+def weight_grad(
+    source: Tensor, gy: Tensor, add: Tensor | None = None, total: bool = False
+) -> Tensor:
+    """[E, filters, 9c], added to ``add`` in place where given; with ``total`` the sum over
+    networks, [filters, 9c]."""
+    if total:
+        source, gy, shape = source.flatten(0, 1), gy.flatten(0, 1), source.shape
+        if len(shape) == 3:
+            return gy.t() @ source if add is None else add.addmm_(gy.t(), source)
+        weight = gy.new_empty(1).expand(gy.shape[1], shape[4], 3, 3)
+        g = convolution.rows(library_gradient(source, gy, weight, 1, 2))
+        return g if add is None else add.add_(g)
     if source.dim() == 3:
         return _times(gy.mT, source, add)
     weight = gy.new_empty(1).expand(gy.shape[2], source.shape[4], 3, 3)
@@ -76,20 +92,64 @@ def weight_grad(source: Tensor, gy: Tensor, add: Tensor | None = None) -> Tensor
         convolution.rows(library_gradient(x, g, weight, 1, 2))
         for x, g in zip(source, gy, strict=True)
     )
-    total = _beside(each, len(gy))
-    return total if add is None else add.add_(total)
+    found = _beside(each, len(gy))
+    return found if add is None else add.add_(found)
 
 
 def input_grad(x: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     """[E, h * w of all images of the map x, c], new: sum over (gradient in y, weight)."""
-    gy, w = pairs[0]
-    if len(pairs) > 1:  # one convolution with the filters of all
-        gy, w = torch.cat([g for g, _ in pairs], 2), torch.cat([k for _, k in pairs], 1)
-    each = (
-        library_gradient(one, g, k, 0, 2).permute(0, 2, 3, 1)
-        for one, g, k in zip(x, gy, unrows(w), strict=True)
-    )
-    return _beside(each, len(x)).view(len(x), -1, x.shape[4])
+    e, n, h, wide, c = x.shape
+    if n * -(-h // 2) * -(-wide // 2) > convolution.UNROLL_ROWS:
+        gy, w = pairs[0]
+        if len(pairs) > 1:  # one convolution with the filters of all
+            gy, w = torch.cat([g for g, _ in pairs], 2), torch.cat([k for _, k in pairs], 1)
+        each = (
+            library_gradient(one, g, k, 0, 2).permute(0, 2, 3, 1)
+            for one, g, k in zip(x, gy, unrows(w), strict=True)
+        )
+        return _beside(each, len(x)).view(len(x), -1, x.shape[4])
+    # Products with every tap, of which each pixel of the map takes the sum of its own.
+    found = torch.bmm(*pairs[0])
+    for gy, w in pairs[1:]:
+        found.baddbmm_(gy, w)
+    taps, ends = _taps_of_pixels(e, n, h, wide)
+    return _sums(found.view(-1, c), taps, ends).view(e, -1, c)
+
+
+def _sums(rows: Tensor, index: Tensor, ends: Tensor) -> Tensor:
+    """Sums of rows [N, c]: of those that ``index`` names from one of ``ends`` to the next."""
+    return torch.embedding_bag(rows, index, ends, include_last_offset=True)[0]
+
+
+@lru_cache(maxsize=64)
+def _pixels_of_taps(e: int, n: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """For :func:`_sums` over E maps [n, h, w]: the pixel at each tap of the patches, none where
+    that is beyond the border."""
+    pixels = _pixels(e, n, h, w)
+    inside = pixels >= 0
+    return pixels[inside], _ends(inside)
+
+
+@lru_cache(maxsize=64)
+def _taps_of_pixels(e: int, n: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """The other way round: of each pixel the taps at which it is."""
+    pixels = _pixels(e, n, h, w)
+    outside = int((pixels < 0).sum())
+    taps = pixels.argsort(stable=True)[outside:].int()
+    return taps, _ends(pixels[taps].bincount(minlength=e * n * h * w))
+
+
+def _pixels(e: int, n: int, h: int, w: int) -> Tensor:
+    """Of E maps [n, h, w], the pixel at each tap of the patches; -1 beyond the border."""
+    padded = torch.full((e * n, h + 2, w + 2), -1, dtype=torch.int32)
+    padded[:, 1:-1, 1:-1] = torch.arange(e * n * h * w).view(-1, h, w)
+    steps = ((i, j) for i in range(3) for j in range(3))
+    return torch.stack([padded[:, i : i + h : 2, j : j + w : 2] for i, j in steps], -1).flatten()
+
+
+def _ends(counts: Tensor) -> Tensor:
+    """Where groups of so many begin, and the last one ends."""
+    return F.pad(counts.cumsum(0), (1, 0)).int()
 
 
 def _times(a: Tensor, b: Tensor, add: Tensor | None) -> Tensor:

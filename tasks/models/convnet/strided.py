@@ -76,8 +76,26 @@ class Tangent(NamedTuple):
     am: Tensor | None = None
     """[E, 1, filters], mean of a; this and what follows not of the first block."""
     a: Tensor | None = None
-    source: Tensor | None = None
-    """The tangent of the block's input as :func:`sites.over` has it."""
+    conv: Tensor | None = None
+    """Of the tangent of the gradient in w.conv what the tangent of the block's input adds."""
+
+
+def rows(params: Sequence[Tensor]) -> list[Tensor]:
+    """Parameters of E networks as the functions here take them, or gradients in them.
+
+    Convolutions [E, filters, channels, 3, 3] as rows [E, filters, 9c], scales and shifts
+    [E, filters] as [E, 1, filters], a head as it is. Any other leading dimensions will do.
+    """
+    blocks = len(params) // 3 * 3
+    found = [x.unsqueeze(-2) if i % 3 else sites.rows(x) for i, x in enumerate(params[:blocks])]
+    return [*found, *params[blocks:]]
+
+
+def unrows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of :func:`rows`; convolutions in channels-last layout."""
+    blocks = len(tensors) // 3 * 3
+    found = [x.squeeze(-2) if i % 3 else sites.unrows(x) for i, x in enumerate(tensors[:blocks])]
+    return [*found, *tensors[blocks:]]
 
 
 def forward(
@@ -85,8 +103,8 @@ def forward(
 ) -> tuple[Tensor, Kept]:
     """Losses [E], or without labels features [E, n, k], of images [E, n, channels, h, w].
 
-    ``params``: for each block a convolution [E, filters, channels, 3, 3], a scale and a shift
-    [E, filters]; with labels [E, n] also the head's, [E, classes, k] and [E, classes].
+    ``params``: for each block a convolution, a scale and a shift as :func:`rows` has them; with
+    labels [E, n] also the head's, [E, classes, k] and [E, classes].
     """
     w = _weights(params)
     block = _first_forward(images, w[0])
@@ -102,26 +120,31 @@ def forward(
 
 
 def gradient(
-    kept: Kept, g: Tensor, params: Sequence[Tensor], form: Form
+    kept: Kept, g: Tensor, params: Sequence[Tensor], form: Form, total: bool = False
 ) -> tuple[list[Tensor], Kept]:
     """Gradients in the parameters, in their order, of the sum over networks of losses times g [E]
-    (or features times g [E, n, k]), and what the blocks keep of the way."""
+    (or features times g [E, n, k]), and what the blocks keep of the way.
+
+    With ``total`` their sums over networks, without the dimension of E.
+    """
     w, blocks = _weights(params), _blocks(kept, len(params))
     f, *rest = kept[4 * len(blocks) :]
     out: list[Tensor] = []
     if rest:
         gw, gb, g = head.backward(g, f, rest[1], params[-2])
-        out = [gw, gb]
+        out = _summed(total, gw, gb)
     gz = _features_grad(g, blocks[-1].z, form)
     slopes: list[Tensor] = []
     for i in range(len(w) - 1, -1, -1):
         if i:
-            slope, gconv = _backward(blocks[i], w[i], gz)
+            slope = _backward(blocks[i], w[i], gz)
+            gconv = sites.weight_grad(blocks[i].source, slope.gy, total=total)
             gz = sites.input_grad(blocks[i - 1].z, (slope.gy, w[i].conv))
         else:
             slope, gconv = _first_backward(blocks[0], w[0], gz)
+            (gconv,) = _summed(total, gconv)
         slopes[:0] = slope
-        out[:0] = [sites.unrows(gconv), slope.gscale[:, 0], slope.gshift[:, 0]]
+        out[:0] = [gconv, *_summed(total, slope.gscale, slope.gshift)]
     return out, slopes
 
 
@@ -132,16 +155,17 @@ def product(
     params: Sequence[Tensor],
     along: Sequence[Tensor],
     form: Form,
+    total: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Tangents along a direction in the parameters: of the losses [E] (features), and of
-    :func:`gradient` at a fixed g."""
+    :func:`gradient` at a fixed g, with ``total`` as there."""
     w, v, blocks = _weights(params), _weights(along), _blocks(kept, len(params))
     back = [Slopes(*slopes[i : i + 4]) for i in range(0, len(slopes), 4)]
     f, *rest = kept[4 * len(blocks) :]
     dz, first = _first_tangent(blocks[0], back[0], w[0], v[0])
     tangents = [first]
     for i in range(1, len(w)):
-        dz, along_way = _tangent(blocks[i], back[i], dz, w[i], v[i])
+        dz, along_way = _tangent(blocks[i], back[i], dz, w[i], v[i], total)
         tangents.append(along_way)
     df = _features(dz, form)
     out: list[Tensor] = []
@@ -151,23 +175,26 @@ def product(
         dg, dw, db, dgf = head.product(
             g, f, rest[0], rest[1], params[-2], along=(df, along[-2], along[-1])
         )
-        out, dgz = [dw, db], _features_grad(dgf, blocks[-1].z, form)
+        out, dgz = _summed(total, dw, db), _features_grad(dgf, blocks[-1].z, form)
     for i in range(len(w) - 1, -1, -1):
         if i:
-            grad, dgy = _backward_tangent(blocks[i], back[i], tangents[i], w[i], dgz)
+            grad, dgy = _backward_tangent(blocks[i], back[i], tangents[i], w[i], dgz, total)
             pairs = (dgy, w[i].conv), (back[i].gy, v[i].conv)
             dgz = sites.input_grad(blocks[i - 1].z, *pairs)
         else:
             grad = _first_backward_tangent(blocks[0], back[0], tangents[0], w[0], v[0], dgz)
-        out[:0] = [sites.unrows(grad.conv), grad.scale[:, 0], grad.shift[:, 0]]
+            grad = Weights(*_summed(total, *grad))
+        out[:0] = grad
     return dg, out
 
 
+def _summed(total: bool, *tensors: Tensor) -> list[Tensor]:
+    """Over networks, where ``total``."""
+    return [x.sum(0) for x in tensors] if total else list(tensors)
+
+
 def _weights(tensors: Sequence[Tensor]) -> list[Weights]:
-    return [
-        Weights(sites.rows(tensors[i]), tensors[i + 1].unsqueeze(1), tensors[i + 2].unsqueeze(1))
-        for i in range(0, len(tensors) // 3 * 3, 3)
-    ]
+    return [Weights(*tensors[i : i + 3]) for i in range(0, len(tensors) // 3 * 3, 3)]
 
 
 def _blocks(kept: Kept, params: int) -> list[Block]:
@@ -194,8 +221,8 @@ def _as_map(z: Tensor, x: Tensor) -> Tensor:
     return z.view(e, n, -(-h // 2), -(-w // 2), -1)
 
 
-def _backward(kept: Block, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor]:
-    """Slopes and the gradient in w.conv; ``gz`` is overwritten."""
+def _backward(kept: Block, w: Weights, gz: Tensor) -> Slopes:
+    """``gz`` is overwritten."""
     d, r = kept.d, kept.r
     gu = _mask(gz, kept.z)
     gshift = gu.sum(1, keepdim=True)
@@ -203,15 +230,17 @@ def _backward(kept: Block, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor]:
     s = r * w.scale
     c = s * (-1 / d.shape[1])
     gy = torch.addcmul(c * gshift, d, c.mul_(r).mul_(gscale)).addcmul_(gu, s)
-    return Slopes(gu, gscale, gshift, gy), sites.weight_grad(kept.source, gy)
+    return Slopes(gu, gscale, gshift, gy)
 
 
 def _tangent(
-    kept: Block, slopes: Slopes, dx: Tensor, w: Weights, v: Weights
+    kept: Block, slopes: Slopes, dx: Tensor, w: Weights, v: Weights, total: bool
 ) -> tuple[Tensor, Tangent]:
     """Tangent of :func:`_forward` along (dx, v): of z, and what the way back needs."""
     d, r = kept.d, kept.r
     source, a = sites.over(dx, w.conv)
+    dconv = sites.weight_grad(source, slopes.gy, total=total)
+    del source  # of all that is made here the largest
     sites.conv(kept.source, v.conv, add=a)
     am = a.mean(1, keepdim=True)
     mu = (a * d).mean(1, keepdim=True).mul_(r)
@@ -221,14 +250,15 @@ def _tangent(
     gu_dq = (slopes.gu * a).sum(1, keepdim=True).addcmul_(am, slopes.gshift, value=-1)
     gu_dq.addcmul_(mu, slopes.gscale, value=-1).mul_(r)
     dz = _mask(du, kept.z).view(kept.z.shape)
-    return dz, Tangent(lift, mu, gu_dq, am, a, source)
+    return dz, Tangent(lift, mu, gu_dq, am, a, dconv)
 
 
 def _backward_tangent(
-    kept: Block, slopes: Slopes, along: Tangent, w: Weights, dgz: Tensor | None
+    kept: Block, slopes: Slopes, along: Tangent, w: Weights, dgz: Tensor | None, total: bool
 ) -> tuple[Weights, Tensor]:
-    """Tangents of the parameters' gradients, and of gy; ``dgz`` is overwritten."""
-    assert along.am is not None and along.a is not None and along.source is not None
+    """Tangents of the parameters' gradients, with ``total`` their sums over networks, and of gy;
+    ``dgz`` is overwritten."""
+    assert along.am is not None and along.a is not None and along.conv is not None
     d, r, n = kept.d, kept.r, kept.d.shape[1]
     s, lift = r * w.scale, along.lift
     dgu = None if dgz is None else _mask(dgz, kept.z)
@@ -246,8 +276,8 @@ def _backward_tangent(
     dgy.addcmul_(slopes.gu, lift)
     if dgu is not None:
         dgy.addcmul_(dgu, s)
-    dconv = sites.weight_grad(kept.source, dgy, add=sites.weight_grad(along.source, slopes.gy))
-    return Weights(dconv, dgscale, dgshift), dgy
+    dconv = sites.weight_grad(kept.source, dgy, add=along.conv, total=total)
+    return Weights(dconv, *_summed(total, dgscale, dgshift)), dgy
 
 
 def _source(images: Tensor) -> tuple[Tensor, Tensor]:

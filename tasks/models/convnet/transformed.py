@@ -90,7 +90,7 @@ class _Network(_Function):
         images, labels, *params = (
             tensors if batched else _several(tensors, [None] * len(tensors), 1)
         )
-        out, kept = strided.forward(images, labels, params, form)
+        out, kept = strided.forward(images, labels, strided.rows(params), form)
         return out if batched else out[0], Sweep(form, len(images), kept, [])
 
     @staticmethod
@@ -116,7 +116,8 @@ class _Gradient(_Function):
     def forward(sweep: Sweep, batched: bool, *tensors: Tensor) -> Any:
         g, *params = tensors if batched else _several(tensors, [None] * len(tensors), 1)
         sweep = sweep.of(len(g))
-        grads, slopes = strided.gradient(sweep.kept, g, params, sweep.form)
+        grads, slopes = strided.gradient(sweep.kept, g, strided.rows(params), sweep.form)
+        grads = strided.unrows(grads)
         grads = grads if batched else [x[0] for x in grads]
         return *grads, Sweep(sweep.form, len(g), sweep.kept, slopes)
 
@@ -141,9 +142,10 @@ class _Product(_Function):
     @staticmethod
     def forward(sweep: Sweep, batched: bool, *tensors: Tensor) -> Any:
         g, *rest = tensors if batched else _several(tensors, [None] * len(tensors), 1)
-        params, along = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        w, v = (strided.rows(x) for x in (rest[: len(rest) // 2], rest[len(rest) // 2 :]))
         sweep = sweep.of(len(g))
-        dg, out = strided.product(sweep.kept, sweep.slopes, g, params, along, sweep.form)
+        dg, out = strided.product(sweep.kept, sweep.slopes, g, w, v, sweep.form)
+        out = strided.unrows(out)
         return *((dg, *out) if batched else (x[0] for x in (dg, *out))), None
 
     @staticmethod

@@ -38,7 +38,7 @@ def nets_of(channels, size, blocks=3, **options):
 @pytest.mark.parametrize("signs", ["ones", "mixed"])
 @pytest.mark.parametrize("unroll_rows", [0, 100, 10**9])
 @pytest.mark.parametrize("size, channels, reduce", [(28, 1, "mean"), (21, 3, "flatten")])
-def test_every_episode_has_the_librarys_meta_gradient(
+def test_the_sum_of_meta_gradients_is_the_librarys(
     episodes, size, channels, reduce, unroll_rows, signs, steps, first_order, monkeypatch
 ):
     monkeypatch.setattr(convolution, "UNROLL_ROWS", unroll_rows)
@@ -47,12 +47,14 @@ def test_every_episode_has_the_librarys_meta_gradient(
     support, _, query = episodes(channels, size)
     values, grads = net.descended(params, [support] * steps, query, 0.4, not first_order)
     assert list(grads) == list(params)
+    total = [torch.zeros_like(p) for p in params.values()]
     for i in range(EPISODES):
         one, other = [x[i] for x in support], [x[i] for x in query]
         how = {"steps": steps, "first_order": first_order}
         value, want = meta_gradient(elementary, params, one, other, **how)
         assert float((values[i] - value).abs()) < EXACT
-        assert relative_error([g[i] for g in grads.values()], want) < EXACT
+        total = [t + g for t, g in zip(total, want, strict=True)]
+    assert relative_error(list(grads.values()), total) < EXACT
 
 
 def test_each_step_has_a_batch_of_its_own(episodes):
@@ -61,26 +63,35 @@ def test_each_step_has_a_batch_of_its_own(episodes):
     first, second, query = episodes(1, 14)
     _, grads = net.descended(params, [first, second], query, 0.2, True)
     lam = {k: v.requires_grad_() for k, v in params.items()}
-    theta = lam
-    for images, labels in (first, second):
-        value = elementary.loss(theta, images[1], labels[1])
-        g = torch.autograd.grad(value, list(theta.values()), create_graph=True)
-        theta = {k: v - 0.2 * x for (k, v), x in zip(theta.items(), g, strict=True)}
-    want = torch.autograd.grad(elementary.loss(theta, query[0][1], query[1][1]), [*lam.values()])
-    assert relative_error([g[1] for g in grads.values()], want) < EXACT
+    total = 0.0
+    for i in range(EPISODES):
+        theta = lam
+        for images, labels in (first, second):
+            value = elementary.loss(theta, images[i], labels[i])
+            g = torch.autograd.grad(value, list(theta.values()), create_graph=True)
+            theta = {k: v - 0.2 * x for (k, v), x in zip(theta.items(), g, strict=True)}
+        total = total + elementary.loss(theta, query[0][i], query[1][i])
+    want = torch.autograd.grad(total, [*lam.values()])
+    assert relative_error(list(grads.values()), want) < EXACT
 
 
 def test_an_episode_does_not_depend_on_those_beside_it(episodes):
     net, _ = nets_of(1, 28)
     params = weights_of(net, "ones")
     support, _, query = episodes(1, 28)
-    _, several = net.descended(params, [support], query, 0.4, True)
-    _, alone = net.descended(params, [[x[2:] for x in support]], [x[2:] for x in query], 0.4, True)
-    assert relative_error([g[2] for g in several.values()], [g[0] for g in alone.values()]) < 1e-13
+    together, several = net.descended(params, [support], query, 0.4, True)
+    total = [torch.zeros_like(p) for p in params.values()]
+    for i in range(EPISODES):
+        inner, outer = ([x[i : i + 1] for x in some] for some in (support, query))
+        value, alone = net.descended(params, [inner], outer, 0.4, True)
+        assert float((together[i] - value[0]).abs()) < 1e-13
+        total = [t + g for t, g in zip(total, alone.values(), strict=True)]
+    assert relative_error(list(several.values()), total) < 1e-13
 
 
 def test_where_it_is_there():
     assert ConvNet(1, 28, 5, filters=64).descends_at_once(10) > 2
+    assert ConvNet(1, 28, 5, filters=64).descends_at_once(50) == 2
     assert ConvNet(1, 28, 5, filters=64).descends_at_once(1000) == 1
     for other in ({"downsample": "pool"}, {"elementary": True}, {"dtype": torch.bfloat16}):
         assert ConvNet(1, 28, 5, filters=64, **other).descends_at_once(10) == 0
