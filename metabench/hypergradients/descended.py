@@ -64,4 +64,5 @@ def several(
         mean = {k: v / len(chunk) for k, v in grads.items()}
         return [Hypergradient(values, mean, {})]
 
-    return ctx.in_chunks(some, episodes, size)
+    # Two at once have large maps: first order gains little by that, and has less memory to spare.
+    return ctx.in_chunks(some, episodes, size if second_order or size > 2 else 1)

@@ -120,12 +120,18 @@ def forward(
 
 
 def gradient(
-    kept: Kept, g: Tensor, params: Sequence[Tensor], form: Form, total: bool = False
+    kept: Kept,
+    g: Tensor,
+    params: Sequence[Tensor],
+    form: Form,
+    total: bool = False,
+    again: bool = True,
 ) -> tuple[list[Tensor], Kept]:
     """Gradients in the parameters, in their order, of the sum over networks of losses times g [E]
     (or features times g [E, n, k]), and what the blocks keep of the way.
 
-    With ``total`` their sums over networks, without the dimension of E.
+    With ``total`` their sums over networks, without the dimension of E. Where ``kept`` is not read
+    ``again`` it is emptied, so that its memory is free as soon as it may be.
     """
     w, blocks = _weights(params), _blocks(kept, len(params))
     f, *rest = kept[4 * len(blocks) :]
@@ -134,14 +140,18 @@ def gradient(
         gw, gb, g = head.backward(g, f, rest[1], params[-2])
         out = _summed(total, gw, gb)
     gz = _features_grad(g, blocks[-1].z, form)
+    if not again:
+        kept.clear()
     slopes: list[Tensor] = []
     for i in range(len(w) - 1, -1, -1):
+        block = blocks.pop()
         if i:
-            slope = _backward(blocks[i], w[i], gz)
-            gconv = sites.weight_grad(blocks[i].source, slope.gy, total=total)
-            gz = sites.input_grad(blocks[i - 1].z, (slope.gy, w[i].conv))
+            slope = _backward(block, w[i], gz)
+            gconv = sites.weight_grad(block.source, slope.gy, total=total)
+            del block, gz
+            gz = sites.input_grad(blocks[-1].z, (slope.gy, w[i].conv))
         else:
-            slope, gconv = _first_backward(blocks[0], w[0], gz)
+            slope, gconv = _first_backward(block, w[0], gz)
             (gconv,) = _summed(total, gconv)
         slopes[:0] = slope
         out[:0] = [gconv, *_summed(total, slope.gscale, slope.gshift)]
@@ -156,9 +166,11 @@ def product(
     along: Sequence[Tensor],
     form: Form,
     total: bool = False,
+    again: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Tangents along a direction in the parameters: of the losses [E] (features), and of
-    :func:`gradient` at a fixed g, with ``total`` as there."""
+    :func:`gradient` at a fixed g, with ``total`` as there; where ``kept`` and ``slopes`` are not
+    read ``again`` they are emptied."""
     w, v, blocks = _weights(params), _weights(along), _blocks(kept, len(params))
     back = [Slopes(*slopes[i : i + 4]) for i in range(0, len(slopes), 4)]
     f, *rest = kept[4 * len(blocks) :]
@@ -176,13 +188,18 @@ def product(
             g, f, rest[0], rest[1], params[-2], along=(df, along[-2], along[-1])
         )
         out, dgz = _summed(total, dw, db), _features_grad(dgf, blocks[-1].z, form)
+    if not again:
+        kept.clear()
+        slopes.clear()
     for i in range(len(w) - 1, -1, -1):
+        block, slope, tangent = blocks.pop(), back.pop(), tangents.pop()
         if i:
-            grad, dgy = _backward_tangent(blocks[i], back[i], tangents[i], w[i], dgz, total)
-            pairs = (dgy, w[i].conv), (back[i].gy, v[i].conv)
-            dgz = sites.input_grad(blocks[i - 1].z, *pairs)
+            grad, dgy = _backward_tangent(block, slope, tangent, w[i], dgz, total)
+            del block, tangent, dgz
+            pairs = (dgy, w[i].conv), (slope.gy, v[i].conv)
+            dgz = sites.input_grad(blocks[-1].z, *pairs)
         else:
-            grad = _first_backward_tangent(blocks[0], back[0], tangents[0], w[0], v[0], dgz)
+            grad = _first_backward_tangent(block, slope, tangent, w[0], v[0], dgz)
             grad = Weights(*_summed(total, *grad))
         out[:0] = grad
     return dg, out
