@@ -204,6 +204,7 @@ def _run(cell: Cell) -> Counted:
         step = counter.cost * n
         if together:
             problem.episodes_per_step = 2
+            problem.descends_at_once = 0  # the derivation by hand is a CPU's
             step = _at_once(step, n, context("vmap"), lambda c: method.step(c, state))
     used = {k: v - spent[k] for k, v in ctx.meter.counts.as_dict().items()}
     steps = _steps(budget, {k: n * v for k, v in used.items()})
