@@ -30,7 +30,8 @@ def rows(weight: Tensor) -> Tensor:
 
 def unrows(matrix: Tensor) -> Tensor:
     """[E, filters, 9c] as [E, filters, c, 3, 3] in channels-last layout."""
-    return matrix.unflatten(-1, (3, 3, -1)).movedim(-1, -3)
+    taps: Tensor = matrix.unflatten(-1, (3, 3, -1))  # untyped in torch
+    return taps.movedim(-1, -3)
 
 
 def patches(x: Tensor, extra: int = 0) -> Tensor:
