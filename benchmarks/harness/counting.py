@@ -238,6 +238,7 @@ def _at_once(cost: Cost, n: int, ctx: Context, work: Any) -> Cost:
     """The same work of n episodes at once, by ``work`` of two: fewer operations, more memory."""
     with Counter() as drawing:
         ctx.problem.episode("train", 0)
+    work(ctx)  # tables of indices are made once a process: no part of a step
     with Counter() as counter:
         work(ctx)
     ops = counter.ops + (n - 2) * drawing.ops

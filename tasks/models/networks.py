@@ -41,10 +41,10 @@ filters: 1.2 times as fast for 10 images, 0.9 for 50 (results/speed/engines.txt)
 ADAPTED_BYTES = 8_000_000
 """So much in the first maps of all episodes that are adapted at once, without an outer graph; what
 is held at most comes to 10 to 22 times that (results/speed/evaluation.txt)."""
-DESCENT_BYTES = 2100000
+DESCENT_BYTES = 2_100_000
 """So much in the first maps of all episodes whose steps are differentiated by hand at once. Of 10
 images and 64 filters 4 take two thirds of the time of one after another, and 12 MB more."""
-DESCENT_PAIR_BYTES = 5100000
+DESCENT_PAIR_BYTES = 5_100_000
 """Up to so much there are at least two: of 50 images they take 0.9 of the time, and 15 MB more."""
 MOST_AT_ONCE = 32
 FEWEST_AT_ONCE = 4

@@ -55,8 +55,7 @@ def over(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
     The first is the map's patches, or where the library's calls are cheaper the map itself.
     """
-    _, n, h, wide, _ = x.shape
-    if n * -(-h // 2) * -(-wide // 2) > convolution.UNROLL_ROWS:
+    if _is_large(x):
         return x, conv(x, w)
     e, n, h, wide, c = x.shape
     table = _sums(x.view(-1, c), *_pixels_of_taps(e, n, h, wide)).view(e, -1, 9 * c)
@@ -101,7 +100,7 @@ def weight_grad(
 def input_grad(x: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     """[E, h * w of all images of the map x, c], new: sum over (gradient in y, weight)."""
     e, n, h, wide, c = x.shape
-    if n * -(-h // 2) * -(-wide // 2) > convolution.UNROLL_ROWS:
+    if _is_large(x):
         gy, w = pairs[0]
         if len(pairs) > 1:  # one convolution with the filters of all
             gy, w = torch.cat([g for g, _ in pairs], 2), torch.cat([k for _, k in pairs], 1)
@@ -116,6 +115,12 @@ def input_grad(x: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
         found.baddbmm_(gy, w)
     taps, ends = _taps_of_pixels(e, n, h, wide)
     return _sums(found.view(-1, c), taps, ends).view(e, -1, c)
+
+
+def _is_large(x: Tensor) -> bool:
+    """Whether a map [E, n, h, w, c] has so many output pixels that the library is cheaper."""
+    _, n, h, w, _ = x.shape
+    return bool(n * -(-h // 2) * -(-w // 2) > convolution.UNROLL_ROWS)
 
 
 def _sums(rows: Tensor, index: Tensor, ends: Tensor) -> Tensor:

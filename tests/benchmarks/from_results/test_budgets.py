@@ -119,14 +119,14 @@ def test_several_episodes_from_one_and_two():
             problem, solvers.get("sgd")(), Seeds.of(0), task.offers, engine=engine, step=6
         )
         state = method.init(ctx)
+        method.step(ctx, state)  # tables of indices are made once a process
         with counting.Counter() as counter:
             method.step(ctx, state)
         return counter.cost
 
     assert found.step.flops == spent("loop").flops
     together = spent("vmap")
-    # By its rows a small map goes one way or another on a CPU, of more or fewer operations.
-    assert found.step.ops == pytest.approx(together.ops, rel=0.3)
+    assert found.step.ops == pytest.approx(together.ops, rel=0.1)
     assert found.step.peak == pytest.approx(together.peak, rel=0.3)
 
 
