@@ -1,4 +1,5 @@
-"""The footnote that says how far the rows of a table are from equal cost."""
+"""The footnotes that say what the rows of a table cost: how far from equal, at which prices, and
+whose training no cost counts."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from metabench.analysis import stats
 from metabench.analysis.estimates import EQUIVALENTS, costs, derivatives
 from metabench.analysis.results import Results
 from metabench.core.text import listed, rounded
+from metabench.reports.footnotes.places import rows_in_words
 from metabench.reports.tables.renderers import Footnote
 from metabench.store.prices import of_cell
 
@@ -46,6 +48,26 @@ def cost_footnotes(results: Results) -> list[Footnote]:
         Footnote(
             f"Costs are not equal: rows differ up to {rounded(most)}-fold{place} ({kind}). In "
             f"units of the cheapest row{of_columns}: {told}."
+        )
+    ]
+
+
+def uncounted_footnotes(results: Results) -> list[Footnote]:
+    """A line with the rows that have taken no outer step anywhere; none where all have, or where
+    the budget counts evaluations."""
+    if any(run.cell.budget.get("charge_looks") for run in results.runs):
+        return []
+    rows = []
+    for row in results.rows:
+        done = [r for c in results.columns for r in results.table_cells[row.id, c.id].done]
+        if done and not any(record.steps for record in done):
+            rows.append(row.id)
+    if not rows:
+        return []
+    return [
+        Footnote(
+            "Evaluation counts as no cost, and rows without an outer step train nothing outside "
+            f"it: {rows_in_words(results, rows)}."
         )
     ]
 

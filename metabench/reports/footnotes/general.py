@@ -15,12 +15,10 @@ from metabench.core.text import listed, one_line, shortened
 from metabench.reports.footnotes.budget import budget_footnotes, tested_split
 from metabench.reports.footnotes.chosen import chosen_footnotes
 from metabench.reports.footnotes.claims import claim_footnotes
-from metabench.reports.footnotes.costs import cost_footnotes
-from metabench.reports.footnotes.detectable import detectable_footnotes
+from metabench.reports.footnotes.costs import cost_footnotes, uncounted_footnotes
+from metabench.reports.footnotes.detectable import detectable_footnotes, resolution_footnotes
 from metabench.reports.footnotes.protocol import protocol_footnotes
-from metabench.reports.footnotes.resolution import resolution_footnotes
 from metabench.reports.footnotes.selection import gap_footnotes, selection_footnotes
-from metabench.reports.footnotes.uncounted import uncounted_footnotes
 from metabench.reports.tables.renderers import WORSE, Footnote
 from metabench.store.record import Record
 from metabench.suites.schema import LABELS

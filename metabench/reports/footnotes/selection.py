@@ -6,34 +6,43 @@ from __future__ import annotations
 from metabench.analysis.overfitting import why_none
 from metabench.analysis.results import Results
 from metabench.core.text import listed
+from metabench.reports.footnotes.places import places_in_words
 from metabench.reports.tables.renderers import Footnote
 
 
 def selection_footnotes(results: Results) -> list[Footnote]:
-    """The columns with a state that is the best on the examples that the outer level learns on, and
-    why: a sentence for each reason."""
-    columns: dict[str, list[str]] = {}
-    for column in results.columns:
-        chosen = [
-            run.declaration
-            for run in results.runs
-            if run.column == column.id
-            and run.record is not None
+    """Where a state is the best on the examples that the outer level learns on, and why: a sentence
+    for each reason. Columns are named where all their chosen states are meant, rows else."""
+    judged: dict[str, set[str]] = {}
+    seen: dict[str, dict[str, set[str]]] = {}
+    order = {column.id: n for n, column in enumerate(results.columns)}
+    for run in sorted(results.runs, key=lambda run: order[run.column]):
+        chosen = (
+            run.record is not None
             and run.cell.budget["select"] == "best_valid"
             and run.cell.budget.get("outer_steps") != 0
             and run.declaration.learns
-        ]
-        if chosen and chosen[0].outer_on_validation:
-            why = chosen[0].lacks_selection
-            columns.setdefault(f": {why}" if why else "", []).append(column.label or column.id)
-    return [
-        Footnote(
-            "State selection sees what the outer level learns on ("
-            + ("all columns" if len(at) == len(results.columns) else listed(at))
-            + f"){why}."
         )
-        for why, at in columns.items()
-    ]
+        if not chosen:
+            continue
+        judged.setdefault(run.column, set()).add(run.row)
+        if run.declaration.outer_on_validation:
+            why = run.declaration.lacks_selection
+            columns = seen.setdefault(f": {why}" if why else "", {})
+            columns.setdefault(run.column, set()).add(run.row)
+    out = []
+    for why, columns in seen.items():
+        whole = [c for c in results.columns if columns.get(c.id, set()) == judged.get(c.id)]
+        said = [c.label or c.id for c in whole]
+        told = ["all columns" if len(said) == len(results.columns) else listed(said)] * bool(said)
+        others = columns.keys() - {c.id for c in whole}
+        places = {(row, column): ("",) for column in others for row in columns[column]}
+        told += [words for words, _ in places_in_words(results, places)]
+        out += [
+            Footnote(f"State selection sees what the outer level learns on ({at}){why}.")
+            for at in told
+        ]
+    return out
 
 
 def gap_footnotes(results: Results) -> list[Footnote]:

@@ -2,7 +2,7 @@
 
 from metabench.analysis.estimates import column_entries
 from metabench.analysis.results import collect
-from metabench.reports.footnotes.resolution import resolution_footnotes
+from metabench.reports.footnotes.detectable import resolution_footnotes
 from metabench.reports.tables import grids
 from metabench.store.record import Estimate
 

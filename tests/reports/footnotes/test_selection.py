@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from metabench.analysis.results import collect
+from metabench.core.text import listed
 from metabench.reports.footnotes.selection import selection_footnotes
 from metabench.reports.tables import grids
 
@@ -52,6 +53,29 @@ def test_the_reason_where_the_task_keeps_no_examples(helpers):
         f"{SEES} (5-way 1-shot): every later post validates or tests.",
         f"{SEES} (5-way 5-shot).",
     ]
+
+
+def test_where_rows_of_a_column_differ_the_row_is_named(helpers):
+    """The row ANIL learns on other examples: whichever run comes first, the note is of MAML."""
+    suite = helpers.make_suite()
+    results = collect(suite, "smoke", helpers.fill(suite, "smoke"), why_not=helpers.allowed)
+    rows = [row.id for row in suite.rows if any(r.row == row.id for r in results.runs)]
+    for other in ("maml", "anil"):
+        changed = {
+            at: replace(
+                cell,
+                runs=tuple(
+                    replace(run, said=replace(run.declaration, outer_on_validation=False))
+                    for run in cell.runs
+                ),
+            )
+            for at, cell in results.table_cells.items()
+            if at[0] == other
+        }
+        cells = {**results.table_cells, **changed}
+        told = [note.text for note in selection_footnotes(replace(results, table_cells=cells))]
+        seen = [r for r in rows if r not in (other, "fixed")]
+        assert told == [f"{SEES} ({listed([results.row_label(r) for r in seen])})."]
 
 
 def test_a_task_whose_outer_level_learns_on_other_examples(helpers):

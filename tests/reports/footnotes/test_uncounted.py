@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from metabench.analysis.results import collect
-from metabench.reports.footnotes.uncounted import uncounted_footnotes
+from metabench.reports.footnotes.costs import uncounted_footnotes
 from metabench.reports.tables import grids
 
 TOLD = "Evaluation counts as no cost, and rows without an outer step train nothing outside it: "
