@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -239,6 +240,22 @@ class Choice:
         from metabench.store.store import Store
 
         return Store(self.store)
+
+    def check_store(self) -> None:
+        """What only reads asks for a store that is there, if one was named: a mistyped path would
+        look as a store without records does. Raises WrongPath."""
+        from metabench.core.errors import WrongPath, nearest
+
+        if self.store is None or self.store.exists():
+            return
+        beside: list[str] = []
+        with contextlib.suppress(OSError):
+            folder = self.store.absolute().parent
+            beside = [each.name for each in folder.iterdir() if each.is_dir()]
+        near = ", ".join(str(self.store.parent / name) for name in nearest(self.store.name, beside))
+        raise WrongPath(
+            f"--store {self.store}: no such folder" + (f"; near: {near}" if near else "")
+        )
 
     def words(self) -> dict[str, Any]:
         """The keyword arguments of the verbs in :mod:`metabench.api`."""

@@ -24,6 +24,7 @@ def cost(
     from metabench.api import spending
     from metabench.suites.planning import TO_RUN
 
+    choice.check_store()
     out, kept = terminal.console(), choice.open_store()
     if choice.whole_store:
         refuse(OF_SUITES, "nothing is chosen of a whole store: name a suite")

@@ -61,6 +61,8 @@ def table(
     from metabench.core.errors import SettingError
     from metabench.reports.tables import grids
 
+    choice.check_store()
+
     def chosen_format() -> str:
         return format or (output.format_of(out) if out is not None else _terminal_format())
 
@@ -133,6 +135,7 @@ def plot(
     from metabench.api import rendering
     from metabench.reports.figures.plots import kinds_of, shows_cost
 
+    choice.check_store()
     kept = choice.open_store()
     for each in choice.suites():
         folder = _folder(choice, each, out)
@@ -153,6 +156,7 @@ def report(
     """One self-contained HTML file with tables, plots and every record."""
     from metabench.api import rendering
 
+    choice.check_store()
     kept = choice.open_store()
     for each in choice.suites():
         folder = _folder(choice, each, out)

@@ -168,6 +168,19 @@ def test_a_figure_that_is_no_longer_drawn_is_not_left_behind(folder: Path) -> No
     assert not figure.exists() and (figure.parent / "table.md").is_file()
 
 
+def test_what_only_reads_asks_for_a_store_that_is_there(folder: Path) -> None:
+    """A mistyped path is told, and not taken for a store without records."""
+    (folder / "runs").mkdir()
+    for verb in ("table", "plot", "report", "cost"):
+        wrong = metabench(verb, "small.toml", "--store", "rusn")
+        assert wrong.code == 2 and wrong.out == "", verb
+        assert wrong.err == "error: --store rusn: no such folder; near: runs\n", verb
+    far = metabench("table", "small.toml", "--store", "nowhere/here")
+    assert far.code == 2 and far.err == "error: --store nowhere/here: no such folder\n"
+    assert metabench("table", "small.toml", "--store", "runs").code == 0
+    assert not (folder / "rusn").exists()
+
+
 def test_files_that_cannot_be_written_are_one_line(folder: Path) -> None:
     for name in ("learning.png", "report.html", "table.md"):
         (folder / "out" / name).mkdir(parents=True)
