@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,12 +58,20 @@ def store_import(
 ) -> None:
     """Put published records into a store, for table, plot and report to work with; what the store
     has already stays, and results that differ are told."""
+    from metabench.core.errors import WrongPath
     from metabench.store.merge import merge
     from metabench.store.published import Published
     from metabench.store.store import Store
 
     if into is not None:
         refuse(["store"], "--into is its older name: give one of the two")
+    for file in files:
+        if file.is_dir():
+            target = Store(store if into is None else into).root
+            raise WrongPath(
+                f"{file} is a folder, and what is imported are files; of a whole store: "
+                + shlex.join(["metabench", "store", "merge", str(file), "--into", str(target)])
+            )
     published = [Published(file) for file in files]
     merged = merge(published, Store(store if into is None else into), dry_run=dry_run)
     _tell_merged(merged, damaged=any(file.problems() for file in published))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def test_the_store_is_found_by_its_older_name_too(
     assert len(Store("other").records()) == 3 and not (tmp_path / "third").exists()
     both = imported(published, "--into", "other")
     assert both.exit_code == 2 and "--store: --into is its older name" in both.stderr
+
+
+def test_a_whole_store_is_merged_by_the_command_that_is_named(published: Path) -> None:
+    done = imported(published.parent / "runs")
+    assert done.exit_code == 2 and done.stdout == ""
+    words = shlex.split(done.stderr.partition("of a whole store: metabench ")[2])
+    assert words[:2] == ["store", "merge"]
+    assert CliRunner().invoke(app, words).stdout == "3 copied\n"
+    assert len(Store(published.parent / "other").records()) == 3
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["", "dry run"])
