@@ -145,6 +145,9 @@ def plot(
         found = rendering.results(each, **choice.words())
         tell_bad_files(found.bad_files)
         _name_files(rendering.plot_results(found, kept, out=folder, kind=kind, cost=axis))
+        if not found.records:
+            told = f"{each.name}: no finished run of budget {choice.budget} in {kept.root}"
+            terminal.say(f"{told}: the figures are empty", err=True)
 
 
 @with_options(without="only")

@@ -181,6 +181,17 @@ def test_what_only_reads_asks_for_a_store_that_is_there(folder: Path) -> None:
     assert not (folder / "rusn").exists()
 
 
+def test_empty_figures_are_told(folder: Path) -> None:
+    (folder / "runs").mkdir()
+    words = ("plot", "small.toml", "--budget", "smoke", "--store", "runs")
+    drawn = metabench(*words)
+    assert drawn.code == 0 and "wrote " in drawn.out
+    told = f"no finished run of budget smoke in {folder / 'runs'}: the figures are empty\n"
+    assert drawn.err.endswith(told), drawn.err
+    assert metabench("run", "small.toml", "--budget", "smoke", "--store", "runs").code == 0
+    assert metabench(*words).err == ""
+
+
 def test_files_that_cannot_be_written_are_one_line(folder: Path) -> None:
     for name in ("learning.png", "report.html", "table.md"):
         (folder / "out" / name).mkdir(parents=True)
