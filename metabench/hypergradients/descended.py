@@ -67,8 +67,6 @@ def several(
         found: tuple[Tensor, Params] = go(inner, beside([e.outer for e in chunk]))
         return found
 
-    # Few at once have large maps, and first order has less memory to spare.
-    size = size if second_order or size > 3 else min(size, 2)
     values, total = ctx.in_chunks(some, episodes, size, _added)
     return [Hypergradient(values, {k: v / len(episodes) for k, v in total.items()}, {})]
 

@@ -2,8 +2,8 @@
 
 Each network has weights of its own, [E, filters, 9c], rows ordered by (row, column, channel); those
 that are expanded over E are one for all. As in :mod:`convolution`, the patch matrix stands for a
-small map, the library's calls for a large one: these take networks one by one, or all in one call
-where the weights, or the sum over gradients in them, are one.
+small map, the library's calls for a large one: these take networks one by one, but for those with
+the same weights.
 
 Patches of a map are rows of pixels side by side, and the gradient in a pixel is the sum of rows of
 gradients in patches. Both are an embedding bag, which on a CPU takes half the time of strided
@@ -14,7 +14,8 @@ the input.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -87,21 +88,19 @@ def weight_grad(
 ) -> Tensor:
     """[E, filters, 9c], added to ``add`` in place where given; with ``total`` the sum over
     networks, [filters, 9c]."""
-    if total:
-        source, gy, shape = source.flatten(0, 1), gy.flatten(0, 1), source.shape
-        if len(shape) == 3:
-            return gy.t() @ source if add is None else add.addmm_(gy.t(), source)
-        weight = gy.new_empty(1).expand(gy.shape[1], shape[4], 3, 3)
-        g = convolution.rows(library_gradient(source, gy, weight, 1, 2))
-        return g if add is None else add.add_(g)
     if source.dim() == 3:
-        return _times(gy.mT, source, add)
+        if not total:
+            return _times(gy.mT, source, add)
+        source, gy = source.flatten(0, 1), gy.flatten(0, 1)
+        return gy.t() @ source if add is None else add.addmm_(gy.t(), source)
     weight = gy.new_empty(1).expand(gy.shape[2], source.shape[4], 3, 3)
     each = (
         convolution.rows(library_gradient(x, g, weight, 1, 2))
         for x, g in zip(source, gy, strict=True)
     )
-    return _beside(each, len(gy), add)
+    if not total:
+        return _beside(each, len(gy), add)
+    return reduce(Tensor.add_, each if add is None else chain((add,), each))
 
 
 def input_grad(z: Tensor, *pairs: tuple[Tensor, Tensor], again: bool = True) -> Tensor:
@@ -113,7 +112,14 @@ def input_grad(z: Tensor, *pairs: tuple[Tensor, Tensor], again: bool = True) -> 
     if _is_large(z):
         if len(pairs) > 1:  # one convolution with the filters of all
             gy, w = torch.cat([g for g, _ in pairs], 2), torch.cat([k for _, k in pairs], 1)
-        return _library_input_grad(z, gy, w, again)
+        each = (
+            library_gradient(one, g, k, 0, 2).permute(0, 2, 3, 1).flatten(0, 2)
+            for one, g, k in zip(z, gy, unrows(w), strict=True)
+        )
+        out = (torch.empty_like(z) if again else z).flatten(1, 3)
+        for place, one in zip(out, z, strict=True):
+            mask(next(each), one, place)  # named, it would live on beside the next one
+        return out
     # Products with every tap, of which each pixel of the map takes the sum of its own.
     found = torch.bmm(gy, w)
     for gy, w in pairs[1:]:
@@ -127,22 +133,6 @@ def mask(g: Tensor, z: Tensor, out: Tensor | None = None) -> Tensor:
     pixels."""
     out = g if out is None else out
     _aten.threshold_backward.grad_input(g, z.view(g.shape), 0, grad_input=out)
-    return out
-
-
-def _library_input_grad(z: Tensor, gy: Tensor, w: Tensor, again: bool) -> Tensor:
-    if _are_one(w):
-        one = _library_input_grad(_as_one(z), _as_one(gy), w[:1], again)
-        return one.view(len(z), -1, z.shape[4])
-    each = (
-        library_gradient(one, g, k, 0, 2).permute(0, 2, 3, 1).flatten(0, 2)
-        for one, g, k in zip(z, gy, unrows(w), strict=True)
-    )
-    if len(z) == 1:
-        return mask(next(each), z).unsqueeze(0)
-    out = (torch.empty_like(z) if again else z).flatten(1, 3)
-    for place, one, g in zip(out, z, each, strict=True):
-        mask(g, one, place)
     return out
 
 

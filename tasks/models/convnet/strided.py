@@ -129,7 +129,7 @@ def gradient(
     (or features times g [E, n, k]), and what the blocks keep of the way.
 
     With ``total`` their sums over networks, without the dimension of E. Where ``kept`` is not read
-    ``again`` it is emptied, so that its memory is free as soon as it may be.
+    ``again`` it is emptied, so that its memory is free as soon as it may be, and nothing is kept.
     """
     w, blocks = _weights(params), _blocks(kept, len(params))
     f, *rest = kept[4 * len(blocks) :]
@@ -146,13 +146,16 @@ def gradient(
         if i:
             slope = _backward(block, w[i], gu)
             gconv = sites.weight_grad(block.source, slope.gy, total=total)
-            del block, gu
-            gu = sites.input_grad(blocks[-1].z, (slope.gy, w[i].conv), again=again)
         else:
             slope, gconv = _first_backward(block, w[0], gu)
             (gconv,) = _summed(total, gconv)
-        slopes[:0] = slope
+        if again:
+            slopes[:0] = slope
         out[:0] = [gconv, *_summed(total, slope.gscale, slope.gshift)]
+        if i:
+            pair = slope.gy, w[i].conv
+            del block, slope, gu
+            gu = sites.input_grad(blocks[-1].z, pair, again=again)
     return out, slopes
 
 
