@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from operator import add
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from metabench.contract.declared import Evidence
 from metabench.contract.inner_gradient import inner_value_and_gradient
 from metabench.contract.parallel.at_once import Graphs, Stack, beside
 from metabench.contract.parallel.process_group import ProcessGroup
-from metabench.contract.parallel.threads import spread
+from metabench.contract.parallel.threads import joined, spread
 from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Rate, Solver
@@ -312,8 +311,8 @@ class Context:
         end). Threads and ranks take chunks: results depend on neither."""
         chunks = [episodes[i : i + size] for i in range(0, len(episodes), size)]
         if self.group.divides(chunks):
-            return reduce(join, self.share(f, chunks, self._spread))
-        return reduce(join, spread(f, chunks, self.workers, self.meter))
+            return joined(join, iter(self.share(f, chunks, self._spread)))
+        return joined(join, spread(f, chunks, self.workers, self.meter))
 
     def _spread(self, f: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(spread(f, items, self.workers, self.meter))

@@ -42,6 +42,15 @@ def spread(
         wait(futures)
 
 
+def joined(join: Callable[[Any, Any], Any], found: Iterator[Any]) -> Any:
+    """``functools.reduce``, which keeps the last item while the next one is made."""
+    whole = next(found)
+    for more in found:
+        whole = join(whole, more)
+        del more
+    return whole
+
+
 @lru_cache(maxsize=4)
 def _pool(workers: int, intra_op: int) -> ThreadPoolExecutor:
     """Threads that stay, with their buffers. Each must be told how many intra-op threads it has:
