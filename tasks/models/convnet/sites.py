@@ -2,8 +2,8 @@
 
 Each network has weights of its own, [E, filters, 9c], rows ordered by (row, column, channel); those
 that are expanded over E are one for all. As in :mod:`convolution`, the patch matrix stands for a
-small map, the library's calls for a large one: these take networks one by one, but for those with
-the same weights.
+small map, the library's calls for a large one: these take networks one by one, but for convolutions
+with the same weights.
 
 Patches of a map are rows of pixels side by side, and the gradient in a pixel is the sum of rows of
 gradients in patches. Both are an embedding bag, which on a CPU takes half the time of strided
