@@ -281,6 +281,8 @@ def mean(items: Iterable[Params], counts: Sequence[int] | None = None) -> Params
     """Entry by entry mean, summed in the order given; with ``counts`` each item is itself a mean,
     of so many."""
     items = list(items)
+    if len(items) == 1:
+        return items[0]
     counts = [1] * len(items) if counts is None else counts
     total: Params = {}
     for item, n in zip(items, counts, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from operator import add
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from metabench.contract.declared import Evidence
 from metabench.contract.inner_gradient import inner_value_and_gradient
 from metabench.contract.parallel.at_once import Graphs, Stack, beside
 from metabench.contract.parallel.process_group import ProcessGroup
-from metabench.contract.parallel.threads import spread
+from metabench.contract.parallel.threads import joined, spread
 from metabench.contract.problem import Batch, Episode, Params, Problem
 from metabench.contract.seeds import Seeds, generator
 from metabench.contract.solver import Rate, Solver
@@ -301,17 +302,20 @@ class Context:
 
     def in_chunks(
         self,
-        f: Callable[[Sequence[Episode]], list[Any]],
+        f: Callable[[Sequence[Episode]], Any],
         episodes: Sequence[Episode],
         size: int,
-    ) -> list[Any]:
-        """The lists that f gives for ``size`` episodes at a time, joined in order. Threads and
-        ranks take chunks: results depend on neither."""
+        join: Callable[[Any, Any], Any] = add,
+    ) -> Any:
+        """What f gives for ``size`` episodes at a time, joined in order as it comes (lists: end to
+        end). Threads and ranks take chunks: results depend on neither."""
         chunks = [episodes[i : i + size] for i in range(0, len(episodes), size)]
-        return [one for found in self.share(f, chunks, self._spread) for one in found]
+        if self.group.divides(chunks):
+            return joined(join, iter(self.share(f, chunks, self._spread)))
+        return joined(join, spread(f, chunks, self.workers, self.meter))
 
     def _spread(self, f: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        return spread(f, items, self.workers, self.meter)
+        return list(spread(f, items, self.workers, self.meter))
 
     def at_once(
         self, f: Callable[[Episode], Any], episodes: Sequence[Episode], *, steps: int

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import Hypergradient, State, split
 from metabench.contract.parallel.at_once import beside
-from metabench.contract.problem import Episode
+from metabench.contract.problem import Episode, Params
 from metabench.contract.solver import Rate
 from metabench.hypergradients.unrolled import Checkpointing, Path, choose
 
@@ -31,7 +34,8 @@ def several(
     mode: Checkpointing,
     memory_budget: float,
 ) -> list[Hypergradient] | None:
-    """Of as many as the problem takes at once, in order, their values and their mean gradient.
+    """Their values, in order, and their mean gradient, added up over as many as the problem takes
+    at once.
 
     None where the problem has no such derivation, or not for such steps: of another solver, with
     learned step sizes, of some parameters only, from a carried theta, or so many that the whole
@@ -55,14 +59,18 @@ def several(
     ctx.notes["unroll"] = "graph" if second_order else "first order"
     go = partial(ctx.problem.descended, lam, rate=rate, second_order=second_order)
 
-    def some(chunk: Sequence[Episode]) -> list[Hypergradient]:
+    def some(chunk: Sequence[Episode]) -> tuple[Tensor, Params]:
         made = len(chunk) * steps
         products = made if second_order else 0
         ctx.meter.add(inner_gradients=made, outer_gradients=len(chunk), hvps=products)
         inner = [beside([e.batch(t) for e in chunk]) for t in range(steps)]
-        values, grads = go(inner, beside([e.outer for e in chunk]))
-        mean = {k: v / len(chunk) for k, v in grads.items()}
-        return [Hypergradient(values, mean, {})]
+        found: tuple[Tensor, Params] = go(inner, beside([e.outer for e in chunk]))
+        return found
 
-    # Two at once have large maps: first order gains little by that, and has less memory to spare.
-    return ctx.in_chunks(some, episodes, size if second_order or size > 2 else 1)
+    values, total = ctx.in_chunks(some, episodes, size, _added)
+    return [Hypergradient(values, {k: v / len(episodes) for k, v in total.items()}, {})]
+
+
+def _added(one: tuple[Tensor, Params], more: tuple[Tensor, Params]) -> tuple[Tensor, Params]:
+    """Values end to end, and sums of gradients."""
+    return torch.cat((one[0], more[0])), {k: v + more[1][k] for k, v in one[1].items()}

@@ -126,7 +126,8 @@ def _adapted(
     replays, engine = ctx.replays(method), ctx.engine
     ctx.engine = "loop"
     try:
-        return ctx.in_chunks(judged, episodes, size)
+        found: list[dict[str, float]] = ctx.in_chunks(judged, episodes, size)
+        return found
     finally:
         ctx.engine = engine
 

@@ -67,15 +67,16 @@ class Adam(Solver):
         mean = {k: b1 * state["mean"][k] + (1 - b1) * g[k] for k in theta}
         square = {k: b2 * state["square"][k] + (1 - b2) * g[k].square() for k in theta}
         new = {}
+        # A count that took the type of bfloat16 would leave 0.999^t at 1.
+        counts = {wide: steps.to(wide) for wide in {_wide(v) for v in theta.values()}}
+        rests = {wide: (1 - b1**t, 1 - b2**t) for wide, t in counts.items()}
         for k, v in theta.items():
-            t = steps.to(
-                _wide(v)
-            )  # a count that took the type of bfloat16 would leave 0.999^t at 1
-            second = square[k] / (1 - b2**t)
+            t, (rest1, rest2) = counts[_wide(v)], rests[_wide(v)]
+            second = square[k] / rest2
             # The root has no derivative at 0; where no gradient has come yet, nothing moves.
             seen = second > 0
-            root = torch.where(seen, second, torch.ones_like(second)).sqrt()
-            step = mean[k] / (1 - b1**t) / (torch.where(seen, root, root - 1) + self.eps)
+            root = torch.where(seen, second, 1.0).sqrt()
+            step = mean[k] / rest1 / (torch.where(seen, root, 0.0) + self.eps)
             if self.decay_steps is not None:
                 step = step * (1 - (t - 1) / self.decay_steps).clamp(min=0)
             new[k] = (v - scaled(lr, k, step)).to(v.dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any
@@ -15,12 +16,15 @@ from metabench.core.costs import Meter
 _POOL = "episode-worker"
 
 
-def spread(f: Callable[[Any], Any], items: Sequence[Any], workers: int, meter: Meter) -> list[Any]:
-    """f of every item, in order; on ``workers`` threads, each of which counts, or does not, as the
-    caller's does in ``meter``."""
+def spread(
+    f: Callable[[Any], Any], items: Sequence[Any], workers: int, meter: Meter
+) -> Iterator[Any]:
+    """f of every item, in order, and each kept no longer than until it is taken; on ``workers``
+    threads, each of which counts, or does not, as the caller's does in ``meter``."""
     inside = threading.current_thread().name.startswith(_POOL)  # its pool would wait for itself
     if workers == 1 or len(items) == 1 or inside:
-        return [f(item) for item in items]
+        yield from map(f, items)
+        return
     muted = meter.is_muted
 
     def counted(item: Any) -> Any:
@@ -28,13 +32,23 @@ def spread(f: Callable[[Any], Any], items: Sequence[Any], workers: int, meter: M
         return f(item)
 
     pool = _pool(workers, torch.get_num_threads())
-    futures = [pool.submit(counted, item) for item in items]
+    futures = deque([pool.submit(counted, item) for item in items])
     try:
-        return [future.result() for future in futures]
+        while futures:
+            yield futures.popleft().result()
     finally:  # after a failure nothing goes on behind the caller's back
         for future in futures:
             future.cancel()
         wait(futures)
+
+
+def joined(join: Callable[[Any, Any], Any], found: Iterator[Any]) -> Any:
+    """``functools.reduce``, which keeps the last item while the next one is made."""
+    whole = next(found)
+    for more in found:
+        whole = join(whole, more)
+        del more
+    return whole
 
 
 @lru_cache(maxsize=4)

@@ -40,7 +40,10 @@ def meta_gradients(
         g, slopes = strided.gradient(kept, one, theta, form, again=second_order)
         if second_order:
             way.append((theta, kept, slopes))
-        theta = list(torch._foreach_add(theta, g, alpha=-rate))
+        if second_order:
+            theta = list(torch._foreach_add(theta, g, alpha=-rate))
+        else:  # nothing reads the gradient again: theta takes its place
+            theta = [torch.add(p, x, alpha=-rate, out=x) for p, x in zip(theta, g, strict=True)]
         del kept, slopes, g  # before the next sweep takes as much again
     value, kept = strided.forward(*outer, theta, form)
     v, _ = strided.gradient(kept, one, theta, form, total=not way, again=False)
@@ -51,7 +54,7 @@ def meta_gradients(
         _, product = strided.product(kept, slopes, one, at, v, form, total=first, again=False)
         v = [x.sum(0) for x in v] if first else v
         torch._foreach_add_(v, product, alpha=-rate)
-    return value, [x.contiguous() for x in strided.unrows(v)]
+    return value, strided.unrows(v)
 
 
 @lru_cache(maxsize=1)

@@ -29,8 +29,6 @@ from .convolution import EPS, Form, remembered
 Kept = list[Tensor]
 """What a sweep keeps: tensors with a first dimension of E."""
 
-_aten = torch.ops.aten
-
 
 class Weights(NamedTuple):
     """A block's parameters, or a direction in them."""
@@ -44,8 +42,8 @@ class Block(NamedTuple):
     """What a block's forward pass keeps."""
 
     source: Tensor
-    """The block's input as :func:`sites.over` has it; of the first block its centred patches with a
-    column of ones more, [E, N, 9c + 1]."""
+    """The block's input as :func:`sites.over` has it; of the first block its centred patches as
+    columns with a row of ones more, [E, 9c + 1, N]."""
     z: Tensor
     r: Tensor
     """[E, 1, filters]"""
@@ -131,7 +129,7 @@ def gradient(
     (or features times g [E, n, k]), and what the blocks keep of the way.
 
     With ``total`` their sums over networks, without the dimension of E. Where ``kept`` is not read
-    ``again`` it is emptied, so that its memory is free as soon as it may be.
+    ``again`` it is emptied, so that its memory is free as soon as it may be, and nothing is kept.
     """
     w, blocks = _weights(params), _blocks(kept, len(params))
     f, *rest = kept[4 * len(blocks) :]
@@ -139,22 +137,25 @@ def gradient(
     if rest:
         gw, gb, g = head.backward(g, f, rest[1], params[-2])
         out = _summed(total, gw, gb)
-    gz = _features_grad(g, blocks[-1].z, form)
+    gu = _features_grad(g, blocks[-1].z, form)
     if not again:
         kept.clear()
     slopes: list[Tensor] = []
     for i in range(len(w) - 1, -1, -1):
         block = blocks.pop()
         if i:
-            slope = _backward(block, w[i], gz)
+            slope = _backward(block, w[i], gu)
             gconv = sites.weight_grad(block.source, slope.gy, total=total)
-            del block, gz
-            gz = sites.input_grad(blocks[-1].z, (slope.gy, w[i].conv))
         else:
-            slope, gconv = _first_backward(block, w[0], gz)
+            slope, gconv = _first_backward(block, w[0], gu)
             (gconv,) = _summed(total, gconv)
-        slopes[:0] = slope
+        if again:
+            slopes[:0] = slope
         out[:0] = [gconv, *_summed(total, slope.gscale, slope.gshift)]
+        if i:
+            pair = slope.gy, w[i].conv
+            del block, slope, gu
+            gu = sites.input_grad(blocks[-1].z, pair, again=again)
     return out, slopes
 
 
@@ -181,25 +182,25 @@ def product(
         tangents.append(along_way)
     df = _features(dz, form)
     out: list[Tensor] = []
-    dgz: Tensor | None = None
+    dgu: Tensor | None = None
     dg = df
     if rest:
         dg, dw, db, dgf = head.product(
             g, f, rest[0], rest[1], params[-2], along=(df, along[-2], along[-1])
         )
-        out, dgz = _summed(total, dw, db), _features_grad(dgf, blocks[-1].z, form)
+        out, dgu = _summed(total, dw, db), _features_grad(dgf, blocks[-1].z, form)
     if not again:
         kept.clear()
         slopes.clear()
     for i in range(len(w) - 1, -1, -1):
         block, slope, tangent = blocks.pop(), back.pop(), tangents.pop()
         if i:
-            grad, dgy = _backward_tangent(block, slope, tangent, w[i], dgz, total)
-            del block, tangent, dgz
+            grad, dgy = _backward_tangent(block, slope, tangent, w[i], dgu, total)
+            del block, tangent, dgu
             pairs = (dgy, w[i].conv), (slope.gy, v[i].conv)
-            dgz = sites.input_grad(blocks[-1].z, *pairs)
+            dgu = sites.input_grad(blocks[-1].z, *pairs, again=again)
         else:
-            grad = _first_backward_tangent(block, slope, tangent, w[0], v[0], dgz)
+            grad = _first_backward_tangent(block, slope, tangent, w[0], v[0], dgu)
             grad = Weights(*_summed(total, *grad))
         out[:0] = grad
     return dg, out
@@ -218,11 +219,6 @@ def _blocks(kept: Kept, params: int) -> list[Block]:
     return [Block(*kept[4 * i : 4 * i + 4]) for i in range(params // 3)]
 
 
-def _flat(z: Tensor) -> Tensor:
-    """[E, n, h, w, c] as [E, N, c]."""
-    return z.flatten(1, 3)
-
-
 def _forward(x: Tensor, w: Weights) -> Block:
     """A block on maps x."""
     source, d = sites.over(x, w.conv)
@@ -238,10 +234,8 @@ def _as_map(z: Tensor, x: Tensor) -> Tensor:
     return z.view(e, n, -(-h // 2), -(-w // 2), -1)
 
 
-def _backward(kept: Block, w: Weights, gz: Tensor) -> Slopes:
-    """``gz`` is overwritten."""
+def _backward(kept: Block, w: Weights, gu: Tensor) -> Slopes:
     d, r = kept.d, kept.r
-    gu = _mask(gz, kept.z)
     gshift = gu.sum(1, keepdim=True)
     gscale = (gu * d).sum(1, keepdim=True).mul_(r)
     s = r * w.scale
@@ -266,19 +260,18 @@ def _tangent(
     du = torch.addcmul(torch.addcmul(v.shift, s, am, value=-1), a, s).addcmul_(d, lift)
     gu_dq = (slopes.gu * a).sum(1, keepdim=True).addcmul_(am, slopes.gshift, value=-1)
     gu_dq.addcmul_(mu, slopes.gscale, value=-1).mul_(r)
-    dz = _mask(du, kept.z).view(kept.z.shape)
+    dz = sites.mask(du, kept.z).view(kept.z.shape)
     return dz, Tangent(lift, mu, gu_dq, am, a, dconv)
 
 
 def _backward_tangent(
-    kept: Block, slopes: Slopes, along: Tangent, w: Weights, dgz: Tensor | None, total: bool
+    kept: Block, slopes: Slopes, along: Tangent, w: Weights, dgu: Tensor | None, total: bool
 ) -> tuple[Weights, Tensor]:
-    """Tangents of the parameters' gradients, with ``total`` their sums over networks, and of gy;
-    ``dgz`` is overwritten."""
+    """Tangents of the parameters' gradients, with ``total`` their sums over networks, and of
+    gy."""
     assert along.am is not None and along.a is not None and along.conv is not None
     d, r, n = kept.d, kept.r, kept.d.shape[1]
     s, lift = r * w.scale, along.lift
-    dgu = None if dgz is None else _mask(dgz, kept.z)
     dgshift, dgscale = torch.zeros_like(r), along.gu_dq
     if dgu is not None:
         dgshift = dgu.sum(1, keepdim=True)
@@ -298,29 +291,28 @@ def _backward_tangent(
 
 
 def _source(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Centred patches of images [E, n, c, h, w] and a column of ones, [E, N, 9c + 1]; their
-    covariance [E, 9c, 9c]."""
-    table = sites.patches(images.permute(0, 1, 3, 4, 2), extra=1)
-    table[..., -1] = 1.0
+    """Centred patches of images [E, n, c, h, w] as columns, with a row of ones more,
+    [E, 9c + 1, N]; their covariance [E, 9c, 9c]."""
+    table = sites.patches(images, extra=1)
+    table[:, -1] = 1.0
     # Plain sums over mostly equal values drift in float32: moments of strokes on black need more.
     exact = table.double()
-    moments = torch.bmm(exact.mT, exact).div_(table.shape[1])
-    mean = moments[:, -1:, :-1]
-    covariance = (moments[:, :-1, :-1] - mean.mT * mean).to(table.dtype)
-    table[..., :-1] -= mean.to(table.dtype)
+    moments = torch.bmm(exact, exact.mT).div_(table.shape[2])
+    mean = moments[:, :-1, -1:]
+    covariance = (moments[:, :-1, :-1] - mean * mean.mT).to(table.dtype)
+    table[:, :-1] -= mean.to(table.dtype)
     return table, covariance
 
 
 def _first_forward(images: Tensor, w: Weights) -> Block:
     table, covariance = remembered(_source, images)
     r = (torch.bmm(w.conv, covariance) * w.conv).sum(2).add_(EPS).rsqrt_().unsqueeze(1)
-    z = torch.bmm(table, _columns((r * w.scale).mT * w.conv, w.shift)).relu_()
-    return Block(table, _as_map(z, images.permute(0, 1, 3, 4, 2)), r, covariance)
+    z = torch.bmm(table.mT, _columns((r * w.scale).mT * w.conv, w.shift)).relu_()
+    return Block(table, _as_map(z, images.movedim(2, -1)), r, covariance)
 
 
-def _first_backward(kept: Block, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor]:
-    """Slopes and the gradient in w.conv; ``gz`` is overwritten."""
-    gu = _mask(gz, kept.z)
+def _first_backward(kept: Block, w: Weights, gu: Tensor) -> tuple[Slopes, Tensor]:
+    """Slopes and the gradient in w.conv."""
     sums, gshift = _sums(kept.source, gu)
     gscale = kept.r * (w.conv * sums).sum(2).unsqueeze(1)
     s = kept.r * w.scale
@@ -334,20 +326,20 @@ def _first_tangent(kept: Block, slopes: Slopes, w: Weights, v: Weights) -> tuple
     mu = r * (v.conv * torch.bmm(w.conv, kept.d)).sum(2).unsqueeze(1)
     lift = torch.addcmul(v.scale, s, mu, value=-1).mul_(r)
     mix = (s.mT * v.conv).addcmul_(lift.mT, w.conv)
-    du = torch.bmm(kept.source, _columns(mix, v.shift))
+    du = torch.bmm(kept.source.mT, _columns(mix, v.shift))
     gu_dq = r * ((v.conv * sums).sum(2).unsqueeze(1) - mu * slopes.gscale)
-    return _mask(du, kept.z).view(kept.z.shape), Tangent(lift, mu, gu_dq)
+    return sites.mask(du, kept.z).view(kept.z.shape), Tangent(lift, mu, gu_dq)
 
 
 def _first_backward_tangent(
-    kept: Block, slopes: Slopes, along: Tangent, w: Weights, v: Weights, dgz: Tensor | None
+    kept: Block, slopes: Slopes, along: Tangent, w: Weights, v: Weights, dgu: Tensor | None
 ) -> Weights:
     r, sums = kept.r, slopes.gy
     s, lift = r * w.scale, along.lift
     dgshift, dgscale = torch.zeros_like(along.mu), along.gu_dq
     dconv = lift.mT * sums
-    if dgz is not None:
-        dsums, dgshift = _sums(kept.source, _mask(dgz, kept.z))
+    if dgu is not None:
+        dsums, dgshift = _sums(kept.source, dgu)
         dgscale = dgscale + r * (w.conv * dsums).sum(2).unsqueeze(1)
         dconv.addcmul_(s.mT, dsums)
     bend = s * r * slopes.gscale
@@ -357,21 +349,15 @@ def _first_backward_tangent(
 
 
 def _columns(conv: Tensor, shift: Tensor) -> Tensor:
-    """Weights [E, filters, 9c] and what the column of ones adds, as columns [E, 9c + 1,
+    """Weights [E, filters, 9c] and what the row of ones adds, as columns [E, 9c + 1,
     filters]."""
     return torch.cat((conv.mT, shift), 1)
 
 
 def _sums(table: Tensor, gu: Tensor) -> tuple[Tensor, Tensor]:
     """gu' patches, [E, filters, 9c], and the sum of gu, [E, 1, filters]."""
-    total = torch.bmm(table.mT, gu)
+    total = torch.bmm(table, gu)
     return total[:, :-1].mT, total[:, -1:]
-
-
-def _mask(g: Tensor, z: Tensor) -> Tensor:
-    """g [E, N, filters] where the map z > 0, else 0, in place."""
-    _aten.threshold_backward.grad_input(g, _flat(z), 0, grad_input=g)
-    return g
 
 
 def _features(z: Tensor, form: Form) -> Tensor:
@@ -380,10 +366,10 @@ def _features(z: Tensor, form: Form) -> Tensor:
 
 
 def _features_grad(gf: Tensor, z: Tensor, form: Form) -> Tensor:
-    """Gradient in the last block's map, [E, N, filters]; a new tensor."""
+    """Gradient before the last block's ReLU, [E, N, filters]; a new tensor."""
     e, n, h, w, filters = z.shape
     if form.mean:
         back = (gf / (h * w))[:, :, None, None].expand(z.shape)
     else:
         back = gf.view(e, n, filters, h, w).permute(0, 1, 3, 4, 2)
-    return _flat(back.clone(memory_format=torch.contiguous_format))
+    return sites.mask(back.clone(memory_format=torch.contiguous_format).flatten(1, 3), z)

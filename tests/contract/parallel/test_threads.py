@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,33 @@ def test_results_keep_the_order_of_the_episodes():
         return episode.index
 
     assert context(3).over_episodes(late_first, EPISODES) == list(range(9))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_chunks_are_joined_in_order(workers):
+    def late_first(chunk):
+        time.sleep(0.01 * (chunk[0].index == 0))
+        return [e.index for e in chunk]
+
+    assert context(workers).in_chunks(late_first, EPISODES, 4) == list(range(9))
+    first = context(workers).in_chunks(late_first, EPISODES, 2, lambda a, b: [*a[:1], b[-1]])
+    assert first == [0, 8]
+
+
+def test_what_a_chunk_gave_is_let_go_when_it_is_joined():
+    class Found:
+        pass
+
+    alive: list[weakref.ref[Found]] = []
+
+    def given(chunk):
+        assert sum(ref() is not None for ref in alive) <= 1  # what is joined so far
+        found = Found()
+        alive.append(weakref.ref(found))
+        return found
+
+    context(1).in_chunks(given, EPISODES, 2, lambda one, more: one)
+    assert len(alive) == 5
 
 
 def test_counts_of_threads_are_kept_or_muted_as_the_callers():
