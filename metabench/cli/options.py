@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metabench.cli.command import typed
+
 if TYPE_CHECKING:
     from metabench.store.files import BadFile
     from metabench.store.store import Store
@@ -242,11 +244,11 @@ class Choice:
         return Store(self.store)
 
     def check_store(self) -> None:
-        """What only reads asks for a store that is there, if one was named: a mistyped path would
+        """What only reads asks for a store that is there, if one was typed: a mistyped path would
         look as a store without records does. Raises WrongPath."""
         from metabench.core.errors import WrongPath, nearest
 
-        if self.store is None or self.store.exists():
+        if self.store is None or self.store.exists() or not typed("store"):
             return
         beside: list[str] = []
         with contextlib.suppress(OSError):

@@ -61,8 +61,6 @@ def table(
     from metabench.core.errors import SettingError
     from metabench.reports.tables import grids
 
-    choice.check_store()
-
     def chosen_format() -> str:
         return format or (output.format_of(out) if out is not None else _terminal_format())
 
@@ -75,6 +73,7 @@ def table(
         else:
             _name_files([output.write(out, text)])
         return
+    choice.check_store()
     suites = choice.suites()
     if out is not None and len(suites) > 1:
         raise SettingError(f"--out {out}: one file holds one table; name one suite")
@@ -115,6 +114,7 @@ def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str
             f"{arena.name} has {counted(len(left), 'cell')} of budget {choice.budget} without a "
             f"record, so that nobody stands anywhere yet: {hints.command(words, store.root)}{told}"
         )
+    choice.check_store()  # what ships with an arena would hide that
     found = tournament.grids(tournament.tracks(plan, store=store))
     return "\n".join(grids.render(grid, fmt, width) for grid in found)
 

@@ -178,6 +178,7 @@ def test_what_only_reads_asks_for_a_store_that_is_there(folder: Path) -> None:
     far = metabench("table", "small.toml", "--store", "nowhere/here")
     assert far.code == 2 and far.err == "error: --store nowhere/here: no such folder\n"
     assert metabench("table", "small.toml", "--store", "runs").code == 0
+    assert metabench("table", "arena-1", "--store", "rusn").err == wrong.err
     assert not (folder / "rusn").exists()
 
 
