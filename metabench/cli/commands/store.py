@@ -14,6 +14,7 @@ from metabench.cli.printing import terminal
 
 if TYPE_CHECKING:
     from metabench.store.merge import Merged
+    from metabench.store.store import Store
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -65,16 +66,24 @@ def store_import(
 
     if into is not None:
         refuse(["store"], "--into is its older name: give one of the two")
-    for file in files:
-        if file.is_dir():
-            target = Store(store if into is None else into).root
-            raise WrongPath(
-                f"{file} is a folder, and what is imported are files; of a whole store: "
-                + shlex.join(["metabench", "store", "merge", str(file), "--into", str(target)])
-            )
+    target = Store(store if into is None else into)
+    for folder in files:
+        if folder.is_dir():
+            raise WrongPath(f"{folder} is a folder; {_instead(folder, target)}")
     published = [Published(file) for file in files]
-    merged = merge(published, Store(store if into is None else into), dry_run=dry_run)
+    merged = merge(published, target, dry_run=dry_run)
     _tell_merged(merged, damaged=any(file.problems() for file in published))
+
+
+def _instead(folder: Path, target: Store) -> str:
+    """What to type where a folder was given: its published records by name, or else a merge."""
+    from metabench.store.published import RECORDS
+
+    if found := sorted(folder.rglob(RECORDS)):
+        end = f" and {len(found) - 1} more" * (len(found) > 1)
+        return f"published records in it: {shlex.quote(str(found[0]))}{end}"
+    words = ["metabench", "store", "merge", str(folder), "--into", str(target.root)]
+    return f"of a whole store: {shlex.join(words)}"
 
 
 def _tell_merged(merged: Merged, *, damaged: bool = False) -> None:

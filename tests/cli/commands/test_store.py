@@ -59,6 +59,12 @@ def test_a_whole_store_is_merged_by_the_command_that_is_named(published: Path) -
     assert len(Store(published.parent / "other").records()) == 3
 
 
+def test_of_a_folder_with_published_records_those_are_named(published: Path) -> None:
+    done = imported(published.parent)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert done.stderr.endswith(f"published records in it: {published}\n")
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["", "dry run"])
 def test_a_file_of_which_nothing_can_be_read_is_wrong_input(
     published: Path, more: list[str]
