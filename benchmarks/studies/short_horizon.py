@@ -186,9 +186,9 @@ def rendered(lines: Iterable[Line]) -> str:
         "t-interval.\n\n"
         "Of a theta trained anew, by the arena's own training, which is where lam leads in the "
         f"end:\n\n{slopes}\n\n"
-        "A turn more is better there. Hypergradients of unrolling 1, 5 and 20 steps, at a theta\n"
-        'trained at that angle for so many steps; "right" and "wrong": the sign, where the\n'
-        "interval does not hold 0.\n\n"
+        "Below 0 a larger angle is better in the end. Hypergradients of unrolling, at a theta\n"
+        'trained at that angle for so many steps; "right" and "wrong": the sign, beside that of\n'
+        "the slope above, where the interval does not hold 0.\n\n"
         + tabulate(rows, heads, "github", disable_numparse=True)
         + f"\n\n{counts}.\n"
     )
