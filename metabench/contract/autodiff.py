@@ -272,7 +272,7 @@ def clip_norm(x: Params, most: float, *, batch: int = 0) -> Params:
     parts = [torch.linalg.vector_norm(v.reshape(*v.shape[:batch], -1), dim=-1) for v in x.values()]
     factor = (most / (torch.linalg.vector_norm(torch.stack(parts), dim=0) + 1e-6)).clamp(max=1.0)
     return {
-        k: v * factor.to(v.dtype).view(*factor.shape, *[1] * (v.dim() - batch))
+        k: v * factor.to(v.dtype).view((*factor.shape, *[1] * (v.dim() - batch)))
         for k, v in x.items()
     }
 

@@ -160,6 +160,32 @@ def test_adam_of_a_float16_parameter_whose_gradient_is_tiny_or_nothing_stays_fin
     assert new["a"].tolist() == [1.0, 0.75]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(
+    "given", [{}, {"decay_steps": 7}, {"weight_decay": 0.3, "clip_norm": 0.5}, {"beta2": 0.5}]
+)
+def test_adam_of_all_parameters_by_one_call_is_that_of_each_to_the_bit(given, dtype):
+    solver, generator = solvers.get("adam")(**given), torch.Generator().manual_seed(0)
+    theta = {
+        k: torch.randn(shape, generator=generator, dtype=dtype)
+        for k, shape in {"a": (3, 2), "b": (), "c": (5,), "still": (2,), "bad": (2,)}.items()
+    }
+    clipped = "clip_norm" in given  # which would spread what is not finite
+    one, other = (theta, solver.init(theta)), (theta, solver.init(theta))
+    for step in range(9):
+        g = {k: torch.randn(v.shape, generator=generator, dtype=dtype) for k, v in theta.items()}
+        g["still"] = torch.zeros(2, dtype=dtype)
+        if step > 4 and not clipped:
+            g["bad"] = torch.tensor([float("nan"), float("inf")], dtype=dtype)
+        one = solver.update(one[0], g, one[1], 0.07)
+        rates = {k: torch.tensor(0.07, dtype=dtype) for k in theta}  # one by one, by name
+        other = solver.update(other[0], g, other[1], rates)
+        for x, y in zip((one[0], *one[1].values()), (other[0], *other[1].values()), strict=True):
+            assert x.keys() == y.keys() and [*x] == [*y]
+            for k in x:
+                torch.testing.assert_close(x[k], y[k], rtol=0, atol=0, equal_nan=True)
+
+
 def test_adam_of_nothing_takes_a_step():
     solver = solvers.get("adam")()
     new, memory = solver.update({}, {}, solver.init({}), 0.1)
