@@ -16,6 +16,8 @@ from torch import Tensor
 from .blocks import Block, Slopes, Tangent, Weights, mask_, pool, put, signs
 from .convolution import EPS, buffer, patches, remembered
 
+ROWS_AT_ONCE = 8192
+"""Of patches in float64, which all at once would be the largest tensor of a step."""
 BUFFER_BYTES = 1 << 20
 """What a pooled block works on at a time: about what a core's own cache holds."""
 
@@ -26,8 +28,11 @@ def source(images: Tensor) -> tuple[Tensor, Tensor]:
     table = patches(images.permute(0, 2, 3, 1), extra=1)
     table[:, -1] = 1.0
     # Plain sums over mostly equal values drift in float32: moments of strokes on black need more.
-    exact = table.double()
-    moments = (exact.t() @ exact).div_(table.shape[0])
+    moments = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+    for rows in table.split(ROWS_AT_ONCE):
+        exact = rows.double()
+        moments.addmm_(exact.t(), exact)
+    moments.div_(table.shape[0])
     mean = moments[-1, :-1]
     covariance = (moments[:-1, :-1] - mean[:, None] * mean).to(table.dtype)
     table[:, :-1] -= mean.to(table.dtype)
