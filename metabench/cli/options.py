@@ -46,6 +46,20 @@ def typed_path(name: str) -> Callable[[str], Path]:
     return read
 
 
+def check_store(store: Path | None) -> None:
+    """What only reads asks for a store that is there, if one was typed: a mistyped path would look
+    as a store without records does. Raises WrongPath."""
+    from metabench.core.errors import WrongPath, nearest
+
+    if store is None or store.exists() or not typed("store"):
+        return
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [each.name for each in store.absolute().parent.iterdir() if each.is_dir()]
+    near = ", ".join(str(store.parent / name) for name in nearest(store.name, beside))
+    raise WrongPath(f"--store {store}: no such folder" + (f"; near: {near}" if near else ""))
+
+
 def _profile_names(incomplete: str) -> list[str]:
     from metabench.cluster.profile import names
 
@@ -244,20 +258,8 @@ class Choice:
         return Store(self.store)
 
     def check_store(self) -> None:
-        """What only reads asks for a store that is there, if one was typed: a mistyped path would
-        look as a store without records does. Raises WrongPath."""
-        from metabench.core.errors import WrongPath, nearest
-
-        if self.store is None or self.store.exists() or not typed("store"):
-            return
-        beside: list[str] = []
-        with contextlib.suppress(OSError):
-            folder = self.store.absolute().parent
-            beside = [each.name for each in folder.iterdir() if each.is_dir()]
-        near = ", ".join(str(self.store.parent / name) for name in nearest(self.store.name, beside))
-        raise WrongPath(
-            f"--store {self.store}: no such folder" + (f"; near: {near}" if near else "")
-        )
+        """:func:`check_store` of the store meant."""
+        check_store(self.store)
 
     def words(self) -> dict[str, Any]:
         """The keyword arguments of the verbs in :mod:`metabench.api`."""

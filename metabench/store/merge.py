@@ -54,7 +54,7 @@ class Merged:
             "kept": self.kept,
             "being run": len(self.running),
             "in conflict": len(self.conflicts),
-            "bad files": len(self.bad),
+            "bad file" if len(self.bad) == 1 else "bad files": len(self.bad),
         }
         return ", ".join(f"{n} {what}" for what, n in counts.items() if n) or "nothing to merge"
 

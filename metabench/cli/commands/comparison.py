@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from metabench.cli.command import refuse, typed
-from metabench.cli.options import BudgetName, StorePath, seed_list, typed_path
+from metabench.cli.options import BudgetName, StorePath, check_store, seed_list, typed_path
 from metabench.cli.printing import terminal
 
 A_SIDE = (
@@ -66,6 +66,7 @@ def compare(
 
     if not (comparison.looks_up(a) or comparison.looks_up(b)):
         refuse(["store"], f"neither {a} nor {b} is looked up in a store")
+    check_store(store)
     fmt = format or (format_of(output) if output is not None else "text")
     found = api.compare(
         a, b, budget=budget if typed("budget") else None, set=set or (), seeds=seed_list(seeds),

@@ -73,6 +73,8 @@ def status(
     out = terminal.console()
     if choice.whole_store:
         refuse([*OF_SUITES, "watch"], "nothing is chosen of a whole store: name a suite")
+    choice.check_store()
+    if choice.whole_store:
         kept = choice.open_store()
         print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
         return

@@ -133,7 +133,7 @@ def test_published_records_give_the_same_table_elsewhere(folder: Path) -> None:
 
     (out / "records.jsonl.gz").write_bytes(b"{}")
     broken = metabench("store", "import", records, "--store", "other")
-    assert broken.code == 2 and broken.out == "1 bad files\n"
+    assert broken.code == 2 and broken.out == "1 bad file\n"
     assert broken.err.startswith(f"{records}: line 1: the file is damaged")
     gone = metabench("store", "import", "none.gz", "--store", "other")
     assert gone.code == 2 and gone.err == "error: none.gz: No such file or directory\n"
@@ -171,8 +171,8 @@ def test_a_figure_that_is_no_longer_drawn_is_not_left_behind(folder: Path) -> No
 def test_what_only_reads_asks_for_a_store_that_is_there(folder: Path) -> None:
     """A mistyped path is told, and not taken for a store without records."""
     (folder / "runs").mkdir()
-    for verb in ("table", "plot", "report", "cost"):
-        wrong = metabench(verb, "small.toml", "--store", "rusn")
+    for verb in ("table", "plot", "report", "cost", "status", "compare small.toml@smoke"):
+        wrong = metabench(*verb.split(), "small.toml", "--store", "rusn")
         assert wrong.code == 2 and wrong.out == "", verb
         assert wrong.err == "error: --store rusn: no such folder; near: runs\n", verb
     far = metabench("table", "small.toml", "--store", "nowhere/here")

@@ -71,7 +71,7 @@ def test_a_file_of_which_nothing_can_be_read_is_wrong_input(
 ) -> None:
     published.write_bytes(published.read_bytes()[:40])
     done = imported(published, *more)
-    assert done.exit_code == 2 and done.stdout == "1 bad files\n"
+    assert done.exit_code == 2 and done.stdout == "1 bad file\n"
     assert done.stderr.startswith(f"{published}: line 1: the file is damaged from here on: ")
     assert Store(published.parent / "other").records() == []
 
@@ -80,7 +80,7 @@ def test_of_a_file_with_a_damaged_line_the_others_are_copied(published: Path) ->
     first, *others = gzip.decompress(published.read_bytes()).splitlines(keepends=True)
     published.write_bytes(gzip.compress(first.replace(b"ridge", b"rigde") + b"".join(others)))
     done = imported(published)
-    assert done.exit_code == 2 and done.stdout == "2 copied, 1 bad files\n"
+    assert done.exit_code == 2 and done.stdout == "2 copied, 1 bad file\n"
     told = f"{published}: line 1: is not what was published: its sha256 differs\n"
     assert done.stderr == told
     assert len(Store(published.parent / "other").records()) == 2
