@@ -126,6 +126,8 @@ BENCHMARK = turns.Benchmark(
         "pixels": "inputs of the network; MNIST has 784",
     },
     modules=MODULES,
+    floor="products",
+    has_floor=lambda row: not row.hidden,
 )
 
 if __name__ == "__main__":

@@ -236,29 +236,46 @@ class Autograd(Metabench):
 
 
 class Convolutions:
-    """The convolutions of an outer step with a strided network and nothing else, each in the
-    fastest way found: the library's call, or a product with patches that are there already."""
+    """The convolutions of an outer step and nothing else, each in the fastest way found: the
+    library's call, or a product with patches that are there already, whole or in pieces that a
+    core's own cache holds. Tasks go over Python threads, one thread of operations each, as
+    metabench's."""
+
+    PIECE = 1 << 18  # numbers
 
     def __init__(self, case, dtype):
+        import torch
+
+        torch.set_num_threads(1)
         support, query = (case["ways"] * case[part] for part in ("shots", "queries"))
-        self.work, size, channels = [], case["size"], case["channels"]
-        for block in range(4):
-            # A Hessian product has each of the three twice. The images are data: no gradient in
-            # them, and one term of a product.
-            inner = 1 if case["first_order"] else 3 if block else 2
-            for images, times in ((support, inner * case["steps"]), (query, 1)):
-                some = self.ways_of(images, size, channels, case["filters"], dtype)
-                for ways in some if block else some[:2]:
-                    self.work += [min(ways, key=self.seconds)] * times
-            size, channels = -(-size // 2), case["filters"]
-        self.tasks = len(case["tasks"])
+        # A Hessian product has each of the three twice; of images, which are data, one term.
+        more, least = (0, 0) if case["first_order"] else (2, 1)
+        inner = [(1 + (more if block else least)) * case["steps"] for block in range(4)]
+        self.work = [
+            *self.of(case, support, [(n, n, n) for n in inner], dtype),
+            *self.of(case, query, [(1, 1, 1)] * 4, dtype),
+        ]
+        self.tasks, self.threads = case["meta_batch"], case["threads"]
+
+    @classmethod
+    def of(cls, case, images, times, dtype):
+        """Calls for so many images: ``times`` of each block, forward, in the weight, and in the
+        input, which of the first block is none."""
+        stride = 1 if case["net"] == "pool" else 2
+        work, size, channels = [], case["size"], case["channels"]
+        for block, counts in enumerate(times):
+            some = cls.ways_of(images, size, stride, channels, case["filters"], dtype)
+            for ways, n in zip(some if block else some[:2], counts, strict=bool(block)):
+                work += [min(ways, key=cls.seconds)] * n if n else []
+            size, channels = size // 2 if stride == 1 else -(-size // 2), case["filters"]
+        return work
 
     @staticmethod
-    def ways_of(n, size, channels, filters, dtype):
+    def ways_of(n, size, stride, channels, filters, dtype):
         """Of each of the three convolutions the ways to compute it, for n images."""
         import torch
 
-        out = -(-size // 2)
+        out = -(-size // stride)
         x = torch.randn(n, channels, size, size, dtype=dtype)
         w = torch.randn(filters, channels, 3, 3, dtype=dtype)
         g = torch.randn(n, filters, out, out, dtype=dtype)
@@ -269,13 +286,30 @@ class Convolutions:
 
         def back(*mask):
             return torch.ops.aten.convolution_backward(
-                g, x, w, None, [2, 2], [1, 1], [1, 1], False, [0, 0], 1, [*mask, False]
+                g, x, w, None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [*mask, False]
             )
 
+        def in_pieces(product, *parts):
+            cut = max(1, Convolutions.PIECE // max(p.shape[1] for p in parts))
+            for some in zip(*(p.split(cut) for p in parts), strict=True):
+                product(*some)
+
         return (
-            (lambda: torch.nn.functional.conv2d(x, w, None, 2, 1), lambda: table @ rows.t()),
-            (lambda: back(False, True), lambda: gy.t() @ table),
-            (lambda: back(True, False), lambda: gy @ rows),
+            (
+                lambda: torch.nn.functional.conv2d(x, w, None, stride, 1),
+                lambda: table @ rows.t(),
+                lambda: in_pieces(lambda some: some @ rows.t(), table),
+            ),
+            (
+                lambda: back(False, True),
+                lambda: gy.t() @ table,
+                lambda: in_pieces(lambda a, b: a.t() @ b, gy, table),
+            ),
+            (
+                lambda: back(True, False),
+                lambda: gy @ rows,
+                lambda: in_pieces(lambda some: some @ rows, gy),
+            ),
         )
 
     @staticmethod
@@ -291,9 +325,14 @@ class Convolutions:
         return min(found[1:])
 
     def step(self):
-        for _ in range(self.tasks):
-            for f in self.work:
-                f()
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(self.task, range(self.tasks)))
+
+    def task(self, _):
+        for f in self.work:
+            f()
 
 
 IMPLEMENTATIONS = {

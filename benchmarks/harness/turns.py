@@ -47,8 +47,9 @@ class Benchmark:
     modules: dict[str, str] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
     floor: str = ""
-    """What of the worker's does only what any implementation must: timed with the others where a
-    row has ``has_floor``, and neither checked nor compared with a target."""
+    """What of the worker's does only what any implementation must: timed with the others in rows of
+    ``has_floor``, and neither checked nor compared with a target."""
+    has_floor: Callable[[Any], bool] = lambda row: True
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def measure(
                 "agrees": found["float64"] < EXACT, "wall": [], "cpu": [],
             }  # fmt: skip
             alive.append(name)
-        if bench.floor and row.has_floor and alive:
+        if bench.floor and bench.has_floor(row) and alive:
             result["floor"] = {"what": bench.floor, "wall": [], "cpu": []}
             alive.append(bench.floor)
         workers = [Worker(bench.worker, n, python[n], folder, row.threads) for n in alive]
