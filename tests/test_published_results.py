@@ -111,7 +111,7 @@ def test_committed_files_are_few_and_small_and_name_nobody(kept: Published) -> N
 def test_results_stay_small() -> None:
     places = [*FOLDERS, *ARENAS]
     sizes = [path.stat().st_size for folder in places for path in folder.iterdir()]
-    assert len(FOLDERS) >= 46 and sum(sizes) < 35_000_000
+    assert len(FOLDERS) >= 46 and sum(sizes) < 40_000_000
 
 
 def test_how_many_targets_of_speed_and_memory_are_met() -> None:
@@ -120,7 +120,7 @@ def test_how_many_targets_of_speed_and_memory_are_met() -> None:
     memory = ["met" in line.split() for line in told if "peak memory" in line]
     speed = ["met" in line.split() for line in told if "peak memory" not in line]
     words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    numbers = {9: "nine", 13: "13"}
+    numbers = {6: "six", 9: "nine", 13: "13"}
     met, of = numbers[sum(speed)], numbers[len(speed)]
     assert f"{met.capitalize()} of the {of} speed targets are met" in words
     assert f"and {numbers[sum(memory)]} of {numbers[len(memory)]} for memory" in words

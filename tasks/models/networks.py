@@ -36,7 +36,7 @@ from .convnet.convolution import EPS, Form
 
 STACKED_BYTES = 1_600_000
 """Up to this much in the first maps of an episode a training step takes several at once. Of 64
-filters: 1.2 times as fast for 10 images, 0.9 for 50 (results/speed/engines.txt)."""
+filters: 1.2 times as fast for 10 images, 0.9 for 50, on one core."""
 
 ADAPTED_BYTES = 8_000_000
 """So much in the first maps of all episodes that are adapted at once, without an outer graph; what
