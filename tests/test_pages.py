@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,20 @@ def test_names_that_are_not_there_are_found() -> None:
     assert is_there("metabench.contract.task.Task.metrics")
     assert is_there("metabench.store.merge.Merged.copied")
     assert not is_there("metabench.problem") and not is_there("metabench.api.crossing")
+
+
+def test_the_page_of_budgets_names_every_suite_with_fewer_than_ten_seeds() -> None:
+    text = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
+    said = text[text.index("### Seeds") : text.index("## Paper")]
+    numbers = {"one": 1, "two": 2, "three": 3, "five": 5}
+    told = {
+        suite: numbers[number]
+        for number, names in re.findall(r"^- (\w+): (.*?)(?=^- |\Z)", said, re.S | re.M)
+        for suite in re.findall(r"`([\w-]+)`", names)
+    }
+    few = {}
+    for path in sorted((ROOT / "results" / "suites").glob("*.toml")):
+        laptop = tomllib.loads(path.read_text(encoding="utf-8")).get("budgets", {}).get("laptop")
+        if laptop and len(laptop.get("seeds", [0] * 10)) < 10:
+            few[path.stem] = len(laptop["seeds"])
+    assert told == few
