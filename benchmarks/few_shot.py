@@ -164,18 +164,13 @@ def inputs(row: Row) -> tuple[dict, str]:
 
 
 def memory(result: dict) -> list[dict]:
-    """Peak memory beside learn2learn's: a worker of metabench, which has an episode's graph of its
-    own, at most as much; and all of them."""
+    """Peak memory beside learn2learn's, at most as much."""
     own, peer = (result["implementations"].get(n, {}) for n in ("metabench", "learn2learn"))
     if not (own.get("peak_bytes") and peer.get("peak_bytes")):
         return []
     ratio = own["peak_bytes"] / peer["peak_bytes"]
-    workers = min(result["row"]["threads"], result["row"]["meta_batch"])
-    of = "" if workers == 1 else f" of each of {workers} workers"
-    whole = {"peer": "learn2learn, peak memory", "ratio": ratio, "target": None, "met": None}
-    each = {"peer": f"learn2learn, peak memory{of}", "ratio": ratio / workers, "target": 1.0,
-            "met": ratio / workers <= 1.0, "counts": True, "at_most": True}  # fmt: skip
-    return [each] if workers == 1 else [whole, each]
+    return [{"peer": "learn2learn, peak memory", "ratio": ratio, "target": 1.0,
+             "met": ratio <= 1.0, "counts": True, "at_most": True}]  # fmt: skip
 
 
 def describe(row: dict) -> str:

@@ -10,7 +10,6 @@ convolutions alone.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import turns
+from benchmarks.harness.floors import Convolutions
 
 AGREE = 1e-3
 """Largest difference of the mean loss between the two ways, relative; in float32 a ReLU that flips
@@ -75,10 +75,6 @@ def convolutions(task: Any, images: int, size: list[int], steps: int) -> Any:
     """A function that does the convolutions of one episode's adaptation in ``steps`` that move the
     body; with 0 those of its features."""
     import torch
-
-    # The worker runs alone, and imports what lies beside it.
-    sys.path.insert(0, str(Path(__file__).parent))
-    from few_shot_worker import Convolutions
 
     case = {"net": task.downsample, "size": size[-1], "channels": size[0], "filters": task.filters}
     times = [(steps or 1, steps, steps)] * 4

@@ -6,6 +6,7 @@ given step and number of terms; a step computes it once.
 
 from __future__ import annotations
 
+from floors import Products
 from turn import answer_orders
 
 
@@ -193,43 +194,6 @@ class Metabench(Case):
             self.ctx, problem.init_outer(), None, problem.episode("train", 0)
         )
         return list(found.grad.values())
-
-
-class Products:
-    """The products with all images that the series of softmax regression takes and nothing else: a
-    term is one with a direction and one back, in the fastest way found, all rows at once or in
-    blocks that stay in the cache between the two."""
-
-    BLOCKS = 128, 256, 512, 1024, 4096
-
-    def __init__(self, case, dtype):
-        import torch
-
-        self.x = torch.from_numpy(case["arrays"]["x"]).to(dtype)
-        self.v = torch.randn(case["arrays"]["theta.w0"].shape).to(dtype)
-        self.terms = case["terms"]
-        self.rows = min((len(self.x), *self.BLOCKS), key=self.seconds)
-
-    def seconds(self, rows, repeats=5):
-        """Of a term, the least of several."""
-        import time
-
-        found = []
-        for _ in range(repeats + 1):
-            start = time.process_time()
-            self.term(rows)
-            found.append(time.process_time() - start)
-        return min(found[1:])
-
-    def term(self, rows):
-        from torch.nn import functional as F
-
-        for x in self.x.split(rows):
-            F.linear(x, self.v).t() @ x
-
-    def step(self):
-        for _ in range(self.terms):
-            self.term(self.rows)
 
 
 IMPLEMENTATIONS = {

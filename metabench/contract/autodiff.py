@@ -269,6 +269,8 @@ def clip_norm(x: Params, most: float, *, batch: int = 0) -> Params:
 
     The first ``batch`` dimensions of every tensor count members, each with a norm of its own.
     """
+    if not x:
+        return {}
     parts = [torch.linalg.vector_norm(v.reshape(*v.shape[:batch], -1), dim=-1) for v in x.values()]
     factor = (most / (torch.linalg.vector_norm(torch.stack(parts), dim=0) + 1e-6)).clamp(max=1.0)
     return {

@@ -123,14 +123,15 @@ class Adam(Solver):
 
 
 def _are_values_alone(theta: Params, g: Params, state: SolverState) -> bool:
-    """Whether no derivative passes through, and all are of one type, the moments' own."""
+    """Whether no derivative passes through, and all are of one type, float32 or float64."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    some = [*theta.values(), *g.values()]
-    some += [x for part in state.values() for x in part.values()]
-    graph = torch.is_grad_enabled() and any(x.requires_grad for x in some)
-    kinds = {v.dtype for v in theta.values()}
-    return not graph and len(kinds) == 1 and {*map(_wide, theta.values())} == kinds
+    some = [*theta.values(), *g.values(), *state["mean"].values(), *state["square"].values()]
+    graph = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (*some, *state["count"].values())
+    )
+    kinds = {x.dtype for x in some}
+    return not graph and len(kinds) == 1 and kinds <= {torch.float32, torch.float64}
 
 
 def _wide(v: Tensor) -> torch.dtype:

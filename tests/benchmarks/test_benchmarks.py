@@ -99,11 +99,11 @@ def few_shot(monkeypatch):
     return benchmarks.few_shot
 
 
-def measured(own, peer, *, agrees=True, peak=10, threads=1):
+def measured(own, peer, *, agrees=True, peak=10):
     def held(seconds, peak_bytes):
         return {"wall": [seconds], "agrees": agrees, "peak_bytes": peak_bytes}
 
-    row = {"targets": {"learn2learn": 2.0, "higher": 2.0}, "threads": threads, "meta_batch": 8}
+    row = {"targets": {"learn2learn": 2.0, "higher": 2.0}}
     found = {"metabench": held(own, peak), "learn2learn": held(peer, 10)}
     return {"row": row, "implementations": found}
 
@@ -117,14 +117,10 @@ def test_a_target_needs_the_ratio_and_the_gate(few_shot):
     assert first(measured(1.0, 2.5, agrees=False))["met"] is None
 
 
-@pytest.mark.parametrize(("peak", "threads", "met"), [(10, 1, True), (11, 1, False),
-                                                      (18, 2, True), (22, 2, False)])  # fmt: skip
-def test_the_target_of_memory_is_for_a_worker(few_shot, peak, threads, met):
-    """As the project's goals state it; all workers together stand beside it."""
-    lines = few_shot.memory(measured(1.0, 2.0, peak=peak, threads=threads))
-    assert lines[-1]["met"] is met and lines[-1]["ratio"] == peak / 10 / threads
-    assert [line["ratio"] for line in lines[:-1]] == ([peak / 10] if threads > 1 else [])
-    assert all(line["target"] is None for line in lines[:-1])
+@pytest.mark.parametrize(("peak", "met"), [(10, True), (11, False)])
+def test_the_target_of_memory_is_for_the_whole_process(few_shot, peak, met):
+    (line,) = few_shot.memory(measured(1.0, 2.0, peak=peak))
+    assert line["met"] is met and line["ratio"] == peak / 10
 
 
 def test_a_missing_peer_is_a_hole(few_shot):

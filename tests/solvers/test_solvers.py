@@ -186,8 +186,26 @@ def test_adam_of_all_parameters_by_one_call_is_that_of_each_to_the_bit(given, dt
                 torch.testing.assert_close(x[k], y[k], rtol=0, atol=0, equal_nan=True)
 
 
-def test_adam_of_nothing_takes_a_step():
-    solver = solvers.get("adam")()
+@pytest.mark.parametrize("moments", [torch.float16, F64])
+def test_adam_keeps_the_type_of_theta_whatever_that_of_its_moments(moments):
+    """As of a state that was loaded or cast."""
+    solver, theta = solvers.get("adam")(), {"a": torch.tensor([1.0, -2.0])}
+    state = {
+        part: {k: v.to(moments) if part != "count" else v for k, v in held.items()}
+        for part, held in solver.init(theta).items()
+    }
+    g = {"a": torch.tensor([0.3, 0.1])}
+    new, after = solver.update(theta, g, state, 0.07)
+    again, kept = solver.update(theta, g, state, {"a": torch.tensor(0.07)})
+    assert new["a"].dtype == torch.float32 and torch.equal(new["a"], again["a"])
+    for part, held in after.items():
+        for k, v in held.items():
+            assert v.dtype == kept[part][k].dtype and torch.equal(v, kept[part][k])
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_adam_of_nothing_takes_a_step(clip_norm):
+    solver = solvers.get("adam")(clip_norm=clip_norm)
     new, memory = solver.update({}, {}, solver.init({}), 0.1)
     assert new == {} and memory["count"]["steps"] == 1
 
