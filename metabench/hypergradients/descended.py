@@ -17,7 +17,7 @@ from metabench.contract import autodiff
 from metabench.contract.context import Context
 from metabench.contract.method import Hypergradient, State, split
 from metabench.contract.parallel.at_once import beside
-from metabench.contract.problem import Episode, Params
+from metabench.contract.problem import Batch, Episode, Params
 from metabench.contract.solver import Rate
 from metabench.hypergradients.unrolled import Checkpointing, Path, choose
 
@@ -63,12 +63,21 @@ def several(
         made = len(chunk) * steps
         products = made if second_order else 0
         ctx.meter.add(inner_gradients=made, outer_gradients=len(chunk), hvps=products)
-        inner = [beside([e.batch(t) for e in chunk]) for t in range(steps)]
-        found: tuple[Tensor, Params] = go(inner, beside([e.outer for e in chunk]))
+        found: tuple[Tensor, Params] = go(
+            _inner_batches(chunk, steps), beside([e.outer for e in chunk])
+        )
         return found
 
     values, total = ctx.in_chunks(some, episodes, size, _added)
     return [Hypergradient(values, {k: v / len(episodes) for k, v in total.items()}, {})]
+
+
+def _inner_batches(episodes: Sequence[Episode], steps: int) -> list[Batch]:
+    """Of every step, of several episodes; one and the same where no step has its own, so that what
+    a problem computes of a batch alone it need not compute again."""
+    if any(callable(e.inner) for e in episodes):
+        return [beside([e.batch(t) for e in episodes]) for t in range(steps)]
+    return [beside([e.batch(0) for e in episodes])] * steps
 
 
 def _added(one: tuple[Tensor, Params], more: tuple[Tensor, Params]) -> tuple[Tensor, Params]:

@@ -8,7 +8,7 @@ away exactly, so that its gradient is zero; scale and shift both learned and ada
 1e-3; one pixel of padding on each side, where "SAME" with stride 2 pads one side of an even map.
 
 Ways to the same numbers: :mod:`metabench.tasks.models.convnet.fused` on a CPU (for strides under
-vmap too), there for MAML on strided networks :mod:`metabench.tasks.models.convnet.descent`, and
+vmap too), there for MAML's plain steps :mod:`metabench.tasks.models.convnet.descent`, and
 elementary operations that torch.func can transform, right in second order under vmap, for
 everything else.
 
@@ -177,11 +177,14 @@ class ConvNet(Network):
 
     def descends_at_once(self, images: int) -> int:
         """How many episodes of so many images each :meth:`descended` takes at once; 0 where it is
-        not there: for pooled maps, or other numbers than float32 and float64 on a CPU."""
+        not there: for other numbers than float32 and float64 on a CPU. Pooled maps one after
+        another."""
         some = next(self.parameters())
         known = some.device.type == "cpu" and some.dtype in (torch.float32, torch.float64)
-        if self.elementary or self.form.pool or not known:
+        if self.elementary or not known:
             return 0
+        if self.form.pool:
+            return 1
         size = images * self.first_map * some.element_size()
         return max(1, DESCENT_BYTES // size, min(2, DESCENT_PAIR_BYTES // size))
 
@@ -204,19 +207,37 @@ class ConvNet(Network):
     def loss(self, params: Params, images: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy; the cheapest way to it, where second derivatives are wanted too."""
         weights = [params[name] for name in self.names]
-        if not self.elementary and fused.applies(images, weights, self.form):
+        if self._way(images, weights) == "fused":
             return fused.loss(images, labels, weights, self.form)
         return super().loss(params, images, labels)
+
+    def _way(
+        self, images: Tensor, weights: Sequence[Tensor]
+    ) -> Literal["elementary", "fused", "library"]:
+        """How a sweep is computed. By the library's own operations only where nothing is
+        differentiated, of pooled maps of several channels: the covariance of patches, which has to
+        be read again to pay, then takes as long as all else (half to 0.9 of the time)."""
+        if self.elementary or not fused.applies(images, weights, self.form):
+            return "elementary"
+        values_alone = not (torch.is_grad_enabled() and any(w.requires_grad for w in weights))
+        if self.form.pool and images.shape[1] > 1 and values_alone:
+            return "library"
+        return "fused"
 
     def features(self, params: Params, images: Tensor) -> Tensor:
         """What the head sees, [n, feature_size]; the head's parameters need not be given."""
         weights = [params[name] for name in self.names[:-2]]
-        if not self.elementary and fused.applies(images, weights, self.form):
+        way = self._way(images, weights)
+        if way == "fused":
             return fused.features(images, weights, self.form)
         x = images
         for i in range(1, self.blocks + 1):
             x = F.conv2d(x, params[f"conv{i}.weight"], stride=self.stride, padding=1)
-            x = batch_norm(x, params[f"norm{i}.weight"], params[f"norm{i}.bias"])
+            scale, shift = params[f"norm{i}.weight"], params[f"norm{i}.bias"]
+            if way == "library":
+                x = F.batch_norm(x, None, None, scale, shift, training=True, eps=EPS)
+            else:
+                x = batch_norm(x, scale, shift)
             if self.downsample == "pool":
                 x = F.max_pool2d(x, 2)  # before ReLU: the same values from a quarter of the data
             x = F.relu(x)

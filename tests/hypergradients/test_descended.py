@@ -55,6 +55,21 @@ def test_values_gradients_and_counts_are_those_of_unrolling(settings, workers):
     assert ctx.notes["unroll"] == other.notes["unroll"]
 
 
+def test_steps_with_one_batch_see_one_and_the_same(monkeypatch):
+    """So that what the network computes of the images alone it computes once."""
+    ctx, seen = made(), []
+    descended = ctx.problem.net.descended
+
+    def spy(lam, inner, *rest):
+        seen.append([images for images, _ in inner])
+        return descended(lam, inner, *rest)
+
+    monkeypatch.setattr(ctx.problem.net, "descended", spy)
+    found(ctx, inner_steps=3)
+    assert [len(images) for images in seen] == [3, 3]
+    assert all(x is images[0] for images in seen for x in images)
+
+
 def test_the_orders_differ():
     first, second = (found(made(), order=order)[0].grad for order in ("first", "second"))
     assert any(not torch.allclose(first[k], second[k], rtol=1e-3) for k in first)

@@ -142,8 +142,11 @@ def forward(x: Tensor, w: Weights) -> Block:
     return Block(z.view(shape), r, site.table, winners, d, p)
 
 
-def backward(kept: Block, x: Tensor, w: Weights, gz: Tensor) -> tuple[Slopes, Tensor, Tensor]:
-    """Slopes, gradient in w.conv, gradient in the input x; ``gz`` is overwritten."""
+def backward(
+    kept: Block, x: Tensor, w: Weights, gz: Tensor, again: bool = True
+) -> tuple[Slopes, Tensor, Tensor]:
+    """Slopes, gradient in w.conv, gradient in the input x; ``gz`` is overwritten, and where the
+    block is not read ``again`` its d."""
     site, d, r = Site(x, kept.table), kept.d, kept.r
     assert d is not None and kept.p is not None
     gu = mask_(gz, kept.z)
@@ -151,7 +154,8 @@ def backward(kept: Block, x: Tensor, w: Weights, gz: Tensor) -> tuple[Slopes, Te
     gscale = (gu * kept.p).sum(0).mul_(r)
     s = r * w.scale
     c = s * (-1 / d.shape[0])
-    gy = torch.addcmul(c * gshift, d, c.mul_(r).mul_(gscale))
+    level, slope = c * gshift, c.mul_(r).mul_(gscale)
+    gy = torch.addcmul(level, d, slope) if again else d.mul_(slope).add_(level)
     _add_winners(gy, kept, (gu, s))
     return (Slopes(gu, gscale, gshift, gy), site.weight_grad(gy), site.input_grad((gy, w.conv)))
 

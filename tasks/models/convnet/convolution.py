@@ -67,8 +67,9 @@ def remembered(
     for known, version, how, found in recent:
         if how is make and version == images._version and _is_same(known, images):
             return found  # type: ignore[no-any-return]
+    del recent[:-1]  # before as much again is made
     new = make(images)
-    recent[:] = [*recent[-1:], (images, images._version, make, new)]
+    recent.append((images, images._version, make, new))
     return new
 
 

@@ -1,18 +1,20 @@
-"""MAML's gradient for strided networks by hand, without autograd: plain gradient steps and back.
+"""MAML's gradient by hand, without autograd: plain gradient steps and back.
 
 Back through a step theta' = theta - rate * gradient, a gradient v in theta' is v - rate * H v in
-theta: a recursion over the sweeps of :mod:`strided`, which take E episodes at once.
+theta: a recursion over the sweeps of :mod:`strided`, which take E episodes at once, or of
+:mod:`pooled`, one after another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import strided
+from . import pooled, strided
 from .convolution import Form
 
 
@@ -32,29 +34,52 @@ def meta_gradients(
     """
     _keep_freed_memory()
     e = len(outer[0])
-    one = outer[0].new_ones(e)
-    theta = [p.expand(e, *p.shape) for p in strided.rows(params)]
+    if not form.pool:
+        theta = [p.expand(e, *p.shape) for p in strided.rows(params)]
+        values, total = _there_and_back(strided, theta, inner, outer, rate, form, second_order)
+        return values, strided.unrows(total)
+    theta, values, total = pooled.rows(params), outer[0].new_empty(e), []
+    for i in range(e):
+        way = [(images[i], labels[i]) for images, labels in inner]
+        one = outer[0][i], outer[1][i]
+        values[i], grads = _there_and_back(pooled, theta, way, one, rate, form, second_order)
+        total = [a.add_(b) for a, b in zip(total, grads, strict=True)] if total else grads
+    return values, pooled.unrows(total)
+
+
+def _there_and_back(
+    sweeps: ModuleType,
+    theta: Sequence[Tensor],
+    inner: Sequence[tuple[Tensor, Tensor]],
+    outer: tuple[Tensor, Tensor],
+    rate: float,
+    form: Form,
+    second_order: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The same of parameters as :mod:`strided` has them, for several networks, or :mod:`pooled`,
+    for one: then no tensor has a dimension of E."""
+    one = outer[0].new_ones(outer[1].shape[:-1])
+    summed = {"total": True} if one.dim() else {}
     way = []
     for images, labels in inner:
-        _, kept = strided.forward(images, labels, theta, form)
-        g, slopes = strided.gradient(kept, one, theta, form, again=second_order)
+        _, kept = sweeps.forward(images, labels, theta, form)
+        g, slopes = sweeps.gradient(kept, one, theta, form, again=second_order)
         if second_order:
             way.append((theta, kept, slopes))
-        if second_order:
             theta = list(torch._foreach_add(theta, g, alpha=-rate))
         else:  # nothing reads the gradient again: theta takes its place
             theta = [torch.add(p, x, alpha=-rate, out=x) for p, x in zip(theta, g, strict=True)]
         del kept, slopes, g  # before the next sweep takes as much again
-    value, kept = strided.forward(*outer, theta, form)
-    v, _ = strided.gradient(kept, one, theta, form, total=not way, again=False)
+    value, kept = sweeps.forward(*outer, theta, form)
+    v, _ = sweeps.gradient(kept, one, theta, form, again=False, **({} if way else summed))
     del kept, theta, _
     while way:
         at, kept, slopes = way.pop()
-        first = not way
-        _, product = strided.product(kept, slopes, one, at, v, form, total=first, again=False)
-        v = [x.sum(0) for x in v] if first else v
+        last = {} if way else summed
+        _, product = sweeps.product(kept, slopes, one, at, v, form, again=False, **last)
+        v = [x.sum(0) for x in v] if last else v
         torch._foreach_add_(v, product, alpha=-rate)
-    return value, strided.unrows(v)
+    return value, v
 
 
 @lru_cache(maxsize=1)

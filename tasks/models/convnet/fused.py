@@ -70,7 +70,7 @@ class _Network(torch.autograd.Function):
     ) -> Tensor:
         kept: Sequence[Tensor | None]
         if form.pool:
-            out, kept = pooled.forward(images, labels, params, form)
+            out, kept = pooled.forward(images, labels, pooled.rows(params), form)
         else:
             labels = None if labels is None else labels[None]
             several, kept = strided.forward(
@@ -108,7 +108,9 @@ class _Gradient(torch.autograd.Function):
         params, kept, slopes = saved[: ctx.count], saved[ctx.count : ctx.end], saved[ctx.end :]
         with torch.no_grad():
             if ctx.form.pool:
-                dg, out = pooled.product(kept, slopes, g, params, along, ctx.form)
+                w, v = pooled.rows(params), pooled.rows(along)
+                dg, out = pooled.product(kept, slopes, g, w, v, ctx.form)
+                out = pooled.unrows(out)
             else:
                 w, v = (strided.rows(_alone(x)) for x in (params, along))
                 dg, out = strided.product(kept, slopes, g[None], w, v, ctx.form)
@@ -122,7 +124,9 @@ def _gradient(
     form: Form, g: Tensor, params: Sequence[Tensor], kept: Sequence[Any]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     if form.pool:
-        return pooled.gradient(list(kept), g, params, form)
+        found, slopes = pooled.gradient(list(kept), g, pooled.rows(params), form)
+        # gscale and gshift are among the slopes too, and no output may be one of them.
+        return [x.detach() for x in pooled.unrows(found)], slopes
     grads, slopes = strided.gradient(list(kept), g[None], strided.rows(_alone(params)), form)
     return [x[0] for x in strided.unrows(grads)], slopes
 

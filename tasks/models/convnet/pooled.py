@@ -1,6 +1,6 @@
 """Sweeps of a network whose blocks end with a 2x2 max-pool (:mod:`blocks`, :mod:`first_block`).
 
-The same three as in :mod:`strided`, of one network.
+The same three as in :mod:`strided`, of one network: no tensor has a dimension of networks.
 """
 
 from __future__ import annotations
@@ -13,10 +13,25 @@ from torch import Tensor
 
 from . import blocks, first_block, head
 from .blocks import Block, Slopes, Weights
-from .convolution import Form, rows, unrows
+from .convolution import Form
+from .convolution import rows as as_rows
+from .convolution import unrows as as_weight
 
 Kept = list[Tensor | None]
 _KEPT, _SLOPES = len(Block._fields), len(Slopes._fields)
+
+
+def rows(params: Sequence[Tensor]) -> list[Tensor]:
+    """Parameters as the functions here take them, or gradients in them: convolutions
+    [filters, channels, 3, 3] as rows [filters, 9c], all else as it is."""
+    return [as_rows(x) if x.dim() == 4 else x for x in params]
+
+
+def unrows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of :func:`rows`; convolutions in channels-last layout."""
+    blocks = len(tensors) // 3 * 3
+    found = [x if i % 3 else as_weight(x) for i, x in enumerate(tensors[:blocks])]
+    return [*found, *tensors[blocks:]]
 
 
 def forward(
@@ -24,8 +39,8 @@ def forward(
 ) -> tuple[Tensor, Kept]:
     """The loss, or without labels features [n, k], of images [n, channels, h, w].
 
-    ``params``: for each block a convolution [filters, channels, 3, 3], a scale and a shift
-    [filters]; with labels [n] also the head's, [classes, k] and [classes].
+    ``params``: for each block a convolution, a scale and a shift as :func:`rows` has them; with
+    labels [n] also the head's, [classes, k] and [classes].
     """
     kept: list[Block] = []
     for i, w in enumerate(_weights(params)):
@@ -39,24 +54,36 @@ def forward(
 
 
 def gradient(
-    kept: Kept, g: Tensor, params: Sequence[Tensor], form: Form
+    kept: Kept,
+    g: Tensor,
+    params: Sequence[Tensor],
+    form: Form,
+    again: bool = True,
 ) -> tuple[list[Tensor], Kept]:
     """Gradients in the parameters, in their order, of the loss times g (of features times g
-    [n, k]), and what the blocks keep of the way."""
+    [n, k]), and what the blocks keep of the way.
+
+    Where ``kept`` is not read ``again`` it is emptied and overwritten, and nothing is kept.
+    """
     images, there, f, *rest = _grouped(kept, len(params))
-    w, out = _weights(params), []
+    w, out, shape = _weights(params), [], images.shape
     if rest:
         gw, gb, g = head.backward(g, f, rest[1], params[-2])
         out = [gw, gb]
     gz = _features_grad(g, there[-1].z.shape, form)
+    if not again:
+        kept.clear()
     slopes: Kept = []
     for i in range(len(w) - 1, -1, -1):
+        block = there.pop()
         if i:
-            slope, gconv, gz = blocks.backward(there[i], there[i - 1].z, w[i], gz)
+            slope, gconv, gz = blocks.backward(block, there[-1].z, w[i], gz, again)
         else:
-            slope, gconv = first_block.backward(there[0], images.shape, w[0], gz)
-        slopes[:0] = slope
-        out[:0] = [unrows(gconv), slope.gscale.detach(), slope.gshift.detach()]
+            slope, gconv = first_block.backward(block, shape, w[0], gz)
+        if again:
+            slopes[:0] = slope
+        out[:0] = [gconv, slope.gscale, slope.gshift]
+        del block, slope
     return out, slopes
 
 
@@ -67,13 +94,15 @@ def product(
     params: Sequence[Tensor],
     along: Sequence[Tensor],
     form: Form,
+    again: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Tangents along a direction in the parameters: of the loss (features), and of
-    :func:`gradient` at a fixed g."""
+    :func:`gradient` at a fixed g; where ``kept`` and ``slopes`` are not read ``again`` they are
+    emptied."""
     images, there, f, *rest = _grouped(kept, len(params))
-    w, v = _weights(params), _weights(along)
+    w, v, shape = _weights(params), _weights(along), images.shape
     back = _each(Slopes, slopes, _SLOPES)
-    tangents = [first_block.tangent(there[0], back[0], w[0], v[0], images.shape)]
+    tangents = [first_block.tangent(there[0], back[0], w[0], v[0], shape)]
     for i in range(1, len(w)):
         dx = tangents[-1].dz
         tangents.append(blocks.tangent(there[i], back[i], there[i - 1].z, w[i], dx, v[i]))
@@ -86,22 +115,22 @@ def product(
             g, f, rest[0], rest[1], params[-2], along=(df, along[-2], along[-1])
         )
         out, dgz = [dw, db], _features_grad(dgf, there[-1].z.shape, form)
-    for i in range(len(w) - 1, 0, -1):
-        grad, dgz = blocks.backward_tangent(
-            there[i], back[i], tangents[i], there[i - 1].z, w[i], v[i], dgz
-        )
-        out[:0] = [unrows(grad.conv), grad.scale, grad.shift]
-    grad = first_block.backward_tangent(
-        there[0], back[0], tangents[0], w[0], v[0], dgz, images.shape
-    )
-    return dg, [unrows(grad.conv), grad.scale, grad.shift, *out]
+    if not again:
+        kept.clear()
+        slopes.clear()
+    for i in range(len(w) - 1, -1, -1):
+        block, slope, tangent = there.pop(), back.pop(), tangents.pop()
+        if i:
+            grad, dgz = blocks.backward_tangent(block, slope, tangent, there[-1].z, w[i], v[i], dgz)
+        else:
+            grad = first_block.backward_tangent(block, slope, tangent, w[0], v[0], dgz, shape)
+        out[:0] = grad
+        del block, slope, tangent
+    return dg, out
 
 
 def _weights(tensors: Sequence[Tensor]) -> list[Weights]:
-    return [
-        Weights(rows(tensors[i]), tensors[i + 1], tensors[i + 2])
-        for i in range(0, len(tensors) // 3 * 3, 3)
-    ]
+    return [Weights(*tensors[i : i + 3]) for i in range(0, len(tensors) // 3 * 3, 3)]
 
 
 def _grouped(kept: Kept, params: int) -> list[Any]:

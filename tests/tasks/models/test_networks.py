@@ -263,3 +263,19 @@ def test_a_layer_without_values_has_the_parameters_of_the_layer(dtype):
             for m in (made, meant)
         )
         assert found == wanted and not [*made.named_buffers()]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pooled_features_without_a_derivative_are_the_same(channels):
+    """By the library's own operations for several channels."""
+    net = ConvNet(channels, 20, 3, filters=6, blocks=2, downsample="pool", dtype=torch.float64)
+    params = {k: v.requires_grad_() for k, v in net.init_params(torch.Generator()).items()}
+    x, y = draw(7, channels, 20, 20), torch.arange(7) % 3
+    with torch.no_grad():
+        features, value = net.features(params, x), net.loss(params, x, y)
+    alone = {k: v.detach() for k, v in params.items()}
+    assert torch.equal(net.features(alone, x), features)
+    with_graph = net.features(params, x)
+    assert with_graph.requires_grad
+    torch.testing.assert_close(features, with_graph.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(value, net.loss(params, x, y).detach(), rtol=1e-12, atol=1e-12)

@@ -1,4 +1,4 @@
-"""MAML's gradient on strided networks by hand against elementary operations under autograd."""
+"""MAML's gradient by hand against elementary operations under autograd."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ def nets_of(channels, size, blocks=3, **options):
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @pytest.mark.parametrize("signs", ["ones", "mixed"])
 @pytest.mark.parametrize("unroll_rows", [0, 100, 10**9])
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
 @pytest.mark.parametrize("size, channels, reduce", [(28, 1, "mean"), (21, 3, "flatten")])
 def test_the_sum_of_meta_gradients_is_the_librarys(
-    episodes, size, channels, reduce, unroll_rows, signs, steps, first_order, monkeypatch
-):
+    episodes, size, channels, reduce, downsample, unroll_rows, signs, steps, first_order,
+    monkeypatch,
+):  # fmt: skip
     monkeypatch.setattr(convolution, "UNROLL_ROWS", unroll_rows)
-    net, elementary = nets_of(channels, size, reduce=reduce)
+    net, elementary = nets_of(channels, size, reduce=reduce, downsample=downsample)
     params = weights_of(net, signs)
     support, _, query = episodes(channels, size)
     values, grads = net.descended(params, [support] * steps, query, 0.4, not first_order)
@@ -57,8 +59,9 @@ def test_the_sum_of_meta_gradients_is_the_librarys(
     assert relative_error(list(grads.values()), total) < EXACT
 
 
-def test_each_step_has_a_batch_of_its_own(episodes):
-    net, elementary = nets_of(1, 14)
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_each_step_has_a_batch_of_its_own(episodes, downsample):
+    net, elementary = nets_of(1, 14, downsample=downsample)
     params = weights_of(net, "mixed")
     first, second, query = episodes(1, 14)
     _, grads = net.descended(params, [first, second], query, 0.2, True)
@@ -75,8 +78,9 @@ def test_each_step_has_a_batch_of_its_own(episodes):
     assert relative_error(list(grads.values()), want) < EXACT
 
 
-def test_an_episode_does_not_depend_on_those_beside_it(episodes):
-    net, _ = nets_of(1, 28)
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_an_episode_does_not_depend_on_those_beside_it(episodes, downsample):
+    net, _ = nets_of(1, 28, downsample=downsample)
     params = weights_of(net, "ones")
     support, _, query = episodes(1, 28)
     together, several = net.descended(params, [support], query, 0.4, True)
@@ -93,5 +97,20 @@ def test_where_it_is_there():
     assert ConvNet(1, 28, 5, filters=64).descends_at_once(10) > 2
     assert ConvNet(1, 28, 5, filters=64).descends_at_once(50) == 2
     assert ConvNet(1, 28, 5, filters=64).descends_at_once(1000) == 1
-    for other in ({"downsample": "pool"}, {"elementary": True}, {"dtype": torch.bfloat16}):
+    assert ConvNet(1, 28, 5, filters=64, downsample="pool").descends_at_once(10) == 1
+    for other in ({"elementary": True}, {"dtype": torch.bfloat16}):
         assert ConvNet(1, 28, 5, filters=64, **other).descends_at_once(10) == 0
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_parameters_and_images_stay_what_they_are(episodes, downsample, first_order):
+    """Sweeps overwrite what they keep, where nothing reads it again."""
+    net, _ = nets_of(1, 14, downsample=downsample)
+    params, (support, _, query) = weights_of(net, "mixed"), episodes(1, 14)
+    given = [*params.values(), *support, *query]
+    before = [x.clone() for x in given]
+    found = [net.descended(params, [support] * 2, query, 0.4, not first_order) for _ in range(2)]
+    assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
+    (values, grads), (again, more) = found
+    assert torch.equal(values, again) and all(torch.equal(grads[k], more[k]) for k in grads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,22 @@ def test_changed_images_are_not_taken_for_the_remembered_ones():
     x.mul_(-1.0)
     assert not torch.equal(before, whole_loss(net, params, x, y))
     assert torch.equal(whole_loss(net, params, x, y), whole_loss(net, params, x.clone(), y))
+
+
+def test_of_remembered_batches_the_older_goes_before_another_is_made():
+    """Or three of them would be held at once, the largest tensors of a step."""
+    held = []
+
+    def make(images):
+        held.append(sum(table() is not None for table in tables))
+        table = images.clone()
+        tables.append(weakref.ref(table))
+        return table, images
+
+    tables: list = []
+    for seed in range(4):
+        convolution.remembered(make, draw(2, 1, 4, 4, seed=seed))
+    assert held == [0, 1, 1, 1]
 
 
 def test_inner_steps_of_several_networks_read_their_images_once(monkeypatch):
