@@ -49,9 +49,9 @@ class Row:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """TorchOpt has no first-order switch; strided networks go by hand, or by autograd."""
+        """TorchOpt has no first-order switch."""
         peers = [p for p in PEERS if not (self.first_order and p == "torchopt")]
-        return ("autograd", *peers) if self.net == "stride" else tuple(peers)
+        return ("autograd", *peers)
 
 
 def _small(
