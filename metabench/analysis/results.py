@@ -14,7 +14,7 @@ from metabench.store.prices import Prices
 from metabench.store.published import without_paths
 from metabench.store.record import Curve, Estimate, Record
 from metabench.suites.overrides import Override
-from metabench.suites.planning import STATES, Kept, Planned, WhyNot, states_of
+from metabench.suites.planning import STATES, Kept, Planned, WhyNot, as_it_ended, states_of
 from metabench.suites.schema import Column, Published, Row
 from metabench.suites.suite import Suite, SuiteCell
 
@@ -279,7 +279,7 @@ def collect(
     records, bad_files = store.scan()
     places: dict[tuple[str, str], list[Planned]] = {}
     for planned in states_of(cells, store, records, why_not):
-        places.setdefault((planned.row, planned.column), []).append(planned)
+        places.setdefault((planned.row, planned.column), []).append(as_it_ended(planned))
     results = Results(
         suite,
         budget,

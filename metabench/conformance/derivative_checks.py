@@ -117,7 +117,8 @@ def _differences(f: Callable[[Params], Params], theta: Params, v: Params, h: flo
 
 
 def check_split(task: Any) -> None:
-    """A diagonal penalty and a Hessian in closed form, where there is one, agree with the loss."""
+    """A diagonal penalty, a gradient by hand and a Hessian in closed form, where there is one,
+    agree with the loss."""
     if "own_step" in task.offers:
         raise NotTested(NO_DERIVATIVES)
     problem = build(task)
@@ -137,20 +138,27 @@ def check_split(task: Any) -> None:
         assert gap <= allowed, (
             f"the inner loss is {gap:.1e} away from the sum of its penalty and the rest{why}"
         )
-    penalty = problem.diagonal_penalty(lam)
+    loss = differentiated_loss(problem, problem.diagonal_penalty(lam))
+    by_hand = problem.inner_gradient(lam, theta, batch)
+    if by_hand is not None:
+        value, expected = autodiff.grad(lambda t: loss(lam, t, batch), theta)
+        _held("inner_gradient", by_hand[1], expected, allowed)
+        _held("inner_gradient", {"the value": by_hand[0]}, {"the value": value}, allowed)
     closed = problem.inner_hessian(lam, theta, batch)
     if closed is None:
         return
     v = {k: torch.cos(torch.arange(x.numel()).to(x)).view(x.shape) for k, x in theta.items()}
-    loss = differentiated_loss(problem, penalty)
     _, (back,) = autodiff.pullbacks(
         lambda t: autodiff.grad(lambda p: loss(lam, p, batch), t, create_graph=True)[1], theta
     )
-    expected, found = back(v), closed(v)
-    assert list(found) == list(expected), f"inner_hessian gives {list(found)}"
+    _held("inner_hessian", closed(v), back(v), allowed)
+
+
+def _held(name: str, found: Params, expected: Params, allowed: float) -> None:
+    assert list(found) == list(expected), f"{name} gives {list(found)}, not {list(expected)}"
     for k, value in expected.items():
         gap = float((found[k] - value).abs().max() / (1 + value.abs().max()))
-        assert gap <= allowed, f"inner_hessian in {k} is {gap:.1e} away from differentiation"
+        assert gap <= allowed, f"{name} in {k} is {gap:.1e} away from differentiation"
 
 
 MOST_DENSE = 200

@@ -23,8 +23,9 @@ def inner_value_and_gradient(
     """G beside its diagonal penalty [], and the gradient of all of G in the names of ``only``
     (None: in theta), with a graph or without.
 
-    The part of a penalty is taken by hand (:meth:`Problem.diagonal_penalty`). Where the problem
-    has a field (:meth:`Problem.field`), that field stands for the gradient, and the value is nan.
+    The part of a penalty is taken by hand (:meth:`Problem.diagonal_penalty`), and without a graph
+    all of it where the problem has that (:meth:`Problem.inner_gradient`). Where the problem has a
+    field (:meth:`Problem.field`), that field stands for the gradient, and the value is nan.
     """
     if not create_graph:
         lam, theta, batch = autodiff.detach(lam), autodiff.detach(theta), autodiff.detach(batch)
@@ -33,10 +34,15 @@ def inner_value_and_gradient(
     if field is not None:
         return next(iter(field.values())).new_tensor(math.nan), {k: field[k] for k in moving}
     penalty = problem.diagonal_penalty(lam)
-    loss = differentiated_loss(problem, penalty)
-    value, g = autodiff.grad(
-        lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
-    )
+    found = None
+    if only is None and not create_graph:
+        found = problem.inner_gradient(lam, theta, batch)
+    if found is None:
+        loss = differentiated_loss(problem, penalty)
+        found = autodiff.grad(
+            lambda t: loss(lam, {**theta, **t}, batch), moving, create_graph=create_graph
+        )
+    value, g = found
     if penalty is None:
         return value, g
     whole = {k: v.addcmul(penalty[k], moving[k]) if k in penalty else v for k, v in g.items()}

@@ -247,6 +247,14 @@ class Problem(ABC):
         (:func:`differentiated_loss`)."""
         return self.inner_loss(lam, theta, batch)
 
+    def inner_gradient(
+        self, lam: Params, theta: Params, batch: Batch
+    ) -> tuple[Tensor, Params] | None:
+        """The value of :func:`differentiated_loss` [] and its gradient in theta, derived by hand;
+        None: it is left to differentiation. Optional; asked for where nothing differentiates it
+        again, and then what differentiation gives. Must work under vmap where episodes do."""
+        return None
+
     def inner_hessian(
         self, lam: Params, theta: Params, batch: Batch
     ) -> Callable[[Params], Params] | None:

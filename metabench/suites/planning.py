@@ -194,6 +194,16 @@ def state_of(
     return planned("open")
 
 
+def as_it_ended(planned: Planned) -> Planned:
+    """What a report says of a cell that cannot be run here and whose run diverged or was out of
+    time: that. (One that failed may have failed for what is missing.)"""
+    record = planned.record
+    lacking = planned.state in ("missing package", "missing data")
+    if not lacking or record is None or record.status == "failed":
+        return planned
+    return replace(planned, state=record.status, reason=record.reason, repair="")
+
+
 def _missing_package(said: Declaration) -> tuple[str, str] | None:
     """Why the first package that cannot be used cannot, and the command that installs it."""
     for name in said.packages:

@@ -204,6 +204,17 @@ class ConvNet(Network):
             )
         return value, dict(zip(self.names, grads, strict=True))
 
+    def gradient(
+        self, params: Params, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Params] | None:
+        """:meth:`loss` and its gradient in ``params``, both without a graph, by hand; None where
+        that is not there."""
+        weights = [params[name] for name in self.names]
+        if self.elementary or not fused.applies(images, weights, self.form, gradients=False):
+            return None
+        value, grads = fused.gradient(images, labels, weights, self.form)
+        return value, dict(zip(self.names, grads, strict=True))
+
     def loss(self, params: Params, images: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy; the cheapest way to it, where second derivatives are wanted too."""
         weights = [params[name] for name in self.names]

@@ -9,6 +9,7 @@ from metabench.core.environment import optional_packages
 from metabench.core.errors import StoreError, UnknownName
 from metabench.core.registry import tasks
 from metabench.reports.tables.grids import table
+from metabench.suites import planning
 from metabench.suites.overrides import parse_override
 
 
@@ -39,6 +40,17 @@ def test_every_hole_has_its_state_and_reason(holed):
     assert results.bad_files == (
         "ab/cdef/record.json: cannot be read as a record: not a record <b>",
     )
+
+
+def test_how_a_run_ended_is_told_where_its_data_are_gone(suite, holed, helpers, monkeypatch):
+    _, store = holed
+    before = collect(suite, "laptop", store, why_not=helpers.allowed)
+    monkeypatch.setattr(planning, "_missing_data", lambda said: ("data set 'x' not found", "get x"))
+    after = collect(suite, "laptop", store, why_not=helpers.allowed)
+    never = before.states["open"] + before.states["failed"]
+    assert after.states == {"done": 29, "diverged": 2, "timeout": 1, "missing data": never}
+    crossing = (r.table_cells["reptile", "5w5s"].holes("test", "accuracy") for r in (before, after))
+    assert len({*map(tuple, crossing)}) == 1
 
 
 def test_a_reason_with_other_numbers_is_said_once(suite, helpers):

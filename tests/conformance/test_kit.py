@@ -488,6 +488,16 @@ def other_rest(self, lam, theta, batch):
     return 0.5 * SampleProblem.inner_loss(self, lam, theta, batch)
 
 
+def half_gradient(self, lam, theta, batch):
+    value, g = autodiff.grad(lambda t: self.inner_loss(lam, t, batch), theta)
+    return value, {**g, "head.bias": 0.5 * g["head.bias"]}
+
+
+def other_value(self, lam, theta, batch):
+    value, g = autodiff.grad(lambda t: self.inner_loss(lam, t, batch), theta)
+    return 2.0 * value, g
+
+
 def writing_metrics(self, lam, theta, episode):
     theta["head.bias"].add_(1.0)
     return {"loss": 0.0}
@@ -543,6 +553,8 @@ BROKEN_TASKS = {
         "split: .* it has no diagonal_penalty, so nothing uses the rest",
         unpenalised_loss=other_rest,
     ),
+    "gradient": broken_task("split: inner_gradient in head.bias is", inner_gradient=half_gradient),
+    "value": broken_task("split: inner_gradient in the value is", inner_gradient=other_value),
     "writing": broken_task("metrics: metrics changes what it is given", metrics=writing_metrics),
     "leak": broken_task(
         "episodes: episode 0 of 'test' is judged by the data of episode 0 of 'valid'",

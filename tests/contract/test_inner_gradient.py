@@ -38,3 +38,24 @@ def test_a_diagonal_penalty_by_hand_is_the_same_gradient(functional):
     torch.testing.assert_close(
         ctx.inner_grad(lam, theta, batch, create_graph=False), g, rtol=1e-10, atol=1e-10
     )
+
+
+def test_a_gradient_by_hand_is_taken_where_nothing_differentiates_it(monkeypatch):
+    problem = tasks.get("ridge")().build(Seeds.of(0), torch.device("cpu"))
+    ctx = Context(problem, solvers.get("sgd")(), Seeds.of(0), frozenset())
+    batch, lam = problem.episode("train", 0).batch(0), problem.init_outer()
+    theta = {"w": torch.linspace(-1, 1, len(lam["log_penalty"]), dtype=torch.float64)}
+    want = ctx.inner_value_and_grad(lam, theta, batch)
+    asked = []
+
+    def by_hand(p, t, b):
+        asked.append(t)
+        return autodiff.grad(lambda x: problem.unpenalised_loss(p, x, b), t)
+
+    monkeypatch.setattr(problem, "inner_gradient", by_hand)
+    value, g = ctx.inner_value_and_grad(lam, theta, batch)
+    assert len(asked) == 1
+    torch.testing.assert_close((value, g), want, rtol=1e-12, atol=1e-12)
+    ctx.inner_grad(lam, theta, batch, create_graph=True)
+    ctx.inner_grad(lam, theta, batch, create_graph=False, only=["w"])
+    assert len(asked) == 1

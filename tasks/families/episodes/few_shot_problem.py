@@ -135,6 +135,15 @@ class FewShotProblem(Problem):
             return fit
         return fit + prior_loss(self.task.prior_precision, lam, theta)
 
+    def inner_gradient(
+        self, lam: Params, theta: Params, batch: Batch
+    ) -> tuple[Tensor, Params] | None:
+        """By the network, where all its weights move and the loss is of nothing else."""
+        alone = self.task.formulation == "init" and "features" not in batch
+        if not (alone and isinstance(self.net, ConvNet)):
+            return None
+        return self.net.gradient(theta, batch["x"], batch["y"])
+
     def descended(
         self, lam: Params, inner: Sequence[Batch], outer: Batch, rate: float, second_order: bool
     ) -> tuple[Tensor, Params]:

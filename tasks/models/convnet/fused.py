@@ -20,16 +20,19 @@ from . import pooled, strided, transformed
 from .convolution import Form
 
 
-def applies(images: Tensor, weights: Sequence[Tensor], form: Form) -> bool:
+def applies(
+    images: Tensor, weights: Sequence[Tensor], form: Form, *, gradients: bool = True
+) -> bool:
     """Whether the functions here can be used: float32 or float64 on a CPU, images that need no
-    gradient, and no transform of torch.func in progress that there is no rule for."""
+    gradient, and no transform of torch.func in progress that there is no rule for; those that take
+    a gradient among the others only with ``gradients``, and not for :func:`gradient`."""
     stack = torch._C._functorch.get_interpreter_stack()
     return (
         images.device.type == "cpu"
         and images.dtype in (torch.float32, torch.float64)
         and not images.requires_grad
         and all(w.dtype == images.dtype and w.device.type == "cpu" for w in weights)
-        and (not stack or (not form.pool and transformed.has_rules(stack)))
+        and (not stack or (not form.pool and transformed.has_rules(stack, gradients=gradients)))
     )
 
 
@@ -47,6 +50,23 @@ def loss(images: Tensor, labels: Tensor, weights: Sequence[Tensor], form: Form) 
     [classes]. Computing it here saves a sweep of the second derivative over taking
     :func:`features` to a loss by library operations."""
     return _network(images, labels, weights, form)
+
+
+def gradient(
+    images: Tensor, labels: Tensor, weights: Sequence[Tensor], form: Form
+) -> tuple[Tensor, list[Tensor]]:
+    """:func:`loss` and its gradients in ``weights``, both without a graph: what autograd would
+    give of it, but for its own part of the time, and nothing is kept for a second derivative."""
+    with torch.no_grad():
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return transformed.gradient(images, labels, weights, form)
+        if form.pool:
+            rows = pooled.rows(weights)
+            value, kept = pooled.forward(images, labels, rows, form)
+            found, _ = pooled.gradient(kept, images.new_ones(()), rows, form, again=False)
+            return value, pooled.unrows(found)
+        values, grads = strided.alone(images[None], labels[None], _alone(weights), form)
+        return values[0], [x[0] for x in grads]
 
 
 def _network(

@@ -159,6 +159,16 @@ def gradient(
     return out, slopes
 
 
+def alone(
+    images: Tensor, labels: Tensor, params: Sequence[Tensor], form: Form
+) -> tuple[Tensor, list[Tensor]]:
+    """Losses [E] and gradients in ``params`` [E, ...], as a network has them; nothing is kept."""
+    w = rows(params)
+    values, kept = forward(images, labels, w, form)
+    grads, _ = gradient(kept, torch.ones_like(values), w, form, again=False)
+    return values, unrows(grads)
+
+
 def product(
     kept: Kept,
     slopes: Kept,

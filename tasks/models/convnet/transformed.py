@@ -42,19 +42,26 @@ class Sweep:
         return Sweep(self.form, networks, kept, slopes)
 
 
-def has_rules(stack: Sequence[CInterpreter]) -> bool:
-    """Whether the functions here pass through these transforms: gradients, and one vmap."""
+def has_rules(stack: Sequence[CInterpreter], *, gradients: bool = True) -> bool:
+    """Whether the functions here pass through these transforms: one vmap, and, but for
+    :func:`gradient`, ``gradients``."""
     kinds = [level.key() for level in stack]
-    return (
-        set(kinds) <= {TransformType.Grad, TransformType.Vmap}
-        and kinds.count(TransformType.Vmap) <= 1
-    )
+    known = {TransformType.Grad, TransformType.Vmap} if gradients else {TransformType.Vmap}
+    return set(kinds) <= known and kinds.count(TransformType.Vmap) <= 1
 
 
 def network(images: Tensor, labels: Tensor | None, weights: Sequence[Tensor], form: Form) -> Tensor:
     """As :func:`fused.features`, or with labels :func:`fused.loss`."""
     out: Tensor = _Network.apply(form, False, images, labels, *weights)[0]
     return out
+
+
+def gradient(
+    images: Tensor, labels: Tensor, weights: Sequence[Tensor], form: Form
+) -> tuple[Tensor, list[Tensor]]:
+    """As :func:`fused.gradient`."""
+    value, *grads = _Alone.apply(form, False, images, labels, *weights)
+    return value, grads
 
 
 def _several(tensors: Sequence[Any], dims: Sequence[int | None], networks: int) -> list[Any]:
@@ -71,7 +78,7 @@ def _several(tensors: Sequence[Any], dims: Sequence[int | None], networks: int) 
 
 class _Function(torch.autograd.Function):
     """A function whose second argument says whether all tensors have a dimension of networks in
-    front, and whose outputs are tensors and at the end a sweep."""
+    front, and whose outputs are tensors and, where one goes on, at the end a sweep."""
 
     @classmethod
     def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -155,3 +162,20 @@ class _Product(_Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(THIRD)
+
+
+class _Alone(_Function):
+    """(form, batched, images, labels, *params) to (loss, *gradients), which nothing differentiates
+    again."""
+
+    @staticmethod
+    def forward(form: Form, batched: bool, *tensors: Any) -> Any:
+        images, labels, *params = (
+            tensors if batched else _several(tensors, [None] * len(tensors), 1)
+        )
+        values, grads = strided.alone(images, labels, params, form)
+        return (values, *grads) if batched else (values[0], *(x[0] for x in grads))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass

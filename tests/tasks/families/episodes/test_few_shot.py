@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metabench.contract.method import Context
+from metabench.contract.method import Context, State
 from metabench.contract.problem import Episode
 from metabench.contract.seeds import Seeds, generator
 from metabench.core import settings as config
@@ -360,3 +360,48 @@ def test_evaluation_at_once_follows_from_the_images_of_an_inner_step_of_the_test
     given = {"ways": 5, "shots": 1, "queries": 5, "filters": 64, "dtype": "float32", **own}
     problem = build(**given)
     assert problem.adapted_at_once == at_once
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_inner_steps_that_nothing_differentiates_take_the_networks_gradient(
+    downsample, monkeypatch
+):
+    problem = build(downsample=downsample, ways=5)
+    episodes = [problem.episode("test", i) for i in range(3)]
+    lam, asked = problem.init_outer(), []
+    gradient = problem.net.gradient
+
+    def counted(*given):
+        asked.append(given)
+        return gradient(*given)
+
+    def thetas(at_once):
+        ctx = context(problem)
+        one = method("maml", inner_steps=3)
+
+        def adapt(e):
+            return one.adapt(ctx, State(lam), e)
+
+        if at_once:
+            return ctx.at_once(adapt, episodes, steps=3)
+        return [adapt(e) for e in episodes]
+
+    ways = [False] if downsample == "pool" else [False, True]
+    monkeypatch.setattr(problem, "inner_gradient", lambda *_: None)
+    want = [thetas(w) for w in ways]
+    monkeypatch.undo()
+    monkeypatch.setattr(problem.net, "gradient", counted)
+    for w, expected in zip(ways, want, strict=True):
+        torch.testing.assert_close(thetas(w), expected, rtol=1e-10, atol=1e-10)
+    assert len(asked) == 9 + 3 * (len(ways) - 1)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"formulation": "prior"}, {"formulation": "representation"}, {"formulation": "context"}],
+)
+def test_the_networks_gradient_is_no_other_losses(own):
+    problem = build(**own)
+    lam, episode = problem.init_outer(), problem.episode("train", 0)
+    theta = problem.init_inner(lam, episode)
+    assert problem.inner_gradient(lam, theta, episode.batch(0)) is None

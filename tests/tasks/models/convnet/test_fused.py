@@ -71,6 +71,79 @@ def test_meta_gradient_equals_the_librarys(
     assert relative_error(got, want) < EXACT
 
 
+@pytest.mark.parametrize("signs", ["ones", "mixed"])
+@pytest.mark.parametrize("unroll_rows", [0, 10**9])
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+@pytest.mark.parametrize("size, channels, reduce", [(28, 1, "mean"), (21, 3, "flatten")])
+def test_a_gradient_without_a_graph_is_the_librarys(
+    size, channels, reduce, downsample, unroll_rows, signs, monkeypatch
+):
+    monkeypatch.setattr(convolution, "UNROLL_ROWS", unroll_rows)
+    how = {"filters": 6, "blocks": 3, "reduce": reduce, "downsample": downsample}
+    net, elementary = (
+        ConvNet(channels, size, 5, elementary=e, dtype=torch.float64, **how) for e in (False, True)
+    )
+    params = {k: v.requires_grad_() for k, v in weights_of(net, signs).items()}
+    before = {k: v.detach().clone() for k, v in params.items()}
+    for n in (5, 11):
+        images, labels = draw(n, channels, size, size, seed=n), torch.arange(n) % 5
+        loss = elementary.loss(params, images, labels)
+        want = torch.autograd.grad(loss, list(params.values()))
+        for _ in range(2):  # the second time nothing of the first is left
+            value, got = net.gradient(params, images, labels)
+            assert list(got) == net.names
+            assert not (value.requires_grad or any(g.requires_grad for g in got.values()))
+            assert abs(float(value) - float(loss.detach())) < EXACT
+            assert relative_error(list(got.values()), want) < EXACT
+    assert all(torch.equal(before[k], v) for k, v in params.items())
+
+
+def test_gradients_without_a_graph_under_vmap_are_those_of_each():
+    net = ConvNet(1, 14, 5, filters=4, blocks=2, dtype=torch.float64)
+    images, labels = draw(3, 10, 1, 14, 14), torch.stack([torch.randperm(10) % 5 for _ in range(3)])
+    params = {
+        k: v + 0.1 * draw(3, *v.shape, seed=4)
+        for k, v in net.init_params(torch.Generator().manual_seed(0)).items()
+    }
+    values, found = torch.func.vmap(net.gradient)(params, images, labels)
+    one = {k: v[0] for k, v in params.items()}
+    _, shared = torch.func.vmap(lambda x, y: net.gradient(one, x, y))(images, labels)
+    for i in range(3):
+        value, want = net.gradient({k: v[i] for k, v in params.items()}, images[i], labels[i])
+        torch.testing.assert_close(values[i], value, rtol=1e-12, atol=1e-12)
+        assert relative_error([g[i] for g in found.values()], [*want.values()]) < EXACT
+        _, want = net.gradient(one, images[i], labels[i])
+        assert relative_error([g[i] for g in shared.values()], [*want.values()]) < EXACT
+
+
+def test_where_there_is_no_gradient_without_a_graph():
+    x, y = draw(5, 1, 14, 14), torch.arange(5)
+    net = ConvNet(1, 14, 5, filters=4, blocks=2, dtype=torch.float64)
+    params = net.init_params(torch.Generator().manual_seed(0))
+    pooled, elementary = (
+        ConvNet(1, 14, 5, filters=4, blocks=2, dtype=torch.float64, **other)
+        for other in ({"downsample": "pool", "reduce": "mean"}, {"elementary": True})
+    )
+
+    def there(net, transform=None):
+        found = []
+
+        def f(p):
+            found.append(net.gradient(p, x, y) is not None)
+            return p["head.bias"].sum()
+
+        if transform is None:
+            f(params)
+        else:
+            stack = {k: v.expand(2, *v.shape) for k, v in params.items()}
+            transform(f)(stack if transform is torch.func.vmap else params)
+        return found[0]
+
+    assert there(net) and there(pooled) and not there(elementary)
+    assert there(net, torch.func.vmap) and not there(pooled, torch.func.vmap)
+    assert not there(net, torch.func.grad)
+
+
 def test_the_two_orders_differ():
     net = ConvNet(1, 14, 3, filters=4, blocks=2, dtype=torch.float64)
     data = draw(3, 1, 14, 14), torch.arange(3)
