@@ -65,7 +65,7 @@ def of_the_library() -> Iterator[None]:
         return F.batch_norm(x, None, None, scale, shift, training=True)
 
     with (
-        mock.patch.object(networks.fused, "applies", lambda *_: False),
+        mock.patch.object(networks.fused, "applies", lambda *_, **__: False),
         mock.patch.object(networks, "batch_norm", batch_norm),
     ):
         yield

@@ -94,10 +94,11 @@ def compare(
     opened, set, seeds = open_store(store), once(set), once(seeds)
     one, suite = _side(a, budget or DEFAULT_BUDGET, set, seeds, opened)
     two, other = _side(b, budget or DEFAULT_BUDGET, set, seeds, opened)
-    for side in (one, two):
+    for side, own in ((one, suite), (two, other)):
         if not side.done:
+            there = "there" if own is None else f"in {opened.place}"
             end = f" that can be trusted{ending(side.bad_files)}" if side.bad_files else ""
-            raise MetabenchError(f"{side.name}: no finished run there{end or ': run it first'}")
+            raise MetabenchError(f"{side.name}: no finished run {there}{end or ': run it first'}")
     found = side_by_side(one, two, _view(suite or other, metric))
     if not found.lines:
         raise MetabenchError(
@@ -173,7 +174,7 @@ def _side(
         record, bad = store.look(keys[0])
         runs = () if record is None else (Run(record, store.curve),)
         return Side(f"run {keys[0][:10]}", runs, tuple(map(str, bad))), None
-    hint = f"no folder or file is called so; the keys of runs are those of {store.root}"
+    hint = f"no folder or file is called so; the keys of runs are those of {store.place}"
     raise UnknownName("suite, store, file of records or key", text, suite_names(), hint)
 
 

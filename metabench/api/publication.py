@@ -64,7 +64,7 @@ def publish(
     states = found.states
     if not states.get("done"):
         raise MetabenchError(
-            f"{suite.name} has no finished cell of budget {budget} in {store.root}: nothing to "
+            f"{suite.name} has no finished cell of budget {budget} in {store.place}: nothing to "
             f"publish; run: {hints.command(['run', typed, '--budget', budget], store.root)}"
             f"{ending(found.bad_files)}"
         )
@@ -112,7 +112,7 @@ def publish_arena(
     if not records:
         run = hints.command(["arena", typed, "--budget", budget], store.root)
         raise MetabenchError(
-            f"{known.name} has no finished cell of budget {budget} in {store.root}: nothing to "
+            f"{known.name} has no finished cell of budget {budget} in {store.place}: nothing to "
             f"publish; run: {run}{tournament.other_budgets(known, budget, store, anew=True)}"
             f"{ending(store.problems())}"
         )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, once, open_store
 from metabench.api.output import SUFFIXES, Table, made, told, write
 from metabench.api.running import run
-from metabench.core.errors import SettingError
-from metabench.core.settings import place
+from metabench.core.errors import NothingFound, SettingError
+from metabench.core.settings import place, several
 from metabench.core.text import listed
 from metabench.store.store import Store
 from metabench.suites import planning as plans
@@ -82,8 +82,9 @@ def plot(
 
     ``kind``: of "learning", "cost", "trajectories", "ranking", "profile", "frontier", None for the
     suite's own; ``cost``: the cost that an axis shows, such as "seconds". Raises UnknownName, and
-    SettingError for a ``cost`` where no figure of these kinds has such an axis. Records that are
-    damaged are left out: :func:`status` names them.
+    SettingError for a ``cost`` where no figure of these kinds has such an axis, and NothingFound,
+    with nothing drawn, where there is no record. Records that are damaged are left out:
+    :func:`status` names them.
     """
     store = open_store(store)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store)
@@ -99,14 +100,17 @@ def plot_results(
     cost: str | None = None,
 ) -> list[Path]:
     """As :func:`plot`, of what :func:`results` found in a store."""
-    from metabench.reports.figures.plots import kinds_of, shows_cost
+    from metabench.analysis.results import check_names
+    from metabench.reports.figures.plots import KINDS, kinds_of, shows_cost
 
     kind = once(kind)
+    check_names("kind of plot", several("kind", kind or ()), KINDS)
     kinds = kinds_of(found.suite) if kind is None else kind
     if cost is not None and kinds and not shows_cost(kinds):
         raise SettingError(
             f"cost {cost!r}: no axis of {listed(kinds)} shows a cost; those of cost and frontier do"
         )
+    _check_any(found, store)
     return _draw(found, store, place("out", out), kind, cost)
 
 
@@ -135,7 +139,7 @@ def report(
     unverified: bool = False,
 ) -> Path:
     """Write ``report.html``, one file with tables, plots and every record, into the folder ``out``;
-    its path."""
+    its path. Raises NothingFound where there is no record."""
     store = open_store(store)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified)
     return report_results(found, store, out=out)
@@ -148,14 +152,26 @@ def report_results(
     have been drawn already."""
     from metabench.reports.pages import html_report
 
+    _check_any(found, store)
     out = place("out", out)
     with told(out):
         return html_report.report(found, store, made(out) / "report.html", known=known)
 
 
+def nothing_of(found: Results, store: Store) -> str:
+    """That the store has nothing of these cells, and where that is, in words."""
+    return f"{found.suite.name}: no record of budget {found.budget} in {store.place}"
+
+
+def _check_any(found: Results, store: Store) -> None:
+    if not found.records:
+        raise NothingFound(f"{nothing_of(found, store)}: no file is written")
+
+
 @dataclass(frozen=True)
 class Rendered:
-    """What :func:`render` makes: the results, and the files written, the report last."""
+    """What :func:`render` makes: the results, and the files written, the report last; none where
+    there was no record."""
 
     results: Results
     files: list[Path]
@@ -177,12 +193,15 @@ def render(
     store: str | Path | Store | None = None,
     unverified: bool = False,
 ) -> Rendered:
-    """Tables in every format, plots and report of what is finished, in the folder ``out``."""
+    """Tables in every format, plots and report of what is finished, in the folder ``out``; no file
+    where there is no record, for it might take the place of one that shows some."""
     from metabench.reports.figures.plots import Figures
     from metabench.reports.tables import grids
 
     store, out = open_store(store), place("out", out)
     found = results(suite, budget=budget, set=set, seeds=seeds, store=store, unverified=unverified)
+    if not found.records:
+        return Rendered(found, [])
     files = [
         write(out / f"{name}{suffix}", grids.draw(found, fmt, cost=name == "cost"))
         for name in ("table", "cost")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,21 @@ def typed_path(name: str) -> Callable[[str], Path]:
         return place(name, text)
 
     return read
+
+
+def typed_store(text: str) -> Path:
+    """Reads the path of a store, from the command line or METABENCH_STORE. Raises SettingError, and
+    WrongPath for a file."""
+    from metabench.core.errors import WrongPath
+    from metabench.store.store import VARIABLE
+
+    store = typed_path("--store")(text)
+    if store.is_file():
+        name = f"{VARIABLE}={text}" if os.environ.get(VARIABLE) == text else f"--store {text}"
+        published = store.name.endswith(".jsonl.gz")
+        hint = f"; to read it: metabench store import {shlex.quote(text)}" if published else ""
+        raise WrongPath(f"{name}: a file, and a store is a folder, such as {store.parent}{hint}")
+    return store
 
 
 def check_store(store: Path | None) -> None:
@@ -93,17 +110,22 @@ ArenaBudget = Annotated[
         help="How many trials and seeds, and who plays where.",
     ),
 ]
-StorePath = Annotated[
-    Path | None,
-    typer.Option(
+
+
+def _store(parser: Callable[[str], Path]) -> Any:
+    return typer.Option(
         "--store",
-        parser=typed_path("--store"),
+        parser=parser,
         metavar="DIR",
         envvar="METABENCH_STORE",
         show_default="results/runs",
         help="Where records are kept.",
-    ),
-]
+    )
+
+
+StorePath = Annotated[Path | None, _store(typed_store)]
+AnyPath = Annotated[Path | None, _store(typed_path("--store"))]
+"""What is to be looked at, a file too."""
 OutFolder = Annotated[
     Path | None,
     typer.Option(

@@ -74,6 +74,10 @@ class WrongPath(SettingError, StoreError):
     """A file or a folder that was named, and is not there or is not what was asked for."""
 
 
+class NothingFound(MetabenchError):
+    """A store has nothing of what was to be shown."""
+
+
 class DataMissing(MetabenchError):
     """A data set that is not on this machine; carries the command that repairs it."""
 

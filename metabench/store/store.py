@@ -46,6 +46,9 @@ _PREFIX = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
+VARIABLE = "METABENCH_STORE"
+
+
 class Store:
     """The records under ``root`` (default: METABENCH_STORE, or ``results/runs``).
 
@@ -53,8 +56,15 @@ class Store:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        given = root or os.environ.get("METABENCH_STORE") or Path("results", "runs")
+        given = root or os.environ.get(VARIABLE) or Path("results", "runs")
         self.root = Path(given).absolute()
+
+    @property
+    def place(self) -> str:
+        """Its folder, and the variable that names it where one does: for messages."""
+        named = os.environ.get(VARIABLE)
+        told = named is not None and Path(named).absolute() == self.root
+        return f"{self.root} ({VARIABLE})" if told else f"{self.root}"
 
     def folder(self, key: str) -> Path:
         """The folder of a cell; it need not exist."""

@@ -40,7 +40,7 @@ filters: 1.2 times as fast for 10 images, 0.9 for 50, on one core."""
 
 ADAPTED_BYTES = 8_000_000
 """So much in the first maps of all episodes that are adapted at once, without an outer graph; what
-is held at most comes to 10 to 22 times that (results/speed/evaluation.txt)."""
+is held at most comes to 3 to 19 times that (results/speed/evaluation.txt)."""
 DESCENT_BYTES = 2_100_000
 """So much in the first maps of all episodes whose steps are differentiated by hand at once. Of 10
 images and 64 filters 4 take two thirds of the time of one after another, and 12 MB more."""

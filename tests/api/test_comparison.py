@@ -63,7 +63,7 @@ def test_what_is_no_side_is_named_with_the_near_one(store: Store, tmp_path: Path
         api.compare("ffffff", store, store=store)
     with pytest.raises(MetabenchError, match="no finished run there"):
         api.compare(store, tmp_path)
-    with pytest.raises(MetabenchError, match=r"quickstart \(budget smoke\): no finished run"):
+    with pytest.raises(MetabenchError, match=r"quickstart \(budget smoke\): no finished run in /"):
         api.compare("quickstart@smoke", store, store=store)
     with pytest.raises(SettingError, match="write EVALUATION/METRIC"):
         api.compare(store, store, metric="loss")

@@ -65,7 +65,7 @@ def publish_records(
     if not records:
         told = tournament.other_budgets(plan.arena, budget, store, anew=True)
         raise MetabenchError(
-            f"{plan.arena.name} has no record of budget {budget} in {store.root}; run: "
+            f"{plan.arena.name} has no record of budget {budget} in {store.place}; run: "
             f"{_command(arena, budget, store)}{told}"
         )
     return published.publish(records.values(), store, place("out", out))

@@ -9,7 +9,7 @@ import typer
 from metabench.cli.command import refuse, typed, with_options
 from metabench.cli.options import OF_SUITES, BudgetName, Choice, OneSuite, StorePath
 from metabench.cli.printing import terminal
-from metabench.cli.printing.cells import tell_bad_files, title_of
+from metabench.cli.printing.cells import tell_bad_files, tell_nothing, title_of
 from metabench.cli.printing.costs import print_costs, print_estimates
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ def cost(
         refuse(OF_SUITES, "nothing is chosen of a whole store: name a suite")
         records, bad = kept.scan()
         tell_bad_files(bad)
-        print_costs(out, f"{kept.root}", spending.by_method(records))
+        print_costs(out, kept.place, spending.by_method(records))
     else:
         plans, bad = choice.scanned()
         tell_bad_files(bad)
         for each, planned in plans:
             rows = spending.by_row(planned, TO_RUN)
             print_costs(out, title_of(each, choice.budget), rows)
+            tell_nothing(each, planned, kept)
     print_estimates(out, spending.estimates(kept))
 
 

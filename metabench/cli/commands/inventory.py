@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from metabench.cli.options import PLUGIN, MaybeCluster, StorePath
+from metabench.cli.options import PLUGIN, AnyPath, MaybeCluster
 from metabench.cli.printing import terminal
 from metabench.cli.printing.inventory import (
     print_descriptions,
@@ -50,7 +50,7 @@ def show(
     print_descriptions(terminal.console(), api.show(name, kind))
 
 
-def doctor(ctx: typer.Context, store: StorePath = None, profile: MaybeCluster = None) -> None:
+def doctor(ctx: typer.Context, store: AnyPath = None, profile: MaybeCluster = None) -> None:
     """Versions, devices, data, a cluster; what is missing, and the command that repairs it."""
     from metabench.api.examination import examine
     from metabench.core.errors import SettingError

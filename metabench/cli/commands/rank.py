@@ -11,7 +11,7 @@ from metabench.cli.command import with_options
 from metabench.cli.launching import in_sight
 from metabench.cli.options import ArenaBudget, Launch, StorePath, typed_path
 from metabench.cli.printing import terminal
-from metabench.cli.printing.cells import cells_of, print_plan
+from metabench.cli.printing.cells import cells_of, once_each, print_plan
 from metabench.core.text import counted
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _print_plan(contest: Contest, found: Plan, launch: Launch) -> None:
         terminal.prose(
             out, f"and {counted(cells, 'cell')} of the best trials, which is not known yet"
         )
-    left = [p.estimated_seconds for p in found.to_play]
+    left = [p.estimated_seconds for p in once_each(found.to_play)]
     known = [s for s in left if s is not None]
     if left and len(known) == len(left) and seconds is not None:
         total = sum(known) + seconds

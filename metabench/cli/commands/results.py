@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ from metabench.cli.submitting import profiled, run_on_cluster
 from metabench.core.text import counted
 
 if TYPE_CHECKING:
+    from metabench.store.store import Store
     from metabench.suites.arena.definition import Arena
     from metabench.suites.suite import Suite
 
@@ -58,7 +60,8 @@ def table(
     set)."""
     from metabench import api
     from metabench.api import output
-    from metabench.core.errors import SettingError
+    from metabench.api.rendering import nothing_of
+    from metabench.core.errors import NothingFound, SettingError
     from metabench.reports.tables import grids
 
     def chosen_format() -> str:
@@ -74,7 +77,7 @@ def table(
             _name_files([output.write(out, text)])
         return
     choice.check_store()
-    suites = choice.suites()
+    suites, kept = choice.suites(), choice.open_store()
     if out is not None and len(suites) > 1:
         raise SettingError(f"--out {out}: one file holds one table; name one suite")
     for each in suites:
@@ -86,7 +89,11 @@ def table(
         if out is None:
             typer.echo(text.rstrip("\n"))
         else:
+            if not found.records:
+                raise NothingFound(f"{nothing_of(found, kept)}: {out} is not written")
             _name_files([output.write(out, text)])
+        if not found.records:
+            terminal.say(nothing_of(found, kept), err=True)
 
 
 def _standings(arena: Arena, choice: Choice, fmt: str, width: int | None) -> str:
@@ -135,19 +142,17 @@ def plot(
     from metabench.api import rendering
     from metabench.reports.figures.plots import kinds_of, shows_cost
 
-    choice.check_store()
-    kept = choice.open_store()
-    for each in choice.suites():
-        folder = _folder(choice, each, out)
+    def drawn(each: Suite, kept: Store) -> list[Path]:
         # Of all suites, those that draw no cost are drawn as they are.
         some = kind or choice.suite != "all" or shows_cost(kinds_of(each))
-        axis = cost if some else None
         found = rendering.results(each, **choice.words())
         tell_bad_files(found.bad_files)
-        _name_files(rendering.plot_results(found, kept, out=folder, kind=kind, cost=axis))
-        if not found.records:
-            told = f"{each.name}: no finished run of budget {choice.budget} in {kept.root}"
-            terminal.say(f"{told}: the figures are empty", err=True)
+        axis = cost if some else None
+        return rendering.plot_results(
+            found, kept, out=_folder(choice, each, out), kind=kind, cost=axis
+        )
+
+    _write_each(choice, drawn)
 
 
 @with_options(without="only")
@@ -159,13 +164,31 @@ def report(
     """One self-contained HTML file with tables, plots and every record."""
     from metabench.api import rendering
 
-    choice.check_store()
-    kept = choice.open_store()
-    for each in choice.suites():
-        folder = _folder(choice, each, out)
+    def written(each: Suite, kept: Store) -> list[Path]:
         found = rendering.results(each, unverified=unverified, **choice.words())
         tell_bad_files(found.bad_files)
-        _name_files([rendering.report_results(found, kept, out=folder)])
+        return [rendering.report_results(found, kept, out=_folder(choice, each, out))]
+
+    _write_each(choice, written)
+
+
+def _write_each(choice: Choice, write: Callable[[Suite, Store], list[Path]]) -> None:
+    """Write files of every suite that has a record, and name them; of the others say where none
+    was found. Ends with status 1 where that is all of them."""
+    from metabench.core.errors import NothingFound
+
+    choice.check_store()
+    suites, kept, code = choice.suites(), choice.open_store(), 1
+    for each in suites:
+        try:
+            _name_files(write(each, kept))
+            code = 0
+        except NothingFound as error:
+            if len(suites) == 1:
+                raise
+            terminal.say(f"{error}", err=True)
+    if code:
+        raise typer.Exit(code)
 
 
 def publish(
@@ -223,6 +246,7 @@ def reproduce(
     """Run what is missing, then the table (shown), the plots and the report (in files)."""
     from metabench import api
     from metabench.api import output
+    from metabench.api.rendering import nothing_of
     from metabench.core.errors import SettingError
     from metabench.suites.planning import TO_RUN
 
@@ -248,6 +272,9 @@ def reproduce(
             tell_bad_files(shown.results.bad_files)  # a launch here has told them
         text = shown.text(_terminal_format(), terminal.console().width)
         typer.echo(f"\n{text}\n")
+        if not shown.files:
+            terminal.say(f"{nothing_of(shown.results, choice.open_store())}: no file", err=True)
+            continue
         *others, page = shown.files
         typer.echo(f"{counted(len(others), 'file')} of tables and plots in {page.parent}")
         typer.echo(f"report: {page}")

@@ -12,7 +12,13 @@ from metabench.cli.command import refuse, with_options
 from metabench.cli.launching import run_suite
 from metabench.cli.options import OF_SUITES, Choice, Jobs, Launch
 from metabench.cli.printing import terminal
-from metabench.cli.printing.cells import print_plan, print_status, tell_bad_files, title_of
+from metabench.cli.printing.cells import (
+    print_plan,
+    print_status,
+    tell_bad_files,
+    tell_nothing,
+    title_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +82,7 @@ def status(
     choice.check_store()
     if choice.whole_store:
         kept = choice.open_store()
-        print_status(out, f"{kept.root}", api.status(store=kept), tracebacks)
+        print_status(out, kept.place, api.status(store=kept), tracebacks)
         return
     while True:
         if watch:
@@ -87,6 +93,7 @@ def status(
             active = active or any(p.state in ("running", "pending", "held") for p in planned)
             found = replace(found, planned=planned)
             print_status(out, title_of(each, choice.budget), found, tracebacks)
+            tell_nothing(each, planned, choice.open_store())
         if not (watch and active):
             return
         time.sleep(WATCH_SECONDS)

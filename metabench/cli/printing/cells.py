@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from metabench.api import Status
     from metabench.store.files import BadFile
+    from metabench.store.store import Store
     from metabench.suites.arena.definition import Arena
     from metabench.suites.planning import Planned
     from metabench.suites.suite import Suite
@@ -76,13 +77,22 @@ def print_plan(out: Console, title: str, planned: Sequence[Planned], jobs: int =
     print_repairs(out, planned)
 
 
+def once_each(planned: Iterable[Planned]) -> list[Planned]:
+    """Without those that are the same cell as one before: it is run once."""
+    return [*{p.cell.key: p for p in planned}.values()]
+
+
 def print_due(out: Console, due: Sequence[Planned], jobs: int) -> None:
-    """How many cells are to be run, and how long they take as far as that is known."""
+    """How many cells are to be run, each once wherever it stands, and how long they take as far as
+    that is known."""
     from metabench.core.text import duration
 
     if not due:
         return
+    places, due = len(due), once_each(due)
     text = f"to run: {counted(len(due), 'cell')}"
+    if places > len(due):
+        text += f", for {places} places"
     known = [p.estimated_seconds for p in due if p.estimated_seconds is not None]
     if known:
         text += f"; {len(known)} of them about {duration(sum(known))} by similar finished cells"
@@ -162,3 +172,9 @@ def print_bad_files(out: Console, bad: Iterable[str]) -> None:
 def tell_bad_files(bad: Iterable[BadFile | str]) -> None:
     """The same on standard error, so that what is redirected holds nothing else."""
     print_bad_files(terminal.console(stderr=True), map(str, bad))
+
+
+def tell_nothing(suite: Suite | Arena, planned: Iterable[Planned], store: Store) -> None:
+    """Where a store has no record of these cells, say which store that is, on standard error."""
+    if all(p.record is None for p in planned):
+        terminal.say(f"{suite.name}: no record of these cells in {store.place}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from typed_commands import SUITE, metabench
 
 from metabench.store.store import Store
@@ -51,7 +52,8 @@ def test_from_run_to_report(folder: Path) -> None:
 
 
 def test_two_suite_files_of_one_name_do_not_share_a_folder(folder: Path) -> None:
-    words = ("--budget", "smoke", "--kind", "learning")
+    words = ("--budget", "smoke", "--kind", "learning", "--store", "s")
+    assert metabench("run", "small.toml", "--budget", "smoke", "--store", "s").code == 0
     other = folder / "other"
     other.mkdir()
     for name in ("small", "quickstart"):
@@ -182,18 +184,86 @@ def test_what_only_reads_asks_for_a_store_that_is_there(folder: Path) -> None:
     assert not (folder / "rusn").exists()
 
 
-def test_empty_figures_are_told(folder: Path) -> None:
+def test_a_store_without_records_takes_no_files_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("small.toml", "--budget", "smoke")
+    assert metabench("run", *words, "--store", "runs").code == 0
+    verbs = (("plot", "--out", "o"), ("report", "--out", "o"), ("table", "--out", "o/table.md"))
+    for verb in verbs:
+        good = metabench(*verb, *words, "--store", "runs")
+        assert good.code == 0 and good.err == "", verb
+    before = {p: p.read_bytes() for p in (folder / "o").iterdir()}
+    assert len(before) == 4
+    (folder / "empty").mkdir()
+    said = f"small: no record of budget smoke in {folder / 'empty'}"
+    for verb in verbs:
+        none = metabench(*verb, *words, "--store", "empty")
+        assert none.code == 1 and none.out == "", verb
+        assert none.err.startswith(f"error: {said}: "), none.err
+        assert "wrote" not in metabench(*verb, *words, "--store", "empty").out
+    shown = metabench("table", *words, "--store", "empty")
+    assert shown.code == 0 and "no numbers of ours" in shown.out
+    assert shown.err.endswith(f"{said}\n")
+    for verb in ("cost", "status"):
+        told = f"small: no record of these cells in {folder / 'empty'}\n"
+        assert metabench(verb, *words, "--store", "empty").err == told, verb
+    monkeypatch.setenv("METABENCH_STORE", str(folder / "mistyped"))
+    for verb in verbs:
+        none = metabench(*verb, *words)
+        assert f"in {folder / 'mistyped'} (METABENCH_STORE)" in none.err, verb
+    assert {p: p.read_bytes() for p in (folder / "o").iterdir()} == before
+
+
+def test_of_all_suites_those_with_records_are_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metabench.core import catalogue
+
+    monkeypatch.setattr(catalogue, "suite_names", lambda: ["small.toml", "pbgd-toy"])
+    words = ("plot", "all", "--budget", "smoke", "--store", "runs", "--out", "o")
     (folder / "runs").mkdir()
-    words = ("plot", "small.toml", "--budget", "smoke", "--store", "runs")
-    drawn = metabench(*words)
-    assert drawn.code == 0 and "wrote " in drawn.out
-    told = f"no finished run of budget smoke in {folder / 'runs'}: the figures are empty\n"
-    assert drawn.err.endswith(told), drawn.err
+    none = metabench(*words)
+    assert none.code == 1 and none.err.count(": no record of budget smoke in ") == 2
+    assert not (folder / "o").exists()
     assert metabench("run", "small.toml", "--budget", "smoke", "--store", "runs").code == 0
-    assert metabench(*words).err == ""
+    some = metabench(*words)
+    assert some.code == 0 and some.err.count("no record of budget smoke in ") == 1, some.err
+    assert (folder / "o" / "small" / "learning.png").is_file()
+
+
+def test_what_could_not_be_run_is_shown_and_no_file_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metabench.suites import planning
+
+    lack = ("nothing like that is here", "metabench data fetch it")
+    monkeypatch.setattr(planning, "_missing_data", lambda said: lack)
+    typed = metabench("reproduce", "small.toml", "--budget", "smoke", "--out", "o")
+    assert typed.code == 1 and lack[0] in typed.out
+    assert f"no record of budget smoke in {folder / 'results' / 'runs'}" in typed.err
+    assert not [*(folder / "o").iterdir()]
+
+
+def test_a_store_is_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "file").write_text("x")
+    (folder / "records.jsonl.gz").write_text("x")
+    suite = ("small.toml", "--budget", "smoke")
+    verbs = [(v, *suite) for v in ("run", "plan", "table", "plot", "report", "cost", "status")]
+    verbs += [("store", "import", "records.jsonl.gz"), ("publish", *suite)]
+    for verb in verbs:
+        typed = metabench(*verb, "--store", "file")
+        assert typed.code == 2 and typed.out == "", verb
+        told = "--store file: a file, and a store is a folder, such as .\n"
+        assert typed.err == f"error: {told}", typed.err
+    hint = metabench("table", *suite, "--store", "records.jsonl.gz").err
+    assert hint.endswith("; to read it: metabench store import records.jsonl.gz\n")
+    monkeypatch.setenv("METABENCH_STORE", "file")
+    assert metabench("table", *suite).err.startswith("error: METABENCH_STORE=file: a file, ")
 
 
 def test_files_that_cannot_be_written_are_one_line(folder: Path) -> None:
+    assert metabench("run", "small.toml", "--budget", "smoke").code == 0
     for name in ("learning.png", "report.html", "table.md"):
         (folder / "out" / name).mkdir(parents=True)
     for words in (["plot", "--out", "out", "--kind", "learning"], ["report", "--out", "out"]):

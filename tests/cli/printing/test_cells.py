@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typed_commands import metabench
 
+from metabench import api
 from metabench.cli.printing import terminal
+from metabench.cli.printing.cells import print_plan
 from metabench.suites.planning import STATES
 
 
@@ -42,3 +45,14 @@ def test_every_state_has_a_look() -> None:
     terminal.grid(out, ("state",), [(state,) for state in STATES])
     assert set(STATES) <= terminal.STYLES.keys()
     out.file.close()
+
+
+def test_a_cell_at_two_places_is_to_be_run_once(tmp_path: Path) -> None:
+    suite = api.suite_of_pairs(tasks=["quadratic"], methods=["bilevel"])
+    one, two = api.plan(suite, budget="smoke", seeds=[0, 1], store=tmp_path)
+    console = Console(width=80, force_terminal=False)
+    known = [replace(p, estimated_seconds=30.0) for p in (one, two)]
+    with console.capture() as told:
+        print_plan(console, "title", [*known, replace(known[0], row="other")])
+    words = " ".join(told.get().split())
+    assert "3 cells: 3 open to run: 2 cells, for 3 places; 2 of them about 1 min 00 s" in words
