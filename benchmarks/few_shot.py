@@ -22,7 +22,7 @@ from benchmarks.harness import evaluation, turns
 GATE_TASKS = 2
 PEERS = {
     "learn2learn": "pip install gym==0.26.2 requests scipy tqdm && pip install --no-deps "
-    '--config-settings="--build-option=build_ext" learn2learn==0.2.0',
+    '--use-pep517 --config-settings="--build-option=build_ext" learn2learn==0.2.0',
     "higher": "pip install higher==0.2.1",
     "torchopt": "pip install torchopt==0.7.3",
 }

@@ -22,6 +22,7 @@ nothing here."""
 BUILT = (
     ("gym==0.26.2",),
     (
+        "--use-pep517",
         "--config-settings=--build-option=build_ext",
         "learn2learn==0.2.0",
     ),  # by Cython, not as it was

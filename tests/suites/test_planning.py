@@ -322,7 +322,8 @@ def test_recipes() -> None:
     first, second = optional_packages.recipe("learn2learn")
     assert "learn2learn" in first or "gym" in first
     assert second == (
-        'pip install --no-deps --config-settings="--build-option=build_ext" learn2learn==0.2.0'
+        "pip install --no-deps --use-pep517 "
+        '--config-settings="--build-option=build_ext" learn2learn==0.2.0'
     )
     assert optional_packages.recipe("optuna")[0].startswith("pip install")
     assert any(x in optional_packages.recipe("skimage")[0] for x in ("imaging", "scikit-image>"))

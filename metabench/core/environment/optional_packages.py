@@ -14,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 
 # Its sdist ships generated C that Python 3.11 and later refuse, and its declared dependencies do
-# harm: the C is generated anew, and what it really imports is in the extra.
-_BUILD = '--config-settings="--build-option=build_ext"'
+# harm: the C is generated anew, and what it really imports is in the extra. (Where wheel is
+# installed, an older pip would build it in the old way, and leave the option out.)
+_BUILD = '--use-pep517 --config-settings="--build-option=build_ext"'
 _LEARN2LEARN = f"pip install --no-deps {_BUILD} learn2learn==0.2.0"
 
 _INSTALLED_AS = {
