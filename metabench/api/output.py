@@ -85,6 +85,18 @@ def made(folder: Path) -> Path:
     return folder
 
 
+def check_folder(folder: Path) -> None:
+    """Raise as :func:`made` does where a folder cannot be made, and make none."""
+    there = folder
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+    except OSError as error:
+        raise MetabenchError(f"cannot make the folder {folder}: {error.strerror}") from None
+    if not there.is_dir():
+        raise WrongPath(f"cannot make the folder {folder}: Not a directory")
+
+
 def write(path: str | Path, text: str) -> Path:
     """Write a text file, its folder too; a reader sees all of it or what was there before.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabench.api.arguments import DEFAULT_BUDGET, Settings, load, once, open_store
-from metabench.api.output import SUFFIXES, Table, made, told, write
+from metabench.api.output import SUFFIXES, Table, check_folder, made, told, write
 from metabench.api.running import run
 from metabench.core.errors import NothingFound, SettingError
 from metabench.core.settings import place, several
@@ -110,8 +110,9 @@ def plot_results(
         raise SettingError(
             f"cost {cost!r}: no axis of {listed(kinds)} shows a cost; those of cost and frontier do"
         )
-    _check_any(found, store)
-    return _draw(found, store, place("out", out), kind, cost)
+    out = place("out", out)
+    _check_any(found, store, out)
+    return _draw(found, store, out, kind, cost)
 
 
 def _draw(
@@ -152,8 +153,8 @@ def report_results(
     have been drawn already."""
     from metabench.reports.pages import html_report
 
-    _check_any(found, store)
     out = place("out", out)
+    _check_any(found, store, out)
     with told(out):
         return html_report.report(found, store, made(out) / "report.html", known=known)
 
@@ -163,7 +164,9 @@ def nothing_of(found: Results, store: Store) -> str:
     return f"{found.suite.name}: no record of budget {found.budget} in {store.place}"
 
 
-def _check_any(found: Results, store: Store) -> None:
+def _check_any(found: Results, store: Store, out: Path) -> None:
+    """What was asked for is refused first."""
+    check_folder(out)
     if not found.records:
         raise NothingFound(f"{nothing_of(found, store)}: no file is written")
 

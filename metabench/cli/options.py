@@ -57,8 +57,8 @@ def typed_store(text: str) -> Path:
     store = typed_path("--store")(text)
     if store.is_file():
         name = f"{VARIABLE}={text}" if os.environ.get(VARIABLE) == text else f"--store {text}"
-        published = store.name.endswith(".jsonl.gz")
-        hint = f"; to read it: metabench store import {shlex.quote(text)}" if published else ""
+        file, published = shlex.quote(text), store.name.endswith(".jsonl.gz")
+        hint = f"; to read it: metabench store import {file}" if published else ""
         raise WrongPath(f"{name}: a file, and a store is a folder, such as {store.parent}{hint}")
     return store
 

@@ -89,6 +89,7 @@ def table(
         if out is None:
             typer.echo(text.rstrip("\n"))
         else:
+            output.check_folder(out.parent)
             if not found.records:
                 raise NothingFound(f"{nothing_of(found, kept)}: {out} is not written")
             _name_files([output.write(out, text)])

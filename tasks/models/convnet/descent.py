@@ -66,7 +66,7 @@ def _there_and_back(
         g, slopes = sweeps.gradient(kept, one, theta, form, again=second_order)
         if second_order:
             way.append((theta, kept, slopes))
-            theta = list(torch._foreach_add(theta, g, alpha=-rate))
+            theta = list(torch._foreach_add(list(theta), g, alpha=-rate))
         else:  # nothing reads the gradient again: theta takes its place
             theta = [torch.add(p, x, alpha=-rate, out=x) for p, x in zip(theta, g, strict=True)]
         del kept, slopes, g  # before the next sweep takes as much again

@@ -147,8 +147,8 @@ def _gradient(
         found, slopes = pooled.gradient(list(kept), g, pooled.rows(params), form)
         # gscale and gshift are among the slopes too, and no output may be one of them.
         return [x.detach() for x in pooled.unrows(found)], slopes
-    grads, slopes = strided.gradient(list(kept), g[None], strided.rows(_alone(params)), form)
-    return [x[0] for x in strided.unrows(grads)], slopes
+    grads, kept_slopes = strided.gradient(list(kept), g[None], strided.rows(_alone(params)), form)
+    return [x[0] for x in strided.unrows(grads)], kept_slopes
 
 
 class _NotAgain(torch.autograd.Function):
